@@ -1,0 +1,5 @@
+"""Files that ship with the package, so that the first run needs no download."""
+
+from pathlib import Path
+
+TINY = Path(__file__).parent / "tiny"

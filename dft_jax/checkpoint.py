@@ -1,0 +1,67 @@
+"""Orbax checkpoints of a run: parameters, optimizer and step, saved in the background, restored as they were."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from dft_jax import errors
+from dft_jax.types import TrainState
+
+
+class Checkpoints:
+    """The checkpoints under `workdir/checkpoints`. The step number is all the data position there is (data/loader.py)."""
+
+    def __init__(self, folder: Path, *, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self.folder = folder
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    @property
+    def latest(self) -> int | None:
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
+        """Starts saving; `run` (plain JSON) says which run and data these are. A step already there is kept."""
+        if step in self.manager.all_steps():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        self.manager.save(step, args=items)
+
+    def run_of(self, step: int) -> dict[str, Any]:
+        return self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
+        """The state of `step`, laid out as `abstract_state` says, whatever mesh saved it.
+
+        Raises:
+          UserError: tree, shapes or dtypes differ from the run's (Orbax would cast or reshape silently).
+        """
+        stored = self.manager.item_metadata(step)["state"]
+        errors.raise_if_any(_differences(stored, abstract_state, f"{self.folder}/{step}"))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+        return self.manager.restore(step, args=args)["state"]
+
+    def close(self) -> None:
+        """Waits for the save in progress; raises what went wrong in it."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def _differences(stored: Any, wanted: TrainState, where: str) -> list[str]:
+    def table(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {_plain(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
+
+    old, new = table(stored), table(wanted)
+    return [
+        f"{where}: {path} is {old.get(path, 'absent')}, this run has {new.get(path, 'absent')}: not the same model or optimizer"
+        for path in sorted(old.keys() | new.keys())
+        if old.get(path) != new.get(path)
+    ]
+
+
+def _plain(path) -> str:
+    """A path without the kinds of its nodes: Orbax gives tuples back as lists and dataclasses as dicts."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)

@@ -1,0 +1,285 @@
+"""The complete default config and everything that can be said about a config before work starts."""
+
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dft_jax import errors, objectives, optimizer
+from dft_jax.data import chat, sources
+from dft_jax.models import REMAT_POLICIES, DecoderConfig
+from dft_jax.sharding import MESH_AXES, mesh_sizes
+
+
+def get_default() -> ConfigDict:
+    """Every key there is, with the paper's recipe as values; locked. `config.json` of a run has just these keys."""
+    config = ConfigDict()
+    config.objective = "dft"  # objectives.py: sft, dft, power(alpha=0.5), threshold(tau=0.2), …
+
+    config.model = ConfigDict()
+    config.model.path = ""  # folder or hub id of a Hugging Face checkpoint
+    config.model.revision = "main"
+    config.model.init = "checkpoint"  # or "random": only config.json and tokenizer are read
+    config.model.param_dtype = "float32"  # master weights and moments; "bfloat16" replicates the authors' run
+    config.model.compute_dtype = "bfloat16"  # matrix products; logits, softmax and loss are float32 always
+    config.model.remat = "none"  # or "dots", "full": less memory, more arithmetic
+    config.model.attention_block = 512  # queries per attention block
+
+    config.data = ConfigDict()
+    config.data.train = ""  # .jsonl, .json, .parquet, a folder, or a hub dataset
+    config.data.heldout = ""  # the same; empty for none
+    config.data.subset = ""  # of a hub dataset
+    config.data.split = "train"
+    config.data.revision = ""
+    config.data.rows = "fields"  # data/sources.py: what a row means
+    config.data.prompt_field = "prompt"
+    config.data.completion_field = "completion"
+    config.data.messages_field = "messages"
+    config.data.template = "tokenizer"  # or a name of data/chat.py, or a .jinja file
+    config.data.max_length = 2048  # tokens of an example, prompt and EOS included; also the length of a packed row
+    config.data.max_rows = 0  # the first rows of data.train; 0 for all
+    config.data.bad_rows = "refuse"  # or "drop": leave malformed rows out, counted
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_fraction = 0.1
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.decay = "all"  # or "matrices": not norms and biases
+    config.optimizer.clip_norm = 1.0
+
+    config.train = ConfigDict()
+    config.train.global_batch = 256  # examples per update, over all devices
+    config.train.accumulation = 1  # micro-batches per update
+    config.train.epochs = 1.0  # sets the number of steps …
+    config.train.steps = 0  # … unless this does
+    config.train.seed = 0
+    config.train.loss_normalization = "global"  # tokens of the global batch; "official": sum of micro-batch means
+    config.train.loss_chunk_tokens = 1024  # trained tokens whose logits exist at once on a device
+    config.train.max_skipped_steps = 5  # non-finite updates in a row before the run stops
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # replicas; -1 takes the devices that the others leave
+    config.mesh.fsdp = 1  # parameters sharded, gathered for use
+    config.mesh.tensor = 1  # heads, feed-forward and vocabulary split
+
+    config.eval = ConfigDict()
+    config.eval.every = 0  # steps between evaluations on data.heldout; 0: only before and after
+    config.eval.max_examples = 512  # the first ones; 0 for all
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 100  # steps; one is always saved at the end
+    config.checkpoint.keep = 2
+
+    config.export = ConfigDict()
+    config.export.enabled = True  # a Hugging Face folder under workdir/export at the end
+    config.export.dtype = "source"  # that of the checkpoint, or "float32", "bfloat16"
+    config.export.max_shard_gb = 5.0
+
+    config.log = ConfigDict()
+    config.log.every = 1  # steps between rows of metrics.jsonl
+    config.log.tensorboard = True
+    config.log.wandb_project = ""  # empty: not used
+    return config.lock()
+
+
+_CHOICES = {
+    "model.init": ("checkpoint", "random"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.remat": tuple(REMAT_POLICIES),
+    "data.rows": tuple(sources.ROW_FORMATS),
+    "data.bad_rows": ("refuse", "drop"),
+    "optimizer.schedule": optimizer.SCHEDULES,
+    "optimizer.decay": optimizer.DECAYS,
+    "train.loss_normalization": ("global", "official"),
+    "export.dtype": ("source", "float32", "bfloat16"),
+}
+
+# Key -> (test, what it should be).
+_RANGES = {
+    **dict.fromkeys(
+        ("data.max_length",), (lambda v: v >= 2, "at least 2 (one token to read, one to predict)")
+    ),
+    **dict.fromkeys(
+        (
+            "model.attention_block",
+            "train.global_batch",
+            "train.accumulation",
+            "train.loss_chunk_tokens",
+            "train.max_skipped_steps",
+            "checkpoint.every",
+            "checkpoint.keep",
+            "log.every",
+        ),
+        (lambda v: v >= 1, "at least 1"),
+    ),
+    **dict.fromkeys(
+        ("data.max_rows", "train.steps", "train.seed", "eval.every", "eval.max_examples", "optimizer.weight_decay"),
+        (lambda v: v >= 0, "at least 0"),
+    ),
+    **dict.fromkeys(
+        ("optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "train.epochs", "export.max_shard_gb"),
+        (lambda v: v > 0, "above 0"),
+    ),
+    **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.warmup_fraction"), (lambda v: 0 <= v < 1, "in [0, 1)")),
+    **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), (lambda v: v >= 1 or v == -1, "at least 1, or -1 for the rest")),
+}
+
+
+def parse_argument(argument: str, **defaults: str) -> dict[str, str]:
+    """The part of --config after the colon: `objective=dft,size=7b`, over `defaults`, which name what is legal."""
+    values = dict(defaults)
+    for part in filter(None, argument.split(",")):
+        name, equals, value = part.partition("=")
+        if name not in defaults or not equals:
+            legal = ", ".join(f"{key}={default}" for key, default in defaults.items())
+            raise errors.UserError(f"--config=…:{part}{errors.did_you_mean(name, list(defaults))}: expected some of {legal}")
+        values[name] = value
+    return values
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{'train.seed': 0, …}"""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, ConfigDict) else {name: value})
+    return flat
+
+
+def validate(config: ConfigDict) -> list[str]:
+    """All that is wrong with a config by itself: one line each, with the key, the value and the remedy."""
+    default, found = flatten(get_default()), flatten(config)
+    problems = [
+        f"config.{key}: unknown key{errors.did_you_mean(key, list(default))}" for key in found if key not in default
+    ]
+    problems += [f"config.{key} is missing; start from dft_jax.config.get_default()" for key in default if key not in found]
+    well_typed = set()
+    for key in default.keys() & found.keys():
+        if problem := _type_problem(key, found[key], default[key]):
+            problems.append(problem)
+        else:
+            well_typed.add(key)
+    for key in sorted(well_typed):
+        value = found[key]
+        if key in _CHOICES and value not in _CHOICES[key]:
+            known = ", ".join(_CHOICES[key])
+            problems.append(f"config.{key}={value!r} is unknown{errors.did_you_mean(value, _CHOICES[key])}; known: {known}")
+        if key in _RANGES and not _RANGES[key][0](value):
+            problems.append(f"config.{key}={value} should be {_RANGES[key][1]}")
+    if "objective" in well_typed:
+        try:
+            objectives.make_objective(config.objective)
+        except errors.UserError as error:
+            problems.append(f"config.{error}")
+    return problems + _path_problems(found, well_typed)
+
+
+def _type_problem(key: str, value: Any, default: Any) -> str | None:
+    """ConfigDict lets True pass for an int, None for anything, and makes tuples of some command-line values."""
+    wanted = type(default)
+    is_right = type(value) is wanted or (wanted is float and type(value) is int)
+    if not is_right:
+        return f"config.{key}={value!r} should be {wanted.__name__}, not {type(value).__name__}"
+    if wanted is float and not math.isfinite(value):
+        return f"config.{key}={value} should be a finite number"
+    return None
+
+
+def _path_problems(found: dict, well_typed: set) -> list[str]:
+    problems = []
+    if "model.path" in well_typed and not found["model.path"]:
+        problems.append("config.model.path is empty: give the folder or hub id of a Hugging Face checkpoint")
+    if "data.train" in well_typed and not found["data.train"]:
+        problems.append("config.data.train is empty: give a .jsonl, .json or .parquet file, a folder or a hub dataset")
+    for key in ("data.train", "data.heldout"):
+        if key in well_typed and _looks_like_file(found[key]) and not Path(found[key]).exists():
+            problems.append(f"config.{key}={found[key]!r}: no such file (looked from {os.getcwd()})")
+    path = found.get("model.path")
+    if "model.path" in well_typed and path.startswith((".", "/")) and not Path(path).is_dir():
+        problems.append(f"config.model.path={path!r}: no such folder (looked from {os.getcwd()})")
+    template = found.get("data.template")
+    if "data.template" in well_typed and template != "tokenizer" and template not in chat.STYLES:
+        known = ["tokenizer", *chat.STYLES]
+        if not template.endswith(".jinja"):
+            problems.append(
+                f"config.data.template={template!r} is unknown{errors.did_you_mean(template, known)};"
+                f" known: {', '.join(known)}, or a .jinja file"
+            )
+        elif not Path(template).is_file():
+            problems.append(f"config.data.template={template!r}: no such file (looked from {os.getcwd()})")
+    if "log.wandb_project" in well_typed and found["log.wandb_project"] and not importlib.util.find_spec("wandb"):
+        problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or leave it empty")
+    return problems
+
+
+def _looks_like_file(path: str) -> bool:
+    return path.startswith((".", "/")) or Path(path).suffix in (".jsonl", ".json", ".parquet")
+
+
+def validate_mesh(config: ConfigDict, device_count: int) -> list[str]:
+    """What is wrong with the mesh and the batch on this number of devices; assumes `validate` found nothing."""
+    sizes = {axis: config.mesh[axis] for axis in MESH_AXES}
+    text = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    n_free = list(sizes.values()).count(-1)
+    if n_free > 1:
+        return [f"config.mesh: {text}: only one axis can be -1"]
+    if (n_free and device_count % fixed) or (not n_free and fixed != device_count):
+        legal = [n for n in range(1, device_count + 1) if device_count % n == 0]
+        return [
+            f"config.mesh: {text} makes {fixed}{' × the rest' if n_free else ''}, but there are {device_count} devices;"
+            f" axis sizes should divide {device_count} ({', '.join(map(str, legal))}) and multiply to it"
+        ]
+    data, fsdp, _ = mesh_sizes(**sizes, device_count=device_count)
+    fewest = data * fsdp * config.train.accumulation
+    if config.train.global_batch < fewest:
+        return [
+            f"config.train.global_batch={config.train.global_batch} examples cannot fill data={data} × fsdp={fsdp} ×"
+            f" accumulation={config.train.accumulation} = {fewest} rows; use at least {fewest}, or fewer of those"
+        ]
+    return []
+
+
+def validate_architecture(config: ConfigDict, architecture: DecoderConfig, device_count: int) -> list[str]:
+    """What does not fit between a config, a mesh and the checkpoint's architecture."""
+    problems = []
+    *_, tensor = mesh_sizes(*(config.mesh[axis] for axis in MESH_AXES), device_count)
+    for name, count in (("attention", architecture.num_heads), ("key/value", architecture.num_kv_heads)):
+        if count % tensor:
+            legal = [n for n in range(1, count + 1) if count % n == 0]
+            problems.append(
+                f"config.mesh.tensor={tensor} does not divide the model's {count} {name} heads;"
+                f" legal here: {', '.join(map(str, legal))}"
+            )
+    if config.data.max_length > architecture.max_length:
+        problems.append(
+            f"config.data.max_length={config.data.max_length} is beyond the model's max_position_embeddings={architecture.max_length}"
+        )
+    return problems
+
+
+def to_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+# A resumed run may change these: they say how a run is carried out and watched, not what it computes.
+_MAY_CHANGE = ("mesh.", "eval.", "checkpoint.", "export.", "log.")
+
+
+def resume_differences(config: ConfigDict, saved: dict) -> list[str]:
+    """Keys whose change would make a resumed run another run: `train.seed: 0 -> 1`."""
+    old, new = flatten(ConfigDict(saved)), flatten(config)
+    return [
+        f"config.{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]

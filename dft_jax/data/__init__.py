@@ -1,0 +1,1 @@
+"""From a file of problems to packed batches: sources -> chat -> packing -> loader."""

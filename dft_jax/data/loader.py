@@ -1,0 +1,231 @@
+"""Examples in memory, and the endless stream of packed steps made from them.
+
+Step n is a function of (data, seed, n) alone: it holds examples n·G … (n+1)·G - 1 of a stream that visits
+every example once per epoch in an order drawn from the seed. So a run resumes exactly by counting, and sees
+the same steps on any number of devices and processes; each process fills only the rows it holds.
+"""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dft_jax import errors, sharding
+from dft_jax.data import packing, sources
+from dft_jax.data.chat import Example, Part, Template, join
+from dft_jax.types import Batch
+
+_MAX_OFFENDERS = 5
+_TOKENIZE_AT_ONCE = 1024
+_SAMPLED_STEPS = 64
+
+
+@dataclasses.dataclass
+class Examples:
+    """All usable examples of a source, with the account of every row and token that was read."""
+
+    examples: list[Example]
+    report: dict
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def load_examples(path: str, config: ConfigDict, tokenizer, vocab_size: int, *, max_rows: int = 0) -> Examples:
+    """Reads, renders and tokenises all of `path`; `config` is `config.data`, `max_rows` 0 for all rows.
+
+    The report balances: rows read = used whole + truncated + dropped by reason, and
+    tokens read = used + cut off by truncation + dropped.
+
+    Raises:
+      UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line), nothing
+        usable at all, or token ids that the model's table does not have.
+    """
+    template = Template(config.template, tokenizer)
+    accountant = _Accountant(config.bad_rows == "refuse")
+    examples: list[Example] = []
+    pending: list[tuple[str, list[Part]]] = []
+
+    def flush():
+        examples.extend(_tokenize(pending, tokenizer, config.max_length, accountant))
+        pending.clear()
+
+    rows = sources.read_rows(path, config)
+    for number, row in enumerate(tqdm(rows, desc=f"read {Path(path).name}", unit="row", disable=_quiet())):
+        if max_rows and number >= max_rows:
+            break
+        accountant.rows_read += 1
+        try:
+            if isinstance(row, tuple):
+                raise sources.BadRow(row[1])
+            messages = sources.ROW_FORMATS[config.rows](row.value, config)
+            pending.append((row.where, template.parts(messages)))
+        except sources.BadRow as error:
+            accountant.bad_row(row[0] if isinstance(row, tuple) else row.where, str(error))
+        if len(pending) == _TOKENIZE_AT_ONCE:
+            flush()
+    flush()
+    accountant.refuse_bad_rows()
+    if not examples:
+        why = ", ".join(f"{n} {reason}" for reason, n in accountant.dropped.items()) or "the file has no rows"
+        first = f"; first: {accountant.offenders[0]}" if accountant.offenders else ""
+        raise errors.UserError(f"{path}: no example to train on ({why}){first}")
+    largest = max(int(example.ids.max()) for example in examples)
+    if largest >= vocab_size:
+        raise errors.UserError(
+            f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the tokenizer is not this model's"
+        )
+    return Examples(examples, accountant.report(path, examples))
+
+
+def _quiet() -> bool:
+    return jax.process_index() > 0
+
+
+def _tokenize(pending: list[tuple[str, list[Part]]], tokenizer, max_length: int, accountant) -> Iterator[Example]:
+    texts = [part.text for _, parts in pending for part in parts]
+    if not texts:
+        return
+    ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    for where, parts in pending:
+        example = join([next(ids) for _ in parts], parts, max_length)
+        if len(example.ids) < 2 or not example.trained[1:].any():
+            accountant.drop(where, "prompt_too_long", len(example.ids) + example.cut_tokens)
+            continue
+        accountant.use(where, example)
+        yield example
+
+
+class _Accountant:
+    """Counts what becomes of every row and token."""
+
+    def __init__(self, refuse: bool):
+        self.refuse = refuse
+        self.rows_read = self.rows_truncated = self.tokens_cut = self.tokens_dropped = 0
+        self.dropped: collections.Counter[str] = collections.Counter()
+        self.offenders: list[str] = []
+        self.bad: list[str] = []
+
+    def _offender(self, where: str, text: str) -> None:
+        if len(self.offenders) < _MAX_OFFENDERS:
+            self.offenders.append(f"{where}: {text}")
+
+    def bad_row(self, where: str, problem: str) -> None:
+        self.dropped["bad_row"] += 1
+        self._offender(where, problem)
+        if self.refuse and len(self.bad) < _MAX_OFFENDERS:
+            self.bad.append(f"{where}: {problem}")
+
+    def refuse_bad_rows(self) -> None:
+        if not self.bad:
+            return
+        more = self.dropped["bad_row"] - 3
+        tail = [f"… and {more} more bad rows; data.bad_rows='drop' leaves them all out, counted"] if more > 0 else []
+        raise errors.UserError(self.bad[:3] + tail)
+
+    def drop(self, where: str, reason: str, n_tokens: int) -> None:
+        self.dropped[reason] += 1
+        self.tokens_dropped += n_tokens
+        self._offender(where, f"{reason} ({n_tokens} tokens)")
+
+    def use(self, where: str, example: Example) -> None:
+        if example.cut_tokens:
+            self.rows_truncated += 1
+            self.tokens_cut += example.cut_tokens
+            self._offender(where, f"truncated by {example.cut_tokens} tokens, EOS among them")
+
+    def report(self, path: str, examples: list[Example]) -> dict:
+        used_tokens = sum(len(example.ids) for example in examples)
+        digest = hashlib.sha256()
+        for example in examples:
+            digest.update(len(example.ids).to_bytes(8, "little") + example.ids.tobytes() + example.trained.tobytes())
+        return {
+            "path": path,
+            "rows": {
+                "read": self.rows_read,
+                "used_whole": len(examples) - self.rows_truncated,
+                "truncated": self.rows_truncated,
+                "dropped": dict(self.dropped),
+            },
+            "tokens": {
+                "read": used_tokens + self.tokens_cut + self.tokens_dropped,
+                "used": used_tokens,
+                "supervised": sum(int(example.trained[1:].sum()) for example in examples),
+                "truncated": self.tokens_cut,
+                "dropped": self.tokens_dropped,
+                "longest_example": max(len(example.ids) for example in examples),
+            },
+            "first_offenders": self.offenders,
+            "sha256": digest.hexdigest(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The packed rows of one step that this process holds, [A, b, L], out of `n_rows` (B) on all processes."""
+
+    batch: Batch
+    n_rows: int
+    real_tokens: int  # positions that hold a token, over all processes
+
+    @property
+    def efficiency(self) -> float:
+        """Fraction of all positions that hold a token."""
+        A, _, L = self.batch.tokens_BL.shape
+        return self.real_tokens / (A * self.n_rows * L)
+
+
+class Steps:
+    """Random access to the packed steps of a run: `steps[n]`."""
+
+    def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, accumulation: int, row_length: int, seed: int):
+        self.mesh, self.accumulation, self.row_length = mesh, accumulation, row_length
+        order = grain.MapDataset.source(range(len(examples))).shuffle(seed=seed).repeat()
+        self.examples = examples.examples
+        self.stream = order.batch(global_batch, batch_fn=list)
+        sampled = [len(self._pack(self.stream[n])) for n in range(_SAMPLED_STEPS)]
+        multiple = accumulation * sharding.batch_shards(mesh)
+        self.row_counts = packing.row_counts(sampled, global_batch, multiple)
+
+    def _pack(self, numbers: list[int]) -> list[list[int]]:
+        rows = packing.best_fit([packing.slots(self.examples[n]) for n in numbers], self.row_length)
+        return [[numbers[i] for i in row] for row in rows]
+
+    def __getitem__(self, step: int) -> Step:
+        return self._fill(self.stream[step])
+
+    def _fill(self, numbers: list[int]) -> Step:
+        rows = self._pack(numbers)
+        n_all = next(count for count in self.row_counts if count >= len(rows))
+        rows += [[] for _ in range(n_all - len(rows))]
+        # Deal rows to micro-batches in turn, so that empty ones are spread; then keep this process's.
+        A = self.accumulation
+        n_rows = n_all // A
+        mine = sharding.process_rows(self.mesh, n_rows)
+        micro = [packing.fill_rows(self.examples, [rows[b * A + a] for b in mine], self.row_length) for a in range(A)]
+        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *micro)
+        real = sum(packing.slots(self.examples[n]) for n in numbers)
+        return Step(batch, n_rows, real)
+
+    def iterate(self, start: int) -> Iterator[Step]:
+        """Steps from number `start` on, made ahead of time in threads."""
+        filled = self.stream.slice(slice(start, None)).map(self._fill)
+        return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+
+
+def in_order(examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int, limit: int = 0) -> Iterator[Step]:
+    """One pass over the first `limit` examples (0: all) in file order, for evaluation; the last step may be smaller."""
+    chosen = examples.examples[: limit or None]
+    steps = Steps(
+        Examples(chosen, {}), mesh, global_batch=global_batch, accumulation=1, row_length=row_length, seed=0
+    )
+    for start in range(0, len(chosen), global_batch):
+        yield steps._fill(list(range(start, min(start + global_batch, len(chosen)))))

@@ -1,0 +1,58 @@
+"""Errors a user can mend, and the one place that turns them into an exit code."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+EXIT_USER_ERROR = 2
+_MAX_LINES = 5
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong: each problem names the value, its place and the remedy.
+
+    Raised at the boundary (configs, files, checkpoints), never inside jitted code.
+    """
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def report(self) -> str:
+        """At most five lines, one per problem; what does not fit is counted, not hidden."""
+        lines = [" ".join(f"error: {problem}".split()) for problem in self.problems]
+        if len(lines) > _MAX_LINES:
+            hidden = len(lines) - _MAX_LINES + 1
+            lines = lines[: _MAX_LINES - 1] + [f"error: … and {hidden} more problems; mend these first"]
+        return "\n".join(lines)
+
+
+def raise_if_any(problems: Sequence[str]) -> None:
+    """Raises one UserError with all problems; does nothing when there is none."""
+    if problems:
+        raise UserError(problems)
+
+
+def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a command's main(): a UserError becomes its message on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            print(error.report(), file=sys.stderr, flush=True)
+            if "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
+                os._exit(EXIT_USER_ERROR)  # a normal exit would wait at jax.distributed's barrier for the others
+            sys.exit(EXIT_USER_ERROR)
+
+    return wrapped
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """' (did you mean X?)' for the closest known name, or the empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

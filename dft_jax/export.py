@@ -1,0 +1,146 @@
+"""A run as a Hugging Face folder that `transformers` loads: sharded safetensors, config and tokenizer.
+
+    python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dft_jax import cli, errors, train
+from dft_jax import optimizer as optimizer_lib
+from dft_jax.checkpoint import Checkpoints
+from dft_jax.models import Model, hf
+from dft_jax.types import Params
+from dft_jax.writer import write_json
+
+_NUMPY = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str = "source", max_shard_gb: float = 5.0):
+    """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in `source`.
+
+    All is written to a temporary folder beside `out`, which then takes its name, replacing an earlier
+    export. Every process takes part; process 0 writes. `dtype` "source" keeps that of the checkpoint, so an
+    untouched checkpoint comes out byte for byte.
+    """
+    dtype = source_dtype(source) if dtype == "source" else dtype
+    temporary = out.with_name(f"{out.name}.tmp")
+    is_writer = jax.process_index() == 0
+    if is_writer:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _copy_config(source, temporary, dtype)
+    table = list(hf.tensor_table(model))
+    item_bytes = np.dtype(_NUMPY[dtype]).itemsize
+    shards = _plan(table, item_bytes, max_shard_gb * 1e9)
+    read = hf.tensor_reader(params, model)
+    weight_map = {}
+    with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
+        for number, entries in enumerate(shards, start=1):
+            many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file_name = many if len(shards) > 1 else "model.safetensors"
+            tensors = {}
+            for path, layer, name, shape in entries:
+                tensors[name] = np.ascontiguousarray(read(path, layer, shape).astype(_NUMPY[dtype]))
+                weight_map[name] = file_name
+                progress.update()
+            if is_writer:
+                _save(tensors, temporary / file_name)
+    if not is_writer:
+        return
+    if len(shards) > 1:
+        total = sum(int(np.prod(shape)) for *_, shape in table) * item_bytes
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(temporary / hf.INDEX_NAME, index)
+    _replace(temporary, out)
+
+
+def source_dtype(source: Path) -> str:
+    """The dtype of a checkpoint's weights; of a bare config.json, the one it names, else float32."""
+    if any(source.glob("*.safetensors")):
+        return hf.Checkpoint(source).dtype
+    raw = hf.read_json(source / "config.json")
+    return raw.get("dtype") or raw.get("torch_dtype") or "float32"
+
+
+def _plan(table: list[tuple], item_bytes: int, max_bytes: float) -> list[list[tuple]]:
+    """Cuts the table, in layer order, into shards of at most `max_bytes` (a larger tensor has one to itself)."""
+    shards, size = [[]], 0
+    for entry in sorted(table, key=lambda e: (e[1] is not None, e[1] or 0)):
+        n_bytes = int(np.prod(entry[3])) * item_bytes
+        if shards[-1] and size + n_bytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += n_bytes
+    return shards
+
+
+def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without a format
+
+
+def _copy_config(source: Path, to: Path, dtype: str) -> None:
+    """config.json unchanged unless the dtype is another; generation config and tokenizer files as they are."""
+    raw = hf.read_json(source / "config.json")
+    key = "torch_dtype" if "torch_dtype" in raw else "dtype"
+    if raw.get(key, dtype) == dtype:
+        shutil.copyfile(source / "config.json", to / "config.json")
+    else:
+        (to / "config.json").write_text(json.dumps({**raw, key: dtype}, indent=2) + "\n", encoding="utf-8")
+    generation = source / "generation_config.json"
+    for file in [*([generation] if generation.exists() else []), *hf.tokenizer_files(source)]:
+        shutil.copyfile(file, to / file.name)
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    """`temporary` takes the name `out`; an earlier folder there is moved away first, then removed."""
+    old = out.with_name(f"{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_run(workdir: Path) -> train.Run:
+    """The newest checkpoint of a run directory, on the mesh that its config and this machine's devices give."""
+    file = workdir / "config.json"
+    if not file.exists():
+        raise errors.UserError(f"--workdir={workdir}: no config.json there, so it is not the directory of a run")
+    config = ConfigDict(hf.read_json(file)).lock()
+    source, model, _ = train.load_model(config)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    if checkpoints.latest is None:
+        raise errors.UserError(f"--workdir={workdir}: no checkpoint there yet")
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, lambda count: 0.0)
+    state = checkpoints.restore(checkpoints.latest, train.abstract_state(model, optimizer))
+    checkpoints.close()
+    return train.Run(workdir, config, source, model, state)
+
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_OUT = flags.DEFINE_string("out", None, "Folder to write; by default the run's export/.")
+
+
+def main() -> None:
+    cli.parse(required=["workdir"])
+    run = load_run(Path(_WORKDIR.value))
+    out = Path(_OUT.value) if _OUT.value else run.workdir / "export"
+    settings = run.config.export
+    export(run.state.params, run.model, run.source, out, dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
+    print(f"exported step {int(run.state.step)} to {out}")
+
+
+if __name__ == "__main__":
+    errors.exit_on_user_error(main)()

@@ -1,0 +1,69 @@
+"""Models as pure functions over a plain params tree; Flax Linen stays inside this folder."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
+
+from dft_jax import sharding
+from dft_jax.models.config import DecoderConfig
+from dft_jax.models.decoder import REMAT_POLICIES, Decoder
+from dft_jax.types import Batch, Params
+
+__all__ = ["REMAT_POLICIES", "DecoderConfig", "Model", "build", "head"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder on a mesh. `abstract_params` holds shape, dtype and sharding of every leaf; nothing is allocated."""
+
+    config: DecoderConfig
+    mesh: Mesh
+    abstract_params: Params
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, Batch], Float[Array, "B L D"]]
+
+
+def build(
+    config: DecoderConfig,
+    mesh: Mesh,
+    *,
+    param_dtype: str = "float32",
+    compute_dtype: str = "float32",
+    remat: str = "none",
+    attention_block: int = 512,
+) -> Model:
+    """The model of `config` on `mesh`: `init(key)` gives random sharded params, `apply(params, batch)` hidden states."""
+    module = Decoder(config, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), mesh, remat, attention_block)
+    rows = sharding.batch_shards(mesh)
+    dummy = jnp.zeros((rows, 1), jnp.int32)
+
+    def init_boxed(key):
+        return module.init(key, dummy, dummy, dummy)["params"]
+
+    def abstract(box: nn.Partitioned) -> jax.ShapeDtypeStruct:
+        layout = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))
+        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout)
+
+    boxes = jax.eval_shape(init_boxed, jax.random.key(0))
+    abstract_params = jax.tree.map(abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
+
+    def apply(params, batch):
+        return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
+
+    init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)), out_shardings=layouts)
+    return Model(config, mesh, abstract_params, init, apply)
+
+
+def head(params: Params) -> Float[Array, "V D"]:
+    """The output head: its own table, or the embedding when the checkpoint ties them."""
+    return params.get("head", params["embed"])
+
+
+def parameter_count(abstract_params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params))

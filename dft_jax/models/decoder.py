@@ -1,0 +1,126 @@
+"""The decoder-only transformer that the supported families share, as a Flax Linen module."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from dft_jax import sharding
+from dft_jax.models import layers
+from dft_jax.models.attention import causal_attention
+from dft_jax.models.config import DecoderConfig
+
+# What the backward pass finds saved: everything, the results of matrix products, or only each layer's input.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions; q/k norm and biases as the family has them."""
+
+    config: DecoderConfig
+    param_dtype: jnp.dtype
+    mesh: Mesh
+    block: int
+
+    @nn.compact
+    def __call__(self, x_BLD, segments_BL, positions_BL) -> Float[Array, "B L D"]:
+        c = self.config
+        D, H, G, K = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
+
+        def project(name, heads, axis):
+            einsum, shape, axes = "BLD,HKD->BLHK", (heads, K, D), (axis, "head_dim", "embed")
+            bias_dims = 2 if c.qkv_bias else 0
+            return layers.Linear(einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, name=name)(x_BLD)
+
+        q_BLHK, k_BLGK = project("q", H, "heads"), project("k", G, "kv_heads")
+        v_BLGK = project("v", G, "kv_heads")
+        if c.qk_norm:
+            q_BLHK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="q_norm")(q_BLHK)
+            k_BLGK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="k_norm")(k_BLGK)
+        frequencies = layers.rope_frequencies(c.rope, K)
+        q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies)
+        k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies)
+        q_BLHK = sharding.constrain(q_BLHK, self.mesh, "batch", "length", "heads", "head_dim")
+        out_BLHK = causal_attention(
+            q_BLHK, k_BLGK, v_BLGK, segments_BL, window=c.sliding_window, block=self.block
+        )
+        out = layers.Linear(
+            "BLHK,DHK->BLD",
+            (D, H, K),
+            ("embed", "heads", "head_dim"),
+            1 if c.o_bias else 0,
+            c.init_std,
+            self.param_dtype,
+            name="o",
+        )
+        return out(out_BLHK)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream. Scanned over layers."""
+
+    config: DecoderConfig
+    param_dtype: jnp.dtype
+    mesh: Mesh
+    block: int
+
+    @nn.compact
+    def __call__(self, x_BLD, segments_BL, positions_BL):
+        c = self.config
+
+        def norm(name):
+            return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name=name)
+
+        attention = Attention(c, self.param_dtype, self.mesh, self.block, name="attention")
+        x_BLD = x_BLD + attention(norm("attention_norm")(x_BLD), segments_BL, positions_BL)
+        x_BLD = x_BLD + layers.MLP(c, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BLD))
+        return sharding.constrain(x_BLD, self.mesh, "batch", "length", "embed_activation"), None
+
+
+class Decoder(nn.Module):
+    """Token ids to final hidden states (after the last norm). The head is applied by `losses`, in chunks."""
+
+    config: DecoderConfig
+    param_dtype: jnp.dtype
+    compute_dtype: jnp.dtype
+    mesh: Mesh
+    remat: str = "none"
+    block: int = 512
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BL: Int[Array, "B L"],
+        segments_BL: Int[Array, "B L"],
+        positions_BL: Int[Array, "B L"],
+    ) -> Float[Array, "B L D"]:
+        c = self.config
+
+        def table(name):
+            init = nn.with_partitioning(nn.initializers.normal(c.init_std), ("vocab", "embed"))
+            return self.param(name, init, (c.vocab_size, c.hidden_size), self.param_dtype)
+
+        x_BLD = layers.embed(table("embed"), tokens_BL, self.compute_dtype)
+        if not c.tie_embeddings:
+            table("head")  # declared here with everything else; used by the loss
+        x_BLD = sharding.constrain(x_BLD, self.mesh, "batch", "length", "embed_activation")
+        layer = Layer
+        if (policy := REMAT_POLICIES[self.remat]) is not None:
+            layer = nn.remat(Layer, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x_BLD, _ = stack(c, self.param_dtype, self.mesh, self.block, name="layers")(
+            x_BLD, segments_BL, positions_BL
+        )
+        return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name="final_norm")(x_BLD)

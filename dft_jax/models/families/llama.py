@@ -1,0 +1,13 @@
+"""Llama 2 and 3.x, DeepSeekMath: no biases by default, RoPE scaling `linear` or `llama3`."""
+
+from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
+
+HF_MODEL_TYPE = "llama"
+
+
+def read(reader: ConfigReader) -> DecoderConfig:
+    reader.expect("pretraining_tp", 1)
+    bias = reader.take("attention_bias", bool, False)
+    return DecoderConfig(
+        **read_common(reader), qkv_bias=bias, o_bias=bias, mlp_bias=reader.take("mlp_bias", bool, False)
+    )

@@ -1,0 +1,14 @@
+"""Qwen2 and Qwen2.5, Math and Coder included: biases on q, k and v; full attention."""
+
+from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
+
+HF_MODEL_TYPE = "qwen2"
+
+
+def read(reader: ConfigReader) -> DecoderConfig:
+    common = read_common(reader)
+    reader.expect("use_sliding_window", False)
+    reader.expect("layer_types", ["full_attention"] * common["num_layers"], None)
+    reader.ignore("sliding_window", "max_window_layers")  # without effect while use_sliding_window is false
+    reader.expect("use_mrope", False)
+    return DecoderConfig(**common, qkv_bias=True)

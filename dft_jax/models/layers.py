@@ -1,0 +1,111 @@
+"""The parts of a decoder layer. Kernels keep the checkpoint's order (outputs first), so import is a plain copy."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dft_jax.models.config import DecoderConfig, Rope
+
+
+def _param(module: nn.Module, name, init, shape, axes, dtype):
+    """One declaration gives shape, dtype and logical axes."""
+    return module.param(name, nn.with_partitioning(init, axes), shape, dtype)
+
+
+class Linear(nn.Module):
+    """A product with a kernel [*outputs, *inputs]; `einsum` says over which letters it runs."""
+
+    einsum: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    bias_dims: int  # leading kernel dimensions that a bias has; 0 for none
+    init_std: float
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        normal = nn.initializers.normal(self.init_std)
+        kernel = _param(self, "kernel", normal, self.shape, self.axes, self.param_dtype)
+        y = jnp.einsum(self.einsum, x, kernel.astype(x.dtype))
+        if self.bias_dims:
+            shape, axes = self.shape[: self.bias_dims], self.axes[: self.bias_dims]
+            # A bias lives where its kernel's outputs do; along the width of the model it is not cut.
+            axes = tuple("norm" if axis == "embed" else axis for axis in axes)
+            bias = _param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
+            y = y + jnp.expand_dims(bias.astype(x.dtype), tuple(range(y.ndim - bias.ndim)))
+        return y
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale over the last axis, in float32."""
+
+    size: int
+    epsilon: float
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = _param(self, "scale", nn.initializers.ones, (self.size,), ("norm",), self.param_dtype)
+        x32 = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+        rms = jnp.sqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return (x32 / rms).astype(x.dtype) * jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - 1)))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate x) · up x)."""
+
+    config: DecoderConfig
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        c = self.config
+        bias = 1 if c.mlp_bias else 0
+
+        def linear(name, einsum, shape, axes):
+            return Linear(einsum, shape, axes, bias, c.init_std, self.param_dtype, name=name)
+
+        D, F = c.hidden_size, c.intermediate_size
+        gate_BLF = linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
+        up_BLF = linear("up", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
+        return linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"))(nn.silu(gate_BLF) * up_BLF)
+
+
+def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+    """Inverse wavelengths [K/2], float32, for the scaling types `default`, `linear` and `llama3`.
+
+    `llama3` divides low frequencies by `factor`, keeps high ones, and blends between (Llama 3.1's model card).
+    Computed in float32 as the reference does: at position 100,000 a last-bit difference is visible.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
+    if rope.type == "linear":
+        return frequencies / np.float32(rope.factor)
+    if rope.type == "llama3":
+        wavelengths = 2 * math.pi / frequencies
+        turns = rope.original_context / wavelengths  # within the original context
+        keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+        return (keep * frequencies + (1 - keep) * frequencies / rope.factor).astype(np.float32)
+    return frequencies
+
+
+def apply_rope(
+    x_BLHK: Float[Array, "B L H K"], positions_BL: Int[Array, "B L"], frequencies: np.ndarray
+) -> Float[Array, "B L H K"]:
+    """Rotates the pairs (x[k], x[k + K/2]) by position × frequency[k]; angles and products in float32."""
+    dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)
+    angles_BLK = positions_BL[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
+    cos = jnp.cos(angles_BLK)[:, :, None, :].astype(dtype)
+    sin = jnp.sin(angles_BLK)[:, :, None, :].astype(dtype)
+    first, second = jnp.split(x_BLHK.astype(dtype), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BLHK.dtype)
+
+
+def embed(table_VD: Float[Array, "V D"], tokens_BL: Int[Array, "B L"], dtype) -> Float[Array, "B L D"]:
+    """Rows of the table in the compute dtype. Ids are checked on the host: out of range, JAX would clamp."""
+    return jnp.take(table_VD, tokens_BL, axis=0, mode="clip").astype(dtype)

@@ -1,0 +1,117 @@
+"""Per-token objectives: pure functions from token statistics to per-token losses.
+
+Each is `loss_t = -sg(weight_t) · log p_t` with its own weight (sg: stop-gradient), so the gradient
+of token t is that of SFT scaled by `weight_t`. A new objective is one more function under
+`@objective`; its keyword arguments are its parameters, its defaults are the published ones.
+A config names it as `dft` or with parameters as `mixed(alpha=0.8)`.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dft_jax import errors
+from dft_jax.types import TokenStats
+
+Objective = Callable[[TokenStats], Float[Array, "B L"]]
+
+OBJECTIVES: dict[str, Callable] = {}
+_LEGAL: dict[str, Callable[..., bool]] = {}
+
+
+def objective(**legal: tuple[Callable[[float], bool], str]):
+    """Registers a weight function as an objective; `legal` gives each parameter's range and its words."""
+
+    def register(weight: Callable) -> Callable:
+        @functools.wraps(weight)
+        def loss(stats: TokenStats, **parameters: float) -> Float[Array, "B L"]:
+            return -jax.lax.stop_gradient(weight(stats, **parameters)) * stats.logp_BL
+
+        OBJECTIVES[weight.__name__] = loss
+        _LEGAL[weight.__name__] = legal
+        return loss
+
+    return register
+
+
+_FRACTION = (lambda value: 0.0 <= value <= 1.0, "between 0 and 1")
+_NOT_NEGATIVE = (lambda value: 0.0 <= value < float("inf"), "a finite number of at least 0")
+
+
+@objective()
+def sft(stats: TokenStats):
+    """Negative log-likelihood: weight 1."""
+    return jnp.ones_like(stats.logp_BL)
+
+
+@objective()
+def dft(stats: TokenStats):
+    """Dynamic fine-tuning: weight p, so the gradient is exactly that of -p (arXiv 2508.05629, eq. 9)."""
+    return jnp.exp(stats.logp_BL)
+
+
+@objective(alpha=_NOT_NEGATIVE)
+def power(stats: TokenStats, alpha: float = 0.5):
+    """Weight p^α: the gradient of (1 - p^α)/α. α = 0 is SFT, α = 1 is DFT (arXiv 2510.00526)."""
+    return jnp.exp(alpha * stats.logp_BL)
+
+
+@objective(tau=_FRACTION)
+def threshold(stats: TokenStats, tau: float = 0.2):
+    """Weight 1 where p ≥ τ, else 0 (arXiv 2510.00526)."""
+    return (jnp.exp(stats.logp_BL) >= tau).astype(stats.logp_BL.dtype)
+
+
+@objective(floor=_FRACTION)
+def floored_dft(stats: TokenStats, floor: float = 0.1):
+    """Weight max(p, floor): rare but mandatory tokens, such as EOS, can still be learned."""
+    return jnp.maximum(jnp.exp(stats.logp_BL), floor)
+
+
+@objective(alpha=_FRACTION)
+def mixed(stats: TokenStats, alpha: float = 0.75):
+    """Weight α·p + (1 - α): between SFT (α = 0) and DFT (α = 1)."""
+    return alpha * jnp.exp(stats.logp_BL) + (1.0 - alpha)
+
+
+def make_objective(spec: str) -> Objective:
+    """The objective that `spec` names: `dft`, `power(alpha=0.5)`, …
+
+    Raises:
+      UserError: unknown name or parameter, or a value out of range; the message lists the legal ones.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", spec)
+    if not match:
+        raise errors.UserError(f"objective={spec!r}: expected a name such as 'dft' or 'power(alpha=0.5)'")
+    name, arguments = match[1], match[2] or ""
+    if name not in OBJECTIVES:
+        raise errors.UserError(
+            f"objective={spec!r}: unknown objective {name!r}{errors.did_you_mean(name, list(OBJECTIVES))};"
+            f" known: {', '.join(OBJECTIVES)}"
+        )
+    parameters = {}
+    for argument in filter(None, (part.strip() for part in arguments.split(","))):
+        key, _, value = (part.strip() for part in argument.partition("="))
+        parameters[key] = _parameter(spec, name, key, value)
+    return functools.partial(OBJECTIVES[name], **parameters)
+
+
+def _parameter(spec: str, name: str, key: str, value: str) -> float:
+    known = [parameter for parameter in inspect.signature(OBJECTIVES[name]).parameters if parameter != "stats"]
+    if key not in known:
+        raise errors.UserError(
+            f"objective={spec!r}: {name} has no parameter {key!r}; known: {', '.join(known) or 'none'}"
+        )
+    is_legal, words = _LEGAL[name][key]
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not is_legal(number):
+        raise errors.UserError(f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}")
+    return number

@@ -1,0 +1,89 @@
+"""The device mesh and the one table that says which axis of an array lies along which axis of the mesh."""
+
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from dft_jax.types import Batch
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
+
+# Logical axis of an array -> axis of the mesh. Parameters name their axes where they are declared (models/).
+RULES = {
+    "batch": BATCH_AXES,
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "embed": "fsdp",
+    "embed_activation": None,  # activations keep the width of the model whole
+    "length": None,
+    "head_dim": None,
+    "norm": None,
+    "layers": None,
+}
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over all devices of all processes; one size may be -1, for what is left.
+
+    The sizes are assumed valid (config.validate_mesh says what is wrong with them).
+    """
+    sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_sizes(data: int, fsdp: int, tensor: int, device_count: int) -> tuple[int, int, int]:
+    """Replaces the -1 by the number of devices that the other axes leave."""
+    sizes = (data, fsdp, tensor)
+    fixed = math.prod(size for size in sizes if size != -1)
+    return tuple(device_count // fixed if size == -1 else size for size in sizes)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """The number of devices that rows are spread over."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> P:
+    """The partition of an array with these logical axes. An axis that does not divide evenly is replicated."""
+    assert len(shape) == len(axes), (shape, axes)
+    parts = []
+    for size, axis in zip(shape, axes, strict=True):
+        mesh_axis = RULES[axis]
+        ways = math.prod(mesh.shape[a] for a in (mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,)) if a)
+        parts.append(mesh_axis if size % ways == 0 else None)
+    return P(*parts)
+
+
+def named(mesh: Mesh, *parts) -> NamedSharding:
+    return NamedSharding(mesh, P(*parts))
+
+
+def constrain(x: jax.Array, mesh: Mesh, *axes: str) -> jax.Array:
+    """Pins an activation to the mesh by its logical axes, inside jit."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(x.shape, axes, mesh)))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of every [A, B, L] array of a step's batch: rows over data and fsdp."""
+    return named(mesh, None, BATCH_AXES, None)
+
+
+def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
+    """Puts this process's rows [A, b, L] of a batch with `n_rows` rows in all on its devices."""
+    layout = batch_sharding(mesh)
+
+    def place(rows_AbL):
+        A, _, L = rows_AbL.shape
+        return jax.make_array_from_process_local_data(layout, rows_AbL, (A, n_rows, L))
+
+    return jax.tree.map(place, batch)
+
+
+def process_rows(mesh: Mesh, n_rows: int) -> list[int]:
+    """Which of `n_rows` rows the devices of this process hold, in order."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((1, n_rows, 1)).values()
+    return sorted({row for index in slices for row in range(*index[1].indices(n_rows))})

@@ -1,0 +1,343 @@
+"""Training: `run` reads top to bottom; `make_train_step` is the pure function it repeats."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dft_jax import config as config_lib
+from dft_jax import errors, losses, metrics, models, objectives, sharding, writer
+from dft_jax import optimizer as optimizer_lib
+from dft_jax.checkpoint import Checkpoints
+from dft_jax.data import loader
+from dft_jax.models import Model, hf
+from dft_jax.types import Batch, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run in memory: what export and analysis start from."""
+
+    workdir: Path
+    config: ConfigDict
+    source: Path  # the checkpoint it began from
+    model: Model
+    state: TrainState
+
+
+def run(config: ConfigDict, workdir: str | Path) -> Run:
+    """Fine-tunes as `config` says, in `workdir`; resumes when a checkpoint of the same run is there.
+
+    Raises:
+      UserError: anything wrong with config, checkpoint, data or workdir, before compilation.
+    """
+    workdir = Path(workdir)
+    source, model, tokenizer = load_model(config)
+    train_examples, heldout_examples = load_data(config, tokenizer, model)
+    steps = n_steps(config, len(train_examples))
+
+    schedule = optimizer_lib.make_schedule(config.optimizer, steps)
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+    objective = objectives.make_objective(config.objective)
+    train_step = make_train_step(model, objective, optimizer, schedule, config)
+    evaluate = make_evaluate(model, objective, heldout_examples, config)
+    packed = loader.Steps(
+        train_examples,
+        model.mesh,
+        global_batch=config.train.global_batch,
+        accumulation=config.train.accumulation,
+        row_length=config.data.max_length,
+        seed=config.train.seed,
+    )
+
+    checkpoints = open_workdir(workdir, config, train_examples, heldout_examples)
+    if checkpoints.latest is None:
+        state = init_state(config, source, model, optimizer)
+    else:
+        state = checkpoints.restore(checkpoints.latest, abstract_state(model, optimizer))
+    start = int(state.step)
+    log = writer.Writer(workdir, config, resume_from=start)
+    fingerprint = {"data_sha256": train_examples.report["sha256"]}
+
+    throughput = _Throughput(model, packed.row_length)
+    skips = _SkipGuard(config.train.max_skipped_steps)
+    with contextlib.ExitStack() as stack:
+        stack.callback(log.close)
+        stack.enter_context(matmul_precision(config))
+        progress = stack.enter_context(
+            tqdm(total=steps, initial=start, desc=config.objective, unit="step", disable=jax.process_index() > 0)
+        )
+
+        def report(step: int, sums: dict, packed_step: loader.Step) -> None:
+            """Fetches the sums of a step that is already behind, so that the devices never wait for the host."""
+            sums = jax.device_get(sums)
+            values = metrics.per_token(sums, "train") | throughput.of(sums, packed_step)
+            values |= {f"optimizer/{name}": float(sums[name]) for name in ("learning_rate", "gradient_norm")}
+            values["optimizer/skipped"] = skips.count(step, bool(sums["is_finite"]))
+            if step % config.log.every == 0 or step == steps:
+                log.write(step, values)
+            progress.update(step - progress.n)
+            progress.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in throughput.SHOWN if name in values})
+
+        if start == 0:
+            log.write(0, evaluate(state.params))
+        behind = None
+        for step, packed_step in enumerate(packed.iterate(start), start=start + 1):
+            if step > steps:
+                break
+            batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
+            state, sums = train_step(state, batch)
+            if behind:
+                report(*behind)
+            behind = (step, sums, packed_step)
+            if step % config.checkpoint.every == 0 or step == steps:
+                report(*behind)  # a step that must not be saved stops the run here
+                behind = None
+                checkpoints.save(step, state, fingerprint)
+            if step == steps or (config.eval.every and step % config.eval.every == 0):
+                log.write(step, evaluate(state.params))
+                throughput.last = None  # the evaluation is not part of the next step
+    checkpoints.close()
+    return Run(workdir, config, source, model, state)
+
+
+def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
+    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all checked."""
+    errors.raise_if_any(config_lib.validate(config))
+    errors.raise_if_any(config_lib.validate_mesh(config, jax.device_count()))
+    source = hf.resolve(config.model.path, config.model.revision)
+    architecture = hf.read_config(source)
+    errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))
+    model = models.build(
+        architecture,
+        sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+        param_dtype=config.model.param_dtype,
+        compute_dtype=config.model.compute_dtype,
+        remat=config.model.remat,
+        attention_block=config.model.attention_block,
+    )
+    if config.model.init == "checkpoint":
+        hf.check_tensors(hf.Checkpoint(source), model)
+    return source, model, hf.load_tokenizer(source)
+
+
+def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examples, loader.Examples | None]:
+    """Training examples, and held-out ones where the config names a file."""
+    load = functools.partial(loader.load_examples, config=config.data, tokenizer=tokenizer)
+    train = load(config.data.train, vocab_size=model.config.vocab_size, max_rows=config.data.max_rows)
+    heldout = None
+    if config.data.heldout:
+        heldout = load(config.data.heldout, vocab_size=model.config.vocab_size, max_rows=config.eval.max_examples)
+    return train, heldout
+
+
+def n_steps(config: ConfigDict, n_examples: int) -> int:
+    """`train.steps`, or the whole global batches in `train.epochs` passes over the data (at least one)."""
+    by_epochs = int(config.train.epochs * n_examples / config.train.global_batch)
+    return config.train.steps or max(by_epochs, 1)
+
+
+def open_workdir(
+    workdir: Path, config: ConfigDict, train: loader.Examples, heldout: loader.Examples | None
+) -> Checkpoints:
+    """Makes the run's directory describe this run, or refuses when it holds checkpoints of another one."""
+    try:
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--workdir={workdir}: cannot be used ({error.strerror}: {error.filename})") from error
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    if checkpoints.latest is not None:
+        changes = config_lib.resume_differences(config, json.loads((workdir / "config.json").read_text()))
+        old = checkpoints.run_of(checkpoints.latest)["data_sha256"]
+        if old != train.report["sha256"]:
+            changes.append(f"content of {config.data.train}: sha256 {old[:12]} -> {train.report['sha256'][:12]}")
+        remedy = f"--workdir={workdir} holds another run: undo the change, or give a new --workdir"
+        errors.raise_if_any(changes and [remedy, *changes])
+    writer.write_text(workdir / "config.json", config_lib.to_json(config))
+    writer.write_json(workdir / "env.json", writer.environment())
+    reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
+    writer.write_json(workdir / "data_report.json", reports)
+    return checkpoints
+
+
+def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and shardings of the state; moments lie where their parameters do."""
+    replicated = sharding.named(model.mesh)
+
+    def like(leaf, layout):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, param: like(leaf, param.sharding),
+        jax.eval_shape(optimizer.init, model.abstract_params),
+        model.abstract_params,
+        transform_non_params=lambda leaf: like(leaf, replicated),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(step, model.abstract_params, opt_state)
+
+
+def init_state(config: ConfigDict, source: Path, model: Model, optimizer) -> TrainState:
+    """The state before the first step: the checkpoint's parameters, or random ones from the seed."""
+    if config.model.init == "random":
+        params = model.init(jax.random.key(config.train.seed))
+    else:
+        params = hf.load_params(hf.Checkpoint(source), model)
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
+    opt_state = jax.jit(optimizer.init, out_shardings=layouts.opt_state)(params)
+    return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)
+
+
+def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict) -> Callable:
+    """Returns loss(params, batch [B, L], denominator) -> (Σ loss / denominator, sums over trained tokens)."""
+
+    def loss(params, batch: Batch, denominator):
+        stats = losses.token_stats(
+            model.apply(params, batch),
+            models.head(params),
+            batch.targets_BL,
+            batch.mask_BL,
+            chunk_tokens=config.train.loss_chunk_tokens,
+            mesh=model.mesh,
+        )
+        sums = metrics.token_sums(stats, objective(stats), batch.mask_BL)
+        return sums["loss"] / denominator, sums
+
+    return loss
+
+
+def make_train_step(model: Model, objective: objectives.Objective, optimizer, schedule, config: ConfigDict) -> Callable:
+    """Returns the jitted step(state, batch [A, B, L]) -> (state, sums over the step's trained tokens).
+
+    The update is the gradient of Σ loss / N with N the trained tokens of the whole global batch, whatever the
+    number of micro-batches (A) and devices. With `loss_normalization="official"` each micro-batch is divided
+    by its own count instead, and the means are added, as the authors' code does. A step with a non-finite
+    loss or gradient changes nothing but `state.step`.
+    """
+    loss = make_loss(model, objective, config)
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
+
+    def gradients(params, batch: Batch):
+        n_tokens_A = batch.mask_BL.sum(axis=(1, 2))
+        n_tokens = n_tokens_A.sum() if config.train.loss_normalization == "global" else n_tokens_A
+
+        def accumulate(total, micro):
+            micro_batch, denominator = micro
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, micro_batch, denominator)
+            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
+            return jax.lax.with_sharding_constraint(total, layouts.params), sums
+
+        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        denominators_A = jnp.broadcast_to(jnp.maximum(n_tokens, 1), n_tokens_A.shape)
+        grads, sums_A = jax.lax.scan(accumulate, zeros, (batch, denominators_A))
+        return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)
+
+    def train_step(state: TrainState, batch: Batch):
+        grads, sums = gradients(state.params, batch)
+        gradient_norm = optax.global_norm(grads)
+        is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new = (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = optimizer_lib.select_update(is_finite, new, (state.params, state.opt_state))
+        sums |= {
+            "gradient_norm": gradient_norm,
+            "is_finite": is_finite,
+            "learning_rate": schedule(optimizer_lib.update_count(state.opt_state)),
+        }
+        return TrainState(state.step + 1, params, opt_state), sums
+
+    replicated = sharding.named(model.mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(layouts, sharding.batch_sharding(model.mesh)),
+        out_shardings=(layouts, replicated),
+        donate_argnums=0,
+    )
+
+
+def make_evaluate(model: Model, objective, heldout: loader.Examples | None, config: ConfigDict) -> Callable:
+    """Returns evaluate(params) -> held-out metrics (no entries without held-out data)."""
+    loss = make_loss(model, objective, config)
+
+    @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
+    def eval_step(params, batch: Batch):
+        return loss(params, jax.tree.map(lambda x_ABL: x_ABL[0], batch), 1.0)[1]
+
+    def steps() -> Iterator[loader.Step]:
+        batch = dict(global_batch=config.train.global_batch, row_length=config.data.max_length)
+        return loader.in_order(heldout, model.mesh, **batch)
+
+    def evaluate(params) -> dict[str, Any]:
+        if heldout is None:
+            return {}
+        total = None
+        n_batches = -(-len(heldout) // config.train.global_batch)
+        for step in tqdm(steps(), total=n_batches, desc="held out", leave=False, disable=jax.process_index() > 0):
+            sums = jax.device_get(eval_step(params, sharding.device_batch(step.batch, model.mesh, step.n_rows)))
+            total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+        return metrics.per_token(total, "heldout")
+
+    return evaluate
+
+
+def matmul_precision(config: ConfigDict):
+    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or tf32."""
+    precision = "highest" if config.model.compute_dtype == "float32" else "default"
+    return jax.default_matmul_precision(precision)
+
+
+class _SkipGuard:
+    """Counts updates skipped for non-finite numbers; too many in a row end the run."""
+
+    def __init__(self, most_in_a_row: int):
+        self.most, self.in_a_row, self.total = most_in_a_row, 0, 0
+
+    def count(self, step: int, is_finite: bool) -> int:
+        self.in_a_row = 0 if is_finite else self.in_a_row + 1
+        self.total += not is_finite
+        if self.in_a_row >= self.most:
+            raise errors.UserError(
+                f"step {step}: the {self.most}th non-finite update in a row; nothing was applied since step"
+                f" {step - self.most}; lower config.optimizer.learning_rate, or look at the data of these steps"
+            )
+        return self.total
+
+
+class _Throughput:
+    """Rates between one report and the next. The first interval holds the compilation, so it is left out."""
+
+    SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
+
+    def __init__(self, model: Model, length: int):
+        c, n_devices = model.config, jax.device_count()
+        n_matmul = models.parameter_count(model.abstract_params) - (0 if c.tie_embeddings else c.vocab_size * c.hidden_size)
+        self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, length)
+        peak = metrics.peak_flops(jax.devices()[0].device_kind)
+        self.peak = peak * n_devices if peak else None
+        self.last = None
+
+    def of(self, sums: dict, step: loader.Step) -> dict[str, float]:
+        now, last = time.perf_counter(), self.last
+        self.last = now
+        values = {"data/packing_efficiency": step.efficiency, "data/rows": step.n_rows * step.batch.tokens_BL.shape[0]}
+        if last is None:
+            return values
+        rate = step.real_tokens / (now - last)
+        values["speed/step_s"] = now - last
+        values["speed/tokens_per_s"] = rate
+        values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / (now - last)
+        if self.peak:
+            values["speed/mfu"] = rate * self.flops / self.peak
+        return values

@@ -1,0 +1,60 @@
+"""The few structures that travel through the whole program, and the legend of shape letters.
+
+Shape letters, used in tensor names (`hidden_BLD`), einsum strings and annotations:
+
+    A  micro-batches of a step (gradient accumulation)      D  model width
+    B  packed rows                                          F  feed-forward width
+    L  positions in a row                                   H  query heads
+    N  positions flattened (B·L)                            G  key/value heads
+    C  trained tokens in one chunk of the loss              R  query heads per key/value head (H = G·R)
+    V  vocabulary                                           K  width of a head
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Any  # a plain nested dict of arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One packed batch. Two examples, `a b c` (target `c`) and `x y` (target `y`), in a row of five:
+
+        tokens     a b x - -      inputs; the last token of an example is only ever a target
+        targets    b c y - -      the token that follows, within the same example
+        mask       0 1 1 0 0      True where the target is trained: a fact of position, never of token id
+        segments   1 1 2 0 0      which example of the row; 0 is padding
+        positions  0 1 0 0 0      position within the example (RoPE)
+
+    Every array is [B, L], or [A, B, L] when it holds the micro-batches of a whole step.
+    """
+
+    tokens_BL: Int[Array, "B L"]
+    targets_BL: Int[Array, "B L"]
+    mask_BL: Bool[Array, "B L"]
+    segments_BL: Int[Array, "B L"]
+    positions_BL: Int[Array, "B L"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenStats:
+    """What objectives see of the model: float32 statistics of each target token, zero where untrained."""
+
+    logp_BL: Float[Array, "B L"]  # log π(target), nats; the only differentiable one
+    entropy_BL: Float[Array, "B L"]  # entropy of the next-token distribution, nats; gradient stopped
+    correct_BL: Bool[Array, "B L"]  # the target is (one of) the most probable token(s)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. `step` counts batches seen; the optimizer keeps its own count of updates."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any

@@ -1,0 +1,118 @@
+"""A run's directory and its metrics: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+_VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "datasets", "numpy", "safetensors")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes under a temporary name, flushes to disk, then renames: the final name never holds half a file."""
+    if jax.process_index() > 0:
+        return
+    temporary = file.with_name(f"{file.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, file)
+
+
+def write_json(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """What a reader of the numbers needs to know about where they were made."""
+    import dft_jax
+
+    return {
+        "dft_jax": dft_jax.__version__,
+        "git": _git(Path(dft_jax.__file__).parent),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in _VERSIONS_OF},
+        "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind, "processes": jax.process_count()},
+        "command": sys.argv,
+    }
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None  # an installed wheel, or no git
+
+
+class Writer:
+    """Appends rows of metrics; only process 0 writes."""
+
+    def __init__(self, workdir: Path, config: ConfigDict, *, resume_from: int):
+        self.active = jax.process_index() == 0
+        self.boards: list[Any] = []
+        if not self.active:
+            return
+        self.file = workdir / "metrics.jsonl"
+        _drop_rows_after(self.file, resume_from)
+        self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115  (open for the whole run)
+        if config.log.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.boards.append(SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1))
+        if config.log.wandb_project:
+            self.boards.append(_Wandb(workdir, config))
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        if not self.active:
+            return
+        self.rows.write(json.dumps({"step": step, **values}) + "\n")
+        self.rows.flush()
+        for board in self.boards:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for board in self.boards:
+            board.close()
+        if self.active:
+            self.rows.close()
+
+
+class _Wandb:
+    def __init__(self, workdir: Path, config: ConfigDict):
+        import wandb
+
+        self.run = wandb.init(project=config.log.wandb_project, dir=workdir, config=config.to_dict(), resume="allow")
+
+    def add_scalar(self, name, value, step):
+        self.run.log({name: value}, step=step)
+
+    def close(self):
+        self.run.finish()
+
+
+def _drop_rows_after(file: Path, step: int) -> None:
+    """A resumed run repeats the steps after its checkpoint; their first rows go, so that each step has one."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the half line of a killed run
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_text(file, "".join(kept))

@@ -1,0 +1,41 @@
+"""Strict settings for every test: eight simulated devices, warnings as errors (pyproject), no silent rank promotion."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pathlib
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def make_mesh(data=1, fsdp=1, tensor=1):
+    devices = jax.devices()[: data * fsdp * tensor]
+    return jax.make_mesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
+
+
+@pytest.fixture(scope="session")
+def mesh1():
+    return make_mesh()
+
+
+@pytest.fixture(scope="session")
+def mesh8():
+    return make_mesh(2, 2, 2)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real data beside a developer's checkout; tests that need it are skipped elsewhere."""
+    folder = pathlib.Path(__file__).parents[2] / "shared"
+    if not (folder / "data").is_dir():
+        pytest.skip("the folder of real problems and tokenizers is not beside this checkout")
+    return folder
