@@ -30,6 +30,7 @@ setup(
         "numpy>=2",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
+        "pyarrow",
         "safetensors>=0.6",
         "tensorboardX",
         "tqdm",

@@ -1,6 +1,6 @@
 """GSM8K with any supported checkpoint: one epoch over its 7,473 training problems.
 
-    python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER_OR_HUB_ID --workdir=runs/gsm8k_dft
+    python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
 
 Arguments: objective (dft), optimizer settings by override. Data comes from the hub (openai/gsm8k); a local copy is
 `--config.data.train=gsm8k_train.jsonl`. Hardware: a 1.5B model in float32 with Adam takes about 23 GiB plus

@@ -13,8 +13,7 @@ The first 100,000 rows are taken, as the authors' code does. Their run kept para
 DeepSeekMath's hub repository may hold pickles only: convert it to safetensors first.
 """
 
-from dft_jax import config as config_lib
-from dft_jax import errors
+from dft_jax import config as config_lib, errors
 
 _SIZES = {
     "1.5b": ("Qwen/Qwen2.5-Math-1.5B", 5e-5),

@@ -11,12 +11,13 @@ from dft_jax.types import TrainState
 
 
 class Checkpoints:
-    """The checkpoints under `workdir/checkpoints`. The step number is all the data position there is (data/loader.py)."""
+    """The checkpoints under `workdir/checkpoints`. The step number is all the data position there is."""
 
     def __init__(self, folder: Path, *, keep: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         self.folder = folder
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
+        self.manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     @property
     def latest(self) -> int | None:
@@ -56,7 +57,7 @@ def _differences(stored: Any, wanted: TrainState, where: str) -> list[str]:
 
     old, new = table(stored), table(wanted)
     return [
-        f"{where}: {path} is {old.get(path, 'absent')}, this run has {new.get(path, 'absent')}: not the same model or optimizer"
+        f"{where}: {path} is {old.get(path, 'absent')}, this run has {new.get(path, 'absent')}; give another --workdir"
         for path in sorted(old.keys() | new.keys())
         if old.get(path) != new.get(path)
     ]

@@ -1,17 +1,22 @@
 """Command lines: absl flags and ml_collections configs, with every mistake as one clear line and exit code 2."""
 
+import importlib.util
+import os
+import re
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dft_jax import config as config_lib
-from dft_jax import errors
+from dft_jax import config as config_lib, errors
 
 
 def define_config():
     """The --config=FILE[:argument] flag with its --config.key=value overrides."""
-    return config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py:objective=sft.")
+    holder = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py:objective=sft.")
+    flags.FLAGS["config"].parser = _ConfigFile()
+    return holder
 
 
 def parse(required: list[str]) -> None:
@@ -20,42 +25,69 @@ def parse(required: list[str]) -> None:
     Raises:
       UserError: unknown or missing flags, unreadable config files, unknown keys, values of the wrong type.
     """
+    _refuse_unknown_keys()
     try:
         rest = flags.FLAGS(sys.argv)[1:]
-    except errors.UserError:
-        raise
     except flags.Error as error:
-        raise errors.UserError(str(error).splitlines()[0]) from error
-    except (AttributeError, KeyError) as error:
-        raise errors.UserError(_unknown_key(error)) from error
-    except SyntaxError as error:
-        raise errors.UserError(f"{error.filename}:{error.lineno}: {error.msg}; mend the config file") from error
-    except Exception as error:  # whatever a config file raises; config_flags puts its traceback into the text
-        raise errors.UserError(f"--config: {_last_line(error)}") from error
+        if isinstance(error.__context__, errors.UserError):  # of a config file; absl wraps it
+            raise error.__context__ from None
+        raise errors.UserError(_wrong_type(error) or _summary(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the file's config lacks an overridden key
+        raise errors.UserError(f"--config: {_summary(error)}; start from dft_jax.config.get_default()") from error
     if rest:
         raise errors.UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
     for name in required:
-        if flags.FLAGS[name].value is None:
+        if not flags.FLAGS[name].value:
             raise errors.UserError(f"--{name} is required; --help lists the options")
 
 
-def config_value(holder) -> ConfigDict:
-    """The parsed config; the file may fail only when it is read."""
-    config = holder.value
-    if not isinstance(config, ConfigDict):
-        raise errors.UserError(f"--config: get_config() should return a ConfigDict, not {type(config).__name__}")
-    return config
+class _ConfigFile(flags.ArgumentParser):
+    """Calls get_config(argument) of a file; what goes wrong there is told with its line, not with a traceback."""
+
+    def parse(self, path: str) -> ConfigDict:
+        file, colon, argument = path.partition(":")
+        if not os.path.isfile(file):
+            raise errors.UserError(f"--config={file}: no such file (looked from {os.getcwd()}); correct the path")
+        spec = importlib.util.spec_from_file_location("config_file", file)
+        if spec is None:
+            raise errors.UserError(f"--config={file}: a config is a Python file, with a name that ends in .py")
+        try:
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise errors.UserError(f"{file}: no get_config() in it; see configs/tiny.py")
+            config = module.get_config(argument) if colon else module.get_config()
+        except errors.UserError:
+            raise
+        except SyntaxError as error:
+            raise errors.UserError(f"{error.filename}:{error.lineno}: {error.msg}; mend the config file") from error
+        except Exception as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [str(frame.lineno) for frame in frames if frame.filename == spec.origin]
+            what = f"{type(error).__name__}: {_summary(error)}"
+            raise errors.UserError(f"{':'.join([file, *lines[-1:]])}: {what}; mend the config file") from error
+        if not isinstance(config, ConfigDict):
+            raise errors.UserError(f"{file}: get_config() should return a ConfigDict, not {type(config).__name__}")
+        return config.lock()
 
 
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _refuse_unknown_keys() -> None:
+    """All keys of a run are in the default config, so that the command line can be checked before any file is read."""
+    matches = [re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in sys.argv[1:]]
+    known = config_lib.flatten(config_lib.get_default())
+    keys = [match[1] for match in matches if match]
+    errors.raise_if_any([config_lib.unknown_key(key) for key in keys if key not in known])
 
 
-def _unknown_key(error: Exception) -> str:
-    known = list(config_lib.flatten(config_lib.get_default()))
-    for argument in sys.argv[1:]:
-        key = argument.removeprefix("--config.").partition("=")[0]
-        if argument.startswith("--config.") and key not in known:
-            return f"config.{key}: unknown key{errors.did_you_mean(key, known)}"
-    return f"--config: {error}: not a key of the config; start from dft_jax.config.get_default()"
+def _wrong_type(error: flags.Error) -> str | None:
+    match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
+    if not match:
+        return None
+    default = config_lib.flatten(config_lib.get_default())[match[1]]
+    return f"config.{match[1]}={match[2]} should be {type(default).__name__}, such as {default!r}"
+
+
+def _summary(error: Exception) -> str:
+    """The message on one line, without the section that ConfigDict would list."""
+    text = str(error.args[0]) if error.args else "no message"
+    return " ".join(re.sub(r' Other fields present: "\{.*?\}"', "", text).replace("\\n", " ").split())

@@ -14,80 +14,82 @@ from dft_jax.data import chat, sources
 from dft_jax.models import REMAT_POLICIES, DecoderConfig
 from dft_jax.sharding import MESH_AXES, mesh_sizes
 
+_DEFAULT = {
+    "objective": "dft",  # objectives.py: sft, dft, power(alpha=0.5), threshold(tau=0.2), …
+    "model": {
+        "path": "",  # folder or hub id of a Hugging Face checkpoint
+        "revision": "main",
+        "init": "checkpoint",  # or "random": only config.json and tokenizer are read
+        "param_dtype": "float32",  # master weights and moments; "bfloat16" replicates the authors' run
+        "compute_dtype": "bfloat16",  # matrix products; logits, softmax and loss are float32 always
+        "remat": "none",  # or "dots", "full": less memory, more arithmetic
+        "attention_block": 512,  # queries per attention block
+    },
+    "data": {
+        "train": "",  # .jsonl, .json, .parquet, a folder, or a hub dataset
+        "heldout": "",  # the same; empty for none
+        "subset": "",  # of a hub dataset
+        "split": "train",
+        "revision": "",
+        "rows": "fields",  # data/sources.py: what a row means
+        "prompt_field": "prompt",
+        "completion_field": "completion",
+        "messages_field": "messages",
+        "template": "tokenizer",  # or a name of data/chat.py, or a .jinja file
+        "max_length": 2048,  # tokens of an example, prompt and EOS included; also the length of a packed row
+        "max_rows": 0,  # the first rows of data.train; 0 for all
+        "bad_rows": "refuse",  # or "drop": leave malformed rows out, counted
+    },
+    "optimizer": {
+        "learning_rate": 5e-5,
+        "schedule": "cosine",
+        "warmup_fraction": 0.1,
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "decay": "all",  # or "matrices": not norms and biases
+        "clip_norm": 1.0,
+    },
+    "train": {
+        "global_batch": 256,  # examples per update, over all devices
+        "accumulation": 1,  # micro-batches per update
+        "epochs": 1.0,  # sets the number of steps …
+        "steps": 0,  # … unless this does
+        "seed": 0,
+        "loss_normalization": "global",  # tokens of the global batch; "official": sum of micro-batch means
+        "loss_chunk_tokens": 1024,  # trained tokens whose logits exist at once on a device
+        "max_skipped_steps": 5,  # non-finite updates in a row before the run stops
+    },
+    "mesh": {
+        "data": -1,  # replicas; -1 takes the devices that the others leave
+        "fsdp": 1,  # parameters sharded, gathered for use
+        "tensor": 1,  # heads, feed-forward and vocabulary split
+    },
+    "eval": {
+        "every": 0,  # steps between evaluations on data.heldout; 0: only before and after
+        "max_examples": 512,  # the first ones; 0 for all
+    },
+    "checkpoint": {
+        "every": 100,  # steps; one is always saved at the end
+        "keep": 2,
+    },
+    "export": {
+        "enabled": True,  # a Hugging Face folder under workdir/export at the end
+        "dtype": "source",  # that of the checkpoint, or "float32", "bfloat16"
+        "max_shard_gb": 5.0,
+    },
+    "log": {
+        "every": 1,  # steps between rows of metrics.jsonl
+        "tensorboard": True,
+        "wandb_project": "",  # empty: not used
+    },
+}
+
 
 def get_default() -> ConfigDict:
     """Every key there is, with the paper's recipe as values; locked. `config.json` of a run has just these keys."""
-    config = ConfigDict()
-    config.objective = "dft"  # objectives.py: sft, dft, power(alpha=0.5), threshold(tau=0.2), …
-
-    config.model = ConfigDict()
-    config.model.path = ""  # folder or hub id of a Hugging Face checkpoint
-    config.model.revision = "main"
-    config.model.init = "checkpoint"  # or "random": only config.json and tokenizer are read
-    config.model.param_dtype = "float32"  # master weights and moments; "bfloat16" replicates the authors' run
-    config.model.compute_dtype = "bfloat16"  # matrix products; logits, softmax and loss are float32 always
-    config.model.remat = "none"  # or "dots", "full": less memory, more arithmetic
-    config.model.attention_block = 512  # queries per attention block
-
-    config.data = ConfigDict()
-    config.data.train = ""  # .jsonl, .json, .parquet, a folder, or a hub dataset
-    config.data.heldout = ""  # the same; empty for none
-    config.data.subset = ""  # of a hub dataset
-    config.data.split = "train"
-    config.data.revision = ""
-    config.data.rows = "fields"  # data/sources.py: what a row means
-    config.data.prompt_field = "prompt"
-    config.data.completion_field = "completion"
-    config.data.messages_field = "messages"
-    config.data.template = "tokenizer"  # or a name of data/chat.py, or a .jinja file
-    config.data.max_length = 2048  # tokens of an example, prompt and EOS included; also the length of a packed row
-    config.data.max_rows = 0  # the first rows of data.train; 0 for all
-    config.data.bad_rows = "refuse"  # or "drop": leave malformed rows out, counted
-
-    config.optimizer = ConfigDict()
-    config.optimizer.learning_rate = 5e-5
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_fraction = 0.1
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-8
-    config.optimizer.weight_decay = 0.01
-    config.optimizer.decay = "all"  # or "matrices": not norms and biases
-    config.optimizer.clip_norm = 1.0
-
-    config.train = ConfigDict()
-    config.train.global_batch = 256  # examples per update, over all devices
-    config.train.accumulation = 1  # micro-batches per update
-    config.train.epochs = 1.0  # sets the number of steps …
-    config.train.steps = 0  # … unless this does
-    config.train.seed = 0
-    config.train.loss_normalization = "global"  # tokens of the global batch; "official": sum of micro-batch means
-    config.train.loss_chunk_tokens = 1024  # trained tokens whose logits exist at once on a device
-    config.train.max_skipped_steps = 5  # non-finite updates in a row before the run stops
-
-    config.mesh = ConfigDict()
-    config.mesh.data = -1  # replicas; -1 takes the devices that the others leave
-    config.mesh.fsdp = 1  # parameters sharded, gathered for use
-    config.mesh.tensor = 1  # heads, feed-forward and vocabulary split
-
-    config.eval = ConfigDict()
-    config.eval.every = 0  # steps between evaluations on data.heldout; 0: only before and after
-    config.eval.max_examples = 512  # the first ones; 0 for all
-
-    config.checkpoint = ConfigDict()
-    config.checkpoint.every = 100  # steps; one is always saved at the end
-    config.checkpoint.keep = 2
-
-    config.export = ConfigDict()
-    config.export.enabled = True  # a Hugging Face folder under workdir/export at the end
-    config.export.dtype = "source"  # that of the checkpoint, or "float32", "bfloat16"
-    config.export.max_shard_gb = 5.0
-
-    config.log = ConfigDict()
-    config.log.every = 1  # steps between rows of metrics.jsonl
-    config.log.tensorboard = True
-    config.log.wandb_project = ""  # empty: not used
-    return config.lock()
+    return ConfigDict(_DEFAULT).lock()
 
 
 _CHOICES = {
@@ -105,9 +107,7 @@ _CHOICES = {
 
 # Key -> (test, what it should be).
 _RANGES = {
-    **dict.fromkeys(
-        ("data.max_length",), (lambda v: v >= 2, "at least 2 (one token to read, one to predict)")
-    ),
+    **dict.fromkeys(("data.max_length",), (lambda v: v >= 2, "at least 2 (one token to read, one to predict)")),
     **dict.fromkeys(
         (
             "model.attention_block",
@@ -122,15 +122,18 @@ _RANGES = {
         (lambda v: v >= 1, "at least 1"),
     ),
     **dict.fromkeys(
-        ("data.max_rows", "train.steps", "train.seed", "eval.every", "eval.max_examples", "optimizer.weight_decay"),
+        ("data.max_rows", "train.steps", "eval.every", "eval.max_examples", "optimizer.weight_decay"),
         (lambda v: v >= 0, "at least 0"),
     ),
+    "train.seed": (lambda v: 0 <= v < 2**32, f"at least 0 and below {2**32}"),
     **dict.fromkeys(
         ("optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "train.epochs", "export.max_shard_gb"),
         (lambda v: v > 0, "above 0"),
     ),
     **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.warmup_fraction"), (lambda v: 0 <= v < 1, "in [0, 1)")),
-    **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor"), (lambda v: v >= 1 or v == -1, "at least 1, or -1 for the rest")),
+    **dict.fromkeys(
+        ("mesh.data", "mesh.fsdp", "mesh.tensor"), (lambda v: v >= 1 or v == -1, "at least 1, or -1 for the rest")
+    ),
 }
 
 
@@ -141,7 +144,8 @@ def parse_argument(argument: str, **defaults: str) -> dict[str, str]:
         name, equals, value = part.partition("=")
         if name not in defaults or not equals:
             legal = ", ".join(f"{key}={default}" for key, default in defaults.items())
-            raise errors.UserError(f"--config=…:{part}{errors.did_you_mean(name, list(defaults))}: expected some of {legal}")
+            hint = errors.did_you_mean(name, list(defaults))
+            raise errors.UserError(f"--config=…:{part}{hint}: expected some of {legal}")
         values[name] = value
     return values
 
@@ -155,13 +159,23 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def unknown_key(key: str) -> str:
+    """What to say about a key that the default config does not have."""
+    known = list(flatten(get_default()))
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f"config.{key} is a section, so it has no value; its keys: {', '.join(inside)}"
+    namesakes = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    meant = f" (did you mean {namesakes[0]!r}?)" if namesakes else errors.did_you_mean(key, known)
+    return f"config.{key}: unknown key{meant}; dft_jax/config.py lists them all"
+
+
 def validate(config: ConfigDict) -> list[str]:
     """All that is wrong with a config by itself: one line each, with the key, the value and the remedy."""
     default, found = flatten(get_default()), flatten(config)
-    problems = [
-        f"config.{key}: unknown key{errors.did_you_mean(key, list(default))}" for key in found if key not in default
-    ]
-    problems += [f"config.{key} is missing; start from dft_jax.config.get_default()" for key in default if key not in found]
+    problems = [unknown_key(key) for key in found if key not in default]
+    missing = [key for key in default if key not in found]
+    problems += [f"config.{key} is missing; start from dft_jax.config.get_default()" for key in missing]
     well_typed = set()
     for key in default.keys() & found.keys():
         if problem := _type_problem(key, found[key], default[key]):
@@ -171,8 +185,8 @@ def validate(config: ConfigDict) -> list[str]:
     for key in sorted(well_typed):
         value = found[key]
         if key in _CHOICES and value not in _CHOICES[key]:
-            known = ", ".join(_CHOICES[key])
-            problems.append(f"config.{key}={value!r} is unknown{errors.did_you_mean(value, _CHOICES[key])}; known: {known}")
+            hint, known = errors.did_you_mean(value, _CHOICES[key]), ", ".join(_CHOICES[key])
+            problems.append(f"config.{key}={value!r} is unknown{hint}; known: {known}")
         if key in _RANGES and not _RANGES[key][0](value):
             problems.append(f"config.{key}={value} should be {_RANGES[key][1]}")
     if "objective" in well_typed:
@@ -196,16 +210,17 @@ def _type_problem(key: str, value: Any, default: Any) -> str | None:
 
 def _path_problems(found: dict, well_typed: set) -> list[str]:
     problems = []
+    remedy = f"(looked from {os.getcwd()}); correct the path"
     if "model.path" in well_typed and not found["model.path"]:
         problems.append("config.model.path is empty: give the folder or hub id of a Hugging Face checkpoint")
     if "data.train" in well_typed and not found["data.train"]:
         problems.append("config.data.train is empty: give a .jsonl, .json or .parquet file, a folder or a hub dataset")
     for key in ("data.train", "data.heldout"):
         if key in well_typed and _looks_like_file(found[key]) and not Path(found[key]).exists():
-            problems.append(f"config.{key}={found[key]!r}: no such file (looked from {os.getcwd()})")
+            problems.append(f"config.{key}={found[key]!r}: no such file {remedy}")
     path = found.get("model.path")
     if "model.path" in well_typed and path.startswith((".", "/")) and not Path(path).is_dir():
-        problems.append(f"config.model.path={path!r}: no such folder (looked from {os.getcwd()})")
+        problems.append(f"config.model.path={path!r}: no such folder {remedy}")
     template = found.get("data.template")
     if "data.template" in well_typed and template != "tokenizer" and template not in chat.STYLES:
         known = ["tokenizer", *chat.STYLES]
@@ -215,9 +230,9 @@ def _path_problems(found: dict, well_typed: set) -> list[str]:
                 f" known: {', '.join(known)}, or a .jinja file"
             )
         elif not Path(template).is_file():
-            problems.append(f"config.data.template={template!r}: no such file (looked from {os.getcwd()})")
+            problems.append(f"config.data.template={template!r}: no such file {remedy}")
     if "log.wandb_project" in well_typed and found["log.wandb_project"] and not importlib.util.find_spec("wandb"):
-        problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or leave it empty")
+        problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or empty it")
     return problems
 
 
@@ -232,7 +247,7 @@ def validate_mesh(config: ConfigDict, device_count: int) -> list[str]:
     fixed = math.prod(size for size in sizes.values() if size != -1)
     n_free = list(sizes.values()).count(-1)
     if n_free > 1:
-        return [f"config.mesh: {text}: only one axis can be -1"]
+        return [f"config.mesh: {text}: only one axis can be -1; give the sizes of the others"]
     if (n_free and device_count % fixed) or (not n_free and fixed != device_count):
         legal = [n for n in range(1, device_count + 1) if device_count % n == 0]
         return [
@@ -262,7 +277,8 @@ def validate_architecture(config: ConfigDict, architecture: DecoderConfig, devic
             )
     if config.data.max_length > architecture.max_length:
         problems.append(
-            f"config.data.max_length={config.data.max_length} is beyond the model's max_position_embeddings={architecture.max_length}"
+            f"config.data.max_length={config.data.max_length} is beyond the model's max_position_embeddings="
+            f"{architecture.max_length}; use at most {architecture.max_length}"
         )
     return problems
 

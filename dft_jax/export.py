@@ -1,6 +1,6 @@
 """A run as a Hugging Face folder that `transformers` loads: sharded safetensors, config and tokenizer.
 
-    python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
+python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 """
 
 import json
@@ -14,8 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dft_jax import cli, errors, train
-from dft_jax import optimizer as optimizer_lib
+from dft_jax import cli, errors, optimizer as optimizer_lib, train
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.models import Model, hf
 from dft_jax.types import Params

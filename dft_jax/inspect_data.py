@@ -1,6 +1,6 @@
 """Shows what a config trains on: the account of the data and a few packed rows, trained tokens highlighted.
 
-    python -m dft_jax.inspect_data --config=configs/tiny.py --rows=2
+python -m dft_jax.inspect_data --config=configs/tiny.py --rows=2
 """
 
 import json
@@ -47,9 +47,8 @@ def row_as_text(batch: Batch, row: int, tokenizer) -> str:
 
 def main() -> None:
     cli.parse(required=["config"])
-    config = cli.config_value(_CONFIG)
-    config.unlock()
-    config.mesh.update(data=1, fsdp=1, tensor=1)
+    config = _CONFIG.value
+    config.mesh.update(data=-1, fsdp=1, tensor=1)
     config.model.init = "random"  # the rows do not depend on the weights, so they need not be here
     _, model, tokenizer = train.load_model(config)
     examples, _ = train.load_data(config, tokenizer, model)

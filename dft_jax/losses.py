@@ -117,9 +117,7 @@ def _local_forward(hidden_BLD, head_VD, targets_BL, mask_BL, *, chunk_tokens, vo
     return tuple(all_N.reshape(mask_BL.shape) for all_N in stats)
 
 
-def _local_backward(
-    hidden_BLD, head_VD, targets_BL, mask_BL, logsumexp_BL, d_logp_BL, *, chunk_tokens, vocab_axes
-):
+def _local_backward(hidden_BLD, head_VD, targets_BL, mask_BL, logsumexp_BL, d_logp_BL, *, chunk_tokens, vocab_axes):
     chunk_of, n_chunks, N = _chunks(hidden_BLD, targets_BL, mask_BL, chunk_tokens, vocab_axes, head_VD.shape[0])
     dtype = jnp.promote_types(jnp.float32, hidden_BLD.dtype)
     head_VD = head_VD.astype(hidden_BLD.dtype)

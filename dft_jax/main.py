@@ -1,7 +1,7 @@
 """One command from a checkpoint and a file of problems to a fine-tuned checkpoint.
 
-    python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
-    python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
+python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
+python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
 """
 
 import os
@@ -20,7 +20,7 @@ if "workdir" not in flags.FLAGS:  # defined by dft_jax.export as well
 def main() -> None:
     cli.parse(required=["config", "workdir"])
     initialize_processes()
-    run = train.run(cli.config_value(_CONFIG), flags.FLAGS.workdir)
+    run = train.run(_CONFIG.value, flags.FLAGS.workdir)
     settings = run.config.export
     if settings.enabled:
         out = run.workdir / "export"
@@ -30,7 +30,10 @@ def main() -> None:
 
 
 def initialize_processes() -> None:
-    """Joins the processes of one job: Slurm, a TPU pod, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID."""
+    """Joins the processes of one job, when there are several.
+
+    They are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by Slurm, or on a TPU pod.
+    """
     environment = os.environ
     if "JAX_COORDINATOR_ADDRESS" in environment:
         try:

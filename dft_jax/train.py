@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +14,17 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dft_jax import config as config_lib
-from dft_jax import errors, losses, metrics, models, objectives, sharding, writer
-from dft_jax import optimizer as optimizer_lib
+from dft_jax import (
+    config as config_lib,
+    errors,
+    losses,
+    metrics,
+    models,
+    objectives,
+    optimizer as optimizer_lib,
+    sharding,
+    writer,
+)
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
 from dft_jax.models import Model, hf
@@ -87,7 +94,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             if step % config.log.every == 0 or step == steps:
                 log.write(step, values)
             progress.update(step - progress.n)
-            progress.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in throughput.SHOWN if name in values})
+            shown = {name.split("/")[1]: values[name] for name in throughput.SHOWN if name in values}
+            progress.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
 
         if start == 0:
             log.write(0, evaluate(state.params))
@@ -154,10 +162,11 @@ def open_workdir(
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise errors.UserError(f"--workdir={workdir}: cannot be used ({error.strerror}: {error.filename})") from error
+        why = f"{error.strerror}: {error.filename}"
+        raise errors.UserError(f"--workdir={workdir}: cannot be used ({why}); give another") from error
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     if checkpoints.latest is not None:
-        changes = config_lib.resume_differences(config, json.loads((workdir / "config.json").read_text()))
+        changes = config_lib.resume_differences(config, hf.read_json(workdir / "config.json"))
         old = checkpoints.run_of(checkpoints.latest)["data_sha256"]
         if old != train.report["sha256"]:
             changes.append(f"content of {config.data.train}: sha256 {old[:12]} -> {train.report['sha256'][:12]}")
@@ -322,7 +331,8 @@ class _Throughput:
 
     def __init__(self, model: Model, length: int):
         c, n_devices = model.config, jax.device_count()
-        n_matmul = models.parameter_count(model.abstract_params) - (0 if c.tie_embeddings else c.vocab_size * c.hidden_size)
+        n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size  # a row is read, nothing is multiplied
+        n_matmul = models.parameter_count(model.abstract_params) - n_lookup
         self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, length)
         peak = metrics.peak_flops(jax.devices()[0].device_kind)
         self.peak = peak * n_devices if peak else None

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-_VERSIONS_OF = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "datasets", "numpy", "safetensors")
+_VERSIONS_OF = "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
 
 
 def write_text(file: Path, text: str) -> None:
@@ -40,14 +40,16 @@ def environment() -> dict[str, Any]:
         "git": _git(Path(dft_jax.__file__).parent),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _VERSIONS_OF},
-        "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind, "processes": jax.process_count()},
+        "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind},
+        "processes": jax.process_count(),
         "command": sys.argv,
     }
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
     def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

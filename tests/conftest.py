@@ -5,6 +5,11 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests are compile-bound; equal programs are compiled once, in this process and in the commands that tests start.
+CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "compilations")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pathlib
 

@@ -1,6 +1,6 @@
 """Writes dft_jax/assets/tiny: an untrained Qwen2-shaped model's config, a byte tokenizer and word problems.
 
-    python -m dft_jax.assets.make_tiny
+python -m dft_jax.assets.make_tiny
 """
 
 import json
@@ -12,7 +12,8 @@ from dft_jax.assets import TINY
 
 _SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _TEMPLATE = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
 _NAMES, _THINGS = ("Ann", "Bob", "Cara", "Dan", "Eve", "Finn"), ("apples", "books", "coins", "pens", "shells")
@@ -23,7 +24,9 @@ def problem(rng: random.Random) -> dict[str, str]:
     name, other = rng.sample(_NAMES, 2)
     thing, count, more, factor = rng.choice(_THINGS), rng.randint(2, 9), rng.randint(1, 9), rng.choice((2, 3))
     total = (count + more) * factor
-    question = f"{name} has {count} {thing} and finds {more} more. {other} has {factor} times as many. How many has {other}?"
+    question = (
+        f"{name} has {count} {thing} and finds {more} more. {other} has {factor} times as many. How many has {other}?"
+    )
     answer = f"{name} has {count}+{more}={count + more}. {other} has {count + more}*{factor}={total}.\n#### {total}"
     return {"question": question, "answer": answer}
 

@@ -58,7 +58,7 @@ class Template:
             try:
                 self.jinja = Path(name).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise errors.UserError(f"data.template={name!r} cannot be read: {error}") from error
+                raise errors.UserError(f"data.template={name!r} cannot be read ({error}); give a UTF-8 file") from error
         elif name not in STYLES:
             raise errors.UserError(
                 f"data.template={name!r} is unknown{errors.did_you_mean(name, list(STYLES))};"
@@ -74,7 +74,10 @@ class Template:
         last = messages[-1]["content"] + self.tokenizer.eos_token
         if self.jinja is None:
             if len(messages) != 2 or messages[0]["role"] != "user":
-                raise BadRow(f"template {self.name!r} takes one question and one answer, not {len(messages)} messages")
+                raise BadRow(
+                    f"template {self.name!r} takes one question and one answer, not {len(messages)} messages;"
+                    " for conversations set data.template='tokenizer' or a .jinja file"
+                )
             prompt = STYLES[self.name].replace("{input}", messages[0]["content"])
             return [Part(prompt, False), Part(last, True)]
         parts, done = [], ""
@@ -105,15 +108,17 @@ class Template:
         except jinja2.TemplateSyntaxError as error:
             raise errors.UserError(f"data.template={self.name!r}:{error.lineno}: {error.message}; mend it") from error
         except jinja2.TemplateError as error:
-            raise BadRow(f"template {self.name!r} refused the conversation: {error}") from error
+            raise BadRow(f"template {self.name!r} refused the row ({error}); mend one of them") from error
+        except Exception as error:  # the template is a small program: 'a' + 1 raises TypeError
+            raise BadRow(f"template {self.name!r} failed ({type(error).__name__}: {error}); mend it") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """Token ids and loss mask of one conversation, as joined from its parts, cut on the right at the limit.
 
-        ids      p p p c c e      prompt, completion, EOS
-        trained  0 0 0 1 1 1      the mask of each id as a target
+    ids      p p p c c e      prompt, completion, EOS
+    trained  0 0 0 1 1 1      the mask of each id as a target
     """
 
     ids: np.ndarray  # int32 [n]
@@ -124,7 +129,5 @@ class Example:
 def join(ids_of_parts: list[list[int]], parts: list[Part], max_length: int) -> Example:
     """Joins tokenised parts. An example that is cut gets no EOS: its answer does not end there."""
     ids = np.concatenate([np.asarray(ids, np.int32) for ids in ids_of_parts])
-    trained = np.concatenate(
-        [np.full(len(ids), part.trained) for ids, part in zip(ids_of_parts, parts, strict=True)]
-    )
+    trained = np.concatenate([np.full(len(ids), part.trained) for ids, part in zip(ids_of_parts, parts, strict=True)])
     return Example(ids[:max_length], trained[:max_length], max(0, len(ids) - max_length))

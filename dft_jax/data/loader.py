@@ -59,7 +59,7 @@ def load_examples(path: str, config: ConfigDict, tokenizer, vocab_size: int, *, 
         pending.clear()
 
     rows = sources.read_rows(path, config)
-    for number, row in enumerate(tqdm(rows, desc=f"read {Path(path).name}", unit="row", disable=_quiet())):
+    for number, row in enumerate(tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=_quiet())):
         if max_rows and number >= max_rows:
             break
         accountant.rows_read += 1
@@ -77,17 +77,19 @@ def load_examples(path: str, config: ConfigDict, tokenizer, vocab_size: int, *, 
     if not examples:
         why = ", ".join(f"{n} {reason}" for reason, n in accountant.dropped.items()) or "the file has no rows"
         first = f"; first: {accountant.offenders[0]}" if accountant.offenders else ""
-        raise errors.UserError(f"{path}: no example to train on ({why}){first}")
+        raise errors.UserError(f"{path}: no example to train on ({why}){first}; mend the rows or raise data.max_length")
     largest = max(int(example.ids.max()) for example in examples)
     if largest >= vocab_size:
         raise errors.UserError(
-            f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the tokenizer is not this model's"
+            f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the tokenizer is not this"
+            " model's; copy the model's own tokenizer files"
         )
     return Examples(examples, accountant.report(path, examples))
 
 
-def _quiet() -> bool:
-    return jax.process_index() > 0
+def _quiet() -> bool | None:
+    """For tqdm: True is quiet, None is quiet unless stderr is a terminal."""
+    return jax.process_index() > 0 or None
 
 
 def _tokenize(pending: list[tuple[str, list[Part]]], tokenizer, max_length: int, accountant) -> Iterator[Example]:
@@ -186,7 +188,9 @@ class Step:
 class Steps:
     """Random access to the packed steps of a run: `steps[n]`."""
 
-    def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, accumulation: int, row_length: int, seed: int):
+    def __init__(
+        self, examples: Examples, mesh: Mesh, *, global_batch: int, accumulation: int, row_length: int, seed: int
+    ):
         self.mesh, self.accumulation, self.row_length = mesh, accumulation, row_length
         order = grain.MapDataset.source(range(len(examples))).shuffle(seed=seed).repeat()
         self.examples = examples.examples
@@ -224,8 +228,6 @@ class Steps:
 def in_order(examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int, limit: int = 0) -> Iterator[Step]:
     """One pass over the first `limit` examples (0: all) in file order, for evaluation; the last step may be smaller."""
     chosen = examples.examples[: limit or None]
-    steps = Steps(
-        Examples(chosen, {}), mesh, global_batch=global_batch, accumulation=1, row_length=row_length, seed=0
-    )
+    steps = Steps(Examples(chosen, {}), mesh, global_batch=global_batch, accumulation=1, row_length=row_length, seed=0)
     for start in range(0, len(chosen), global_batch):
         yield steps._fill(list(range(start, min(start + global_batch, len(chosen)))))

@@ -5,6 +5,9 @@ A new dataset is one function under `@row_format`: it turns a row into messages,
 
 import dataclasses
 import json
+import logging
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,17 +67,21 @@ def math(row: dict, config: ConfigDict) -> list[Message]:
 @row_format
 def messages(row: dict, config: ConfigDict) -> list[Message]:
     """A conversation under `data.messages_field`: a list of {role, content}; only assistant turns are trained."""
-    conversation = row.get(config.messages_field)
+    conversation = _value(row, config.messages_field)
     if not isinstance(conversation, list) or not conversation:
-        raise BadRow(f"field {config.messages_field!r} should be a list of messages {_has(row)}")
+        found = "an empty list" if conversation == [] else type(conversation).__name__
+        problem = f"field {config.messages_field!r} should be a list of messages, not {found}"
+        raise BadRow(f"{problem}; mend it or set data.rows")
     result = []
     for number, message in enumerate(conversation):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise BadRow(f"message {number} should have a role out of {', '.join(ROLES)}")
+        if not isinstance(message, dict):
+            raise BadRow(f"message {number} should be an object with role and content, not {type(message).__name__}")
+        if message.get("role") not in ROLES:
+            raise BadRow(f"message {number} has role {message.get('role')!r}; it should be one of {', '.join(ROLES)}")
         empty_is_fine = message["role"] != "assistant"
         result.append({"role": message["role"], "content": _text(message, "content", empty_is_fine=empty_is_fine)})
     if result[-1]["role"] != "assistant":
-        raise BadRow("the last message should be the assistant's: there is nothing to train on after it")
+        raise BadRow("the last message should be the assistant's; add the answer or remove the message")
     return result
 
 
@@ -86,17 +93,23 @@ def _pair(row: dict, prompt_field: str, completion_field: str) -> list[Message]:
 
 
 def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
-    if field not in row or row[field] is None:
-        raise BadRow(f"field {field!r} is missing {_has(row)}; set data.rows or the field names")
-    if not isinstance(row[field], str):
-        raise BadRow(f"field {field!r} should be text, not {type(row[field]).__name__}")
-    if not row[field].strip() and not empty_is_fine:
+    text = _value(row, field)
+    if not isinstance(text, str):
+        raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; put it in quotes")
+    if re.search("[\ud800-\udfff]", text):
+        raise BadRow(f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8")
+    if not text.strip() and not empty_is_fine:
         raise BadRow(f"field {field!r} is empty; remove the row or set data.bad_rows='drop'")
+    return text
+
+
+def _value(row: dict, field: str) -> Any:
+    if field not in row:
+        has = ", ".join(map(repr, sorted(row))) or "no fields"
+        raise BadRow(f"field {field!r} is missing (the row has {has}); set data.rows or the field names")
+    if row[field] is None:
+        raise BadRow(f"field {field!r} is null; remove the row or set data.bad_rows='drop'")
     return row[field]
-
-
-def _has(row: dict) -> str:
-    return f"(the row has {', '.join(map(repr, sorted(row))) or 'no fields'})"
 
 
 def read_rows(path: str, config: ConfigDict) -> Iterator[Row | tuple[str, str]]:
@@ -109,10 +122,9 @@ def read_rows(path: str, config: ConfigDict) -> Iterator[Row | tuple[str, str]]:
     """
     file = Path(path)
     if file.is_file():
-        readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_table}
-        if file.suffix not in readers:
-            raise errors.UserError(f"data file {path}: unknown ending {file.suffix!r}; known: {', '.join(readers)}")
-        return readers[file.suffix](file)
+        if file.suffix not in _READERS:
+            raise errors.UserError(f"data file {path}: unknown ending {file.suffix!r}; known: {', '.join(_READERS)}")
+        return _READERS[file.suffix](file)
     return _read_datasets(path, config)
 
 
@@ -133,7 +145,7 @@ def _read_jsonl(file: Path) -> Iterator[Row | tuple[str, str]]:
             try:
                 value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
                 if not isinstance(value, dict):
-                    raise BadRow(f"expected a JSON object, found {type(value).__name__}")
+                    raise BadRow(f"expected a JSON object, found {type(value).__name__}; write one object per line")
                 yield Row(where, value)
             except UnicodeDecodeError as error:
                 yield where, f"not UTF-8 at byte {error.start}; re-save the file as UTF-8"
@@ -142,47 +154,70 @@ def _read_jsonl(file: Path) -> Iterator[Row | tuple[str, str]]:
                 yield where, f"not JSON at column {error.colno} ({error.msg}){cut}; mend or remove the line"
             except BadRow as error:
                 yield where, str(error)
+            except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 10000 deep
+                yield where, f"not JSON that Python reads ({error}); mend or remove the line"
 
 
 def _read_json(file: Path) -> Iterator[Row | tuple[str, str]]:
+    content = file.read_bytes()
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
-    except (UnicodeDecodeError, json.JSONDecodeError, BadRow) as error:
-        line = getattr(error, "lineno", 1)
-        raise errors.UserError(f"{file.name}:{line}: not readable as JSON ({error}); mend the file") from error
+        rows = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise errors.UserError(f"{file.name}:{line}: not UTF-8; re-save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        remedy = "if each line is an object, name the file .jsonl" if error.msg == "Extra data" else "mend it"
+        what = f"not JSON ({error.msg} at column {error.colno})"
+        raise errors.UserError(f"{file.name}:{error.lineno}: {what}; {remedy}") from error
+    except (ValueError, RecursionError) as error:  # a key twice, a number of 5000 digits, brackets 10000 deep
+        raise errors.UserError(f"{file.name}: not readable as JSON ({error}); mend the file") from error
     if not isinstance(rows, list):
-        raise errors.UserError(f"{file.name}:1: expected a JSON list of objects, found {type(rows).__name__}")
+        found = type(rows).__name__
+        raise errors.UserError(f"{file.name}:1: expected a list of objects, found {found}; put the rows into [ ]")
     for number, value in enumerate(rows):
         where = f"{file.name}[{number}]"
-        yield Row(where, value) if isinstance(value, dict) else (where, "expected a JSON object")
+        yield Row(where, value) if isinstance(value, dict) else (where, "expected a JSON object; mend or remove it")
 
 
 def _read_table(file: Path) -> Iterator[Row]:
-    import datasets
+    from pyarrow import parquet
 
     try:
-        table = datasets.Dataset.from_parquet(str(file), keep_in_memory=True)
-    except Exception as error:  # pyarrow and datasets raise many types for a damaged file
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise errors.UserError(f"{file.name}: not a readable parquet file ({first}); write it again") from error
-    for number, value in enumerate(table):
-        yield Row(f"{file.name}[{number}]", value)
+        with parquet.ParquetFile(file) as table:
+            values = (value for batch in table.iter_batches() for value in batch.to_pylist())
+            for number, value in enumerate(values):
+                yield Row(f"{file.name}[{number}]", value)
+    except Exception as error:  # pyarrow raises many types for a damaged file
+        what = f"not a readable parquet file ({_first_line(error)})"
+        raise errors.UserError(f"{file.name}: {what}; write it again") from error
 
 
 def _read_datasets(path: str, config: ConfigDict) -> Iterator[Row]:
     import datasets
 
-    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1 or "." in Path(path).suffix):
-        raise errors.UserError(f"data file {path!r} does not exist (looked from {Path.cwd()})")
+    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in _READERS
+    if is_path and not Path(path).is_dir():
+        raise errors.UserError(f"data file {path!r} does not exist (looked from {Path.cwd()}); correct the path")
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it would log errors that are reported below
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(
-            path, config.subset or None, split=config.split, revision=config.revision or None
-        )
-    except Exception as error:  # offline, unknown, gated, no such split: many types, one remedy
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        table = datasets.load_dataset(path, config.subset or None, split=config.split, revision=config.revision or None)
+    except Exception as error:  # offline, unknown, gated, no such split: many types
+        if Path(path).is_dir():
+            remedy = "put .jsonl, .json or .parquet files there, or name one of them"
+        else:
+            remedy = f"give a local file, or fetch it where there is a network: hf download --repo-type dataset {path}"
         raise errors.UserError(
             f"dataset {path!r} (subset {config.subset!r}, split {config.split!r}) could not be loaded:"
-            f" {first[:160]}; give a local file, or fetch it where there is a network: hf download --repo-type dataset {path}"
+            f" {_first_line(error)[:160]}; {remedy}"
         ) from error
     for number, value in enumerate(table):
         yield Row(f"{path}[{number}]", value)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_table}

@@ -37,19 +37,19 @@ def build(
     remat: str = "none",
     attention_block: int = 512,
 ) -> Model:
-    """The model of `config` on `mesh`: `init(key)` gives random sharded params, `apply(params, batch)` hidden states."""
+    """The model of `config` on `mesh`: `init(key)` gives random params, `apply(params, batch)` hidden states."""
     module = Decoder(config, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), mesh, remat, attention_block)
     rows = sharding.batch_shards(mesh)
-    dummy = jnp.zeros((rows, 1), jnp.int32)
 
     def init_boxed(key):
-        return module.init(key, dummy, dummy, dummy)["params"]
+        tokens_BL = jnp.zeros((rows, 1), jnp.int32)
+        return module.init(key, tokens_BL, tokens_BL, tokens_BL)["params"]
 
     def abstract(box: nn.Partitioned) -> jax.ShapeDtypeStruct:
         layout = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))
         return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout)
 
-    boxes = jax.eval_shape(init_boxed, jax.random.key(0))
+    boxes = jax.eval_shape(lambda: init_boxed(jax.random.key(0)))
     abstract_params = jax.tree.map(abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
 

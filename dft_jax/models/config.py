@@ -76,7 +76,7 @@ class ConfigReader:
         is_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
         if not is_kind or (isinstance(value, bool) and kind is not bool):
             self.problem(f"{key}={value!r} should be {kind.__name__}")
-            return kind(1)
+            return kind(1) if default is _REQUIRED else default
         return kind(value)
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
@@ -100,8 +100,8 @@ class ConfigReader:
 
     def rope(self, context: int) -> Rope:
         """Rotary settings from transformers 5 (`rope_parameters`) or older files (`rope_theta`, `rope_scaling`)."""
-        old = {"rope_theta": self.raw.get("rope_theta")} | (self.raw.get("rope_scaling") or {})
-        raw = self.raw.get("rope_parameters") or old
+        old = {"rope_theta": self.raw.get("rope_theta")} | self.take("rope_scaling", dict, {})
+        raw = self.take("rope_parameters", dict, {}) or old
         self.ignore("rope_theta", "rope_scaling", "rope_parameters")
         both = self.raw.get("rope_parameters") and self.raw.get("rope_theta") is not None
         if both and raw.get("rope_theta") != self.raw["rope_theta"]:
@@ -134,7 +134,7 @@ class ConfigReader:
 
     def refuse_rest(self) -> None:
         for key in sorted(self._left):
-            self.problem(f"{key}={self.raw[key]!r} is not a known key of this model, so its effect cannot be honoured")
+            self.problem(f"{key}={self.raw[key]!r} is not a known key of this model; remove it if it has no effect")
 
     def finish(self, config: DecoderConfig) -> DecoderConfig:
         """Returns `config` when nothing is wrong with it and no key is left over; else raises UserError with all."""

@@ -46,9 +46,7 @@ class Attention(nn.Module):
         q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies)
         k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies)
         q_BLHK = sharding.constrain(q_BLHK, self.mesh, "batch", "length", "heads", "head_dim")
-        out_BLHK = causal_attention(
-            q_BLHK, k_BLGK, v_BLGK, segments_BL, window=c.sliding_window, block=self.block
-        )
+        out_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL, window=c.sliding_window, block=self.block)
         out = layers.Linear(
             "BLHK,DHK->BLD",
             (D, H, K),
@@ -120,7 +118,5 @@ class Decoder(nn.Module):
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x_BLD, _ = stack(c, self.param_dtype, self.mesh, self.block, name="layers")(
-            x_BLD, segments_BL, positions_BL
-        )
+        x_BLD, _ = stack(c, self.param_dtype, self.mesh, self.block, name="layers")(x_BLD, segments_BL, positions_BL)
         return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name="final_norm")(x_BLD)

@@ -21,6 +21,7 @@ from dft_jax.types import Params
 CHECKPOINT_PATTERNS = ("*.safetensors", "*.json")
 TOKENIZER_PATTERNS = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")
 INDEX_NAME = "model.safetensors.index.json"
+_REMEDY = "fetch config.json and the weights of one and the same model"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -57,7 +58,7 @@ def read_json(file: Path) -> dict:
     except json.JSONDecodeError as error:
         raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); fetch the file again") from error
     if not isinstance(value, dict):
-        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}")
+        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; fetch the file again")
     return value
 
 
@@ -66,11 +67,14 @@ def read_config(folder: Path) -> DecoderConfig:
     file = folder / "config.json"
     raw = read_json(file)
     if "auto_map" in raw:
-        raise errors.UserError(f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here")
+        raise errors.UserError(
+            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
+            " the model is a plain one of its model_type"
+        )
     if "quantization_config" in raw:
-        raise errors.UserError(f"{file}: 'quantization_config': quantised weights cannot be fine-tuned; use the original")
+        raise errors.UserError(f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original")
     family = raw.pop("model_type", None)
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise errors.UserError(f"{file}: model_type={family!r} is not supported; known: {', '.join(sorted(FAMILIES))}")
     reader = ConfigReader(raw, str(file))
     return reader.finish(FAMILIES[family].read(reader))
@@ -129,7 +133,9 @@ class Checkpoint:
                     if self.file_of.get(name) == file_name:
                         self.headers[name] = (tuple(slices.get_shape()), slices.get_dtype())
                     else:
-                        raise errors.UserError(f"{folder / file_name}: tensor {name} is not listed there by {INDEX_NAME}")
+                        raise errors.UserError(
+                            f"{folder / file_name}: {INDEX_NAME} does not list tensor {name} there; fetch both again"
+                        )
 
     def read(self, name: str) -> np.ndarray:
         with _open(self.folder / self.file_of[name]) as tensors:
@@ -159,15 +165,19 @@ def _index(folder: Path) -> dict[str, str]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise errors.UserError(f"{folder / INDEX_NAME}: 'weight_map' should map tensor names to file names")
         for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors") or "\\" in file:
-                raise errors.UserError(f"{folder / INDEX_NAME}: {name} -> {file!r} is not a plain .safetensors file name")
+            is_plain = isinstance(file, str) and Path(file).name == file and "\\" not in file
+            if not is_plain or not file.endswith(".safetensors"):
+                raise errors.UserError(
+                    f"{folder / INDEX_NAME}: {name} -> {file!r} should be the plain name of a .safetensors file here"
+                )
         return weight_map
     if (folder / "model.safetensors").exists():
         with _open(folder / "model.safetensors") as tensors:
             return dict.fromkeys(tensors.keys(), "model.safetensors")
     pickles = sorted(file.name for file in folder.glob("*.bin")) + sorted(file.name for file in folder.glob("*.pt*"))
     found = f" ({', '.join(pickles[:3])}: pickles are never opened; convert to safetensors)" if pickles else ""
-    raise errors.UserError(f"{folder}: no model.safetensors and no {INDEX_NAME}{found}")
+    remedy = "fetch them, or set model.init='random'"
+    raise errors.UserError(f"{folder}: no model.safetensors and no {INDEX_NAME}{found}; {remedy}")
 
 
 def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
@@ -180,15 +190,17 @@ def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
     problems = []
     for what, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
-            problems.append(f"{checkpoint.folder}: {len(names)} {what} tensors: {', '.join(names)}")
+            problems.append(f"{checkpoint.folder}: {len(names)} {what} tensors: {', '.join(names)}; {_REMEDY}")
     for name in sorted(set(expected) & set(headers)):
         shape, dtype = headers[name]
         if shape != expected[name]:
-            problems.append(f"{checkpoint.folder}: {name} has shape {list(shape)}, config.json says {list(expected[name])}")
+            sizes = f"has shape {list(shape)}, config.json says {list(expected[name])}"
+            problems.append(f"{checkpoint.folder}: {name} {sizes}; {_REMEDY}")
         if dtype not in _DTYPES:
-            problems.append(f"{checkpoint.folder}: {name} has dtype {dtype}; supported: {', '.join(_DTYPES)}")
+            problems.append(f"{checkpoint.folder}: {name} has dtype {dtype}; save it as one of {', '.join(_DTYPES)}")
     if tied_head and not problems:
-        if not np.array_equal(checkpoint.read("lm_head.weight"), checkpoint.read("model.embed_tokens.weight")):
+        head, embedding = checkpoint.read("lm_head.weight"), checkpoint.read("model.embed_tokens.weight")
+        if not np.array_equal(head, embedding):
             problems.append(
                 f"{checkpoint.folder}: lm_head.weight differs from the embedding, but config.json has"
                 " tie_word_embeddings=true; set it to false to keep the head"
@@ -203,7 +215,8 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
     the devices once, and one layer after the other is written into it in place.
     """
     arrays: dict[tuple[str, ...], jax.Array] = {}
-    leaves = {tuple(k.key for k in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params)}
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(model.abstract_params)
+    leaves = {tuple(k.key for k in path): leaf for path, leaf in paths_and_leaves}
     table = list(tensor_table(model))
     for path, layer, name, _ in tqdm(table, desc="import", unit="tensor", disable=jax.process_index() > 0):
         leaf = leaves[path]
@@ -212,7 +225,8 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
             arrays[path] = _place(host, leaf.sharding, leaf.dtype)
         else:
             if path not in arrays:
-                arrays[path] = jax.jit(lambda leaf=leaf: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
+                zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
+                arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
             layout = jax.sharding.NamedSharding(model.mesh, jax.sharding.PartitionSpec(*leaf.sharding.spec[1:]))
             arrays[path] = _write_layer(arrays[path], _place(host, layout, leaf.dtype), layer)
     return _nest(arrays)
@@ -238,7 +252,7 @@ def _nest(flat: dict[tuple[str, ...], jax.Array]) -> Params:
 
 
 def tensor_reader(params: Params, model: Model) -> Callable[[tuple[str, ...], int | None, tuple[int, ...]], np.ndarray]:
-    """Returns read(path, layer, shape): one tensor of `params` whole on the host of every process, checkpoint-shaped."""
+    """Returns read(path, layer, shape): one tensor of `params`, whole on every process's host, checkpoint-shaped."""
     replicated = jax.sharding.NamedSharding(model.mesh, jax.sharding.PartitionSpec())
     take = jax.jit(lambda stacked, layer: stacked[layer], out_shardings=replicated)
     whole = jax.jit(lambda array: array, out_shardings=replicated)
@@ -271,5 +285,7 @@ def load_tokenizer(folder: Path):
             " copy tokenizer.json and tokenizer_config.json of the base model there"
         ) from error
     if tokenizer.eos_token_id is None:
-        raise errors.UserError(f"{folder}: the tokenizer has no eos_token, so no answer could end; set it in tokenizer_config.json")
+        raise errors.UserError(
+            f"{folder}: the tokenizer has no eos_token, so no answer could end; set it in tokenizer_config.json"
+        )
     return tokenizer

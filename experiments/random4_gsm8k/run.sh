@@ -8,9 +8,9 @@ checkpoint=$1 train=$2 heldout=$3 out=$4
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$here"
 
-run() { # name, objective, number of devices, then overrides
-  local name=$1 objective=$2 devices=$3
-  shift 3
+run() { # name, objective, number of devices, trained tokens a chunk (on each device), then overrides
+  local name=$1 objective=$2 devices=$3 chunk=$4
+  shift 4
   [ -d "$out/$name/export" ] && return
   echo "== $name"
   local start=$SECONDS
@@ -19,14 +19,14 @@ run() { # name, objective, number of devices, then overrides
     --config.model.path="$checkpoint" --config.model.compute_dtype=float32 \
     --config.data.train="$train" --config.data.heldout="$heldout" --config.data.max_length=640 \
     --config.eval.max_examples=32 --config.eval.every=50 \
-    --config.train.global_batch=8 --config.train.steps=100 --config.train.loss_chunk_tokens=256 \
+    --config.train.global_batch=4 --config.train.steps=100 --config.train.loss_chunk_tokens="$chunk" \
     --config.optimizer.learning_rate=5e-4 "$@" 2>"$out/$name.log"
   echo "$name $((SECONDS - start))" >>"$out/wall_s.txt"
 }
 
 mkdir -p "$out"
 for objective in sft dft; do
-  run "${objective}_1device" "$objective" 1
-  run "${objective}_8devices" "$objective" 8 --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
-  run "${objective}_4micro" "$objective" 1 --config.train.accumulation=4
+  run "${objective}_1device" "$objective" 1 256
+  run "${objective}_8devices" "$objective" 8 128 --config.mesh.data=2 --config.mesh.fsdp=2 --config.mesh.tensor=2
+  run "${objective}_4micro" "$objective" 1 128 --config.train.accumulation=4
 done

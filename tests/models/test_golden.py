@@ -54,3 +54,65 @@ def test_logits_equal_transformers(case, golden, mesh1):
     assert error_L[: 4 * context].max() <= 1e-4
     if len(error_L) > 4 * context:
         assert error_L[4 * context :].max() <= 1e-3
+
+
+FAMILY_CASES = ["qwen2_tied", "llama3", "qwen3", "mistral"]
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_eight_devices_give_the_same_logits(case, golden, mesh8):
+    tokens_BL = np.tile(golden[case]["token_ids"][:1, :48], (4, 1))
+    found_BLV = logits_of(case, mesh8, tokens_BL, attention_block=32)
+    np.testing.assert_allclose(found_BLV[0], golden[case]["logits"][0, :48], atol=1e-4)
+    np.testing.assert_allclose(found_BLV[3], found_BLV[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_packed_equals_separate(case, golden, mesh1):
+    """Rows `a a a a a b b b - -` against a and b alone: same logits, whatever the padding holds."""
+    tokens_L = golden[case]["token_ids"][0]
+    first, second, length = 21, 14, 40
+    packed_BL = np.full((1, length), 5, np.int32)
+    packed_BL[0, :first], packed_BL[0, first : first + second] = (
+        tokens_L[:first],
+        tokens_L[100 - second : 100] if len(tokens_L) >= 100 else tokens_L[-second:],
+    )
+    segments_BL = np.array([[1] * first + [2] * second + [0] * (length - first - second)], np.int32)
+    positions_BL = np.concatenate([np.arange(first), np.arange(second), np.zeros(5)])[None].astype(np.int32)
+    together_BLV = logits_of(case, mesh1, packed_BL, segments_BL, positions_BL, attention_block=16)
+    alone_BLV = logits_of(case, mesh1, packed_BL[:, :first], attention_block=16)
+    np.testing.assert_allclose(together_BLV[:, :first], alone_BLV, atol=2e-5)
+    alone_BLV = logits_of(case, mesh1, packed_BL[:, first : first + second], attention_block=16)
+    np.testing.assert_allclose(together_BLV[:, first : first + second], alone_BLV, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_causal(case, golden, mesh1):
+    tokens_BL = golden[case]["token_ids"][:1, :40].copy()
+    before_BLV = logits_of(case, mesh1, tokens_BL, attention_block=16)
+    tokens_BL[0, 25] = (tokens_BL[0, 25] + 1) % 90
+    after_BLV = logits_of(case, mesh1, tokens_BL, attention_block=16)
+    np.testing.assert_array_equal(before_BLV[:, :25], after_BLV[:, :25])
+    assert np.abs(before_BLV[:, 25] - after_BLV[:, 25]).max() > 0.1
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_nothing(remat, golden, mesh1):
+    tokens_BL = golden["qwen2_tied"]["token_ids"][:, :24]
+    config = hf.read_config(GOLDEN / "qwen2_tied")
+    segments_BL = np.ones_like(tokens_BL)
+    positions_BL = np.arange(24, dtype=np.int32)[None]
+    batch = Batch(tokens_BL, tokens_BL, segments_BL > 0, segments_BL, positions_BL)
+    results = []
+    for policy in ("none", remat):
+        model = models.build(config, mesh1, remat=policy)
+        params = hf.load_params(hf.Checkpoint(GOLDEN / "qwen2_tied"), model)
+        results.append(jax.jit(jax.grad(lambda p, model=model: (model.apply(p, batch) ** 2).sum()))(params))
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_rope_scaling_in_both_schemas_is_the_same():
+    old, new = hf.read_config(GOLDEN / "llama3_oldschema"), hf.read_config(GOLDEN / "llama3")
+    assert old == new
+    assert old.rope.type == "llama3" and old.rope.factor == 8.0

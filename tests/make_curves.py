@@ -1,0 +1,29 @@
+"""Writes tests/golden/curves.json: loss, nll and gradient norm of the first steps of the embedded model.
+
+python -m tests.make_curves        # after a change that is meant to change what training computes; say why
+"""
+
+import json
+
+import numpy as np
+
+from tests.conftest import GOLDEN, make_mesh
+from tests.training import Trainer
+
+FILE = GOLDEN / "curves.json"
+STEPS = 6
+
+
+def curve(trainer: Trainer) -> np.ndarray:
+    """[steps, (loss, nll, gradient norm)], the first two in nats per supervised token."""
+    sums = [trainer.take(n) for n in range(STEPS)]
+    return np.array([[s["loss"] / s["tokens"], s["nll"] / s["tokens"], s["gradient_norm"]] for s in sums])
+
+
+def main() -> None:
+    curves = {name: curve(Trainer(make_mesh(), objective=name)).tolist() for name in ("sft", "dft")}
+    FILE.write_text(json.dumps(curves, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

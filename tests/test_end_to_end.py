@@ -1,0 +1,178 @@
+"""The real command, in real processes: runs, is killed, resumes; one process or two."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).parents[1]
+SMALL = [
+    "--config.train.steps=8",
+    "--config.checkpoint.every=2",
+    "--config.data.max_rows=64",
+    "--config.data.max_length=160",
+    "--config.train.global_batch=8",
+    "--config.eval.max_examples=8",
+    "--config.eval.every=4",
+    "--config.log.tensorboard=False",
+]
+
+
+def start(workdir, *arguments, devices=1, **environment):
+    main = [sys.executable, "-m", "dft_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}"]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags} | environment
+    log = open(f"{workdir}.log", "a")  # noqa: SIM115
+    return subprocess.Popen([*main, *SMALL, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def run(workdir, *arguments, **options):
+    code = start(workdir, *arguments, **options).wait(timeout=300)
+    assert code == 0, pathlib.Path(f"{workdir}.log").read_text()[-3000:]
+    return workdir
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def curve(workdir):
+    """(step, loss, gradient norm) of the training rows."""
+    return [(r["step"], r["train/loss"], r["optimizer/gradient_norm"]) for r in rows(workdir) if "train/loss" in r]
+
+
+def without_speed(workdir):
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows(workdir)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_a_run_explains_itself_and_exports(whole):
+    from dft_jax import config as config_lib
+
+    names = {file.name for file in whole.iterdir()}
+    assert names == {"config.json", "env.json", "data_report.json", "metrics.jsonl", "checkpoints", "export"}
+    saved = json.loads((whole / "config.json").read_text())
+    assert saved["train"]["steps"] == 8 and saved.keys() == config_lib.get_default().to_dict().keys()
+    environment = json.loads((whole / "env.json").read_text())
+    assert environment["versions"]["jax"] and environment["devices"]["count"] == 1
+    assert "--config=configs/tiny.py" in environment["command"]
+    assert json.loads((whole / "data_report.json").read_text())["train"]["rows"]["used_whole"] == 64
+    training = [row for row in rows(whole) if "train/loss" in row]
+    assert [row["step"] for row in training] == list(range(1, 9))
+    wanted = "train/nll train/mean_p train/entropy train/token_accuracy train/p_histogram speed/tokens_per_s"
+    assert set(wanted.split()) <= training[-1].keys() and sum(training[-1]["train/p_histogram"]) == pytest.approx(1)
+    assert [row["step"] for row in rows(whole) if "heldout/nll" in row] == [0, 4, 8]
+    exported = {file.name for file in (whole / "export").iterdir()}
+    assert exported == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path):
+    process = start(tmp_path / "run")
+    deadline = time.monotonic() + 240
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and '"step": 5' in metrics.read_text()):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    steps_before = max(step for step, *_ in curve(tmp_path / "run"))
+    assert steps_before < 8 and not (tmp_path / "run/export").exists()
+    run(tmp_path / "run")
+    assert without_speed(tmp_path / "run") == without_speed(whole)
+    assert same_bytes(whole / "export/model.safetensors", tmp_path / "run/export/model.safetensors")
+    for one, other in zip(state_arrays(whole), state_arrays(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def same_bytes(one, other):
+    return one.read_bytes() == other.read_bytes()
+
+
+def state_arrays(workdir):
+    """Parameters, both moments and counters of the newest checkpoint, read by Orbax alone."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore())
+        state = manager.restore(manager.latest_step(), args=args)["state"]
+    leaves = jax.tree.leaves(state)
+    assert len(leaves) > 40  # 13 parameters, twice as many moments, counters
+    return [np.asarray(leaf) for leaf in leaves]
+
+
+def test_resuming_a_finished_run_only_exports_again(whole, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(whole, copy)
+    shutil.rmtree(copy / "export")
+    run(copy)
+    assert without_speed(copy) == without_speed(whole)
+    assert same_bytes(whole / "export/model.safetensors", copy / "export/model.safetensors")
+
+
+def test_eight_devices_and_resuming_there(whole, tmp_path):
+    """Four steps on one device, the rest on a 2 × 2 × 2 mesh: the curve of the whole run, to float tolerance."""
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    process = start(tmp_path / "run")
+    while not (tmp_path / "run/checkpoints/4").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    run(tmp_path / "run", *mesh, devices=8)
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(whole), rtol=1e-4)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_equal_one(whole, tmp_path):
+    """jax.distributed over loopback, two devices each, parameters sharded across the processes."""
+    address = f"127.0.0.1:{free_port()}"
+    processes = [
+        start(
+            tmp_path / "run",
+            "--config.mesh.fsdp=2",
+            devices=2,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+        )
+        for i in range(2)
+    ]
+    codes = [process.wait(timeout=300) for process in processes]
+    assert codes == [0, 0], pathlib.Path(f"{tmp_path}/run.log").read_text()[-3000:]
+    np.testing.assert_allclose(curve(tmp_path / "run"), curve(whole), rtol=1e-4)
+    one, two = (load_file(folder / "export/model.safetensors") for folder in (whole, tmp_path / "run"))
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_inspect_data_shows_trained_tokens(tmp_path):
+    command = [sys.executable, "-m", "dft_jax.inspect_data", "--config=configs/tiny.py", "--rows=1"]
+    done = subprocess.run(
+        [*command, "--config.data.max_rows=20"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"read": 20' in done.stdout and "\033[30;42m" in done.stdout
+    trained = done.stdout.split("\033[30;42m")[1].split("\033[0m")[0]
+    assert trained.endswith("<|endoftext|>") and "#### " in trained and "<|im_start|>" not in trained

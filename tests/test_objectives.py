@@ -1,0 +1,96 @@
+"""Every objective, found by itself: finite, zero where masked, and the gradient its table entry names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dft_jax import errors, objectives
+from dft_jax.types import TokenStats
+
+NAMES = sorted(objectives.OBJECTIVES)
+P = np.array([1e-30, 1e-8, 1e-3, 0.1, 0.2, 0.5, 0.9, 1 - 1e-7, 1.0])
+
+
+def stats_of(logp):
+    logp = jnp.atleast_2d(logp)
+    return TokenStats(logp, jnp.zeros_like(logp), jnp.zeros_like(logp, bool))
+
+
+def weights(spec, p=P):
+    """-d loss / d log p: what the objective multiplies SFT's gradient by."""
+    with jax.enable_x64(True):
+        objective = objectives.make_objective(spec)
+        return -np.asarray(jax.grad(lambda logp: objective(stats_of(logp)).sum())(jnp.log(p)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_finite_from_p_near_zero_to_one(name):
+    logp = jnp.array([-1e4, -80.0, -5.0, -1e-7, 0.0], jnp.float32)
+    objective = objectives.make_objective(name)
+    value, gradient = jax.value_and_grad(lambda x: objective(stats_of(x)).sum())(logp)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_where_masked(name):
+    """token_stats gives log p = 0 at untrained positions; every objective must be 0 there."""
+    np.testing.assert_array_equal(objectives.make_objective(name)(stats_of(jnp.zeros((2, 3)))), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "spec, expected",
+    [
+        ("sft", np.ones_like(P)),
+        ("dft", P),
+        ("power(alpha=0.5)", np.sqrt(P)),
+        ("power(alpha=3)", P**3),
+        ("threshold(tau=0.2)", (P >= 0.2 * (1 - 1e-12)).astype(float)),
+        ("floored_dft(floor=0.1)", np.maximum(P, 0.1)),
+        ("mixed(alpha=0.7)", 0.7 * P + 0.3),
+    ],
+)
+def test_weights(spec, expected):
+    p = np.where(P == 0.2, 0.2 * (1 + 1e-12), P)  # log then exp must not push 0.2 below the threshold
+    np.testing.assert_allclose(weights(spec, p), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 2.0, 10.0])
+def test_power_has_the_gradient_of_its_closed_form(alpha):
+    with jax.enable_x64(True):
+        logp = jnp.log(P[2:])
+        closed = jax.grad(lambda x: ((1 - jnp.exp(alpha * x)) / alpha).sum())(logp)
+        np.testing.assert_allclose(-weights(f"power(alpha={alpha})", P[2:]), closed, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "spec, same",
+    [
+        ("power(alpha=0)", "sft"),
+        ("power(alpha=1)", "dft"),
+        ("mixed(alpha=0)", "sft"),
+        ("mixed(alpha=1)", "dft"),
+        ("floored_dft(floor=0)", "dft"),
+        ("threshold(tau=0)", "sft"),
+    ],
+)
+def test_the_family_meets_at_its_ends(spec, same):
+    np.testing.assert_allclose(weights(spec), weights(same), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("dtf", "did you mean 'dft'"),
+        ("power(beta=1)", "no parameter 'beta'; known: alpha"),
+        ("power(alpha=-1)", "at least 0"),
+        ("power(alpha=nan)", "alpha must be"),
+        ("mixed(alpha=2)", "between 0 and 1"),
+        ("mixed(alpha=)", "alpha must be"),
+        ("dft(", "expected a name"),
+        ("sft(alpha=1)", "known: none"),
+    ],
+)
+def test_bad_specs(spec, words):
+    with pytest.raises(errors.UserError, match=words.replace("(", r"\(")):
+        objectives.make_objective(spec)

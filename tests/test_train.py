@@ -1,0 +1,195 @@
+"""The train step: the same update on any mesh, accumulation and packing; faults skipped; numerics as promised."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dft_jax import errors, models, objectives, optimizer as optimizer_lib, train
+from dft_jax.data import packing
+from tests.conftest import make_mesh
+from tests.make_curves import FILE, curve
+from tests.training import Trainer, tiny_config, tiny_examples
+
+
+@pytest.fixture(scope="module")
+def plain_curves(mesh1):
+    return {name: curve(Trainer(mesh1, objective=name)) for name in ("sft", "dft")}
+
+
+@pytest.mark.parametrize("objective", ["sft", "dft"])
+def test_golden_curves(objective, plain_curves):
+    golden = json.loads(FILE.read_text())[objective]
+    message = "training computes something else than it did; if that is meant: python -m tests.make_curves, and say why"
+    np.testing.assert_allclose(plain_curves[objective], golden, rtol=1e-5, err_msg=message)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dft"])
+@pytest.mark.parametrize(
+    "shape, accumulation", [((2, 2, 2), 1), ((1, 1, 1), 4), ((1, 4, 1), 2), ((1, 1, 2), 1)], ids=str
+)
+def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):
+    overrides = {"objective": objective, "train.accumulation": accumulation}
+    found = curve(Trainer(make_mesh(*shape), **overrides))
+    np.testing.assert_allclose(found, plain_curves[objective], rtol=1e-4)
+
+
+def test_sft_learns_and_dft_from_random_weights_hardly_does(plain_curves):
+    """From random weights p is about 1/264, and DFT's gradient with it (configs/tiny.py says so)."""
+    assert plain_curves["sft"][-1, 1] < plain_curves["sft"][0, 1] - 0.5
+    ratio = plain_curves["dft"][0, 2] / plain_curves["sft"][0, 2]
+    assert 1 / 1000 < ratio < 1 / 100
+
+
+def gradient(trainer, batch):
+    """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch."""
+    loss = train.make_loss(trainer.model, objectives.make_objective("dft"), trainer.config)
+    n = batch.mask_BL.sum()
+    return jax.jit(jax.grad(lambda params: loss(params, batch, n)[0]))(trainer.state.params)
+
+
+def test_packed_and_unpacked_make_the_same_update(mesh1):
+    trainer = Trainer(mesh1)
+    examples, numbers = tiny_examples().examples, list(range(8))
+    rows = packing.best_fit([packing.slots(examples[n]) for n in numbers], 512)
+    packed = packing.fill_rows(examples, rows, 512)
+    unpacked = packing.fill_rows(examples, [[n] for n in numbers], 160)
+    assert packed.tokens_BL.shape[0] < unpacked.tokens_BL.shape[0]
+    assert packed.mask_BL.sum() == unpacked.mask_BL.sum()
+    for one, other in zip(*(jax.tree.leaves(gradient(trainer, b)) for b in (packed, unpacked)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * np.abs(other).max())
+
+
+def test_official_normalisation_adds_micro_batch_means(mesh1):
+    """Σ over micro-batches of (Σ loss / its tokens): about A times the global mean, and not exactly."""
+    overrides = {"train.accumulation": 4, "train.loss_normalization": "official"}
+    trainer = Trainer(mesh1, objective="dft", **overrides)
+    batch = trainer.packed[0].batch
+    expected = None
+    for a in range(4):
+        micro = jax.tree.map(lambda x, a=a: x[a], batch)
+        grads = gradient(trainer, micro)
+        expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
+    np.testing.assert_allclose(trainer.take(0)["gradient_norm"], optax.global_norm(expected), rtol=1e-5)
+
+
+def test_gradients_equal_finite_differences(mesh1):
+    """Central differences of the whole model's nll along random directions."""
+    trainer = Trainer(mesh1)
+    loss = train.make_loss(trainer.model, objectives.make_objective("sft"), trainer.config)
+    batch = jax.tree.map(lambda x: x[0], trainer.packed[0].batch)
+    n = batch.mask_BL.sum()
+    value = jax.jit(lambda params: loss(params, batch, n)[0])
+    grads = jax.jit(jax.grad(lambda params: loss(params, batch, n)[0]))(trainer.state.params)
+    for seed in range(3):
+        leaves, tree = jax.tree.flatten(trainer.state.params)
+        rng = np.random.default_rng(seed)
+        step = jax.tree.unflatten(tree, [0.02 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+        # Central difference: error O(h²) and rounding O(1/h) meet near h = 0.05 in float32.
+        moved = [value(jax.tree.map(lambda p, d, h=h: p + h * d, trainer.state.params, step)) for h in (0.05, -0.05)]
+        slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True))
+        np.testing.assert_allclose((moved[0] - moved[1]) / 0.1, slope, rtol=2e-2, atol=2e-4)
+
+
+def poisoned(stats):
+    """An objective whose loss is NaN at one token, with a finite value elsewhere."""
+    first = jnp.cumsum(stats.logp_BL < 0).reshape(stats.logp_BL.shape) == 1
+    return jnp.where(first, jnp.nan, 1.0) * -stats.logp_BL
+
+
+def test_a_non_finite_step_changes_nothing_but_the_step_number(mesh1):
+    trainer = Trainer(mesh1, poisoned)
+    before = jax.device_get(trainer.state)
+    sums = trainer.take(0)
+    after = jax.device_get(trainer.state)
+    assert not sums["is_finite"] and after.step == 1
+    jax.tree.map(np.testing.assert_array_equal, (before.params, before.opt_state), (after.params, after.opt_state))
+
+
+def test_too_many_skips_in_a_row_end_the_run():
+    guard = train._SkipGuard(3)
+    for step, finite in enumerate([False, False, True, False, False], start=1):
+        guard.count(step, finite)
+    with pytest.raises(errors.UserError, match="step 6: .*in a row.*learning_rate"):
+        guard.count(6, False)
+
+
+def test_an_empty_batch_gives_loss_zero_and_no_nan(mesh1):
+    trainer = Trainer(mesh1)
+    batch = trainer.batch(0)
+    empty = dataclasses.replace(batch, mask_BL=jnp.zeros_like(batch.mask_BL))
+    trainer.state, sums = trainer.step(trainer.state, empty)
+    assert sums["loss"] == 0 and sums["gradient_norm"] == 0 and bool(sums["is_finite"])
+
+
+def test_compilations_are_as_few_as_row_counts(mesh1):
+    trainer = Trainer(mesh1)
+    for n in range(20):
+        trainer.take(n % 12)
+    shapes = {trainer.packed[n].n_rows for n in range(12)}
+    assert trainer.step._cache_size() == len(shapes) <= len(trainer.packed.row_counts)
+
+
+def test_float32_masters_move_where_bfloat16_does_not():
+    """300 updates of 1e-5 on a parameter of 0.02: bf16 rounds every one of them away."""
+
+    def after(dtype):
+        param = jnp.full((), 0.02, dtype)
+        for _ in range(300):
+            param = optax.apply_updates(param, jnp.asarray(-1e-5, dtype))
+        return float(param)
+
+    assert after(jnp.bfloat16) == float(jnp.asarray(0.02, jnp.bfloat16))
+    assert after(jnp.float32) == pytest.approx(0.017, abs=1e-6)
+
+
+def test_bfloat16_parameters_train_in_bfloat16_throughout(mesh1):
+    trainer = Trainer(mesh1, **{"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16"})
+    first = trainer.take(0)
+    moments = [leaf.dtype for leaf in jax.tree.leaves(trainer.state.opt_state) if leaf.ndim > 0]
+    assert set(moments) == {jnp.dtype("bfloat16")} and np.isfinite(first["loss"])
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(trainer.state.params))
+
+
+def test_schedule_is_the_recipe():
+    config = tiny_config().optimizer
+    schedule = optimizer_lib.make_schedule(config, 100)
+    peak = config.learning_rate
+    assert schedule(0) == 0 and schedule(5) == pytest.approx(0.5 * peak) and schedule(10) == pytest.approx(peak)
+    assert schedule(55) == pytest.approx(0.5 * peak) and schedule(100) == pytest.approx(0, abs=1e-9)
+
+
+def test_adamw_equals_a_hand_written_one(mesh1):
+    """Three updates against the textbook in float64 numpy: clip, moments, bias correction, decoupled decay."""
+    config = tiny_config().optimizer
+    optimizer = optimizer_lib.make_optimizer(config, lambda count: 1e-2)
+    rng = np.random.default_rng(0)
+    param = {"kernel": jnp.asarray(rng.normal(size=5), jnp.float32)}
+    state = optimizer.init(param)
+    expected, m, v = np.asarray(param["kernel"]).astype(np.float64), 0.0, 0.0
+    for t in range(1, 4):
+        g = rng.normal(size=5)
+        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, param)
+        param = optax.apply_updates(param, updates)
+        g = g * min(1.0, config.clip_norm / np.linalg.norm(g))
+        m, v = config.b1 * m + (1 - config.b1) * g, config.b2 * v + (1 - config.b2) * g * g
+        m_hat, v_hat = m / (1 - config.b1**t), v / (1 - config.b2**t)
+        expected = expected - 1e-2 * (m_hat / (np.sqrt(v_hat) + config.eps) + config.weight_decay * expected)
+    np.testing.assert_allclose(param["kernel"], expected, rtol=1e-5)
+    assert optimizer_lib.update_count(state) == 3
+
+
+def test_weight_decay_mask_spares_norms_and_biases(mesh1):
+    model = models.build(Trainer(mesh1).model.config, mesh1)
+    decays = optimizer_lib._is_matrix(model.abstract_params)
+    assert decays["embed"] and decays["layers"]["mlp"]["up"]["kernel"]
+    assert not decays["final_norm"]["scale"] and not decays["layers"]["attention"]["q"]["bias"]
+
+
+def test_head_of_a_tied_model_is_its_embedding(mesh1):
+    params = Trainer(mesh1).state.params
+    assert models.head(params) is params["embed"] and "head" not in params

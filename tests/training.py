@@ -1,0 +1,67 @@
+"""A tiny run in pieces, for tests that need more than `train.run` shows."""
+
+import functools
+
+import jax
+
+from dft_jax import assets, config as config_lib, models, objectives, optimizer as optimizer_lib, sharding, train
+from dft_jax.data import loader
+from dft_jax.models import hf
+
+
+def tiny_config(**overrides):
+    """The embedded model and data, 8 examples a step; keys as in `{"train.steps": 3}`."""
+    config = config_lib.get_default()
+    config.objective = "sft"
+    config.model.path = str(assets.TINY)
+    config.model.init = "random"
+    config.model.compute_dtype = "float32"
+    config.data.train = str(assets.TINY / "train.jsonl")
+    config.data.rows = "gsm8k"
+    config.data.max_length = 160
+    config.data.max_rows = 64
+    config.optimizer.learning_rate = 1e-2
+    config.train.global_batch = 8
+    config.train.steps = 6
+    config.log.tensorboard = False
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@functools.cache
+def tiny_examples():
+    config = tiny_config()
+    return loader.load_examples(config.data.train, config.data, hf.load_tokenizer(assets.TINY), 264, max_rows=64)
+
+
+class Trainer:
+    """State, step function and packed steps of a config on a given mesh."""
+
+    def __init__(self, mesh, loss_fn=None, **overrides):
+        self.config = config = tiny_config(**overrides)
+        self.mesh = mesh
+        names = ("param_dtype", "compute_dtype", "remat", "attention_block")
+        options = {name: config.model[name] for name in names}
+        self.model = models.build(hf.read_config(assets.TINY), mesh, **options)
+        schedule = optimizer_lib.make_schedule(config.optimizer, config.train.steps)
+        self.optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+        objective = loss_fn or objectives.make_objective(config.objective)
+        self.step = train.make_train_step(self.model, objective, self.optimizer, schedule, config)
+        self.state = train.init_state(config, assets.TINY, self.model, self.optimizer)
+        self.packed = loader.Steps(
+            tiny_examples(),
+            mesh,
+            global_batch=config.train.global_batch,
+            accumulation=config.train.accumulation,
+            row_length=config.data.max_length,
+            seed=0,
+        )
+
+    def batch(self, n):
+        packed = self.packed[n]
+        return sharding.device_batch(packed.batch, self.mesh, packed.n_rows)
+
+    def take(self, n):
+        """Applies step n; returns its sums on the host."""
+        self.state, sums = self.step(self.state, self.batch(n))
+        return jax.device_get(sums)
