@@ -82,8 +82,9 @@ def main() -> None:
     agree = np.mean(np.concatenate([a.argmax(-1) == b.argmax(-1) for a, b in zip(ours, theirs, strict=True)]))
     largest = max(np.abs(b).max() for b in theirs)
     print(
-        f"step {int(run.state.step)}, export in {dtype}, {sum(map(len, sequences))} positions of {len(sequences)} sequences:"
-        f" largest |difference| {worst:.2e} of logits up to {largest:.1f}; most probable token equal at {agree:.2%}"
+        f"step {int(run.state.step)}, export in {dtype}, {sum(map(len, sequences))} positions of"
+        f" {len(sequences)} sequences: largest |difference| {worst:.2e} of logits up to {largest:.1f};"
+        f" most probable token equal at {agree:.2%}"
     )
     if not worst <= LIMIT:
         raise SystemExit(1)

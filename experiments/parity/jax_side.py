@@ -8,7 +8,7 @@ shuffled and packed by `loader.Steps`, then given to the step of `train.make_tra
 examples are random token ids (a checkpoint without a tokenizer has no text to read), packed the same way. Written:
 
     jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p; counts; versions
-    batch.npz   the same examples unpacked, as Hugging Face takes them. For ids p p c e (the last two trained) of 6 slots
+    batch.npz   the same examples unpacked, as Hugging Face takes them. Ids p p c e, the last two trained:
                   token_ids       p p c e 0 0
                   attention_mask  1 1 1 1 0 0
                   labels          . . c e . .     (. = -100)

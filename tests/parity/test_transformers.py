@@ -74,9 +74,7 @@ def test_an_exported_folder_gives_the_logits_of_the_params_in_memory(case, mesh1
     export(params, model, GOLDEN / case, tmp_path / "export", dtype="float32")
     found_BLV = torch_logits(tmp_path / "export", tokens_BL)
     assert np.abs(found_BLV - jax_logits(params, model, tokens_BL)).max() <= TOLERANCE
-    assert np.abs(found_BLV - torch_logits(GOLDEN / case, tokens_BL)).max() > 0.1, (
-        "the export is the golden model itself"
-    )
+    assert np.abs(found_BLV - torch_logits(GOLDEN / case, tokens_BL)).max() > 0.1, "the golden model itself"
 
 
 @pytest.mark.parametrize("case", ["qwen2_tied", "llama_attention_bias", "qwen3"])
