@@ -29,7 +29,8 @@ _DEFAULT = {
         "train": "",  # .jsonl, .json, .parquet, a folder, or a hub dataset
         "heldout": "",  # the same; empty for none
         "subset": "",  # of a hub dataset
-        "split": "train",
+        "split": "train",  # of a hub dataset or a folder, for data.train …
+        "heldout_split": "test",  # … and for data.heldout
         "revision": "",
         "rows": "fields",  # data/sources.py: what a row means
         "prompt_field": "prompt",
@@ -287,8 +288,9 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-# A resumed run may change these: they say how a run is carried out and watched, not what it computes.
-_MAY_CHANGE = ("mesh.", "eval.", "checkpoint.", "export.", "log.")
+# A resumed run may change these: they say how a run is carried out and watched, not what it computes. The
+# training data may move; its content is compared by hash.
+_MAY_CHANGE = ("mesh.", "eval.", "checkpoint.", "export.", "log.", "data.train", "data.heldout")
 
 
 def resume_differences(config: ConfigDict, saved: dict) -> list[str]:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from dft_jax import (
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
 from dft_jax.models import Model, hf
+from dft_jax.progress import Reporter
 from dft_jax.types import Batch, TrainState
 
 
@@ -73,49 +73,24 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     else:
         state = checkpoints.restore(checkpoints.latest, abstract_state(model, optimizer))
     start = int(state.step)
-    log = writer.Writer(workdir, config, resume_from=start)
     fingerprint = {"data_sha256": train_examples.report["sha256"]}
 
-    throughput = _Throughput(model, packed.row_length)
-    skips = _SkipGuard(config.train.max_skipped_steps)
     with contextlib.ExitStack() as stack:
-        stack.callback(log.close)
+        stack.callback(checkpoints.close)  # waits for the save in progress, also when the run stops early
+        log = writer.Writer(workdir, config, resume_from=start)
+        reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, steps=steps, start=start)))
         stack.enter_context(matmul_precision(config))
-        progress = stack.enter_context(
-            tqdm(total=steps, initial=start, desc=config.objective, unit="step", disable=jax.process_index() > 0)
-        )
-
-        def report(step: int, sums: dict, packed_step: loader.Step) -> None:
-            """Fetches the sums of a step that is already behind, so that the devices never wait for the host."""
-            sums = jax.device_get(sums)
-            values = metrics.per_token(sums, "train") | throughput.of(sums, packed_step)
-            values |= {f"optimizer/{name}": float(sums[name]) for name in ("learning_rate", "gradient_norm")}
-            values["optimizer/skipped"] = skips.count(step, bool(sums["is_finite"]))
-            if step % config.log.every == 0 or step == steps:
-                log.write(step, values)
-            progress.update(step - progress.n)
-            shown = {name.split("/")[1]: values[name] for name in throughput.SHOWN if name in values}
-            progress.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
-
         if start == 0:
-            log.write(0, evaluate(state.params))
-        behind = None
-        for step, packed_step in enumerate(packed.iterate(start), start=start + 1):
-            if step > steps:
-                break
+            reporter.evaluated(0, evaluate(state.params))
+        for step, packed_step in zip(range(start + 1, steps + 1), packed.iterate(start), strict=False):
             batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
             state, sums = train_step(state, batch)
-            if behind:
-                report(*behind)
-            behind = (step, sums, packed_step)
+            reporter.add(step, sums, packed_step)
             if step % config.checkpoint.every == 0 or step == steps:
-                report(*behind)  # a step that must not be saved stops the run here
-                behind = None
+                reporter.flush()  # a step that must not be saved stops the run here
                 checkpoints.save(step, state, fingerprint)
             if step == steps or (config.eval.every and step % config.eval.every == 0):
-                log.write(step, evaluate(state.params))
-                throughput.last = None  # the evaluation is not part of the next step
-    checkpoints.close()
+                reporter.evaluated(step, evaluate(state.params))
     return Run(workdir, config, source, model, state)
 
 
@@ -142,10 +117,11 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
 def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examples, loader.Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
     load = functools.partial(loader.load_examples, config=config.data, tokenizer=tokenizer)
-    train = load(config.data.train, vocab_size=model.config.vocab_size, max_rows=config.data.max_rows)
+    data, vocab_size = config.data, model.config.vocab_size
+    train = load(data.train, split=data.split, vocab_size=vocab_size, max_rows=data.max_rows)
     heldout = None
-    if config.data.heldout:
-        heldout = load(config.data.heldout, vocab_size=model.config.vocab_size, max_rows=config.eval.max_examples)
+    if data.heldout:
+        heldout = load(data.heldout, split=data.heldout_split, vocab_size=vocab_size, max_rows=config.eval.max_examples)
     return train, heldout
 
 
@@ -305,49 +281,3 @@ def matmul_precision(config: ConfigDict):
     """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or tf32."""
     precision = "highest" if config.model.compute_dtype == "float32" else "default"
     return jax.default_matmul_precision(precision)
-
-
-class _SkipGuard:
-    """Counts updates skipped for non-finite numbers; too many in a row end the run."""
-
-    def __init__(self, most_in_a_row: int):
-        self.most, self.in_a_row, self.total = most_in_a_row, 0, 0
-
-    def count(self, step: int, is_finite: bool) -> int:
-        self.in_a_row = 0 if is_finite else self.in_a_row + 1
-        self.total += not is_finite
-        if self.in_a_row >= self.most:
-            raise errors.UserError(
-                f"step {step}: the {self.most}th non-finite update in a row; nothing was applied since step"
-                f" {step - self.most}; lower config.optimizer.learning_rate, or look at the data of these steps"
-            )
-        return self.total
-
-
-class _Throughput:
-    """Rates between one report and the next. The first interval holds the compilation, so it is left out."""
-
-    SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
-
-    def __init__(self, model: Model, length: int):
-        c, n_devices = model.config, jax.device_count()
-        n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size  # a row is read, nothing is multiplied
-        n_matmul = models.parameter_count(model.abstract_params) - n_lookup
-        self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, length)
-        peak = metrics.peak_flops(jax.devices()[0].device_kind)
-        self.peak = peak * n_devices if peak else None
-        self.last = None
-
-    def of(self, sums: dict, step: loader.Step) -> dict[str, float]:
-        now, last = time.perf_counter(), self.last
-        self.last = now
-        values = {"data/packing_efficiency": step.efficiency, "data/rows": step.n_rows * step.batch.tokens_BL.shape[0]}
-        if last is None:
-            return values
-        rate = step.real_tokens / (now - last)
-        values["speed/step_s"] = now - last
-        values["speed/tokens_per_s"] = rate
-        values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / (now - last)
-        if self.peak:
-            values["speed/mfu"] = rate * self.flops / self.peak
-        return values

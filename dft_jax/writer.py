@@ -76,7 +76,7 @@ class Writer:
             self.boards.append(_Wandb(workdir, config))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        if not self.active:
+        if not self.active or not values:
             return
         self.rows.write(json.dumps({"step": step, **values}) + "\n")
         self.rows.flush()

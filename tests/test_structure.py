@@ -23,6 +23,7 @@ RANKS = [
     ("models", 3),
     ("data", 3),
     ("checkpoint", 3),
+    ("progress", 4),
     ("config", 4),
     ("cli", 5),
     ("train", 5),

@@ -111,7 +111,7 @@ def test_a_non_finite_step_changes_nothing_but_the_step_number(mesh1):
 
 
 def test_too_many_skips_in_a_row_end_the_run():
-    guard = train._SkipGuard(3)
+    guard = progress.SkipGuard(3)
     for step, finite in enumerate([False, False, True, False, False], start=1):
         guard.count(step, finite)
     with pytest.raises(errors.UserError, match="step 6: .*in a row.*learning_rate"):

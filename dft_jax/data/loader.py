@@ -39,11 +39,13 @@ class Examples:
         return len(self.examples)
 
 
-def load_examples(path: str, config: ConfigDict, tokenizer, vocab_size: int, *, max_rows: int = 0) -> Examples:
+def load_examples(
+    path: str, config: ConfigDict, tokenizer, vocab_size: int, *, split: str = "train", max_rows: int = 0
+) -> Examples:
     """Reads, renders and tokenises all of `path`; `config` is `config.data`, `max_rows` 0 for all rows.
 
     The report balances: rows read = used whole + truncated + dropped by reason, and
-    tokens read = used + cut off by truncation + dropped.
+    tokens read = used + cut off by truncation + dropped (a malformed row has no tokens to count).
 
     Raises:
       UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line), nothing
@@ -58,7 +60,7 @@ def load_examples(path: str, config: ConfigDict, tokenizer, vocab_size: int, *, 
         examples.extend(_tokenize(pending, tokenizer, config.max_length, accountant))
         pending.clear()
 
-    rows = sources.read_rows(path, config)
+    rows = sources.read_rows(path, config, split)
     for number, row in enumerate(tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=_quiet())):
         if max_rows and number >= max_rows:
             break

@@ -112,10 +112,11 @@ def _value(row: dict, field: str) -> Any:
     return row[field]
 
 
-def read_rows(path: str, config: ConfigDict) -> Iterator[Row | tuple[str, str]]:
+def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row | tuple[str, str]]:
     """Rows of `path` in order; a malformed line gives (where, problem) instead of a Row.
 
-    `path` is a .jsonl, .json or .parquet file, a folder that `datasets` can load, or a hub id.
+    `path` is a .jsonl, .json or .parquet file, a folder that `datasets` can load, or a hub id; `split`
+    is that of a folder or hub dataset.
 
     Raises:
       UserError: nothing readable there.
@@ -125,7 +126,7 @@ def read_rows(path: str, config: ConfigDict) -> Iterator[Row | tuple[str, str]]:
         if file.suffix not in _READERS:
             raise errors.UserError(f"data file {path}: unknown ending {file.suffix!r}; known: {', '.join(_READERS)}")
         return _READERS[file.suffix](file)
-    return _read_datasets(path, config)
+    return _read_datasets(path, config, split)
 
 
 def _unique_keys(pairs):
@@ -192,7 +193,7 @@ def _read_table(file: Path) -> Iterator[Row]:
         raise errors.UserError(f"{file.name}: {what}; write it again") from error
 
 
-def _read_datasets(path: str, config: ConfigDict) -> Iterator[Row]:
+def _read_datasets(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
     import datasets
 
     is_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in _READERS
@@ -202,14 +203,14 @@ def _read_datasets(path: str, config: ConfigDict) -> Iterator[Row]:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(path, config.subset or None, split=config.split, revision=config.revision or None)
+        table = datasets.load_dataset(path, config.subset or None, split=split, revision=config.revision or None)
     except Exception as error:  # offline, unknown, gated, no such split: many types
         if Path(path).is_dir():
             remedy = "put .jsonl, .json or .parquet files there, or name one of them"
         else:
             remedy = f"give a local file, or fetch it where there is a network: hf download --repo-type dataset {path}"
         raise errors.UserError(
-            f"dataset {path!r} (subset {config.subset!r}, split {config.split!r}) could not be loaded:"
+            f"dataset {path!r} (subset {config.subset!r}, split {split!r}) could not be loaded:"
             f" {_first_line(error)[:160]}; {remedy}"
         ) from error
     for number, value in enumerate(table):

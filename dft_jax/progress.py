@@ -1,0 +1,105 @@
+"""What a run says of itself while it goes on: metrics one step late, rates, the progress bar, skipped steps."""
+
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dft_jax import errors, metrics, models
+from dft_jax.data import loader
+from dft_jax.models import Model
+from dft_jax.writer import Writer
+
+
+class Reporter:
+    """Takes each step's sums as they are dispatched and reports the step before, so devices never wait for the host."""
+
+    _SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
+
+    def __init__(self, config: ConfigDict, model: Model, log: Writer, *, steps: int, start: int):
+        self.log, self.log_every, self.steps = log, config.log.every, steps
+        self.throughput = _Throughput(model, config.data.max_length)
+        self.skips = SkipGuard(config.train.max_skipped_steps)
+        self.behind: tuple[int, dict, loader.Step] | None = None
+        quiet = jax.process_index() > 0
+        self.bar = tqdm(total=steps, initial=start, desc=config.objective, unit="step", disable=quiet)
+
+    def add(self, step: int, sums: dict[str, jax.Array], packed: loader.Step) -> None:
+        self.flush()
+        self.behind = (step, sums, packed)
+
+    def flush(self) -> None:
+        """Reports the step that is behind, if there is one.
+
+        Raises:
+          UserError: too many steps in a row were skipped.
+        """
+        if self.behind is None:
+            return
+        (step, sums, packed), self.behind = self.behind, None
+        sums = jax.device_get(sums)
+        values = metrics.per_token(sums, "train") | self.throughput.of(sums, packed)
+        values |= {f"optimizer/{name}": float(sums[name]) for name in ("learning_rate", "gradient_norm")}
+        values["optimizer/skipped"] = self.skips.count(step, bool(sums["is_finite"]))
+        if step % self.log_every == 0 or step == self.steps:
+            self.log.write(step, values)
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values})
+
+    def evaluated(self, step: int, values: dict[str, Any]) -> None:
+        """Reports an evaluation, whose time is not part of the next step's."""
+        self.flush()
+        self.log.write(step, values)
+        self.throughput.last = None
+
+    def close(self) -> None:
+        self.bar.close()
+        self.log.close()
+
+
+class SkipGuard:
+    """Counts updates skipped for non-finite numbers; too many in a row end the run."""
+
+    def __init__(self, most_in_a_row: int):
+        self.most, self.in_a_row, self.total = most_in_a_row, 0, 0
+
+    def count(self, step: int, is_finite: bool) -> int:
+        """Returns the steps skipped so far."""
+        self.in_a_row = 0 if is_finite else self.in_a_row + 1
+        self.total += not is_finite
+        if self.in_a_row >= self.most:
+            raise errors.UserError(
+                f"step {step}: {self.most} non-finite updates in a row, none of them applied; lower"
+                " config.optimizer.learning_rate, or look at the data of these steps"
+            )
+        return self.total
+
+
+class _Throughput:
+    """Rates between one report and the next. The first interval holds the compilation, so it is left out."""
+
+    def __init__(self, model: Model, length: int):
+        c = model.config
+        n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size  # a row is read, nothing is multiplied
+        n_matmul = models.parameter_count(model.abstract_params) - n_lookup
+        self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, length)
+        peak = metrics.peak_flops(jax.devices()[0].device_kind)
+        self.peak = peak * jax.device_count() if peak else None
+        self.last = None
+
+    def of(self, sums: dict, step: loader.Step) -> dict[str, float]:
+        now, last = time.perf_counter(), self.last
+        self.last = now
+        accumulation = step.batch.tokens_BL.shape[0]
+        values = {"data/packing_efficiency": step.efficiency, "data/rows": step.n_rows * accumulation}
+        if last is None:
+            return values
+        rate = step.real_tokens / (now - last)
+        values["speed/step_s"] = now - last
+        values["speed/tokens_per_s"] = rate
+        values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / (now - last)
+        if self.peak:
+            values["speed/mfu"] = rate * self.flops / self.peak
+        return values
