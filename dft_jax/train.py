@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -254,22 +254,19 @@ def make_train_step(model: Model, objective: objectives.Objective, optimizer, sc
 
 def make_evaluate(model: Model, objective, heldout: loader.Examples | None, config: ConfigDict) -> Callable:
     """Returns evaluate(params) -> held-out metrics (no entries without held-out data)."""
+    if heldout is None:
+        return lambda params: {}
     loss = make_loss(model, objective, config)
+    sizes = dict(global_batch=config.train.global_batch, row_length=config.data.max_length)
+    steps = loader.in_order(heldout, model.mesh, **sizes)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def eval_step(params, batch: Batch):
         return loss(params, jax.tree.map(lambda x_ABL: x_ABL[0], batch), 1.0)[1]
 
-    def steps() -> Iterator[loader.Step]:
-        batch = dict(global_batch=config.train.global_batch, row_length=config.data.max_length)
-        return loader.in_order(heldout, model.mesh, **batch)
-
     def evaluate(params) -> dict[str, Any]:
-        if heldout is None:
-            return {}
         total = None
-        n_batches = -(-len(heldout) // config.train.global_batch)
-        for step in tqdm(steps(), total=n_batches, desc="held out", leave=False, disable=jax.process_index() > 0):
+        for step in tqdm(steps, desc="held out", leave=False, disable=jax.process_index() > 0):
             sums = jax.device_get(eval_step(params, sharding.device_batch(step.batch, model.mesh, step.n_rows)))
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         return metrics.per_token(total, "heldout")

@@ -78,7 +78,7 @@ class Template:
                     f"template {self.name!r} takes one question and one answer, not {len(messages)} messages;"
                     " for conversations set data.template='tokenizer' or a .jinja file"
                 )
-            prompt = STYLES[self.name].replace("{input}", messages[0]["content"])
+            prompt = _bos(self.tokenizer) + STYLES[self.name].replace("{input}", messages[0]["content"])
             return [Part(prompt, False), Part(last, True)]
         parts, done = [], ""
         for turn, message in enumerate(messages):
@@ -111,6 +111,15 @@ class Template:
             raise BadRow(f"template {self.name!r} refused the row ({error}); mend one of them") from error
         except Exception as error:  # the template is a small program: 'a' + 1 raises TypeError
             raise BadRow(f"template {self.name!r} failed ({type(error).__name__}: {error}); mend it") from error
+
+
+def _bos(tokenizer) -> str:
+    """What the tokenizer by itself puts before any text: Llama's and DeepSeek's begin-of-sequence token, else nothing.
+
+    Inference engines tokenise a prompt that way, so a style is trained with it. A chat template writes its own.
+    """
+    starts_with_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if starts_with_bos else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -227,9 +227,8 @@ class Steps:
         return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
-def in_order(examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int, limit: int = 0) -> Iterator[Step]:
-    """One pass over the first `limit` examples (0: all) in file order, for evaluation; the last step may be smaller."""
-    chosen = examples.examples[: limit or None]
-    steps = Steps(Examples(chosen, {}), mesh, global_batch=global_batch, accumulation=1, row_length=row_length, seed=0)
-    for start in range(0, len(chosen), global_batch):
-        yield steps._fill(list(range(start, min(start + global_batch, len(chosen)))))
+def in_order(examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int) -> list[Step]:
+    """The packed steps of one pass in file order, for evaluation; the last may hold fewer examples."""
+    steps = Steps(examples, mesh, global_batch=global_batch, accumulation=1, row_length=row_length, seed=0)
+    numbers = range(len(examples))
+    return [steps._fill(list(numbers[i : i + global_batch])) for i in range(0, len(numbers), global_batch)]

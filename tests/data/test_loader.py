@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from dft_jax import assets, config as config_lib
 from dft_jax.data import loader, packing
@@ -105,6 +106,21 @@ def test_named_styles(style, tokenizer):
     prompt, answer = Template(style, tokenizer).parts(conversation({"prompt": "Q {input}?", "completion": "A"}))
     assert prompt.text == STYLES[style].replace("{input}", "Q {input}?") and not prompt.trained
     assert answer.text == "A<|endoftext|>" and answer.trained
+
+
+def test_a_tokenizer_that_begins_texts_with_bos_begins_the_prompt_with_it(tmp_path):
+    """As Llama's and DeepSeek's do: once, at the very start, untrained; a chat template writes its own."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_file(str(assets.TINY / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    llama = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|endoftext|>")
+    config = data_config(template="plain")
+    file = write_rows(tmp_path, [{"prompt": "1+1?", "completion": "2"}])
+    (example,) = loader.load_examples(file, config, llama, 264).examples
+    assert llama.decode(example.ids) == "<|im_start|>1+1?\n2<|endoftext|>"
+    assert trained_text(example, llama) == "2<|endoftext|>"
 
 
 def test_template_file(tmp_path, tokenizer):
