@@ -28,7 +28,7 @@ setup(
         "jinja2",  # transformers renders chat templates with it, but does not require it
         "ml_collections",
         "numpy>=2",
-        "optax>=0.2.6",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "pyarrow",
         "safetensors>=0.6",

@@ -1,5 +1,6 @@
 """Orbax checkpoints of a run: parameters, optimizer and step, saved in the background, restored as they were."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,28 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Starts saving; `run` (plain JSON) says which run and data these are. A step already there is kept."""
-        if step in self.manager.all_steps():
-            return
+        """Starts saving; `run` (plain JSON) says which run and data these are."""
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        self.manager.save(step, args=items)
+        started = self.manager.save(step, args=items, force=True)
+        assert started, f"step {step} is not above {self.latest}"
 
     def run_of(self, step: int) -> dict[str, Any]:
-        return self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        """What `save` was given as `run`."""
+        with self._complete(step):
+            return self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+    @contextlib.contextmanager
+    def _complete(self, step: int):
+        """Orbax lists a half-copied step like any other; reading it ends in one of many exceptions."""
+        try:
+            yield
+        except (KeyError, FileNotFoundError, ValueError) as error:
+            if isinstance(error, errors.UserError):
+                raise
+            raise errors.UserError(
+                f"{self.folder / str(step)}: not a complete checkpoint ({errors.first_line(error)});"
+                " remove that folder to go on from the one before"
+            ) from error
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """The state of `step`, laid out as `abstract_state` says, whatever mesh saved it.
@@ -39,10 +54,11 @@ class Checkpoints:
         Raises:
           UserError: tree, shapes or dtypes differ from the run's (Orbax would cast or reshape silently).
         """
-        stored = self.manager.item_metadata(step)["state"]
-        errors.raise_if_any(_differences(stored, abstract_state, f"{self.folder}/{step}"))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self.manager.restore(step, args=args)["state"]
+        with self._complete(step):
+            stored = self.manager.metadata(step).item_metadata["state"]
+            errors.raise_if_any(_differences(stored, abstract_state, str(self.folder / str(step))))
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+            return self.manager.restore(step, args=args)["state"]
 
     def close(self) -> None:
         """Waits for the save in progress; raises what went wrong in it."""

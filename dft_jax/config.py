@@ -28,7 +28,7 @@ _DEFAULT = {
     "data": {
         "train": "",  # .jsonl, .json, .parquet, a folder, or a hub dataset
         "heldout": "",  # the same; empty for none
-        "subset": "",  # of a hub dataset
+        "subset": "",  # of hub datasets, both
         "split": "train",  # of a hub dataset or a folder, for data.train …
         "heldout_split": "test",  # … and for data.heldout
         "revision": "",
@@ -288,16 +288,24 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-# A resumed run may change these: they say how a run is carried out and watched, not what it computes. The
-# training data may move; its content is compared by hash.
-_MAY_CHANGE = ("mesh.", "eval.", "checkpoint.", "export.", "log.", "data.train", "data.heldout")
+# A resumed run may change these: they say how a run is carried out and watched, not what it computes. Data and
+# model may move: the data's hash and the architecture are compared, and the parameters come from the checkpoint.
+_MAY_CHANGE = (
+    *("mesh.", "eval.", "checkpoint.", "export.", "log.", "data.train", "data.heldout"),
+    *("model.path", "model.revision", "model.remat", "model.attention_block", "train.loss_chunk_tokens"),
+)
 
 
 def resume_differences(config: ConfigDict, saved: dict) -> list[str]:
     """Keys whose change would make a resumed run another run: `train.seed: 0 -> 1`."""
-    old, new = flatten(ConfigDict(saved)), flatten(config)
+    return differences(saved, config.to_dict(), "config.", ignore=_MAY_CHANGE)
+
+
+def differences(old: dict, new: dict, prefix: str, ignore: tuple[str, ...] = ()) -> list[str]:
+    """`prefix.section.key: old -> new` for all that differs between two nested dicts of plain values."""
+    old, new = flatten(ConfigDict(old)), flatten(ConfigDict(new))
     return [
-        f"config.{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
+        f"{prefix}{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+        if old.get(key) != new.get(key) and not key.startswith(ignore)
     ]

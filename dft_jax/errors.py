@@ -50,6 +50,12 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, or its type when it has none: libraries write many."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """' (did you mean X?)' for the closest known name, or the empty string."""
     import difflib

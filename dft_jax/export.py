@@ -30,8 +30,8 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
     export. Every process takes part; process 0 writes. `dtype` "source" keeps that of the checkpoint, so an
     untouched checkpoint comes out byte for byte.
     """
-    dtype = source_dtype(source) if dtype == "source" else dtype
-    temporary = out.with_name(f"{out.name}.tmp")
+    dtype = hf.source_dtype(source) if dtype == "source" else dtype
+    temporary = out.with_name(f".{out.name}.tmp")
     is_writer = jax.process_index() == 0
     if is_writer:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -48,7 +48,9 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
             file_name = many if len(shards) > 1 else "model.safetensors"
             tensors = {}
             for path, layer, name, shape in entries:
-                tensors[name] = np.ascontiguousarray(read(path, layer, shape).astype(_NUMPY[dtype]))
+                tensor = read(path, layer, shape)  # by all processes together
+                if is_writer:
+                    tensors[name] = np.ascontiguousarray(tensor.astype(_NUMPY[dtype]))
                 weight_map[name] = file_name
                 progress.update()
             if is_writer:
@@ -60,14 +62,6 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_json(temporary / hf.INDEX_NAME, index)
     _replace(temporary, out)
-
-
-def source_dtype(source: Path) -> str:
-    """The dtype of a checkpoint's weights; of a bare config.json, the one it names, else float32."""
-    if any(source.glob("*.safetensors")):
-        return hf.Checkpoint(source).dtype
-    raw = hf.read_json(source / "config.json")
-    return raw.get("dtype") or raw.get("torch_dtype") or "float32"
 
 
 def _plan(table: list[tuple], item_bytes: int, max_bytes: float) -> list[list[tuple]]:
@@ -103,25 +97,28 @@ def _copy_config(source: Path, to: Path, dtype: str) -> None:
 
 
 def _replace(temporary: Path, out: Path) -> None:
-    """`temporary` takes the name `out`; an earlier folder there is moved away first, then removed."""
-    old = out.with_name(f"{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """`temporary` takes the name `out`; an earlier export there goes only when the new one has its place."""
+    old = out.with_name(f".{out.name}.old")
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     temporary.rename(out)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def load_run(workdir: Path) -> train.Run:
-    """The newest checkpoint of a run directory, on the mesh that its config and this machine's devices give."""
+    """The newest checkpoint of a run directory, sharded over this machine's devices, whatever mesh trained it."""
     file = workdir / "config.json"
     if not file.exists():
-        raise errors.UserError(f"--workdir={workdir}: no config.json there, so it is not the directory of a run")
+        raise errors.UserError(f"--workdir={workdir}: no config.json there; give the directory of a run")
     config = ConfigDict(hf.read_json(file)).lock()
-    source, model, _ = train.load_model(config)
+    here = config.copy_and_resolve_references()
+    here.mesh.update(data=1, fsdp=-1, tensor=1)
+    here.train.update(accumulation=1, global_batch=max(config.train.global_batch, jax.device_count()))
+    source, model, _ = train.load_model(here)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     if checkpoints.latest is None:
-        raise errors.UserError(f"--workdir={workdir}: no checkpoint there yet")
+        raise errors.UserError(f"--workdir={workdir}: no checkpoint there yet; train first")
     optimizer = optimizer_lib.make_optimizer(config.optimizer, lambda count: 0.0)
     state = checkpoints.restore(checkpoints.latest, train.abstract_state(model, optimizer))
     checkpoints.close()
@@ -134,8 +131,11 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write; by default the run's e
 
 def main() -> None:
     cli.parse(required=["workdir"])
-    run = load_run(Path(_WORKDIR.value))
-    out = Path(_OUT.value) if _OUT.value else run.workdir / "export"
+    workdir = train.local_folder(_WORKDIR.value)
+    out = Path(_OUT.value).expanduser().absolute() if _OUT.value else workdir / "export"
+    if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise errors.UserError(f"--out={out} exists and is not empty; give a new folder, or remove it first")
+    run = load_run(workdir)
     settings = run.config.export
     export(run.state.params, run.model, run.source, out, dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
     print(f"exported step {int(run.state.step)} to {out}")

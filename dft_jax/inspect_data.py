@@ -11,7 +11,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerat
 import numpy as np
 from absl import flags
 
-from dft_jax import cli, errors, sharding, train
+from dft_jax import cli, errors, train
 from dft_jax.data import loader
 from dft_jax.types import Batch
 
@@ -53,11 +53,9 @@ def main() -> None:
     _, model, tokenizer = train.load_model(config)
     examples, _ = train.load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, row_length=config.data.max_length, seed=config.train.seed)
-    steps = loader.Steps(examples, model.mesh, accumulation=1, **settings)
-    step = steps[0]
+    step = loader.Steps(examples, model.mesh, accumulation=1, **settings)[0]
     print(json.dumps(examples.report, indent=2))
     print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")
-    print(f"allowed row counts: {steps.row_counts}; rows spread over {sharding.batch_shards(model.mesh)} device(s)")
     batch = Batch(*(getattr(step.batch, name)[0] for name in Batch.__dataclass_fields__))
     for row in range(min(_ROWS.value, step.n_rows)):
         print(f"\n{_DIM}══ row {row}{_PLAIN}\n{row_as_text(batch, row, tokenizer)}")

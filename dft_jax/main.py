@@ -16,35 +16,40 @@ _CONFIG = cli.define_config()
 if "workdir" not in flags.FLAGS:  # defined by dft_jax.export as well
     flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
 
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the job's other processes (TPU pod, srun, …).")
+
 
 def main() -> None:
     cli.parse(required=["config", "workdir"])
     initialize_processes()
     run = train.run(_CONFIG.value, flags.FLAGS.workdir)
-    settings = run.config.export
+    settings, exported = run.config.export, ""
     if settings.enabled:
         out = run.workdir / "export"
         export(run.state.params, run.model, run.source, out, dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
-        if jax.process_index() == 0:
-            print(f"done: {run.workdir}/metrics.jsonl has the curves, {out} loads in transformers")
+        exported = f", {out} loads in transformers"
+    if jax.process_index() == 0:
+        print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")
 
 
 def initialize_processes() -> None:
-    """Joins the processes of one job, when there are several.
+    """Joins the processes of one job.
 
-    They are found by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by Slurm, or on a TPU pod.
+    They are named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or, with --distributed, found by
+    JAX itself: TPU pods, Slurm steps (srun), Open MPI, Kubernetes.
     """
-    environment = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        try:
-            count, index = int(environment["JAX_NUM_PROCESSES"]), int(environment["JAX_PROCESS_ID"])
-        except (KeyError, ValueError) as error:
-            raise errors.UserError(
-                f"JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID should be numbers ({error})"
-            ) from error
-        jax.distributed.initialize(environment["JAX_COORDINATOR_ADDRESS"], count, index)
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        if address:
+            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+            jax.distributed.initialize(address, count, index)
+        elif _DISTRIBUTED.value:
+            jax.distributed.initialize()
+    except (KeyError, ValueError) as error:
+        raise errors.UserError(
+            f"the job's processes were not found ({errors.first_line(error)}): start them with srun or on a TPU pod,"
+            " or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ class Reporter:
 
     _SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
 
-    def __init__(self, config: ConfigDict, model: Model, log: Writer, *, steps: int, start: int):
+    def __init__(self, config: ConfigDict, model: Model, log: Writer, *, steps: int, start: int, mean_length: float):
         self.log, self.log_every, self.steps = log, config.log.every, steps
-        self.throughput = _Throughput(model, config.data.max_length)
+        self.throughput = _Throughput(model, mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
         self.behind: tuple[int, dict, loader.Step] | None = None
         quiet = jax.process_index() > 0
@@ -42,9 +42,11 @@ class Reporter:
         sums = jax.device_get(sums)
         values = metrics.per_token(sums, "train") | self.throughput.of(sums, packed)
         values |= {f"optimizer/{name}": float(sums[name]) for name in ("learning_rate", "gradient_norm")}
-        values["optimizer/skipped"] = self.skips.count(step, bool(sums["is_finite"]))
-        if step % self.log_every == 0 or step == self.steps:
+        values["optimizer/skipped"] = int(sums["skipped"])
+        is_finite = bool(sums["is_finite"])
+        if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
+        self.skips.count(step, is_finite)
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values})
 
@@ -63,28 +65,25 @@ class SkipGuard:
     """Counts updates skipped for non-finite numbers; too many in a row end the run."""
 
     def __init__(self, most_in_a_row: int):
-        self.most, self.in_a_row, self.total = most_in_a_row, 0, 0
+        self.most, self.in_a_row = most_in_a_row, 0
 
-    def count(self, step: int, is_finite: bool) -> int:
-        """Returns the steps skipped so far."""
+    def count(self, step: int, is_finite: bool) -> None:
         self.in_a_row = 0 if is_finite else self.in_a_row + 1
-        self.total += not is_finite
         if self.in_a_row >= self.most:
             raise errors.UserError(
-                f"step {step}: {self.most} non-finite updates in a row, none of them applied; lower"
-                " config.optimizer.learning_rate, or look at the data of these steps"
+                f"step {step}: {self.most} non-finite updates in a row, none of them applied; look at the data of"
+                " these steps, or start again in a new --workdir with a lower config.optimizer.learning_rate"
             )
-        return self.total
 
 
 class _Throughput:
     """Rates between one report and the next. The first interval holds the compilation, so it is left out."""
 
-    def __init__(self, model: Model, length: int):
+    def __init__(self, model: Model, mean_length: float):
         c = model.config
         n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size  # a row is read, nothing is multiplied
         n_matmul = models.parameter_count(model.abstract_params) - n_lookup
-        self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, length)
+        self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length)
         peak = metrics.peak_flops(jax.devices()[0].device_kind)
         self.peak = peak * jax.device_count() if peak else None
         self.last = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -48,7 +49,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     Raises:
       UserError: anything wrong with config, checkpoint, data or workdir, before compilation.
     """
-    workdir = Path(workdir)
+    workdir = local_folder(str(workdir))
     source, model, tokenizer = load_model(config)
     train_examples, heldout_examples = load_data(config, tokenizer, model)
     steps = n_steps(config, len(train_examples))
@@ -62,35 +63,41 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         train_examples,
         model.mesh,
         global_batch=config.train.global_batch,
+        seed=config.train.seed,
         accumulation=config.train.accumulation,
         row_length=config.data.max_length,
-        seed=config.train.seed,
+        by_examples=config.train.loss_normalization == "official",
     )
 
-    checkpoints = open_workdir(workdir, config, train_examples, heldout_examples)
-    if checkpoints.latest is None:
+    architecture = dataclasses.asdict(model.config)
+    fingerprint = {"training_data_sha256": train_examples.report["sha256"], "architecture": architecture}
+    checkpoints = open_workdir(workdir, config, fingerprint)
+    describe_run(workdir, config, train_examples, heldout_examples)
+    is_new = checkpoints.latest is None
+    if is_new:
         state = init_state(config, source, model, optimizer)
     else:
         state = checkpoints.restore(checkpoints.latest, abstract_state(model, optimizer))
     start = int(state.step)
-    fingerprint = {"data_sha256": train_examples.report["sha256"]}
 
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)  # waits for the save in progress, also when the run stops early
-        log = writer.Writer(workdir, config, resume_from=start)
-        reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, steps=steps, start=start)))
+        log = writer.Writer(workdir, config, resume_from=None if is_new else start)
+        reporter = Reporter(config, model, log, steps=steps, start=start, mean_length=train_examples.mean_length)
+        stack.enter_context(contextlib.closing(reporter))
         stack.enter_context(matmul_precision(config))
-        if start == 0:
+        if is_new:
             reporter.evaluated(0, evaluate(state.params))
         for step, packed_step in zip(range(start + 1, steps + 1), packed.iterate(start), strict=False):
             batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
             state, sums = train_step(state, batch)
             reporter.add(step, sums, packed_step)
-            if step % config.checkpoint.every == 0 or step == steps:
-                reporter.flush()  # a step that must not be saved stops the run here
-                checkpoints.save(step, state, fingerprint)
+            # Evaluated before it is saved: a run killed in between comes back to this step and has both.
             if step == steps or (config.eval.every and step % config.eval.every == 0):
                 reporter.evaluated(step, evaluate(state.params))
+            if step == steps or step % config.checkpoint.every == 0:
+                reporter.flush()  # a step that must not be saved stops the run here
+                checkpoints.save(step, state, fingerprint)
     return Run(workdir, config, source, model, state)
 
 
@@ -111,6 +118,7 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     )
     if config.model.init == "checkpoint":
         hf.check_tensors(hf.Checkpoint(source), model)
+    hf.source_dtype(source)  # refused now rather than at the export
     return source, model, hf.load_tokenizer(source)
 
 
@@ -131,10 +139,15 @@ def n_steps(config: ConfigDict, n_examples: int) -> int:
     return config.train.steps or max(by_epochs, 1)
 
 
-def open_workdir(
-    workdir: Path, config: ConfigDict, train: loader.Examples, heldout: loader.Examples | None
-) -> Checkpoints:
-    """Makes the run's directory describe this run, or refuses when it holds checkpoints of another one."""
+def local_folder(path: str) -> Path:
+    """`path` with ~ expanded; UserError for a bucket, which would become a folder named `gs:`."""
+    if "://" in path:
+        raise errors.UserError(f"--workdir={path}: give a local or mounted folder; buckets can be mounted")
+    return Path(path).expanduser().absolute()
+
+
+def open_workdir(workdir: Path, config: ConfigDict, fingerprint: dict[str, Any]) -> Checkpoints:
+    """The checkpoints in `workdir`, made if need be; refused when they are those of another run."""
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,16 +156,21 @@ def open_workdir(
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     if checkpoints.latest is not None:
         changes = config_lib.resume_differences(config, hf.read_json(workdir / "config.json"))
-        old = checkpoints.run_of(checkpoints.latest)["data_sha256"]
-        if old != train.report["sha256"]:
-            changes.append(f"content of {config.data.train}: sha256 {old[:12]} -> {train.report['sha256'][:12]}")
+        changes += config_lib.differences(checkpoints.run_of(checkpoints.latest), fingerprint, "this run's ")
         remedy = f"--workdir={workdir} holds another run: undo the change, or give a new --workdir"
         errors.raise_if_any(changes and [remedy, *changes])
-    writer.write_text(workdir / "config.json", config_lib.to_json(config))
-    writer.write_json(workdir / "env.json", writer.environment())
-    reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
-    writer.write_json(workdir / "data_report.json", reports)
     return checkpoints
+
+
+def describe_run(workdir: Path, config: ConfigDict, train: loader.Examples, heldout: loader.Examples | None) -> None:
+    """Writes what a reader of the run needs: config.json, env.json, data_report.json."""
+    try:
+        writer.write_text(workdir / "config.json", config_lib.to_json(config))
+        writer.write_json(workdir / "env.json", writer.environment())
+        reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
+        writer.write_json(workdir / "data_report.json", reports)
+    except OSError as error:
+        raise errors.UserError(f"--workdir={workdir}: cannot be written ({error}); give another") from error
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
@@ -230,13 +248,13 @@ def make_train_step(model: Model, objective: objectives.Objective, optimizer, sc
 
     def train_step(state: TrainState, batch: Batch):
         grads, sums = gradients(state.params, batch)
-        gradient_norm = optax.global_norm(grads)
+        gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = optimizer_lib.select_update(is_finite, new, (state.params, state.opt_state))
         sums |= {
+            "skipped": state.step + 1 - optimizer_lib.update_count(opt_state),
             "gradient_norm": gradient_norm,
             "is_finite": is_finite,
             "learning_rate": schedule(optimizer_lib.update_count(state.opt_state)),
@@ -258,7 +276,7 @@ def make_evaluate(model: Model, objective, heldout: loader.Examples | None, conf
         return lambda params: {}
     loss = make_loss(model, objective, config)
     sizes = dict(global_batch=config.train.global_batch, row_length=config.data.max_length)
-    steps = loader.in_order(heldout, model.mesh, **sizes)
+    steps = loader.OnePass(heldout, model.mesh, **sizes)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def eval_step(params, batch: Batch):
@@ -267,7 +285,8 @@ def make_evaluate(model: Model, objective, heldout: loader.Examples | None, conf
     def evaluate(params) -> dict[str, Any]:
         total = None
         for step in tqdm(steps, desc="held out", leave=False, disable=jax.process_index() > 0):
-            sums = jax.device_get(eval_step(params, sharding.device_batch(step.batch, model.mesh, step.n_rows)))
+            sums = eval_step(params, sharding.device_batch(step.batch, model.mesh, step.n_rows))
+            sums = jax.tree.map(np.float64, jax.device_get(sums))  # float32 could not count beyond 2**24 tokens
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         return metrics.per_token(total, "heldout")
 

@@ -1,6 +1,8 @@
 """A run's directory and its metrics: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
 
+import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -60,25 +62,28 @@ def _git(folder: Path) -> dict[str, Any] | None:
 class Writer:
     """Appends rows of metrics; only process 0 writes."""
 
-    def __init__(self, workdir: Path, config: ConfigDict, *, resume_from: int):
+    def __init__(self, workdir: Path, config: ConfigDict, *, resume_from: int | None):
+        """`resume_from` is the step of the checkpoint that the run goes on from; None for a run from the start."""
         self.active = jax.process_index() == 0
         self.boards: list[Any] = []
         if not self.active:
             return
         self.file = workdir / "metrics.jsonl"
-        _drop_rows_after(self.file, resume_from)
+        last_kept = -1 if resume_from is None else resume_from
+        _drop_rows_after(self.file, last_kept)
         self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115  (open for the whole run)
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self.boards.append(SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1))
+            self.boards.append(SummaryWriter(str(workdir / "tensorboard"), purge_step=last_kept + 1))
         if config.log.wandb_project:
             self.boards.append(_Wandb(workdir, config))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not self.active or not values:
             return
-        self.rows.write(json.dumps({"step": step, **values}) + "\n")
+        finite = {name: _null_if_not_finite(value) for name, value in values.items()}
+        self.rows.write(json.dumps({"step": step, **finite}) + "\n")
         self.rows.flush()
         for board in self.boards:
             for name, value in values.items():
@@ -96,13 +101,20 @@ class _Wandb:
     def __init__(self, workdir: Path, config: ConfigDict):
         import wandb
 
-        self.run = wandb.init(project=config.log.wandb_project, dir=workdir, config=config.to_dict(), resume="allow")
+        run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run is resumed
+        project, settings = config.log.wandb_project, config.to_dict()
+        self.run = wandb.init(project=project, id=run_id, resume="allow", dir=workdir, config=settings)
 
     def add_scalar(self, name, value, step):
         self.run.log({name: value}, step=step)
 
     def close(self):
         self.run.finish()
+
+
+def _null_if_not_finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_rows_after(file: Path, step: int) -> None:

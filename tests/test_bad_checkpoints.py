@@ -61,7 +61,7 @@ CHECKPOINTS = {
     "no config.json": (
         "llama",
         bytes_of("config.json", lambda _: None),
-        ["config.json is missing", "checkpoint folder needs it"],
+        ["config.json is missing", "fetch it, or put it back"],
     ),
     "config.json not JSON": (
         "llama",

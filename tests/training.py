@@ -52,9 +52,10 @@ class Trainer:
             tiny_examples(),
             mesh,
             global_batch=config.train.global_batch,
+            seed=0,
             accumulation=config.train.accumulation,
             row_length=config.data.max_length,
-            seed=0,
+            by_examples=config.train.loss_normalization == "official",
         )
 
     def batch(self, n):

@@ -43,60 +43,76 @@ class Part:
 
 
 class Template:
-    """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja file."""
+    """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja file.
+
+    `first_ids` is what stands before the first part: the begin-of-sequence token for a style, if the
+    tokenizer by itself begins texts with one (Llama's and DeepSeek's do; inference engines then prompt
+    with it), and nothing for a chat template, which writes its own.
+    """
 
     def __init__(self, name: str, tokenizer):
         self.name, self.tokenizer, self.jinja = name, tokenizer, None
+        self.first_ids: list[int] = []
         if name == "tokenizer":
-            self.jinja = tokenizer.chat_template
-            if not self.jinja:
+            try:
+                self.jinja = tokenizer.get_chat_template()  # the default one where there are several
+            except ValueError as error:
                 raise errors.UserError(
                     "data.template='tokenizer', but the checkpoint's tokenizer has no chat template;"
                     f" choose one of {', '.join(STYLES)} or a .jinja file"
-                )
+                ) from error
         elif name.endswith(".jinja"):
             try:
                 self.jinja = Path(name).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise errors.UserError(f"data.template={name!r} cannot be read ({error}); give a UTF-8 file") from error
-        elif name not in STYLES:
+        elif name in STYLES:
+            first = tokenizer("")["input_ids"][:1]
+            self.first_ids = first if first and first[0] == tokenizer.bos_token_id else []
+        else:
             raise errors.UserError(
                 f"data.template={name!r} is unknown{errors.did_you_mean(name, list(STYLES))};"
                 f" known: tokenizer, {', '.join(STYLES)}, or a path to a .jinja file"
             )
 
     def parts(self, messages: list[Message]) -> list[Part]:
-        """The conversation cut into untrained text and assistant text, the last answer ending in EOS.
+        """The conversation cut into untrained text and assistant text; the last answer ends in EOS.
 
-        An earlier assistant turn is trained up to the end-of-turn marker that the template puts there;
-        white space after the marker belongs to what follows.
+        One answer is trained as the paper does: its text and EOS, whatever the template would put after it.
+        Of several, each is trained as the template renders it, up to its end-of-turn marker (white space
+        after the marker belongs to what follows), and EOS follows the last.
         """
-        last = messages[-1]["content"] + self.tokenizer.eos_token
         if self.jinja is None:
-            if len(messages) != 2 or messages[0]["role"] != "user":
-                raise BadRow(
-                    f"template {self.name!r} takes one question and one answer, not {len(messages)} messages;"
-                    " for conversations set data.template='tokenizer' or a .jinja file"
-                )
-            prompt = _bos(self.tokenizer) + STYLES[self.name].replace("{input}", messages[0]["content"])
-            return [Part(prompt, False), Part(last, True)]
+            return self._style_parts(messages)
+        eos = self.tokenizer.eos_token
+        answers = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            raise BadRow("no assistant message; add the answer")
         parts, done = [], ""
-        for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
+        for turn in answers:
             before = self._render(messages[:turn], add_generation_prompt=True)
             if not before.startswith(done):
                 raise BadRow(f"template {self.name!r} renders earlier turns differently once later ones follow")
             parts.append(Part(before[len(done) :], False))
-            if turn == len(messages) - 1:
-                return [*parts, Part(last, True)]
+            if len(answers) == 1:
+                return [*parts, Part(messages[turn]["content"] + eos, True)]
             after = self._render(messages[: turn + 1], add_generation_prompt=False)
             if not after.startswith(before):
                 raise BadRow(f"template {self.name!r} does not keep the prompt before an answer as it was")
             answer = after[len(before) :].rstrip()
-            parts.append(Part(answer, True))
             done = before + answer
-        raise BadRow("no assistant message")
+            parts.append(Part(answer, True))
+        return [*parts[:-1], Part(answer.removesuffix(eos) + eos, True)]
+
+    def _style_parts(self, messages: list[Message]) -> list[Part]:
+        if [message["role"] for message in messages] != ["user", "assistant"]:
+            raise BadRow(
+                f"template {self.name!r} takes one question and one answer, not {len(messages)} messages;"
+                " for conversations set data.template='tokenizer' or a .jinja file"
+            )
+        question, answer = (message["content"] for message in messages)
+        prompt = STYLES[self.name].replace("{input}", question)
+        return [Part(prompt, False), Part(answer + self.tokenizer.eos_token, True)]
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
         import jinja2
@@ -111,15 +127,6 @@ class Template:
             raise BadRow(f"template {self.name!r} refused the row ({error}); mend one of them") from error
         except Exception as error:  # the template is a small program: 'a' + 1 raises TypeError
             raise BadRow(f"template {self.name!r} failed ({type(error).__name__}: {error}); mend it") from error
-
-
-def _bos(tokenizer) -> str:
-    """What the tokenizer by itself puts before any text: Llama's and DeepSeek's begin-of-sequence token, else nothing.
-
-    Inference engines tokenise a prompt that way, so a style is trained with it. A chat template writes its own.
-    """
-    starts_with_bos = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token if starts_with_bos else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dft_jax.types import Batch
 
 _MAX_OFFENDERS = 5
 _TOKENIZE_AT_ONCE = 1024
-_SAMPLED_STEPS = 64
+_SAMPLED_STEPS = 32
 
 
 @dataclasses.dataclass
@@ -37,6 +37,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens of an example, on average."""
+        return sum(len(example.ids) for example in self.examples) / len(self.examples)
 
 
 def load_examples(
@@ -57,7 +62,7 @@ def load_examples(
     pending: list[tuple[str, list[Part]]] = []
 
     def flush():
-        examples.extend(_tokenize(pending, tokenizer, config.max_length, accountant))
+        examples.extend(_tokenize(pending, template, config.max_length, accountant))
         pending.clear()
 
     rows = sources.read_rows(path, config, split)
@@ -94,13 +99,17 @@ def _quiet() -> bool | None:
     return jax.process_index() > 0 or None
 
 
-def _tokenize(pending: list[tuple[str, list[Part]]], tokenizer, max_length: int, accountant) -> Iterator[Example]:
+def _tokenize(
+    pending: list[tuple[str, list[Part]]], template: Template, max_length: int, accountant
+) -> Iterator[Example]:
     texts = [part.text for _, parts in pending for part in parts]
     if not texts:
         return
-    ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    ids = iter(template.tokenizer(texts, add_special_tokens=False)["input_ids"])
     for where, parts in pending:
-        example = join([next(ids) for _ in parts], parts, max_length)
+        ids_of_parts = [next(ids) for _ in parts]
+        ids_of_parts[0] = template.first_ids + ids_of_parts[0]
+        example = join(ids_of_parts, parts, max_length)
         if len(example.ids) < 2 or not example.trained[1:].any():
             accountant.drop(where, "prompt_too_long", len(example.ids) + example.cut_tokens)
             continue
@@ -187,48 +196,82 @@ class Step:
         return self.real_tokens / (A * self.n_rows * L)
 
 
+class Packer:
+    """Turns lists of example numbers into packed steps of few different sizes.
+
+    `sample` are steps that are going to be made; the row counts that all steps are padded to come from them.
+    With `by_examples` each micro-batch holds its share of the step's examples, as replicating a recipe that
+    treats micro-batches one by one needs; else rows are packed together and dealt to micro-batches in turn.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        mesh: Mesh,
+        sample: list[list[int]],
+        *,
+        accumulation: int,
+        row_length: int,
+        by_examples: bool = False,
+    ):
+        self.examples, self.mesh = examples.examples, mesh
+        self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
+        needed = [accumulation * max(map(len, self._pack(numbers))) for numbers in sample]
+        most = max(map(len, sample))
+        self.row_counts = packing.row_counts(needed, most, accumulation * sharding.batch_shards(mesh))
+
+    def _pack(self, numbers: list[int]) -> list[list[list[int]]]:
+        """Example numbers of each row of each micro-batch."""
+        A = self.accumulation
+        groups = np.array_split(numbers, A) if self.by_examples else [numbers]
+        packed = []
+        for group in groups:
+            rows = packing.best_fit([packing.slots(self.examples[n]) for n in group], self.row_length)
+            packed.append([[int(group[i]) for i in row] for row in rows])
+        return packed if self.by_examples else [packed[0][a::A] for a in range(A)]
+
+    def fill(self, numbers: list[int]) -> Step:
+        """The step of these examples: the rows that the devices of this process hold."""
+        micro_batches = self._pack(numbers)
+        needed = self.accumulation * max(map(len, micro_batches))
+        n_rows = next(count for count in self.row_counts if count >= needed) // self.accumulation
+        mine = sharding.process_rows(self.mesh, n_rows)
+        filled = []
+        for rows in micro_batches:
+            rows = rows + [[]] * (n_rows - len(rows))
+            filled.append(packing.fill_rows(self.examples, [rows[b] for b in mine], self.row_length))
+        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
+        return Step(batch, n_rows, sum(packing.slots(self.examples[n]) for n in numbers))
+
+
 class Steps:
     """Random access to the packed steps of a run: `steps[n]`."""
 
-    def __init__(
-        self, examples: Examples, mesh: Mesh, *, global_batch: int, accumulation: int, row_length: int, seed: int
-    ):
-        self.mesh, self.accumulation, self.row_length = mesh, accumulation, row_length
+    def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, seed: int, **how_to_pack):
         order = grain.MapDataset.source(range(len(examples))).shuffle(seed=seed).repeat()
-        self.examples = examples.examples
         self.stream = order.batch(global_batch, batch_fn=list)
-        sampled = [len(self._pack(self.stream[n])) for n in range(_SAMPLED_STEPS)]
-        multiple = accumulation * sharding.batch_shards(mesh)
-        self.row_counts = packing.row_counts(sampled, global_batch, multiple)
-
-    def _pack(self, numbers: list[int]) -> list[list[int]]:
-        rows = packing.best_fit([packing.slots(self.examples[n]) for n in numbers], self.row_length)
-        return [[numbers[i] for i in row] for row in rows]
+        sample = [self.stream[n] for n in range(_SAMPLED_STEPS)]
+        self.packer = Packer(examples, mesh, sample, **how_to_pack)
 
     def __getitem__(self, step: int) -> Step:
-        return self._fill(self.stream[step])
-
-    def _fill(self, numbers: list[int]) -> Step:
-        rows = self._pack(numbers)
-        n_all = next(count for count in self.row_counts if count >= len(rows))
-        rows += [[] for _ in range(n_all - len(rows))]
-        # Deal rows to micro-batches in turn, so that empty ones are spread; then keep this process's.
-        A = self.accumulation
-        n_rows = n_all // A
-        mine = sharding.process_rows(self.mesh, n_rows)
-        micro = [packing.fill_rows(self.examples, [rows[b * A + a] for b in mine], self.row_length) for a in range(A)]
-        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *micro)
-        real = sum(packing.slots(self.examples[n]) for n in numbers)
-        return Step(batch, n_rows, real)
+        return self.packer.fill(self.stream[step])
 
     def iterate(self, start: int) -> Iterator[Step]:
         """Steps from number `start` on, made ahead of time in threads."""
-        filled = self.stream.slice(slice(start, None)).map(self._fill)
+        filled = self.stream.slice(slice(start, None)).map(self.packer.fill)
         return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
-def in_order(examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int) -> list[Step]:
+class OnePass:
     """The packed steps of one pass in file order, for evaluation; the last may hold fewer examples."""
-    steps = Steps(examples, mesh, global_batch=global_batch, accumulation=1, row_length=row_length, seed=0)
-    numbers = range(len(examples))
-    return [steps._fill(list(numbers[i : i + global_batch])) for i in range(0, len(numbers), global_batch)]
+
+    def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int):
+        everything = list(range(len(examples)))
+        self.batches = [everything[i : i + global_batch] for i in range(0, len(everything), global_batch)]
+        self.packer = Packer(examples, mesh, self.batches, accumulation=1, row_length=row_length)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Step]:
+        return map(self.packer.fill, self.batches)

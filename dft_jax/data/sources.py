@@ -189,7 +189,7 @@ def _read_table(file: Path) -> Iterator[Row]:
             for number, value in enumerate(values):
                 yield Row(f"{file.name}[{number}]", value)
     except Exception as error:  # pyarrow raises many types for a damaged file
-        what = f"not a readable parquet file ({_first_line(error)})"
+        what = f"not a readable parquet file ({errors.first_line(error)})"
         raise errors.UserError(f"{file.name}: {what}; write it again") from error
 
 
@@ -211,14 +211,10 @@ def _read_datasets(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
             remedy = f"give a local file, or fetch it where there is a network: hf download --repo-type dataset {path}"
         raise errors.UserError(
             f"dataset {path!r} (subset {config.subset!r}, split {split!r}) could not be loaded:"
-            f" {_first_line(error)[:160]}; {remedy}"
+            f" {errors.first_line(error)[:160]}; {remedy}"
         ) from error
     for number, value in enumerate(table):
         yield Row(f"{path}[{number}]", value)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_table}

@@ -26,7 +26,7 @@ def causal_attention(
     """
     B, L, H, K = q_BLHK.shape
     G = k_BLGK.shape[2]
-    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K) * jnp.asarray(K**-0.5, q_BLHK.dtype)
+    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
     outputs = []
     for start in range(0, L, block):
         end = min(start + block, L)
@@ -45,6 +45,7 @@ def causal_attention(
 def _attend(q_BQGRK, k_BSGK, v_BSGK, may_see_BQS):
     dtype = jnp.promote_types(jnp.float32, q_BQGRK.dtype)
     scores_BGRQS = jnp.einsum("BQGRK,BSGK->BGRQS", q_BQGRK, k_BSGK, preferred_element_type=dtype)
+    scores_BGRQS = scores_BGRQS * q_BQGRK.shape[-1] ** -0.5
     # Finite, not -inf: no row is ever all masked (each position sees itself), but gradients stay NaN-free.
     scores_BGRQS = jnp.where(may_see_BQS[:, None, None], scores_BGRQS, jnp.finfo(dtype).min)
     weights_BGRQS = jax.nn.softmax(scores_BGRQS, axis=-1).astype(v_BSGK.dtype)

@@ -46,7 +46,7 @@ class DecoderConfig:
 _IRRELEVANT = frozenset(
     """_name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id dtype torch_dtype
     transformers_version use_cache output_attentions output_hidden_states return_dict id2label label2id
-    problem_type chunk_size_feed_forward is_encoder_decoder""".split()
+    problem_type chunk_size_feed_forward is_encoder_decoder _attn_implementation_autoset""".split()
 )
 _REQUIRED = object()
 

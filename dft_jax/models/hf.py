@@ -18,8 +18,17 @@ from dft_jax.models.families import FAMILIES
 from dft_jax.types import Params
 
 # Downloaded and carried along; nothing else is looked at (no pickles, no code).
-CHECKPOINT_PATTERNS = ("*.safetensors", "*.json")
-TOKENIZER_PATTERNS = ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+CHECKPOINT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json")
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
 INDEX_NAME = "model.safetensors.index.json"
 _REMEDY = "fetch config.json and the weights of one and the same model"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -52,7 +61,7 @@ def read_json(file: Path) -> dict:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise errors.UserError(f"{file} is missing: a Hugging Face checkpoint folder needs it") from None
+        raise errors.UserError(f"{file} is missing; fetch it, or put it back") from None
     except UnicodeDecodeError as error:
         raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); fetch the file again") from error
     except json.JSONDecodeError as error:
@@ -78,6 +87,18 @@ def read_config(folder: Path) -> DecoderConfig:
         raise errors.UserError(f"{file}: model_type={family!r} is not supported; known: {', '.join(sorted(FAMILIES))}")
     reader = ConfigReader(raw, str(file))
     return reader.finish(FAMILIES[family].read(reader))
+
+
+def source_dtype(folder: Path) -> str:
+    """The dtype of a checkpoint's weights; of a bare config.json, the one it names, else float32."""
+    if any(folder.glob("model*.safetensors")):
+        return Checkpoint(folder).dtype
+    raw = read_json(folder / "config.json")
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
+    if dtype not in _DTYPES.values():
+        known = ", ".join(_DTYPES.values())
+        raise errors.UserError(f"{folder / 'config.json'}: dtype={dtype!r}: cannot export as that; use one of {known}")
+    return dtype
 
 
 def tensor_name(path: tuple[str, ...], layer: int | None) -> str:
@@ -266,10 +287,8 @@ def tensor_reader(params: Params, model: Model) -> Callable[[tuple[str, ...], in
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that make the checkpoint's tokenizer: what remains beside weights, config and documentation."""
-    not_tokenizer = {"config.json", "generation_config.json", INDEX_NAME}
-    files = {file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern)}
-    return sorted(file for file in files if file.name not in not_tokenizer and os.path.isfile(file))
+    """The files that make the checkpoint's tokenizer."""
+    return sorted({file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern) if file.is_file()})
 
 
 def load_tokenizer(folder: Path):
@@ -281,7 +300,7 @@ def load_tokenizer(folder: Path):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises many types for a folder without tokenizer files
         raise errors.UserError(
-            f"{folder}: no usable tokenizer ({type(error).__name__}: {str(error).splitlines()[0]});"
+            f"{folder}: no usable tokenizer ({errors.first_line(error)});"
             " copy tokenizer.json and tokenizer_config.json of the base model there"
         ) from error
     if tokenizer.eos_token_id is None:

@@ -98,7 +98,7 @@ def test_only_assistant_turns_of_a_conversation_are_trained(tmp_path, tokenizer)
     turns = [("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "sure?"), ("assistant", "yes")]
     rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
     (example,) = load(tmp_path, rows, tokenizer, rows="messages", max_length=256).examples
-    assert trained_text(example, tokenizer) == "2<|im_end|>yes<|endoftext|>"
+    assert trained_text(example, tokenizer) == "2<|im_end|>yes<|im_end|><|endoftext|>"
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
@@ -167,7 +167,7 @@ def many(tokenizer, tmp_path_factory):
 
 def steps_of(examples, mesh=None, accumulation=1, seed=0):
     mesh = mesh or make_mesh()
-    return loader.Steps(examples, mesh, global_batch=8, accumulation=accumulation, row_length=128, seed=seed)
+    return loader.Steps(examples, mesh, global_batch=8, seed=seed, accumulation=accumulation, row_length=128)
 
 
 def contents(step):
@@ -210,11 +210,20 @@ def test_iterating_from_a_step_equals_random_access(many):
 def test_rows_come_in_few_counts(many):
     steps = steps_of(many, accumulation=2)
     counts = {steps[n].n_rows * 2 for n in range(40)}
-    assert counts <= set(steps.row_counts) and len(steps.row_counts) <= 3
+    assert counts <= set(steps.packer.row_counts) and len(steps.packer.row_counts) <= 3
+
+
+def test_by_examples_gives_each_micro_batch_its_share(many):
+    """As the authors' micro-batches: two examples each of eight, wherever rows would have had room for more."""
+    how = dict(accumulation=4, row_length=128, by_examples=True)
+    step = loader.Steps(many, make_mesh(), global_batch=8, seed=0, **how)[0]
+    segments = np.asarray(step.batch.segments_BL)
+    assert [int(segments[a].max(axis=1).sum()) for a in range(4)] == [2, 2, 2, 2]
+    assert contents(step) == contents(steps_of(many)[0])
 
 
 def test_in_order_visits_each_once(many):
-    steps = loader.in_order(many, make_mesh(), global_batch=8, row_length=128)
+    steps = loader.OnePass(many, make_mesh(), global_batch=8, row_length=128)
     seen = [item for step in steps for item in contents(step)]
     assert len(seen) == 50 and len(set(seen)) >= 45
 
