@@ -12,13 +12,11 @@ from dft_jax import errors
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = f"--config={ROOT}/configs/tiny.py"
 
-# Scalars and small arrays made while the abstract model is built; compiled once per process, in milliseconds.
-_TRIVIAL = {f"jit({name})" for name in ("convert_element_type", "broadcast_in_dim", "stage", "_threefry_seed")}
 compiled: list[str] = []
 
 
 def _listen(event: str, duration_s: float, **details) -> None:
-    if event == "/jax/core/compile/backend_compile_duration" and details["fun_name"] not in _TRIVIAL:
+    if event == "/jax/core/compile/backend_compile_duration":
         compiled.append(details["fun_name"])
 
 

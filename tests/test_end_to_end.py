@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from dft_jax import export
+from tests.commands import run_command
+
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
     "--config.train.steps=8",
@@ -176,3 +179,15 @@ def test_inspect_data_shows_trained_tokens(tmp_path):
     assert '"read": 20' in done.stdout and "\033[30;42m" in done.stdout
     trained = done.stdout.split("\033[30;42m")[1].split("\033[0m")[0]
     assert trained.endswith("<|endoftext|>") and "#### " in trained and "<|im_start|>" not in trained
+
+
+def test_export_command(whole, tmp_path, capfd, monkeypatch):
+    """On eight devices, what one device trained; into a new folder only."""
+    out = tmp_path / "new"
+    outcome = run_command(export.main, [f"--workdir={whole}", f"--out={out}"], capfd, monkeypatch)
+    assert outcome.code == 0 and "exported step 8" in outcome.stdout
+    assert same_bytes(out / "model.safetensors", whole / "export/model.safetensors")
+    outcome = run_command(export.main, [f"--workdir={whole}", f"--out={out}"], capfd, monkeypatch)
+    assert outcome.code == 2 and "is not empty; give a new folder" in outcome.stderr
+    outcome = run_command(export.main, [f"--workdir={tmp_path}"], capfd, monkeypatch)
+    assert outcome.code == 2 and "give the directory of a run" in outcome.stderr
