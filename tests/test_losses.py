@@ -142,6 +142,7 @@ def test_bf16_inputs_keep_float32_statistics(mesh1):
     assert stats.logp_BL.dtype == jnp.float32
     with jax.enable_x64(True):
         exact_BL, _ = dense_logp(np.asarray(hidden_BLD, np.float64), np.asarray(head_VD, np.float64), targets_BL)
+        exact_BL = np.asarray(exact_BL)
     rounded_BLV = jnp.einsum("BLD,VD->BLV", hidden_BLD, head_VD)
     rounded_BL = jnp.take_along_axis(jax.nn.log_softmax(rounded_BLV), targets_BL[:, :, None], -1)[:, :, 0]
     error = np.abs(np.asarray(stats.logp_BL) - exact_BL).max()

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from dft_jax import errors, models, objectives, optimizer as optimizer_lib, train
+from dft_jax import errors, models, objectives, optimizer as optimizer_lib, progress, train
 from dft_jax.data import packing
 from tests.conftest import make_mesh
 from tests.make_curves import FILE, curve
