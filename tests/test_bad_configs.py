@@ -106,7 +106,10 @@ OVERRIDES = {
     "unknown flag": (["--workdri=x"], ["workdri", "Did you mean: workdir"]),
     "stray word": (["runs/tiny"], ["unexpected argument 'runs/tiny'", "--name=value"]),
     "empty workdir": (["--workdir="], ["--workdir is required"]),
-    "bucket as workdir": (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "give a local or mounted folder"]),
+    "bucket as workdir": (
+        ["--workdir=gs://bucket/run"],
+        ["--workdir=gs://bucket/run", "give a local or mounted folder"],
+    ),
 }
 
 # Name -> (text after the colon of --config, what stderr must say).

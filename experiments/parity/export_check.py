@@ -75,7 +75,7 @@ def main() -> None:
     simulate_devices(arguments.run)
     run = export.load_run(arguments.run)
     folder = arguments.run / "export"
-    dtype = export.source_dtype(folder)
+    dtype = hf.source_dtype(folder)
     sequences = load_sequences(run, arguments.examples, arguments.length)
     ours, theirs = jax_logits(run, sequences, dtype), torch_logits(folder, sequences)
     worst = max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))
