@@ -44,3 +44,16 @@ def shared():
     if not (folder / "data").is_dir():
         pytest.skip("the folder of real problems and tokenizers is not beside this checkout")
     return folder
+
+
+@pytest.fixture
+def refused(tmp_path, capfd, monkeypatch):
+    """refused(overrides, expected): the tiny config with these overrides does nothing but say what is wrong."""
+    from dft_jax import main
+    from tests.commands import TINY, check_refused
+
+    def check(overrides, expected):
+        fixed = [TINY, f"--workdir={tmp_path}/run", "--config.data.heldout=", "--config.data.rows=fields"]
+        check_refused(main.main, [*fixed, *overrides], expected, tmp_path, capfd, monkeypatch)
+
+    return check

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dft_jax import assets, main
-from tests.commands import TINY, check_refused
+from dft_jax import assets
 from tests.conftest import GOLDEN
 
 
@@ -204,23 +203,6 @@ CHECKPOINTS = {
         ["beyond the model's 100 embeddings", "the tokenizer is not this model's"],
     ),
 }
-
-
-@pytest.fixture
-def refused(tmp_path, capfd, monkeypatch):
-    """refused(overrides, expected): the tiny config with these overrides does nothing but say what is wrong."""
-
-    def check(overrides, expected):
-        arguments = [
-            TINY,
-            f"--workdir={tmp_path}/run",
-            "--config.data.heldout=",
-            "--config.data.rows=fields",
-            *overrides,
-        ]
-        check_refused(main.main, arguments, expected, tmp_path, capfd, monkeypatch)
-
-    return check
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS)

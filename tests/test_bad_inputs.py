@@ -11,7 +11,7 @@ import pytest
 from configs import tiny
 from dft_jax import assets, main, train
 from tests import commands
-from tests.commands import ROOT, TINY, Outcome, assert_refused, check_refused, run_command, tree
+from tests.commands import ROOT, TINY, Outcome, assert_refused, run_command, tree
 from tests.conftest import GOLDEN
 
 GOOD = b'{"prompt": "1+1?", "completion": "2"}\n'
@@ -168,23 +168,6 @@ TEMPLATES = {
     ),
     "not UTF-8": (b"\xff", ["t.jinja' cannot be read", "give a UTF-8 file"]),
 }
-
-
-@pytest.fixture
-def refused(tmp_path, capfd, monkeypatch):
-    """refused(overrides, expected): the tiny config with these overrides does nothing but say what is wrong."""
-
-    def check(overrides, expected):
-        arguments = [
-            TINY,
-            f"--workdir={tmp_path}/run",
-            "--config.data.heldout=",
-            "--config.data.rows=fields",
-            *overrides,
-        ]
-        check_refused(main.main, arguments, expected, tmp_path, capfd, monkeypatch)
-
-    return check
 
 
 @pytest.mark.parametrize("case", DATA)

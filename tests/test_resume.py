@@ -1,0 +1,83 @@
+"""Restarts at awkward moments, in one process; tests/test_end_to_end.py kills real ones."""
+
+import json
+
+import pytest
+
+from dft_jax import assets, errors, train
+from dft_jax.checkpoint import Checkpoints
+from tests.training import tiny_config
+
+CONFIG = {"train.steps": 4, "checkpoint.every": 2, "eval.every": 2, "eval.max_examples": 8}
+
+
+def config(**overrides):
+    return tiny_config(**CONFIG, **{"data.heldout": str(assets.TINY / "heldout.jsonl")}, **overrides)
+
+
+def steps_of(folder, metric):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in rows if metric in row]
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+@pytest.mark.parametrize("killed_at", [2, 4])
+def test_killed_between_an_evaluation_and_its_checkpoint(killed_at, tmp_path, monkeypatch):
+    """Before the first checkpoint (2) and at the very end (4): no row twice, none missing."""
+    save = Checkpoints.save
+
+    def save_or_die(self, step, *arguments):
+        if step == killed_at:
+            raise Killed
+        save(self, step, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", save_or_die)
+        with pytest.raises(Killed):
+            train.run(config(), tmp_path)
+    assert killed_at in steps_of(tmp_path, "heldout/nll")
+    run = train.run(config(), tmp_path)
+    assert int(run.state.step) == 4
+    assert steps_of(tmp_path, "heldout/nll") == [0, 2, 4]
+    assert steps_of(tmp_path, "train/nll") == [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train.run(config(), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"train.seed": 1}, "config.train.seed: 0 -> 1"),
+        ({"objective": "dft"}, "config.objective: 'sft' -> 'dft'"),
+        ({"data.max_rows": 48}, "training_data_sha256"),
+        ({"optimizer.learning_rate": 1e-3}, "config.optimizer.learning_rate: 0.01 -> 0.001"),
+    ],
+)
+def test_another_run_is_refused(overrides, words, finished):
+    with pytest.raises(errors.UserError) as refusal:
+        train.run(config(**overrides), finished)
+    assert words in str(refusal.value) and "give a new --workdir" in str(refusal.value)
+
+
+def test_what_only_says_how_may_change(finished):
+    run = train.run(config(**{"log.every": 2, "mesh.fsdp": 2, "train.loss_chunk_tokens": 64}), finished)
+    assert int(run.state.step) == 4
+
+
+def test_an_incomplete_checkpoint_is_named(finished, tmp_path):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/4/state")
+    with pytest.raises(errors.UserError, match="checkpoints/4: not a complete checkpoint .* remove that folder"):
+        train.run(config(), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/4")
+    assert int(train.run(config(), tmp_path / "run").state.step) == 4
