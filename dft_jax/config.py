@@ -241,8 +241,21 @@ def _looks_like_file(path: str) -> bool:
     return path.startswith((".", "/")) or Path(path).suffix in (".jsonl", ".json", ".parquet")
 
 
-def validate_mesh(config: ConfigDict, device_count: int) -> list[str]:
-    """What is wrong with the mesh and the batch on this number of devices; assumes `validate` found nothing."""
+def validate_on(config: ConfigDict, device_count: int) -> list[str]:
+    """All that is wrong with a config on this number of devices, before anything is read or fetched."""
+    problems = validate(config)
+
+    def is_sound(*keys: str) -> bool:
+        return not any(problem.startswith(f"config.{key}") for problem in problems for key in keys)
+
+    if is_sound("mesh"):
+        problems += _mesh_problems(config, device_count)
+    if is_sound("mesh", "train.global_batch", "train.accumulation"):
+        problems += _batch_problems(config, device_count)
+    return problems
+
+
+def _mesh_problems(config: ConfigDict, device_count: int) -> list[str]:
     sizes = {axis: config.mesh[axis] for axis in MESH_AXES}
     text = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -255,7 +268,11 @@ def validate_mesh(config: ConfigDict, device_count: int) -> list[str]:
             f"config.mesh: {text} makes {fixed}{' × the rest' if n_free else ''}, but there are {device_count} devices;"
             f" axis sizes should divide {device_count} ({', '.join(map(str, legal))}) and multiply to it"
         ]
-    data, fsdp, _ = mesh_sizes(**sizes, device_count=device_count)
+    return []
+
+
+def _batch_problems(config: ConfigDict, device_count: int) -> list[str]:
+    data, fsdp, _ = mesh_sizes(*(config.mesh[axis] for axis in MESH_AXES), device_count)
     fewest = data * fsdp * config.train.accumulation
     if config.train.global_batch < fewest:
         return [

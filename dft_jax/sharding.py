@@ -29,7 +29,7 @@ RULES = {
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, for what is left.
 
-    The sizes are assumed valid (config.validate_mesh says what is wrong with them).
+    The sizes are assumed valid (config.validate_on says what is wrong with them).
     """
     sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

@@ -103,8 +103,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
 
 def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all checked."""
-    errors.raise_if_any(config_lib.validate(config))
-    errors.raise_if_any(config_lib.validate_mesh(config, jax.device_count()))
+    errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source = hf.resolve(config.model.path, config.model.revision)
     architecture = hf.read_config(source)
     errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))

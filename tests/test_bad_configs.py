@@ -92,9 +92,9 @@ OVERRIDES = {
         ["model.path='nobody/nothing'", "where there is a network: hf download nobody/nothing --revision main"],
     ),
     "no data": (["--config.data.train="], ["config.data.train is empty", "give a .jsonl"]),
-    "several at once": (
-        ["--config.train.steps=-1", "--config.objective=x", "--config.data.rows=x"],
-        ["config.train.steps=-1", "config.objective='x'", "config.data.rows='x'"],
+    "several at once, the mesh among them": (
+        ["--config.train.steps=-1", "--config.objective=x", "--config.data.rows=x", "--config.mesh.tensor=3"],
+        ["config.train.steps=-1", "config.objective='x'", "config.data.rows='x'", "config.mesh: ", "tensor=3"],
     ),
     "more than five at once": (
         [
