@@ -27,6 +27,7 @@ setup(
         "jax>=0.10.2,<0.13",
         "jaxtyping",
         "jinja2",  # transformers renders chat templates with it, but does not require it
+        "math-verify[antlr4_13_2]>=0.9,<0.10",
         "ml_collections",
         "ml_dtypes",
         "numpy>=2",

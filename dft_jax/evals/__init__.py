@@ -1,0 +1,1 @@
+"""Benchmarks, extraction and grading of answers, and scores."""

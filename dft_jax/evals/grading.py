@@ -1,0 +1,446 @@
+r"""Grades answers against references in worker processes that may hang, run out of memory, or die, and are replaced.
+
+math-verify decides whether two answers are equal. It parses LaTeX with a grammar and computes with sympy, and
+`9^{9^{9^{9}}}` keeps it busy for ever. Its own time limits use SIGALRM, which works in main
+threads only and cannot interrupt one long multiplication. So they are off, and the parent kills a worker that is late.
+
+Its `ExprExtractionConfig` is never used: that one hands text to sympy's parser, which is Python's own evaluator;
+`prepare` closes the one such path that its LaTeX side has. On top of that a worker refuses, by an audit hook, to
+compile or run a string, to open a file for writing, to start a process or to open a
+socket; an item that tries is an `error`.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any
+
+from tqdm import tqdm
+
+from dft_jax.evals import extraction, paper_rules
+
+# timeout: the time or memory of one item ran out. error: the comparison failed in some other way.
+VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
+MODES = ("strict", "paper")
+START_S = 120.0  # for a worker to import sympy on a busy machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    verdict: str  # one of VERDICTS
+    extracted: str | None  # the answer's text, None where the completion has none
+
+
+class Grader:
+    """Owns the workers; use it as a context manager.
+
+    Args:
+      workers: processes. Verdicts do not depend on their number, nor on the order of the items.
+      mode: "strict", or "paper" for the rules behind the paper's numbers (which fall back to the last number).
+      last_number: in strict mode, take the last number of a text that marks no answer.
+      wall_s: seconds for one comparison; then the worker is killed and the verdict is `timeout`.
+      memory_gb: address space of one worker in GiB.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int = 2,
+        mode: str = "strict",
+        last_number: bool = False,
+        wall_s: float = 5.0,
+        memory_gb: float = 2.0,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
+        if workers < 1 or wall_s <= 0 or memory_gb < 0.5:
+            raise ValueError(f"{workers=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB")
+        self.mode, self.last_number, self.wall_s, self.memory_gb = mode, last_number, wall_s, memory_gb
+        self.wanted = workers
+        self.workers: list[_Worker] = []
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.workers.clear()
+
+    def grade(self, items: Iterable[tuple[str, str]], progress: bool = True) -> list[Graded]:
+        """Grades (completion, reference) pairs in their order; equal answers to equal references are graded once."""
+        answers = [(self.extract(completion), reference) for completion, reference in items]
+        counts = Counter(pair for pair in answers if pair[0] is not None)
+        with tqdm(total=len(answers), desc="grading", unit="answer", disable=not progress) as bar:
+            bar.update(len(answers) - counts.total())
+            verdicts: dict[tuple[str | None, str], str] = {}
+            for pair, verdict in self._verdicts(list(counts)):
+                verdicts[pair] = verdict
+                bar.update(counts[pair])
+        return [Graded(verdicts.get(pair, "no_answer"), pair[0]) for pair in answers]
+
+    def extract(self, completion: str) -> str | None:
+        """The answer's text as this grader's mode finds it."""
+        if self.mode == "paper":
+            return paper_rules.extract(completion)
+        return extraction.extract(completion, last_number=self.last_number)
+
+    def _verdicts(self, pairs: list[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str]]:
+        """Yields (pair, verdict) as they come, keeping every worker busy and replacing those that are late or dead."""
+        waiting = pairs[::-1]
+        running = 0
+        while waiting or running:
+            while waiting and len(self.workers) < min(self.wanted, len(waiting) + running):
+                self.workers.append(_Worker(self.mode, self.wall_s, self.memory_gb))
+            for worker in self.workers:
+                if worker.ready and worker.pair is None and waiting:
+                    worker.give(waiting.pop())
+                    running += 1
+            deadlines = [w.deadline for w in self.workers if w.pair is not None or not w.ready]
+            wait([w.pipe for w in self.workers], max(0.0, min(deadlines) - time.monotonic()) if deadlines else 0.0)
+            for worker in list(self.workers):
+                pair, verdict = worker.pair, worker.poll()
+                if verdict is not None and pair is not None:
+                    running -= 1
+                    yield pair, verdict
+                if worker.is_over:
+                    worker.kill()
+                    self.workers.remove(worker)
+
+
+class _Worker:
+    """One process and the parent's end of its pipe; `pair` is what it is at work on."""
+
+    def __init__(self, mode: str, wall_s: float, memory_gb: float):
+        self.wall_s = wall_s
+        self.pair: tuple[str, str] | None = None
+        self.ready = self.is_over = False
+        self.deadline = time.monotonic() + START_S
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 — closed in kill()
+        self.pipe, theirs = Pipe()
+        code = "from dft_jax.evals import grading; grading.serve(*__import__('sys').argv[1:])"
+        arguments = [str(theirs.fileno()), mode, str(wall_s), str(memory_gb)]
+        # Nothing of the parent's environment, where keys and tokens lie, reaches a process that reads model text; a
+        # fixed hash seed makes sympy walk its sets in the same order in every worker.
+        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self.log,
+            pass_fds=[theirs.fileno()],
+            env=environment,
+        )
+        theirs.close()
+
+    def give(self, pair: tuple[str, str]) -> None:
+        self.pair = pair
+        self.deadline = time.monotonic() + self.wall_s
+        try:
+            self.pipe.send_bytes(json.dumps(pair).encode())
+        except OSError:
+            pass  # it is dead, which poll() finds out
+
+    def poll(self) -> str | None:
+        """The verdict of its item, if there is one by now; `is_over` tells whether the process has to be replaced."""
+        try:
+            message = self.pipe.recv_bytes() if self.pipe.poll() else None
+        except (EOFError, OSError):
+            self.is_over = True
+            if not self.ready:
+                raise RuntimeError(f"a grading worker did not start:\n{self._last_words()}") from None
+            return "error"
+        if message == b"ready":
+            self.ready = True
+        elif message is not None:
+            reply = json.loads(message)
+            self.pair, self.is_over = None, reply["is_over"]
+            return reply["verdict"]
+        elif time.monotonic() > self.deadline and (self.pair is not None or not self.ready):
+            self.is_over = True
+            if not self.ready:
+                raise RuntimeError(f"a grading worker did not start within {START_S:.0f} s:\n{self._last_words()}")
+            return "timeout"
+        return None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.pipe.close()
+        self.log.close()
+
+    def _last_words(self) -> str:
+        self.process.kill()
+        self.log.seek(0)
+        return self.log.read()[-2000:].decode(errors="replace")
+
+
+# ---- what runs in a worker ------------------------------------------------------------------------------------------
+
+_REFUSED = (
+    "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.kill os.remove os.rename os.rmdir os.mkdir "
+    "os.link os.symlink os.truncate os.chmod os.chown os.putenv subprocess. socket. ctypes. shutil. tempfile. ftplib. "
+    "urllib. http. webbrowser. pty. smtplib. code.__new__"
+).split()
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Guard:
+    """An audit hook that lets sympy import its own modules and compute, and refuses everything else that acts."""
+
+    def __init__(self):
+        self.refused: list[str] = []
+
+    def __call__(self, event: str, args: tuple) -> None:
+        if self.is_refused(event, args):
+            self.refused.append(event)
+            raise PermissionError(f"{event} is refused in a grading worker")
+
+    @staticmethod
+    def is_refused(event: str, args: tuple) -> bool:
+        if event == "compile":
+            return args[0] is not None and _is_made_up(args[1])
+        if event == "exec":
+            return _is_made_up(args[0].co_filename)
+        if event == "open":
+            return isinstance(args[2], int) and bool(args[2] & _WRITES)
+        return event.startswith(tuple(_REFUSED))
+
+
+def _is_made_up(name: Any) -> bool:
+    """Whether the code comes from no file: strings are compiled under names such as <string>."""
+    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return name.startswith("<") and not name.startswith("<frozen ")
+
+
+def serve(pipe_number: str, mode: str, wall_s: str, memory_gb: str) -> None:
+    """The worker's loop: pairs come in, verdicts go out, until the parent closes the pipe or is gone."""
+    pipe = Connection(int(pipe_number))
+    limit = int(float(memory_gb) * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.dont_write_bytecode = True
+    prepare()
+    compare = {"strict": strict_equal, "paper": paper_equal}[mode]
+    for reference in ("\\frac{1}{2}", "x=1", "(1,2)", "\\{1,2\\}", "x^2+\\sqrt{3}"):
+        compare("2x+1", reference)  # imports, and the grammar's tables, are not on the first item's time
+    guard = Guard()
+    sys.addaudithook(guard)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # starts at the parent's, which may be large
+    pipe.send_bytes(b"ready")
+    while True:
+        try:
+            answer, reference = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        # Should the parent be killed while this computes, nobody would end it: the kernel does, some seconds later.
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = int(used.ru_utime + used.ru_stime + 2 * float(wall_s)) + 5
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        verdict = judge(compare, answer, reference)
+        if guard.refused:
+            verdict = "error"
+            guard.refused.clear()
+        # What a large item leaves behind must not shorten the memory of the next one.
+        is_over = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) * 1024 > limit / 4
+        pipe.send_bytes(json.dumps({"verdict": verdict, "is_over": is_over}).encode())
+        if is_over:
+            return
+
+
+def judge(compare: paper_rules.Equal, answer: str, reference: str) -> str:
+    """The verdict of one comparison in this process."""
+    try:
+        return "correct" if compare(answer, reference) else "wrong"
+    except MemoryError:
+        return "timeout"
+    except Exception:
+        return "error"
+
+
+def paper_equal(answer: str, reference: str) -> bool:
+    return paper_rules.equal(answer, reference, _close_or_equal)
+
+
+def _close_or_equal(answer: str, reference: str) -> bool:
+    """math-verify's verdict, or both sides numbers within the paper's tolerance."""
+    parsed = parse(answer), parse(reference)
+    if verify(*parsed):
+        return True
+    try:
+        values = [float(side[0].evalf()) for side in parsed]
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError):
+        return False
+    return all(map(math.isfinite, values)) and paper_rules.close(*values)
+
+
+def parse(answer: str) -> list:
+    r"""math-verify's reading of one answer as LaTeX: [expression, text], [text], or nothing.
+
+    The box makes it take the whole answer; "first_match" keeps it from grading by any fraction inside an answer that it
+    cannot parse. Parsing goes through a grammar to sympy's constructors, never through text.
+    """
+    import math_verify
+
+    config = math_verify.LatexExtractionConfig(boxed_match_priority=0)
+    return math_verify.parse(f"\\boxed{{{answer}}}", [config], extraction_mode="first_match", parsing_timeout=None)
+
+
+def verify(answer: list, reference: list) -> bool:
+    import math_verify
+
+    return math_verify.verify(reference, answer, timeout_seconds=None)
+
+
+def prepare() -> None:
+    """Makes math-verify and sympy fit for a worker: nothing compiles a string, no warning of time limits turned off.
+
+    Its parser reads "6" as `sympy.Number("6")`, and that evaluates Python source made of the text. Only what the
+    grammar took for a number gets there, but nothing should: numbers are built here. sympy's polynomials write source
+    for each number of variables, and its rationals come back from mpmath as source (no model text in either); without
+    these two the guard can be simple.
+    """
+    import math_verify.grader
+    import math_verify.parser
+    import mpmath
+    import sympy.integrals.manualintegrate  # noqa: F401 — its dataclasses write source when first imported
+    from latex2sympy2_extended import latex2sympy2
+    from sympy.polys import monomials
+
+    for name in ("mul", "pow", "ldiv", "div", "lcm", "gcd"):
+        plain = getattr(monomials, f"monomial_{name}")
+        setattr(monomials.MonomialOps, name, lambda self, plain=plain: plain)
+    monomials.MonomialOps.mulpow = lambda self: _monomial_mulpow
+
+    identify = mpmath.identify
+    mpmath.identify = lambda *args, **options: _fraction(identify(*args, **options))
+
+    def convert_number(text: str) -> Any:
+        is_decimal = "," in text and text.startswith("0")  # 0,111 is a decimal, 1,111 a thousand
+        return number(text.replace(",", "." if is_decimal else ""))
+
+    latex2sympy2.convert_number = convert_number
+    latex2sympy2._Latex2Sympy.parse_number = lambda self, text: number(text.replace(",", ""))
+    math_verify.grader.TIMEOUT_WARNING_SHOWN = math_verify.parser.TIMEOUT_WARNING_SHOWN = True
+
+
+def _monomial_mulpow(a: tuple, b: tuple, power: int) -> tuple:
+    return tuple(x + y * power for x, y in zip(a, b, strict=True))
+
+
+def _fraction(formula: Any) -> Any:
+    """mpmath's "(5/4)" as a sympy number; None, its word for nothing found, for a formula such as "log(2)"."""
+    import sympy
+
+    match = re.fullmatch(r"(-?)\((-?[0-9]+)/([0-9]+)\)|(-?[0-9]+)", formula) if isinstance(formula, str) else None
+    if match is None:
+        return None
+    if match[4]:
+        return sympy.Integer(int(match[4]))
+    return sympy.Rational(int(match[2]), int(match[3])) * (-1 if match[1] else 1)
+
+
+def number(text: str) -> Any:
+    """The sympy number that digits stand for; a ValueError for anything else."""
+    import sympy
+
+    text = text.replace(" ", "")
+    if _INTEGER.fullmatch(text):
+        return sympy.Integer(int(text))
+    if _DECIMAL.fullmatch(text):
+        return sympy.Float(text)
+    raise ValueError("not a number")
+
+
+def strict_equal(answer: str, reference: str) -> bool:
+    """Whether the two are one answer: the same text, or equal by math-verify, with the same unit if both have one."""
+    sides = [readable(answer), readable(reference)]
+    if _letters(sides[0]) == _letters(sides[1]):
+        return True
+    units = [_unit(side) for side in sides]
+    if None not in units and units[0] != units[1]:
+        return False
+    if not re.search(r"[A-Za-z]", sides[1]):
+        sides[0] = _without_noun(sides[0])
+    return verify(parse(sides[0]), parse(sides[1]))
+
+
+# ---- strings before they are parsed ---------------------------------------------------------------------------------
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_DECIMAL = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,6})?")
+_UNIT_NAMES = {
+    "m": "m meter metre",
+    "km": "km kilometer kilometre",
+    "cm": "cm centimeter centimetre",
+    "mm": "mm millimeter millimetre",
+    "mi": "mi mile",
+    "in": "in inch inche",
+    "ft": "ft foot feet",
+    "yd": "yd yard",
+    "s": "s sec second",
+    "min": "min minute",
+    "h": "h hr hour",
+    "day": "day",
+    "week": "week",
+    "year": "year yr",
+    "g": "g gram",
+    "kg": "kg kilogram",
+    "lb": "lb pound",
+    "oz": "oz ounce",
+    "l": "l liter litre",
+    "ml": "ml milliliter millilitre",
+    "dollar": "dollar",
+    "cent": "cent",
+    "degree": "degree",
+    "radian": "radian rad",
+}
+_CANONICAL = {name: unit for unit, names in _UNIT_NAMES.items() for name in names.split()}
+_TEXT = r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf)\s*\{\s*~?\s*([^{}]*?)\s*\}"
+_UNIT_AT_END = re.compile(rf"(?<=[\d}}\s])(?:\\[,;: ]|~|\s)*(?:{_TEXT}|([A-Za-z]+))\s*(\^\s*\{{?-?\d\}}?)?\s*$")
+_NOUN_AT_END = re.compile(r"(-?[\d.,/]*\d)\s+((?:[A-Za-z]+\s*){1,3})")
+_NOT_NOUNS = set(
+    "or and to hundred thousand million billion trillion dozen percent half halves thirds over times".split()
+)
+
+
+def readable(answer: str) -> str:
+    r"""The same answer without what math-verify stumbles over: $ signs, `{,}`, `\%` in words, typographic minus."""
+    text = extraction.tidy(answer).replace("\u2212", "-").replace("\u2013", "-").replace("\u00b0", "^\\circ")
+    text = text.replace("\\$", "").replace("$", "").replace("{,}", ",").replace("\\!", "")
+    text = re.sub(r"(?<=\d)\s*(?:percent\b|\\text\s*\{\s*percent\s*\})", r"\\%", text)
+    return text.strip()
+
+
+def _letters(text: str) -> str:
+    """For the comparison of texts: no spaces, no text commands, one case if it is words only."""
+    text = re.sub(_TEXT, r"\1", text)
+    text = re.sub(r"\\left|\\right|\\[,;:! ]|\s", "", text)
+    return text.lower() if re.fullmatch(r"[A-Za-z'.-]{3,}", text) else text
+
+
+def _unit(text: str) -> str | None:
+    """The physical unit an answer ends with, by its usual name, with its power; None if it has none that is known."""
+    match = _UNIT_AT_END.search(text)
+    if match is None:
+        return None
+    name = (match[1] or match[2] or "").lower()
+    name = _CANONICAL.get(name) or _CANONICAL.get(name.removesuffix("s"))
+    return None if name is None else name + re.sub(r"[^\d-]", "", match[3] or "")
+
+
+def _without_noun(text: str) -> str:
+    """`12 red apples` is 12 where the reference has no words; `5 million` is not 5."""
+    match = _NOUN_AT_END.fullmatch(text)
+    return match[1] if match and not set(match[2].lower().split()) & _NOT_NOUNS else text
