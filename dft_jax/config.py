@@ -108,7 +108,7 @@ _CHOICES = {
 
 # Key -> (test, what it should be).
 _RANGES = {
-    **dict.fromkeys(("data.max_length",), (lambda v: v >= 2, "at least 2 (one token to read, one to predict)")),
+    "data.max_length": (lambda v: v >= 2, "at least 2 (one token to read, one to predict)"),
     **dict.fromkeys(
         (
             "model.attention_block",

@@ -45,7 +45,7 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
     with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
         for number, entries in enumerate(shards, start=1):
             many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            file_name = many if len(shards) > 1 else "model.safetensors"
+            file_name = many if len(shards) > 1 else hf.SINGLE_NAME
             tensors = {}
             for path, layer, name, shape in entries:
                 tensor = read(path, layer, shape)  # by all processes together

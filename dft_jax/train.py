@@ -117,7 +117,8 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     )
     if config.model.init == "checkpoint":
         hf.check_tensors(hf.Checkpoint(source), model)
-    hf.source_dtype(source)  # refused now rather than at the export
+    else:
+        hf.source_dtype(source)  # nothing else looks at it before the export, which should not be what refuses it
     return source, model, hf.load_tokenizer(source)
 
 

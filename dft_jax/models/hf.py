@@ -29,7 +29,7 @@ TOKENIZER_PATTERNS = (
     "*.model",
     "*.tiktoken",
 )
-INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 _REMEDY = "fetch config.json and the weights of one and the same model"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -91,7 +91,7 @@ def read_config(folder: Path) -> DecoderConfig:
 
 def source_dtype(folder: Path) -> str:
     """The dtype of a checkpoint's weights; of a bare config.json, the one it names, else float32."""
-    if any(folder.glob("model*.safetensors")):
+    if (folder / INDEX_NAME).exists() or (folder / SINGLE_NAME).exists():
         return Checkpoint(folder).dtype
     raw = read_json(folder / "config.json")
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
@@ -192,9 +192,9 @@ def _index(folder: Path) -> dict[str, str]:
                     f"{folder / INDEX_NAME}: {name} -> {file!r} should be the plain name of a .safetensors file here"
                 )
         return weight_map
-    if (folder / "model.safetensors").exists():
-        with _open(folder / "model.safetensors") as tensors:
-            return dict.fromkeys(tensors.keys(), "model.safetensors")
+    if (folder / SINGLE_NAME).exists():
+        with _open(folder / SINGLE_NAME) as tensors:
+            return dict.fromkeys(tensors.keys(), SINGLE_NAME)
     pickles = sorted(file.name for file in folder.glob("*.bin")) + sorted(file.name for file in folder.glob("*.pt*"))
     found = f" ({', '.join(pickles[:3])}: pickles are never opened; convert to safetensors)" if pickles else ""
     remedy = "fetch them, or set model.init='random'"
