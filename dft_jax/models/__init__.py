@@ -22,10 +22,14 @@ class Model:
     """A decoder on a mesh. `abstract_params` holds shape, dtype and sharding of every leaf; nothing is allocated."""
 
     config: DecoderConfig
-    mesh: Mesh
+    module: Decoder
     abstract_params: Params
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, Batch], Float[Array, "B L D"]]
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.module.mesh
 
 
 def build(
@@ -57,7 +61,7 @@ def build(
         return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
 
     init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)), out_shardings=layouts)
-    return Model(config, mesh, abstract_params, init, apply)
+    return Model(config, module, abstract_params, init, apply)
 
 
 def head(params: Params) -> Float[Array, "V D"]:

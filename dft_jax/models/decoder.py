@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
 from dft_jax.models import layers
-from dft_jax.models.attention import causal_attention
+from dft_jax.models.attention import cached_attention, causal_attention
 from dft_jax.models.config import DecoderConfig
 
 # What the backward pass finds saved: everything, the results of matrix products, or only each layer's input.
@@ -20,7 +20,11 @@ REMAT_POLICIES = {
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; q/k norm and biases as the family has them."""
+    """Grouped-query self-attention with rotary positions; q/k norm and biases as the family has them.
+
+    With a `cache` the rows are single tokens that extend it (see `cached_attention`). Returned beside the output are
+    the keys and values: the extended cache, or those of the rows as a cache [B, G, L, K].
+    """
 
     config: DecoderConfig
     param_dtype: jnp.dtype
@@ -28,7 +32,7 @@ class Attention(nn.Module):
     block: int
 
     @nn.compact
-    def __call__(self, x_BLD, segments_BL, positions_BL) -> Float[Array, "B L D"]:
+    def __call__(self, x_BLD, segments_BL, positions_BL, cache=None):
         c = self.config
         D, H, G, K = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
 
@@ -46,7 +50,13 @@ class Attention(nn.Module):
         q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies)
         k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies)
         q_BLHK = sharding.constrain(q_BLHK, self.mesh, "batch", "length", "heads", "head_dim")
-        out_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL, window=c.sliding_window, block=self.block)
+        if cache is None:
+            out_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL, window=c.sliding_window, block=self.block)
+            cache = (k_BLGK.swapaxes(1, 2), v_BLGK.swapaxes(1, 2))
+        else:
+            new = (q_BLHK[:, 0], k_BLGK[:, 0], v_BLGK[:, 0])
+            out_BHK, cache = cached_attention(*new, cache, positions_BL[:, 0], window=c.sliding_window, mesh=self.mesh)
+            out_BLHK = out_BHK[:, None]
         out = layers.Linear(
             "BLHK,DHK->BLD",
             (D, H, K),
@@ -56,28 +66,32 @@ class Attention(nn.Module):
             self.param_dtype,
             name="o",
         )
-        return out(out_BLHK)
+        return out(out_BLHK), cache
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream. Scanned over layers."""
+    """Pre-norm attention and feed-forward, each added to the residual stream. Scanned over layers in training."""
 
     config: DecoderConfig
     param_dtype: jnp.dtype
     mesh: Mesh
     block: int
+    keep_cache: bool = False
 
     @nn.compact
-    def __call__(self, x_BLD, segments_BL, positions_BL):
+    def __call__(self, x_BLD, segments_BL, positions_BL, cache=None):
         c = self.config
 
         def norm(name):
             return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name=name)
 
         attention = Attention(c, self.param_dtype, self.mesh, self.block, name="attention")
-        x_BLD = x_BLD + attention(norm("attention_norm")(x_BLD), segments_BL, positions_BL)
+        out_BLD, cache = attention(norm("attention_norm")(x_BLD), segments_BL, positions_BL, cache)
+        x_BLD = x_BLD + out_BLD
         x_BLD = x_BLD + layers.MLP(c, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BLD))
-        return sharding.constrain(x_BLD, self.mesh, "batch", "length", "embed_activation"), None
+        return sharding.constrain(
+            x_BLD, self.mesh, "batch", "length", "embed_activation"
+        ), cache if self.keep_cache else None
 
 
 class Decoder(nn.Module):

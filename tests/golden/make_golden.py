@@ -7,6 +7,7 @@ Each case becomes a folder beside this file:
 
     config.json, model.safetensors (or two shards and an index), generation_config.json
     logits.npz    token_ids int32 [B, L], logits float32 [B, L, V]
+    greedy.npz    what `generate` appends, greedily and with its cache, to the first 5 and the first 16 of token_ids[0]
 
 The logits are computed by reloading the folder as written, in float32 with eager attention, so what is on disk is what
 they belong to. Weights are large (std 0.2), norm scales scatter around 1 and biases are far from 0, so that a
@@ -133,6 +134,17 @@ def to_old_schema(path: pathlib.Path, extra: dict) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def greedy(model: torch.nn.Module, token_ids: torch.Tensor) -> dict[str, np.ndarray]:
+    """{"after_5": int32 [40], "after_16": int32 [40]}, nothing stopping them."""
+    options = dict(max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0)
+    made = {}
+    for n_prompt in (5, 16):
+        prompt = token_ids[:, :n_prompt]
+        ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        made[f"after_{n_prompt}"] = ids[0, n_prompt:].numpy().astype(np.int32)
+    return made
+
+
 def make_case(name: str) -> None:
     family, overrides, (batch, length), seed = CASES[name]
     folder = HERE / name
@@ -152,6 +164,7 @@ def make_case(name: str) -> None:
     with torch.no_grad():
         logits = reloaded(token_ids, use_cache=False).logits
     assert torch.isfinite(logits).all() and logits.dtype == torch.float32
+    np.savez(folder / "greedy.npz", **greedy(reloaded, token_ids[:1]))
     np.savez(folder / "logits.npz", token_ids=token_ids.numpy().astype(np.int32), logits=logits.numpy())
     size_kb = sum(file.stat().st_size for file in folder.iterdir()) / 1e3
     print(f"{name}: logits {tuple(logits.shape)}, std {logits.std():.2f}, {size_kb:.0f} kB")

@@ -1,0 +1,219 @@
+"""The sampler against `transformers.generate`, softmax, the training forward pass, and itself in other arrangements."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from dft_jax import models, sampling
+from dft_jax.drawing import draw
+from dft_jax.models import hf, inference
+from dft_jax.sampling import Request, Sampler
+from tests.conftest import GOLDEN, make_mesh
+from tests.models.test_golden import CASES, FAMILY_CASES, logits_of
+
+NEW = 40
+
+
+@functools.cache
+def load(case, sizes=(1, 1, 1)):
+    model = models.build(hf.read_config(GOLDEN / case), make_mesh(*sizes))
+    return model, hf.load_params(hf.Checkpoint(GOLDEN / case), model)
+
+
+def sampler(case="qwen2_tied", sizes=(1, 1, 1), **settings):
+    return Sampler(*load(case, sizes), **{"stop_ids": [], "max_length": 150, "slots": 4} | settings)
+
+
+def requests(n_problems=5, n_samples=3, temperature=1.0):
+    """Prompts of 3, 10, 17 … tokens: several buckets once the lengths are above 64."""
+    random = np.random.default_rng(0)
+    made = []
+    for problem in range(n_problems):
+        prompt = tuple(random.integers(0, 96, 3 + 17 * problem).tolist())
+        limits = random.integers(5, 30, n_samples).tolist()
+        made += [Request(f"p{problem}", i, prompt, temperature, limits[i]) for i in range(n_samples)]
+    return made
+
+
+def by_request(completions):
+    return {(c.request.problem, c.request.sample): c for c in completions}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_equals_transformers(case):
+    prompt = np.load(GOLDEN / case / "logits.npz")["token_ids"][0]
+    expected = np.load(GOLDEN / case / "greedy.npz")
+    asked = [Request("p", n, tuple(prompt[:n].tolist()), 0.0, NEW) for n in (5, 16)]
+    for completion in sampler(case).sample(asked, progress=False):
+        n = completion.request.sample
+        assert list(completion.ids) == expected[f"after_{n}"].tolist()
+        assert completion.is_cut
+
+
+def test_the_greedy_golden_files_are_not_one_token_over_and_over():
+    distinct = [len(set(np.load(GOLDEN / case / "greedy.npz")["after_16"].tolist())) for case in CASES]
+    assert min(distinct) >= 2 and np.median(distinct) >= 5
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_cache_gives_what_the_forward_pass_gives(case):
+    """The hidden states behind each token, and so the entropies, are those of all tokens in one pass."""
+    prompt = tuple(np.load(GOLDEN / case / "logits.npz")["token_ids"][0, :7].tolist())
+    (completion,) = sampler(case).sample([Request("p", 0, prompt, 1.0, 50)], progress=False)
+    tokens_BL = np.array([[*prompt, *completion.ids]], np.int32)
+    logits_LV = logits_of(case, make_mesh(), tokens_BL)[0, len(prompt) - 1 : -1]
+    p_LV = np.exp(logits_LV - stats_logsumexp(logits_LV)[:, None])
+    assert completion.entropy == pytest.approx(float(-(p_LV * np.log(p_LV)).sum(axis=1).mean()), abs=1e-4)
+
+
+def stats_logsumexp(x_LV):
+    largest_L = x_LV.max(axis=1)
+    return largest_L + np.log(np.exp(x_LV - largest_L[:, None]).sum(axis=1))
+
+
+VOCAB, WIDTH, ROWS = 1100, 8, 20_000
+HEAD_SHAPE = (3, 2, inference.VOCAB_BLOCK, WIDTH)  # six blocks in three chunks; the vocabulary ends in the fifth
+
+
+def drawn(logits_V, temperature, **filters):
+    """ROWS draws from these logits, and the entropies; in chunks, so that memory stays small."""
+    head_VD = np.zeros((np.prod(HEAD_SHAPE[:3]), WIDTH), np.float32)
+    head_VD[:VOCAB, 0] = logits_V
+    head_VD[VOCAB:, 0] = 50.0  # padding that would win, were it drawn from
+    hidden_BD = np.zeros((ROWS // 10, WIDTH), np.float32)
+    hidden_BD[:, 0] = 1.0
+    run = jax.jit(functools.partial(draw, vocab_size=VOCAB, mesh=make_mesh(), **filters))
+    temperature_B = jnp.full(ROWS // 10, temperature, jnp.float32)
+    head_UMWD = jnp.asarray(head_VD.reshape(HEAD_SHAPE))
+    parts = [
+        jax.device_get(run(hidden_BD, head_UMWD, jax.random.split(jax.random.key(part), ROWS // 10), temperature_B))
+        for part in range(10)
+    ]
+    return np.concatenate([tokens for tokens, _ in parts]), parts[0][1][0]
+
+
+def expected_p(logits_V, temperature, top_k=0, top_p=1.0):
+    """In float64, by sorting."""
+    scaled = logits_V.astype(np.float64) / temperature
+    p = np.exp(scaled - scaled.max())
+    order = np.argsort(-p)
+    if top_k:
+        p[order[top_k:]] = 0
+    p /= p.sum()
+    if top_p < 1:
+        kept = int(np.searchsorted(np.cumsum(p[order]), top_p)) + 1
+        p[order[kept:]] = 0
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    ("temperature", "filters"),
+    [(1.0, {}), (0.6, {}), (1.7, {}), (1.0, {"top_k": 7}), (1.0, {"top_p": 0.8}), (0.7, {"top_k": 40, "top_p": 0.9})],
+)
+def test_frequencies_are_those_of_softmax(temperature, filters):
+    logits_V = (np.random.default_rng(0).normal(size=VOCAB) * 2).astype(np.float32)
+    tokens, entropy = drawn(logits_V, temperature, **filters)
+    p_V = expected_p(logits_V, temperature, **filters)
+    count_V = np.bincount(tokens, minlength=VOCAB)
+    assert count_V[p_V == 0].sum() == 0
+    rare = p_V * ROWS < 10  # the chi-square approximation wants a few of each: the rare ones are one cell
+    observed, expected = count_V[~rare], p_V[~rare] * ROWS
+    if p_V[rare].sum() > 0:
+        observed, expected = np.append(observed, count_V[rare].sum()), np.append(expected, p_V[rare].sum() * ROWS)
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    own_V = expected_p(logits_V, temperature)
+    assert entropy == pytest.approx(-(own_V * np.log(own_V)).sum(), abs=1e-4)
+
+
+def test_the_chi_square_would_notice_a_wrong_temperature():
+    logits_V = (np.random.default_rng(0).normal(size=VOCAB) * 2).astype(np.float32)
+    tokens, _ = drawn(logits_V, 1.05)
+    p_V = expected_p(logits_V, 1.0)
+    common = p_V * ROWS >= 10
+    observed = np.append(np.bincount(tokens, minlength=VOCAB)[common], np.sum(~common[tokens]))
+    expected = np.append(p_V[common], p_V[~common].sum()) * ROWS
+    assert stats.chisquare(observed, expected).pvalue < 1e-3
+
+
+def test_temperature_zero_takes_the_most_probable():
+    logits_V = np.zeros(VOCAB, np.float32)
+    logits_V[777] = 1e-3
+    assert set(drawn(logits_V, 0.0)[0].tolist()) == {777}
+
+
+@pytest.mark.parametrize(
+    "arrangement",
+    [dict(slots=1), dict(slots=3), dict(slots=64), dict(sizes=(2, 2, 2), slots=5), dict(sizes=(8, 1, 1), slots=8)],
+    ids=str,
+)
+def test_a_sample_does_not_depend_on_the_arrangement(arrangement):
+    """Other batch sizes, another order, other problems beside it, eight devices."""
+    expected = by_request(sampler().sample(requests(), progress=False))
+    order = requests()[::-1]
+    found = by_request(sampler(**arrangement).sample(order, progress=False))
+    assert {key: c.ids for key, c in found.items()} == {key: c.ids for key, c in expected.items()}
+    for key, completion in found.items():
+        assert completion.entropy == pytest.approx(expected[key].entropy, abs=1e-4)
+
+
+def test_a_sample_depends_on_seed_problem_and_number():
+    asked = Request("p", 0, (1, 2, 3), 1.0, 30)
+    others = [asked, dataclasses.replace(asked, problem="q"), dataclasses.replace(asked, sample=1)]
+    ids = [c.ids for c in sampler().sample(others, progress=False)]
+    ids += [c.ids for c in sampler(seed=1).sample([asked], progress=False)]
+    assert len(set(ids)) == 4
+    (again,) = sampler().sample([asked], progress=False)
+    assert again.ids in ids
+
+
+def test_completions_end_at_a_stop_token_or_are_cut():
+    free = by_request(sampler().sample(requests(), progress=False))
+    stop = 17
+    assert any(stop in c.ids for c in free.values()) and any(stop not in c.ids for c in free.values())
+    for key, completion in by_request(sampler(stop_ids=[stop, 95_000]).sample(requests(), progress=False)).items():
+        until = list(itertools.takewhile(lambda id: id != stop, free[key].ids))
+        assert list(completion.ids) == (until + [stop])[: len(free[key].ids)]
+        assert completion.is_cut == (stop not in completion.ids)
+
+
+def test_lengths_up_to_the_limit_of_the_cache():
+    """The longest prompt and completion that fit, through every growth of the cache."""
+    prompt = tuple(range(1, 60))
+    settings = dict(max_length=600, slots=2)
+    asked = [Request("p", 0, prompt, 0.0, 541), Request("q", 0, prompt[:50], 1.0, 20)]
+    found = by_request(sampler("llama3", **settings).sample(asked, progress=False))
+    assert [len(c.ids) for c in found.values()] in ([541, 20], [20, 541])
+    (alone,) = sampler("llama3", **settings).sample(asked[:1], progress=False)
+    assert found["p", 0].ids == alone.ids
+
+
+def test_slots_are_refilled():
+    """Of lengths like those of GSM8K's solutions (log-normal, mean 130), 85 % of decode places do useful work."""
+    random = np.random.default_rng(0)
+    lengths = np.clip(random.lognormal(4.75, 0.45, 400) / 4, 2, 100).astype(int)  # a quarter of it, to be quick
+    asked = [Request(f"p{i}", 0, (1, 2, 3 + i % 50), 1.0, int(n)) for i, n in enumerate(lengths)]
+    busy = sampler(slots=32)
+    made = list(busy.sample(asked, progress=False))
+    assert sorted(len(c.ids) for c in made) == sorted(lengths)
+    assert busy.usage.tokens == lengths.sum()
+    assert busy.usage.useful_fraction >= 0.85
+
+
+def test_nothing_asked_nothing_made():
+    assert list(sampler().sample([], progress=False)) == []
+
+
+def test_prompts_are_prefilled_once(monkeypatch):
+    """Sixteen samples of three prompts in four slots: one prefill."""
+    busy, calls = sampler(), []
+    prefill = busy._prefill
+    busy._prefill = lambda *arguments: calls.append(1) or prefill(*arguments)
+    asked = [Request(f"p{i}", k, (1, 2, 3, i), 1.0, 5) for i in range(3) for k in range(16)]
+    assert len(list(busy.sample(asked, progress=False))) == 48
+    assert len(calls) == 1
