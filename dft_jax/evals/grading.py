@@ -23,13 +23,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from dft_jax.evals import extraction, paper_rules
 
-# timeout: the time or memory of one item ran out. error: the comparison failed in some other way.
+# timeout: the time or memory of one item ran out. error: the comparison failed in some other way, or its process died.
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
 MODES = ("strict", "paper")
 START_S = 120.0  # for a worker to import sympy on a busy machine
@@ -135,7 +136,7 @@ class _Worker:
         environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
         environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
+            [sys.executable, "-P", "-c", code, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self.log,
@@ -237,7 +238,7 @@ def serve(pipe_number: str, mode: str, wall_s: str, memory_gb: str) -> None:
         compare("2x+1", reference)  # imports, and the grammar's tables, are not on the first item's time
     guard = Guard()
     sys.addaudithook(guard)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # starts at the parent's, which may be large
+    resident = peak_kib()
     pipe.send_bytes(b"ready")
     while True:
         try:
@@ -248,15 +249,24 @@ def serve(pipe_number: str, mode: str, wall_s: str, memory_gb: str) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
         seconds = int(used.ru_utime + used.ru_stime + 2 * float(wall_s)) + 5
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-        verdict = judge(compare, answer, reference)
+        before, verdict, peak = peak_kib(), judge(compare, answer, reference), peak_kib()
         if guard.refused:
             verdict = "error"
             guard.refused.clear()
+        elif verdict == "wrong" and (peak - before) * 1024 > limit / 4:
+            verdict = "timeout"  # math-verify takes a MemoryError inside sympy for "not equal"
         # What a large item leaves behind must not shorten the memory of the next one.
-        is_over = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) * 1024 > limit / 4
+        is_over = (peak - resident) * 1024 > limit / 4
         pipe.send_bytes(json.dumps({"verdict": verdict, "is_over": is_over}).encode())
         if is_over:
             return
+
+
+def peak_kib(process: int | str = "self") -> int:
+    """The most memory that a process had resident."""
+    if not sys.platform.startswith("linux"):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # starts at the parent's, which may be large
+    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
 
 
 def judge(compare: paper_rules.Equal, answer: str, reference: str) -> str:
@@ -278,11 +288,16 @@ def _close_or_equal(answer: str, reference: str) -> bool:
     parsed = parse(answer), parse(reference)
     if verify(*parsed):
         return True
+    values = [_value(side) for side in parsed]
+    return None not in values and paper_rules.close(*values)
+
+
+def _value(parsed: list) -> float | None:
     try:
-        values = [float(side[0].evalf()) for side in parsed]
-    except (AttributeError, IndexError, OverflowError, TypeError, ValueError):
-        return False
-    return all(map(math.isfinite, values)) and paper_rules.close(*values)
+        value = float(parsed[0].evalf())
+    except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def parse(answer: str) -> list:
@@ -306,6 +321,9 @@ def verify(answer: list, reference: list) -> bool:
 def prepare() -> None:
     """Makes math-verify and sympy fit for a worker: nothing compiles a string, no warning of time limits turned off.
 
+    And two equalities go that are none: M/m = m/M (all letters were made small), and that of two equations without
+    solutions, such as n = n + 7 and x^2 = -1.
+
     Its parser reads "6" as `sympy.Number("6")`, and that evaluates Python source made of the text. Only what the
     grammar took for a number gets there, but nothing should: numbers are built here. sympy's polynomials write source
     for each number of variables, and its rationals come back from mpmath as source (no model text in either); without
@@ -314,7 +332,8 @@ def prepare() -> None:
     import math_verify.grader
     import math_verify.parser
     import mpmath
-    import sympy.integrals.manualintegrate  # noqa: F401 — its dataclasses write source when first imported
+    import sympy
+    import sympy.integrals.manualintegrate  # its dataclasses write source when first imported
     from latex2sympy2_extended import latex2sympy2
     from sympy.polys import monomials
 
@@ -332,7 +351,24 @@ def prepare() -> None:
 
     latex2sympy2.convert_number = convert_number
     latex2sympy2._Latex2Sympy.parse_number = lambda self, text: number(text.replace(",", ""))
+
+    def latex2sympy(latex: str, **options: Any) -> Any:
+        config = latex2sympy2.ConversionConfig(lowercase_symbols=not _uses_both_cases(latex))
+        return latex2sympy2.latex2sympy(latex, conversion_config=config, **options)
+
+    def solve(*arguments: Any) -> Any:
+        solutions = sympy.solve(*arguments)
+        if not solutions:
+            raise ValueError("nothing to compare")  # which math-verify takes for "not equal"
+        return solutions
+
+    math_verify.parser.latex2sympy, math_verify.grader.solve = latex2sympy, solve
     math_verify.grader.TIMEOUT_WARNING_SHOWN = math_verify.parser.TIMEOUT_WARNING_SHOWN = True
+
+
+def _uses_both_cases(latex: str) -> bool:
+    letters = set(re.sub(rf"{_TEXT}|\\[A-Za-z]+", "", latex))
+    return any(letter.isupper() and letter.lower() in letters for letter in letters)
 
 
 def _monomial_mulpow(a: tuple, b: tuple, power: int) -> tuple:
@@ -373,7 +409,13 @@ def strict_equal(answer: str, reference: str) -> bool:
         return False
     if not re.search(r"[A-Za-z]", sides[1]):
         sides[0] = _without_noun(sides[0])
-    return verify(parse(sides[0]), parse(sides[1]))
+    parsed = parse(sides[0]), parse(sides[1])
+    return verify(*parsed) and not _small_and_apart(*map(_value, parsed))
+
+
+def _small_and_apart(a: float | None, b: float | None) -> bool:
+    """math-verify rounds to six decimals, where 3e-8 is 4e-8; below a thousandth, three digits have to agree."""
+    return a is not None and b is not None and max(abs(a), abs(b)) < 1e-3 and not math.isclose(a, b, rel_tol=1e-3)
 
 
 # ---- strings before they are parsed ---------------------------------------------------------------------------------
@@ -409,6 +451,8 @@ _UNIT_NAMES = {
 _CANONICAL = {name: unit for unit, names in _UNIT_NAMES.items() for name in names.split()}
 _TEXT = r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf)\s*\{\s*~?\s*([^{}]*?)\s*\}"
 _UNIT_AT_END = re.compile(rf"(?<=[\d}}\s])(?:\\[,;: ]|~|\s)*(?:{_TEXT}|([A-Za-z]+))\s*(\^\s*\{{?-?\d\}}?)?\s*$")
+_BASE_AT_END = re.compile(r"\d\)?_\{?(\d+)\}?$")
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?![\w.^])")  # else 3e-8 is 3·e − 8
 _NOUN_AT_END = re.compile(r"(-?[\d.,/]*\d)\s+((?:[A-Za-z]+\s*){1,3})")
 _NOT_NOUNS = set(
     "or and to hundred thousand million billion trillion dozen percent half halves thirds over times".split()
@@ -416,9 +460,11 @@ _NOT_NOUNS = set(
 
 
 def readable(answer: str) -> str:
-    r"""The same answer without what math-verify stumbles over: $ signs, `{,}`, `\%` in words, typographic minus."""
+    r"""The same answer without what math-verify stumbles over: $ signs, `{,}`, `\%` in words, long dashes, 3e8."""
     text = extraction.tidy(answer).replace("\u2212", "-").replace("\u2013", "-").replace("\u00b0", "^\\circ")
-    text = text.replace("\\$", "").replace("$", "").replace("{,}", ",").replace("\\!", "")
+    text = text.replace("\\$", "").replace("$", "").replace("{,}", ",").replace("./", "/")
+    text = re.sub(r"\\!\s*", "", text)
+    text = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
     text = re.sub(r"(?<=\d)\s*(?:percent\b|\\text\s*\{\s*percent\s*\})", r"\\%", text)
     return text.strip()
 
@@ -431,7 +477,10 @@ def _letters(text: str) -> str:
 
 
 def _unit(text: str) -> str | None:
-    """The physical unit an answer ends with, by its usual name, with its power; None if it has none that is known."""
+    """The physical unit an answer ends with, by its usual name, with its power, or its base; None if none is known."""
+    base = _BASE_AT_END.search(text)
+    if base:
+        return f"base {base[1]}"
     match = _UNIT_AT_END.search(text)
     if match is None:
         return None

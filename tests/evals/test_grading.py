@@ -8,12 +8,13 @@ import random
 import resource
 import subprocess
 import sys
+import time
 
 import pytest
 
 from dft_jax.evals import extraction, grading
 from dft_jax.evals.grading import Graded, Grader
-from tests.evals.grading_hangs import HANGS
+from tests.evals.grading_hangs import HANGS, HEAVY
 from tests.evals.grading_payloads import PAYLOADS
 
 HERE = pathlib.Path(__file__).parent
@@ -100,14 +101,14 @@ def test_the_guard_refuses(tmp_path):
 
 
 def test_hangs_cost_little_and_the_grader_goes_on():
-    assert len(HANGS) >= 20
     *items, peak = run("grading_hangs.py", "1")
-    assert len(items) == len(HANGS)
+    kinds = [item["kind"] for item in items]
+    assert kinds == ["hang"] * len(HANGS) + ["heavy"] * len(HEAVY) and len(HANGS) >= 24
+    allowed = {"hang": ("timeout", "no_answer"), "heavy": ("wrong", "timeout")}
     for item in items:
-        assert item["verdict"] in ("timeout", "no_answer", "wrong"), item
+        assert item["verdict"] in allowed[item["kind"]], item
         assert item["seconds"] < 1 + 1 and item["easy"] == "correct", item
-    assert sum(item["verdict"] in ("timeout", "no_answer") for item in items) >= 20
-    assert peak["peak_gib"] < 2
+    assert 0 < peak["peak_gib"] <= 2
 
 
 def test_the_default_limit_is_five_seconds():
@@ -122,11 +123,30 @@ def test_memory_is_limited():
     assert limits == (0.75 * 2**30, 0.75 * 2**30)
 
 
+def test_memory_that_runs_out_is_a_timeout():
+    """sympy raises MemoryError within a second or two, and math-verify makes a plain "not equal" of it."""
+    item = (r"\boxed{(x+1)^{10^{8}}}", "x+2")
+    with Grader(workers=1, memory_gb=0.5, wall_s=60) as grader:
+        grader.grade([(r"\boxed{1+1}", "2")], progress=False)
+        process = grader.workers[0].process
+        start = time.monotonic()
+        [graded] = grader.grade([item], progress=False)
+        assert graded.verdict == "timeout" and time.monotonic() - start < 30
+        [after] = grader.grade([(r"\boxed{1+2}", "3")], progress=False)
+    assert after.verdict == "correct" and process.returncode is not None  # by another worker
+
+
+def test_the_parents_memory_is_not_the_workers():
+    code = "from dft_jax.evals import grading; print(grading.peak_kib())"
+    ballast = bytearray(300 * 2**20)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[1])
+    assert int(done.stdout) < 200 * 2**10 < len(ballast), done.stderr
+
+
 def test_labelled_pairs(verdicts):
     mistakes = [pair for pair, verdict in zip(PAIRS, verdicts, strict=True) if (verdict == "correct") != pair["equal"]]
-    assert len(PAIRS) >= 60
-    assert len(mistakes) <= 0.08 * len(PAIRS), mistakes
-    assert sum(not pair["equal"] for pair in mistakes) <= 2, mistakes
+    assert len(PAIRS) >= 120
+    assert len(mistakes) <= 0.01 * len(PAIRS), mistakes
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -143,7 +163,7 @@ def test_the_pool_gives_math_verifys_verdicts(verdicts):
     import math_verify
 
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
-    kinds = "units text dollars degrees percentage thousands".split()
+    kinds = "units text dollars degrees percentage thousands bases point scientific small letters unsolvable".split()
     compared = 0
     for pair, verdict in zip(PAIRS, verdicts, strict=True):
         if pair["kind"] in kinds:
@@ -179,8 +199,10 @@ def test_ground_truths(shared, strict):
         graded = strict.grade([(f"\\boxed{{{answer}}}", answer) for answer in answers], progress=False)
         assert {one.verdict for one in graded} == {"correct"}, name
         sample = random.Random(0).sample(answers, min(40, len(answers)))
-        graded = strict.grade([("\\boxed{987654321.5}", answer) for answer in sample], progress=False)
-        assert {one.verdict for one in graded} == {"wrong"}, name
+        for wrong in ("987654321.5", "{} + 7"):
+            items = [(f"\\boxed{{{wrong.format(answer)}}}", answer) for answer in sample]
+            graded = strict.grade(items, progress=False)
+            assert {one.verdict for one in graded} <= {"wrong", "timeout"}, (name, wrong)
 
 
 LENIENT = [  # (completion, reference): the paper's grader accepts, the strict one does not
