@@ -6,10 +6,13 @@ import re
 import sys
 import traceback
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dft_jax import config as config_lib, errors
+
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the job's other processes (TPU pod, srun, …).")
 
 
 def define_config():
@@ -39,6 +42,26 @@ def parse(required: list[str]) -> None:
     for name in required:
         if not flags.FLAGS[name].value:
             raise errors.UserError(f"--{name} is required; --help lists the options")
+
+
+def join_processes() -> None:
+    """Joins the processes of one job.
+
+    They are named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or, with --distributed, found by
+    JAX itself: TPU pods, Slurm steps (srun), Open MPI, Kubernetes.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        if address:
+            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+            jax.distributed.initialize(address, count, index)
+        elif _DISTRIBUTED.value:
+            jax.distributed.initialize()
+    except (KeyError, ValueError) as error:
+        raise errors.UserError(
+            f"the job's processes were not found ({errors.first_line(error)}): start them with srun or on a TPU pod,"
+            " or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
 
 
 class _ConfigFile(flags.ArgumentParser):

@@ -1,5 +1,6 @@
 """The complete default config and everything that can be said about a config before work starts."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -11,8 +12,17 @@ from ml_collections import ConfigDict
 
 from dft_jax import errors, objectives, optimizer
 from dft_jax.data import chat, sources
+from dft_jax.evals.runner import Settings
 from dft_jax.models import REMAT_POLICIES, DecoderConfig
 from dft_jax.sharding import MESH_AXES, mesh_sizes
+
+_SETTINGS = dataclasses.asdict(Settings())  # of a benchmark evaluation; evals/runner.py explains each
+
+
+def _plain(value: Any) -> Any:
+    """Several values are text with commas: ml_collections reads no tuples from a command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
 
 _DEFAULT = {
     "objective": "dft",  # objectives.py: sft, dft, power(alpha=0.5), threshold(tau=0.2), …
@@ -70,6 +80,9 @@ _DEFAULT = {
     "eval": {
         "every": 0,  # steps between evaluations on data.heldout; 0: only before and after
         "max_examples": 512,  # the first ones; 0 for all
+        "benchmarks": "",  # names from evals/benchmarks.py, separated by commas, to be sampled and graded at the end
+        "benchmarks_every": 0,  # … and every so many steps; 0: only at the end
+        **{name: _plain(value) for name, value in _SETTINGS.items() if name != "benchmarks"},
     },
     "checkpoint": {
         "every": 100,  # steps; one is always saved at the end
@@ -123,7 +136,14 @@ _RANGES = {
         (lambda v: v >= 1, "at least 1"),
     ),
     **dict.fromkeys(
-        ("data.max_rows", "train.steps", "eval.every", "eval.max_examples", "optimizer.weight_decay"),
+        (
+            "data.max_rows",
+            "train.steps",
+            "eval.every",
+            "eval.benchmarks_every",
+            "eval.max_examples",
+            "optimizer.weight_decay",
+        ),
         (lambda v: v >= 0, "at least 0"),
     ),
     "train.seed": (lambda v: 0 <= v < 2**32, f"at least 0 and below {2**32}"),
@@ -195,7 +215,29 @@ def validate(config: ConfigDict) -> list[str]:
             objectives.make_objective(config.objective)
         except errors.UserError as error:
             problems.append(f"config.{error}")
+    if well_typed >= {f"eval.{name}" for name in _SETTINGS} and found["eval.benchmarks"]:
+        try:
+            problems += benchmark_settings(config).mistakes("config.eval.")
+        except errors.UserError as error:
+            problems.append(str(error))
     return problems + _path_problems(found, well_typed)
+
+
+def benchmark_settings(config: ConfigDict) -> Settings:
+    """The benchmark evaluation that `config.eval` asks for; UserError for a temperature that is no number."""
+    values = {name: config.eval[name] for name in _SETTINGS}
+    names = tuple(filter(None, values["benchmarks"].replace(" ", "").split(",")))
+    return Settings(
+        **values | {"benchmarks": names, "temperature": temperatures(values["temperature"], "config.eval.")}
+    )
+
+
+def temperatures(text: str, prefix: str) -> tuple[float, ...]:
+    """`0.6,1.0` as numbers."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise errors.UserError(f"{prefix}temperature={text!r} should be numbers, separated by commas") from error
 
 
 def _type_problem(key: str, value: Any, default: Any) -> str | None:
@@ -249,13 +291,14 @@ def validate_on(config: ConfigDict, device_count: int) -> list[str]:
         return not any(problem.startswith(f"config.{key}") for problem in problems for key in keys)
 
     if is_sound("mesh"):
-        problems += _mesh_problems(config, device_count)
+        problems += mesh_problems(config, device_count)
     if is_sound("mesh", "train.global_batch", "train.accumulation"):
         problems += _batch_problems(config, device_count)
     return problems
 
 
-def _mesh_problems(config: ConfigDict, device_count: int) -> list[str]:
+def mesh_problems(config: ConfigDict, device_count: int) -> list[str]:
+    """What is wrong with the mesh on this number of devices."""
     sizes = {axis: config.mesh[axis] for axis in MESH_AXES}
     text = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)

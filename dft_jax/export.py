@@ -6,6 +6,7 @@ python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from dft_jax import cli, errors, optimizer as optimizer_lib, train
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.models import Model, hf
-from dft_jax.types import Params
+from dft_jax.types import Params, TrainState
 from dft_jax.writer import write_json
 
 _NUMPY = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -106,23 +107,37 @@ def _replace(temporary: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_run(workdir: Path) -> train.Run:
-    """The newest checkpoint of a run directory, sharded over this machine's devices, whatever mesh trained it."""
+def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, Any, Checkpoints]:
+    """A run's config, source checkpoint, model, tokenizer and checkpoints, of which there is one; nothing is loaded.
+
+    The model is sharded over this machine's devices, whatever mesh trained it; `overrides` change other keys of the
+    config for it, as in `{"mesh.tensor": 2}`.
+    """
     file = workdir / "config.json"
     if not file.exists():
-        raise errors.UserError(f"--workdir={workdir}: no config.json there; give the directory of a run")
+        raise errors.UserError(f"{workdir}: no config.json there; give the directory of a run")
     config = ConfigDict(hf.read_json(file)).lock()
     here = config.copy_and_resolve_references()
-    here.mesh.update(data=1, fsdp=-1, tensor=1)
-    here.train.update(accumulation=1, global_batch=max(config.train.global_batch, jax.device_count()))
-    source, model, _ = train.load_model(here)
+    here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
+    source, model, tokenizer = train.load_model(here)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     if checkpoints.latest is None:
-        raise errors.UserError(f"--workdir={workdir}: no checkpoint there yet; train first")
+        raise errors.UserError(f"{workdir}: no checkpoint there yet; train first")
+    return config, source, model, tokenizer, checkpoints
+
+
+def restore(config: ConfigDict, model: Model, checkpoints: Checkpoints) -> TrainState:
+    """The state of the newest checkpoint, in the precision it was trained in."""
     optimizer = optimizer_lib.make_optimizer(config.optimizer, lambda count: 0.0)
     state = checkpoints.restore(checkpoints.latest, train.abstract_state(model, optimizer))
     checkpoints.close()
-    return train.Run(workdir, config, source, model, state)
+    return state
+
+
+def load_run(workdir: Path) -> train.Run:
+    """A run with its newest checkpoint."""
+    config, source, model, _, checkpoints = open_run(workdir)
+    return train.Run(workdir, config, source, model, restore(config, model, checkpoints))
 
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")

@@ -8,10 +8,11 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
+import jax
 import numpy as np
 from absl import flags
 
-from dft_jax import cli, errors, train
+from dft_jax import cli, config as config_lib, errors, train
 from dft_jax.data import loader
 from dft_jax.types import Batch
 
@@ -50,6 +51,7 @@ def main() -> None:
     config = _CONFIG.value
     config.mesh.update(data=-1, fsdp=1, tensor=1)
     config.model.init = "random"  # the rows do not depend on the weights, so they need not be here
+    errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     _, model, tokenizer = train.load_model(config)
     examples, _ = train.load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, row_length=config.data.max_length, seed=config.train.seed)

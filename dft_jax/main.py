@@ -4,8 +4,6 @@ python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
 python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
 """
 
-import os
-
 import jax
 from absl import flags
 
@@ -16,12 +14,10 @@ _CONFIG = cli.define_config()
 if "workdir" not in flags.FLAGS:  # defined by dft_jax.export as well
     flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
 
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the job's other processes (TPU pod, srun, …).")
-
 
 def main() -> None:
     cli.parse(required=["config", "workdir"])
-    initialize_processes()
+    cli.join_processes()
     run = train.run(_CONFIG.value, flags.FLAGS.workdir)
     settings, exported = run.config.export, ""
     if settings.enabled:
@@ -30,26 +26,6 @@ def main() -> None:
         exported = f", {out} loads in transformers"
     if jax.process_index() == 0:
         print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")
-
-
-def initialize_processes() -> None:
-    """Joins the processes of one job.
-
-    They are named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or, with --distributed, found by
-    JAX itself: TPU pods, Slurm steps (srun), Open MPI, Kubernetes.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    try:
-        if address:
-            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-            jax.distributed.initialize(address, count, index)
-        elif _DISTRIBUTED.value:
-            jax.distributed.initialize()
-    except (KeyError, ValueError) as error:
-        raise errors.UserError(
-            f"the job's processes were not found ({errors.first_line(error)}): start them with srun or on a TPU pod,"
-            " or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def per_token(sums: dict, area: str) -> dict:
     means[f"{area}/entropy"] = float(sums["entropy"]) / n
     means[f"{area}/token_accuracy"] = float(sums["correct"]) / n
     means[f"{area}/supervised_tokens"] = int(sums["tokens"])
-    means[f"{area}/p_histogram"] = [float(count) / n for count in np.asarray(sums["p_histogram"])]
+    means[f"{area}/p_histogram"] = histogram = [float(count) / n for count in np.asarray(sums["p_histogram"])]
+    means[f"{area}/share_of_p_below_0.01"] = sum(histogram[: P_BIN_EDGES.index(0.01)])
     return means
 
 

@@ -27,6 +27,7 @@ from dft_jax import (
 )
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
+from dft_jax.evals import runner
 from dft_jax.models import Model, hf
 from dft_jax.progress import Reporter
 from dft_jax.types import Batch, TrainState
@@ -50,7 +51,9 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
       UserError: anything wrong with config, checkpoint, data or workdir, before compilation.
     """
     workdir = local_folder(str(workdir))
+    errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = load_model(config)
+    plan = plan_benchmarks(config, tokenizer, model)
     train_examples, heldout_examples = load_data(config, tokenizer, model)
     steps = n_steps(config, len(train_examples))
 
@@ -95,6 +98,9 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             # Evaluated before it is saved: a run killed in between comes back to this step and has both.
             if step == steps or (config.eval.every and step % config.eval.every == 0):
                 reporter.evaluated(step, evaluate(state.params))
+            every = config.eval.benchmarks_every
+            if plan and (step == steps or (every and step % every == 0)):
+                reporter.evaluated(step, run_benchmarks(plan, model, state.params, step, workdir, fingerprint))
             if step == steps or step % config.checkpoint.every == 0:
                 reporter.flush()  # a step that must not be saved stops the run here
                 checkpoints.save(step, state, fingerprint)
@@ -102,8 +108,11 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
 
 
 def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
-    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all checked."""
-    errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
+    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all checked.
+
+    Of the config only `model`, `mesh` and `data.max_length` matter.
+    """
+    errors.raise_if_any(config_lib.mesh_problems(config, jax.device_count()))
     source = hf.resolve(config.model.path, config.model.revision)
     architecture = hf.read_config(source)
     errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))
@@ -291,6 +300,25 @@ def make_evaluate(model: Model, objective, heldout: loader.Examples | None, conf
         return metrics.per_token(total, "heldout")
 
     return evaluate
+
+
+def plan_benchmarks(config: ConfigDict, tokenizer, model: Model) -> runner.Plan | None:
+    """The benchmark evaluation that the config asks for, checked; None where it asks for none."""
+    if not config.eval.benchmarks:
+        return None
+    return runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
+
+
+def run_benchmarks(plan: runner.Plan, model: Model, params, step: int, workdir: Path, run: dict) -> dict[str, float]:
+    """Samples and grades with these parameters, in `workdir/eval/<step>`; returns what metrics.jsonl has of it."""
+    of = {"step": step, "training_data_sha256": run["training_data_sha256"]}
+    summary = runner.evaluate(plan, model, params, workdir / "eval" / str(step), of)
+    values = {}
+    for result in summary.get("results", []):
+        name = f"eval/{result['benchmark']}_T{result['temperature']:g}"
+        values[f"{name}_avg_at_{result['samples_per_problem']}"] = result["avg_at_k"]["mean"]
+        values[f"{name}_mean_token_entropy"] = result["mean_token_entropy"]
+    return values
 
 
 def matmul_precision(config: ConfigDict):

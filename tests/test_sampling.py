@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dft_jax import models, sampling
+from dft_jax import models
 from dft_jax.drawing import draw
 from dft_jax.models import hf, inference
 from dft_jax.sampling import Request, Sampler

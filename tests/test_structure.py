@@ -1,7 +1,9 @@
 """The shape of the codebase: imports point down, files and functions stay short, nothing heavy in the core."""
 
 import ast
+import io
 import pathlib
+import tokenize
 
 import pytest
 
@@ -76,18 +78,37 @@ def test_no_torch_and_no_flax_outside_models(file):
         assert file.parent.name == "models"
 
 
+def code_lines(text: str) -> int:
+    """Lines that hold code. Docstrings and comments do not count: a limit should not be met by leaving them out."""
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in _NO_CODE:
+            code.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            code -= set(range(node.lineno, node.end_lineno + 1))
+    return len(code)
+
+
+_NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+
+
+def test_code_lines_are_counted():
+    assert code_lines('"""Doc.\n\nMore."""\n\n# Why.\nx = (\n    1\n)  # one\n') == 3
+
+
 def test_files_and_functions_are_short():
     total = 0
     for file in CORE:
         text = file.read_text()
         lines = text.count("\n")
-        total += lines
+        total += code_lines(text) if "analysis" not in file.parts else 0
         assert lines <= 500, f"{file}: {lines} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 70, f"{file}:{node.lineno} {node.name}: {length} lines"
-    assert total <= 6000
+    assert total <= 6000, total
 
 
 @pytest.mark.parametrize("file", CORE, ids=module_of)

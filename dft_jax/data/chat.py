@@ -16,8 +16,8 @@ from dft_jax.data.sources import BadRow, Message
 
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 
-# Prompts by name for one question: what stands before the answer, `{input}` being the question. The
-# first three are those of the paper's evaluation; `qwen25-math-cot` is the one its training matches.
+# Prompts by name for one question: what stands before the answer, `{input}` being the question. `qwen-boxed`,
+# `llama-base-boxed` and `deepseek-math` are those of the paper's evaluation; its training matches `qwen25-math-cot`.
 STYLES = {
     "plain": "{input}\n",
     "qwen-boxed": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{input}\n"
@@ -27,10 +27,23 @@ STYLES = {
     "<|start_header_id|>user<|end_header_id|>\n\n{input}\n"
     + _BOXED
     + "<|end_of_text|>\n<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "llama-ins-boxed": "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>\n"
+    "<|start_header_id|>user<|end_header_id|>\n\n{input}\n"
+    + _BOXED
+    + "<|eot_id|>\n<|start_header_id|>assistant<|end_header_id|>\n\n",
     "deepseek-math": "User: {input}\n" + _BOXED + "\n\nAssistant:",
     "qwen25-math-cot": "<|im_start|>system\n"
     + _BOXED
     + "<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
+}
+
+# What ends an answer under a style besides EOS, where the tokenizer has it as one token.
+_QWEN_STOPS, _LLAMA_STOPS = ("<|im_end|>", "<|endoftext|>"), ("<|eot_id|>", "<|end_of_text|>")
+_STOPS = {
+    "qwen-boxed": _QWEN_STOPS,
+    "qwen25-math-cot": _QWEN_STOPS,
+    "llama-base-boxed": _LLAMA_STOPS,
+    "llama-ins-boxed": _LLAMA_STOPS,
 }
 
 
@@ -50,7 +63,7 @@ class Template:
     with it), and nothing for a chat template, which writes its own.
     """
 
-    def __init__(self, name: str, tokenizer):
+    def __init__(self, name: str, tokenizer, setting: str = "data.template"):
         self.name, self.tokenizer, self.jinja = name, tokenizer, None
         self.first_ids: list[int] = []
         if name == "tokenizer":
@@ -58,20 +71,20 @@ class Template:
                 self.jinja = tokenizer.get_chat_template()  # the default one where there are several
             except ValueError as error:
                 raise errors.UserError(
-                    "data.template='tokenizer', but the checkpoint's tokenizer has no chat template;"
+                    f"{setting}='tokenizer', but the checkpoint's tokenizer has no chat template;"
                     f" choose one of {', '.join(STYLES)} or a .jinja file"
                 ) from error
         elif name.endswith(".jinja"):
             try:
                 self.jinja = Path(name).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise errors.UserError(f"data.template={name!r} cannot be read ({error}); give a UTF-8 file") from error
+                raise errors.UserError(f"{setting}={name!r} cannot be read ({error}); give a UTF-8 file") from error
         elif name in STYLES:
             first = tokenizer("")["input_ids"][:1]
             self.first_ids = first if first and first[0] == tokenizer.bos_token_id else []
         else:
             raise errors.UserError(
-                f"data.template={name!r} is unknown{errors.did_you_mean(name, list(STYLES))};"
+                f"{setting}={name!r} is unknown{errors.did_you_mean(name, list(STYLES))};"
                 f" known: tokenizer, {', '.join(STYLES)}, or a path to a .jinja file"
             )
 
@@ -104,6 +117,29 @@ class Template:
             parts.append(Part(answer, True))
         return [*parts[:-1], Part(answer.removesuffix(eos) + eos, True)]
 
+    def prompt(self, question: str) -> str:
+        """What stands before the answer to one question."""
+        if self.jinja is None:
+            return STYLES[self.name].replace("{input}", question)
+        return self._render([{"role": "user", "content": question}], add_generation_prompt=True)
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """The prompt as a model reads it, tokenised as for training."""
+        return self.first_ids + self.tokenizer(self.prompt(question), add_special_tokens=False)["input_ids"]
+
+    def stop_ids(self) -> list[int]:
+        """Tokens that end an answer: EOS, and the end of a turn where the style, or the chat template, has one."""
+        stops = {self.tokenizer.eos_token_id}
+        known = self.tokenizer.get_vocab()
+        if self.jinja is None:
+            return sorted(stops | {known[marker] for marker in _STOPS.get(self.name, ()) if marker in known})
+        # The template shows its marker: it is the special token right after an answer.
+        answered = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
+        rendered = self._render(answered, add_generation_prompt=False)
+        after = rendered.removeprefix(self.prompt("1+1?")).removeprefix("2").lstrip()
+        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        return sorted(stops | ({ids[0]} & set(self.tokenizer.all_special_ids) if ids else set()))
+
     def _style_parts(self, messages: list[Message]) -> list[Part]:
         if [message["role"] for message in messages] != ["user", "assistant"]:
             raise BadRow(
@@ -111,8 +147,7 @@ class Template:
                 " for conversations set data.template='tokenizer' or a .jinja file"
             )
         question, answer = (message["content"] for message in messages)
-        prompt = STYLES[self.name].replace("{input}", question)
-        return [Part(prompt, False), Part(answer + self.tokenizer.eos_token, True)]
+        return [Part(self.prompt(question), False), Part(answer + self.tokenizer.eos_token, True)]
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
         import jinja2

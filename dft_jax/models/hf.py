@@ -1,9 +1,10 @@
 """Hugging Face checkpoints: where they are, what is in them, and their tensors streamed onto the mesh."""
 
 import functools
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -284,6 +285,15 @@ def tensor_reader(params: Params, model: Model) -> Callable[[tuple[str, ...], in
         return np.asarray(array.addressable_data(0)).reshape(shape)
 
     return read
+
+
+def digest(files: Iterable[Path]) -> str:
+    """One SHA-256 of the names and contents of files, in the order of their names."""
+    total = hashlib.sha256()
+    for file in tqdm(sorted(files), desc="hash", unit="file", leave=False, disable=jax.process_index() > 0):
+        with open(file, "rb") as handle:
+            total.update(f"{file.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -1,0 +1,273 @@
+"""An evaluation from beginning to end: prompts, samples in a journal, verdicts, scores; it goes on where it was killed.
+
+A folder holds one evaluation:
+
+    evaluation.json    what its samples depend on; another model or seed needs another folder
+    journal.jsonl      completions in the order they were finished, while sampling goes on
+    predictions.jsonl  every prompt, completion, extracted answer and verdict, in order
+    scores.json        everything else
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dft_jax import errors, writer
+from dft_jax.data.chat import Template
+from dft_jax.data.sources import BadRow
+from dft_jax.evals import benchmarks, grading, report
+from dft_jax.evals.predictions import Prediction
+from dft_jax.models import Model
+from dft_jax.models.hf import read_json
+from dft_jax.sampling import Completion, Request, Sampler
+from dft_jax.types import Params
+
+EVALUATION_NAME, JOURNAL_NAME = "evaluation.json", "journal.jsonl"
+PREDICTIONS_NAME, SCORES_NAME = "predictions.jsonl", "scores.json"
+
+Key = tuple[str, float, str, int]  # benchmark, temperature, problem, sample
+
+
+def _setting(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What an evaluation is. The flags of dft_jax.evaluate and the `eval` keys of a config are these."""
+
+    benchmarks: tuple[str, ...] = _setting((), "Names of benchmarks, separated by commas.")
+    benchmark_data: str = _setting("", "The benchmark's file, or a folder of them; by default the hub.")
+    prompt: str = _setting("qwen25-math-cot", "Prompt style of data/chat.py, 'tokenizer', or a .jinja file.")
+    samples: int = _setting(16, "Samples of each problem at each temperature.")
+    temperature: tuple[float, ...] = _setting((1.0,), "Temperatures to sample at, separated by commas.")
+    greedy: bool = _setting(True, "Make one greedy completion of each problem as well.")
+    top_k: int = _setting(0, "Sample from the k most probable tokens; 0 for all.")
+    top_p: float = _setting(1.0, "Sample from the fewest tokens that hold this share of the probability.")
+    seed: int = _setting(0, "Of the sampling noise.")
+    context: int = _setting(4096, "Tokens of prompt and completion, at most; the model's own limit may be lower.")
+    max_new_tokens: int = _setting(0, "Tokens of a completion, at most; 0 for what the context leaves.")
+    max_problems: int = _setting(0, "The first problems of each benchmark; 0 for all.")
+    slots: int = _setting(64, "Completions in progress at once, over all devices.")
+    mode: str = _setting("strict", "The grader's rules: strict, or paper for those of the paper.")
+    last_number: bool = _setting(False, "Take the last number of a completion that marks no answer.")
+    workers: int = _setting(2, "Processes that grade.")
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """0 is greedy, of which there is one sample."""
+        return tuple(dict.fromkeys((*([0.0] if self.greedy else []), *self.temperature)))
+
+    def mistakes(self, prefix: str) -> list[str]:
+        """What is wrong with the settings, a line each; `prefix` stands before their names (--, config.eval.)."""
+        found = []
+        for name in self.benchmarks:
+            try:
+                benchmarks.find(name)
+            except errors.UserError as error:
+                found.append(f"{prefix}benchmarks: {error}")
+        temperatures = set(self.temperature)
+        bounds = {
+            "benchmarks": (len(set(self.benchmarks)) == len(self.benchmarks) > 0, "one or more, none of them twice"),
+            "temperature": (
+                len(temperatures) == len(self.temperature) and all(0 <= t <= 10 for t in temperatures),
+                "numbers from 0 (greedy) to 10, none of them twice",
+            ),
+            "greedy": (bool(self.temperatures), "true where no temperature is given"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
+            "context": (self.context >= 2, "at least 2"),
+            "mode": (self.mode in grading.MODES, " or ".join(grading.MODES)),
+            **{n: (getattr(self, n) >= 0, "at least 0") for n in ("top_k", "max_new_tokens", "max_problems")},
+            **{n: (getattr(self, n) >= 1, "at least 1") for n in ("samples", "slots", "workers")},
+        }
+        wrong = [(name, legal) for name, (is_legal, legal) in bounds.items() if not is_legal]
+        return found + [f"{prefix}{name}={_shown(getattr(self, name))} should be {legal}" for name, legal in wrong]
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is to be sampled, checked against model and tokenizer: nothing of it can fail for its input."""
+
+    settings: Settings
+    problems: dict[str, list[benchmarks.Problem]]
+    requests: dict[Key, Request]
+    prompts: dict[tuple[str, str], str]  # (benchmark, problem) -> text
+    stop_ids: list[int]
+    max_length: int
+    decode: Callable[[list[int]], str]
+
+
+def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Plan:
+    """Reads the benchmarks and makes their prompts.
+
+    Raises:
+      UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room for an answer.
+    """
+    errors.raise_if_any(settings.mistakes(prefix))
+    template = Template(settings.prompt, tokenizer, setting=f"{prefix}prompt")
+    max_length = min(settings.context, model.config.max_length)
+    problems, requests, prompts, mistakes = {}, {}, {}, []
+    for name in settings.benchmarks:
+        problems[name] = benchmarks.load(name, settings.benchmark_data)[: settings.max_problems or None]
+        for problem in problems[name]:
+            try:
+                prompts[name, problem.id] = template.prompt(problem.question)
+                ids = tuple(template.prompt_ids(problem.question))
+                limit = _limit(ids, max_length, settings, model)
+            except BadRow as error:
+                mistakes.append(f"{name} {problem.id!r}: {error}")
+                continue
+            for temperature in settings.temperatures:
+                for sample in range(settings.samples if temperature else 1):
+                    request = Request(f"{name}/{problem.id}", sample, ids, temperature, limit)
+                    requests[name, temperature, problem.id, sample] = request
+    errors.raise_if_any(mistakes)
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    return Plan(settings, problems, requests, prompts, template.stop_ids(), max_length, decode)
+
+
+def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
+    """How many tokens the completion of a prompt may have; BadRow where there is no room for one."""
+    if max(ids) >= model.config.vocab_size:
+        what = f"token id {max(ids)} of its prompt is beyond the model's {model.config.vocab_size} embeddings"
+        raise BadRow(f"{what}: the tokenizer is not this model's; copy the model's own tokenizer files")
+    room = max_length - len(ids)
+    if room < 1:
+        what = f"its prompt has {len(ids)} tokens, which leaves no room for an answer within {max_length}"
+        remedy = "give a larger context" if max_length < model.config.max_length else "take a model that reads more"
+        raise BadRow(f"{what}; {remedy}, or a benchmark file without the problem")
+    return min(room, settings.max_new_tokens or room)
+
+
+def evaluate(plan: Plan, model: Model, params: Params, out: Path, of: dict[str, Any]) -> dict[str, Any]:
+    """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and scores.json.
+
+    `of` says which model this is: plain values, compared when a folder is taken up again. All processes call this;
+    process 0 reads and writes. Returns the content of scores.json (of the other processes: nothing).
+
+    Raises:
+      UserError: `out` holds another evaluation, or cannot be written.
+    """
+    is_writer = jax.process_index() == 0
+    done: dict[Key, dict[str, Any]] = {}
+    if is_writer:
+        _open(out, _identity(plan, model, of))
+        done = _done(plan, out)
+    is_missing = np.array([key not in done for key in plan.requests])
+    if jax.process_count() > 1:
+        is_missing = multihost_utils.broadcast_one_to_all(is_missing)
+    missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
+    if missing:
+        with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
+            for completion in _sampler(plan, model, params).sample(missing):
+                key = missing[completion.request]
+                done[key] = _row(plan, key, completion)
+                journal.write(json.dumps(done[key]) + "\n")
+                journal.flush()
+    return _finish(plan, out, done, of) if is_writer else {}
+
+
+def _sampler(plan: Plan, model: Model, params: Params) -> Sampler:
+    s = plan.settings
+    options = dict(slots=s.slots, seed=s.seed, top_k=s.top_k, top_p=s.top_p)
+    return Sampler(model, params, stop_ids=plan.stop_ids, max_length=plan.max_length, **options)
+
+
+def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
+    """What a sample depends on besides its problem, number and temperature: those can be added to a folder."""
+    s = plan.settings
+    names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
+    settings = {name: getattr(s, name) for name in names}
+    return {**of, **settings, "context": plan.max_length, "compute_dtype": str(model.module.compute_dtype)}
+
+
+def _open(out: Path, identity: dict[str, Any]) -> None:
+    """Makes the folder, or checks that it holds this evaluation."""
+    file = out / EVALUATION_NAME
+    if file.exists():
+        held = read_json(file)
+        names = sorted(held.keys() | identity.keys())
+        changes = [f"{n}: {held.get(n)!r} -> {identity.get(n)!r}" for n in names if held.get(n) != identity.get(n)]
+        errors.raise_if_any(changes and [f"{out} holds another evaluation; give another folder, or undo", *changes])
+        return
+    strangers = [name for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME) if (out / name).exists()]
+    if strangers:
+        raise errors.UserError(f"{out} holds a {strangers[0]} that no {EVALUATION_NAME} explains; give another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writer.write_json(file, identity)
+    except OSError as error:
+        raise errors.UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
+
+
+def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
+    """The completions that the folder holds, those of the plan and others."""
+    done: dict[Key, dict[str, Any]] = {}
+    for name in (PREDICTIONS_NAME, JOURNAL_NAME):
+        file = out / name
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        if lines and not lines[-1].endswith("\n"):
+            writer.write_text(file, "".join(lines[:-1]))  # the half line of a killed run
+            lines.pop()
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                row = {field: row[field] for field in _FIELDS}
+            except (KeyError, TypeError, ValueError) as error:
+                remedy = "remove the line, to have it sampled again"
+                raise errors.UserError(f"{file}:{number}: not a completion ({error!r}); {remedy}") from error
+            key = (row["benchmark"], row["temperature"], row["id"], row["sample"])
+            prompt = plan.prompts.get((row["benchmark"], row["id"]))
+            if prompt not in (None, row["prompt"]):
+                problem = f"{row['benchmark']} {row['id']!r}"
+                raise errors.UserError(f"{file}:{number}: {problem} has another prompt now; give another folder")
+            done[key] = row
+    return done
+
+
+_FIELDS = "benchmark id sample temperature prompt completion tokens truncated entropy".split()
+
+
+def _row(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
+    name, temperature, problem, sample = key
+    ids = completion.ids if completion.is_cut else completion.ids[:-1]
+    entropy = round(completion.entropy, 4)  # beyond that it depends on the arrangement
+    text, prompt = plan.decode(list(ids)), plan.prompts[name, problem]
+    values = (name, problem, sample, temperature, prompt, text, len(completion.ids), completion.is_cut, entropy)
+    return dict(zip(_FIELDS, values, strict=True))
+
+
+def _finish(plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str, Any]) -> dict[str, Any]:
+    settings = dataclasses.asdict(plan.settings)
+    if not (out / JOURNAL_NAME).exists() and (out / SCORES_NAME).exists():
+        summary = read_json(out / SCORES_NAME)
+        if summary["settings"] == json.loads(json.dumps(settings)):
+            return summary  # nothing was sampled, and nothing is asked that it does not answer
+    answers = {(name, p.id): p.answer for name, problems in plan.problems.items() for p in problems}
+    asked = [
+        Prediction(str(out / PREDICTIONS_NAME), done[key], key[0], key[2], key[3], key[1], answers[key[0], key[2]])
+        for key in plan.requests
+    ]
+    names = ("mode", "last_number", "workers")
+    rows, summary = report.grade(asked, plan.problems, **{name: settings[name] for name in names})
+    rows += [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
+    summary |= {"model": of, "settings": settings, "stop_ids": plan.stop_ids, "max_length": plan.max_length}
+    writer.write_text(out / PREDICTIONS_NAME, "".join(json.dumps(row) + "\n" for row in rows))
+    writer.write_json(out / SCORES_NAME, summary)
+    (out / JOURNAL_NAME).unlink(missing_ok=True)
+    return summary
