@@ -22,8 +22,8 @@ def define_config():
     return holder
 
 
-def parse(required: list[str]) -> None:
-    """Parses sys.argv.
+def parse(required: list[str], positional: str = "") -> list[str]:
+    """Parses sys.argv; returns the positional arguments, of which there are none unless `positional` names them.
 
     Raises:
       UserError: unknown or missing flags, unreadable config files, unknown keys, values of the wrong type.
@@ -37,11 +37,14 @@ def parse(required: list[str]) -> None:
         raise errors.UserError(_wrong_type(error) or _summary(error)) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # the file's config lacks an overridden key
         raise errors.UserError(f"--config: {_summary(error)}; start from dft_jax.config.get_default()") from error
-    if rest:
+    if rest and not positional:
         raise errors.UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+    if positional and not rest:
+        raise errors.UserError(f"{positional} is required; --help lists the options")
     for name in required:
         if not flags.FLAGS[name].value:
             raise errors.UserError(f"--{name} is required; --help lists the options")
+    return rest
 
 
 def join_processes() -> None:

@@ -115,11 +115,12 @@ def _make_writable(out: Path, file: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model that can be evaluated. `load` gives its parameters and, in plain values, which model this is."""
+    """A model that can be evaluated. `identify` says in plain values which one it is, `load` gives its parameters."""
 
     model: Model
     tokenizer: Any
-    load: Callable[[], tuple[Params, dict[str, Any]]]
+    identify: Callable[[], dict[str, Any]]
+    load: Callable[[], Params]
 
 
 def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None) -> Opened:
@@ -134,32 +135,29 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     if (folder / "checkpoints").is_dir():
         config, _, model, tokenizer, checkpoints = open_run(folder, **changes)
 
-        def load():
+        def identify():
             step = checkpoints.latest
             files = (file for file in (folder / "checkpoints" / str(step)).rglob("*") if file.is_file())
-            of = {"run": folder.name, "step": step, "sha256": hf.digest(files)}
-            return restore(config, model, checkpoints).params, of
+            return {"run": folder.name, "step": step, "sha256": hf.digest(files)}
 
-        return Opened(model, tokenizer, load)
+        return Opened(model, tokenizer, identify, lambda: restore(config, model, checkpoints).params)
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
     source, model, tokenizer = train.load_model(config)
 
-    def load_checkpoint():
+    def identify_checkpoint():
         weights = {source / name for name in hf.Checkpoint(source).file_of.values()}
         files = {source / "config.json", *weights, *hf.tokenizer_files(source)}
-        of = {"checkpoint": Path(path).name, "revision": revision, "sha256": hf.digest(files)}
-        return hf.load_params(hf.Checkpoint(source), model), of
+        return {"checkpoint": Path(path).name, "revision": revision, "sha256": hf.digest(files)}
 
-    return Opened(model, tokenizer, load_checkpoint)
+    return Opened(model, tokenizer, identify_checkpoint, lambda: hf.load_params(hf.Checkpoint(source), model))
 
 
 def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
     """Evaluates on the benchmarks asked for, and prints the table."""
     plan = runner.plan(asked, opened.tokenizer, opened.model)
-    params, of = opened.load()
-    summary = runner.evaluate(plan, opened.model, params, out, of)
+    summary = runner.evaluate(plan, opened.model, opened.load, out, opened.identify())
     if jax.process_index() == 0:
         _print(summary, f"{len(plan.requests)} completions: {out / runner.SCORES_NAME}, {runner.PREDICTIONS_NAME}")
 
@@ -175,9 +173,8 @@ def read_heldout(opened: Opened, prompt: str, context: int, out: Path) -> None:
     config.train.global_batch = max(64, jax.device_count())
     vocab_size = model.config.vocab_size
     examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
-    params, of = opened.load()
-    values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(params)
-    report_ = {"model": of, "prompt": prompt, "metrics": values, "p_bin_edges": metrics.P_BIN_EDGES}
+    values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
+    report_ = {"model": opened.identify(), "prompt": prompt, "metrics": values, "p_bin_edges": metrics.P_BIN_EDGES}
     report_ |= {"data": examples.report, "environment": writer.environment()}
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)

@@ -312,7 +312,7 @@ def plan_benchmarks(config: ConfigDict, tokenizer, model: Model) -> runner.Plan 
 def run_benchmarks(plan: runner.Plan, model: Model, params, step: int, workdir: Path, run: dict) -> dict[str, float]:
     """Samples and grades with these parameters, in `workdir/eval/<step>`; returns what metrics.jsonl has of it."""
     of = {"step": step, "training_data_sha256": run["training_data_sha256"]}
-    summary = runner.evaluate(plan, model, params, workdir / "eval" / str(step), of)
+    summary = runner.evaluate(plan, model, lambda: params, workdir / "eval" / str(step), of)
     values = {}
     for result in summary.get("results", []):
         name = f"eval/{result['benchmark']}_T{result['temperature']:g}"

@@ -154,11 +154,12 @@ def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Mod
     return min(room, settings.max_new_tokens or room)
 
 
-def evaluate(plan: Plan, model: Model, params: Params, out: Path, of: dict[str, Any]) -> dict[str, Any]:
+def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of: dict[str, Any]) -> dict[str, Any]:
     """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and scores.json.
 
-    `of` says which model this is: plain values, compared when a folder is taken up again. All processes call this;
-    process 0 reads and writes. Returns the content of scores.json (of the other processes: nothing).
+    `load` gives the parameters, and is called when there is something to sample. `of` says which model this is: plain
+    values, compared when a folder is taken up again. All processes call this; process 0 reads and writes. Returns the
+    content of scores.json (of the other processes: nothing).
 
     Raises:
       UserError: `out` holds another evaluation, or cannot be written.
@@ -174,7 +175,7 @@ def evaluate(plan: Plan, model: Model, params: Params, out: Path, of: dict[str, 
     missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
     if missing:
         with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
-            for completion in _sampler(plan, model, params).sample(missing):
+            for completion in _sampler(plan, model, load()).sample(missing):
                 key = missing[completion.request]
                 done[key] = _row(plan, key, completion)
                 journal.write(json.dumps(done[key]) + "\n")

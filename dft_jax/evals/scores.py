@@ -33,20 +33,29 @@ def average(correct_PS: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
     2.5 and 97.5. Both say how the score would vary over other problems like these. With every sample of every problem
     correct (or none), the interval has no width; that is a limit of the bootstrap, not certainty.
     """
-    correct_PS = _checked(correct_PS)
-    mean_P = correct_PS.mean(axis=1)
-    n_problems = len(mean_P)
-    mean = float(mean_P.mean())
-    if n_problems == 1:
+    return mean_with_error(_checked(correct_PS).mean(axis=1), seed=seed, resamples=resamples)
+
+
+def mean_with_error(value_P: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Mean:
+    """The mean of one value for each problem (a share, or a difference of two), with the bootstrap over problems."""
+    mean = float(value_P.mean())
+    if len(value_P) == 1:
         return Mean(mean, None, None)
-    random = np.random.default_rng(seed)
-    chunks = []
-    for begin in range(0, resamples, _CHUNK):
-        drawn_RP = random.integers(n_problems, size=(min(_CHUNK, resamples - begin), n_problems))
-        chunks.append(mean_P[drawn_RP].mean(axis=1))
-    means_R = np.concatenate(chunks)
+    return summarized(mean, bootstrap(value_P, seed=seed, resamples=resamples))
+
+
+def summarized(mean: float, means_R: np.ndarray) -> Mean:
     low, high = np.quantile(means_R, [0.025, 0.975])
     return Mean(mean, float(means_R.std()), (float(low), float(high)))
+
+
+def bootstrap(value_P: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Means of `resamples` draws of as many problems, with replacement."""
+    random, n_problems, chunks = np.random.default_rng(seed), len(value_P), []
+    for begin in range(0, resamples, _CHUNK):
+        drawn_RP = random.integers(n_problems, size=(min(_CHUNK, resamples - begin), n_problems))
+        chunks.append(value_P[drawn_RP].mean(axis=1))
+    return np.concatenate(chunks)
 
 
 def pass_at_k(correct_PS: np.ndarray, k: int) -> float:

@@ -290,7 +290,7 @@ def tensor_reader(params: Params, model: Model) -> Callable[[tuple[str, ...], in
 def digest(files: Iterable[Path]) -> str:
     """One SHA-256 of the names and contents of files, in the order of their names."""
     total = hashlib.sha256()
-    for file in tqdm(sorted(files), desc="hash", unit="file", leave=False, disable=jax.process_index() > 0):
+    for file in tqdm(sorted(files), desc="hash", unit="file", leave=False, delay=1, disable=jax.process_index() > 0):
         with open(file, "rb") as handle:
             total.update(f"{file.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

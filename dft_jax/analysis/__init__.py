@@ -1,0 +1,1 @@
+"""What reads finished runs: tables and pictures. Nothing in the core imports it."""

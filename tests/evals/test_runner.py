@@ -1,0 +1,371 @@
+"""The evaluation command with sampling: what it writes, that it goes on where it was killed, what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dft_jax import assets, evaluate, main, models, sampling, sharding
+from dft_jax.data.chat import Template
+from dft_jax.evals import runner
+from dft_jax.export import export
+from dft_jax.models import hf
+from tests import commands
+from tests.commands import ROOT, TINY, run_command, tree
+from tests.test_end_to_end import free_port
+
+PROBLEMS = [{"question": f"What is {i}+{i}?" * (1 + i), "answer": f"…\n#### {2 * i}"} for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The embedded model with random weights, as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    model = models.build(hf.read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
+    export(model.init(jax.random.key(0)), model, assets.TINY, folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_rows(tmp_path / "data" / "gsm8k_test.jsonl", PROBLEMS)
+    return tmp_path
+
+
+def write_rows(file, rows):
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_rows(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def run(checkpoint, folder, capfd, monkeypatch):
+    """run(*flags): samples the six problems three times and greedily, 12 tokens each; returns outcome and scores."""
+    fixed = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
+    fixed += ["--samples=3", "--max_new_tokens=12", "--slots=8", "--last_number", f"--out={folder}/out"]
+
+    def run(*arguments):
+        outcome = run_command(evaluate.main, [*fixed, *arguments], capfd, monkeypatch)
+        assert outcome.code == 0, outcome.stderr
+        return outcome, json.loads((folder / "out" / "scores.json").read_text())
+
+    return run
+
+
+def comparable(folder):
+    """Predictions and scores without what differs by the command line."""
+    scores = json.loads((folder / "out" / "scores.json").read_text())
+    scores["environment"].pop("command")
+    return read_rows(folder / "out" / "predictions.jsonl"), scores
+
+
+def count_sampled(monkeypatch):
+    """A list that gets the number of requests of every call of the sampler."""
+    counts, sample = [], sampling.Sampler.sample
+
+    def counted(self, requests, progress=True):
+        requests = list(requests)
+        counts.append(len(requests))
+        return sample(self, requests, progress)
+
+    monkeypatch.setattr(sampling.Sampler, "sample", counted)
+    return counts
+
+
+def test_what_an_evaluation_writes(run, folder, checkpoint):
+    outcome, summary = run("--temperature=0.5,1")
+    assert sorted(tree(folder / "out")) == ["evaluation.json", "predictions.jsonl", "scores.json"]
+    rows = read_rows(folder / "out" / "predictions.jsonl")
+    assert len(rows) == 6 * (1 + 3 + 3)
+    order = [(row["temperature"], row["id"], row["sample"]) for row in rows if row["id"] == "4"]
+    assert order == [(0.0, "4", 0), *[(t, "4", s) for t in (0.5, 1.0) for s in range(3)]]
+    for row in rows:
+        assert row["prompt"] == PROBLEMS[int(row["id"])]["question"] + "\n"
+        assert row["reference"] == str(2 * int(row["id"]))
+        assert 1 <= row["tokens"] <= 12 and row["truncated"] == (row["tokens"] == 12)
+        assert 4 < row["entropy"] <= np.log(264) and row["verdict"] in ("correct", "wrong", "no_answer")
+    results = summary["results"]
+    assert [(r["benchmark"], r["temperature"], r["samples_per_problem"]) for r in results] == [
+        ("gsm8k", 0.0, 1),
+        ("gsm8k", 0.5, 3),
+        ("gsm8k", 1.0, 3),
+    ]
+    assert results[1]["mean_token_entropy"] < results[2]["mean_token_entropy"]
+    at_one = [row for row in rows if row["temperature"] == 1]
+    assert results[2]["avg_at_k"]["mean"] == np.mean([row["verdict"] == "correct" for row in at_one])
+    assert list(results[2]["correct_share_of_problem"]) == [str(i) for i in range(6)]
+    assert summary["model"]["checkpoint"] == "model" and len(summary["model"]["sha256"]) == 64
+    assert summary["settings"]["seed"] == 0 and summary["environment"]["versions"]["jax"]
+    lines = outcome.stdout.splitlines()
+    assert lines[0].startswith("benchmark  T ") and lines[1].startswith("gsm8k      greedy  6/1319")
+    assert "gsm8k has 6 problems here, 1319 as published" in outcome.stderr
+
+
+def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
+    run("--temperature=1")
+    whole = comparable(folder)
+    shutil.rmtree(folder / "out")
+
+    class Killed(BaseException):
+        pass
+
+    sample = sampling.Sampler.sample
+
+    def die_after_seven(self, requests, progress=True):
+        for number, completion in enumerate(sample(self, requests, progress)):
+            if number == 7:
+                raise Killed
+            yield completion
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(sampling.Sampler, "sample", die_after_seven)
+        run("--temperature=1")
+    assert sorted(tree(folder / "out")) == ["evaluation.json", "journal.jsonl"]
+    with open(folder / "out" / "journal.jsonl", "a") as journal:
+        journal.write('{"benchmark": "gsm8k", "id": "5", "samp')  # as a kill in the middle of a line leaves it
+    counts = count_sampled(monkeypatch)
+    run("--temperature=1", "--slots=3")
+    assert counts == [6 * 4 - 7]
+    rows, scores = comparable(folder)
+    whole[1]["settings"]["slots"] = 3
+    assert (rows, scores) == whole
+
+
+def test_a_finished_evaluation_is_not_done_again(run, folder, monkeypatch):
+    run()
+    before = tree(folder / "out")
+    counts = count_sampled(monkeypatch)
+    outcome, _ = run()
+    assert counts == [] and tree(folder / "out") == before and "gsm8k" in outcome.stdout
+
+
+def test_samples_problems_and_temperatures_can_be_added(run, folder, monkeypatch):
+    run("--samples=3", "--temperature=1", "--seed=7")
+    whole = comparable(folder)
+    shutil.rmtree(folder / "out")
+    counts = count_sampled(monkeypatch)
+    run("--samples=1", "--temperature=0.5", "--seed=7", "--nogreedy", "--max_problems=2")
+    run("--samples=2", "--temperature=1", "--seed=7", "--nogreedy")
+    run("--samples=3", "--temperature=1", "--seed=7")
+    assert counts == [2, 12, 6 * 4 - 12]
+    rows, scores = comparable(folder)
+    assert [row for row in rows if row["temperature"] != 0.5] == whole[0]
+    assert scores == whole[1]
+
+
+def test_another_order_and_batch_give_the_same(run, folder):
+    run("--temperature=1")
+    rows, _ = comparable(folder)
+    shutil.rmtree(folder / "out")
+    write_rows(folder / "data" / "gsm8k_test.jsonl", PROBLEMS[::-1])
+    run("--temperature=1", "--slots=24")
+    key = ("prompt", "temperature", "sample")
+    found = {tuple(r[k] for k in key): r["completion"] for r in read_rows(folder / "out" / "predictions.jsonl")}
+    # Ids are numbers of rows here, so problems are told by their prompts, and noise belongs to another problem …
+    assert found.keys() == {tuple(r[k] for k in key) for r in rows}
+    greedy = [r for r in rows if r["temperature"] == 0]
+    assert all(found[r["prompt"], 0.0, 0] == r["completion"] for r in greedy)  # … so the greedy ones are compared
+
+
+def test_regrading_needs_no_sampling(run, folder, monkeypatch):
+    run("--samples=1")
+    counts = count_sampled(monkeypatch)
+    outcome, summary = run("--samples=1", "--mode=paper")
+    assert counts == [] and summary["grader"]["mode"] == "paper"
+    only = summary["results"][1]["paper_against_strict"]
+    assert set(only) == {"only_paper", "only_strict"}
+    assert "the paper's rules accept" in outcome.stderr
+    rows = read_rows(folder / "out" / "predictions.jsonl")
+    disagree = [
+        r for r in rows if r["temperature"] == 1 and (r["verdict"] == "correct") != (r["strict_verdict"] == "correct")
+    ]
+    assert only["only_paper"]["count"] + only["only_strict"]["count"] == len(disagree)
+
+
+# Name -> (arguments, what stderr must say). {} is the folder.
+BAD = {
+    "unknown benchmark": (["--benchmarks=gsm8k,aime"], ["--benchmarks: benchmark 'aime' is unknown", "known: math500"]),
+    "benchmark twice": (["--benchmarks=gsm8k,gsm8k"], ["--benchmarks=gsm8k,gsm8k should be one or more, none of them"]),
+    "no benchmark": (["--benchmarks="], ["nothing to evaluate", "--heldout"]),
+    "no out": (["--out="], ["--out is required"]),
+    "missing file": (["--benchmarks=amc23"], ["amc23.jsonl does not exist; put the benchmark's rows there"]),
+    "no such data": (["--benchmark_data={}/none"], ["none: no such file or folder; correct the path"]),
+    "malformed row": (["--benchmark_data={}/bad.jsonl"], ["bad.jsonl:2: not JSON at column 2", "mend or remove"]),
+    "no answer": (["--benchmark_data={}/no_answer.jsonl"], ["no_answer.jsonl:1: not a row of gsm8k", "'#### 42'"]),
+    "long prompt": (
+        ["--benchmark_data={}/long.jsonl"],
+        ["gsm8k '1': its prompt has 701 tokens, which leaves no room for an answer within 512", "reads more"],
+    ),
+    "no room": (
+        ["--context=20"],
+        ["gsm8k '1': its prompt has 25 tokens, which leaves no room for an answer within 20", "give a larger context"],
+    ),
+    "unknown style": (
+        ["--prompt=qwen-box"],
+        ["--prompt='qwen-box' is unknown (did you mean 'qwen-boxed'?)", "llama-ins-boxed"],
+    ),
+    "missing template": (["--prompt={}/none.jinja"], ["none.jinja' cannot be read"]),
+    "template that fails": (["--prompt={}/fails.jinja"], ["gsm8k '0': template", "TypeError", "mend it"]),
+    "no samples": (["--samples=0"], ["--samples=0 should be at least 1"]),
+    "temperature in words": (["--temperature=warm"], ["--temperature='warm' should be numbers, separated by commas"]),
+    "negative temperature": (["--temperature=-1"], ["--temperature=-1.0 should be numbers from 0 (greedy) to 10"]),
+    "no temperature": (["--temperature=", "--nogreedy"], ["--greedy=False should be true where no temperature"]),
+    "top_p of 0": (["--top_p=0"], ["--top_p=0.0 should be above 0, at most 1"]),
+    "several": (["--top_k=-1", "--slots=0"], ["--top_k=-1 should be at least 0", "--slots=0 should be at least 1"]),
+    "unknown mode": (["--mode=lenient"], ["--mode=lenient should be strict or paper"]),
+    "no model": (["--model={}/none"], ["none' is not a folder, nor a hub id"]),
+    "not a model": (["--model={}/data"], ["config.json is missing"]),
+    "tensor of 3": (["--tensor=3"], ["tensor=3", "8 devices"]),
+    "too many heads": (["--tensor=4"], ["does not divide the model's 2 key/value heads; legal here: 1, 2"]),
+    "unknown flag": (["--temperatur=1"], ["temperatur"]),
+    "out is a file": (["--out={}/bad.jsonl"], ["bad.jsonl", "cannot be written", "give another folder"]),
+    "unknown rows": (["--heldout={}/bad.jsonl", "--rows=gms8k", "--benchmarks="], ["--rows=gms8k is unknown (did you"]),
+    "no heldout": (["--heldout={}/none.jsonl", "--benchmarks="], ["none.jsonl"]),
+    "bad heldout": (["--heldout={}/bad.jsonl", "--benchmarks="], ["bad.jsonl:1: field 'prompt' is missing"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_and_nothing_is_written(case, checkpoint, folder, capfd, monkeypatch):
+    arguments, expected = BAD[case]
+    good = json.dumps(PROBLEMS[0])
+    (folder / "bad.jsonl").write_text(good + "\n{'a'}\n")
+    (folder / "no_answer.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
+    (folder / "long.jsonl").write_text(good + "\n" + json.dumps({"question": "x" * 700, "answer": "#### 1"}) + "\n")
+    (folder / "fails.jinja").write_text("{{ 'a' + 1 }}")
+    fixed = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
+    given = [argument.replace("{}", str(folder)) for argument in arguments]
+    commands.check_refused(evaluate.main, [*fixed, f"--out={folder}/out", *given], expected, folder, capfd, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "flag,expected",
+    [
+        ("--seed=1", "seed: 0 -> 1"),
+        ("--top_p=0.5", "top_p: 1.0 -> 0.5"),
+        ("--max_new_tokens=13", "max_new_tokens: 12 -> 13"),
+        ("--prompt=qwen-boxed", "prompt: 'plain' -> 'qwen-boxed'"),
+        ("--benchmark_data={}/other.jsonl", "gsm8k '0' has another prompt now"),
+    ],
+)
+def test_a_folder_with_another_evaluation_is_refused(flag, expected, run, checkpoint, folder, capfd, monkeypatch):
+    """And what was sampled stays as it is."""
+    run("--samples=1")
+    write_rows(folder / "other.jsonl", [{"question": "Else?", "answer": "#### 1"}])
+    arguments = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
+    arguments += ["--max_new_tokens=12", f"--out={folder}/out", flag.replace("{}", str(folder))]
+    commands.check_refused(evaluate.main, arguments, [expected, "give another folder"], folder, capfd, monkeypatch)
+
+
+def test_a_damaged_journal_is_named(run, folder, checkpoint, capfd, monkeypatch):
+    run("--samples=1")
+    file = folder / "out" / "predictions.jsonl"
+    file.write_text(file.read_text().replace('"sample"', '"simple"', 1))
+    fixed = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
+    fixed += ["--max_new_tokens=12", f"--out={folder}/out"]
+    expected = ["predictions.jsonl:1: not a completion (KeyError('sample'))", "remove the line"]
+    commands.check_refused(evaluate.main, fixed, expected, folder, capfd, monkeypatch)
+
+
+def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
+    """Every n steps and at the end; and `--model=RUN` gives what the end of training gave."""
+    eval_ = dict(benchmarks="gsm8k", benchmark_data=f"{folder}/data", prompt="plain", samples=2, max_new_tokens=8)
+    eval_ |= dict(benchmarks_every=2, slots=8)
+    arguments = [TINY, f"--workdir={folder}/run", "--config.train.steps=3", "--config.log.tensorboard=False"]
+    arguments += [f"--config.eval.{name}={value}" for name, value in eval_.items()]
+    arguments += ["--config.data.heldout=", "--config.data.max_rows=32", "--config.export.enabled=False"]
+    outcome = run_command(main.main, arguments, capfd, monkeypatch)
+    assert outcome.code == 0, outcome.stderr
+    assert sorted(os.listdir(folder / "run" / "eval")) == ["2", "3"]
+    curve = {row["step"]: row for row in read_rows(folder / "run" / "metrics.jsonl") if "eval/gsm8k_T1_avg_at_2" in row}
+    assert sorted(curve) == [2, 3] and "eval/gsm8k_T0_mean_token_entropy" in curve[3]
+    asked = [f"--{name}={value}" for name, value in eval_.items() if name != "benchmarks_every"]
+    outcome = run_command(evaluate.main, [f"--model={folder}/run", f"--out={folder}/out", *asked], capfd, monkeypatch)
+    assert outcome.code == 0, outcome.stderr
+    ours = read_rows(folder / "out" / "predictions.jsonl")
+    assert ours == read_rows(folder / "run" / "eval" / "3" / "predictions.jsonl")
+    summary = json.loads((folder / "out" / "scores.json").read_text())
+    assert (summary["model"]["run"], summary["model"]["step"]) == ("run", 3)
+
+
+@pytest.mark.parametrize(
+    "override,expected",
+    [
+        ("benchmarks=gsm9k", "config.eval.benchmarks: benchmark 'gsm9k' is unknown (did you mean 'gsm8k'?)"),
+        ("samples=0", "config.eval.samples=0 should be at least 1"),
+        ("temperature=hot", "config.eval.temperature='hot' should be numbers"),
+        ("prompt=plane", "config.eval.prompt='plane' is unknown (did you mean 'plain'?)"),
+        ("benchmark_data=/none", "no such file or folder"),
+    ],
+)
+def test_bad_eval_configs_are_refused(override, expected, refused):
+    refused([f"--config.eval.{part}" for part in ("benchmarks=gsm8k", override)], [expected])
+
+
+def test_two_processes_give_what_one_gives(run, folder, checkpoint):
+    run("--samples=2")
+    alone = read_rows(folder / "out" / "predictions.jsonl")
+    command = [sys.executable, "-m", "dft_jax.evaluate", f"--model={checkpoint}", "--benchmarks=gsm8k", "--slots=8"]
+    command += [f"--benchmark_data={folder}/data", "--prompt=plain", "--samples=2", "--max_new_tokens=12"]
+    command += [f"--out={folder}/two", "--last_number"]
+    shared_ = {**os.environ, "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    shared_["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env={**shared_, "JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert read_rows(folder / "two" / "predictions.jsonl") == alone
+
+
+def test_heldout_metrics_equal_all_logits_at_once(checkpoint, folder, capfd, monkeypatch):
+    rows = [{"question": f"What is {i}+1?", "answer": f"It is {i + 1}."} for i in range(9)]
+    write_rows(folder / "text.jsonl", rows)
+    arguments = [f"--model={checkpoint}", f"--heldout={folder}/text.jsonl", "--rows=gsm8k", "--prompt=plain"]
+    outcome = run_command(evaluate.main, [*arguments, f"--out={folder}/out"], capfd, monkeypatch)
+    assert outcome.code == 0, outcome.stderr
+    found = json.loads((folder / "out" / "heldout.json").read_text())
+    model = models.build(hf.read_config(checkpoint), sharding.make_mesh(-1, 1, 1))
+    params, tokenizer = hf.load_params(hf.Checkpoint(checkpoint), model), hf.load_tokenizer(checkpoint)
+    p = []
+    for row in rows:
+        prompt = Template("plain", tokenizer).prompt_ids(row["question"])
+        ids = [*prompt, *tokenizer(row["answer"] + tokenizer.eos_token)["input_ids"]]
+        tokens_BL = np.tile(np.array(ids, np.int32), (8, 1))
+        positions_BL = np.tile(np.arange(len(ids), dtype=np.int32), (8, 1))
+        batch = models.Batch(tokens_BL, tokens_BL, tokens_BL > 0, np.ones_like(tokens_BL), positions_BL)
+        logits_LV = np.asarray(model.apply(params, batch)[0] @ models.head(params).T, np.float64)
+        p_LV = np.exp(logits_LV) / np.exp(logits_LV).sum(axis=1, keepdims=True)
+        p += [p_LV[i - 1, ids[i]] for i in range(len(prompt), len(ids))]
+    assert found["metrics"]["heldout/supervised_tokens"] == len(p)
+    assert found["metrics"]["heldout/nll"] == pytest.approx(-np.mean(np.log(p)), rel=1e-5)
+    assert found["metrics"]["heldout/mean_p"] == pytest.approx(np.mean(p), rel=1e-5)
+    assert found["metrics"]["heldout/share_of_p_below_0.01"] == pytest.approx(np.mean(np.array(p) < 0.01))
+    assert "heldout/nll" in outcome.stdout and "p in" in outcome.stdout
+
+
+def test_stop_tokens_come_from_tokenizer_and_style(shared):
+    qwen = hf.load_tokenizer(shared / "tokenizers" / "qwen2")
+    endoftext, im_end = 151643, 151645
+    expected = {"qwen-boxed": [endoftext, im_end], "qwen25-math-cot": [endoftext, im_end], "plain": [endoftext]}
+    expected |= {"deepseek-math": [endoftext], "llama-base-boxed": [endoftext], "tokenizer": [endoftext, im_end]}
+    assert {style: Template(style, qwen).stop_ids() for style in expected} == expected
+
+
+def test_the_settings_of_config_and_command_are_the_same():
+    from dft_jax import config as config_lib
+
+    names = {field.name for field in runner.dataclasses.fields(runner.Settings)}
+    assert names <= set(config_lib.get_default().eval)
+    assert config_lib.benchmark_settings(config_lib.get_default()) == runner.Settings()
