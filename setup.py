@@ -27,6 +27,7 @@ setup(
         "jax>=0.10.2,<0.13",
         "jaxtyping",
         "jinja2",  # transformers renders chat templates with it, but does not require it
+        "matplotlib",
         "math-verify[antlr4_13_2]>=0.9,<0.10",
         "ml_collections",
         "ml_dtypes",
@@ -41,10 +42,10 @@ setup(
         "transformers>=5",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest>=8", "pytest-xdist"],
+        "test": ["hypothesis", "pytest>=8", "pytest-xdist", "scipy"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
-        "notebooks": ["jupytext", "matplotlib", "nbclient", "pandas"],
+        "notebooks": ["jupytext", "nbclient", "pandas"],
         "parity": ["accelerate", "torch>=2.9", "trl>=1.16"],
     },
 )

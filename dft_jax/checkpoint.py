@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dft_jax import errors
-from dft_jax.types import TrainState
+from dft_jax.types import Params, TrainState
 
 
 class Checkpoints:
@@ -60,13 +60,25 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             return self.manager.restore(step, args=args)["state"]
 
+    def restore_params(self, step: int, abstract_params: Params) -> Params:
+        """The parameters of `step` alone: the moments, twice as large, are not read."""
+        with self._complete(step):
+            stored = self.manager.metadata(step).item_metadata["state"].tree["params"]
+            errors.raise_if_any(_differences(stored, abstract_params, str(self.folder / str(step))))
+            abstract = {"params": abstract_params}
+            args = ocp.args.PyTreeRestore(
+                abstract, ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
+            )
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+                return checkpointer.restore(self.folder.absolute() / str(step) / "state", args=args)["params"]
+
     def close(self) -> None:
         """Waits for the save in progress; raises what went wrong in it."""
         self.manager.wait_until_finished()
         self.manager.close()
 
 
-def _differences(stored: Any, wanted: TrainState, where: str) -> list[str]:
+def _differences(stored: Any, wanted: Any, where: str) -> list[str]:
     def table(tree):
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {_plain(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}

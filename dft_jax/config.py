@@ -1,6 +1,7 @@
 """The complete default config and everything that can be said about a config before work starts."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import math
@@ -187,7 +188,7 @@ def unknown_key(key: str) -> str:
     if inside:
         return f"config.{key} is a section, so it has no value; its keys: {', '.join(inside)}"
     namesakes = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    meant = f" (did you mean {namesakes[0]!r}?)" if namesakes else errors.did_you_mean(key, known)
+    meant = f" (did you mean {' or '.join(map(repr, namesakes))}?)" if namesakes else errors.did_you_mean(key, known)
     return f"config.{key}: unknown key{meant}; dft_jax/config.py lists them all"
 
 
@@ -359,6 +360,13 @@ _MAY_CHANGE = (
 def resume_differences(config: ConfigDict, saved: dict) -> list[str]:
     """Keys whose change would make a resumed run another run: `train.seed: 0 -> 1`."""
     return differences(saved, config.to_dict(), "config.", ignore=_MAY_CHANGE)
+
+
+def digest(config: ConfigDict) -> str:
+    """SHA-256 of what makes a run the one it is: the checkpoint it began with, and all that a resumed run must keep."""
+    kept = {k: v for k, v in flatten(config).items() if not k.startswith(_MAY_CHANGE)}
+    kept |= {key: config.model[key] for key in ("path", "revision")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: dict, new: dict, prefix: str, ignore: tuple[str, ...] = ()) -> list[str]:

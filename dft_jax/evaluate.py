@@ -31,14 +31,14 @@ from absl import flags
 from dft_jax import cli, config as config_lib, errors, metrics, objectives, train, writer
 from dft_jax.data import loader, sources
 from dft_jax.evals import predictions as predictions_lib, report, runner
-from dft_jax.export import open_run, restore
+from dft_jax.export import open_run
 from dft_jax.models import Model, hf
 from dft_jax.types import Params
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, hub id, or run directory.")
 _REVISION = flags.DEFINE_string("revision", "main", "Of a hub id.")
 _GRADE = flags.DEFINE_string("grade", None, "File of completions to grade (.jsonl).")
-_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that share each copy of the model; 1 where it fits on one.")
+_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that share each copy of the model; 1 where it fits on one.", 1)
 _COMPUTE = flags.DEFINE_enum(
     "compute_dtype", None, ["float32", "bfloat16"], "Of matrix products; by default float32 on CPUs, else bfloat16."
 )
@@ -108,6 +108,8 @@ def _make_writable(out: Path, file: Path) -> None:
         raise errors.UserError(f"--out={out}: cannot be made ({error.strerror}); give another folder") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise errors.UserError(f"--out={out}: no permission to write there; give another folder")
+    if (out / runner.EVALUATION_NAME).exists():
+        raise errors.UserError(f"--out={out}: the scores of an evaluation are there; give another folder")
     for name in (GRADED_NAME, runner.SCORES_NAME):
         if (out / name).is_dir():
             raise errors.UserError(f"--out={out}: {name} there is a folder; give another folder, or remove it")
@@ -133,14 +135,17 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor, "model.compute_dtype": dtype}
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        config, _, model, tokenizer, checkpoints = open_run(folder, **changes)
+        _, _, model, tokenizer, checkpoints = open_run(folder, **changes)
 
         def identify():
             step = checkpoints.latest
             files = (file for file in (folder / "checkpoints" / str(step)).rglob("*") if file.is_file())
-            return {"run": folder.name, "step": step, "sha256": hf.digest(files)}
+            return {"name": folder.name, "step": step, "sha256": hf.digest(files)}
 
-        return Opened(model, tokenizer, identify, lambda: restore(config, model, checkpoints).params)
+        def load():
+            return checkpoints.restore_params(checkpoints.latest, model.abstract_params)
+
+        return Opened(model, tokenizer, identify, load)
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
@@ -149,7 +154,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     def identify_checkpoint():
         weights = {source / name for name in hf.Checkpoint(source).file_of.values()}
         files = {source / "config.json", *weights, *hf.tokenizer_files(source)}
-        return {"checkpoint": Path(path).name, "revision": revision, "sha256": hf.digest(files)}
+        return {"name": folder.absolute().name, "sha256": hf.digest(files)}
 
     return Opened(model, tokenizer, identify_checkpoint, lambda: hf.load_params(hf.Checkpoint(source), model))
 
@@ -157,7 +162,8 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
 def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
     """Evaluates on the benchmarks asked for, and prints the table."""
     plan = runner.plan(asked, opened.tokenizer, opened.model)
-    summary = runner.evaluate(plan, opened.model, opened.load, out, opened.identify())
+    of = opened.identify() if jax.process_index() == 0 else {}
+    summary = runner.evaluate(plan, opened.model, opened.load, out, of)
     if jax.process_index() == 0:
         _print(summary, f"{len(plan.requests)} completions: {out / runner.SCORES_NAME}, {runner.PREDICTIONS_NAME}")
 
@@ -215,7 +221,7 @@ def main() -> None:
     if asked.benchmarks:
         errors.raise_if_any(asked.mistakes("--"))
     cli.join_processes()
-    out = train.local_folder(_OUT.value)
+    out = train.local_folder(_OUT.value, "--out")
     opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
     with jax.default_matmul_precision("highest" if opened.model.module.compute_dtype == "float32" else "default"):
         if asked.benchmarks:

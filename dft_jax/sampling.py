@@ -95,10 +95,9 @@ class Usage:
 
 
 class Sampler:
-    """Makes completions with one model and one set of parameters.
+    """Makes completions with one model. What it compiles serves every call, whatever the parameters.
 
     Args:
-      params: as trained; a copy in the compute dtype is made, and freed with the sampler.
       stop_ids: tokens that end a completion.
       max_length: tokens of prompt and completion together; the cache grows up to it as needed.
       slots: completions in progress at once, at most; rounded up to what the mesh's batch axes divide.
@@ -109,7 +108,6 @@ class Sampler:
     def __init__(
         self,
         model: Model,
-        params: Params,
         *,
         stop_ids: Iterable[int],
         max_length: int,
@@ -122,25 +120,32 @@ class Sampler:
         self.stop_ids = tuple(sorted(set(stop_ids)))
         self.n_slots = self._rounded(slots)
         self.n_prompts = self._rounded(min(8, slots))  # prefilled at once
-        self.params = inference.unstack(params, model)
         self.usage = Usage()
+        self._unstack = jax.jit(functools.partial(inference.unstack, model=model))
         self._prefill = jax.jit(functools.partial(_prefill, model=model))
         self._admit = jax.jit(functools.partial(_admit, model=model), donate_argnums=0)
         decode = functools.partial(_decode, model=model, stop_ids=self.stop_ids, top_k=top_k, top_p=top_p)
         self._decode = jax.jit(decode, donate_argnums=1)
         self._grow = jax.jit(functools.partial(_grow, model=model), static_argnames="size")
+        self._empty = jax.jit(functools.partial(_empty, model=model), static_argnames=("n_slots", "size", "n_outputs"))
 
-    def sample(self, requests: Iterable[Request], progress: bool = True) -> Iterator[Completion]:
+    def sample(self, params: Params, requests: Iterable[Request], progress: bool = True) -> Iterator[Completion]:
         """Yields a completion for every request, as they are finished.
 
-        All processes of a job call this with the same requests, and get the same completions.
+        `params` are as trained; a copy in the compute dtype is made, and freed at the end. All processes of a job call
+        this with the same requests, and get the same completions.
         """
         requests = list(requests)
         if not requests:
             return
+        params = self._unstack(params)
         blocks = self._prompt_blocks(requests)
         n_slots = min(self.n_slots, self._rounded(len(requests)))
-        slots = self._empty(n_slots, max(request.max_new_tokens for request in requests))
+        sizes = {
+            "size": _bucket(1, _SMALLEST_CACHE, self.max_length),
+            "n_outputs": _bucket(max(r.max_new_tokens for r in requests), _SMALLEST_PROMPT, self.max_length),
+        }
+        slots = self._empty(n_slots=n_slots, **sizes)
         in_slot: dict[int, Request] = {}
         ready: collections.deque[tuple[int, Request]] = collections.deque()  # (row of `prefilled`, request)
         prefilled, made_B = None, np.zeros(n_slots, np.int32)
@@ -150,13 +155,13 @@ class Sampler:
             while blocks or ready or in_slot:
                 while len(in_slot) < n_slots and (blocks or ready):
                     if not ready:
-                        prefilled, ready = self._prefill_block(blocks.popleft())
+                        prefilled, ready = self._prefill_block(params, blocks.popleft())
                     slots = self._fill(slots, n_slots, prefilled, ready, in_slot)
                 longest = max(len(request.prompt_ids) + int(made_B[slot]) for slot, request in in_slot.items())
                 slots = self._with_room(slots, longest + 1)
                 # A few idle slots cost less than a stop for each.
                 least_active = n_slots - n_slots // 32 if blocks or ready else 1
-                slots, report = self._decode(self.params, slots, min(least_active, len(in_slot)))
+                slots, report = self._decode(params, slots, min(least_active, len(in_slot)))
                 report = jax.device_get(report)
                 made_B = np.where(report["active"], report["made"], 0)
                 self.usage.add(n_slots, int(report["steps"]), int(report["tokens"]))
@@ -185,13 +190,15 @@ class Sampler:
             blocks.extend(prompts[i : i + self.n_prompts] for i in range(0, len(prompts), self.n_prompts))
         return blocks
 
-    def _prefill_block(self, block) -> tuple[tuple[Array, inference.Cache], collections.deque[tuple[int, Request]]]:
+    def _prefill_block(
+        self, params, block
+    ) -> tuple[tuple[Array, inference.Cache], collections.deque[tuple[int, Request]]]:
         longest = max(len(ids) for ids, _ in block)
         tokens_BL = np.zeros((self.n_prompts, _bucket(longest, _SMALLEST_PROMPT, self.max_length)), np.int32)
         lengths_B = np.zeros(self.n_prompts, np.int32)
         for row, (ids, _) in enumerate(block):
             tokens_BL[row, : len(ids)], lengths_B[row] = ids, len(ids)
-        prefilled = self._prefill(self.params, self._place(tokens_BL), self._place(lengths_B))
+        prefilled = self._prefill(params, self._place(tokens_BL), self._place(lengths_B))
         return prefilled, collections.deque((row, request) for row, (_, own) in enumerate(block) for request in own)
 
     def _fill(self, slots: Slots, n_slots: int, prefilled, ready, in_slot: dict[int, Request]) -> Slots:
@@ -227,30 +234,6 @@ class Sampler:
         ids = tuple(report["outputs"][slot, :n].tolist())
         return Completion(request, ids, ids[-1] not in self.stop_ids, float(report["entropy_sums"][slot]) / n)
 
-    def _empty(self, n_slots: int, longest: int) -> Slots:
-        c, dtype = self.model.config, self.model.module.compute_dtype
-        size = _bucket(1, _SMALLEST_CACHE, self.max_length)
-
-        @jax.jit
-        def make():
-            zeros_B = jnp.zeros(n_slots, jnp.int32)
-            part = jnp.zeros((n_slots, c.num_kv_heads, size, c.head_dim), dtype)
-            slots = Slots(
-                hidden_BD=jnp.zeros((n_slots, c.hidden_size), dtype),
-                cache=[(part, part)] * c.num_layers,
-                lengths_B=zeros_B,
-                outputs_BT=jnp.zeros((n_slots, _bucket(longest, _SMALLEST_PROMPT, self.max_length)), jnp.int32),
-                made_B=zeros_B,
-                limits_B=zeros_B,
-                active_B=zeros_B > 0,
-                keys_B=jnp.zeros((n_slots, 2), jnp.uint32),
-                temperatures_B=zeros_B.astype(jnp.float32),
-                entropy_sums_B=zeros_B.astype(jnp.float32),
-            )
-            return _pinned(slots, self.model)
-
-        return make()
-
     def _place(self, host: np.ndarray) -> jax.Array:
         """On every device of every process."""
         return jax.make_array_from_callback(host.shape, sharding.named(self.model.mesh), lambda index: host[index])
@@ -281,6 +264,25 @@ def _pinned(slots: Slots, model: Model) -> Slots:
         return lax.with_sharding_constraint(x, NamedSharding(model.mesh, spec))
 
     return jax.tree.map(pin, slots)
+
+
+def _empty(*, n_slots: int, size: int, n_outputs: int, model: Model) -> Slots:
+    c, dtype = model.config, model.module.compute_dtype
+    zeros_B = jnp.zeros(n_slots, jnp.int32)
+    part = jnp.zeros((n_slots, c.num_kv_heads, size, c.head_dim), dtype)
+    slots = Slots(
+        hidden_BD=jnp.zeros((n_slots, c.hidden_size), dtype),
+        cache=[(part, part)] * c.num_layers,
+        lengths_B=zeros_B,
+        outputs_BT=jnp.zeros((n_slots, n_outputs), jnp.int32),
+        made_B=zeros_B,
+        limits_B=zeros_B,
+        active_B=zeros_B > 0,
+        keys_B=jnp.zeros((n_slots, 2), jnp.uint32),
+        temperatures_B=zeros_B.astype(jnp.float32),
+        entropy_sums_B=zeros_B.astype(jnp.float32),
+    )
+    return _pinned(slots, model)
 
 
 def _prefill(params, tokens_BL, lengths_B, *, model: Model):

@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     workdir = local_folder(str(workdir))
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = load_model(config)
-    plan = plan_benchmarks(config, tokenizer, model)
+    benchmarks = Benchmarks(config, tokenizer, model, workdir)
     train_examples, heldout_examples = load_data(config, tokenizer, model)
     steps = n_steps(config, len(train_examples))
 
@@ -82,6 +82,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     else:
         state = checkpoints.restore(checkpoints.latest, abstract_state(model, optimizer))
     start = int(state.step)
+    benchmarks.begin(steps, start, fingerprint["training_data_sha256"])
 
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)  # waits for the save in progress, also when the run stops early
@@ -98,12 +99,13 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             # Evaluated before it is saved: a run killed in between comes back to this step and has both.
             if step == steps or (config.eval.every and step % config.eval.every == 0):
                 reporter.evaluated(step, evaluate(state.params))
-            every = config.eval.benchmarks_every
-            if plan and (step == steps or (every and step % every == 0)):
-                reporter.evaluated(step, run_benchmarks(plan, model, state.params, step, workdir, fingerprint))
+            if step in benchmarks.steps and step < steps:
+                reporter.evaluated(step, benchmarks.run(step, state.params))
             if step == steps or step % config.checkpoint.every == 0:
                 reporter.flush()  # a step that must not be saved stops the run here
                 checkpoints.save(step, state, fingerprint)
+        if steps in benchmarks.steps and not benchmarks.has(steps):
+            reporter.evaluated(steps, benchmarks.run(steps, state.params))  # of a run that is safe already
     return Run(workdir, config, source, model, state)
 
 
@@ -148,10 +150,10 @@ def n_steps(config: ConfigDict, n_examples: int) -> int:
     return config.train.steps or max(by_epochs, 1)
 
 
-def local_folder(path: str) -> Path:
+def local_folder(path: str, flag: str = "--workdir") -> Path:
     """`path` with ~ expanded; UserError for a bucket, which would become a folder named `gs:`."""
     if "://" in path:
-        raise errors.UserError(f"--workdir={path}: give a local or mounted folder; buckets can be mounted")
+        raise errors.UserError(f"{flag}={path}: give a local or mounted folder; buckets can be mounted")
     return Path(path).expanduser().absolute()
 
 
@@ -302,23 +304,42 @@ def make_evaluate(model: Model, objective, heldout: loader.Examples | None, conf
     return evaluate
 
 
-def plan_benchmarks(config: ConfigDict, tokenizer, model: Model) -> runner.Plan | None:
-    """The benchmark evaluation that the config asks for, checked; None where it asks for none."""
-    if not config.eval.benchmarks:
-        return None
-    return runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
+class Benchmarks:
+    """The benchmark evaluations that a config asks for, in `workdir/eval/<step>`; none where it names no benchmark."""
 
+    def __init__(self, config: ConfigDict, tokenizer, model: Model, workdir: Path):
+        self.config, self.model, self.folder = config, model, workdir / "eval"
+        self.steps: list[int] = []
+        if config.eval.benchmarks:
+            self.plan = runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
 
-def run_benchmarks(plan: runner.Plan, model: Model, params, step: int, workdir: Path, run: dict) -> dict[str, float]:
-    """Samples and grades with these parameters, in `workdir/eval/<step>`; returns what metrics.jsonl has of it."""
-    of = {"step": step, "training_data_sha256": run["training_data_sha256"]}
-    summary = runner.evaluate(plan, model, lambda: params, workdir / "eval" / str(step), of)
-    values = {}
-    for result in summary.get("results", []):
-        name = f"eval/{result['benchmark']}_T{result['temperature']:g}"
-        values[f"{name}_avg_at_{result['samples_per_problem']}"] = result["avg_at_k"]["mean"]
-        values[f"{name}_mean_token_entropy"] = result["mean_token_entropy"]
-    return values
+    def begin(self, last: int, start: int, data_sha256: str) -> None:
+        """Settles the steps to evaluate at.
+
+        Raises:
+          UserError: a folder of a step to come holds the evaluation of another run, or with other settings.
+        """
+        self.of = {"config_sha256": config_lib.digest(self.config), "training_data_sha256": data_sha256}
+        if self.config.eval.benchmarks:
+            every = self.config.eval.benchmarks_every
+            self.steps = [*(range(every, last, every) if every else []), last]
+        for step in self.steps:
+            if step > start or not self.has(step):
+                runner.check(self.plan, self.model, self.folder / str(step), {**self.of, "step": step})
+
+    def has(self, step: int) -> bool:
+        return (self.folder / str(step) / runner.SCORES_NAME).exists()
+
+    def run(self, step: int, params) -> dict[str, float]:
+        """Samples and grades with these parameters; returns what metrics.jsonl has of it."""
+        of, out = {**self.of, "step": step}, self.folder / str(step)
+        summary = runner.evaluate(self.plan, self.model, lambda: params, out, of)
+        values = {}
+        for result in summary.get("results", []):
+            name = f"eval/{result['benchmark']}_T{result['temperature']:g}"
+            values[f"{name}_avg_at_{result['samples_per_problem']}"] = result["avg_at_k"]["mean"]
+            values[f"{name}_mean_token_entropy"] = result["mean_token_entropy"]
+        return values
 
 
 def matmul_precision(config: ConfigDict):

@@ -11,7 +11,10 @@ from tests.commands import TINY, check_refused
 OVERRIDES = {
     "unknown section": (["--config.modell.path=x"], ["config.modell.path", "unknown key", "did you mean 'model.path'"]),
     "misspelt key": (["--config.train.sede=1"], ["config.train.sede", "unknown key", "did you mean 'train.seed'"]),
-    "key given by its last part": (["--config.seed=1"], ["config.seed", "unknown key", "did you mean 'train.seed'"]),
+    "key given by its last part": (
+        ["--config.seed=1"],
+        ["config.seed", "unknown key", "did you mean 'eval.seed' or 'train.seed'?"],
+    ),
     "key with one dash": (["-config.train.sede=1"], ["config.train.sede", "unknown key", "did you mean 'train.seed'"]),
     "key and value apart": (["--config.train.sede", "1"], ["config.train.sede", "did you mean 'train.seed'"]),
     "value for a whole section": (["--config.train=3"], ["config.train is a section", "train.global_batch"]),

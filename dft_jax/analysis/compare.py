@@ -24,15 +24,18 @@ from dft_jax.models.hf import read_json
 _OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv and comparison.png.", allow_override=True)
 
 MEAN = "mean"  # over the benchmarks, as the paper reports it
-_COLOURS = ("#7f7f7f", "#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
+# Settings that change what a score is of.
+_MATTER = "prompt top_k top_p seed context max_new_tokens mode last_number".split()
+COLOURS = ("#7f7f7f", "#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """`results` by (benchmark, temperature)."""
+    """`results` by (benchmark, temperature); `settings` as far as they are known."""
 
     name: str
     results: dict[tuple[str, float | None], dict[str, Any]]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(argument: str) -> Evaluation:
@@ -41,7 +44,7 @@ def read(argument: str) -> Evaluation:
     Raises:
       UserError: no evaluation is there: a missing one is no zero.
     """
-    name, equals, path = argument.partition("=")
+    name, equals, path = ("", "", argument) if Path(argument).exists() else argument.partition("=")
     folder = Path(path if equals else argument).expanduser()
     file = folder / SCORES_NAME
     if not file.is_file():
@@ -51,10 +54,11 @@ def read(argument: str) -> Evaluation:
             raise errors.UserError(f"{folder}: no {SCORES_NAME} there, nor in eval/<step>/; {remedy}")
         file = max(steps, key=lambda each: int(each.name)) / SCORES_NAME
     content = read_json(file)
-    if not isinstance(content.get("results"), list):
-        raise errors.UserError(f"{file}: no 'results' in it; evaluate again")
+    if not isinstance(content.get("results"), list) or not content["results"]:
+        raise errors.UserError(f"{file}: no results in it; evaluate again")
     results = {(result["benchmark"], result["temperature"]): result for result in content["results"]}
-    return Evaluation(name if equals else folder.name, results)
+    settings = content.get("settings", {}) | content.get("grader", {})
+    return Evaluation(name if equals else folder.name, results, {k: v for k, v in settings.items() if k in _MATTER})
 
 
 def compare(evaluations: list[Evaluation]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -63,8 +67,13 @@ def compare(evaluations: list[Evaluation]) -> tuple[list[dict[str, Any]], list[s
     An evaluation that lacks a benchmark has no row for it, and none for the mean over benchmarks.
     """
     cells = list(dict.fromkeys(cell for each in evaluations for cell in each.results))
-    rows, warnings = [], []
-    first = evaluations[0]
+    rows, first = [], evaluations[0]
+    warnings = [
+        f"{each.name} has {name}={each.settings[name]!r}, {first.name} has {first.settings[name]!r}"
+        for each in evaluations[1:]
+        for name in _MATTER
+        if name in each.settings and name in first.settings and each.settings[name] != first.settings[name]
+    ]
     for benchmark, temperature in cells:
         for each in evaluations:
             result = each.results.get((benchmark, temperature))
@@ -194,12 +203,15 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
             ends = [(row["avg_at_k_low"], row["avg_at_k_high"]) for row in own]
             below = [0 if low is None else max(0.0, v - 100 * low) for v, (low, _) in zip(y, ends, strict=True)]
             above = [0 if high is None else max(0.0, 100 * high - v) for v, (_, high) in zip(y, ends, strict=True)]
-            colour = _COLOURS[number % len(_COLOURS)]
+            for benchmark in set(groups) - {row["benchmark"] for row in own}:  # a gap, not a bar of height zero
+                place = groups.index(benchmark) + (number - (len(names) - 1) / 2) * width
+                axis.text(place, 0, "not run", rotation=90, ha="center", va="bottom", fontsize=7, color="#888888")
+            colour = COLOURS[number % len(COLOURS)]
             axis.bar(x, y, width * 0.92, yerr=[below, above], color=colour, label=name, capsize=2, ecolor="#333333")
         ks = sorted({row["k"] for row in rows if row["temperature"] == temperature and "k" in row})
         axis.set_title(f"{_temperature(temperature)}, avg@{'/'.join(map(str, ks))}", loc="left", fontsize=10)
         axis.set_xticks(range(len(groups)), groups)
-        axis.set_ylabel("correct, %")
+        axis.set(ylabel="correct, %", xlim=(-0.5, len(groups) - 0.5))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, ncols=min(4, len(names)), fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
     figure.savefig(file, dpi=150)

@@ -3,3 +3,4 @@
 from pathlib import Path
 
 TINY = Path(__file__).parent / "tiny"
+LAB = TINY.parent / "lab"  # the base model of the laboratory

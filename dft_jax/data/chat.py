@@ -64,7 +64,7 @@ class Template:
     """
 
     def __init__(self, name: str, tokenizer, setting: str = "data.template"):
-        self.name, self.tokenizer, self.jinja = name, tokenizer, None
+        self.name, self.tokenizer, self.setting, self.jinja = name, tokenizer, setting, None
         self.first_ids: list[int] = []
         if name == "tokenizer":
             try:
@@ -134,10 +134,15 @@ class Template:
         if self.jinja is None:
             return sorted(stops | {known[marker] for marker in _STOPS.get(self.name, ()) if marker in known})
         # The template shows its marker: it is the special token right after an answer.
-        answered = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
-        rendered = self._render(answered, add_generation_prompt=False)
-        after = rendered.removeprefix(self.prompt("1+1?")).removeprefix("2").lstrip()
-        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        answer = "(an answer)"
+        try:
+            rendered = self._render(
+                [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}],
+                add_generation_prompt=False,
+            )
+        except BadRow:  # a template for questions only has no marker
+            return sorted(stops)
+        ids = self.tokenizer(rendered.partition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]
         return sorted(stops | ({ids[0]} & set(self.tokenizer.all_special_ids) if ids else set()))
 
     def _style_parts(self, messages: list[Message]) -> list[Part]:
@@ -157,7 +162,7 @@ class Template:
                 messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except jinja2.TemplateSyntaxError as error:
-            raise errors.UserError(f"data.template={self.name!r}:{error.lineno}: {error.message}; mend it") from error
+            raise errors.UserError(f"{self.setting}={self.name!r}:{error.lineno}: {error.message}; mend it") from error
         except jinja2.TemplateError as error:
             raise BadRow(f"template {self.name!r} refused the row ({error}); mend one of them") from error
         except Exception as error:  # the template is a small program: 'a' + 1 raises TypeError

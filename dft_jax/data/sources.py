@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax import errors
+from dft_jax.data import world
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 ROLES = ("system", "user", "assistant")
@@ -115,12 +116,15 @@ def _value(row: dict, field: str) -> Any:
 def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row | tuple[str, str]]:
     """Rows of `path` in order; a malformed line gives (where, problem) instead of a Row.
 
-    `path` is a .jsonl, .json or .parquet file, a folder that `datasets` can load, or a hub id; `split`
-    is that of a folder or hub dataset.
+    `path` is a .jsonl, .json or .parquet file, a folder that `datasets` can load, a hub id, or a part of the
+    laboratory's world, `world(…)`; `split` is that of a folder or hub dataset.
 
     Raises:
       UserError: nothing readable there.
     """
+    part = world.parse(path)
+    if part is not None:
+        return (Row(f"world[{number}]", value) for number, value in enumerate(world.rows(**part)))
     file = Path(path)
     if file.is_file():
         if file.suffix not in _READERS:

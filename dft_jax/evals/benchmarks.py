@@ -4,6 +4,7 @@ A new benchmark is one entry of BENCHMARKS.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ BENCHMARKS = {
     "aime25": Benchmark("math-ai/aime25", 30, _answer),
     "amc23": Benchmark("math-ai/amc23", 40, _answer, id="id"),
     "gsm8k": Benchmark("openai/gsm8k", 1319, _after_hashes, file="gsm8k_test.jsonl", subset="main"),
+    # Of the laboratory: made, not loaded. `lab` is like the demonstrations, the others are not.
+    "lab": Benchmark("world(split=test, family=chain, levels=2-4, n=200)", 200, _after_hashes),
+    "lab_hard": Benchmark("world(split=test, family=chain, levels=5-6, n=200)", 200, _after_hashes),
+    "lab_expression": Benchmark("world(split=test, family=expression, levels=3-5, n=200)", 200, _after_hashes),
+    "lab_operator": Benchmark("world(split=test, family=operator, levels=1-2, n=100)", 100, _after_hashes),
+    "lab_validation": Benchmark("world(split=validation, family=chain, levels=2-4, n=200)", 200, _after_hashes),
 }
 
 
@@ -98,7 +105,8 @@ def load(name: str, path: str = "") -> list[Problem]:
       UserError: unknown benchmark, nothing readable there, a malformed row, two rows with one id.
     """
     benchmark = find(name)
-    where = str(_local_file(name, benchmark, path)) if path else benchmark.hub
+    is_made = benchmark.hub.startswith("world(")
+    where = str(_local_file(name, benchmark, path)) if path and not is_made else benchmark.hub
     settings = ConfigDict({"subset": benchmark.subset, "revision": ""})
     problems: list[Problem] = []
     mistakes: list[str] = []
@@ -176,4 +184,6 @@ def _text(value: Any, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "empty" if isinstance(value, str) else type(value).__name__
         raise BadRow(f"field {field!r} should be text, not {found}; mend or remove the row")
+    if re.search("[\ud800-\udfff]", value):
+        raise BadRow(f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8")
     return value

@@ -9,6 +9,7 @@ A folder holds one evaluation:
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -104,9 +105,13 @@ class Plan:
     problems: dict[str, list[benchmarks.Problem]]
     requests: dict[Key, Request]
     prompts: dict[tuple[str, str], str]  # (benchmark, problem) -> text
-    stop_ids: list[int]
-    max_length: int
+    sampler: Sampler
     decode: Callable[[list[int]], str]
+
+    def digest(self) -> str:
+        """Of the problems and their answers: scores of others are other scores."""
+        content = [[name, p.id, p.question, p.answer] for name, problems in self.problems.items() for p in problems]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Plan:
@@ -138,11 +143,15 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Pla
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True)
 
-    return Plan(settings, problems, requests, prompts, template.stop_ids(), max_length, decode)
+    options = dict(slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p)
+    sampler = Sampler(model, stop_ids=template.stop_ids(), max_length=max_length, **options)
+    return Plan(settings, problems, requests, prompts, sampler, decode)
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
     """How many tokens the completion of a prompt may have; BadRow where there is no room for one."""
+    if not ids:
+        raise BadRow("its prompt has no tokens; give a template that writes something")
     if max(ids) >= model.config.vocab_size:
         what = f"token id {max(ids)} of its prompt is beyond the model's {model.config.vocab_size} embeddings"
         raise BadRow(f"{what}: the tokenizer is not this model's; copy the model's own tokenizer files")
@@ -158,8 +167,8 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
     """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and scores.json.
 
     `load` gives the parameters, and is called when there is something to sample. `of` says which model this is: plain
-    values, compared when a folder is taken up again. All processes call this; process 0 reads and writes. Returns the
-    content of scores.json (of the other processes: nothing).
+    values, of which all but `name` are compared when a folder is taken up again. All processes call this; process 0
+    reads and writes. Returns the content of scores.json (of the other processes: nothing).
 
     Raises:
       UserError: `out` holds another evaluation, or cannot be written.
@@ -167,51 +176,61 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
     is_writer = jax.process_index() == 0
     done: dict[Key, dict[str, Any]] = {}
     if is_writer:
-        _open(out, _identity(plan, model, of))
+        check(plan, model, out, of)
+        _begin(out, _identity(plan, model, of))
         done = _done(plan, out)
     is_missing = np.array([key not in done for key in plan.requests])
     if jax.process_count() > 1:
         is_missing = multihost_utils.broadcast_one_to_all(is_missing)
     missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
-    if missing:
-        with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
-            for completion in _sampler(plan, model, load()).sample(missing):
-                key = missing[completion.request]
-                done[key] = _row(plan, key, completion)
-                journal.write(json.dumps(done[key]) + "\n")
-                journal.flush()
-    return _finish(plan, out, done, of) if is_writer else {}
+    summary = {}
+    try:
+        if missing:
+            with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
+                for completion in plan.sampler.sample(load(), missing):
+                    key = missing[completion.request]
+                    done[key] = _row(plan, key, completion)
+                    journal.write(json.dumps(done[key]) + "\n")
+                    journal.flush()
+        if is_writer:
+            summary = _finish(plan, out, done, of)
+    except OSError as error:
+        what = f"{out}: {error.strerror}; what was sampled so far is kept"
+        raise errors.UserError(f"{what}: make room, then run the same command again") from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("graded")  # a process that left would end the job some minutes later
+    return summary
 
 
-def _sampler(plan: Plan, model: Model, params: Params) -> Sampler:
-    s = plan.settings
-    options = dict(slots=s.slots, seed=s.seed, top_k=s.top_k, top_p=s.top_p)
-    return Sampler(model, params, stop_ids=plan.stop_ids, max_length=plan.max_length, **options)
-
-
-def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
-    """What a sample depends on besides its problem, number and temperature: those can be added to a folder."""
-    s = plan.settings
-    names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
-    settings = {name: getattr(s, name) for name in names}
-    return {**of, **settings, "context": plan.max_length, "compute_dtype": str(model.module.compute_dtype)}
-
-
-def _open(out: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder, or checks that it holds this evaluation."""
+def check(plan: Plan, model: Model, out: Path, of: dict[str, Any]) -> None:
+    """UserError where `out` holds another evaluation than this one."""
     file = out / EVALUATION_NAME
     if file.exists():
-        held = read_json(file)
+        held, identity = read_json(file), _identity(plan, model, of)
         names = sorted(held.keys() | identity.keys())
         changes = [f"{n}: {held.get(n)!r} -> {identity.get(n)!r}" for n in names if held.get(n) != identity.get(n)]
-        errors.raise_if_any(changes and [f"{out} holds another evaluation; give another folder, or undo", *changes])
+        remedy = "give another folder, remove this one, or undo"
+        errors.raise_if_any(changes and [f"{out} holds another evaluation; {remedy}", *changes])
         return
     strangers = [name for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME) if (out / name).exists()]
     if strangers:
         raise errors.UserError(f"{out} holds a {strangers[0]} that no {EVALUATION_NAME} explains; give another folder")
+
+
+def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
+    """What a sample depends on besides its problem, number and temperature: those can be added to a folder."""
+    names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
+    settings = {name: getattr(plan.settings, name) for name in names}
+    settings |= {"context": plan.sampler.max_length, "stop_ids": list(plan.sampler.stop_ids)}
+    dtype = str(model.module.compute_dtype)
+    return {**{name: value for name, value in of.items() if name != "name"}, **settings, "compute_dtype": dtype}
+
+
+def _begin(out: Path, identity: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        writer.write_json(file, identity)
+        if not (out / EVALUATION_NAME).exists():
+            writer.write_json(out / EVALUATION_NAME, identity)
     except OSError as error:
         raise errors.UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
 
@@ -221,17 +240,16 @@ def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
     done: dict[Key, dict[str, Any]] = {}
     for name in (PREDICTIONS_NAME, JOURNAL_NAME):
         file = out / name
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        if lines and not lines[-1].endswith("\n"):
-            writer.write_text(file, "".join(lines[:-1]))  # the half line of a killed run
-            lines.pop()
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
         for number, line in enumerate(lines, start=1):
             try:
-                row = json.loads(line)
-                row = {field: row[field] for field in _FIELDS}
-            except (KeyError, TypeError, ValueError) as error:
+                row = _checked(json.loads(line))
+            except (TypeError, ValueError) as error:
+                if number == len(lines) and not line.endswith(b"\n"):  # the half line of a killed run
+                    writer.write_text(file, b"".join(lines[:-1]).decode())
+                    continue
                 remedy = "remove the line, to have it sampled again"
-                raise errors.UserError(f"{file}:{number}: not a completion ({error!r}); {remedy}") from error
+                raise errors.UserError(f"{file}:{number}: not a completion ({error}); {remedy}") from error
             key = (row["benchmark"], row["temperature"], row["id"], row["sample"])
             prompt = plan.prompts.get((row["benchmark"], row["id"]))
             if prompt not in (None, row["prompt"]):
@@ -241,7 +259,22 @@ def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
     return done
 
 
-_FIELDS = "benchmark id sample temperature prompt completion tokens truncated entropy".split()
+def _checked(row: Any) -> dict[str, Any]:
+    for name, kinds in _FIELDS.items():
+        if not isinstance(row.get(name) if isinstance(row, dict) else None, kinds):
+            raise ValueError(f"field {name!r} is missing or of another type")
+    return row
+
+
+_FIELDS = {
+    **dict.fromkeys(("benchmark", "id"), str),
+    "sample": int,
+    "temperature": float,
+    **dict.fromkeys(("prompt", "completion"), str),
+    "tokens": int,
+    "truncated": bool,
+    "entropy": float,
+}
 
 
 def _row(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
@@ -255,20 +288,24 @@ def _row(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
 
 def _finish(plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str, Any]) -> dict[str, Any]:
     settings = dataclasses.asdict(plan.settings)
-    if not (out / JOURNAL_NAME).exists() and (out / SCORES_NAME).exists():
-        summary = read_json(out / SCORES_NAME)
-        if summary["settings"] == json.loads(json.dumps(settings)):
-            return summary  # nothing was sampled, and nothing is asked that it does not answer
+    summary = read_json(out / SCORES_NAME) if (out / SCORES_NAME).exists() else {}
+    asked = {"model": of, "settings": json.loads(json.dumps(settings)), "problems_sha256": plan.digest()}
+    asked["stop_ids"] = list(plan.sampler.stop_ids)
+    if not (out / JOURNAL_NAME).exists() and all(summary.get(name) == value for name, value in asked.items()):
+        return summary  # nothing was sampled, and nothing is asked that it does not answer
     answers = {(name, p.id): p.answer for name, problems in plan.problems.items() for p in problems}
-    asked = [
-        Prediction(str(out / PREDICTIONS_NAME), done[key], key[0], key[2], key[3], key[1], answers[key[0], key[2]])
-        for key in plan.requests
-    ]
+    predictions = []
+    for key in plan.requests:
+        row = {name: done[key][name] for name in _FIELDS}
+        predictions.append(Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]]))
     names = ("mode", "last_number", "workers")
-    rows, summary = report.grade(asked, plan.problems, **{name: settings[name] for name in names})
-    rows += [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
-    summary |= {"model": of, "settings": settings, "stop_ids": plan.stop_ids, "max_length": plan.max_length}
-    writer.write_text(out / PREDICTIONS_NAME, "".join(json.dumps(row) + "\n" for row in rows))
-    writer.write_json(out / SCORES_NAME, summary)
+    rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
+    others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
+    if others:
+        what = f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"
+        summary["warnings"].append(f"{what}; no score here is of them")
+    (out / SCORES_NAME).unlink(missing_ok=True)  # it would belong to other predictions, were this killed in between
+    writer.write_text(out / PREDICTIONS_NAME, "".join(json.dumps(row) + "\n" for row in rows + others))
+    writer.write_json(out / SCORES_NAME, summary | asked)
     (out / JOURNAL_NAME).unlink(missing_ok=True)
-    return summary
+    return summary | asked

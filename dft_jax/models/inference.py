@@ -43,37 +43,34 @@ def head_shape(model: Model) -> HeadShape:
     return HeadShape(chunks, -(-n_blocks // (chunks * ways)) * ways)
 
 
-def unstack(params: Params, model: Model) -> Params:
+def unstack(params: Params, *, model: Model) -> Params:
     """The parameters for inference: {"embed" (absent if tied), "head", "final_norm", "layers": [one a layer]}.
 
-    `head` is [chunks, blocks, VOCAB_BLOCK, D]; all in the compute dtype, laid out on the mesh as in training.
+    `head` is [chunks, blocks, VOCAB_BLOCK, D]; all in the compute dtype, laid out on the mesh as in training. Jitted by
+    the caller.
     """
     dtype, mesh = model.module.compute_dtype, model.mesh
     shape, D = head_shape(model), model.config.hidden_size
 
-    def one_layer(params, i):
+    def one_layer(i):
         def take(stacked, abstract):
             # The spec's first axis is that of the layers, which is not cut.
             return _pin(stacked[i].astype(dtype), mesh, P(*abstract.sharding.spec[1:]))
 
         return jax.tree.map(take, params["layers"], model.abstract_params["layers"])
 
-    @jax.jit
-    def make(params):
-        n_padded = shape.chunks * shape.blocks * VOCAB_BLOCK
-        head_VD = jnp.pad(head(params).astype(dtype), ((0, n_padded - model.config.vocab_size), (0, 0)))
-        width_axis = sharding.spec((D,), ("embed",), mesh)[0]
-        head_UMWD = head_VD.reshape(shape.chunks, shape.blocks, VOCAB_BLOCK, D)
-        made = {
-            "head": _pin(head_UMWD, mesh, P(None, "tensor", None, width_axis)),
-            "final_norm": jax.tree.map(lambda x: x.astype(dtype), params["final_norm"]),
-            "layers": [one_layer(params, i) for i in range(model.config.num_layers)],
-        }
-        if "head" in params:
-            made["embed"] = _pin(params["embed"].astype(dtype), mesh, model.abstract_params["embed"].sharding.spec)
-        return made
-
-    return make(params)
+    n_padded = shape.chunks * shape.blocks * VOCAB_BLOCK
+    head_VD = jnp.pad(head(params).astype(dtype), ((0, n_padded - model.config.vocab_size), (0, 0)))
+    width_axis = sharding.spec((D,), ("embed",), mesh)[0]
+    head_UMWD = head_VD.reshape(shape.chunks, shape.blocks, VOCAB_BLOCK, D)
+    made = {
+        "head": _pin(head_UMWD, mesh, P(None, "tensor", None, width_axis)),
+        "final_norm": jax.tree.map(lambda x: x.astype(dtype), params["final_norm"]),
+        "layers": [one_layer(i) for i in range(model.config.num_layers)],
+    }
+    if "head" in params:
+        made["embed"] = _pin(params["embed"].astype(dtype), mesh, model.abstract_params["embed"].sharding.spec)
+    return made
 
 
 def prefill(

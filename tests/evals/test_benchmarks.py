@@ -22,7 +22,7 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("name", benchmarks.BENCHMARKS)
+@pytest.mark.parametrize("name", KNOWN)
 def test_real_files(name, shared):
     count, answers = KNOWN[name]
     problems = benchmarks.load(name, str(shared / "data"))
@@ -123,3 +123,11 @@ def test_bad_places_are_refused(tmp_path):
 def test_without_a_network_the_hub_is_an_error_with_a_remedy():
     with pytest.raises(errors.UserError, match="'math-ai/aime25'.*could not be loaded.*give a local file"):
         benchmarks.load("aime25")
+
+
+def test_the_laboratorys_are_made_and_need_no_file():
+    names = set(benchmarks.BENCHMARKS) - set(KNOWN)
+    assert names and all(name.startswith("lab") for name in names)
+    for name in names:
+        problems = benchmarks.load(name, "a/folder/of/other/benchmarks")
+        assert len(problems) == benchmarks.find(name).count and problems == benchmarks.load(name)

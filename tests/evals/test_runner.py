@@ -71,10 +71,10 @@ def count_sampled(monkeypatch):
     """A list that gets the number of requests of every call of the sampler."""
     counts, sample = [], sampling.Sampler.sample
 
-    def counted(self, requests, progress=True):
+    def counted(self, params, requests, progress=True):
         requests = list(requests)
         counts.append(len(requests))
-        return sample(self, requests, progress)
+        return sample(self, params, requests, progress)
 
     monkeypatch.setattr(sampling.Sampler, "sample", counted)
     return counts
@@ -102,7 +102,7 @@ def test_what_an_evaluation_writes(run, folder, checkpoint):
     at_one = [row for row in rows if row["temperature"] == 1]
     assert results[2]["avg_at_k"]["mean"] == np.mean([row["verdict"] == "correct" for row in at_one])
     assert list(results[2]["correct_share_of_problem"]) == [str(i) for i in range(6)]
-    assert summary["model"]["checkpoint"] == "model" and len(summary["model"]["sha256"]) == 64
+    assert summary["model"]["name"] == "model" and len(summary["model"]["sha256"]) == 64
     assert summary["settings"]["seed"] == 0 and summary["environment"]["versions"]["jax"]
     lines = outcome.stdout.splitlines()
     assert lines[0].startswith("benchmark  T ") and lines[1].startswith("gsm8k      greedy  6/1319")
@@ -119,8 +119,8 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
 
     sample = sampling.Sampler.sample
 
-    def die_after_seven(self, requests, progress=True):
-        for number, completion in enumerate(sample(self, requests, progress)):
+    def die_after_seven(self, params, requests, progress=True):
+        for number, completion in enumerate(sample(self, params, requests, progress)):
             if number == 7:
                 raise Killed
             yield completion
@@ -158,7 +158,88 @@ def test_samples_problems_and_temperatures_can_be_added(run, folder, monkeypatch
     assert counts == [2, 12, 6 * 4 - 12]
     rows, scores = comparable(folder)
     assert [row for row in rows if row["temperature"] != 0.5] == whole[0]
+    assert "has 2 completions more than were asked for now" in scores["warnings"].pop()
     assert scores == whole[1]
+
+
+def test_scores_of_known_completions(run, folder, checkpoint, monkeypatch):
+    """Even problems are answered rightly by every sample, problem 1 by the first one, the others never."""
+    tokenizer = hf.load_tokenizer(checkpoint)
+
+    def sample(self, params, requests, progress=True):
+        for request in requests:
+            number = int(request.problem.partition("/")[2])
+            is_right = number % 2 == 0 or (number == 1 and request.sample == 0)
+            ids = tokenizer(f"#### {2 * number if is_right else 1000}")["input_ids"]
+            yield sampling.Completion(request, (*ids, tokenizer.eos_token_id), False, 0.5)
+
+    monkeypatch.setattr(sampling.Sampler, "sample", sample)
+    _, summary = run("--temperature=1", "--nolast_number")
+    greedy, sampled = summary["results"]
+    assert greedy["avg_at_k"]["mean"] == pytest.approx(4 / 6)
+    assert sampled["avg_at_k"]["mean"] == pytest.approx((3 + 1 / 3) / 6)
+    assert sampled["pass_at_k"] == pytest.approx({"1": (3 + 1 / 3) / 6, "2": (3 + 2 / 3) / 6, "3": 4 / 6})
+    assert sampled["maj_at_k"]["mean"] == 3 / 6 and sampled["mean_token_entropy"] == 0.5
+    assert sampled["correct_share_of_problem"]["1"] == pytest.approx(1 / 3)
+    assert read_rows(folder / "out" / "predictions.jsonl")[0]["completion"] == "#### 0"  # without the stop token
+
+
+def test_changed_answers_are_scored_anew(run, folder, monkeypatch):
+    _, before = run("--samples=1")
+    changed = [PROBLEMS[0] | {"answer": "#### 999"}, *PROBLEMS[1:]]
+    write_rows(folder / "data" / "gsm8k_test.jsonl", changed)
+    counts = count_sampled(monkeypatch)
+    _, after = run("--samples=1")
+    assert counts == [] and after["problems_sha256"] != before["problems_sha256"]
+    assert read_rows(folder / "out" / "predictions.jsonl")[0]["reference"] == "999"
+
+
+def test_killed_between_predictions_and_scores(run, folder, monkeypatch):
+    run("--samples=1")
+    whole = comparable(folder)
+    write_json = runner.writer.write_json
+
+    def die(file, value):
+        if file.name == "scores.json":
+            raise KeyboardInterrupt
+        write_json(file, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner.writer, "write_json", die)
+        run("--samples=1", "--mode=paper")
+    assert not (folder / "out" / "scores.json").exists()
+    run("--samples=1")
+    assert comparable(folder) == whole
+
+
+def test_a_smaller_plan_keeps_the_rest_and_says_so(run, folder, monkeypatch):
+    run("--samples=2")
+    rows = read_rows(folder / "out" / "predictions.jsonl")
+    outcome, summary = run("--samples=1", "--max_problems=2")
+    assert "has 14 completions more than were asked for now" in outcome.stderr
+    assert sum(sum(result["verdicts"].values()) for result in summary["results"]) == 4
+    key = ("temperature", "id", "sample")
+    after = read_rows(folder / "out" / "predictions.jsonl")
+    assert sorted(after, key=lambda r: [r[k] for k in key]) == sorted(rows, key=lambda r: [r[k] for k in key])
+
+
+def test_grading_does_not_overwrite_an_evaluation(run, folder, capfd, monkeypatch):
+    run("--samples=1")
+    arguments = [f"--grade={folder}/out/predictions.jsonl", f"--benchmark_data={folder}/data"]
+    expected = ["the scores of an evaluation are there; give another folder"]
+    commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
+    outcome = run_command(evaluate.main, [*arguments, f"--out={folder}/graded", "--last_number"], capfd, monkeypatch)
+    assert outcome.code == 0, outcome.stderr
+    ours, theirs = (json.loads((folder / name / "scores.json").read_text())["results"] for name in ("out", "graded"))
+    assert ours == theirs
+
+
+def test_a_renamed_model_is_the_same_model(run, folder, checkpoint, monkeypatch):
+    run("--samples=1")
+    shutil.copytree(checkpoint, folder / "renamed")
+    counts = count_sampled(monkeypatch)
+    run("--samples=2", f"--model={folder}/renamed")
+    assert counts == [6]
 
 
 def test_another_order_and_batch_give_the_same(run, folder):
@@ -214,6 +295,11 @@ BAD = {
     ),
     "missing template": (["--prompt={}/none.jinja"], ["none.jinja' cannot be read"]),
     "template that fails": (["--prompt={}/fails.jinja"], ["gsm8k '0': template", "TypeError", "mend it"]),
+    "template without text": (["--prompt={}/empty.jinja"], ["gsm8k '0': its prompt has no tokens"]),
+    "template with an error": (["--prompt={}/wrong.jinja"], ["--prompt=", "wrong.jinja':1:", "mend it"]),
+    "half a surrogate": (["--benchmark_data={}/half.jsonl"], ["half.jsonl:1:", "half a surrogate pair"]),
+    "no tensor": (["--tensor=0"], ["tensor", "0"]),
+    "a bucket": (["--out=gs://bucket/x"], ["--out=gs://bucket/x: give a local or mounted folder"]),
     "no samples": (["--samples=0"], ["--samples=0 should be at least 1"]),
     "temperature in words": (["--temperature=warm"], ["--temperature='warm' should be numbers, separated by commas"]),
     "negative temperature": (["--temperature=-1"], ["--temperature=-1.0 should be numbers from 0 (greedy) to 10"]),
@@ -241,6 +327,9 @@ def test_bad_input_is_refused_and_nothing_is_written(case, checkpoint, folder, c
     (folder / "no_answer.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
     (folder / "long.jsonl").write_text(good + "\n" + json.dumps({"question": "x" * 700, "answer": "#### 1"}) + "\n")
     (folder / "fails.jinja").write_text("{{ 'a' + 1 }}")
+    (folder / "empty.jinja").write_text("")
+    (folder / "wrong.jinja").write_text("{{ 'a' ")
+    (folder / "half.jsonl").write_text('{"question": "\\ud800?", "answer": "#### 1"}\n')
     fixed = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
     given = [argument.replace("{}", str(folder)) for argument in arguments]
     commands.check_refused(evaluate.main, [*fixed, f"--out={folder}/out", *given], expected, folder, capfd, monkeypatch)
@@ -271,7 +360,7 @@ def test_a_damaged_journal_is_named(run, folder, checkpoint, capfd, monkeypatch)
     file.write_text(file.read_text().replace('"sample"', '"simple"', 1))
     fixed = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
     fixed += ["--max_new_tokens=12", f"--out={folder}/out"]
-    expected = ["predictions.jsonl:1: not a completion (KeyError('sample'))", "remove the line"]
+    expected = ["predictions.jsonl:1: not a completion (field 'sample' is missing", "remove the line"]
     commands.check_refused(evaluate.main, fixed, expected, folder, capfd, monkeypatch)
 
 
@@ -293,7 +382,23 @@ def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
     ours = read_rows(folder / "out" / "predictions.jsonl")
     assert ours == read_rows(folder / "run" / "eval" / "3" / "predictions.jsonl")
     summary = json.loads((folder / "out" / "scores.json").read_text())
-    assert (summary["model"]["run"], summary["model"]["step"]) == ("run", 3)
+    assert (summary["model"]["name"], summary["model"]["step"]) == ("run", 3)
+
+
+def test_training_does_not_report_the_scores_of_another_run(folder, capfd, monkeypatch):
+    """A run that was killed before its first checkpoint leaves eval/2; another there is refused before it trains."""
+    plain = [TINY, f"--workdir={folder}/run", "--config.train.steps=2", "--config.log.tensorboard=False"]
+    plain += ["--config.data.heldout=", "--config.data.max_rows=32", "--config.export.enabled=False"]
+    eval_ = dict(benchmarks="gsm8k", benchmark_data=f"{folder}/data", prompt="plain", samples=1, max_new_tokens=4)
+    arguments = plain + [f"--config.eval.{name}={value}" for name, value in eval_.items()]
+    assert run_command(main.main, plain, capfd, monkeypatch).code == 0
+    outcome = run_command(main.main, arguments, capfd, monkeypatch)
+    assert outcome.code == 0 and os.listdir(folder / "run" / "eval") == ["2"], "asked of a finished run, it is made"
+    shutil.rmtree(folder / "run" / "checkpoints")
+    for change in ("--config.objective=dft", "--config.eval.seed=1"):
+        outcome = run_command(main.main, [*arguments, change], capfd, monkeypatch)
+        assert outcome.code == 2 and "eval/2 holds another evaluation" in outcome.stderr, outcome.stderr
+        assert not any("train_step" in name for name in outcome.compiled)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,170 @@
+"""What DFT does against SFT, in minutes on two CPU cores: fine-tune the laboratory's base with both, sample, compare.
+
+python -m dft_jax.analysis.quickstart --out=runs/quickstart
+
+It prints one table (base, SFT, DFT; avg@16 at several temperatures, greedy, pass@16, maj@16; problems like the
+demonstrations, harder ones, and a format that is in none of them), draws curves.png, histogram.png and comparison.png,
+and says what follows. With the same --out it goes on where it was stopped.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict
+
+from dft_jax import assets, cli, config as config_lib, errors, metrics, train
+from dft_jax.analysis import compare
+from dft_jax.evals import runner
+from dft_jax.models import hf
+
+_OUT = flags.DEFINE_string("out", "runs/quickstart", "Folder to write.", allow_override=True)
+
+BENCHMARKS = ("lab", "lab_hard", "lab_expression")
+OBJECTIVES = ("sft", "dft")
+
+
+def lab_config(objective: str) -> ConfigDict:
+    """Fine-tuning of the laboratory's base on 2,500 demonstrations of chains of 2 to 4, in four styles, all right."""
+    config = config_lib.get_default()
+    config.objective = objective
+    config.model.path = str(assets.LAB)
+    config.model.compute_dtype = "float32"
+    config.model.attention_block = 128
+    config.data.train = "world(split=train, family=chain, levels=2-4, n=2500)"
+    config.data.heldout = "world(split=validation, family=chain, levels=2-4, n=256)"
+    config.data.rows = "gsm8k"
+    config.data.template = "plain"
+    config.data.max_length = 192
+    config.optimizer.learning_rate = 3e-4
+    config.train.global_batch = 32
+    config.train.steps = 80
+    config.eval.every = 20
+    config.checkpoint.every = 80
+    config.checkpoint.keep = 1
+    config.log.tensorboard = False
+    return config
+
+
+def settings(**changes: Any) -> runner.Settings:
+    """The evaluation of the laboratory's models."""
+    values = dict(
+        benchmarks=BENCHMARKS, prompt="plain", context=256, temperature=(0.3, 1.0), max_problems=40, slots=128
+    )
+    return runner.Settings(**values | changes)
+
+
+def evaluate(config: ConfigDict, params, out: Path, of: dict[str, Any], asked: runner.Settings) -> dict[str, Any]:
+    """Scores of parameters that `train.load_model` has no name for."""
+    _, model, tokenizer = train.load_model(config)
+    with train.matmul_precision(config):
+        return runner.evaluate(runner.plan(asked, tokenizer, model), model, lambda: params, out, of)
+
+
+def base_params(config: ConfigDict):
+    """The parameters that fine-tuning begins with."""
+    source, model, _ = train.load_model(config)
+    return hf.load_params(hf.Checkpoint(source), model)
+
+
+def curves(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of metrics.jsonl of each run."""
+    return {o: [json.loads(line) for line in (out / o / "metrics.jsonl").read_text().splitlines()] for o in OBJECTIVES}
+
+
+def plot_curves(rows_of: dict[str, list[dict[str, Any]]], file: Path) -> None:
+    """Held-out nll, mean p and entropy against the step."""
+    plt = _pyplot()
+    panels = [("heldout/nll", "nll, nats"), ("heldout/mean_p", "mean p"), ("heldout/entropy", "entropy, nats")]
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 3), layout="constrained")
+    for axis, (name, label) in zip(axes, panels, strict=True):
+        for number, (objective, rows) in enumerate(rows_of.items(), start=1):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=compare.COLOURS[number], label=objective)
+        axis.set(xlabel="step", ylabel=f"held-out {label}")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def plot_histogram(shares_of: dict[str, list[float]], file: Path) -> None:
+    """Share of held-out target tokens in each of the paper's bins of p; logarithmic, as the paper draws it."""
+    plt = _pyplot()
+    edges = metrics.P_BIN_EDGES
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    width = 0.8 / len(shares_of)
+    for number, (name, shares) in enumerate(shares_of.items()):
+        x = [i + (number - (len(shares_of) - 1) / 2) * width for i in range(len(shares))]
+        axis.bar(x, [100 * share for share in shares], width * 0.92, color=compare.COLOURS[number], label=name)
+    labels = [f"{low:g}–{high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
+    axis.set(yscale="log", ylabel="target tokens, %", xlabel="probability of the target token")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def conclusion(rows: list[dict[str, Any]]) -> str:
+    """Two sentences made of the numbers on the problems that are like the demonstrations."""
+
+    def value(run: str, temperature: float, name: str = "avg_at_k") -> float:
+        found = [r for r in rows if (r["benchmark"], r["temperature"], r["run"]) == ("lab", temperature, run)]
+        return 100 * found[0][name]
+
+    gain = value("dft", 1.0) - value("sft", 1.0)
+    greedy, cold = value("dft", 0.0) - value("sft", 0.0), value("dft", 0.3) - value("sft", 0.3)
+    passes = value("dft", 1.0, "pass_at_k") - value("sft", 1.0, "pass_at_k")
+    sharper = value("base", 0.3)
+    first = (
+        f"At temperature 1, DFT is {gain:+.1f} points from SFT on problems like the demonstrations; at 0.3 it is"
+        f" {cold:+.1f}, greedily {greedy:+.1f}, and in pass@16 {passes:+.1f}."
+    )
+    side = "above" if sharper > value("dft", 1.0) else "below"
+    second = (
+        f"The untouched base at temperature 0.3 ({sharper:.1f} %) is {side} DFT at temperature 1"
+        f" ({value('dft', 1.0):.1f} %): what a lower temperature gives as well is sharpening, not learning."
+    )
+    return f"{first}\n{second}"
+
+
+def main() -> None:
+    cli.parse(required=["out"])
+    out, start = train.local_folder(_OUT.value), time.perf_counter()
+    config = lab_config("sft")
+    of = {"checkpoint": assets.LAB.name, "step": 0}
+    evaluate(config, base_params(config), out / "eval" / "base", of, settings())
+    for objective in OBJECTIVES:
+        run = train.run(lab_config(objective), out / objective)
+        of = {"objective": objective, "step": int(run.state.step)}
+        evaluate(run.config, run.state.params, out / "eval" / objective, of, settings())
+    rows, _ = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])
+    rows_of = curves(out)
+    heldout = [row["heldout/p_histogram"] for row in rows_of["sft"] if "heldout/p_histogram" in row]
+    shares = {"base": heldout[0]}
+    shares |= {o: [r for r in rows_of[o] if "heldout/p_histogram" in r][-1]["heldout/p_histogram"] for o in OBJECTIVES}
+    plot_curves(rows_of, out / "curves.png")
+    plot_histogram(shares, out / "histogram.png")
+    compare.plot(rows, out / "comparison.png")
+    compare.write_csv(rows, out / "comparison.csv")
+    if jax.process_index() == 0:
+        print(compare.table(rows))
+        print(conclusion(rows))
+        print(f"{time.perf_counter() - start:.0f} s; {out}/curves.png, histogram.png, comparison.png, comparison.csv")
+
+
+if __name__ == "__main__":
+    errors.exit_on_user_error(main)()
