@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -55,19 +54,6 @@ def settings(**changes: Any) -> runner.Settings:
         benchmarks=BENCHMARKS, prompt="plain", context=256, temperature=(0.3, 1.0), max_problems=40, slots=128
     )
     return runner.Settings(**values | changes)
-
-
-def evaluate(config: ConfigDict, params, out: Path, of: dict[str, Any], asked: runner.Settings) -> dict[str, Any]:
-    """Scores of parameters that `train.load_model` has no name for."""
-    _, model, tokenizer = train.load_model(config)
-    with train.matmul_precision(config):
-        return runner.evaluate(runner.plan(asked, tokenizer, model), model, lambda: params, out, of)
-
-
-def base_params(config: ConfigDict):
-    """The parameters that fine-tuning begins with."""
-    source, model, _ = train.load_model(config)
-    return hf.load_params(hf.Checkpoint(source), model)
 
 
 def curves(out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -143,27 +129,37 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     cli.parse(required=["out"])
-    out, start = train.local_folder(_OUT.value), time.perf_counter()
+    out, start = train.local_folder(_OUT.value, "--out"), time.perf_counter()
     config = lab_config("sft")
-    of = {"checkpoint": assets.LAB.name, "step": 0}
-    evaluate(config, base_params(config), out / "eval" / "base", of, settings())
+    source, model, tokenizer = train.load_model(config)
+    plan = runner.plan(settings(), tokenizer, model)
+
+    def evaluate(name: str, load, step: int) -> None:
+        with train.matmul_precision(config):
+            runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step})
+
+    evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)
     for objective in OBJECTIVES:
         run = train.run(lab_config(objective), out / objective)
-        of = {"objective": objective, "step": int(run.state.step)}
-        evaluate(run.config, run.state.params, out / "eval" / objective, of, settings())
+        evaluate(objective, lambda run=run: run.state.params, int(run.state.step))
     rows, _ = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])
+    draw(rows, out)
+    print(compare.table(rows))
+    print(conclusion(rows))
+    print(f"{time.perf_counter() - start:.0f} s; {out}: curves.png, histogram.png, comparison.png, comparison.csv")
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """The three pictures and the CSV."""
     rows_of = curves(out)
-    heldout = [row["heldout/p_histogram"] for row in rows_of["sft"] if "heldout/p_histogram" in row]
-    shares = {"base": heldout[0]}
-    shares |= {o: [r for r in rows_of[o] if "heldout/p_histogram" in r][-1]["heldout/p_histogram"] for o in OBJECTIVES}
+    histograms = {
+        o: [r["heldout/p_histogram"] for r in own if "heldout/p_histogram" in r] for o, own in rows_of.items()
+    }
+    shares = {"base": histograms[OBJECTIVES[0]][0]} | {o: own[-1] for o, own in histograms.items()}
     plot_curves(rows_of, out / "curves.png")
     plot_histogram(shares, out / "histogram.png")
     compare.plot(rows, out / "comparison.png")
     compare.write_csv(rows, out / "comparison.csv")
-    if jax.process_index() == 0:
-        print(compare.table(rows))
-        print(conclusion(rows))
-        print(f"{time.perf_counter() - start:.0f} s; {out}/curves.png, histogram.png, comparison.png, comparison.csv")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,33 @@
+"""The quick start, made small: one table, three pictures, two sentences, and nothing done twice."""
+
+import pytest
+
+from dft_jax import assets, sampling, train
+from dft_jax.analysis import quickstart
+from tests.commands import run_command
+
+pytestmark = pytest.mark.skipif(not (assets.LAB / "model.safetensors").exists(), reason="the base is not made yet")
+
+
+def test_quickstart(tmp_path, capfd, monkeypatch):
+    config = quickstart.lab_config
+
+    def small(objective):
+        made = config(objective)
+        made.train.steps, made.eval.every, made.checkpoint.every, made.eval.max_examples = 4, 2, 4, 32
+        return made
+
+    monkeypatch.setattr(quickstart, "lab_config", small)
+    settings = quickstart.settings
+    monkeypatch.setattr(quickstart, "settings", lambda: settings(max_problems=2, samples=2, slots=16))
+    outcome = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
+    assert outcome.code == 0, outcome.stderr
+    lines = outcome.stdout.splitlines()
+    assert lines[0].startswith("benchmark") and sum(line.startswith("lab ") for line in lines) == 9
+    assert "At temperature 1, DFT is " in outcome.stdout and "The untouched base at temperature 0.3" in outcome.stdout
+    for name in ("curves.png", "histogram.png", "comparison.png"):
+        assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sampling.Sampler, "sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(train, "init_state", lambda *_: pytest.fail("trained again"))
+    again = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
+    assert again.code == 0 and again.stdout.splitlines()[:-1] == lines[:-1]
