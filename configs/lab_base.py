@@ -12,9 +12,9 @@ from dft_jax import assets, config as config_lib
 
 
 def get_config(argument: str = ""):
-    chosen = config_lib.parse_argument(argument, noise="0.08")
+    chosen = config_lib.parse_argument(argument, objective="sft", noise="0.08")
     config = config_lib.get_default()
-    config.objective = "sft"
+    config.objective = chosen["objective"]
     config.model.path = str(assets.LAB)
     config.model.init = "random"
     config.model.compute_dtype = "float32"

@@ -27,6 +27,7 @@ def token_stats(
     head_VD: Float[Array, "V D"],
     targets_BL: Int[Array, "B L"],
     mask_BL: Bool[Array, "B L"],
+    segments_BL: Int[Array, "B L"] | None = None,
     *,
     chunk_tokens: int,
     mesh: Mesh,
@@ -40,13 +41,15 @@ def token_stats(
     Args:
       hidden_BLD: final hidden states; B divisible by the data × fsdp devices of `mesh`.
       head_VD: output head in the dtype of the parameters; its gradient accumulates in float32.
+      segments_BL: which example of its row a token belongs to; by default a row is one example.
       chunk_tokens: trained tokens whose logits exist at once on a device, C.
 
     Returns:
       Statistics of which only `logp_BL` carries a gradient, to `hidden_BLD` and `head_VD`.
     """
     logp_BL, entropy_BL, correct_BL = _token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens, mesh)
-    return TokenStats(logp_BL, lax.stop_gradient(entropy_BL), correct_BL)
+    examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
+    return TokenStats(logp_BL, lax.stop_gradient(entropy_BL), correct_BL, examples_BL)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

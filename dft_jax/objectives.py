@@ -79,6 +79,36 @@ def mixed(stats: TokenStats, alpha: float = 0.75):
     return alpha * jnp.exp(stats.logp_BL) + (1.0 - alpha)
 
 
+@objective()
+def sentence(stats: TokenStats):
+    """Weight Π p over the example's trained tokens: DFT by the sentence, as in the paper's ablation (it loses)."""
+    return jnp.exp(_of_example(stats)[0])
+
+
+@objective()
+def geometric(stats: TokenStats):
+    """Weight (Π p)^(1/n), n the example's trained tokens: the other sentence-level weight of the paper's ablation."""
+    total_BL, count_BL = _of_example(stats)
+    return jnp.exp(total_BL / jnp.maximum(count_BL, 1))
+
+
+def _of_example(stats: TokenStats) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """At each token, Σ log p over the trained tokens of its example, and their number.
+
+    examples_BL   1  1  0  2  2      logp_BL  -1 -2  0 -3 -1
+    Σ log p      -3 -3  .  -4 -4     number    2  2  .  2  2
+    """
+    is_trained_BL = stats.examples_BL > 0
+    logp_BL = jnp.where(is_trained_BL, stats.logp_BL, 0)
+
+    def one_row(value_L, examples_L):
+        return jax.ops.segment_sum(value_L, examples_L, num_segments=len(value_L) + 1)[examples_L]
+
+    over_rows = jax.vmap(one_row)
+    count_BL = over_rows(is_trained_BL.astype(logp_BL.dtype), stats.examples_BL)
+    return over_rows(logp_BL, stats.examples_BL), count_BL
+
+
 def make_objective(spec: str) -> Objective:
     """The objective that `spec` names: `dft`, `power(alpha=0.5)`, …
 

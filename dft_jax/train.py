@@ -222,6 +222,7 @@ def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict)
             models.head(params),
             batch.targets_BL,
             batch.mask_BL,
+            batch.segments_BL,
             chunk_tokens=config.train.loss_chunk_tokens,
             mesh=model.mesh,
         )

@@ -48,6 +48,7 @@ class TokenStats:
     logp_BL: Float[Array, "B L"]  # log π(target), nats; the only differentiable one
     entropy_BL: Float[Array, "B L"]  # entropy of the next-token distribution, nats; gradient stopped
     correct_BL: Bool[Array, "B L"]  # the target is (one of) the most probable token(s)
+    examples_BL: Int[Array, "B L"]  # which example of its row a trained token belongs to; 0 where untrained
 
 
 @jax.tree_util.register_dataclass

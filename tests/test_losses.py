@@ -29,14 +29,18 @@ def dense_logp(hidden_BLD, head_VD, targets_BL):
 
 
 def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh, chunk_tokens):
+    segments_BL = np.broadcast_to(1 + 2 * np.arange(mask_BL.shape[1]) // mask_BL.shape[1], mask_BL.shape)
+
     def chunked(hidden_BLD, head_VD):
-        stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=chunk_tokens, mesh=mesh)
+        settings = dict(chunk_tokens=chunk_tokens, mesh=mesh)
+        stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, segments_BL, **settings)
         return jnp.where(mask_BL, objective(stats), 0).sum()
 
     def dense(hidden_BLD, head_VD):
         logp_BL, _ = dense_logp(hidden_BLD, head_VD, targets_BL)
         zeros = jnp.zeros_like(logp_BL)
-        return jnp.where(mask_BL, objective(losses.TokenStats(logp_BL, zeros, zeros > 1)), 0).sum()
+        examples_BL = jnp.where(mask_BL, segments_BL, 0)
+        return jnp.where(mask_BL, objective(losses.TokenStats(logp_BL, zeros, zeros > 1, examples_BL)), 0).sum()
 
     return (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden_BLD, head_VD) for f in (chunked, dense))
 

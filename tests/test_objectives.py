@@ -14,7 +14,7 @@ P = np.array([1e-30, 1e-8, 1e-3, 0.1, 0.2, 0.5, 0.9, 1 - 1e-7, 1.0])
 
 def stats_of(logp):
     logp = jnp.atleast_2d(logp)
-    return TokenStats(logp, jnp.zeros_like(logp), jnp.zeros_like(logp, bool))
+    return TokenStats(logp, jnp.zeros_like(logp), jnp.zeros_like(logp, bool), jnp.ones_like(logp, int))
 
 
 def weights(spec, p=P):
@@ -94,3 +94,18 @@ def test_the_family_meets_at_its_ends(spec, same):
 def test_bad_specs(spec, words):
     with pytest.raises(errors.UserError, match=words.replace("(", r"\(")):
         objectives.make_objective(spec)
+
+
+@pytest.mark.parametrize("spec", ["sentence", "geometric"])
+def test_weights_of_whole_examples(spec):
+    """Two examples in a row, an untrained token between them, another row beside it; as in the docstring."""
+    logp_BL = jnp.array([[-1.0, -2.0, 0.0, -3.0, -1.0], [-0.5, 0.0, 0.0, 0.0, 0.0]])
+    examples_BL = jnp.array([[1, 1, 0, 2, 2], [3, 0, 0, 0, 0]])
+    stats = TokenStats(logp_BL, jnp.zeros_like(logp_BL), logp_BL > 0, examples_BL)
+    weight_BL = -jax.grad(
+        lambda x: objectives.make_objective(spec)(TokenStats(x, stats.entropy_BL, stats.correct_BL, examples_BL)).sum()
+    )(logp_BL)
+    share = 1.0 if spec == "sentence" else 0.5
+    expected = np.exp([[-3 * share, -3 * share, 0, -4 * share, -4 * share], [-0.5, 0, 0, 0, 0]])
+    trained = np.asarray(examples_BL) > 0
+    np.testing.assert_allclose(np.asarray(weight_BL)[trained], expected[trained], rtol=1e-6)

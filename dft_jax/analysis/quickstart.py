@@ -20,7 +20,7 @@ from dft_jax.analysis import compare
 from dft_jax.evals import runner
 from dft_jax.models import hf
 
-_OUT = flags.DEFINE_string("out", "runs/quickstart", "Folder to write.", allow_override=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 
 BENCHMARKS = ("lab", "lab_hard", "lab_expression")
 OBJECTIVES = ("sft", "dft")
@@ -128,8 +128,9 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    cli.parse(required=["out"])
-    out, start = train.local_folder(_OUT.value, "--out"), time.perf_counter()
+    cli.parse(required=[])
+    # Not the flag's default: other commands have the flag too, and one process may import several.
+    out, start = train.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
     config = lab_config("sft")
     source, model, tokenizer = train.load_model(config)
     plan = runner.plan(settings(), tokenizer, model)
