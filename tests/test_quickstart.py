@@ -2,11 +2,9 @@
 
 import pytest
 
-from dft_jax import assets, sampling, train
+from dft_jax import sampling, train
 from dft_jax.analysis import quickstart
 from tests.commands import run_command
-
-pytestmark = pytest.mark.skipif(not (assets.LAB / "model.safetensors").exists(), reason="the base is not made yet")
 
 
 def test_quickstart(tmp_path, capfd, monkeypatch):

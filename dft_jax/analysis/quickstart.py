@@ -40,9 +40,9 @@ def lab_config(objective: str) -> ConfigDict:
     config.data.max_length = 192
     config.optimizer.learning_rate = 3e-4
     config.train.global_batch = 32
-    config.train.steps = 80
+    config.train.steps = 60
     config.eval.every = 20
-    config.checkpoint.every = 80
+    config.checkpoint.every = 60
     config.checkpoint.keep = 1
     config.log.tensorboard = False
     return config
@@ -51,7 +51,7 @@ def lab_config(objective: str) -> ConfigDict:
 def settings(**changes: Any) -> runner.Settings:
     """The evaluation of the laboratory's models."""
     values = dict(
-        benchmarks=BENCHMARKS, prompt="plain", context=256, temperature=(0.3, 1.0), max_problems=40, slots=128
+        benchmarks=BENCHMARKS, prompt="plain", context=256, temperature=(0.3, 1.0), max_problems=32, slots=128
     )
     return runner.Settings(**values | changes)
 
