@@ -69,9 +69,7 @@ _define_settings()
 def settings() -> runner.Settings:
     """What the flags say."""
     values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(runner.Settings)}
-    values["benchmarks"] = tuple(filter(None, values["benchmarks"].replace(" ", "").split(",")))
-    values["temperature"] = config_lib.temperatures(values["temperature"], "--")
-    return runner.Settings(**values)
+    return config_lib.settings_of(values, "--")
 
 
 def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
@@ -223,7 +221,7 @@ def main() -> None:
     cli.join_processes()
     out = train.local_folder(_OUT.value, "--out")
     opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
-    with jax.default_matmul_precision("highest" if opened.model.module.compute_dtype == "float32" else "default"):
+    with train.matmul_precision(str(opened.model.module.compute_dtype)):
         if asked.benchmarks:
             sample(opened, asked, out)
         if _HELDOUT.value:

@@ -89,7 +89,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         log = writer.Writer(workdir, config, resume_from=None if is_new else start)
         reporter = Reporter(config, model, log, steps=steps, start=start, mean_length=train_examples.mean_length)
         stack.enter_context(contextlib.closing(reporter))
-        stack.enter_context(matmul_precision(config))
+        stack.enter_context(matmul_precision(config.model.compute_dtype))
         if is_new:
             reporter.evaluated(0, evaluate(state.params))
         for step, packed_step in zip(range(start + 1, steps + 1), packed.iterate(start), strict=False):
@@ -343,7 +343,7 @@ class Benchmarks:
         return values
 
 
-def matmul_precision(config: ConfigDict):
+def matmul_precision(compute_dtype: str):
     """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or tf32."""
-    precision = "highest" if config.model.compute_dtype == "float32" else "default"
+    precision = "highest" if compute_dtype == "float32" else "default"
     return jax.default_matmul_precision(precision)

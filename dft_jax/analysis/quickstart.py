@@ -136,7 +136,7 @@ def main() -> None:
     plan = runner.plan(settings(), tokenizer, model)
 
     def evaluate(name: str, load, step: int) -> None:
-        with train.matmul_precision(config):
+        with train.matmul_precision(config.model.compute_dtype):
             runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step})
 
     evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)

@@ -86,7 +86,7 @@ def first_step(config, objective: str, source: pathlib.Path, model, step: loader
     optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
     state = train.init_state(config, source, model, optimizer)
     train_step = train.make_train_step(model, objectives.make_objective(objective), optimizer, schedule, config)
-    with train.matmul_precision(config):
+    with train.matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
         sums = jax.device_get(train_step(state, batch)[1])
     means = metrics.per_token(sums, "train")
