@@ -92,7 +92,11 @@ BENCHMARKS = {
     "lab_hard": Benchmark("world(split=test, family=chain, levels=5-6, n=200)", 200, _after_hashes),
     "lab_expression": Benchmark("world(split=test, family=expression, levels=3-5, n=200)", 200, _after_hashes),
     "lab_operator": Benchmark("world(split=test, family=operator, levels=1-2, n=100)", 100, _after_hashes),
+    "lab_train": Benchmark("world(split=train, family=chain, levels=2-4, n=2500)", 2500, _after_hashes),
     "lab_validation": Benchmark("world(split=validation, family=chain, levels=2-4, n=200)", 200, _after_hashes),
+    "lab_operator_validation": Benchmark(
+        "world(split=validation, family=operator, levels=1-2, n=100)", 100, _after_hashes
+    ),
 }
 
 

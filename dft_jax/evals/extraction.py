@@ -16,6 +16,7 @@ _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}$\\]+)")  # TeX allows \bo
 _FINAL = re.compile(r"final answer is", re.IGNORECASE)
 _HASHES = re.compile(r"#### *([^\n]+)")
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,14}")  # written in the one way there is
 _STARTS_AN_ANSWER = re.compile(r"[-+−]?\s*\\?[$€£]?\s*[-+−]?[\d.(\[\\{]")  # "#### Step 3" is a heading
 _ENCLOSED = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
 
@@ -114,6 +115,11 @@ def find_last_number(text: str) -> str | None:
     """The last number written in digits, without its thousands separators."""
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "") if numbers else None
+
+
+def are_whole_numbers(texts: tuple[str, ...]) -> bool:
+    """Whether each is a whole number and nothing else; then two are equal where their texts are."""
+    return all(_WHOLE_NUMBER.fullmatch(text) for text in texts)
 
 
 def _accept(answer: str | None) -> str | None:

@@ -85,7 +85,11 @@ class Grader:
         with tqdm(total=len(answers), desc="grading", unit="answer", disable=not progress) as bar:
             bar.update(len(answers) - counts.total())
             verdicts: dict[tuple[str | None, str], str] = {}
-            for pair, verdict in self._verdicts(list(counts)):
+            plain = [] if self.mode == "paper" else filter(extraction.are_whole_numbers, counts)
+            for pair in plain:  # no parser is needed, so no worker has to start
+                verdicts[pair] = "correct" if pair[0] == pair[1] else "wrong"
+                bar.update(counts[pair])
+            for pair, verdict in self._verdicts([pair for pair in counts if pair not in verdicts]):
                 verdicts[pair] = verdict
                 bar.update(counts[pair])
         return [Graded(verdicts.get(pair, "no_answer"), pair[0]) for pair in answers]

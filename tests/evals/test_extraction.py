@@ -85,3 +85,11 @@ def test_the_paper_takes_more_for_an_answer():
     assert paper_rules.extract(r"\boxed{12") == "12"
     assert paper_rules.extract("So the answer is 8.") == "8"
     assert paper_rules.extract("no digits at all") is None
+
+
+@pytest.mark.parametrize(
+    "texts, expected",
+    [(("21", "-3"), True), (("0", "0"), True), (("007", "7"), False), (("-0", "0"), False), (("1,000", "1000"), False)],
+)
+def test_whole_numbers_are_those_written_in_one_way(texts, expected):
+    assert extraction.are_whole_numbers(texts) is expected
