@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dft_jax", "dft_jax.*"]),
-    package_data={"dft_jax.assets": ["lab/*", "tiny/*"]},
+    package_data={"dft_jax.assets": ["lab/*", "lab_clean/*", "tiny/*"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py",

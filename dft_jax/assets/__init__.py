@@ -4,3 +4,4 @@ from pathlib import Path
 
 TINY = Path(__file__).parent / "tiny"
 LAB = TINY.parent / "lab"  # the base model of the laboratory
+LAB_CLEAN = TINY.parent / "lab_clean"  # its control, which never read a wrong step
