@@ -150,8 +150,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     source, model, tokenizer = train.load_model(config)
 
     def identify_checkpoint():
-        weights = {source / name for name in hf.Checkpoint(source).file_of.values()}
-        files = {source / "config.json", *weights, *hf.tokenizer_files(source)}
+        files = {source / "config.json", *hf.Checkpoint(source).files, *hf.tokenizer_files(source)}
         return {"name": folder.absolute().name, "sha256": hf.digest(files)}
 
     return Opened(model, tokenizer, identify_checkpoint, lambda: hf.load_params(hf.Checkpoint(source), model))

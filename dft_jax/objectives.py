@@ -1,13 +1,15 @@
 """Per-token objectives: pure functions from token statistics to per-token losses.
 
 Each is `loss_t = -sg(weight_t) · log p_t` with its own weight (sg: stop-gradient), so the gradient
-of token t is that of SFT scaled by `weight_t`. A new objective is one more function under
-`@objective`; its keyword arguments are its parameters, its defaults are the published ones.
-A config names it as `dft` or with parameters as `mixed(alpha=0.8)`.
+of token t is that of SFT scaled by `weight_t`; `asft` adds a divergence to it. A new objective is one
+more function under `@objective`; its keyword arguments are its parameters, its defaults are the
+published ones. A config names it as `dft` or with parameters as `mixed(alpha=0.8)`.
 """
 
+import dataclasses
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable
 
@@ -18,25 +20,52 @@ from jaxtyping import Array, Float
 from dft_jax import errors
 from dft_jax.types import TokenStats
 
-Objective = Callable[[TokenStats], Float[Array, "B L"]]
+Loss = Callable[..., Float[Array, "B L"]]
+Range = tuple[Callable[[float], bool], str]
 
-OBJECTIVES: dict[str, Callable] = {}
-_LEGAL: dict[str, Callable[..., bool]] = {}
+# What a statistic costs is paid only by the objectives that need it.
+REFERENCE = "reference"  # another forward pass, with the parameters before training: reference_logp_BL, kl_BL
+TOP_ENTROPY = "top_entropy"  # a partial sort of the vocabulary: top_entropy_BL
+TOP_TOKENS = 20
+
+OBJECTIVES: dict[str, Loss] = {}
+_NEEDS: dict[str, tuple[str, ...]] = {}
+_LEGAL: dict[str, dict[str, Range]] = {}
 
 
-def objective(**legal: tuple[Callable[[float], bool], str]):
-    """Registers a weight function as an objective; `legal` gives each parameter's range and its words."""
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """loss(stats) -> [B, L]; `needs` names the costly statistics that `stats` must have."""
 
-    def register(weight: Callable) -> Callable:
+    loss: Loss
+    needs: tuple[str, ...] = ()
+
+    def __call__(self, stats: TokenStats) -> Float[Array, "B L"]:
+        return self.loss(stats)
+
+
+def register(*needs: str, **legal: Range):
+    """Registers a loss as an objective; `legal` gives each parameter's range and its words."""
+
+    def of(loss: Loss) -> Loss:
+        OBJECTIVES[loss.__name__] = loss
+        _NEEDS[loss.__name__], _LEGAL[loss.__name__] = needs, legal
+        return loss
+
+    return of
+
+
+def objective(*needs: str, **legal: Range):
+    """The same, of a weight."""
+
+    def of(weight: Loss) -> Loss:
         @functools.wraps(weight)
         def loss(stats: TokenStats, **parameters: float) -> Float[Array, "B L"]:
             return -jax.lax.stop_gradient(weight(stats, **parameters)) * stats.logp_BL
 
-        OBJECTIVES[weight.__name__] = loss
-        _LEGAL[weight.__name__] = legal
-        return loss
+        return register(*needs, **legal)(loss)
 
-    return register
+    return of
 
 
 _FRACTION = (lambda value: 0.0 <= value <= 1.0, "between 0 and 1")
@@ -92,21 +121,51 @@ def geometric(stats: TokenStats):
     return jnp.exp(total_BL / jnp.maximum(count_BL, 1))
 
 
-def _of_example(stats: TokenStats) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """At each token, Σ log p over the trained tokens of its example, and their number.
+@register(REFERENCE, kl=_NOT_NEGATIVE)
+def asft(stats: TokenStats, kl: float = 0.05):
+    """DFT + kl · KL(π_ref ‖ π): anchored, so that it stays near the model it began from (arXiv 2509.23753)."""
+    return dft(stats) + kl * stats.kl_BL
+
+
+@objective(REFERENCE, largest=_NOT_NEGATIVE)
+def iw_sft(stats: TokenStats, largest: float = 16.0):
+    """The sequence's importance weight against the model before training, length-normalised and clipped:
+    min(exp(mean_t(log π - log π_ref)), largest) (arXiv 2507.12856)."""
+    total_BL, count_BL = _of_example(stats, stats.logp_BL - stats.reference_logp_BL)
+    return jnp.minimum(jnp.exp(total_BL / jnp.maximum(count_BL, 1)), largest)
+
+
+@objective(TOP_ENTROPY)
+def eaft(stats: TokenStats):
+    """Entropy among the 20 most probable tokens over ln 20: small where the model is sure (arXiv 2601.02151)."""
+    return stats.top_entropy_BL / math.log(TOP_TOKENS)
+
+
+@objective(floor=_FRACTION)
+def talr(stats: TokenStats, floor: float = 0.01):
+    """Weight max(p^(1/τ), floor), τ the median loss of the micro-batch's tokens (arXiv 2509.20758)."""
+    is_trained_BL = stats.examples_BL > 0
+    tau = jnp.nanmedian(jnp.where(is_trained_BL, -stats.logp_BL, jnp.nan))
+    # Half of all losses can be 0 to the last digit, and a batch can have no trained token.
+    tau = jnp.maximum(jnp.nan_to_num(tau), 1e-6)
+    return jnp.maximum(jnp.exp(stats.logp_BL / tau), floor)
+
+
+def _of_example(stats: TokenStats, value_BL=None) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """At each token, Σ log p (or of another value) over the trained tokens of its example, and their number.
 
     examples_BL   1  1  0  2  2      logp_BL  -1 -2  0 -3 -1
     Σ log p      -3 -3  .  -4 -4     number    2  2  .  2  2
     """
     is_trained_BL = stats.examples_BL > 0
-    logp_BL = jnp.where(is_trained_BL, stats.logp_BL, 0)
+    value_BL = jnp.where(is_trained_BL, stats.logp_BL if value_BL is None else value_BL, 0)
 
     def one_row(value_L, examples_L):
         return jax.ops.segment_sum(value_L, examples_L, num_segments=len(value_L) + 1)[examples_L]
 
     over_rows = jax.vmap(one_row)
-    count_BL = over_rows(is_trained_BL.astype(logp_BL.dtype), stats.examples_BL)
-    return over_rows(logp_BL, stats.examples_BL), count_BL
+    count_BL = over_rows(is_trained_BL.astype(value_BL.dtype), stats.examples_BL)
+    return over_rows(value_BL, stats.examples_BL), count_BL
 
 
 def make_objective(spec: str) -> Objective:
@@ -128,7 +187,7 @@ def make_objective(spec: str) -> Objective:
     for argument in filter(None, (part.strip() for part in arguments.split(","))):
         key, _, value = (part.strip() for part in argument.partition("="))
         parameters[key] = _parameter(spec, name, key, value)
-    return functools.partial(OBJECTIVES[name], **parameters)
+    return Objective(functools.partial(OBJECTIVES[name], **parameters), _NEEDS[name])
 
 
 def _parameter(spec: str, name: str, key: str, value: str) -> float:

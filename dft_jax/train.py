@@ -30,7 +30,7 @@ from dft_jax.data import loader
 from dft_jax.evals import runner
 from dft_jax.models import Model, hf
 from dft_jax.progress import Reporter
-from dft_jax.types import Batch, TrainState
+from dft_jax.types import Batch, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,6 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     schedule = optimizer_lib.make_schedule(config.optimizer, steps)
     optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
     objective = objectives.make_objective(config.objective)
-    train_step = make_train_step(model, objective, optimizer, schedule, config)
-    evaluate = make_evaluate(model, objective, heldout_examples, config)
     packed = loader.Steps(
         train_examples,
         model.mesh,
@@ -74,6 +72,9 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
 
     architecture = dataclasses.asdict(model.config)
     fingerprint = {"training_data_sha256": train_examples.report["sha256"], "architecture": architecture}
+    needs_reference = objectives.REFERENCE in objective.needs
+    if needs_reference and config.model.init == "checkpoint":
+        fingerprint["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
     checkpoints = open_workdir(workdir, config, fingerprint)
     describe_run(workdir, config, train_examples, heldout_examples)
     is_new = checkpoints.latest is None
@@ -81,6 +82,9 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         state = init_state(config, source, model, optimizer)
     else:
         state = checkpoints.restore(checkpoints.latest, abstract_state(model, optimizer))
+    reference = init_params(config, source, model) if needs_reference else None
+    train_step = make_train_step(model, objective, optimizer, schedule, config, reference)
+    evaluate = make_evaluate(model, objective, heldout_examples, config, reference)
     start = int(state.step)
     benchmarks.begin(steps, start, fingerprint["training_data_sha256"])
 
@@ -202,29 +206,38 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
     return TrainState(step, model.abstract_params, opt_state)
 
 
-def init_state(config: ConfigDict, source: Path, model: Model, optimizer) -> TrainState:
-    """The state before the first step: the checkpoint's parameters, or random ones from the seed."""
+def init_params(config: ConfigDict, source: Path, model: Model) -> Params:
+    """The checkpoint's parameters, or random ones from the seed."""
     if config.model.init == "random":
-        params = model.init(jax.random.key(config.train.seed))
-    else:
-        params = hf.load_params(hf.Checkpoint(source), model)
+        return model.init(jax.random.key(config.train.seed))
+    return hf.load_params(hf.Checkpoint(source), model)
+
+
+def init_state(config: ConfigDict, source: Path, model: Model, optimizer) -> TrainState:
+    """The state before the first step."""
+    params = init_params(config, source, model)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
     opt_state = jax.jit(optimizer.init, out_shardings=layouts.opt_state)(params)
     return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)
 
 
 def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict) -> Callable:
-    """Returns loss(params, batch [B, L], denominator) -> (Σ loss / denominator, sums over trained tokens)."""
+    """Returns loss(params, batch [B, L], denominator, reference) -> (Σ loss / denominator, sums over trained tokens).
 
-    def loss(params, batch: Batch, denominator):
+    `reference` are the parameters that the objective compares with, None for the others.
+    """
+
+    def loss(params, batch: Batch, denominator, reference=None):
         stats = losses.token_stats(
             model.apply(params, batch),
             models.head(params),
             batch.targets_BL,
             batch.mask_BL,
             batch.segments_BL,
+            None if reference is None else (model.apply(reference, batch), models.head(reference)),
             chunk_tokens=config.train.loss_chunk_tokens,
             mesh=model.mesh,
+            top_tokens=objectives.TOP_TOKENS if objectives.TOP_ENTROPY in objective.needs else 0,
         )
         sums = metrics.token_sums(stats, objective(stats), batch.mask_BL)
         return sums["loss"] / denominator, sums
@@ -232,24 +245,26 @@ def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict)
     return loss
 
 
-def make_train_step(model: Model, objective: objectives.Objective, optimizer, schedule, config: ConfigDict) -> Callable:
+def make_train_step(
+    model: Model, objective: objectives.Objective, optimizer, schedule, config: ConfigDict, reference: Params = None
+) -> Callable:
     """Returns the jitted step(state, batch [A, B, L]) -> (state, sums over the step's trained tokens).
 
     The update is the gradient of Σ loss / N with N the trained tokens of the whole global batch, whatever the
     number of micro-batches (A) and devices. With `loss_normalization="official"` each micro-batch is divided
     by its own count instead, and the means are added, as the authors' code does. A step with a non-finite
-    loss or gradient changes nothing but `state.step`.
+    loss or gradient changes nothing but `state.step`. `reference` are parameters for objectives that compare.
     """
     loss = make_loss(model, objective, config)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
 
-    def gradients(params, batch: Batch):
+    def gradients(reference, params, batch: Batch):
         n_tokens_A = batch.mask_BL.sum(axis=(1, 2))
         n_tokens = n_tokens_A.sum() if config.train.loss_normalization == "global" else n_tokens_A
 
         def accumulate(total, micro):
             micro_batch, denominator = micro
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, micro_batch, denominator)
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, micro_batch, denominator, reference)
             total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
             return jax.lax.with_sharding_constraint(total, layouts.params), sums
 
@@ -258,8 +273,8 @@ def make_train_step(model: Model, objective: objectives.Objective, optimizer, sc
         grads, sums_A = jax.lax.scan(accumulate, zeros, (batch, denominators_A))
         return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)
 
-    def train_step(state: TrainState, batch: Batch):
-        grads, sums = gradients(state.params, batch)
+    def train_step(reference, state: TrainState, batch: Batch):
+        grads, sums = gradients(reference, state.params, batch)
         gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -274,15 +289,22 @@ def make_train_step(model: Model, objective: objectives.Objective, optimizer, sc
         return TrainState(state.step + 1, params, opt_state), sums
 
     replicated = sharding.named(model.mesh)
-    return jax.jit(
+    compiled = jax.jit(
         train_step,
-        in_shardings=(layouts, sharding.batch_sharding(model.mesh)),
+        in_shardings=(None if reference is None else layouts.params, layouts, sharding.batch_sharding(model.mesh)),
         out_shardings=(layouts, replicated),
-        donate_argnums=0,
+        donate_argnums=1,
     )
+    return functools.partial(compiled, reference)
 
 
-def make_evaluate(model: Model, objective, heldout: loader.Examples | None, config: ConfigDict) -> Callable:
+def make_evaluate(
+    model: Model,
+    objective: objectives.Objective,
+    heldout: loader.Examples | None,
+    config: ConfigDict,
+    reference: Params = None,
+) -> Callable:
     """Returns evaluate(params) -> held-out metrics (no entries without held-out data)."""
     if heldout is None:
         return lambda params: {}
@@ -291,13 +313,13 @@ def make_evaluate(model: Model, objective, heldout: loader.Examples | None, conf
     steps = loader.OnePass(heldout, model.mesh, **sizes)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
-    def eval_step(params, batch: Batch):
-        return loss(params, jax.tree.map(lambda x_ABL: x_ABL[0], batch), 1.0)[1]
+    def eval_step(reference, params, batch: Batch):
+        return loss(params, jax.tree.map(lambda x_ABL: x_ABL[0], batch), 1.0, reference)[1]
 
     def evaluate(params) -> dict[str, Any]:
         total = None
         for step in tqdm(steps, desc="held out", leave=False, disable=jax.process_index() > 0):
-            sums = eval_step(params, sharding.device_batch(step.batch, model.mesh, step.n_rows))
+            sums = eval_step(reference, params, sharding.device_batch(step.batch, model.mesh, step.n_rows))
             sums = jax.tree.map(np.float64, jax.device_get(sums))  # float32 could not count beyond 2**24 tokens
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         return metrics.per_token(total, "heldout")

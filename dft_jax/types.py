@@ -43,12 +43,18 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenStats:
-    """What objectives see of the model: float32 statistics of each target token, zero where untrained."""
+    """What objectives see of the model: float32 statistics of each target token, zero where untrained.
 
-    logp_BL: Float[Array, "B L"]  # log π(target), nats; the only differentiable one
-    entropy_BL: Float[Array, "B L"]  # entropy of the next-token distribution, nats; gradient stopped
+    A gradient flows through `logp_BL` and `kl_BL` only. The last three are there for objectives that need them.
+    """
+
+    logp_BL: Float[Array, "B L"]  # log π(target), nats
+    entropy_BL: Float[Array, "B L"]  # entropy of the next-token distribution, nats
     correct_BL: Bool[Array, "B L"]  # the target is (one of) the most probable token(s)
     examples_BL: Int[Array, "B L"]  # which example of its row a trained token belongs to; 0 where untrained
+    reference_logp_BL: Float[Array, "B L"] | None = None  # log π_ref(target), π_ref the model before training
+    kl_BL: Float[Array, "B L"] | None = None  # KL(π_ref ‖ π) over the whole vocabulary, nats
+    top_entropy_BL: Float[Array, "B L"] | None = None  # entropy among the 20 most probable tokens, nats
 
 
 @jax.tree_util.register_dataclass

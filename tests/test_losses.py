@@ -29,18 +29,30 @@ def dense_logp(hidden_BLD, head_VD, targets_BL):
 
 
 def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh, chunk_tokens):
+    """Of the chunked path, and of a dense oracle; the reference is another model, with its own hidden states."""
+    rng = np.random.default_rng(7)
+    reference = tuple(x + 0.3 * rng.normal(size=x.shape).astype(x.dtype) for x in (hidden_BLD, head_VD))
     segments_BL = np.broadcast_to(1 + 2 * np.arange(mask_BL.shape[1]) // mask_BL.shape[1], mask_BL.shape)
 
     def chunked(hidden_BLD, head_VD):
-        settings = dict(chunk_tokens=chunk_tokens, mesh=mesh)
-        stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, segments_BL, **settings)
+        settings = dict(chunk_tokens=chunk_tokens, mesh=mesh, top_tokens=objectives.TOP_TOKENS)
+        stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, segments_BL, reference, **settings)
         return jnp.where(mask_BL, objective(stats), 0).sum()
 
     def dense(hidden_BLD, head_VD):
-        logp_BL, _ = dense_logp(hidden_BLD, head_VD, targets_BL)
+        logp_BL, logp_BLV = dense_logp(hidden_BLD, head_VD, targets_BL)
+        reference_BL, reference_BLV = dense_logp(*reference, targets_BL)
         zeros = jnp.zeros_like(logp_BL)
         examples_BL = jnp.where(mask_BL, segments_BL, 0)
-        return jnp.where(mask_BL, objective(losses.TokenStats(logp_BL, zeros, zeros > 1, examples_BL)), 0).sum()
+        top_BLK = jnp.sort(jnp.exp(logp_BLV))[:, :, -objectives.TOP_TOKENS :]
+        top_BLK /= top_BLK.sum(axis=-1, keepdims=True)
+        costly = dict(
+            reference_logp_BL=reference_BL,
+            kl_BL=(jnp.exp(reference_BLV) * (reference_BLV - logp_BLV)).sum(axis=-1),
+            top_entropy_BL=-(top_BLK * jnp.log(top_BLK)).sum(axis=-1),
+        )
+        stats = losses.TokenStats(logp_BL, zeros, zeros > 1, examples_BL, **costly)
+        return jnp.where(mask_BL, objective(stats), 0).sum()
 
     return (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden_BLD, head_VD) for f in (chunked, dense))
 

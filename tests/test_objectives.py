@@ -1,5 +1,7 @@
 """Every objective, found by itself: finite, zero where masked, and the gradient its table entry names."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +14,12 @@ NAMES = sorted(objectives.OBJECTIVES)
 P = np.array([1e-30, 1e-8, 1e-3, 0.1, 0.2, 0.5, 0.9, 1 - 1e-7, 1.0])
 
 
-def stats_of(logp):
+def stats_of(logp, **costly):
+    """One example a row. The reference is the model itself unless given, so its divergence is 0."""
     logp = jnp.atleast_2d(logp)
-    return TokenStats(logp, jnp.zeros_like(logp), jnp.zeros_like(logp, bool), jnp.ones_like(logp, int))
+    zeros = jnp.zeros_like(logp)
+    costly = dict(reference_logp_BL=jax.lax.stop_gradient(logp), kl_BL=zeros, top_entropy_BL=zeros + 1) | costly
+    return TokenStats(logp, zeros, jnp.zeros_like(logp, bool), jnp.ones_like(logp, int), **costly)
 
 
 def weights(spec, p=P):
@@ -48,6 +53,10 @@ def test_zero_where_masked(name):
         ("threshold(tau=0.2)", (P >= 0.2 * (1 - 1e-12)).astype(float)),
         ("floored_dft(floor=0.1)", np.maximum(P, 0.1)),
         ("mixed(alpha=0.7)", 0.7 * P + 0.3),
+        ("asft", P),
+        ("iw_sft", np.ones_like(P)),
+        ("eaft", np.full_like(P, 1 / np.log(20))),
+        ("talr", np.maximum(P ** (-1 / np.log(0.2)), 0.01)),  # 0.2 is the median of P
     ],
 )
 def test_weights(spec, expected):
@@ -101,11 +110,37 @@ def test_weights_of_whole_examples(spec):
     """Two examples in a row, an untrained token between them, another row beside it; as in the docstring."""
     logp_BL = jnp.array([[-1.0, -2.0, 0.0, -3.0, -1.0], [-0.5, 0.0, 0.0, 0.0, 0.0]])
     examples_BL = jnp.array([[1, 1, 0, 2, 2], [3, 0, 0, 0, 0]])
-    stats = TokenStats(logp_BL, jnp.zeros_like(logp_BL), logp_BL > 0, examples_BL)
-    weight_BL = -jax.grad(
-        lambda x: objectives.make_objective(spec)(TokenStats(x, stats.entropy_BL, stats.correct_BL, examples_BL)).sum()
-    )(logp_BL)
+    stats = dataclasses.replace(stats_of(logp_BL), examples_BL=examples_BL)
+    weight_BL = -jax.grad(lambda x: objectives.make_objective(spec)(dataclasses.replace(stats, logp_BL=x)).sum())(
+        logp_BL
+    )
     share = 1.0 if spec == "sentence" else 0.5
     expected = np.exp([[-3 * share, -3 * share, 0, -4 * share, -4 * share], [-0.5, 0, 0, 0, 0]])
     trained = np.asarray(examples_BL) > 0
     np.testing.assert_allclose(np.asarray(weight_BL)[trained], expected[trained], rtol=1e-6)
+
+
+def test_asft_adds_the_divergence():
+    kl_BL = jnp.array([[0.0, 2.0]])
+    logp = jnp.array([-1.0, -0.5])
+    stats = stats_of(logp, kl_BL=kl_BL)
+    found = objectives.make_objective("asft(kl=0.3)")(stats) - objectives.make_objective("dft")(stats)
+    np.testing.assert_allclose(found, 0.3 * kl_BL, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ratio, expected", [(0.5, np.exp(0.5)), (-2.0, np.exp(-2.0)), (5.0, 16.0)])
+def test_iw_sft_weights_by_the_mean_ratio_of_the_sequence(ratio, expected):
+    """Ratios of a token vary around their mean; exp(5) is beyond the clip at 16."""
+    logp = jnp.array([-1.0, -2.0, -3.0])
+    stats = stats_of(logp, reference_logp_BL=jnp.atleast_2d(logp - ratio + jnp.array([-1.0, 0.0, 1.0])))
+    np.testing.assert_allclose(objectives.make_objective("iw_sft")(stats), -expected * stats.logp_BL, rtol=1e-6)
+
+
+def test_talr_knows_no_untrained_tokens():
+    """The median is over the trained ones, and a batch with none is no NaN."""
+    logp_BL = jnp.array([[-1.0, -2.0, -3.0, 0.0, 0.0, 0.0]])
+    stats = dataclasses.replace(stats_of(logp_BL), examples_BL=jnp.array([[1, 1, 2, 0, 0, 0]]))
+    expected = -jnp.exp(logp_BL / 2) * logp_BL
+    np.testing.assert_allclose(objectives.make_objective("talr")(stats), expected, rtol=1e-6)
+    nothing = dataclasses.replace(stats_of(jnp.zeros((1, 3))), examples_BL=jnp.zeros((1, 3), int))
+    np.testing.assert_array_equal(objectives.make_objective("talr")(nothing), np.zeros((1, 3)))

@@ -45,6 +45,16 @@ def test_sft_learns_and_dft_from_random_weights_hardly_does(plain_curves):
     assert 1 / 1000 < ratio < 1 / 100
 
 
+@pytest.mark.parametrize("objective, first_as", [("asft(kl=1)", "dft"), ("iw_sft", "sft")])
+def test_objectives_with_a_reference(objective, first_as, plain_curves, mesh1, mesh8):
+    """At the first step the model is its reference: no divergence, every importance weight 1; later they differ."""
+    one = curve(Trainer(mesh1, objective=objective))
+    np.testing.assert_allclose(one[0], plain_curves[first_as][0], rtol=1e-5)
+    assert abs(one[-1, 0] / plain_curves[first_as][-1, 0] - 1) > 1e-3
+    found = curve(Trainer(mesh8, objective=objective))
+    np.testing.assert_allclose(found[:4], one[:4], rtol=1e-4)  # then Adam has made more of the rounding
+
+
 def gradient(trainer, batch):
     """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch."""
     loss = train.make_loss(trainer.model, objectives.make_objective("dft"), trainer.config)

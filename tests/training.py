@@ -45,8 +45,10 @@ class Trainer:
         self.model = models.build(hf.read_config(assets.TINY), mesh, **options)
         schedule = optimizer_lib.make_schedule(config.optimizer, config.train.steps)
         self.optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
-        objective = loss_fn or objectives.make_objective(config.objective)
-        self.step = train.make_train_step(self.model, objective, self.optimizer, schedule, config)
+        objective = objectives.Objective(loss_fn) if loss_fn else objectives.make_objective(config.objective)
+        needs_reference = objectives.REFERENCE in objective.needs
+        reference = train.init_params(config, assets.TINY, self.model) if needs_reference else None
+        self.step = train.make_train_step(self.model, objective, self.optimizer, schedule, config, reference)
         self.state = train.init_state(config, assets.TINY, self.model, self.optimizer)
         self.packed = loader.Steps(
             tiny_examples(),

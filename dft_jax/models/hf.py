@@ -164,6 +164,10 @@ class Checkpoint:
             return tensors.get_tensor(name)
 
     @property
+    def files(self) -> set[Path]:
+        return {self.folder / name for name in self.file_of.values()}
+
+    @property
     def dtype(self) -> str:
         """The dtype of the embedding table, taken as that of the checkpoint."""
         return _DTYPES[self.headers["model.embed_tokens.weight"][1]]
