@@ -28,6 +28,9 @@ def parse(required: list[str], positional: str = "") -> list[str]:
     Raises:
       UserError: unknown or missing flags, unreadable config files, unknown keys, values of the wrong type.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(_help())
+        sys.exit(0)
     _refuse_unknown_keys()
     try:
         rest = flags.FLAGS(sys.argv)[1:]
@@ -45,6 +48,13 @@ def parse(required: list[str], positional: str = "") -> list[str]:
         if not flags.FLAGS[name].value:
             raise errors.UserError(f"--{name} is required; --help lists the options")
     return rest
+
+
+def _help() -> str:
+    """The command's docstring, and the flags of this project that it knows."""
+    modules = flags.FLAGS.flags_by_module_dict()
+    ours = [name for name in modules if name.startswith("dft_jax") or name == sys.argv[0]]
+    return "\n".join([sys.modules["__main__"].__doc__ or "", *(flags.FLAGS.module_help(name) for name in sorted(ours))])
 
 
 def join_processes() -> None:

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from dft_jax import main
-from tests.commands import TINY, check_refused
+from tests.commands import TINY, check_refused, run_command
 
 # Name -> (overrides of configs/tiny.py, what stderr must say: the value, the field and the remedy).
 OVERRIDES = {
@@ -226,3 +226,8 @@ def test_missing_wandb(refused, tmp_path, monkeypatch):
         [TINY, f"--workdir={tmp_path}/run", "--config.log.wandb_project=x"],
         ["config.log.wandb_project", "pip install wandb"],
     )
+
+
+def test_help_is_the_docstring_and_the_flags(capfd, monkeypatch):
+    outcome = run_command(main.main, ["--help"], capfd, monkeypatch)
+    assert outcome.code == 0 and "--workdir" in outcome.stdout and "--config" in outcome.stdout
