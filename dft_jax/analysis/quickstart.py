@@ -15,8 +15,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import assets, cli, config as config_lib, errors, metrics, train
-from dft_jax.analysis import compare
+from dft_jax import assets, cli, config as config_lib, errors, train
+from dft_jax.analysis import compare, figures
 from dft_jax.evals import runner
 from dft_jax.models import hf
 
@@ -63,7 +63,7 @@ def curves(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 def plot_curves(rows_of: dict[str, list[dict[str, Any]]], file: Path) -> None:
     """Held-out nll, mean p and entropy against the step."""
-    plt = _pyplot()
+    plt = figures.pyplot()
     panels = [("heldout/nll", "nll, nats"), ("heldout/mean_p", "mean p"), ("heldout/entropy", "entropy, nats")]
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 3), layout="constrained")
     for axis, (name, label) in zip(axes, panels, strict=True):
@@ -75,33 +75,6 @@ def plot_curves(rows_of: dict[str, list[dict[str, Any]]], file: Path) -> None:
     axes[0].legend(frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)
-
-
-def plot_histogram(shares_of: dict[str, list[float]], file: Path) -> None:
-    """Share of held-out target tokens in each of the paper's bins of p; logarithmic, as the paper draws it."""
-    plt = _pyplot()
-    edges = metrics.P_BIN_EDGES
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    width = 0.8 / len(shares_of)
-    for number, (name, shares) in enumerate(shares_of.items()):
-        x = [i + (number - (len(shares_of) - 1) / 2) * width for i in range(len(shares))]
-        axis.bar(x, [100 * share for share in shares], width * 0.92, color=compare.COLOURS[number], label=name)
-    labels = [f"{low:g}–{high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
-    axis.set(yscale="log", ylabel="target tokens, %", xlabel="probability of the target token")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def conclusion(rows: list[dict[str, Any]]) -> str:
@@ -158,7 +131,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     }
     shares = {"base": histograms[OBJECTIVES[0]][0]} | {o: own[-1] for o, own in histograms.items()}
     plot_curves(rows_of, out / "curves.png")
-    plot_histogram(shares, out / "histogram.png")
+    figures.plot_histogram(shares, out / "histogram.png")
     compare.plot(rows, out / "comparison.png")
     compare.write_csv(rows, out / "comparison.csv")
 
