@@ -1,10 +1,12 @@
 """Restarts at awkward moments, in one process; tests/test_end_to_end.py kills real ones."""
 
 import json
+import shutil
 
 import pytest
 
 from dft_jax import assets, errors, train
+from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
 from tests.training import tiny_config
 
@@ -81,3 +83,17 @@ def test_an_incomplete_checkpoint_is_named(finished, tmp_path):
         train.run(config(), tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/4")
     assert int(train.run(config(), tmp_path / "run").state.step) == 4
+
+
+def test_another_reference_is_refused(tmp_path):
+    """asft compares with the model before training: other weights under the same path make it another run."""
+    config = quickstart.lab_config("asft")
+    config.train.update(steps=2, global_batch=8)
+    config.data.train = config.data.heldout = "world(split=validation, n=16)"
+    config.model.path = str(shutil.copytree(assets.LAB, tmp_path / "base"))
+    run = train.run(config, tmp_path / "run")
+    assert int(run.state.step) == 2
+    assert int(train.run(config, tmp_path / "run").state.step) == 2  # the same is taken up again
+    shutil.copy(assets.LAB_CLEAN / "model.safetensors", tmp_path / "base")
+    with pytest.raises(errors.UserError, match="reference_sha256"):
+        train.run(config, tmp_path / "run")
