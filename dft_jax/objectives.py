@@ -143,7 +143,10 @@ def eaft(stats: TokenStats):
 
 @objective(floor=_FRACTION)
 def talr(stats: TokenStats, floor: float = 0.01):
-    """Weight max(p^(1/τ), floor), τ the median loss of the micro-batch's tokens (arXiv 2509.20758)."""
+    """Weight max(p^(1/τ), floor), τ the median loss of the micro-batch's tokens (arXiv 2509.20758).
+
+    Where the model is sure of most tokens τ is nearly 0, and all tokens that it is not sure of have the floor's weight.
+    """
     is_trained_BL = stats.examples_BL > 0
     tau = jnp.nanmedian(jnp.where(is_trained_BL, -stats.logp_BL, jnp.nan))
     # Half of all losses can be 0 to the last digit, and a batch can have no trained token.

@@ -92,11 +92,12 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
         f"At temperature 1, DFT is {gain:+.1f} points from SFT on problems like the demonstrations; at 0.3 it is"
         f" {cold:+.1f}, greedily {greedy:+.1f}, and in pass@16 {passes:+.1f}."
     )
-    side = "above" if sharper > value("dft", 1.0) else "below"
-    second = (
-        f"The untouched base at temperature 0.3 ({sharper:.1f} %) is {side} DFT at temperature 1"
-        f" ({value('dft', 1.0):.1f} %): what a lower temperature gives as well is sharpening, not learning."
-    )
+    base = f"The untouched base at temperature 0.3 ({sharper:.1f} %)"
+    theirs = f"DFT at temperature 1 ({value('dft', 1.0):.1f} %)"
+    if sharper >= value("dft", 1.0):
+        second = f"{base} is not below {theirs}: what a lower temperature gives as well is sharpening, not learning."
+    else:
+        second = f"{base} is below {theirs}: a lower temperature alone does not give all of it."
     return f"{first}\n{second}"
 
 

@@ -16,7 +16,7 @@ _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}$\\]+)")  # TeX allows \bo
 _FINAL = re.compile(r"final answer is", re.IGNORECASE)
 _HASHES = re.compile(r"#### *([^\n]+)")
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-_WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,14}")  # written in the one way there is
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}")  # written in the one way there is
 _STARTS_AN_ANSWER = re.compile(r"[-+−]?\s*\\?[$€£]?\s*[-+−]?[\d.(\[\\{]")  # "#### Step 3" is a heading
 _ENCLOSED = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
 

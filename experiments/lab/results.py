@@ -1,0 +1,119 @@
+"""What the notebooks of the studies share: reading results.csv, paired intervals, tables and figures.
+
+Letters as elsewhere: S seeds, P problems, R resamples. Shares are fractions; tables and figures are in percent.
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from dft_jax.analysis.compare import COLOURS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLOUR_OF = {"base": COLOURS[0], "none": COLOURS[0], "sft": COLOURS[1], "dft": COLOURS[2]}
+TITLES = {"lab": "like the demonstrations", "lab_hard": "longer chains", "lab_expression": "another format"}
+HERE = Path(__file__).parent
+RESAMPLES = 4000
+
+
+def open_study(name: str) -> tuple[pd.DataFrame, Path]:
+    """results.csv of a study, and the folder for its figures: the study's own, or that of --out."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=HERE / name, help="folder for the figures")
+    out = parser.parse_known_args()[0].out  # a notebook's kernel has arguments of its own
+    out.mkdir(parents=True, exist_ok=True)
+    return read(HERE / name / "results.csv"), out
+
+
+def read(file: Path) -> pd.DataFrame:
+    return pd.read_csv(file, dtype={"correct": str})
+
+
+def shares(rows: pd.DataFrame) -> np.ndarray:
+    """The share of right samples of each problem, [S, P], a row for each seed in ascending order."""
+    rows = rows.sort_values("seed")
+    assert rows.seed.is_unique, "these are rows of several settings"
+    counts_SP = np.array([[int(count) for count in row.split()] for row in rows.correct])
+    return counts_SP / rows.samples.to_numpy()[:, None]
+
+
+def interval(value_SP: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and 95 % interval, of a bootstrap that draws seeds and problems, each with replacement.
+
+    For a difference, give it by seed and problem: paired, it says more than the two intervals do.
+    """
+    rng = np.random.default_rng(seed)
+    S, P = value_SP.shape
+    means_R = [value_SP[rng.integers(S, size=S)][:, rng.integers(P, size=P)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means_R, [0.025, 0.975])
+    return float(value_SP.mean()), float(low), float(high)
+
+
+def cell(frame: pd.DataFrame, benchmark: str, temperature: float, **where) -> pd.DataFrame:
+    """The rows of one setting, a row for each seed."""
+    rows = frame[(frame.benchmark == benchmark) & (frame.temperature == temperature)]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def difference(ours: pd.DataFrame, theirs: pd.DataFrame, value=shares) -> tuple[float, float, float]:
+    """Mean of ours - theirs with its interval, over the seeds and problems that both have; `value` gives [S, P]."""
+    seeds = sorted(set(ours.seed) & set(theirs.seed))
+    assert seeds, "no seed in common"
+    return interval(value(ours[ours.seed.isin(seeds)]) - value(theirs[theirs.seed.isin(seeds)]))
+
+
+def pass_at_k(rows: pd.DataFrame, k: int) -> np.ndarray:
+    """The chance that one of k samples is right, [S, P]: 1 - C(n-c, k)/C(n, k) with c of n right (arXiv 2107.03374)."""
+    n = int(rows.samples.iloc[0])
+    wrong_SP = n - np.rint(shares(rows) * n)
+    j = np.arange(k)
+    return 1 - np.prod(np.clip((wrong_SP[..., None] - j) / (n - j), 0, None), axis=-1)
+
+
+def text(triple: tuple[float, float, float], sign: bool = False) -> str:
+    """`12.3 [10.1, 14.2]`, in percent."""
+    plus = "+" if sign else ""
+    mean, low, high = (100 * value for value in triple)
+    return f"{mean:{plus}.1f} [{low:{plus}.1f}, {high:{plus}.1f}]"
+
+
+def show(rows: list[dict[str, str]]) -> str:
+    """A Markdown table; also printed."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    print(table)
+    return table
+
+
+def figure(columns: int = 1, lines: int = 1, size: tuple[float, float] = (3.6, 2.9), **options):
+    made, axes = plt.subplots(
+        lines, columns, figsize=(size[0] * columns, size[1] * lines), layout="constrained", squeeze=False, **options
+    )
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return made, axes
+
+
+def save(made, file: Path) -> None:
+    made.savefig(file, dpi=150)
+    plt.close(made)
+    print(file)
+
+
+def errorbar(axis, x, triples, label: str | None, colour: str, across: bool = False, **options) -> None:
+    """Means with their intervals, in percent; upwards, or `across`."""
+    mean, low, high = (100 * np.array(values) for values in zip(*triples, strict=True))
+    ends = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+    style = {"marker": "o", "ms": 3.5, "lw": 1.4, "capsize": 2, "color": colour, "label": label} | options
+    if across:
+        axis.errorbar(mean, x, xerr=ends, **style)
+    else:
+        axis.errorbar(x, mean, yerr=ends, **style)

@@ -1,0 +1,263 @@
+"""One fine-tuning of a laboratory base and what is measured on it: the unit that every study of the folder is made of.
+
+A trial has a name, such as
+
+    base=lab,objective=dft,data=noise15,learning_rate=0.001,batch=32,steps=60,schedule=cosine,seed=2,every=0
+
+and lives in a folder of that name, so studies share trials, and a finished one is never made again, unless its config,
+its base or the settings of the probe have changed. Each is computed on one core: two run at once on two, and the
+numbers do not depend on how many cores there are.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dft_jax import assets, errors, train, writer
+from dft_jax.analysis import quickstart
+from dft_jax.evals import benchmarks, runner
+from dft_jax.models import hf
+
+BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
+CHAIN = "family=chain, levels=2-4, n=2500"
+DATA = {
+    **{f"noise{percent}": f"world(split=train, {CHAIN}, noise={percent / 100:g})" for percent in (0, 5, 15, 30)},
+    "one_style": f"world(split=train, {CHAIN}, styles=1)",
+    "operator": "world(split=train, family=operator, levels=1-2, n=2500)",
+}
+RL = ("dpo", "grpo")
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+
+REJECTION_NAME = "rejection.jsonl"
+
+_CHAINS = ("lab", "lab_hard", "lab_expression")
+PROBES: dict[str, dict[str, Any]] = {
+    "validation": dict(benchmarks=("lab_validation",), samples=8, greedy=False),
+    "operator_validation": dict(benchmarks=("lab_operator_validation",), samples=8, greedy=False),
+    "test": dict(benchmarks=_CHAINS, samples=8, max_problems=48),
+    "operator": dict(benchmarks=("lab_operator", "lab"), samples=8, max_problems=48),
+    "quick": dict(benchmarks=("lab", "lab_expression"), samples=8),
+    "temperatures": dict(benchmarks=("lab", "lab_hard"), samples=8, temperature=(0.2, 0.4, 0.6, 0.8, 1.0)),
+    "pass64": dict(benchmarks=("lab", "lab_hard"), samples=64, greedy=False),
+    "offline": dict(benchmarks=("lab_train",), samples=4, greedy=False, max_problems=0),
+    "smoke": dict(benchmarks=("lab_validation",), samples=2, greedy=False, max_problems=8),
+    "curve": dict(benchmarks=("lab",), samples=8, greedy=False, max_problems=48),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """`objective` is that of a config, `dpo`, `grpo`, or `none` for the base as it is.
+
+    `data` is a name of DATA, or `rejection`: the right answers among four of the base to each question. What `dpo` and
+    `grpo` read is fixed; `data` has a name of it.
+    """
+
+    base: str = "lab"
+    objective: str = "sft"
+    data: str = "noise0"
+    learning_rate: float = 3e-4
+    batch: int = 32
+    steps: int = 60
+    schedule: str = "cosine"
+    seed: int = 0
+    every: int = 0  # steps between evaluations on the way
+
+    @property
+    def name(self) -> str:
+        values = {**dataclasses.asdict(self), "learning_rate": f"{self.learning_rate:g}"}
+        return ",".join(f"{key}={value}" for key, value in values.items())
+
+
+def parse(name: str) -> Trial:
+    """The trial of a name; what it leaves out has the default.
+
+    Raises:
+      UserError: unknown keys, values of another type.
+    """
+    kinds = {field.name: type(field.default) for field in dataclasses.fields(Trial)}
+    values = {}
+    for part in _parts(name):
+        key, _, value = part.partition("=")
+        if key not in kinds:
+            hint = errors.did_you_mean(key, list(kinds))
+            raise errors.UserError(f"--trial: unknown {key!r}{hint}; known: {', '.join(kinds)}")
+        try:
+            values[key] = kinds[key](value)
+        except ValueError as error:
+            raise errors.UserError(f"--trial: {key}={value!r} should be {kinds[key].__name__}") from error
+    return Trial(**values)
+
+
+def _parts(name: str) -> list[str]:
+    """Splits at commas that are not inside brackets: `objective=power(alpha=2),seed=1`."""
+    parts, depth = [""], 0
+    for character in name:
+        depth += (character == "(") - (character == ")")
+        parts = [*parts, ""] if character == "," and not depth else [*parts[:-1], parts[-1] + character]
+    return [part for part in parts if part]
+
+
+def config_of(trial: Trial, root: Path) -> ConfigDict:
+    config = quickstart.lab_config("sft" if trial.objective in ("none", *RL) else trial.objective)
+    config.model.path = str(BASES[trial.base])
+    if trial.data == "rejection":
+        config.data.train = str(sampled(root) / REJECTION_NAME)
+    else:
+        config.data.train = DATA[trial.data] if trial.objective not in RL else DATA["noise0"]
+    if trial.data == "operator":
+        config.data.heldout = "world(split=validation, family=operator, levels=1-2, n=256)"
+    config.optimizer.learning_rate = trial.learning_rate
+    config.optimizer.schedule = trial.schedule
+    config.train.update(global_batch=trial.batch, steps=trial.steps, seed=trial.seed)
+    config.eval.every = trial.every
+    config.checkpoint.every = trial.steps
+    if trial.every:
+        settings = dataclasses.asdict(_settings("curve"))
+        config.eval.update(
+            {name: config_value(value) for name, value in settings.items()} | {"benchmarks_every": trial.every}
+        )
+    return config
+
+
+def config_value(value: Any) -> Any:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _settings(probe: str) -> runner.Settings:
+    values = dict(temperature=(1.0,), max_problems=64, slots=64, workers=1)
+    return quickstart.settings(**values | PROBES[probe])
+
+
+@functools.cache
+def _plan(base: str, probe: str) -> tuple[Any, Any, runner.Plan]:
+    """Model, tokenizer and plan, compiled once for all trials of a process."""
+    _, model, tokenizer = train.load_model(config_of(Trial(base=base), Path()))
+    return model, tokenizer, runner.plan(_settings(probe), tokenizer, model)
+
+
+def sampled(root: Path) -> Path:
+    """Where the base's own answers are, for the studies of offline RL."""
+    return root / Trial(objective="none", steps=0).name / "offline"
+
+
+@functools.cache
+def _weights(base: str) -> str:
+    return hf.digest(hf.Checkpoint(BASES[base]).files)
+
+
+def rows_file(trial: Trial, probe: str, root: Path) -> Path:
+    """Where the rows are; named by what they depend on besides the name: config, weights, settings of the probe."""
+    config = config_of(trial, root).to_dict()
+    config["model"]["path"] = _weights(trial.base)
+    config["data"]["train"] = DATA.get(trial.data, trial.data)
+    constants = []
+    if trial.objective in RL:
+        from experiments.lab.offline_rl import rl
+
+        constants = [rl.BETA, rl.ROW_LENGTH, rl.QUESTIONS, rl.SAMPLES]
+    content = json.dumps([config, dataclasses.asdict(_settings(probe)), constants], sort_keys=True)
+    return root / trial.name / probe / f"rows-{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+
+
+def is_done(trial: Trial, probe: str, root: Path) -> bool:
+    return rows_file(trial, probe, root).exists()
+
+
+def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
+    """Trains (unless that is done) and evaluates: a row for each benchmark, temperature and evaluated step."""
+    if probe == "curve" and not trial.every:
+        raise errors.UserError(f"{trial.name}: the probe `curve` is of trials with every=10 or so")
+    folder = root / trial.name
+    file = rows_file(trial, probe, root)
+    if not file.exists():
+        start = time.perf_counter()
+        params, step = _train(trial, folder, root)
+        if probe == "curve":
+            rows = [
+                row for step in range(trial.every, step + 1, trial.every) for row in _rows(trial, probe, root, step)
+            ]
+        else:
+            model, _, plan = _plan(trial.base, probe)
+            with train.matmul_precision("float32"):
+                runner.evaluate(plan, model, lambda: params, folder / probe, {"trial": trial.name})
+            rows = _rows(trial, probe, root, step)
+        if probe == "offline":
+            _write_rejection(folder / probe)
+        seconds = round(time.perf_counter() - start, 1)
+        writer.write_json(file, [{**row, "seconds": seconds if row is rows[0] else 0.0} for row in rows])
+    return [{**row, "trial": trial.name} for row in json.loads(file.read_text())]
+
+
+def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
+    """Parameters and the number of steps; taken from the checkpoint where the training is done."""
+    if trial.objective == "none":
+        model, *_ = _plan(trial.base, "validation")
+        return hf.load_params(hf.Checkpoint(BASES[trial.base]), model), 0
+    config = config_of(trial, root)
+    if trial.data == "rejection" or trial.objective == "dpo":
+        measure(Trial(objective="none", steps=0), "offline", root)
+    if trial.objective in RL:
+        from experiments.lab.offline_rl import rl
+
+        # Not kept: a second probe trains again.
+        answers = sampled(root) / "predictions.jsonl"
+        return rl.run(trial.objective, config, *_plan(trial.base, "offline"), answers), trial.steps
+    run = train.run(config, folder)
+    return run.state.params, int(run.state.step)
+
+
+def _write_rejection(folder: Path) -> None:
+    """Those of the sampled answers that the grader accepts, as demonstrations."""
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    problems = {p.id: p.question for p in benchmarks.load("lab_train")}
+    kept = [{"question": problems[r["id"]], "answer": r["completion"]} for r in rows if r["verdict"] == "correct"]
+    writer.write_text(folder / REJECTION_NAME, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _rows(trial: Trial, probe: str, root: Path, step: int) -> list[dict[str, Any]]:
+    folder = root / trial.name
+    scores = json.loads((folder / ("eval/" + str(step) if probe == "curve" else probe) / "scores.json").read_text())
+    metrics = {}
+    if (folder / "metrics.jsonl").exists():
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            if row["step"] == step:
+                metrics |= {k: row[k] for k in ("heldout/nll", "heldout/mean_p", "heldout/entropy") if k in row}
+    return [
+        {
+            **dataclasses.asdict(trial),
+            "probe": probe,
+            "step": step,
+            "benchmark": result["benchmark"],
+            "temperature": result["temperature"],
+            "samples": result["samples_per_problem"],
+            "avg": result["avg_at_k"]["mean"],
+            "pass": result["pass_at_k"][str(result["samples_per_problem"])],
+            "maj": result["maj_at_k"]["mean"],
+            "entropy": result["mean_token_entropy"],
+            "length": result["mean_length_tokens"],
+            "cut": result["truncation_rate"],
+            **{name.replace("/", "_"): value for name, value in metrics.items()},
+            # How many samples of each problem are right: what every other score and interval follows from.
+            "correct": " ".join(
+                str(round(share * result["samples_per_problem"]))
+                for share in result["correct_share_of_problem"].values()
+            ),
+        }
+        for result in scores["results"]
+    ]
+
+
+def use_cache(folder: Path) -> None:
+    """Equal programs are compiled once, over all processes and launches."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
