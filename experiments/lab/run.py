@@ -71,19 +71,22 @@ def carry_out(tasks: Iterable[Task], root: Path, jobs: int, what: str) -> list[d
     of_trial: dict[Trial, list[str]] = {}
     for trial, probe in tasks:
         of_trial.setdefault(trial, []).append(probe)
-    rows, failed = {}, []
     todo = [trial for trial, probes in of_trial.items() if not all(is_done(trial, probe, root) for probe in probes)]
-    for trial in of_trial.keys() - set(todo):
-        rows[trial] = _all(trial, of_trial[trial], root)
+    rows = {trial: _all(trial, of_trial[trial], root) for trial in of_trial.keys() - set(todo)}
+    if todo:
+        with tqdm(total=len(of_trial), initial=len(rows), desc=what, unit="trial", smoothing=0.1) as bar:
+            rows |= _in_workers({trial: of_trial[trial] for trial in todo}, root, jobs, bar)
+    return [row for trial in of_trial for row in rows[trial]]
+
+
+def _in_workers(of_trial: dict[Trial, list[str]], root: Path, jobs: int, bar: tqdm) -> dict[Trial, list[dict]]:
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for core in range(jobs):
         cores.put(core)
-    with (
-        concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, str(root))) as pool,
-        tqdm(total=len(of_trial), initial=len(of_trial) - len(todo), desc=what, unit="trial", smoothing=0.1) as bar,
-    ):
-        futures = {pool.submit(_all, trial, of_trial[trial], root): trial for trial in todo}
+    rows, failed = {}, []
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, str(root))) as pool:
+        futures = {pool.submit(_all, trial, probes, root): trial for trial, probes in of_trial.items()}
         for future in concurrent.futures.as_completed(futures):
             try:
                 rows[futures[future]] = future.result()
@@ -92,7 +95,7 @@ def carry_out(tasks: Iterable[Task], root: Path, jobs: int, what: str) -> list[d
                 tqdm.write(failed[-1])
             bar.update()
     errors.raise_if_any(failed and [f"{len(failed)} trials failed; see {root}/worker*.log", *failed])
-    return [row for trial in of_trial for row in rows[trial]]
+    return rows
 
 
 def _all(trial: Trial, probes: list[str], root: Path) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ PROBES: dict[str, dict[str, Any]] = {
     "operator": dict(benchmarks=("lab_operator", "lab"), samples=8, max_problems=48),
     "quick": dict(benchmarks=("lab", "lab_expression"), samples=8),
     "temperatures": dict(benchmarks=("lab", "lab_hard"), samples=8, temperature=(0.2, 0.4, 0.6, 0.8, 1.0)),
+    "extremes": dict(benchmarks=("lab", "lab_hard"), samples=8, temperature=(0.05, 0.1, 1.5, 2.0), greedy=False),
     "pass64": dict(benchmarks=("lab", "lab_hard"), samples=64, greedy=False),
     "offline": dict(benchmarks=("lab_train",), samples=4, greedy=False, max_problems=0),
     "smoke": dict(benchmarks=("lab_validation",), samples=2, greedy=False, max_problems=8),
@@ -258,6 +259,7 @@ def _rows(trial: Trial, probe: str, root: Path, step: int) -> list[dict[str, Any
 
 def use_cache(folder: Path) -> None:
     """Equal programs are compiled once, over all processes and launches."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -60,33 +60,58 @@ for base in frame.base.unique():
 (out / "table.md").write_text(results.show(table) + "\n")
 
 # %% [markdown]
-# ## Figure: how much DFT is above SFT, by demonstrations and split
+# ## Figures: the accuracy of each, and the paired difference
 
 # %%
 bases = list(frame.base.unique())
-figure, axes = results.figure(len(SPLITS), len(bases), size=(3.4, 2.7), sharex=True, sharey="col")
 chains = [data for data in DATA if data != "operator"]
-for row, base in zip(axes, bases, strict=True):
-    for axis, (split, words) in zip(row, SPLITS.items(), strict=True):
-        for temperature, style in ((1.0, {"ls": "-"}), (0.0, {"ls": ":", "mfc": "white"})):
-            label = "T = 1" if temperature else "greedy"
-            for objective in ("sft", "dft"):
-                found = [(i, select(base, objective, d, split, temperature)) for i, d in enumerate(chains)]
-                points = [(i, results.interval(results.shares(rows))) for i, rows in found if len(rows)]
-                if points:
-                    x, triples = zip(*points, strict=True)
-                    name = f"{objective.upper()}, {label}"
-                    results.errorbar(axis, x, triples, name, COLOUR_OF[objective], **style)
-            untouched = select(base, "none", "noise0", split, temperature)
-            axis.axhline(
-                100 * untouched.avg.mean(), color=COLOUR_OF["base"], lw=1, ls=style["ls"], label=f"base, {label}"
-            )
-        axis.set_title(f"{base}: {words}", loc="left", fontsize=9)
-        axis.set_xticks(range(len(chains)), [DATA[data] for data in chains], rotation=35, ha="right", fontsize=8)
-        if split == "lab":
-            axis.set_ylabel("correct, %")
-axes[0, 0].legend(frameon=False, fontsize=7)
-results.save(figure, out / "conditions.png")
+
+
+def panels(file, draw, label):
+    """A line for each base, a panel for each split; `draw(axis, base, split)` fills it."""
+    figure, axes = results.figure(len(SPLITS), len(bases), size=(3.6, 2.5), sharex=True, sharey="col")
+    for line, base in zip(axes, bases, strict=True):
+        for axis, (split, words) in zip(line, SPLITS.items(), strict=True):
+            draw(axis, base, split)
+            axis.set_title(f"{base}: {words}", loc="left", fontsize=9)
+            axis.set_xticks(range(len(chains)), [DATA[data] for data in chains], rotation=35, ha="right", fontsize=8)
+        line[0].set_ylabel(label)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=len(labels), loc="outside upper center")
+    results.save(figure, out / file)
+
+
+STYLES = {1.0: {"ls": ""}, 0.0: {"ls": "", "mfc": "white"}}
+WORDS = {1.0: "T = 1", 0.0: "greedy"}
+
+
+def means(axis, base, split):
+    for i, (temperature, objective) in enumerate((t, o) for t in STYLES for o in ("sft", "dft")):
+        found = [(x, select(base, objective, data, split, temperature)) for x, data in enumerate(chains)]
+        points = [(x + 0.16 * (i - 1.5), results.interval(results.shares(rows))) for x, rows in found if len(rows)]
+        if points:
+            name = f"{objective.upper()}, {WORDS[temperature]}"
+            x, triples = zip(*points, strict=True)
+            results.errorbar(axis, x, triples, name, COLOUR_OF[objective], **STYLES[temperature])
+    for temperature, style in ((1.0, "-"), (0.0, ":")):
+        level = 100 * select(base, "none", "noise0", split, temperature).avg.mean()
+        axis.axhline(level, color=COLOUR_OF["base"], lw=1, ls=style, label=f"base, {WORDS[temperature]}")
+
+
+def differences(axis, base, split):
+    axis.axhline(0, color=COLOUR_OF["base"], lw=1)
+    for i, temperature in enumerate(STYLES):
+        pairs = [[select(base, o, data, split, temperature) for o in ("dft", "sft")] for data in chains]
+        found = [
+            (x + 0.2 * (i - 0.5), results.difference(*pair)) for x, pair in enumerate(pairs) if all(map(len, pair))
+        ]
+        if found:
+            x, triples = zip(*found, strict=True)
+            results.errorbar(axis, x, triples, WORDS[temperature], COLOUR_OF["dft"], **STYLES[temperature])
+
+
+panels("conditions.png", means, "correct, %")
+panels("differences.png", differences, "DFT − SFT, points")
 
 # %% [markdown]
 # ## Figure: the operator that the base never saw

@@ -11,6 +11,7 @@ from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
 frame, out = results.open_study("sharpening")
+frame.loc[frame.probe == "extremes", "probe"] = "temperatures"  # measured apart, read together
 WORDS = {"noise0": "all steps right", "noise15": "15 % wrong"}
 DATA = {data: words for data, words in WORDS.items() if (frame[frame.objective == "dft"].data == data).any()}
 SPLITS = {"lab": "like the demonstrations", "lab_hard": "longer"}
@@ -66,7 +67,7 @@ for line, (data, split) in zip(axes, panels, strict=True):
         passes = [results.interval(results.pass_at_k(rows, k)) for k in KS]
         results.errorbar(line[2], KS, passes, name, COLOUR_OF[objective])
     line[0].set(xlabel="temperature (0: greedy)", ylabel="correct, %")
-    line[1].set(xlabel="mean entropy of the sampled tokens, nats")
+    line[1].set(xlabel="mean entropy of the sampled tokens, nats", xlim=(0, 0.45))  # T = 2 is beyond
     line[2].set(xlabel="k", ylabel="pass@k at T = 1, %", xscale="log", xticks=KS, xticklabels=KS)
     line[2].minorticks_off()
     line[0].set_title(f"{split} ({SPLITS[split]}); {DATA[data]}", loc="left", fontsize=9)
@@ -74,7 +75,7 @@ axes[0, 0].legend(frameon=False, fontsize=8)
 results.save(figure, out / "sharpening.png")
 
 # %% [markdown]
-# ## Table: each at temperature 1, greedy, at its own best temperature, at SFT's entropy, and pass@64
+# ## Table: each at temperature 1, greedy, at its own best temperature, at the other's entropy, and pass@64
 #
 # The best temperature is that of the highest mean on these same problems. At matched entropy: DFT at temperature 1
 # against the other at the temperature where its entropy is that of DFT.
@@ -103,6 +104,11 @@ for data, split in panels:
         matched_SP = at_entropy(entropy, objective, data, split)
         gap = "no such temperature" if matched_SP is None else results.text(results.interval(dft_SP - matched_SP), True)
         row[f"DFT at T = 1 − {NAMES[objective]} at its entropy"] = gap
+    sft = select("sft", data, split, "temperatures", 1.0)
+    heated_SP = at_entropy(sft.entropy.mean(), "dft", data, split)
+    gap_SP = None if heated_SP is None else heated_SP - results.shares(sft)
+    gap = "no such temperature" if gap_SP is None else results.text(results.interval(gap_SP), sign=True)
+    row["DFT at SFT's entropy − SFT at T = 1"] = gap
     rows = {o: select(o, data, split, "pass64") for o in NAMES}
     means = (f"{100 * results.pass_at_k(rows[o], 64).mean():.1f}" for o in NAMES)
     row["pass@64: base / SFT / DFT"] = " / ".join(means)

@@ -8,7 +8,7 @@ from experiments.lab.trials import Trial
 OBJECTIVES = ("sft", "dft")
 DEMONSTRATIONS = ("noise0",)
 SEEDS = range(5)
-PROBES = ("temperatures", "pass64")
+PROBES = ("temperatures", "extremes", "pass64")
 
 
 def candidates():

@@ -36,9 +36,10 @@ for axis, (data, words) in zip(axes[0], DATA.items(), strict=True):
     for number, model in enumerate(("base", "sft", "dft")):
         shares = 100 * frame[(frame.data == data) & (frame.model == model)][BINS].to_numpy()
         x = np.arange(len(BINS)) + (number - 1) * 0.27
-        ends = [shares.mean(axis=0) - shares.min(axis=0), shares.max(axis=0) - shares.mean(axis=0)]
+        middle = shares.mean(axis=0)
+        ends = np.abs([middle - shares.min(axis=0), shares.max(axis=0) - middle])
         label = "base" if model == "base" else f"{model.upper()} (range of seeds)"
-        axis.bar(x, shares.mean(axis=0), 0.25, yerr=ends, color=COLOUR_OF[model], label=label, error_kw={"lw": 0.8})
+        axis.bar(x, middle, 0.25, yerr=ends, color=COLOUR_OF[model], label=label, error_kw={"lw": 0.8})
     labels = [f"{low:g}–{high:g}" for low, high in zip(EDGES[:-1], EDGES[1:], strict=True)]
     axis.set_xticks(range(len(BINS)), labels, rotation=45, ha="right", fontsize=7)
     axis.set_yscale("log")
@@ -58,8 +59,8 @@ for data, words in DATA.items():
     means = rows.groupby(["model", "token"])[["count", "p_before", "p_after", "fell_below_0.01"]].mean()
     means = means[means["count"] >= 20]
     dft = means.loc["dft"].assign(change=lambda m: m.p_after - m.p_before).sort_values("change")
-    for token, row in dft.head(12).iterrows():
-        line = {"demonstrations": words, "token": f"`{token}`", "count": f"{row['count']:.0f}"}
+    for token, row in dft[dft.change < -0.01].head(12).iterrows():
+        line = {"demonstrations": words, "token": f"`{token!r}`", "count": f"{row['count']:.0f}"}
         line |= {"p before": f"{row.p_before:.3f}", "p under DFT": f"{row.p_after:.3f}"}
         line["below 0.01 under DFT"] = f"{row['fell_below_0.01']:.0%}"
         line["p under SFT"] = f"{means.loc['sft', token].p_after:.3f}"

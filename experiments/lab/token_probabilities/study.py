@@ -36,12 +36,12 @@ def finish(chosen, root: Path, here: Path):
     for data in DEMONSTRATIONS:
         for seed in SEEDS:
             trials = _trials(chosen, data, seed)
-            rates = ",".join(f"{o}={trial.learning_rate:g}" for o, trial in trials.items())
-            out = root / "tokens" / f"{data},seed={seed},{rates}"
+            rates = "_".join(f"{o}_{trial.learning_rate:g}" for o, trial in trials.items())
+            out = root / "tokens" / f"{data}_seed_{seed}_{rates}"  # no comma: one would end the name of a model
             if not (out / "tokens.html").exists():  # the last file it writes
                 models = ",".join([f"base={BASES['lab']}", *(f"{o}={out / o}" for o in OBJECTIVES)])
                 out.mkdir(parents=True, exist_ok=True)
-                for objective, trial in trials.items():  # names without commas, which would end a model's name
+                for objective, trial in trials.items():
                     link = out / objective
                     link.unlink(missing_ok=True)
                     link.symlink_to(root / trial.name)
