@@ -18,7 +18,8 @@ from experiments.lab import results, run, trials
 from tests.commands import ROOT
 
 LAB = ROOT / "experiments/lab"
-NOTEBOOKS = sorted((ROOT / "experiments").rglob("notebook.py"))
+# A study that was not run yet is a gap, named in experiments/lab/README.md.
+NOTEBOOKS = sorted(file for file in (ROOT / "experiments").rglob("notebook.py") if any(file.parent.glob("*.csv")))
 
 
 def all_tasks():
@@ -107,6 +108,13 @@ def test_an_unknown_study_is_refused(tmp_path):
         **dict(cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path)),
     )
     assert done.returncode == 2 and "did you mean 'family'" in done.stderr and not (tmp_path / "root").exists()
+
+
+def test_studies_without_results_are_named():
+    text = (LAB / "README.md").read_text()
+    for name in run.studies():
+        line = next(line for line in text.splitlines() if line.startswith((f"| [{name}]", f"| {name} ")))
+        assert ("not run yet" in line) != (LAB / name / "results.csv").exists(), name
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.parent.name)
