@@ -26,7 +26,7 @@ from dft_jax.models import Model, hf
 from dft_jax.types import Batch
 
 BETA = 0.1  # of DPO
-ROW_LENGTH = 160  # of the base's answers with their question, 1 in 1,000 at most is longer; it is cut
+ROW_LENGTH = 160  # the longest of 10,000 answers of the base has 119 tokens with its question; what is longer is cut
 QUESTIONS, SAMPLES = 8, 4  # of a step of GRPO; DPO reads half as many pairs as that makes sequences
 
 
