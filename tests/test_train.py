@@ -141,7 +141,7 @@ def test_compilations_are_as_few_as_row_counts(mesh1):
     for n in range(20):
         trainer.take(n % 12)
     shapes = {trainer.packed[n].n_rows for n in range(12)}
-    assert trainer.step._cache_size() == len(shapes) <= len(trainer.packed.packer.row_counts)
+    assert trainer.step.func._cache_size() == len(shapes) <= len(trainer.packed.packer.row_counts)
 
 
 def test_float32_masters_move_where_bfloat16_does_not():
