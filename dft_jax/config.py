@@ -20,7 +20,7 @@ from dft_jax.sharding import MESH_AXES, mesh_sizes
 _SETTINGS = dataclasses.asdict(Settings())  # of a benchmark evaluation; evals/runner.py explains each
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Several values are text with commas: ml_collections reads no tuples from a command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
@@ -83,7 +83,7 @@ _DEFAULT = {
         "max_examples": 512,  # the first ones; 0 for all
         "benchmarks": "",  # names from evals/benchmarks.py, separated by commas, to be sampled and graded at the end
         "benchmarks_every": 0,  # … and every so many steps; 0: only at the end
-        **{name: _plain(value) for name, value in _SETTINGS.items() if name != "benchmarks"},
+        **{name: plain(value) for name, value in _SETTINGS.items() if name != "benchmarks"},
     },
     "checkpoint": {
         "every": 100,  # steps; one is always saved at the end

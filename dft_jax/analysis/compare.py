@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from dft_jax import cli, errors
-from dft_jax.evals import scores
+from dft_jax.evals import report, scores
 from dft_jax.evals.runner import SCORES_NAME
 from dft_jax.models.hf import read_json
 
@@ -164,8 +164,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         line += [_percent(row.get("pass_at_k")), _percent(row.get("maj_at_k"))]
         line += ["" if entropy is None else f"{entropy:.2f}", "" if length is None else f"{length:.0f}"]
         lines.append([*line, _percent(row.get("truncation_rate"))])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return report.aligned(lines)
 
 
 def _temperature(value: float | None) -> str:

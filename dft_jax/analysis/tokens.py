@@ -45,6 +45,7 @@ from tqdm import tqdm
 from dft_jax import cli, config as config_lib, errors, evaluate, losses, metrics, models, sharding, train, writer
 from dft_jax.analysis import figures
 from dft_jax.data import loader, sources
+from dft_jax.evals.report import aligned
 from dft_jax.types import Batch
 
 _MODELS = flags.DEFINE_list("models", None, "Checkpoints, each with name= before it or not, separated by commas.")
@@ -175,16 +176,11 @@ def changed(name: str, token_T: np.ndarray, before: Scores, after: Scores, text_
     return sorted(rows, key=lambda row: row["change"])
 
 
-def _aligned(lines: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
 def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
     """A line for each model."""
     columns = "tokens nll mean_p entropy share_of_p_below_0.01 share_of_p_above_0.95 sft_gradient dft_gradient".split()
     lines = [[name, *(f"{values[column]:.6g}" for column in columns)] for name, values in summaries.items()]
-    return _aligned([["model", *columns], *lines])
+    return aligned([["model", *columns], *lines])
 
 
 def changes_table(rows: list[dict[str, Any]]) -> str:
@@ -195,7 +191,7 @@ def changes_table(rows: list[dict[str, Any]]) -> str:
         for row in shown:
             shares = [f"{row['p_before']:.4f}", f"{row['p_after']:.4f}", f"{row['change']:+.4f}"]
             lines.append([word, repr(row["token"]), str(row["count"]), *shares, f"{row['fell_below_0.01']:.1%}"])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def read_models(arguments: list[str]) -> dict[str, str]:

@@ -165,5 +165,10 @@ def table(results: list[dict[str, Any]]) -> str:
                 "–" if entropy is None else f"{entropy:.2f}",
             ]
         )
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Lines of as many cells each, in columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -17,7 +17,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 COLOUR_OF = {"base": COLOURS[0], "none": COLOURS[0], "sft": COLOURS[1], "dft": COLOURS[2]}
-TITLES = {"lab": "like the demonstrations", "lab_hard": "longer chains", "lab_expression": "another format"}
 HERE = Path(__file__).parent
 RESAMPLES = 4000
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from dft_jax import assets, errors, train, writer
 from dft_jax.analysis import quickstart
+from dft_jax.config import plain
 from dft_jax.evals import benchmarks, runner
 from dft_jax.models import hf
 
@@ -122,14 +123,8 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
     config.checkpoint.every = trial.steps
     if trial.every:
         settings = dataclasses.asdict(_settings("curve"))
-        config.eval.update(
-            {name: config_value(value) for name, value in settings.items()} | {"benchmarks_every": trial.every}
-        )
+        config.eval.update({name: plain(value) for name, value in settings.items()} | {"benchmarks_every": trial.every})
     return config
-
-
-def config_value(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _settings(probe: str) -> runner.Settings:
