@@ -1,51 +1,184 @@
-"""Orbax checkpoints of a run: parameters, optimizer and step, saved in the background, restored as they were."""
+"""Checkpoints of a run: Orbax writes them in the background, a manifest says that one is whole, only whole ones count.
 
+checkpoints/8/state, 8/run     parameters, moments and step; which run and data these are
+checkpoints/8/manifest.json    written last: a folder without it is the debris of a killed run
+checkpoints/4.damaged          differed from its manifest when the run was taken up again, and was set aside
+checkpoints/6.unfinished       has no manifest; removed when a later step is whole
+"""
+
+import concurrent.futures
 import contextlib
+import logging
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from dft_jax import errors
+from dft_jax import errors, manifest, writer
 from dft_jax.types import Params, TrainState
+
+_log = logging.getLogger(__name__)  # the phases of a save, for whoever wants to interfere with them
 
 
 class Checkpoints:
-    """The checkpoints under `workdir/checkpoints`. The step number is all the data position there is."""
+    """The checkpoints in `folder`. The step number is all the data position there is.
 
-    def __init__(self, folder: Path, *, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self.folder = folder
+    Args:
+      keep: whole checkpoints to keep; older ones go when a newer one is whole.
+      verify: how they are compared with their manifests before use: "sha256", "sizes" or "off".
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 1, verify: str = "sha256"):
+        self.folder, self.keep, self.verify = folder.absolute(), keep, verify
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
-        self.manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
+        self.orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
+        self.thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
+        self.saving: concurrent.futures.Future | None = None
+        self.saved: int | None = None  # the last step that was saved here, or restored
 
-    @property
-    def latest(self) -> int | None:
-        return self.manager.latest_step()
+    def newest(self, *, repair: bool = False) -> int | None:
+        """The newest step that is whole, None where no saving ever ended.
+
+        With `repair`, which is for the run that is going to write here, what is not whole is set aside.
+
+        Raises:
+          UserError: there are checkpoints, and every one is damaged.
+        """
+        step = self._find(repair) if jax.process_index() == 0 else None
+        if jax.process_count() > 1:  # -1: none, -2: all are damaged
+            step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+            step = None if step == -1 else step
+        if step == -2:
+            raise errors.UserError(
+                f"{self.folder}: no good checkpoint is left; put one back, or remove the folder to start again"
+            )
+        return step
+
+    def _find(self, repair: bool) -> int | None:
+        if repair:
+            self._sweep()
+        damaged = False
+        for step in sorted(self._steps(), reverse=True):
+            folder = self.folder / str(step)
+            problems = manifest.problems(folder, step, self.verify)
+            if not problems:
+                return step
+            damaged = True
+            place = folder.with_suffix(".damaged")
+            action = f"set aside as {place.name}" if repair else "left out"
+            _warn(f"{folder} is damaged and {action}: {'; '.join(problems[:3])}")
+            if repair:
+                shutil.rmtree(place, ignore_errors=True)
+                folder.rename(place)
+        return -2 if damaged or any(self.folder.glob("*.damaged")) else None
+
+    def _steps(self) -> list[int]:
+        """Steps with a manifest."""
+        names = [file.parent.name for file in self.folder.glob(f"*/{manifest.NAME}")]
+        return [int(name) for name in names if name.isdigit()]
+
+    def _sweep(self) -> None:
+        """Clears up after a run that was killed while it saved or removed."""
+        self._remove_temporary()
+        for folder in list(self.folder.iterdir()):
+            if folder.name.isdigit() and not (folder / manifest.NAME).exists():
+                _warn(f"{folder} has no {manifest.NAME}, so its saving never ended; it is not used")
+                shutil.rmtree(folder.with_suffix(".unfinished"), ignore_errors=True)
+                folder.rename(folder.with_suffix(".unfinished"))
+
+    def _remove_temporary(self) -> None:
+        for pattern in ("*.orbax-checkpoint-tmp*", "*.removed"):
+            for folder in self.folder.glob(pattern):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Starts saving; `run` (plain JSON) says which run and data these are."""
+        """Starts saving; `run` (plain JSON) says which run and data these are.
+
+        Raises:
+          UserError: the save before this one failed, or there is no room for this one.
+        """
+        self.wait()
+        self.require_room(state)
+        _log.debug("save %d", step)
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        started = self.manager.save(step, args=items, force=True)
-        assert started, f"step {step} is not above {self.latest}"
+        with self._told(step):
+            self.orbax.save(self.folder / str(step), args=items)
+        self.saved = step
+        self.saving = self.thread.submit(self._seal, step)
+
+    def _seal(self, step: int) -> None:
+        """Waits for Orbax to rename its folder, makes the checkpoint count, and lets older ones go."""
+        folder = self.folder / str(step)
+        self.orbax.wait_until_finished()
+        _log.debug("commit %d", step)
+        manifest.write(folder, step)
+        writer.flush_folder(self.folder)
+        _log.debug("whole %d", step)
+        if jax.process_index() > 0:
+            return
+        for old in sorted(s for s in self._steps() if s != step)[: -self.keep + 1 or None]:
+            removed = (self.folder / str(old)).with_suffix(".removed")
+            (self.folder / str(old)).rename(removed)
+            shutil.rmtree(removed)
+        for debris in self.folder.glob("*.unfinished"):
+            shutil.rmtree(debris)
+
+    def wait(self) -> None:
+        """Waits for the save in progress.
+
+        Raises:
+          UserError: it failed.
+        """
+        if self.saving is not None:
+            saving, self.saving = self.saving, None
+            with self._told(self.saved):
+                saving.result()
+
+    @contextlib.contextmanager
+    def _told(self, step: int | None):
+        """Disks fill up and folders vanish: Orbax and TensorStore say so in several kinds of exceptions."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            if jax.process_index() == 0:
+                self._remove_temporary()  # half a checkpoint on a disk that may be full
+            raise errors.UserError(
+                f"{self.folder}: step {step} could not be saved ({errors.first_line(error)[:300]}); make it possible,"
+                " then run the same command again: it goes on from the newest whole checkpoint"
+            ) from error
+
+    def require_room(self, state: Any) -> None:
+        """UserError where the disk has no room for one more checkpoint of `state` (arrays or their shapes)."""
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise errors.UserError(
+                f"{self.folder}: a checkpoint takes {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB are free; make room,"
+                " then run the same command again"
+            )
 
     def run_of(self, step: int) -> dict[str, Any]:
         """What `save` was given as `run`."""
         with self._complete(step):
-            return self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            args = ocp.args.Composite(run=ocp.args.JsonRestore())
+            return self.orbax.restore(self.folder / str(step), args=args)["run"]
 
     @contextlib.contextmanager
     def _complete(self, step: int):
-        """Orbax lists a half-copied step like any other; reading it ends in one of many exceptions."""
+        """Without verification, reading a damaged checkpoint ends in one of many exceptions."""
         try:
             yield
-        except (KeyError, FileNotFoundError, ValueError) as error:
+        except (KeyError, OSError, ValueError) as error:
             if isinstance(error, errors.UserError):
                 raise
             raise errors.UserError(
-                f"{self.folder / str(step)}: not a complete checkpoint ({errors.first_line(error)});"
-                " remove that folder to go on from the one before"
+                f"{self.folder / str(step)}: cannot be read ({errors.first_line(error)}); remove that folder to go on"
+                " from the checkpoint before it"
             ) from error
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
@@ -55,27 +188,44 @@ class Checkpoints:
           UserError: tree, shapes or dtypes differ from the run's (Orbax would cast or reshape silently).
         """
         with self._complete(step):
-            stored = self.manager.metadata(step).item_metadata["state"]
+            stored = self.orbax.metadata(self.folder / str(step)).item_metadata["state"]
             errors.raise_if_any(_differences(stored, abstract_state, str(self.folder / str(step))))
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-            return self.manager.restore(step, args=args)["state"]
+            state = self.orbax.restore(self.folder / str(step), args=args)["state"]
+        self.saved = step
+        return state
 
     def restore_params(self, step: int, abstract_params: Params) -> Params:
         """The parameters of `step` alone: the moments, twice as large, are not read."""
         with self._complete(step):
-            stored = self.manager.metadata(step).item_metadata["state"].tree["params"]
+            stored = self.orbax.metadata(self.folder / str(step)).item_metadata["state"].tree["params"]
             errors.raise_if_any(_differences(stored, abstract_params, str(self.folder / str(step))))
             abstract = {"params": abstract_params}
             args = ocp.args.PyTreeRestore(
                 abstract, ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
             )
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(self.folder.absolute() / str(step) / "state", args=args)["params"]
+                return checkpointer.restore(self.folder / str(step) / "state", args=args)["params"]
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """Waits for the save in progress, unless this process of many failed: the others would not come to it."""
+        if jax.process_count() == 1 or kind is None or issubclass(kind, errors.Stopped):
+            self.close()
 
     def close(self) -> None:
         """Waits for the save in progress; raises what went wrong in it."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        try:
+            self.wait()
+        finally:
+            self.thread.shutdown()
+            self.orbax.close()
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _differences(stored: Any, wanted: Any, where: str) -> list[str]:

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict, config_flags
 
 from dft_jax import config as config_lib, errors
 
+_HEARTBEAT_S = 30  # after which a silent process counts as dead, and ends the others
+
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the job's other processes (TPU pod, srun, …).")
 
 
@@ -67,9 +69,9 @@ def join_processes() -> None:
     try:
         if address:
             count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-            jax.distributed.initialize(address, count, index)
+            jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=_HEARTBEAT_S)
         elif _DISTRIBUTED.value:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S)
     except (KeyError, ValueError) as error:
         raise errors.UserError(
             f"the job's processes were not found ({errors.first_line(error)}): start them with srun or on a TPU pod,"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax import errors, objectives, optimizer
+from dft_jax import errors, manifest, objectives, optimizer
 from dft_jax.data import chat, sources
 from dft_jax.evals.runner import Settings
 from dft_jax.models import REMAT_POLICIES, DecoderConfig
@@ -88,6 +88,10 @@ _DEFAULT = {
     "checkpoint": {
         "every": 100,  # steps; one is always saved at the end
         "keep": 2,
+        "verify": "sha256",  # before one is used: compare with its manifest by "sha256", by "sizes", or "off"
+    },
+    "resume": {
+        "allow_changed": "",  # names, separated by commas, of what may differ from the checkpoint, as in train.seed
     },
     "export": {
         "enabled": True,  # a Hugging Face folder under workdir/export at the end
@@ -117,6 +121,7 @@ _CHOICES = {
     "optimizer.schedule": optimizer.SCHEDULES,
     "optimizer.decay": optimizer.DECAYS,
     "train.loss_normalization": ("global", "official"),
+    "checkpoint.verify": manifest.VERIFY,
     "export.dtype": ("source", "float32", "bfloat16"),
 }
 
@@ -355,28 +360,18 @@ def to_json(config: ConfigDict) -> str:
 # A resumed run may change these: they say how a run is carried out and watched, not what it computes. Data and
 # model may move: the data's hash and the architecture are compared, and the parameters come from the checkpoint.
 _MAY_CHANGE = (
-    *("mesh.", "eval.", "checkpoint.", "export.", "log.", "data.train", "data.heldout"),
+    *("mesh.", "eval.", "checkpoint.", "resume.", "export.", "log.", "data.train", "data.heldout"),
     *("model.path", "model.revision", "model.remat", "model.attention_block", "train.loss_chunk_tokens"),
 )
 
 
-def resume_differences(config: ConfigDict, saved: dict) -> list[str]:
-    """Keys whose change would make a resumed run another run: `train.seed: 0 -> 1`."""
-    return differences(saved, config.to_dict(), "config.", ignore=_MAY_CHANGE)
+def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
+    """The keys, with their values, whose change would make a resumed run another run."""
+    return {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
 
 
 def digest(config: ConfigDict) -> str:
     """SHA-256 of what makes a run the one it is: the checkpoint it began with, and all that a resumed run must keep."""
-    kept = {k: v for k, v in flatten(config).items() if not k.startswith(_MAY_CHANGE)}
+    kept = kept_on_resume(config)
     kept |= {key: config.model[key] for key in ("path", "revision")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def differences(old: dict, new: dict, prefix: str, ignore: tuple[str, ...] = ()) -> list[str]:
-    """`prefix.section.key: old -> new` for all that differs between two nested dicts of plain values."""
-    old, new = flatten(ConfigDict(old)), flatten(ConfigDict(new))
-    return [
-        f"{prefix}{key}: {old.get(key, 'absent')!r} -> {new.get(key, 'absent')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(ignore)
-    ]

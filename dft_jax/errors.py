@@ -3,9 +3,11 @@
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 EXIT_USER_ERROR = 2
+EXIT_RESUMABLE = 42  # ended by a signal, all of it saved: the same command goes on
 _MAX_LINES = 5
 
 
@@ -28,6 +30,10 @@ class UserError(ValueError):
         return "\n".join(lines)
 
 
+class Stopped(BaseException):
+    """A signal asked the run to end. Like KeyboardInterrupt it is no Exception, so nothing mends it by mistake."""
+
+
 def raise_if_any(problems: Sequence[str]) -> None:
     """Raises one UserError with all problems; does nothing when there is none."""
     if problems:
@@ -35,7 +41,11 @@ def raise_if_any(problems: Sequence[str]) -> None:
 
 
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorates a command's main(): a UserError becomes its message on stderr and exit code 2."""
+    """Decorates a command's main().
+
+    A UserError becomes its message on stderr and exit code 2, Stopped a line and 42. Where there are several
+    processes, whatever else is raised ends this one at once: a normal exit would wait for the others at a barrier.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -43,11 +53,28 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
             return main(*args, **kwargs)
         except UserError as error:
             print(error.report(), file=sys.stderr, flush=True)
-            if "jax" in sys.modules and sys.modules["jax"].process_count() > 1:
-                os._exit(EXIT_USER_ERROR)  # a normal exit would wait at jax.distributed's barrier for the others
-            sys.exit(EXIT_USER_ERROR)
+            _exit(EXIT_USER_ERROR)
+        except Stopped as stopped:
+            print(f"stopped by {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
+            sys.exit(EXIT_RESUMABLE)
+        except Exception:
+            if not _is_one_of_many():
+                raise
+            traceback.print_exc()
+            _exit(1)
 
     return wrapped
+
+
+def _is_one_of_many() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
+
+
+def _exit(code: int) -> None:
+    if _is_one_of_many():
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def first_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from dft_jax import cli, config as config_lib, errors, metrics, objectives, train, writer
+from dft_jax import cli, config as config_lib, errors, metrics, objectives, run_directory, train, writer
 from dft_jax.data import loader, sources
 from dft_jax.evals import predictions as predictions_lib, report, runner
 from dft_jax.export import open_run
@@ -133,15 +133,14 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor, "model.compute_dtype": dtype}
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        _, _, model, tokenizer, checkpoints = open_run(folder, **changes)
+        _, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
 
         def identify():
-            step = checkpoints.latest
             files = (file for file in (folder / "checkpoints" / str(step)).rglob("*") if file.is_file())
             return {"name": folder.name, "step": step, "sha256": hf.digest(files)}
 
         def load():
-            return checkpoints.restore_params(checkpoints.latest, model.abstract_params)
+            return checkpoints.restore_params(step, model.abstract_params)
 
         return Opened(model, tokenizer, identify, load)
     config = config_lib.get_default()
@@ -218,7 +217,7 @@ def main() -> None:
     if asked.benchmarks:
         errors.raise_if_any(asked.mistakes("--"))
     cli.join_processes()
-    out = train.local_folder(_OUT.value, "--out")
+    out = run_directory.local_folder(_OUT.value, "--out")
     opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
     with train.matmul_precision(str(opened.model.module.compute_dtype)):
         if asked.benchmarks:

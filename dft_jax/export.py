@@ -4,6 +4,8 @@ python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 """
 
 import json
+import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,17 @@ import ml_dtypes
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from dft_jax import cli, errors, optimizer as optimizer_lib, train
+from dft_jax import cli, errors, interrupts, optimizer as optimizer_lib, run_directory, train
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.models import Model, hf
 from dft_jax.types import Params, TrainState
 from dft_jax.writer import write_json
+
+_log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 _NUMPY = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
@@ -30,18 +36,39 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
     All is written to a temporary folder beside `out`, which then takes its name, replacing an earlier
     export. Every process takes part; process 0 writes. `dtype` "source" keeps that of the checkpoint, so an
     untouched checkpoint comes out byte for byte.
+
+    Raises:
+      UserError: there is no room, no permission, or another process at work there; an earlier export is as it was.
+      Stopped: a signal asked for it; likewise.
     """
     dtype = hf.source_dtype(source) if dtype == "source" else dtype
     temporary = out.with_name(f".{out.name}.tmp")
     is_writer = jax.process_index() == 0
-    if is_writer:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _copy_config(source, temporary, dtype)
+    with run_directory.locked(out.parent):
+        try:
+            if is_writer:
+                shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+                temporary.mkdir(parents=True)
+                _copy_config(source, temporary, dtype)
+            _write_tensors(params, model, temporary, dtype, max_shard_gb)
+            if is_writer:
+                _log.debug("export rename")
+                _replace(temporary, out)
+        except BaseException as error:
+            if is_writer:
+                shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError | SafetensorError):  # safetensors has a type of its own for a full disk
+                what = f"{out}: the export could not be written ({errors.first_line(error)})"
+                raise errors.UserError(f"{what}; make it possible, then run the same command again") from error
+            raise
+
+
+def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard_gb: float) -> None:
     table = list(hf.tensor_table(model))
     item_bytes = np.dtype(_NUMPY[dtype]).itemsize
     shards = _plan(table, item_bytes, max_shard_gb * 1e9)
     read = hf.tensor_reader(params, model)
+    is_writer = jax.process_index() == 0
     weight_map = {}
     with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
         for number, entries in enumerate(shards, start=1):
@@ -49,20 +76,19 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
             file_name = many if len(shards) > 1 else hf.SINGLE_NAME
             tensors = {}
             for path, layer, name, shape in entries:
+                interrupts.check()
+                _log.debug("export %s", name)
                 tensor = read(path, layer, shape)  # by all processes together
                 if is_writer:
                     tensors[name] = np.ascontiguousarray(tensor.astype(_NUMPY[dtype]))
                 weight_map[name] = file_name
                 progress.update()
             if is_writer:
-                _save(tensors, temporary / file_name)
-    if not is_writer:
-        return
-    if len(shards) > 1:
+                _save(tensors, to / file_name)
+    if is_writer and len(shards) > 1:
         total = sum(int(np.prod(shape)) for *_, shape in table) * item_bytes
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(temporary / hf.INDEX_NAME, index)
-    _replace(temporary, out)
+        write_json(to / hf.INDEX_NAME, index)
 
 
 def _plan(table: list[tuple], item_bytes: int, max_bytes: float) -> list[list[tuple]]:
@@ -79,9 +105,10 @@ def _plan(table: list[tuple], item_bytes: int, max_bytes: float) -> list[list[tu
 
 
 def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
-    from safetensors.numpy import save_file
-
     save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without a format
+    shutil.copymode(file.with_name("config.json"), file)  # safetensors writes for the owner's eyes only
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _copy_config(source: Path, to: Path, dtype: str) -> None:
@@ -107,8 +134,8 @@ def _replace(temporary: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, Any, Checkpoints]:
-    """A run's config, source checkpoint, model, tokenizer and checkpoints, of which there is one; nothing is loaded.
+def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, Any, Checkpoints, int]:
+    """A run's config, source checkpoint, model, tokenizer, checkpoints and the newest whole step; nothing is loaded.
 
     The model is sharded over this machine's devices, whatever mesh trained it; `overrides` change other keys of the
     config for it, as in `{"mesh.tensor": 2}`.
@@ -120,24 +147,24 @@ def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, 
     here = config.copy_and_resolve_references()
     here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
     source, model, tokenizer = train.load_model(here)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    if checkpoints.latest is None:
+    checkpoints = Checkpoints(workdir / "checkpoints", verify=config.checkpoint.verify)
+    step = checkpoints.newest()
+    if step is None:
         raise errors.UserError(f"{workdir}: no checkpoint there yet; train first")
-    return config, source, model, tokenizer, checkpoints
+    return config, source, model, tokenizer, checkpoints, step
 
 
-def restore(config: ConfigDict, model: Model, checkpoints: Checkpoints) -> TrainState:
-    """The state of the newest checkpoint, in the precision it was trained in."""
+def restore(config: ConfigDict, model: Model, checkpoints: Checkpoints, step: int) -> TrainState:
+    """The state of a checkpoint, in the precision it was trained in."""
     optimizer = optimizer_lib.make_optimizer(config.optimizer, lambda count: 0.0)
-    state = checkpoints.restore(checkpoints.latest, train.abstract_state(model, optimizer))
-    checkpoints.close()
-    return state
+    with checkpoints:
+        return checkpoints.restore(step, train.abstract_state(model, optimizer))
 
 
 def load_run(workdir: Path) -> train.Run:
-    """A run with its newest checkpoint."""
-    config, source, model, _, checkpoints = open_run(workdir)
-    return train.Run(workdir, config, source, model, restore(config, model, checkpoints))
+    """A run with its newest whole checkpoint."""
+    config, source, model, _, checkpoints, step = open_run(workdir)
+    return train.Run(workdir, config, source, model, restore(config, model, checkpoints, step))
 
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
@@ -146,7 +173,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write; by default the run's e
 
 def main() -> None:
     cli.parse(required=["workdir"])
-    workdir = train.local_folder(_WORKDIR.value)
+    workdir = run_directory.local_folder(_WORKDIR.value)
     out = Path(_OUT.value).expanduser().absolute() if _OUT.value else workdir / "export"
     if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.UserError(f"--out={out} exists and is not empty; give a new folder, or remove it first")

@@ -2,12 +2,15 @@
 
 python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
 python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
+
+Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 stopped by SIGTERM or SIGINT with all of
+it saved, the same command goes on; anything else is a fault.
 """
 
 import jax
 from absl import flags
 
-from dft_jax import cli, errors, train
+from dft_jax import cli, errors, interrupts, train
 from dft_jax.export import export
 
 _CONFIG = cli.define_config()
@@ -18,12 +21,13 @@ if "workdir" not in flags.FLAGS:  # defined by dft_jax.export as well
 def main() -> None:
     cli.parse(required=["config", "workdir"])
     cli.join_processes()
-    run = train.run(_CONFIG.value, flags.FLAGS.workdir)
-    settings, exported = run.config.export, ""
-    if settings.enabled:
-        out = run.workdir / "export"
-        export(run.state.params, run.model, run.source, out, dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
-        exported = f", {out} loads in transformers"
+    with interrupts.Interrupts():
+        run = train.run(_CONFIG.value, flags.FLAGS.workdir)
+        settings, exported = run.config.export, ""
+        if settings.enabled:
+            out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
+            export(run.state.params, run.model, run.source, out, **options)
+            exported = f", {out} loads in transformers"
     if jax.process_index() == 0:
         print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")
 

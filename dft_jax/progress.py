@@ -46,7 +46,7 @@ class Reporter:
         is_finite = bool(sums["is_finite"])
         if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
-        self.skips.count(step, is_finite)
+        self.skips.count(step, is_finite, packed.where)
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values})
 
@@ -64,15 +64,22 @@ class Reporter:
 class SkipGuard:
     """Counts updates skipped for non-finite numbers; too many in a row end the run."""
 
+    _SHOWN = 16
+
     def __init__(self, most_in_a_row: int):
         self.most, self.in_a_row = most_in_a_row, 0
 
-    def count(self, step: int, is_finite: bool) -> None:
+    def count(self, step: int, is_finite: bool, where: tuple[str, ...]) -> None:
+        """`where`: file and line of the step's examples."""
         self.in_a_row = 0 if is_finite else self.in_a_row + 1
         if self.in_a_row >= self.most:
+            shown = ", ".join(where[: self._SHOWN]) + (", …" if len(where) > self._SHOWN else "")
             raise errors.UserError(
-                f"step {step}: {self.most} non-finite updates in a row, none of them applied; look at the data of"
-                " these steps, or start again in a new --workdir with a lower config.optimizer.learning_rate"
+                [
+                    f"step {step}: {self.most} non-finite updates in a row, none of them applied; look at the data of"
+                    " these steps, or start again in a new --workdir with a lower config.optimizer.learning_rate",
+                    f"the {len(where)} examples of step {step}: {shown}",
+                ]
             )
 
 

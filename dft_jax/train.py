@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from tqdm import tqdm
 from dft_jax import (
     config as config_lib,
     errors,
+    interrupts,
     losses,
     metrics,
     models,
     objectives,
     optimizer as optimizer_lib,
+    run_directory,
     sharding,
     writer,
 )
-from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
 from dft_jax.evals import runner
 from dft_jax.models import Model, hf
 from dft_jax.progress import Reporter
 from dft_jax.types import Batch, Params, TrainState
+
+_log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +52,10 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     """Fine-tunes as `config` says, in `workdir`; resumes when a checkpoint of the same run is there.
 
     Raises:
-      UserError: anything wrong with config, checkpoint, data or workdir, before compilation.
+      UserError: anything wrong with config, checkpoint, data or workdir, before compilation; a save that failed.
+      Stopped: a signal asked for it (see interrupts.py); the state is saved.
     """
-    workdir = local_folder(str(workdir))
+    workdir = run_directory.local_folder(str(workdir))
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = load_model(config)
     benchmarks = Benchmarks(config, tokenizer, model, workdir)
@@ -60,56 +65,57 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     schedule = optimizer_lib.make_schedule(config.optimizer, steps)
     optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
     objective = objectives.make_objective(config.objective)
-    packed = loader.Steps(
-        train_examples,
-        model.mesh,
-        global_batch=config.train.global_batch,
-        seed=config.train.seed,
-        accumulation=config.train.accumulation,
-        row_length=config.data.max_length,
-        by_examples=config.train.loss_normalization == "official",
-    )
-
-    architecture = dataclasses.asdict(model.config)
-    fingerprint = {"training_data_sha256": train_examples.report["sha256"], "architecture": architecture}
+    packed = make_steps(config, train_examples, model)
     needs_reference = objectives.REFERENCE in objective.needs
-    if needs_reference and config.model.init == "checkpoint":
-        fingerprint["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
-    checkpoints = open_workdir(workdir, config, fingerprint)
-    describe_run(workdir, config, train_examples, heldout_examples)
-    is_new = checkpoints.latest is None
-    if is_new:
-        state = init_state(config, source, model, optimizer)
-    else:
-        state = checkpoints.restore(checkpoints.latest, abstract_state(model, optimizer))
-    reference = init_params(config, source, model) if needs_reference else None
-    train_step = make_train_step(model, objective, optimizer, schedule, config, reference)
-    evaluate = make_evaluate(model, objective, heldout_examples, config, reference)
-    start = int(state.step)
-    benchmarks.begin(steps, start, fingerprint["training_data_sha256"])
-
+    fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train_examples, steps, needs_reference)
     with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.close)  # waits for the save in progress, also when the run stops early
-        log = writer.Writer(workdir, config, resume_from=None if is_new else start)
+        stack.enter_context(run_directory.locked(workdir))
+        checkpoints, restart, identity = run_directory.open_workdir(workdir, config, fingerprint)
+        stack.enter_context(checkpoints)
+        run_directory.describe_run(workdir, config, train_examples, heldout_examples)
+        abstract = abstract_state(model, optimizer)
+        checkpoints.require_room(abstract)
+        is_new = restart is None
+        state = init_state(config, source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
+        reference = init_params(config, source, model) if needs_reference else None
+        train_step = make_train_step(model, objective, optimizer, schedule, config, reference)
+        evaluate = make_evaluate(model, objective, heldout_examples, config, reference)
+        start = int(state.step)
+        benchmarks.begin(steps, start, train_examples.report["sha256"])
+        log = writer.Writer(workdir, config, resume_from=restart)
         reporter = Reporter(config, model, log, steps=steps, start=start, mean_length=train_examples.mean_length)
         stack.enter_context(contextlib.closing(reporter))
         stack.enter_context(matmul_precision(config.model.compute_dtype))
-        if is_new:
-            reporter.evaluated(0, evaluate(state.params))
-        for step, packed_step in zip(range(start + 1, steps + 1), packed.iterate(start), strict=False):
-            batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
-            state, sums = train_step(state, batch)
-            reporter.add(step, sums, packed_step)
-            # Evaluated before it is saved: a run killed in between comes back to this step and has both.
-            if step == steps or (config.eval.every and step % config.eval.every == 0):
+
+        def save() -> None:
+            reporter.flush()  # a step that must not be saved stops the run here
+            if checkpoints.saved != int(state.step):
+                checkpoints.save(int(state.step), state, identity)
+
+        def evaluate_if_due(step: int) -> None:
+            """After the save, which matters most; a run that is taken up again does what is still missing there."""
+            _log.debug("evaluate %d", step)
+            is_due = step in (0, steps) or (config.eval.every and step % config.eval.every == 0)
+            if is_due and not log.has(step, "heldout/"):
                 reporter.evaluated(step, evaluate(state.params))
-            if step in benchmarks.steps and step < steps:
+            if step in benchmarks.steps and not log.has(step, "eval/"):
                 reporter.evaluated(step, benchmarks.run(step, state.params))
-            if step == steps or step % config.checkpoint.every == 0:
-                reporter.flush()  # a step that must not be saved stops the run here
-                checkpoints.save(step, state, fingerprint)
-        if steps in benchmarks.steps and not benchmarks.has(steps):
-            reporter.evaluated(steps, benchmarks.run(steps, state.params))  # of a run that is safe already
+
+        try:
+            interrupts.check()
+            evaluate_if_due(start)
+            for step, packed_step in zip(range(start + 1, steps + 1), packed.iterate(start), strict=False):
+                _log.debug("step %d", step)
+                batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
+                state, sums = train_step(state, batch)
+                reporter.add(step, sums, packed_step)
+                interrupts.check()
+                if step == steps or step % config.checkpoint.every == 0:
+                    save()
+                evaluate_if_due(step)
+        except errors.Stopped:
+            save()
+            raise
     return Run(workdir, config, source, model, state)
 
 
@@ -148,44 +154,23 @@ def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examp
     return train, heldout
 
 
+def make_steps(config: ConfigDict, examples: loader.Examples, model: Model) -> loader.Steps:
+    """The packed steps of the run."""
+    return loader.Steps(
+        examples,
+        model.mesh,
+        global_batch=config.train.global_batch,
+        seed=config.train.seed,
+        accumulation=config.train.accumulation,
+        row_length=config.data.max_length,
+        by_examples=config.train.loss_normalization == "official",
+    )
+
+
 def n_steps(config: ConfigDict, n_examples: int) -> int:
     """`train.steps`, or the whole global batches in `train.epochs` passes over the data (at least one)."""
     by_epochs = int(config.train.epochs * n_examples / config.train.global_batch)
     return config.train.steps or max(by_epochs, 1)
-
-
-def local_folder(path: str, flag: str = "--workdir") -> Path:
-    """`path` with ~ expanded; UserError for a bucket, which would become a folder named `gs:`."""
-    if "://" in path:
-        raise errors.UserError(f"{flag}={path}: give a local or mounted folder; buckets can be mounted")
-    return Path(path).expanduser().absolute()
-
-
-def open_workdir(workdir: Path, config: ConfigDict, fingerprint: dict[str, Any]) -> Checkpoints:
-    """The checkpoints in `workdir`, made if need be; refused when they are those of another run."""
-    try:
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = f"{error.strerror}: {error.filename}"
-        raise errors.UserError(f"--workdir={workdir}: cannot be used ({why}); give another") from error
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    if checkpoints.latest is not None:
-        changes = config_lib.resume_differences(config, hf.read_json(workdir / "config.json"))
-        changes += config_lib.differences(checkpoints.run_of(checkpoints.latest), fingerprint, "this run's ")
-        remedy = f"--workdir={workdir} holds another run: undo the change, or give a new --workdir"
-        errors.raise_if_any(changes and [remedy, *changes])
-    return checkpoints
-
-
-def describe_run(workdir: Path, config: ConfigDict, train: loader.Examples, heldout: loader.Examples | None) -> None:
-    """Writes what a reader of the run needs: config.json, env.json, data_report.json."""
-    try:
-        writer.write_text(workdir / "config.json", config_lib.to_json(config))
-        writer.write_json(workdir / "env.json", writer.environment())
-        reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
-        writer.write_json(workdir / "data_report.json", reports)
-    except OSError as error:
-        raise errors.UserError(f"--workdir={workdir}: cannot be written ({error}); give another") from error
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
@@ -319,6 +304,7 @@ def make_evaluate(
     def evaluate(params) -> dict[str, Any]:
         total = None
         for step in tqdm(steps, desc="held out", leave=False, disable=jax.process_index() > 0):
+            interrupts.check()
             sums = eval_step(reference, params, sharding.device_batch(step.batch, model.mesh, step.n_rows))
             sums = jax.tree.map(np.float64, jax.device_get(sums))  # float32 could not count beyond 2**24 tokens
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)

@@ -1,5 +1,6 @@
 """A run's directory and its metrics: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -17,16 +18,34 @@ from ml_collections import ConfigDict
 _VERSIONS_OF = "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
 
 
-def write_text(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Writes under a temporary name, flushes to disk, then renames: the final name never holds half a file."""
-    if jax.process_index() > 0:
-        return
     temporary = file.with_name(f"{file.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # of a full disk
+        raise
+    flush_folder(file.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Makes renames in a folder outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(file: Path, text: str) -> None:
+    """As `write_atomically`, by process 0 alone."""
+    if jax.process_index() == 0:
+        write_atomically(file, text)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -66,11 +85,13 @@ class Writer:
         """`resume_from` is the step of the checkpoint that the run goes on from; None for a run from the start."""
         self.active = jax.process_index() == 0
         self.boards: list[Any] = []
-        if not self.active:
-            return
         self.file = workdir / "metrics.jsonl"
         last_kept = -1 if resume_from is None else resume_from
-        _drop_rows_after(self.file, last_kept)
+        kept = _rows_up_to(self.file, last_kept)
+        self.kept_metrics = {(row["step"], name) for row in kept for name in row}
+        if not self.active:
+            return
+        write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
         self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115  (open for the whole run)
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
@@ -90,6 +111,10 @@ class Writer:
                 if isinstance(value, (int, float)):
                     board.add_scalar(name, value, step)
 
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether a row from before the run was taken up again has a metric of this kind at this step."""
+        return any(at == step and name.startswith(prefix) for at, name in self.kept_metrics)
+
     def close(self) -> None:
         for board in self.boards:
             board.close()
@@ -103,7 +128,11 @@ class _Wandb:
 
         run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run is resumed
         project, settings = config.log.wandb_project, config.to_dict()
-        self.run = wandb.init(project=project, id=run_id, resume="allow", dir=workdir, config=settings)
+        # It would keep the address of the git remote, which may hold a token, and the command; env.json says enough.
+        private = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True)
+        self.run = wandb.init(
+            project=project, id=run_id, resume="allow", dir=workdir, config=settings, settings=private
+        )
 
     def add_scalar(self, name, value, step):
         self.run.log({name: value}, step=step)
@@ -117,16 +146,10 @@ def _null_if_not_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_rows_after(file: Path, step: int) -> None:
+def _rows_up_to(file: Path, step: int) -> list[dict[str, Any]]:
     """A resumed run repeats the steps after its checkpoint; their first rows go, so that each step has one."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the half line of a killed run
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    write_text(file, "".join(kept))
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # the half line of a killed run
+            rows.append(json.loads(line))
+    return [row for row in rows if row["step"] <= step]

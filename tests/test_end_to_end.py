@@ -110,9 +110,9 @@ def state_arrays(workdir):
     import jax
     import orbax.checkpoint as ocp
 
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
-        args = ocp.args.Composite(state=ocp.args.StandardRestore())
-        state = manager.restore(manager.latest_step(), args=args)["state"]
+    steps = [int(folder.name) for folder in (workdir / "checkpoints").iterdir()]
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        state = checkpointer.restore((workdir / f"checkpoints/{max(steps)}/state").absolute())
     leaves = jax.tree.leaves(state)
     assert len(leaves) > 40  # 13 parameters, twice as many moments, counters
     return [np.asarray(leaf) for leaf in leaves]

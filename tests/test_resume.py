@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from dft_jax import assets, errors, train
+from dft_jax import assets, errors, progress, train
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
 from tests.training import tiny_config
@@ -27,20 +27,21 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("killed_at", [2, 4])
-def test_killed_between_an_evaluation_and_its_checkpoint(killed_at, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", [(Checkpoints, "save"), (progress.Reporter, "evaluated")], ids=["save", "evaluate"])
+def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_path, monkeypatch):
     """Before the first checkpoint (2) and at the very end (4): no row twice, none missing."""
-    save = Checkpoints.save
+    original = getattr(*where)
 
-    def save_or_die(self, step, *arguments):
+    def die(self, step, *arguments):
         if step == killed_at:
             raise Killed
-        save(self, step, *arguments)
+        original(self, step, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoints, "save", save_or_die)
+        patched.setattr(*where, die)
         with pytest.raises(Killed):
             train.run(config(), tmp_path)
-    assert killed_at in steps_of(tmp_path, "heldout/nll")
+    assert killed_at not in steps_of(tmp_path, "heldout/nll")
     run = train.run(config(), tmp_path)
     assert int(run.state.step) == 4
     assert steps_of(tmp_path, "heldout/nll") == [0, 2, 4]
@@ -72,17 +73,6 @@ def test_another_run_is_refused(overrides, words, finished):
 def test_what_only_says_how_may_change(finished):
     run = train.run(config(**{"log.every": 2, "mesh.fsdp": 2, "train.loss_chunk_tokens": 64}), finished)
     assert int(run.state.step) == 4
-
-
-def test_an_incomplete_checkpoint_is_named(finished, tmp_path):
-    import shutil
-
-    shutil.copytree(finished, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/4/state")
-    with pytest.raises(errors.UserError, match="checkpoints/4: not a complete checkpoint .* remove that folder"):
-        train.run(config(), tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/4")
-    assert int(train.run(config(), tmp_path / "run").state.step) == 4
 
 
 def test_another_reference_is_refused(tmp_path):

@@ -14,12 +14,15 @@ RANKS = [
     ("types", 0),
     ("__init__", 0),
     ("assets", 0),
+    ("workers", 1),
     ("sharding", 1),
+    ("interrupts", 1),
     ("objectives", 2),
     ("losses", 2),
     ("metrics", 2),
     ("optimizer", 2),
     ("writer", 2),
+    ("manifest", 3),
     ("models", 3),
     ("data", 3),
     ("checkpoint", 3),
@@ -28,6 +31,7 @@ RANKS = [
     ("progress", 4),
     ("evals", 5),
     ("config", 5),
+    ("run_directory", 5),
     ("cli", 6),
     ("train", 6),
     ("evaluate", 7),
@@ -77,13 +81,13 @@ def test_no_torch_and_no_flax_outside_models(file):
 
 
 # Lines of each part, at most. The core is all that trains, samples and exports; the instrument that measures answers
-# (evals) and what reads finished runs (analysis) have their own limits, so that neither grows at the core's cost.
+# (evals and its command) and what reads finished runs (analysis) have their own limits, so that neither grows at the core's cost.
 LIMITS = {"core": 6000, "evals": 2000, "analysis": 2000}
 
 
 def part_of(file: pathlib.Path) -> str:
-    folder = file.relative_to(ROOT / "dft_jax").parts[0]
-    return folder if folder in LIMITS else "core"
+    part = file.relative_to(ROOT / "dft_jax").parts[0].replace("evaluate.py", "evals")
+    return part if part in LIMITS else "core"
 
 
 def test_files_and_functions_are_short():

@@ -236,7 +236,9 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
     scores = {"only": tokens.Scores(*np.full((3, n), -0.5, np.float32))}
     commands._reset_flags()
     tokens.flags.FLAGS(["tokens"])
-    tokens.report(scores, loader.Examples(examples, {}), hf.load_tokenizer(assets.LAB), {}, tmp_path)
+    tokens.report(
+        scores, loader.Examples(examples, {}, ["a"] * len(examples)), hf.load_tokenizer(assets.LAB), {}, tmp_path
+    )
     assert (tmp_path / "changed.csv").read_text() == ",".join(tokens._CHANGED_COLUMNS) + "\n"
     assert "against" not in capsys.readouterr().out
 

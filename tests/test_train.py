@@ -123,9 +123,10 @@ def test_a_non_finite_step_changes_nothing_but_the_step_number(mesh1):
 def test_too_many_skips_in_a_row_end_the_run():
     guard = progress.SkipGuard(3)
     for step, finite in enumerate([False, False, True, False, False], start=1):
-        guard.count(step, finite)
-    with pytest.raises(errors.UserError, match="step 6: .*in a row.*learning_rate"):
-        guard.count(6, False)
+        guard.count(step, finite, ("a.jsonl:3",))
+    with pytest.raises(errors.UserError, match="step 6: .*in a row.*learning_rate") as refusal:
+        guard.count(6, False, ("a.jsonl:1", "a.jsonl:9"))
+    assert "the 2 examples of step 6: a.jsonl:1, a.jsonl:9" in str(refusal.value)
 
 
 def test_an_empty_batch_gives_loss_zero_and_no_nan(mesh1):

@@ -50,15 +50,7 @@ class Trainer:
         reference = train.init_params(config, assets.TINY, self.model) if needs_reference else None
         self.step = train.make_train_step(self.model, objective, self.optimizer, schedule, config, reference)
         self.state = train.init_state(config, assets.TINY, self.model, self.optimizer)
-        self.packed = loader.Steps(
-            tiny_examples(),
-            mesh,
-            global_batch=config.train.global_batch,
-            seed=0,
-            accumulation=config.train.accumulation,
-            row_length=config.data.max_length,
-            by_examples=config.train.loss_normalization == "official",
-        )
+        self.packed = train.make_steps(config, tiny_examples(), self.model)
 
     def batch(self, n):
         packed = self.packed[n]

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import assets, cli, config as config_lib, errors, train
+from dft_jax import assets, cli, config as config_lib, errors, run_directory, train
 from dft_jax.analysis import compare, figures
 from dft_jax.evals import runner
 from dft_jax.models import hf
@@ -104,7 +104,7 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     cli.parse(required=[])
     # Not the flag's default: other commands have the flag too, and one process may import several.
-    out, start = train.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
+    out, start = run_directory.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
     config = lab_config("sft")
     source, model, tokenizer = train.load_model(config)
     plan = runner.plan(settings(), tokenizer, model)

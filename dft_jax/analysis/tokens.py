@@ -42,7 +42,19 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dft_jax import cli, config as config_lib, errors, evaluate, losses, metrics, models, sharding, train, writer
+from dft_jax import (
+    cli,
+    config as config_lib,
+    errors,
+    evaluate,
+    losses,
+    metrics,
+    models,
+    run_directory,
+    sharding,
+    train,
+    writer,
+)
 from dft_jax.analysis import figures
 from dft_jax.data import loader, sources
 from dft_jax.evals.report import aligned
@@ -97,7 +109,8 @@ def numbered(examples: loader.Examples) -> loader.Examples:
     ends = np.cumsum([len(example.ids) for example in examples.examples])[:-1]
     ids_of = np.split((np.cumsum(trained) - 1).astype(np.int32), ends)
     pairs = zip(examples.examples, ids_of, strict=True)
-    return loader.Examples([dataclasses.replace(example, ids=ids) for example, ids in pairs], examples.report)
+    replaced = [dataclasses.replace(example, ids=ids) for example, ids in pairs]
+    return loader.Examples(replaced, examples.report, examples.where)
 
 
 def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict, name: str) -> Scores:
@@ -293,7 +306,7 @@ def _writing(out: Path):
 
 def main() -> None:
     cli.parse(required=["models", "data", "out"])
-    paths, out = read_models(_MODELS.value), train.local_folder(_OUT.value, "--out")
+    paths, out = read_models(_MODELS.value), run_directory.local_folder(_OUT.value, "--out")
     cli.join_processes()
     given = [flags.FLAGS[name].value for name in ("revision", "tensor", "compute_dtype")]
     opened = {name: evaluate.open_model(path, *given) for name, path in paths.items()}

@@ -34,6 +34,7 @@ class Examples:
 
     examples: list[Example]
     report: dict
+    where: list[str]  # file and line of each
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -59,10 +60,13 @@ def load_examples(
     template = Template(config.template, tokenizer)
     accountant = _Accountant(config.bad_rows == "refuse")
     examples: list[Example] = []
+    places: list[str] = []
     pending: list[tuple[str, list[Part]]] = []
 
     def flush():
-        examples.extend(_tokenize(pending, template, config.max_length, accountant))
+        for where, example in _tokenize(pending, template, config.max_length, accountant):
+            places.append(where)
+            examples.append(example)
         pending.clear()
 
     rows = sources.read_rows(path, config, split)
@@ -91,7 +95,7 @@ def load_examples(
             f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the tokenizer is not this"
             " model's; copy the model's own tokenizer files"
         )
-    return Examples(examples, accountant.report(path, examples))
+    return Examples(examples, accountant.report(path, examples), places)
 
 
 def _quiet() -> bool | None:
@@ -101,7 +105,7 @@ def _quiet() -> bool | None:
 
 def _tokenize(
     pending: list[tuple[str, list[Part]]], template: Template, max_length: int, accountant
-) -> Iterator[Example]:
+) -> Iterator[tuple[str, Example]]:
     texts = [part.text for _, parts in pending for part in parts]
     if not texts:
         return
@@ -114,7 +118,7 @@ def _tokenize(
             accountant.drop(where, "prompt_too_long", len(example.ids) + example.cut_tokens)
             continue
         accountant.use(where, example)
-        yield example
+        yield where, example
 
 
 class _Accountant:
@@ -188,6 +192,7 @@ class Step:
     batch: Batch
     n_rows: int
     real_tokens: int  # positions that hold a token, over all processes
+    where: tuple[str, ...]  # file and line of its examples, those of all processes
 
     @property
     def efficiency(self) -> float:
@@ -214,7 +219,7 @@ class Packer:
         row_length: int,
         by_examples: bool = False,
     ):
-        self.examples, self.mesh = examples.examples, mesh
+        self.examples, self.where, self.mesh = examples.examples, examples.where, mesh
         self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
         needed = [accumulation * max(map(len, self._pack(numbers))) for numbers in sample]
         most = max(map(len, sample))
@@ -241,7 +246,8 @@ class Packer:
             rows = rows + [[]] * (n_rows - len(rows))
             filled.append(packing.fill_rows(self.examples, [rows[b] for b in mine], self.row_length))
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
-        return Step(batch, n_rows, sum(packing.slots(self.examples[n]) for n in numbers))
+        real_tokens = sum(packing.slots(self.examples[n]) for n in numbers)
+        return Step(batch, n_rows, real_tokens, tuple(self.where[n] for n in numbers))
 
 
 class Steps:

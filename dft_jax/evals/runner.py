@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dft_jax import errors, writer
+from dft_jax import errors, interrupts, writer
 from dft_jax.data.chat import Template
 from dft_jax.data.sources import BadRow
 from dft_jax.evals import benchmarks, grading, report
@@ -188,6 +188,7 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
         if missing:
             with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
                 for completion in plan.sampler.sample(load(), missing):
+                    interrupts.check()
                     key = missing[completion.request]
                     done[key] = _row(plan, key, completion)
                     journal.write(json.dumps(done[key]) + "\n")

@@ -1,0 +1,109 @@
+"""SIGTERM and SIGINT: the first asks a run to save and end with exit code 42, a second ends it at once.
+
+A thread notices signals as they arrive, also while the main thread is inside a compilation, where a Python handler
+would have to wait. The main thread asks between its steps, with `check`.
+"""
+
+import functools
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from dft_jax import errors
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_current: "Interrupts | None" = None
+
+
+def check() -> None:
+    """To be called, by all processes alike, wherever a run can be left and taken up again; free when nothing catches.
+
+    From the first call on there is something to save; before it a signal ends the process at once (with 42 as well).
+
+    Raises:
+      errors.Stopped: on every process, at the same call, once any of them was signalled.
+    """
+    if _current is not None and _current.is_asked():
+        raise errors.Stopped(_current.received or "a signal to another process")
+
+
+class Interrupts:
+    """While entered, signals are caught; only the main thread can enter it, and only one at a time."""
+
+    def __init__(self):
+        self.received: str | None = None  # the name of the first signal
+        self.is_working = False
+        self.pending: jax.Array | None = None
+
+    def __enter__(self) -> "Interrupts":
+        global _current
+        reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.thread = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
+        self.thread.start()
+        self.old_handlers = {number: signal.signal(number, _ignore) for number in SIGNALS}
+        self.old_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        _current = self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        global _current
+        _current = None
+        signal.set_wakeup_fd(self.old_writer)
+        for number, handler in self.old_handlers.items():
+            signal.signal(number, handler)
+        os.close(self.writer)  # ends the thread
+        self.thread.join()
+
+    def _watch(self, reader: int) -> None:
+        while byte := os.read(reader, 1):
+            number = byte[0]
+            if number not in SIGNALS:
+                continue
+            if self.received:
+                os._exit(128 + number)
+            self.received = signal.Signals(number).name
+            if not self.is_working:
+                _say(f"{self.received}: ended before there was anything to save")
+                os._exit(errors.EXIT_RESUMABLE)
+            _say(f"{self.received}: saving within a step, then ending; a second signal ends at once")
+        os.close(reader)
+
+    def is_asked(self) -> bool:
+        """Whether any process was signalled, at the latest one call ago where there are several.
+
+        Their answers are added up on the devices and read one call late, like metrics, so nobody waits for it.
+        """
+        self.is_working = True
+        if jax.process_count() == 1:
+            return self.received is not None
+        previous, self.pending = self.pending, _n_asked(self.received is not None)
+        return previous is not None and int(previous) > 0
+
+
+def _n_asked(mine: bool) -> jax.Array:
+    layout, total = _adder()
+    local = np.full(jax.local_device_count(), mine, np.int32)
+    return total(jax.make_array_from_process_local_data(layout, local))
+
+
+@functools.cache
+def _adder():
+    mesh = jax.make_mesh((jax.device_count(),), ("devices",))
+    return NamedSharding(mesh, P("devices")), jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Python wants a handler before it tells the thread."""
+
+
+def _say(text: str) -> None:
+    os.write(sys.__stderr__.fileno(), f"\n{text}\n".encode())

@@ -1,0 +1,108 @@
+"""The manifest of a checkpoint: the size and SHA-256 of its every file, written last, so that it says "this is whole".
+
+Orbax has no checksum of array data: a flipped bit is restored as if nothing were. A folder without a manifest is one
+whose saving never ended; a folder that differs from its manifest is damaged.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from dft_jax import writer
+
+NAME = "manifest.json"
+VERIFY = ("sha256", "sizes", "off")
+_PART = ".sha256.{process}.json"
+_PART_TIMEOUT_S = 600.0
+
+
+def write(folder: Path, step: int) -> None:
+    """Every process hashes its share of the files; process 0 gathers the shares and writes the manifest.
+
+    Runs in a thread beside training, so processes meet through the folder (all of them see it, as Orbax needs too)
+    and not through the devices.
+
+    Raises:
+      OSError: a file cannot be read or written.
+      TimeoutError: another process has not delivered its share.
+    """
+    n_processes = jax.process_count()
+    files = [file for file in _files(folder) if not file.name.startswith(".sha256.")]
+    share = _hashes(folder, files[jax.process_index() :: n_processes], is_new=True)
+    if n_processes > 1:
+        writer.write_atomically(folder / _PART.format(process=jax.process_index()), json.dumps(share))
+    if jax.process_index() > 0:
+        return
+    deadline = time.monotonic() + _PART_TIMEOUT_S
+    parts = [folder / _PART.format(process=process) for process in range(1, n_processes)]
+    for part in parts:
+        while not part.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{part} was not written within {_PART_TIMEOUT_S:.0f} s")
+            time.sleep(0.05)
+        share |= json.loads(part.read_text())
+    for part in folder.glob(_PART.format(process="*")):
+        part.unlink()
+    writer.write_atomically(folder / NAME, _text(step, share))
+
+
+def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
+    """How the files of a checkpoint differ from its manifest, one line each; `verify` is one of VERIFY."""
+    if verify == "off":
+        return []
+    try:
+        text = (folder / NAME).read_text(encoding="utf-8")
+        content = json.loads(text)
+        files = content["files"]
+        if content["step"] != step or text != _text(step, files):
+            return [f"{NAME} is not as it was written"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{NAME} cannot be read ({type(error).__name__})"]
+    found = []
+    for name, entry in files.items():
+        file = folder / name
+        if not file.is_file():
+            found.append(f"{name} is missing")
+        elif file.stat().st_size != entry["bytes"]:
+            found.append(f"{name} has {file.stat().st_size} bytes, not {entry['bytes']}")
+    if verify == "sha256" and not found:
+        try:
+            hashes = _hashes(folder, [folder / name for name in files], is_new=False)
+        except OSError as error:
+            return [f"{error.filename} cannot be read ({error.strerror})"]
+        found = [f"{name} has another content" for name in files if hashes[name] != files[name]]
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / NAME)
+
+
+def _text(step: int, files: dict) -> str:
+    return json.dumps({"step": step, "files": files}, indent=1, sort_keys=True) + "\n"
+
+
+def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
+    """{relative name: {bytes, sha256}}, several files at a time (hashing leaves the interpreter to others).
+
+    New files are flushed to the disk as well: the manifest must not outlast a power cut that they do not.
+    """
+
+    def of(file: Path) -> tuple[str, dict]:
+        with open(file, "rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            if is_new:
+                os.fsync(handle.fileno())
+        return str(file.relative_to(folder)), {"bytes": file.stat().st_size, "sha256": digest}
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        hashed = threads.map(of, files)
+        return dict(
+            tqdm(hashed, desc="verify", total=len(files), unit="file", leave=False, delay=2, disable=is_new or None)
+        )
