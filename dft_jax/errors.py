@@ -22,8 +22,12 @@ class UserError(ValueError):
         super().__init__("\n".join(self.problems))
 
     def report(self) -> str:
-        """At most five lines, one per problem; what does not fit is counted, not hidden."""
-        lines = [" ".join(f"error: {problem}".split()) for problem in self.problems]
+        """At most five lines, one per problem; what does not fit is counted, not hidden.
+
+        Names may come from a hostile file, so nothing that a terminal would obey is printed.
+        """
+        texts = [" ".join(f"error: {problem}".split()) for problem in self.problems]
+        lines = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts]
         if len(lines) > _MAX_LINES:
             hidden = len(lines) - _MAX_LINES + 1
             lines = lines[: _MAX_LINES - 1] + [f"error: … and {hidden} more problems; mend these first"]

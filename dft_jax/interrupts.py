@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
 
 import jax
@@ -19,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from dft_jax import errors
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO_S = 1.0  # launchers send one signal to a group and pass it on as well: so soon after the first it is the same
 
 _current: "Interrupts | None" = None
 
@@ -69,7 +71,10 @@ class Interrupts:
             if number not in SIGNALS:
                 continue
             if self.received:
-                os._exit(128 + number)
+                if time.monotonic() - self.received_at > ECHO_S:
+                    os._exit(128 + number)
+                continue
+            self.received_at = time.monotonic()
             self.received = signal.Signals(number).name
             if not self.is_working:
                 _say(f"{self.received}: ended before there was anything to save")

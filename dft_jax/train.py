@@ -94,11 +94,12 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
 
         def evaluate_if_due(step: int) -> None:
             """After the save, which matters most; a run that is taken up again does what is still missing there."""
-            _log.debug("evaluate %d", step)
             is_due = step in (0, steps) or (config.eval.every and step % config.eval.every == 0)
             if is_due and not log.has(step, "heldout/"):
+                _log.debug("evaluate %d", step)
                 reporter.evaluated(step, evaluate(state.params))
             if step in benchmarks.steps and not log.has(step, "eval/"):
+                _log.debug("evaluate %d", step)
                 reporter.evaluated(step, benchmarks.run(step, state.params))
 
         try:

@@ -304,9 +304,7 @@ def test_workdir_of_other_data(finished_run, capfd, monkeypatch):
     data.write_bytes(content.replace(b"apples", b"grapes", 1))
     outcome = run_command(main.main, small_run_arguments(workdir, data), capfd, monkeypatch)
     data.write_bytes(content)
-    assert_refused(
-        outcome, "this run's training_data_sha256: ", "holds another run: undo the change, or give a new --workdir"
-    )
+    assert_refused(outcome, "training_data_sha256: ", "holds another run: undo the change, or give a new --workdir")
     assert tree(workdir) == before
 
 

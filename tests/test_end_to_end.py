@@ -171,7 +171,7 @@ def test_two_processes_equal_one(whole, tmp_path):
 
 
 def test_inspect_data_shows_trained_tokens(tmp_path):
-    command = [sys.executable, "-m", "dft_jax.inspect_data", "--config=configs/tiny.py", "--rows=1"]
+    command = [sys.executable, "-m", "dft_jax.analysis.inspect_data", "--config=configs/tiny.py", "--rows=1"]
     done = subprocess.run(
         [*command, "--config.data.max_rows=20"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dft_jax import export, models
+from dft_jax import errors, export, models
 from dft_jax.models import hf
 from tests.conftest import GOLDEN, make_mesh
 
@@ -79,9 +79,9 @@ def test_an_interrupted_export_leaves_no_final_name_and_an_old_one_is_replaced(t
 
     with monkeypatch.context() as patched:
         patched.setattr(export, "_save", full_disk)
-        with pytest.raises(OSError):
+        with pytest.raises(errors.UserError, match="no space left on device"):
             export.export(params, model, source, out)
-    assert not out.exists()
+    assert not out.exists() and list(tmp_path.iterdir()) == []
     export.export(params, model, source, out)
     first = digest(out / "model.safetensors")
     doubled = jax.tree.map(lambda x: 2 * x, params)

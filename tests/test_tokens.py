@@ -279,7 +279,7 @@ def test_wrong_input_is_refused(arguments, expected, tmp_path, capfd, monkeypatc
 
 
 def test_a_diverged_model_is_refused(tmp_path, capfd, monkeypatch):
-    broken = copy_of_lab(tmp_path / "broken", lambda weight: weight * np.float32("nan"))
+    broken = copy_of_lab(tmp_path / "broken", lambda weight: weight * np.float32(1e30))
     arguments = [f"--models={broken}", *READ, f"--out={tmp_path}/out", "--tensor=2"]
     outcome = run_command(tokens.main, arguments, capfd, monkeypatch)
     assert outcome.code == 2 and "broken: its probabilities are not finite" in outcome.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dft_jax import errors
+from dft_jax.data import rendering
 from dft_jax.data.sources import BadRow, Message
 
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -155,18 +156,19 @@ class Template:
         return [Part(self.prompt(question), False), Part(answer + self.tokenizer.eos_token, True)]
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
-        import jinja2
-
-        try:  # transformers renders in jinja2's sandbox
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=add_generation_prompt
+        variables = self.tokenizer.special_tokens_map
+        outcome, text = rendering.render(self.jinja, variables, messages, add_generation_prompt)
+        if outcome == "text":
+            return text
+        if outcome == "syntax":
+            raise errors.UserError(f"{self.setting}={self.name!r}:{text}; mend it")
+        if outcome in rendering.RUNAWAY:
+            raise errors.UserError(
+                f"{self.setting}={self.name!r}: rendering one conversation {rendering.RUNAWAY[outcome]};"
+                f" mend the template, or choose one of {', '.join(STYLES)} or a .jinja file"
             )
-        except jinja2.TemplateSyntaxError as error:
-            raise errors.UserError(f"{self.setting}={self.name!r}:{error.lineno}: {error.message}; mend it") from error
-        except jinja2.TemplateError as error:
-            raise BadRow(f"template {self.name!r} refused the row ({error}); mend one of them") from error
-        except Exception as error:  # the template is a small program: 'a' + 1 raises TypeError
-            raise BadRow(f"template {self.name!r} failed ({type(error).__name__}: {error}); mend it") from error
+        remedy = "mend it" if outcome == "failed" else "mend one of them"
+        raise BadRow(f"template {self.name!r} {outcome} ({text}); {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)

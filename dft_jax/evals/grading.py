@@ -11,29 +11,24 @@ socket; an item that tries is an `error`.
 """
 
 import dataclasses
-import json
 import math
-import os
 import re
-import resource
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
-from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
+from multiprocessing.connection import wait
 from typing import Any
 
 from tqdm import tqdm
 
+from dft_jax import workers
 from dft_jax.evals import extraction, paper_rules
+from dft_jax.workers import Worker, peak_kib
 
 # timeout: the time or memory of one item ran out. error: the comparison failed in some other way, or its process died.
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
 MODES = ("strict", "paper")
-START_S = 120.0  # for a worker to import sympy on a busy machine
+_WITHOUT_REPLY = {workers.LATE: "timeout", workers.DEAD: "error", workers.REFUSED: "error"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Grader:
             raise ValueError(f"{workers=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB")
         self.mode, self.last_number, self.wall_s, self.memory_gb = mode, last_number, wall_s, memory_gb
         self.wanted = workers
-        self.workers: list[_Worker] = []
+        self.workers: list[Worker] = []
 
     def __enter__(self) -> "Grader":
         return self
@@ -106,171 +101,48 @@ class Grader:
         running = 0
         while waiting or running:
             while waiting and len(self.workers) < min(self.wanted, len(waiting) + running):
-                self.workers.append(_Worker(self.mode, self.wall_s, self.memory_gb))
+                self.workers.append(Worker("dft_jax.evals.grading:serve", self.wall_s, self.mode, self.memory_gb))
             for worker in self.workers:
-                if worker.ready and worker.pair is None and waiting:
+                if worker.ready and worker.request is None and waiting:
                     worker.give(waiting.pop())
                     running += 1
-            deadlines = [w.deadline for w in self.workers if w.pair is not None or not w.ready]
+            deadlines = [w.deadline for w in self.workers if w.request is not None or not w.ready]
             wait([w.pipe for w in self.workers], max(0.0, min(deadlines) - time.monotonic()) if deadlines else 0.0)
             for worker in list(self.workers):
-                pair, verdict = worker.pair, worker.poll()
-                if verdict is not None and pair is not None:
+                pair, reply = worker.request, worker.poll()
+                if reply is not None and pair is not None:
                     running -= 1
-                    yield pair, verdict
+                    yield pair, _WITHOUT_REPLY.get(reply, reply)
                 if worker.is_over:
                     worker.kill()
                     self.workers.remove(worker)
 
 
-class _Worker:
-    """One process and the parent's end of its pipe; `pair` is what it is at work on."""
-
-    def __init__(self, mode: str, wall_s: float, memory_gb: float):
-        self.wall_s = wall_s
-        self.pair: tuple[str, str] | None = None
-        self.ready = self.is_over = False
-        self.deadline = time.monotonic() + START_S
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 — closed in kill()
-        self.pipe, theirs = Pipe()
-        code = "from dft_jax.evals import grading; grading.serve(*__import__('sys').argv[1:])"
-        arguments = [str(theirs.fileno()), mode, str(wall_s), str(memory_gb)]
-        # Nothing of the parent's environment, where keys and tokens lie, reaches a process that reads model text; a
-        # fixed hash seed makes sympy walk its sets in the same order in every worker.
-        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-        environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self.log,
-            pass_fds=[theirs.fileno()],
-            env=environment,
-        )
-        theirs.close()
-
-    def give(self, pair: tuple[str, str]) -> None:
-        self.pair = pair
-        self.deadline = time.monotonic() + self.wall_s
-        try:
-            self.pipe.send_bytes(json.dumps(pair).encode())
-        except OSError:
-            pass  # it is dead, which poll() finds out
-
-    def poll(self) -> str | None:
-        """The verdict of its item, if there is one by now; `is_over` tells whether the process has to be replaced."""
-        try:
-            message = self.pipe.recv_bytes() if self.pipe.poll() else None
-        except (EOFError, OSError):
-            self.is_over = True
-            if not self.ready:
-                raise RuntimeError(f"a grading worker did not start:\n{self._last_words()}") from None
-            return "error"
-        if message == b"ready":
-            self.ready = True
-        elif message is not None:
-            reply = json.loads(message)
-            self.pair, self.is_over = None, reply["is_over"]
-            return reply["verdict"]
-        elif time.monotonic() > self.deadline and (self.pair is not None or not self.ready):
-            self.is_over = True
-            if not self.ready:
-                raise RuntimeError(f"a grading worker did not start within {START_S:.0f} s:\n{self._last_words()}")
-            return "timeout"
-        return None
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.pipe.close()
-        self.log.close()
-
-    def _last_words(self) -> str:
-        self.process.kill()
-        self.log.seek(0)
-        return self.log.read()[-2000:].decode(errors="replace")
-
-
 # ---- what runs in a worker ------------------------------------------------------------------------------------------
 
-_REFUSED = (
-    "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.kill os.remove os.rename os.rmdir os.mkdir "
-    "os.link os.symlink os.truncate os.chmod os.chown os.putenv subprocess. socket. ctypes. shutil. tempfile. ftplib. "
-    "urllib. http. webbrowser. pty. smtplib. code.__new__"
-).split()
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-
-class Guard:
-    """An audit hook that lets sympy import its own modules and compute, and refuses everything else that acts."""
-
-    def __init__(self):
-        self.refused: list[str] = []
-
-    def __call__(self, event: str, args: tuple) -> None:
-        if self.is_refused(event, args):
-            self.refused.append(event)
-            raise PermissionError(f"{event} is refused in a grading worker")
-
-    @staticmethod
-    def is_refused(event: str, args: tuple) -> bool:
-        if event == "compile":
-            return args[0] is not None and _is_made_up(args[1])
-        if event == "exec":
-            return _is_made_up(args[0].co_filename)
-        if event == "open":
-            return isinstance(args[2], int) and bool(args[2] & _WRITES)
-        return event.startswith(tuple(_REFUSED))
-
-
-def _is_made_up(name: Any) -> bool:
-    """Whether the code comes from no file: strings are compiled under names such as <string>."""
-    name = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    return name.startswith("<") and not name.startswith("<frozen ")
-
-
-def serve(pipe_number: str, mode: str, wall_s: str, memory_gb: str) -> None:
-    """The worker's loop: pairs come in, verdicts go out, until the parent closes the pipe or is gone."""
-    pipe = Connection(int(pipe_number))
+def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
+    """The entry point of a worker: pairs of answer and reference come in, verdicts go out."""
     limit = int(float(memory_gb) * 2**30)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.dont_write_bytecode = True
-    prepare()
-    compare = {"strict": strict_equal, "paper": paper_equal}[mode]
-    for reference in ("\\frac{1}{2}", "x=1", "(1,2)", "\\{1,2\\}", "x^2+\\sqrt{3}"):
-        compare("2x+1", reference)  # imports, and the grammar's tables, are not on the first item's time
-    guard = Guard()
-    sys.addaudithook(guard)
-    resident = peak_kib()
-    pipe.send_bytes(b"ready")
-    while True:
-        try:
-            answer, reference = json.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        # Should the parent be killed while this computes, nobody would end it: the kernel does, some seconds later.
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime + 2 * float(wall_s)) + 5
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-        before, verdict, peak = peak_kib(), judge(compare, answer, reference), peak_kib()
-        if guard.refused:
-            verdict = "error"
-            guard.refused.clear()
-        elif verdict == "wrong" and (peak - before) * 1024 > limit / 4:
-            verdict = "timeout"  # math-verify takes a MemoryError inside sympy for "not equal"
-        # What a large item leaves behind must not shorten the memory of the next one.
-        is_over = (peak - resident) * 1024 > limit / 4
-        pipe.send_bytes(json.dumps({"verdict": verdict, "is_over": is_over}).encode())
-        if is_over:
-            return
 
+    def start() -> workers.Answer:
+        workers.limit_memory(limit)
+        prepare()
+        compare = {"strict": strict_equal, "paper": paper_equal}[mode]
+        for reference in ("\\frac{1}{2}", "x=1", "(1,2)", "\\{1,2\\}", "x^2+\\sqrt{3}"):
+            compare("2x+1", reference)  # imports, and the grammar's tables, are not on the first item's time
+        resident = peak_kib()
 
-def peak_kib(process: int | str = "self") -> int:
-    """The most memory that a process had resident."""
-    if not sys.platform.startswith("linux"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # starts at the parent's, which may be large
-    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
+        def answer(pair: tuple[str, str]) -> tuple[str, bool]:
+            before, verdict, peak = peak_kib(), judge(compare, *pair), peak_kib()
+            if verdict == "wrong" and (peak - before) * 1024 > limit / 4:
+                verdict = "timeout"  # math-verify takes a MemoryError inside sympy for "not equal"
+            # What a large item leaves behind must not shorten the memory of the next one.
+            return verdict, (peak - resident) * 1024 > limit / 4
+
+        return answer
+
+    workers.serve(pipe_number, wall_s, start)
 
 
 def judge(compare: paper_rules.Equal, answer: str, reference: str) -> str:

@@ -1,6 +1,7 @@
 """What a decoder is, and how a family reads it from a checkpoint's `config.json`, key by key."""
 
 import dataclasses
+import sys
 from typing import Any
 
 from dft_jax import errors
@@ -46,9 +47,11 @@ class DecoderConfig:
 _IRRELEVANT = frozenset(
     """_name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id dtype torch_dtype
     transformers_version use_cache output_attentions output_hidden_states return_dict id2label label2id
-    problem_type chunk_size_feed_forward is_encoder_decoder _attn_implementation_autoset""".split()
+    problem_type chunk_size_feed_forward _attn_implementation_autoset""".split()
 )
 _REQUIRED = object()
+_MOST = 2**31 - 1  # of a size: what an index on a device can be
+_MOST_LAYERS = 1000  # each has its names listed; the largest models have some 130
 
 
 class ConfigReader:
@@ -77,14 +80,25 @@ class ConfigReader:
         if not is_kind or (isinstance(value, bool) and kind is not bool):
             self.problem(f"{key}={value!r} should be {kind.__name__}")
             return kind(1) if default is _REQUIRED else default
+        if kind is float and not abs(value) <= sys.float_info.max:  # JSON's 1e999 is read as infinity
+            self.problem(f"{key} is beyond what a float holds; put the model's own value there")
+            return 1.0
         return kind(value)
 
-    def size(self, key: str, default: Any = _REQUIRED) -> int:
-        """A positive integer."""
+    def size(self, key: str, default: Any = _REQUIRED, most: int = _MOST) -> int:
+        """An integer from 1 to `most`."""
         value = self.take(key, int, default)
-        if value is not None and value < 1:
-            self.problem(f"{key}={value} should be at least 1")
+        if value is not None and not 1 <= value <= most:
+            self.problem(f"{key}={value} should be at least 1" if value < 1 else f"{key}={value} is more than {most}")
             return 1
+        return value
+
+    def positive(self, key: str, default: Any = _REQUIRED) -> float:
+        """A number above zero."""
+        value = self.take(key, float, default)
+        if not value > 0:
+            self.problem(f"{key}={value} should be positive")
+            return 1.0
         return value
 
     def expect(self, key: str, *legal: Any, default: Any = _REQUIRED) -> None:
@@ -103,29 +117,30 @@ class ConfigReader:
         old = {"rope_theta": self.raw.get("rope_theta")} | self.take("rope_scaling", dict, {})
         raw = self.take("rope_parameters", dict, {}) or old
         self.ignore("rope_theta", "rope_scaling", "rope_parameters")
-        both = self.raw.get("rope_parameters") and self.raw.get("rope_theta") is not None
-        if both and raw.get("rope_theta") != self.raw["rope_theta"]:
-            self.problem("rope_theta and rope_parameters.rope_theta differ; keep the right one")
+        if self.raw.get("rope_parameters") and self.raw.get("rope_scaling"):
+            self.problem("rope_parameters and rope_scaling are both there; keep the right one")
+        if self.raw.get("rope_theta") not in (None, raw.get("rope_theta")):
+            self.problem("rope_theta differs from the one inside rope_parameters or rope_scaling; keep the right one")
+        if raw.get("type") not in (None, raw.get("rope_type", raw.get("type"))):
+            self.problem(f"rope: type={raw['type']!r} and rope_type={raw['rope_type']!r} differ; keep the right one")
         if "type" in raw and "rope_type" not in raw:
             raw = {**raw, "rope_type": raw["type"]}  # the oldest spelling
         reader = ConfigReader({k: v for k, v in raw.items() if k != "type"}, f"{self.where}: rope")
         kind = reader.take("rope_type", str, "default")
-        rope = Rope(theta=reader.take("rope_theta", float), type=kind)
+        rope = Rope(theta=reader.positive("rope_theta"), type=kind)
         if kind in ("linear", "llama3"):
-            rope = dataclasses.replace(rope, factor=reader.take("factor", float))
+            rope = dataclasses.replace(rope, factor=reader.positive("factor"))
         if kind == "llama3":
             rope = dataclasses.replace(
                 rope,
-                low_freq_factor=reader.take("low_freq_factor", float),
-                high_freq_factor=reader.take("high_freq_factor", float),
+                low_freq_factor=reader.positive("low_freq_factor"),
+                high_freq_factor=reader.positive("high_freq_factor"),
                 original_context=reader.size("original_max_position_embeddings", context),
             )
         if kind not in ("default", "linear", "llama3"):
             reader.problem(f"rope_type={kind!r} is not supported: only 'default', 'linear', 'llama3'")
         elif kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
             reader.problem("high_freq_factor should be above low_freq_factor")
-        elif not (rope.theta > 0 and rope.factor > 0):
-            reader.problem("rope_theta and factor should be positive")
         else:
             reader.expect("partial_rotary_factor", 1.0, 1)
             reader.refuse_rest()
@@ -152,20 +167,21 @@ def read_common(reader: ConfigReader) -> dict[str, Any]:
     hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     reader.expect("hidden_act", "silu")
     reader.expect("attention_dropout", 0.0, 0)
+    reader.expect("is_encoder_decoder", False)
     max_length = reader.size("max_position_embeddings")
     if "head_dim" not in reader.raw and hidden_size % num_heads:
         reader.problem(f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}: give head_dim")
     return dict(
         vocab_size=reader.size("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=reader.size("num_hidden_layers"),
+        num_layers=reader.size("num_hidden_layers", most=_MOST_LAYERS),
         num_heads=num_heads,
         num_kv_heads=reader.size("num_key_value_heads", num_heads),
         head_dim=reader.size("head_dim", max(hidden_size // num_heads, 1)),
         intermediate_size=reader.size("intermediate_size"),
-        rms_epsilon=reader.take("rms_norm_eps", float),
+        rms_epsilon=reader.positive("rms_norm_eps"),
         rope=reader.rope(max_length),
         tie_embeddings=reader.take("tie_word_embeddings", bool, False),
         max_length=max_length,
-        init_std=reader.take("initializer_range", float, 0.02),
+        init_std=reader.positive("initializer_range", 0.02),
     )

@@ -4,8 +4,11 @@ import functools
 import hashlib
 import json
 import os
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +22,13 @@ from dft_jax.models.families import FAMILIES
 from dft_jax.types import Params
 
 # Downloaded and carried along; nothing else is looked at (no pickles, no code).
-CHECKPOINT_PATTERNS = ("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json")
+CHECKPOINT_PATTERNS = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",  # to be refused
+)
 TOKENIZER_PATTERNS = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -31,7 +40,15 @@ TOKENIZER_PATTERNS = (
     "*.tiktoken",
 )
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _REMEDY = "fetch config.json and the weights of one and the same model"
+_FETCH = "fetch the file again"
+# What is sometimes found under the name of a safetensors file, by its first bytes. A header's length, which a whole one
+# begins with, has zeros in bytes 4 to 7.
+_MISTAKEN = {
+    rb"\x80[\x02-\x05](?!..\0{4})|PK\x03\x04": "it is a pickle, which is never opened: convert it to safetensors",
+    rb"\s*<(?:!doctype|html|\?xml)": "it is a web page, such as a login or an error: fetch the file again",
+}
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -57,30 +74,71 @@ def resolve(path: str, revision: str) -> Path:
         ) from error
 
 
+def check_file(file: Path) -> None:
+    """Refuses what only stands for a file of a checkpoint: a link that leads elsewhere, a git-lfs pointer.
+
+    An export copies the tokenizer's files, so a link in a cloned checkpoint would carry any file of this machine along.
+    The hub's cache is made of links, to blobs of its own.
+    """
+    target = Path(os.path.realpath(file))
+    is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
+    if not is_blob and not target.is_relative_to(os.path.realpath(file.parent)):
+        raise errors.UserError(
+            f"{file} is a link out of its folder, to {target}; copy that file here if it belongs here"
+        )
+    if file.is_file() and _begins(file).startswith(b"version https://git-lfs"):
+        raise errors.UserError(f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
+
+
+def _begins(file: Path) -> bytes:
+    with open(file, "rb") as handle:
+        return handle.read(32)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal keys the last would win, and other readers may take the first."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        [(key, times)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {key!r} stands there {times} times")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def read_json(file: Path) -> dict:
     """A JSON object from a file of the checkpoint; UserError names file and line."""
+    if not file.is_file():
+        raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
+    check_file(file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise errors.UserError(f"{file} is missing; fetch it, or put it back") from None
+        text = file.read_text(encoding="utf-8")
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); fetch the file again") from error
+        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {_FETCH}") from error
     except json.JSONDecodeError as error:
-        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); fetch the file again") from error
+        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {_FETCH}") from error
+    except (OSError, ValueError, RecursionError) as error:  # a key twice, NaN, 5000 digits; nested too deep
+        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {_FETCH}") from error
     if not isinstance(value, dict):
-        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; fetch the file again")
+        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {_FETCH}")
     return value
 
 
 def read_config(folder: Path) -> DecoderConfig:
     """The architecture from `config.json`, every key accounted for (see models/config.py)."""
-    file = folder / "config.json"
-    raw = read_json(file)
-    if "auto_map" in raw:
+    file, adapter, generation = (folder / f"{name}.json" for name in ("config", "adapter_config", "generation_config"))
+    if adapter.exists():
         raise errors.UserError(
-            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
-            " the model is a plain one of its model_type"
+            f"{adapter}: the folder holds an adapter (LoRA), which would not be applied; merge it into its base model,"
+            " or remove the file to train the base alone"
         )
+    raw = read_json(file)
+    if generation.exists():
+        read_json(generation)  # carried along to the export, where it should not be what fails
+    _refuse_code(raw, file)
     if "quantization_config" in raw:
         raise errors.UserError(f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original")
     family = raw.pop("model_type", None)
@@ -88,6 +146,14 @@ def read_config(folder: Path) -> DecoderConfig:
         raise errors.UserError(f"{file}: model_type={family!r} is not supported; known: {', '.join(sorted(FAMILIES))}")
     reader = ConfigReader(raw, str(file))
     return reader.finish(FAMILIES[family].read(reader))
+
+
+def _refuse_code(raw: dict, file: Path) -> None:
+    if "auto_map" in raw:
+        raise errors.UserError(
+            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
+            " nothing needs that code"
+        )
 
 
 def source_dtype(folder: Path) -> str:
@@ -107,7 +173,7 @@ def tensor_name(path: tuple[str, ...], layer: int | None) -> str:
 
     ("layers", "attention", "q", "kernel"), 3  ->  "model.layers.3.self_attn.q_proj.weight"
     """
-    top = {"embed": "model.embed_tokens.weight", "head": "lm_head.weight"}
+    top = {"embed": _EMBEDDING, "head": _HEAD}
     if path[0] in top:
         return top[path[0]]
     if path[0] == "final_norm":
@@ -146,18 +212,20 @@ class Checkpoint:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.file_of = _index(folder)
+        listed = _weight_map(folder)
+        self.file_of: dict[str, str] = {}
         self.headers: dict[str, tuple[tuple[int, ...], str]] = {}
-        for file_name in sorted(set(self.file_of.values())):
-            with _open(folder / file_name) as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    slices = tensors.get_slice(name)
-                    if self.file_of.get(name) == file_name:
-                        self.headers[name] = (tuple(slices.get_shape()), slices.get_dtype())
-                    else:
-                        raise errors.UserError(
-                            f"{folder / file_name}: {INDEX_NAME} does not list tensor {name} there; fetch both again"
-                        )
+        for file_name in sorted(set(listed.values())) or [SINGLE_NAME]:
+            for name, header in _headers(folder / file_name).items():
+                if listed and listed.get(name) != file_name:
+                    raise errors.UserError(
+                        f"{folder / file_name}: {INDEX_NAME} does not list tensor {name} there; fetch both again"
+                    )
+                self.file_of[name], self.headers[name] = file_name, header
+        absent = [f"{name} (in {file})" for name, file in sorted(listed.items()) if name not in self.headers]
+        if absent:
+            what = f"lists {len(absent)} tensors that are not where it says: {', '.join(absent)}"
+            raise errors.UserError(f"{folder / INDEX_NAME} {what}; fetch it and the shards again")
 
     def read(self, name: str) -> np.ndarray:
         with _open(self.folder / self.file_of[name]) as tensors:
@@ -170,49 +238,82 @@ class Checkpoint:
     @property
     def dtype(self) -> str:
         """The dtype of the embedding table, taken as that of the checkpoint."""
-        return _DTYPES[self.headers["model.embed_tokens.weight"][1]]
+        _, dtype = self.headers.get(_EMBEDDING, (None, "missing"))
+        if dtype not in _DTYPES:
+            known = ", ".join(_DTYPES)
+            raise errors.UserError(f"{self.folder}: {_EMBEDDING} is {dtype}; it should be there as one of {known}")
+        return _DTYPES[dtype]
 
 
 def _open(file: Path):
     from safetensors import SafetensorError, safe_open
 
+    if not file.is_file():
+        raise errors.UserError(f"{file} is missing, though the index names it; fetch the checkpoint again")
     try:
         return safe_open(file, framework="np")
-    except FileNotFoundError:
-        raise errors.UserError(f"{file} is missing, though the index names it; fetch the checkpoint again") from None
     except (SafetensorError, OSError) as error:
-        raise errors.UserError(f"{file}: not a whole safetensors file ({error}); fetch it again") from error
+        begins = [
+            text for start, text in _MISTAKEN.items() if re.match(start, _begins(file), re.DOTALL | re.IGNORECASE)
+        ]
+        remedy = (*begins, "fetch it again")[0]
+        raise errors.UserError(f"{file}: not a whole safetensors file ({error}); {remedy}") from error
 
 
-def _index(folder: Path) -> dict[str, str]:
-    """Tensor name -> plain file name."""
-    if (folder / INDEX_NAME).exists():
-        weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Tensor name -> shape, dtype."""
+    check_file(file)
+    with _open(file) as tensors:
+        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  (not a dict)
+        headers = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    with open(file, "rb") as handle:
+        header = handle.read(int.from_bytes(handle.read(8), "little"))
+    try:
+        json.loads(header, object_pairs_hook=_unique)  # the library, which has checked all else, takes the last
+    except ValueError as error:
+        raise errors.UserError(f"{file}: in its header {error}; fetch it again") from error
+    return headers
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> plain file name, as the index says; empty where all is in one file."""
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if index.exists() and single.exists():
+        raise errors.UserError(f"{folder} holds both {SINGLE_NAME} and {INDEX_NAME}; remove what is not of this model")
+    if index.exists():
+        raw = read_json(index)
+        weight_map, metadata = raw.get("weight_map"), raw.get("metadata") or {}
+        if not isinstance(metadata, dict) or type(metadata.get("total_size", 0)) not in (int, float):
+            raise errors.UserError(f"{index}: metadata={metadata!r} should have a number as total_size; {_FETCH}")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise errors.UserError(f"{folder / INDEX_NAME}: 'weight_map' should map tensor names to file names")
+            raise errors.UserError(f"{index}: 'weight_map' should map tensor names to file names; {_FETCH}")
         for name, file in weight_map.items():
-            is_plain = isinstance(file, str) and Path(file).name == file and "\\" not in file
+            is_plain = isinstance(file, str) and Path(file).name == file and not set(file) & set("\\:\0")
             if not is_plain or not file.endswith(".safetensors"):
                 raise errors.UserError(
-                    f"{folder / INDEX_NAME}: {name} -> {file!r} should be the plain name of a .safetensors file here"
+                    f"{index}: {name} -> {file!r} should be the plain name of a .safetensors file here"
                 )
+        strays = {file.name for file in folder.glob("model-*-of-*.safetensors")} - set(weight_map.values())
+        if strays:
+            raise errors.UserError(f"{index} does not name {', '.join(sorted(strays))}, which is there; {_REMEDY}")
         return weight_map
-    if (folder / SINGLE_NAME).exists():
-        with _open(folder / SINGLE_NAME) as tensors:
-            return dict.fromkeys(tensors.keys(), SINGLE_NAME)
+    if single.exists():
+        return {}
     pickles = sorted(file.name for file in folder.glob("*.bin")) + sorted(file.name for file in folder.glob("*.pt*"))
     found = f" ({', '.join(pickles[:3])}: pickles are never opened; convert to safetensors)" if pickles else ""
     remedy = "fetch them, or set model.init='random'"
-    raise errors.UserError(f"{folder}: no model.safetensors and no {INDEX_NAME}{found}; {remedy}")
+    raise errors.UserError(f"{folder}: no {SINGLE_NAME} and no {INDEX_NAME}{found}; {remedy}")
 
 
 def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
     """Compares the checkpoint's names, shapes and dtypes with the model's; all differences in one UserError."""
     headers, expected = checkpoint.headers, {name: shape for _, _, name, shape in tensor_table(model)}
     ignored = {name for name in headers if name.endswith(".rotary_emb.inv_freq")}  # a buffer of old Llama files
-    tied_head = "lm_head.weight" in headers and model.config.tie_embeddings
+    tied_head = _HEAD in headers and model.config.tie_embeddings
+    if tied_head:
+        expected[_HEAD] = expected[_EMBEDDING]
     missing = sorted(set(expected) - set(headers))
-    unexpected = sorted(set(headers) - set(expected) - ignored - ({"lm_head.weight"} if tied_head else set()))
+    unexpected = sorted(set(headers) - set(expected) - ignored)
     problems = []
     for what, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
@@ -224,13 +325,11 @@ def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
             problems.append(f"{checkpoint.folder}: {name} {sizes}; {_REMEDY}")
         if dtype not in _DTYPES:
             problems.append(f"{checkpoint.folder}: {name} has dtype {dtype}; save it as one of {', '.join(_DTYPES)}")
-    if tied_head and not problems:
-        head, embedding = checkpoint.read("lm_head.weight"), checkpoint.read("model.embed_tokens.weight")
-        if not np.array_equal(head, embedding):
-            problems.append(
-                f"{checkpoint.folder}: lm_head.weight differs from the embedding, but config.json has"
-                " tie_word_embeddings=true; set it to false to keep the head"
-            )
+    if tied_head and not problems and not np.array_equal(checkpoint.read(_HEAD), checkpoint.read(_EMBEDDING)):
+        problems.append(
+            f"{checkpoint.folder}: {_HEAD} differs from the embedding, but config.json has"
+            " tie_word_embeddings=true; set it to false to keep the head"
+        )
     errors.raise_if_any(problems)
 
 
@@ -239,6 +338,9 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
 
     Host memory stays at the arrays themselves plus about one tensor: each stacked array is allocated on
     the devices once, and one layer after the other is written into it in place.
+
+    Raises:
+      UserError: a tensor that holds NaN or infinity, with which every step would be skipped.
     """
     arrays: dict[tuple[str, ...], jax.Array] = {}
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(model.abstract_params)
@@ -247,6 +349,9 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
     for path, layer, name, _ in tqdm(table, desc="import", unit="tensor", disable=jax.process_index() > 0):
         leaf = leaves[path]
         host = checkpoint.read(name).reshape(leaf.shape if layer is None else leaf.shape[1:])
+        if not np.isfinite(host).all():
+            where = checkpoint.folder / checkpoint.file_of[name]
+            raise errors.UserError(f"{where}: {name} holds NaN or infinity; fetch it again, or take another checkpoint")
         if layer is None:
             arrays[path] = _place(host, leaf.sharding, leaf.dtype)
         else:
@@ -310,13 +415,21 @@ def load_tokenizer(folder: Path):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that torch is absent, as it should be
     from transformers import AutoTokenizer
 
+    files = tokenizer_files(folder)
+    for file in files:
+        check_file(file)
+        if file.name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+            _refuse_code(read_json(file), file)
+    remedy = "copy tokenizer.json and tokenizer_config.json of the base model there"
+    if not any(
+        file.name.startswith(("tokenizer.", "vocab")) or file.suffix in (".model", ".tiktoken") for file in files
+    ):
+        # For some families transformers would make one up, of the special tokens alone.
+        raise errors.UserError(f"{folder}: no usable tokenizer (no tokenizer.json, nor a vocabulary); {remedy}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises many types for a folder without tokenizer files
-        raise errors.UserError(
-            f"{folder}: no usable tokenizer ({errors.first_line(error)});"
-            " copy tokenizer.json and tokenizer_config.json of the base model there"
-        ) from error
+    except Exception as error:  # transformers raises many types for files that it cannot use
+        raise errors.UserError(f"{folder}: no usable tokenizer ({errors.first_line(error)}); {remedy}") from error
     if tokenizer.eos_token_id is None:
         raise errors.UserError(
             f"{folder}: the tokenizer has no eos_token, so no answer could end; set it in tokenizer_config.json"

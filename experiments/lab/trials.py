@@ -188,6 +188,7 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
         if probe == "offline":
             _write_rejection(folder / probe)
         seconds = round(time.perf_counter() - start, 1)
+        file.parent.mkdir(exist_ok=True)
         writer.write_json(file, [{**row, "seconds": seconds if row is rows[0] else 0.0} for row in rows])
     return [{**row, "trial": trial.name} for row in json.loads(file.read_text())]
 

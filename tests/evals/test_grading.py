@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from dft_jax import workers
 from dft_jax.evals import extraction, grading
 from dft_jax.evals.grading import Graded, Grader
 from tests.evals.grading_hangs import HANGS, HEAVY
@@ -87,7 +88,7 @@ def test_no_payload_does_anything(mode, tmp_path, request):
 
 
 def test_the_guard_refuses(tmp_path):
-    guard = grading.Guard()
+    guard = workers.Guard()
     source = compile("1", "<string>", "exec")
     module = compile("1", __file__, "exec")
     refused = [("compile", ("1", "<string>")), ("exec", (source,)), ("open", ("f", "w", os.O_WRONLY | os.O_CREAT))]

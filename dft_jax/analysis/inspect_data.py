@@ -1,6 +1,6 @@
 """Shows what a config trains on: the account of the data and a few packed rows, trained tokens highlighted.
 
-python -m dft_jax.inspect_data --config=configs/tiny.py --rows=2
+python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
 """
 
 import json

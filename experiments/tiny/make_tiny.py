@@ -1,6 +1,6 @@
 """Writes dft_jax/assets/tiny: an untrained Qwen2-shaped model's config, a byte tokenizer and word problems.
 
-python -m dft_jax.assets.make_tiny
+python -m experiments.tiny.make_tiny
 """
 
 import json

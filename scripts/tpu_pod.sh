@@ -1,0 +1,181 @@
+#!/usr/bin/env bash
+# Trains on all workers of a Cloud TPU VM and watches until the run has ended; the same command again attaches to the
+# run, or resumes it.
+#
+#   scripts/tpu_pod.sh --name=TPU --zone=ZONE --run=NAME --mount=FOLDER --config=FILE [options] [-- for dft_jax.main]
+#   scripts/tpu_pod.sh stop --name=TPU --zone=ZONE --run=NAME
+#
+# On every worker it installs this checkout's commit once (it has to be pushed) and starts dft_jax.main detached: the
+# run outlives ssh and this script. Ctrl-C and SIGTERM here are forwarded: the workers save, and this script exits
+# with 42. So does `stop`, from anywhere. A run that was pre-empted (42), or whose machine died, is started again; an
+# error (2, say) is not.
+#
+#   --name, --zone    the TPU VM
+#   --run             the name of the run; it is stored in MOUNT/RUN
+#   --mount           a folder that all workers share
+#   --bucket          mounts this bucket there (gcsfuse), where it is not mounted yet
+#   --config          as for dft_jax.main, e.g. configs/gsm8k.py:objective=dft
+#   --restarts=50     how often to start again
+#   --grace=300       seconds to save in, before what is left is killed
+#   --poll=30         seconds between looks at the workers
+#   --python=python3  makes the environment on the workers: 3.11 or newer
+#   --repo, --commit  where to clone from (this checkout's origin), and what (its HEAD)
+#   --flags           more for gcloud, e.g. --flags='--project=mine --internal-ip'
+#   --dry-run         shows what would be run
+#   --help
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+opt=([name]='' [zone]='' [run]='' [mount]='' [bucket]='' [config]='' [restarts]=50 [grace]=300 [poll]=30
+  [python]=python3 [repo]='' [commit]='' [flags]='')
+readonly PATIENCE=10 # polls: longer than the 100 s after which JAX gives up a silent process
+
+on_workers() {
+  run gcloud compute tpus tpu-vm ssh "${opt[name]}" "--zone=${opt[zone]}" --worker=all --quiet "${flags[@]}" \
+    "--command=$1" </dev/null
+}
+
+worker() {
+  quote bash dft_jax/current/scripts/worker.sh "$@"
+}
+
+# What a worker runs before a start: nothing of it is done twice. The lock is against a second launcher.
+setup() {
+  local mount commit=${opt[commit]}
+  mount=$(quote "${opt[mount]}")
+  cat <<EOF
+set -eu; mkdir -p dft_jax; cd dft_jax; exec 9>lock; flock 9
+if ! test -e $commit/.ready; then
+  rm -rf $commit
+  git clone --quiet $(quote "${opt[repo]}") $commit
+  git -C $commit checkout --quiet $commit
+  $(quote "${opt[python]}") -m venv $commit/.venv
+  $commit/.venv/bin/pip install --quiet -e './${commit}[tpu]'
+  touch $commit/.ready
+fi
+ln -sfn $commit current
+EOF
+  [[ -z ${opt[bucket]} ]] || cat <<EOF
+if ! mountpoint -q $mount; then
+  sudo mkdir -p $mount; sudo chown "\$(id -u)" $mount
+  gcsfuse --implicit-dirs $(quote "${opt[bucket]}") $mount 9>&-
+fi
+EOF
+  cat <<EOF
+if ! test -d $mount || test "\$(stat -c %d $mount)" = "\$(stat -c %d /)"; then
+  echo "error: --mount="$mount" is no folder that workers share: mount one there, or give --bucket" >&2
+  exit 2
+fi
+EOF
+}
+
+# Sets states, a line per worker; fails where one was not reached.
+poll() {
+  states=$(on_workers "$(worker status "${opt[run]}")" | sed -n 's/^.*dft_jax: //p') && [[ $states ]]
+}
+
+has() {
+  grep -Eqx "$1" <<<"$states"
+}
+
+pause() {
+  sleep "${opt[poll]}" &>/dev/null &
+  wait $! # unlike sleep, it lets a trap run at once
+}
+
+end_workers() {
+  on_workers "$(worker end "${opt[run]}" "${opt[grace]}")" || true
+}
+
+# Waits until no worker runs. Those that outlive a failed one hang; they get some time to notice, then they are ended.
+watch() {
+  local silent=0 hung=0
+  while :; do
+    if ! poll; then
+      ((++silent < PATIENCE)) || return 0 # out of reach for long: a machine is gone
+    else
+      silent=0
+      has running || return 0
+      ! has '(exit|stopped) (lost|[1-9].*)' || ((++hung % PATIENCE)) || end_workers
+    fi
+    pause
+  done
+}
+
+# Sets code from states: 42 where to go on makes sense, and is_stopped where that should wait for a person. What was
+# ended because another worker had failed says nothing.
+judge() {
+  is_stopped=''
+  ! has 'stopped .*' || is_stopped=yes
+  code=$(sed -En 's/^(exit|stopped) ([0-9]+)$/\2/p' <<<"$states" | sort -n | tail -n 1)
+  : "${code:=$EXIT_RESUMABLE}"
+  if has "(exit|stopped) $EXIT_USER_ERROR"; then
+    code=$EXIT_USER_ERROR
+  elif has "(exit|stopped) (lost|$EXIT_RESUMABLE|143)"; then
+    code=$EXIT_RESUMABLE
+  fi
+}
+
+stop() {
+  trap '' INT TERM # the workers are told once, and then awaited
+  echo "stopping ${opt[run]}: its workers save, for ${opt[grace]} seconds at most" >&2
+  on_workers "$(worker stop "${opt[run]}" "${opt[grace]}")" || true
+  [[ -z $dry_run ]] || exit 0
+  if ! poll; then
+    echo "error: not every worker answers" >&2
+    exit 1
+  fi
+  judge
+  ((code != EXIT_RESUMABLE)) || echo "stopped; the same command goes on" >&2
+  exit "$code"
+}
+
+start_workers() {
+  on_workers "$(setup)" && on_workers "$(worker start "${opt[run]}" "${command[@]}")"
+}
+
+start() {
+  local attempt
+  train_command .venv/bin/python
+  if [[ $dry_run ]]; then
+    start_workers
+    on_workers "$(worker status "${opt[run]}")"
+    return
+  fi
+  trap stop INT TERM
+  for ((attempt = 0; attempt <= opt[restarts]; attempt++)); do
+    ((attempt == 0)) || echo "interrupted; starting again, ${attempt} of at most ${opt[restarts]} times" >&2
+    if ! start_workers; then
+      ((attempt)) || exit 1 # of a first time the reason is above; later the machine may be coming back
+      pause
+      continue
+    fi
+    echo "${opt[run]} runs; the log is dft_jax/runs/${opt[run]}/log in each worker's home" >&2
+    watch
+    judge
+    if [[ $code != "$EXIT_RESUMABLE" || $is_stopped ]]; then
+      ((code == 0)) || on_workers "$(worker last "${opt[run]}")" >&2 || true
+      exit "$code"
+    fi
+    end_workers # what was not reached before must not meet the next start
+  done
+  echo "error: interrupted ${attempt} times; the same command goes on" >&2
+  exit "$EXIT_RESUMABLE"
+}
+
+main() {
+  parse "start stop" "$@"
+  check name zone run
+  check_numbers restarts grace
+  [[ $verb == start ]] || stop
+  check mount config
+  : "${opt[repo]:=$(git -C "$root" remote get-url origin 2>/dev/null || true)}"
+  : "${opt[commit]:=$(git -C "$root" rev-parse HEAD 2>/dev/null || true)}"
+  check repo commit
+  [[ ${opt[commit]} =~ ^[0-9a-f]{7,40}$ ]] || die "--commit=${opt[commit]}: a commit's hash is needed"
+  start
+}
+
+main "$@"

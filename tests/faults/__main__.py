@@ -1,0 +1,143 @@
+"""The fault campaign: hurts real runs in every way that is thought of here, and writes down what came of it.
+
+python -m tests.faults --kills=100 --corruptions=300 --terms=20 --jobs=2
+
+The tiny run of eight steps (four checkpoints' worth of saves) is hurt by each fault, taken up again until it ends, and
+compared with an uninterrupted one: SHA-256 of parameters, moments and step, all metrics but the rates, the exported
+file, and no debris. Writes experiments/reliability/results.csv and report.md; exit code 1 if anything failed.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import csv
+import os
+import pathlib
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from importlib import metadata
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+_CACHE = pathlib.Path(__file__).parents[2] / ".pytest_cache/compilations"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+from tqdm import tqdm
+
+from tests.faults import corruption, kills, launch, places, state
+
+OUT = launch.ROOT / "experiments/reliability"
+FIELDS = ("kind", "case", "ok", "landed", "save in flight", "late steps", "seconds", "file", "what", "detail")
+
+
+def campaign(folder: pathlib.Path, n_kills: int, n_corruptions: int, n_terms: int, jobs: int, seed: int) -> list[dict]:
+    """All faults; rows of what happened."""
+    folder = folder / "runs"
+    folder.mkdir()
+    whole = folder / "whole"
+    assert launch.run(whole) == 0, launch.log(whole)[-3000:]
+    wanted = state.summary(whole)
+    assert not wanted["debris"], wanted
+    parts = [
+        (kills.kill_chain, folder, wanted, aims, seed + i) for i, aims in enumerate(kills.kill_plan(n_kills, seed))
+    ]
+    parts += [(places.two_runs, folder, wanted), (places.clock_set_back, folder, wanted)]
+    share = -(-n_corruptions // 4)
+    counts = [min(share, n_corruptions - i * share) for i in range(4)]
+    parts += [(corruption.corruptions, whole, folder, n, seed + i) for i, n in enumerate(counts) if n > 0]
+    (folder / "disk").mkdir()
+    parts += [(places.in_namespace, folder / "disk", whole, 1)]
+    for processes in (1, 2):
+        ends = kills.uninterrupted(folder, processes) if n_terms else {}
+        for i, phases in enumerate(kills.term_plan(n_terms)):
+            parts.append((kills.term_chain, folder, ends, phases, processes, seed + i))
+    parts += [(places.dead_peers, folder)] if n_terms else []
+    return _all(parts, jobs)
+
+
+def _all(parts: list[tuple], jobs: int) -> list[dict]:
+    rows: list[dict] = []
+    with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
+        futures = {threads.submit(_one, *part): part for part in parts}
+        done = concurrent.futures.as_completed(futures)
+        for future in tqdm(done, total=len(futures), desc="faults", unit="chain"):
+            rows += future.result()
+            failed = [row for row in rows if row["ok"] is False]
+            tqdm.write(f"{len(rows)} faults, {len(failed)} failed {failed[-1:] or ''}")
+    return rows
+
+
+def _one(function, *arguments) -> list[dict]:
+    rows = []
+    try:
+        for row in function(*arguments):
+            rows.append(row)
+    except Exception as error:  # a campaign goes on; what broke it is a failure like any other
+        rows.append({"kind": function.__name__, "case": "", "ok": False, "detail": f"{type(error).__name__}: {error}"})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Counts by kind and case."""
+    groups = collections.defaultdict(list)
+    for row in rows:
+        groups[row["kind"], row["case"]].append(row)
+    lines = ["| fault | aimed at | tried | hit | as it should be | left out |", "| --- | --- | --- | --- | --- | --- |"]
+    for (kind, case), group in sorted(groups.items()):
+        hit = sum(row.get("landed", True) for row in group)
+        ok, left_out = (sum(row["ok"] is value for row in group) for value in (True, None))
+        lines.append(f"| {kind} | {case} | {len(group)} | {hit} | {ok} | {left_out or ''} |")
+    return "\n".join(lines)
+
+
+def write(rows: list[dict], options: argparse.Namespace, took_s: float) -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    with open(OUT / "results.csv", "w", newline="") as handle:
+        writer = csv.DictWriter(handle, FIELDS)
+        writer.writeheader()
+        writer.writerows(
+            {**row, "detail": str(row.get("detail", "")).replace(str(options.folder), "…")} for row in rows
+        )
+    killed = [row for row in rows if row["kind"] == "kill"]
+    in_flight = sum(bool(row["save in flight"]) for row in killed)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "orbax-checkpoint", "grain", "flax"))
+    failed = [row for row in rows if row["ok"] is False]
+    text = f"""# The fault campaign, as it went
+
+Command: `python -m tests.faults --kills={options.kills} --corruptions={options.corruptions} --terms={options.terms} \
+--jobs={options.jobs} --seed={options.seed}`; {took_s / 60:.0f} minutes on {os.cpu_count()} cores.
+Python {platform.python_version()}, {versions}. Every row is in `results.csv`.
+
+- SIGKILL: {sum(row["landed"] for row in killed)} of {len(killed)} hit the run, {in_flight} of them while a checkpoint
+  was being saved; {sum(row["ok"] for row in killed)} of {len(killed)} ended as the uninterrupted run did.
+- Failed: {len(failed)}. Left out: {sum(row["ok"] is None for row in rows)}.
+
+{table(rows)}
+"""
+    (OUT / "report.md").write_text(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--corruptions", type=int, default=300)
+    parser.add_argument("--terms", type=int, default=20, help="of each phase, on one and on two processes")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    began = time.monotonic()
+    options.folder = pathlib.Path(tempfile.mkdtemp(prefix="faults"))
+    rows = campaign(options.folder, options.kills, options.corruptions, options.terms, options.jobs, options.seed)
+    write(rows, options, time.monotonic() - began)
+    shutil.rmtree(options.folder)
+    print(table(rows))
+    return int(any(row["ok"] is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

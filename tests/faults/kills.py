@@ -1,0 +1,145 @@
+"""SIGKILL and SIGTERM aimed at phases of a run, again and again on the same run, which must end as if nothing were."""
+
+import pathlib
+import random
+from collections.abc import Iterator
+
+from tests.faults import launch, state
+from tests.faults.launch import EVAL_EVERY, SAVE_EVERY, STEPS, Fault
+
+AIMS = ("save", "commit", "whole", "step", "compile", "evaluate", "export")
+TERM_PHASES = ("compile", "step", "evaluate", "save", "export")
+UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # where a compilation is what is aimed at
+_PER_CHAIN = 5
+_TERM_STEPS = 24
+_TENSORS = ("model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight", "rename")
+
+
+def _fault(aim: str, action: str, newest: int, steps: int, chance: random.Random) -> Fault | None:
+    """A fault at a phase that a run which goes on from `newest` still has before it; None where it has none."""
+    saves = [step for step in range(newest + 1, steps + 1) if step % SAVE_EVERY == 0]
+    if aim in ("save", "commit", "whole"):
+        # A save of the tiny run takes some 0.2 s: the delay spreads the hits over it.
+        return Fault(f"{aim} {chance.choice(saves[:2])}", action, chance.uniform(0, 0.15)) if saves else None
+    if aim == "step":
+        return Fault(f"step {chance.randint(newest + 1, min(newest + 3, steps))}", action) if newest < steps else None
+    if aim == "compile":
+        return Fault(f"step {newest + 1}", action, chance.uniform(0, 1.0)) if newest < steps else None
+    if aim == "evaluate":
+        due = [step for step in range(newest + 1, steps + 1) if step % EVAL_EVERY == 0]
+        return Fault(f"evaluate {due[0]}", action, chance.uniform(0, 0.1)) if due else None
+    if action == "KILL":
+        return Fault(f"export {chance.choice(_TENSORS)}", action, chance.uniform(0, 0.02))
+    return Fault(f"export {chance.choice(_TENSORS[:2])}", action)  # a signal near the end comes when all is done
+
+
+def _newest(workdir: pathlib.Path) -> int:
+    return max(state.steps(workdir), default=0)
+
+
+def _in_flight(phases: list[str]) -> bool:
+    """Whether the launch that these phases are of ended while a checkpoint was being saved."""
+    saves = [phase.split()[1] for phase in phases if phase.startswith("save ")]
+    return bool(saves) and f"whole {saves[-1]}" not in phases
+
+
+def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -> Iterator[dict]:
+    """One run, killed at each aim in turn, then let go to its end and compared with `wanted`."""
+    chance, workdir, hits = random.Random(seed), folder / f"kill{seed}", []
+    for aim in aims:
+        fault = _fault(aim, "KILL", _newest(workdir), STEPS, chance) or _fault("export", "KILL", STEPS, STEPS, chance)
+        seen = len(launch.phases(workdir))
+        code = launch.run(workdir, fault, environment=UNCACHED if aim == "compile" else None)
+        landed = code == -9
+        in_flight = landed and _in_flight(launch.phases(workdir)[seen:])
+        hits.append({"aim": fault.phase.split()[0] if aim != "compile" else aim, "landed": landed, "save": in_flight})
+    code = launch.run(workdir)
+    found = state.summary(workdir) if code == 0 else {}
+    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    detail = f"exit {code}, differs in {wrong}" if code or wrong else ""
+    for hit in hits:
+        yield {"kind": "kill", "case": hit["aim"], "save in flight": hit["save"], "landed": hit["landed"]} | {
+            "ok": not detail,
+            "detail": detail,
+        }
+
+
+def kill_plan(count: int, seed: int) -> list[list[str]]:
+    """Aims for `count` kills, more than half of them at the phases of a save, cut into chains."""
+    weights = {"save": 4, "commit": 3, "whole": 1, "step": 1, "compile": 2, "evaluate": 1.5, "export": 1.5}
+    chance = random.Random(seed)
+    aims = [aim for aim in AIMS for _ in range(round(count * weights[aim] / sum(weights.values())))]
+    aims += chance.choices(AIMS, k=count - len(aims))
+    chance.shuffle(aims)
+    # Exports come last in a chain: they need the run to be at its end.
+    chains = [aims[i : i + _PER_CHAIN] for i in range(0, count, _PER_CHAIN)]
+    return [sorted(chain, key=lambda aim: aim == "export") for chain in chains]
+
+
+def term_plan(each: int) -> list[list[str]]:
+    """Every phase `each` times, two of each to a chain."""
+    pairs = [2] * (each // 2) + [1] * (each % 2)
+    return [sorted(TERM_PHASES * n, key=lambda phase: phase == "export") for n in pairs]
+
+
+def term_arguments() -> tuple[str, ...]:
+    return (f"--config.train.steps={_TERM_STEPS}",)
+
+
+def _launch(workdir: pathlib.Path, fault: Fault | None, processes: int, victim: int, **options) -> list[int]:
+    if processes == 1:
+        return [launch.run(workdir, fault, **options)]
+    options.pop("environment", None)
+    faults = {victim: fault} if fault else {}
+    return [launch.wait(process) for process in launch.start_many(workdir, processes, faults, **options)]
+
+
+def uninterrupted(folder: pathlib.Path, processes: int) -> dict:
+    """What the runs of `term_chain` must come to."""
+    workdir = folder / f"whole{processes}"
+    codes = _launch(workdir, None, processes, 0, arguments=term_arguments())
+    assert codes == [0] * processes, launch.log(workdir)[-3000:]
+    return state.summary(workdir)
+
+
+def term_chain(folder: pathlib.Path, wanted: dict, phases: list[str], processes: int, seed: int) -> Iterator[dict]:
+    """One run, asked to stop at each phase in turn by SIGTERM or SIGINT to one of its processes."""
+    chance, workdir = random.Random(seed), folder / f"term{processes}.{seed}"
+    for number, phase in enumerate(phases):
+        action, newest = chance.choice(["TERM", "TERM", "INT"]), _newest(workdir)
+        fault = _fault(phase, action, newest, _TERM_STEPS, chance)
+        if fault is None:  # the run is at its end: another one begins
+            workdir = folder / f"term{processes}.{seed}.{number}"
+            newest = 0
+            fault = _fault(phase, action, newest, _TERM_STEPS, chance)
+        seen = len(launch.phases(workdir))
+        options = {"environment": UNCACHED} if phase == "compile" and processes == 1 else {}
+        victim = chance.randrange(processes)
+        codes = _launch(workdir, fault, processes, victim, arguments=term_arguments(), **options)
+        yield {"kind": f"{action} on {processes}", "case": phase} | _judge(workdir, codes, newest, seen)
+    codes = _launch(workdir, None, processes, 0, arguments=term_arguments())
+    found = state.summary(workdir) if not any(codes) else {}
+    wrong = [name for name in wanted if name != "steps" and found.get(name) != wanted[name]]
+    detail = f"exit {codes}, differs in {wrong}" if wrong or any(codes) else ""
+    yield {"kind": f"after SIGTERMs, on {processes}", "case": "same end", "ok": not detail, "detail": detail}
+
+
+def _judge(workdir: pathlib.Path, codes: list[int], newest: int, seen: int) -> dict:
+    """All processes exit 42; the checkpoint is that of the last step begun, at most one after the signal."""
+    phases = launch.phases(workdir)[seen:]
+    begun = [int(phase.split()[1]) for phase in phases if phase.startswith("step ")]
+    after = phases[phases.index(next(p for p in phases if p.startswith(launch.HURT))) :] if _was_hurt(phases) else []
+    late = len({phase for phase in after if phase.startswith("step ")})
+    saved = _newest(workdir)
+    problems = []
+    if codes != [42] * len(codes):
+        problems.append(f"exit codes {codes}")
+    if saved != max(begun, default=newest):
+        problems.append(f"step {saved} saved, {max(begun, default=newest)} begun")
+    if late > len(codes):  # one more may begin; in another process, the one that the signal came in as well
+        problems.append(f"{late} steps begun after the signal")
+    return {"landed": _was_hurt(phases), "ok": not problems, "detail": "; ".join(problems), "late steps": late}
+
+
+def _was_hurt(phases: list[str]) -> bool:
+    return any(phase.startswith(launch.HURT) for phase in phases)
