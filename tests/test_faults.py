@@ -31,13 +31,13 @@ def test_killed_at_phases_of_a_save_and_others(whole, folder):
 
 def test_signals_leave_a_checkpoint_and_exit_42(folder):
     ends = kills.uninterrupted(folder, 1)
-    rows = list(kills.term_chain(folder, ends, ["compile", "step", "evaluate", "save", "export"], 1, 0))
-    assert_all_well(rows, 6)
+    rows = list(kills.term_chain(folder, ends, ["step", "evaluate", "save", "export"], 1, 0))
+    assert_all_well(rows, 5)
 
 
 def test_a_signal_to_one_process_of_two_stops_both(folder):
-    rows = list(kills.term_chain(folder, {}, ["step", "save", "export"], 2, 0))
-    assert_all_well(rows, 4)
+    rows = list(kills.term_chain(folder, {}, ["save", "export"], 2, 0))
+    assert_all_well(rows, 3)
 
 
 def test_damaged_checkpoints_are_set_aside(whole, folder):
@@ -53,15 +53,15 @@ def test_a_clock_that_was_set_back(whole, folder):
 
 
 def test_the_others_end_when_a_process_dies(folder):
-    assert_all_well(list(places.dead_peers(folder, ("step 3",))), 2)
+    assert_all_well(list(places.dead_peers(folder, ("save 4",))), 2)
 
 
 def test_full_and_read_only_disks(whole, folder):
     (folder / "disk").mkdir()
-    rows = places.in_namespace(folder / "disk", whole, 4)
+    rows = places.in_namespace(folder / "disk", whole, 6)
     if rows[0]["ok"] is None:
         pytest.skip(rows[0]["detail"])
-    assert_all_well(rows, 5)
+    assert_all_well(rows, 4)
 
 
 def test_every_kind_of_damage_is_done(whole, tmp_path):

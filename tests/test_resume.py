@@ -3,18 +3,23 @@
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
-from dft_jax import assets, errors, progress, train
+from dft_jax import assets, errors, models, optimizer as optimizer_lib, progress, train
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
+from dft_jax.data import loader
+from dft_jax.models import hf
+from tests.conftest import make_mesh
 from tests.training import tiny_config
 
 CONFIG = {"train.steps": 4, "checkpoint.every": 2, "eval.every": 2, "eval.max_examples": 8}
 
 
 def config(**overrides):
-    return tiny_config(**CONFIG, **{"data.heldout": str(assets.TINY / "heldout.jsonl")}, **overrides)
+    return tiny_config(**CONFIG | {"data.heldout": str(assets.TINY / "heldout.jsonl")} | overrides)
 
 
 def steps_of(folder, metric):
@@ -55,19 +60,87 @@ def finished(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "overrides, words",
-    [
-        ({"train.seed": 1}, "config.train.seed: 0 -> 1"),
-        ({"objective": "dft"}, "config.objective: 'sft' -> 'dft'"),
-        ({"data.max_rows": 48}, "training_data_sha256"),
-        ({"optimizer.learning_rate": 1e-3}, "config.optimizer.learning_rate: 0.01 -> 0.001"),
-    ],
-)
-def test_another_run_is_refused(overrides, words, finished):
+def other_model(folder, name, **changes):
+    """The tiny model's folder with some keys of one of its files changed."""
+    copy = shutil.copytree(assets.TINY, folder / "model")
+    content = json.loads((copy / name).read_text()) | changes
+    (copy / name).write_text(json.dumps(content))
+    return {"model.path": str(copy)}
+
+
+def other_template(folder):
+    """The tokenizer's own template with a comment before it: the very same text and tokens come out."""
+    own = hf.load_tokenizer(assets.TINY).get_chat_template()
+    (folder / "same.jinja").write_text("{#- renamed -#}" + own)
+    return {"data.template": str(folder / "same.jinja")}
+
+
+# What changed -> the overrides, and what the refusal says of it.
+CHANGES = {
+    "data content": ({"data.max_rows": 48}, "training_data_sha256: '"),
+    "tokenizer": (lambda folder: other_model(folder, "tokenizer_config.json", note="x"), "tokenizer_sha256: '"),
+    "chat template": (other_template, "chat_template_sha256: '"),
+    "length": ({"data.max_length": 128}, "config.data.max_length: 160 -> 128"),
+    "global batch": ({"train.global_batch": 16}, "config.train.global_batch: 8 -> 16"),
+    "seed": ({"train.seed": 1}, "config.train.seed: 0 -> 1"),
+    "objective": ({"objective": "dft"}, "config.objective: 'sft' -> 'dft'"),
+    "its parameters": ({"objective": "power(alpha=0.5)"}, "config.objective: 'sft' -> 'power(alpha=0.5)'"),
+    "learning rate": ({"optimizer.learning_rate": 1e-3}, "config.optimizer.learning_rate: 0.01 -> 0.001"),
+    "schedule": ({"optimizer.schedule": "linear"}, "config.optimizer.schedule: 'cosine' -> 'linear'"),
+    "steps": ({"train.steps": 8}, "steps: 4 -> 8"),
+    "parameter tree": (
+        lambda folder: other_model(folder, "config.json", tie_word_embeddings=False),
+        "parameters.head: 'absent' -> 'float32[264, ",
+    ),
+    "normalisation": (
+        {"train.loss_normalization": "official"},
+        "config.train.loss_normalization: 'global' -> 'official'",
+    ),
+    "precision": ({"model.param_dtype": "bfloat16"}, "config.model.param_dtype: 'float32' -> 'bfloat16'"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_run_is_refused(change, finished, tmp_path):
+    overrides, words = CHANGES[change]
     with pytest.raises(errors.UserError) as refusal:
-        train.run(config(**overrides), finished)
+        train.run(config(**(overrides(tmp_path) if callable(overrides) else overrides)), finished)
     assert words in str(refusal.value) and "give a new --workdir" in str(refusal.value)
+
+
+def test_a_named_change_is_accepted_and_remembered(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    changed = {"train.steps": 6, "optimizer.learning_rate": 1e-3}
+    with pytest.raises(errors.UserError, match="config.optimizer.learning_rate: 0.01 -> 0.001"):
+        train.run(config(**changed, **{"resume.allow_changed": "train.steps, steps"}), folder)
+    with pytest.raises(
+        errors.UserError, match="'train.stpes' is not in a run's fingerprint .did you mean 'train.steps'"
+    ):
+        train.run(config(**changed, **{"resume.allow_changed": "train.stpes"}), folder)
+    run = train.run(config(**changed, **{"resume.allow_changed": "train.steps,steps,optimizer"}), folder)
+    assert int(run.state.step) == 6
+    changes = Checkpoints(folder / "checkpoints").run_of(6)["changes"]
+    assert "step 4: config.optimizer.learning_rate: 0.01 -> 0.001" in changes and len(changes) == 3
+    assert int(train.run(config(**changed), folder).state.step) == 6  # from now on it is the run that it is
+
+
+MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 1, 1)]
+
+
+def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
+    examples = loader.load_examples(
+        str(assets.TINY / "train.jsonl"), config().data, hf.load_tokenizer(assets.TINY), 264
+    )
+    seen, bits = [], []
+    for sizes in MESHES:
+        model = models.build(hf.read_config(assets.TINY), make_mesh(*sizes))
+        steps = train.make_steps(config(), examples, model)
+        seen.append([steps[n].where for n in range(20)])
+        optimizer = optimizer_lib.make_optimizer(config().optimizer, lambda count: 0.0)
+        state = Checkpoints(finished / "checkpoints").restore(4, train.abstract_state(model, optimizer))
+        bits.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)])
+    assert all(one == seen[0] for one in seen) and all(one == bits[0] for one in bits)
+    assert len(set(seen[0])) == 20 and len(bits[0]) > 40
 
 
 def test_what_only_says_how_may_change(finished):

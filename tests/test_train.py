@@ -105,19 +105,67 @@ def test_gradients_equal_finite_differences(mesh1):
         np.testing.assert_allclose((moved[0] - moved[1]) / 0.1, slope, rtol=2e-2, atol=2e-4)
 
 
-def poisoned(stats):
-    """An objective whose loss is NaN at one token, with a finite value elsewhere."""
-    first = jnp.cumsum(stats.logp_BL < 0).reshape(stats.logp_BL.shape) == 1
-    return jnp.where(first, jnp.nan, 1.0) * -stats.logp_BL
+def loss_of(value, where):
+    """An objective whose loss has this value at one position of the first row, `where` it is trained or not."""
+
+    def weight(stats):
+        at = (stats.logp_BL < 0) == where  # log p is 0 exactly where nothing is trained
+        first = at & (jnp.cumsum(at).reshape(at.shape) == 1)
+        return jnp.where(first, value, 1.0) * -stats.logp_BL
+
+    return weight
 
 
-def test_a_non_finite_step_changes_nothing_but_the_step_number(mesh1):
-    trainer = Trainer(mesh1, poisoned)
-    before = jax.device_get(trainer.state)
-    sums = trainer.take(0)
-    after = jax.device_get(trainer.state)
-    assert not sums["is_finite"] and after.step == 1
-    jax.tree.map(np.testing.assert_array_equal, (before.params, before.opt_state), (after.params, after.opt_state))
+def gradient_of(value):
+    """The model's parameters through an identity that gives one leaf's gradient this value at one entry."""
+
+    @jax.custom_vjp
+    def leaf(x):
+        return x
+
+    leaf.defvjp(lambda x: (x, None), lambda _, g: (g.at[0].set(value),))
+
+    def poison(params):
+        return params | {"final_norm": {"scale": leaf(params["final_norm"]["scale"])}}
+
+    return poison
+
+
+def poisoned_step(trainer, value, where):
+    """The train step, with a non-finite number in the loss or in one leaf of the gradient."""
+    schedule = optimizer_lib.make_schedule(trainer.config.optimizer, trainer.config.train.steps)
+    model, objective = trainer.model, objectives.make_objective("sft")
+    if where == "loss":
+        objective = objectives.Objective(loss_of(value, True))
+    else:
+        poison = gradient_of(value)
+        model = dataclasses.replace(model, apply=lambda params, batch: trainer.model.apply(poison(params), batch))
+    return train.make_train_step(model, objective, trainer.optimizer, schedule, trainer.config)
+
+
+@pytest.mark.parametrize("where, value", [("loss", jnp.nan), ("one gradient leaf", jnp.inf)])
+def test_exactly_the_non_finite_steps_are_skipped(where, value, mesh1):
+    """Steps 1 and 2 of five: as a run that never saw their batches, moments, counts and schedule included."""
+    trainer, clean = Trainer(mesh1), Trainer(mesh1)
+    bad_step, skipped = poisoned_step(trainer, value, where), []
+    for n in range(5):
+        step = bad_step if n in (1, 2) else trainer.step
+        trainer.state, sums = step(trainer.state, trainer.batch(n))
+        skipped.append(int(sums["skipped"]))
+        assert bool(sums["is_finite"]) == (n not in (1, 2))
+        if n not in (1, 2):
+            clean.state, expected = clean.step(clean.state, clean.batch(n))
+            assert sums["learning_rate"] == expected["learning_rate"]
+    assert skipped == [0, 1, 2, 2, 2] and int(trainer.state.step) == 5
+    one, other = jax.device_get((trainer.state, clean.state))
+    jax.tree.map(np.testing.assert_array_equal, (one.params, one.opt_state), (other.params, other.opt_state))
+
+
+def test_a_non_finite_number_at_a_masked_position_is_not_seen(mesh1):
+    trainer, clean = Trainer(mesh1, loss_of(jnp.nan, False)), Trainer(mesh1)
+    sums, expected = trainer.take(0), clean.take(0)
+    assert sums["is_finite"] and sums["loss"] == expected["loss"] and sums["skipped"] == 0
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((trainer.state.params, clean.state.params)))
 
 
 def test_too_many_skips_in_a_row_end_the_run():

@@ -92,7 +92,7 @@ def read_only(folder: pathlib.Path) -> Iterator[dict]:
 def two_runs(folder: pathlib.Path, wanted: dict) -> Iterator[dict]:
     """The second is refused at once, the first is not disturbed."""
     workdir = folder / "shared"
-    first = launch.start(workdir, Fault("step 3", "sleep", argument=25.0))
+    first = launch.start(workdir, Fault("step 3", "sleep", argument=12.0))
     while "step 3" not in launch.phases(workdir):
         time.sleep(0.05)
     other = folder / "second"
