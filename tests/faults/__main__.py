@@ -29,7 +29,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from tqdm import tqdm
 
-from tests.faults import corruption, kills, launch, places, state
+from tests.faults import corruption, kills, launch, meshes, places, state
 
 OUT = launch.ROOT / "experiments/reliability"
 FIELDS = ("kind", "case", "ok", "landed", "save in flight", "late steps", "seconds", "file", "what", "detail")
@@ -56,7 +56,7 @@ def campaign(folder: pathlib.Path, n_kills: int, n_corruptions: int, n_terms: in
         ends = kills.uninterrupted(folder, processes) if n_terms else {}
         for i, phases in enumerate(kills.term_plan(n_terms)):
             parts.append((kills.term_chain, folder, ends, phases, processes, seed + i))
-    parts += [(places.dead_peers, folder)] if n_terms else []
+    parts += [(places.dead_peers, folder), (meshes.restarts, folder)] if n_terms else []
     return _all(parts, jobs)
 
 
