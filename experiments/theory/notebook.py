@@ -153,7 +153,7 @@ def project_loss(params, batch):
     return objectives.make_objective("dft")(losses.token_stats(*inputs, chunk_tokens=256, mesh=model.mesh)).sum()
 
 
-first = loader.Examples(examples.examples[:BATCH], examples.report)
+first = loader.Examples(examples.examples[:BATCH], examples.report, examples.where[:BATCH])
 packed = loader.OnePass(first, model.mesh, global_batch=BATCH, row_length=config.data.max_length)
 step = next(iter(packed))
 packed_BL = jax.tree.map(lambda x_ABL: x_ABL[0], sharding.device_batch(step.batch, model.mesh, step.n_rows))
