@@ -52,7 +52,7 @@ def random_examples(vocab_size: int, max_length: int, n: int) -> loader.Examples
         prompt = generator.integers(1, length // 2, endpoint=True)
         ids = generator.integers(vocab_size, size=length, dtype=np.int32)
         examples.append(Example(ids, np.arange(length) >= prompt, 0))
-    return loader.Examples(examples, {})
+    return loader.Examples(examples, {}, [""] * len(examples))
 
 
 def load(arguments: argparse.Namespace, config):

@@ -32,7 +32,7 @@ ARGUMENTS = [
     "--config.log.tensorboard=False",
 ]
 LIMIT_S = 240.0
-HURT = "hurt"  # how the phases file tells a fault; with a delay, one that is coming
+HURT = "hurt"  # how the phases file tells of a fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +82,15 @@ class _Hook(logging.Handler):
         if self.fault is None or not fnmatch.fnmatch(phase, self.fault.phase):
             return
         fault, self.fault = self.fault, None
+        if fault.delay_s:
+            threading.Timer(fault.delay_s, self.hurt, [fault]).start()
+        else:
+            self.hurt(fault)
+
+    def hurt(self, fault: Fault) -> None:
         with open(self.phases, "a") as handle:
             handle.write(f"{HURT} {fault.action}\n")
-        if fault.delay_s:
-            threading.Timer(fault.delay_s, ACTIONS[fault.action], [fault]).start()
-        else:
-            ACTIONS[fault.action](fault)
+        ACTIONS[fault.action](fault)
 
 
 def _log_file(workdir: pathlib.Path) -> pathlib.Path:
