@@ -28,7 +28,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from dft_jax import cli, config as config_lib, errors, metrics, objectives, run_directory, train, writer
+from dft_jax import cli, config as config_lib, errors, interrupts, metrics, objectives, run_directory, train, writer
 from dft_jax.data import loader, sources
 from dft_jax.evals import predictions as predictions_lib, report, runner
 from dft_jax.export import open_run
@@ -221,7 +221,8 @@ def main() -> None:
     opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
     with train.matmul_precision(str(opened.model.module.compute_dtype)):
         if asked.benchmarks:
-            sample(opened, asked, out)
+            with interrupts.Interrupts():
+                sample(opened, asked, out)
         if _HELDOUT.value:
             read_heldout(opened, asked.prompt, asked.context, out)
 

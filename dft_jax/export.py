@@ -38,29 +38,28 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
     untouched checkpoint comes out byte for byte.
 
     Raises:
-      UserError: there is no room, no permission, or another process at work there; an earlier export is as it was.
+      UserError: there is no room, or no permission; an earlier export is as it was.
       Stopped: a signal asked for it; likewise.
     """
     dtype = hf.source_dtype(source) if dtype == "source" else dtype
     temporary = out.with_name(f".{out.name}.tmp")
     is_writer = jax.process_index() == 0
-    with run_directory.locked(out.parent):
-        try:
-            if is_writer:
-                shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-                temporary.mkdir(parents=True)
-                _copy_config(source, temporary, dtype)
-            _write_tensors(params, model, temporary, dtype, max_shard_gb)
-            if is_writer:
-                _log.debug("export rename")
-                _replace(temporary, out)
-        except BaseException as error:
-            if is_writer:
-                shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError | SafetensorError):  # safetensors has a type of its own for a full disk
-                what = f"{out}: the export could not be written ({errors.first_line(error)})"
-                raise errors.UserError(f"{what}; make it possible, then run the same command again") from error
-            raise
+    try:
+        if is_writer:
+            shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+            temporary.mkdir(parents=True)
+            _copy_config(source, temporary, dtype)
+        _write_tensors(params, model, temporary, dtype, max_shard_gb)
+        if is_writer:
+            _log.debug("export rename")
+            _replace(temporary, out)
+    except BaseException as error:
+        if is_writer:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):  # safetensors has a type of its own for a full disk
+            what = f"{out}: the export could not be written ({errors.first_line(error)})"
+            raise errors.UserError(f"{what}; make it possible, then run the same command again") from error
+        raise
 
 
 def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard_gb: float) -> None:

@@ -10,7 +10,7 @@ it saved, the same command goes on; anything else is a fault.
 import jax
 from absl import flags
 
-from dft_jax import cli, errors, interrupts, train
+from dft_jax import cli, errors, interrupts, run_directory, train
 from dft_jax.export import export
 
 _CONFIG = cli.define_config()
@@ -26,7 +26,8 @@ def main() -> None:
         settings, exported = run.config.export, ""
         if settings.enabled:
             out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
-            export(run.state.params, run.model, run.source, out, **options)
+            with run_directory.locked(run.workdir):
+                export(run.state.params, run.model, run.source, out, **options)
             exported = f", {out} loads in transformers"
     if jax.process_index() == 0:
         print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")

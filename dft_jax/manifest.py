@@ -60,17 +60,18 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
         text = (folder / NAME).read_text(encoding="utf-8")
         content = json.loads(text)
         files = content["files"]
+        sizes = {name: entry["bytes"] for name, entry in files.items()}
         if content["step"] != step or text != _text(step, files):
             return [f"{NAME} is not as it was written"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{NAME} cannot be read ({type(error).__name__})"]
     found = []
-    for name, entry in files.items():
+    for name, size in sizes.items():
         file = folder / name
         if not file.is_file():
             found.append(f"{name} is missing")
-        elif file.stat().st_size != entry["bytes"]:
-            found.append(f"{name} has {file.stat().st_size} bytes, not {entry['bytes']}")
+        elif file.stat().st_size != size:
+            found.append(f"{name} has {file.stat().st_size} bytes, not {size}")
     if verify == "sha256" and not found:
         try:
             hashes = _hashes(folder, [folder / name for name in files], is_new=False)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,7 +87,7 @@ def fingerprint(
     }
     if reference and config.model.init == "checkpoint":
         found["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
-    return found
+    return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
 
 
 def open_workdir(

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import assets, cli, config as config_lib, errors, run_directory, train
+from dft_jax import assets, cli, config as config_lib, errors, interrupts, run_directory, train
 from dft_jax.analysis import compare, figures
 from dft_jax.evals import runner
 from dft_jax.models import hf
@@ -113,10 +113,11 @@ def main() -> None:
         with train.matmul_precision(config.model.compute_dtype):
             runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step})
 
-    evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)
-    for objective in OBJECTIVES:
-        run = train.run(lab_config(objective), out / objective)
-        evaluate(objective, lambda run=run: run.state.params, int(run.state.step))
+    with interrupts.Interrupts():
+        evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)
+        for objective in OBJECTIVES:
+            run = train.run(lab_config(objective), out / objective)
+            evaluate(objective, lambda run=run: run.state.params, int(run.state.step))
     rows, _ = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])
     draw(rows, out)
     print(compare.table(rows))

@@ -1,0 +1,158 @@
+"""Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by name."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dft_jax import errors, manifest
+from dft_jax.checkpoint import Checkpoints
+from dft_jax.types import TrainState
+
+RUN = {"fingerprint": {"seed": 0}, "changes": []}
+
+
+def weights(step):
+    return jax.random.normal(jax.random.key(step), (64, 64))
+
+
+def state(step):
+    return TrainState(jnp.int32(step), {"w": weights(step)}, ())
+
+
+def abstract(dtype=jnp.float32, shape=(64, 64)):
+    layout = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=layout), {"w": leaf}, ())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Steps 1, 2 and 3, of which two were to be kept."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(step), RUN)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def flip_bit(folder):
+    """In the largest file, which holds the array."""
+    file = max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_newest_are_kept_and_restored(folder):
+    assert names(folder) == ["2", "3"]
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.newest(repair=True) == 3 and checkpoints.run_of(3) == RUN
+        np.testing.assert_array_equal(checkpoints.restore(3, abstract()).params["w"], weights(3))
+        np.testing.assert_array_equal(checkpoints.restore_params(2, abstract().params)["w"], weights(2))
+    assert names(folder) == ["2", "3"]
+
+
+def test_a_reader_moves_nothing_a_run_sets_aside(folder, capfd):
+    flip_bit(folder / "3")
+    assert Checkpoints(folder).newest() == 2 and names(folder) == ["2", "3"]
+    assert "3 is damaged and left out" in capfd.readouterr().err
+    assert Checkpoints(folder).newest(repair=True) == 2 and names(folder) == ["2", "3.damaged"]
+    assert "set aside as 3.damaged" in capfd.readouterr().err
+
+
+def test_none_that_is_good_is_not_a_new_start(folder):
+    for step in ("2", "3"):
+        flip_bit(folder / step)
+    with pytest.raises(errors.UserError, match="no good checkpoint is left; put one back, or remove the folder"):
+        Checkpoints(folder).newest(repair=True)
+    with pytest.raises(errors.UserError, match="no good checkpoint is left"):  # nor the next time
+        Checkpoints(folder).newest(repair=True)
+
+
+@pytest.mark.parametrize("verify, finds", [("sha256", True), ("sizes", False), ("off", False)])
+def test_what_each_kind_of_verification_finds_of_a_flipped_bit(verify, finds, folder):
+    flip_bit(folder / "3")
+    assert Checkpoints(folder, verify=verify).newest() == (2 if finds else 3)
+
+
+@pytest.mark.parametrize("verify, finds", [("sha256", True), ("sizes", True), ("off", False)])
+def test_what_each_kind_of_verification_finds_of_a_missing_file(verify, finds, folder):
+    max((f for f in (folder / "3").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size).unlink()
+    assert Checkpoints(folder, verify=verify).newest() == (2 if finds else 3)
+
+
+def test_an_unfinished_step_does_not_count_and_goes_when_a_later_one_is_whole(folder, capfd):
+    (folder / "3" / manifest.NAME).unlink()
+    (folder / "4.orbax-checkpoint-tmp-1").mkdir()
+    (folder / "1.removed").mkdir()
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.newest(repair=True) == 2
+        assert names(folder) == ["2", "3.unfinished"] and "its saving never ended" in capfd.readouterr().err
+        checkpoints.save(3, state(3), RUN)
+    assert names(folder) == ["2", "3"]
+
+
+def test_nothing_saved_yet_is_a_beginning(tmp_path):
+    assert Checkpoints(tmp_path).newest(repair=True) is None
+    (tmp_path / "2").mkdir()
+    assert Checkpoints(tmp_path).newest(repair=True) is None and names(tmp_path) == ["2.unfinished"]
+
+
+@pytest.mark.parametrize("other", [dict(dtype=jnp.bfloat16), dict(shape=(64, 32))], ids=["dtype", "shape"])
+def test_another_dtype_or_shape_is_named(other, folder):
+    with pytest.raises(errors.UserError, match=r"params.w is \(\(64, 64\), 'float32'\), this run has"):
+        Checkpoints(folder).restore(3, abstract(**other))
+
+
+def test_a_failed_save_is_told_and_leaves_the_others(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write", full)
+    failed = pytest.raises(errors.UserError, match=r"step 4 could not be saved .*No space left")
+    with failed, Checkpoints(folder, keep=1) as checkpoints:
+        checkpoints.save(4, state(4), RUN)
+    monkeypatch.undo()
+    assert Checkpoints(folder).newest(repair=True) == 3 and "2" in names(folder)
+
+
+def test_no_room_is_told_before_saving(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    refused = pytest.raises(errors.UserError, match="a checkpoint takes .* GB and .* GB are free; make room")
+    with refused, Checkpoints(folder) as checkpoints:
+        checkpoints.save(4, state(4), RUN)
+    assert names(folder) == ["2", "3"]
+
+
+def test_a_manifest_is_only_what_was_written(folder):
+    """Every flipped bit of the manifest itself is found."""
+    file = folder / "3" / manifest.NAME
+    content = file.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(changed)
+        assert manifest.problems(folder / "3", 3, "sizes" if bit % 3 else "sha256") or _only_a_hash(content, changed)
+    file.write_bytes(content)
+    assert manifest.problems(folder / "3", 3) == [] and manifest.problems(folder / "3", 2)
+
+
+def _only_a_hash(content, changed):
+    """`sizes` does not look at hashes; sha256 does, and differs."""
+    import json
+
+    one, other = json.loads(content), json.loads(changed)
+    sizes = [{name: entry["bytes"] for name, entry in each["files"].items()} for each in (one, other)]
+    return sizes[0] == sizes[1] and one != other
