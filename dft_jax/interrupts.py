@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: the first asks a run to save and end with exit code 42, a second ends it at once.
 
-A thread notices signals as they arrive, also while the main thread is inside a compilation, where a Python handler
-would have to wait. The main thread asks between its steps, with `check`.
+The main thread asks between its steps, with `check`, whether its handler has run. A thread hears signals as they
+arrive, also while the main thread is inside a compilation, where handlers wait: it tells the user, or ends the process.
 """
 
 import functools
@@ -34,14 +34,15 @@ def check() -> None:
       errors.Stopped: on every process, at the same call, once any of them was signalled.
     """
     if _current is not None and _current.is_asked():
-        raise errors.Stopped(_current.received or "a signal to another process")
+        raise errors.Stopped(_current.handled or "a signal to another process")
 
 
 class Interrupts:
     """While entered, signals are caught; only the main thread can enter it, and only one at a time."""
 
     def __init__(self):
-        self.received: str | None = None  # the name of the first signal
+        self.handled: str | None = None  # the name of a signal, as the main thread knows it …
+        self.received: str | None = None  # … and of the first one, as the watching thread does
         self.is_working = False
         self.pending: jax.Array | None = None
 
@@ -51,7 +52,7 @@ class Interrupts:
         os.set_blocking(self.writer, False)
         self.thread = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
         self.thread.start()
-        self.old_handlers = {number: signal.signal(number, _ignore) for number in SIGNALS}
+        self.old_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         self.old_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         _current = self
         return self
@@ -64,6 +65,9 @@ class Interrupts:
             signal.signal(number, handler)
         os.close(self.writer)  # ends the thread
         self.thread.join()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.handled = signal.Signals(number).name
 
     def _watch(self, reader: int) -> None:
         while byte := os.read(reader, 1):
@@ -89,8 +93,8 @@ class Interrupts:
         """
         self.is_working = True
         if jax.process_count() == 1:
-            return self.received is not None
-        previous, self.pending = self.pending, _n_asked(self.received is not None)
+            return self.handled is not None
+        previous, self.pending = self.pending, _n_asked(self.handled is not None)
         return previous is not None and int(previous) > 0
 
 
@@ -104,10 +108,6 @@ def _n_asked(mine: bool) -> jax.Array:
 def _adder():
     mesh = jax.make_mesh((jax.device_count(),), ("devices",))
     return NamedSharding(mesh, P("devices")), jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, P()))
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """Python wants a handler before it tells the thread."""
 
 
 def _say(text: str) -> None:

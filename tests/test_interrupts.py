@@ -52,7 +52,7 @@ def test_nothing_is_caught_unless_asked():
     interrupts.check()
     with interrupts.Interrupts() as caught:
         interrupts.check()
-        assert caught.received is None
+        assert caught.handled is None
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -61,7 +61,7 @@ def test_a_caught_signal_stops_at_the_next_check():
         interrupts.check()
         os.kill(os.getpid(), signal.SIGTERM)
         deadline = time.monotonic() + 10
-        while caught.received is None:
+        while caught.handled is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with pytest.raises(errors.Stopped, match="SIGTERM"):
