@@ -114,9 +114,13 @@ def clock_set_back(folder: pathlib.Path, wanted: dict) -> Iterator[dict]:
     yield {"kind": "clock set back", "case": "one day", "ok": killed == -9 and same, "detail": f"exit {code}"}
 
 
-def dead_peers(folder: pathlib.Path, phases: tuple[str, ...] = ("step 3", "save 4", "evaluate 4")) -> Iterator[dict]:
+def dead_peers(
+    folder: pathlib.Path,
+    phases: tuple[str, ...] = ("step 3", "save 4", "evaluate 4"),
+    victims: tuple[int, ...] = (0, 1),
+) -> Iterator[dict]:
     """One of two processes dies: the other ends by itself, with an error, within the heartbeat and some seconds."""
-    for victim in (0, 1):
+    for victim in victims:
         for phase in phases:
             workdir = folder / f"peer{victim}.{phase.replace(' ', '')}"
             processes = launch.start_many(workdir, 2, {victim: Fault(phase, "KILL")})
