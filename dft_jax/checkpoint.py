@@ -67,6 +67,8 @@ class Checkpoints:
             folder = self.folder / str(step)
             problems = manifest.problems(folder, step, self.verify)
             if not problems:
+                if repair:
+                    self._retire(step)  # a run may have been killed before it came to that
                 return step
             damaged = True
             place = folder.with_suffix(".damaged")
@@ -121,12 +123,17 @@ class Checkpoints:
         _log.debug("whole %d", step)
         if jax.process_index() > 0:
             return
-        for old in sorted(s for s in self._steps() if s != step)[: -self.keep + 1 or None]:
+        self._retire(step)
+
+    def _retire(self, newest: int) -> None:
+        """Lets go what `newest`, which is whole, makes superfluous."""
+        for old in sorted(step for step in self._steps() if step < newest)[: -self.keep + 1 or None]:
             removed = (self.folder / str(old)).with_suffix(".removed")
             (self.folder / str(old)).rename(removed)
             shutil.rmtree(removed)
         for debris in self.folder.glob("*.unfinished"):
-            shutil.rmtree(debris)
+            if int(debris.stem) <= newest:
+                shutil.rmtree(debris)
 
     def wait(self) -> None:
         """Waits for the save in progress.

@@ -57,7 +57,7 @@ def flip_bit(folder):
 
 def test_the_newest_are_kept_and_restored(folder):
     assert names(folder) == ["2", "3"]
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.newest(repair=True) == 3 and checkpoints.run_of(3) == RUN
         np.testing.assert_array_equal(checkpoints.restore(3, abstract()).params["w"], weights(3))
         np.testing.assert_array_equal(checkpoints.restore_params(2, abstract().params)["w"], weights(2))
@@ -104,6 +104,13 @@ def test_an_unfinished_step_does_not_count_and_goes_when_a_later_one_is_whole(fo
     assert names(folder) == ["2", "3"]
 
 
+def test_what_a_killed_run_did_not_get_to_remove_goes_at_the_next_start(folder):
+    shutil.copytree(folder / "2", folder / "1")
+    with Checkpoints(folder, keep=2) as checkpoints:
+        assert checkpoints.newest() == 3 and names(folder) == ["1", "2", "3"]
+        assert checkpoints.newest(repair=True) == 3 and names(folder) == ["2", "3"]
+
+
 def test_nothing_saved_yet_is_a_beginning(tmp_path):
     assert Checkpoints(tmp_path).newest(repair=True) is None
     (tmp_path / "2").mkdir()
@@ -125,7 +132,7 @@ def test_a_failed_save_is_told_and_leaves_the_others(folder, monkeypatch):
     with failed, Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(4, state(4), RUN)
     monkeypatch.undo()
-    assert Checkpoints(folder).newest(repair=True) == 3 and "2" in names(folder)
+    assert Checkpoints(folder, keep=2).newest(repair=True) == 3 and names(folder) == ["2", "3", "4.unfinished"]
 
 
 def test_no_room_is_told_before_saving(folder, monkeypatch):

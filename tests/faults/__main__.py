@@ -15,6 +15,7 @@ import os
 import pathlib
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,7 +33,7 @@ from tqdm import tqdm
 from tests.faults import corruption, kills, launch, meshes, places, state
 
 OUT = launch.ROOT / "experiments/reliability"
-FIELDS = ("kind", "case", "ok", "landed", "save in flight", "late steps", "seconds", "file", "what", "detail")
+FIELDS = ("kind", "case", "ok", "landed", "save in flight", "late steps", "seconds", "file", "what", "detail", "commit")
 
 
 def campaign(folder: pathlib.Path, n_kills: int, n_corruptions: int, n_terms: int, jobs: int, seed: int) -> list[dict]:
@@ -97,21 +98,26 @@ def table(rows: list[dict]) -> str:
 
 def write(rows: list[dict], options: argparse.Namespace, took_s: float) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    with open(OUT / "results.csv", "w", newline="") as handle:
-        writer = csv.DictWriter(handle, FIELDS)
-        writer.writeheader()
-        writer.writerows(
-            {**row, "detail": str(row.get("detail", "")).replace(str(options.folder), "…")} for row in rows
-        )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=OUT, capture_output=True, text=True
+    ).stdout.strip()
+    with open(OUT / "results.csv", "a" if options.append else "w", newline="") as handle:
+        writer = csv.DictWriter(handle, FIELDS, lineterminator="\n")
+        if not options.append:
+            writer.writeheader()
+        for row in rows:
+            detail = str(row.get("detail", "")).replace(str(options.folder), "…")
+            writer.writerow({**row, "detail": detail, "commit": commit})
     killed = [row for row in rows if row["kind"] == "kill"]
     in_flight = sum(bool(row["save in flight"]) for row in killed)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "orbax-checkpoint", "grain", "flax"))
     failed = [row for row in rows if row["ok"] is False]
-    text = f"""# The fault campaign, as it went
+    text = f"""
+## {"Again, in part" if options.append else "The whole"}, at commit {commit}
 
 Command: `python -m tests.faults --kills={options.kills} --corruptions={options.corruptions} --terms={options.terms} \
 --jobs={options.jobs} --seed={options.seed}`; {took_s / 60:.0f} minutes on {os.cpu_count()} cores.
-Python {platform.python_version()}, {versions}. Every row is in `results.csv`.
+Python {platform.python_version()}, {versions}.
 
 - SIGKILL: {sum(row["landed"] for row in killed)} of {len(killed)} hit the run, {in_flight} of them while a checkpoint
   was being saved; {sum(row["ok"] for row in killed)} of {len(killed)} ended as the uninterrupted run did.
@@ -119,7 +125,8 @@ Python {platform.python_version()}, {versions}. Every row is in `results.csv`.
 
 {table(rows)}
 """
-    (OUT / "report.md").write_text(text)
+    before = (OUT / "report.md").read_text() if options.append else "# The fault campaign, as it went\n"
+    (OUT / "report.md").write_text(before + text)
 
 
 def main() -> int:
@@ -129,6 +136,7 @@ def main() -> int:
     parser.add_argument("--terms", type=int, default=20, help="of each phase, on one and on two processes")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--append", action="store_true", help="to the results that are there")
     options = parser.parse_args()
     began = time.monotonic()
     options.folder = pathlib.Path(tempfile.mkdtemp(prefix="faults"))
