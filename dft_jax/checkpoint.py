@@ -3,7 +3,7 @@
 checkpoints/8/state, 8/run     parameters, moments and step; which run and data these are
 checkpoints/8/manifest.json    written last: a folder without it is the debris of a killed run
 checkpoints/4.damaged          differed from its manifest when the run was taken up again, and was set aside
-checkpoints/6.unfinished       has no manifest; removed when a later step is whole
+checkpoints/6.unfinished       has no manifest, and nothing before it is whole; removed when a later step is
 """
 
 import concurrent.futures
@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from dft_jax import errors, manifest, writer
 from dft_jax.types import Params, TrainState
 
+_PATIENCE_S = 20.0
 _log = logging.getLogger(__name__)  # the phases of a save, for whoever wants to interfere with them
 
 
@@ -60,16 +61,19 @@ class Checkpoints:
         return step
 
     def _find(self, repair: bool) -> int | None:
-        if repair:
-            self._sweep()
-        damaged = False
-        for step in sorted(self._steps(), reverse=True):
+        damaged = repair and not self._sweep()
+        steps = sorted(self._steps())
+        while steps:
+            step = steps.pop()
             folder = self.folder / str(step)
             problems = manifest.problems(folder, step, self.verify)
             if not problems:
                 if repair:
                     self._retire(step)  # a run may have been killed before it came to that
                 return step
+            if not repair and not (folder / manifest.NAME).exists():
+                steps = sorted(self._steps())  # a run that goes on has let it go meanwhile, for a newer one
+                continue
             damaged = True
             place = folder.with_suffix(".damaged")
             action = f"set aside as {place.name}" if repair else "left out"
@@ -84,14 +88,21 @@ class Checkpoints:
         names = [file.parent.name for file in self.folder.glob(f"*/{manifest.NAME}")]
         return [int(name) for name in names if name.isdigit()]
 
-    def _sweep(self) -> None:
-        """Clears up after a run that was killed while it saved or removed."""
+    def _sweep(self) -> bool:
+        """Clears up after a run that was killed while it saved or removed; False for what no such run leaves behind."""
         self._remove_temporary()
-        for folder in list(self.folder.iterdir()):
-            if folder.name.isdigit() and not (folder / manifest.NAME).exists():
-                _warn(f"{folder} has no {manifest.NAME}, so its saving never ended; it is not used")
-                shutil.rmtree(folder.with_suffix(".unfinished"), ignore_errors=True)
+        orphans = [f for f in self.folder.iterdir() if f.name.isdigit() and not (f / manifest.NAME).exists()]
+        if len(orphans) > 1 and not self._steps():
+            _warn(f"{self.folder}: {len(orphans)} checkpoints and no {manifest.NAME}; were they copied without?")
+            return False
+        for folder in orphans:
+            _warn(f"{folder} has no {manifest.NAME}, so its saving never ended; it is not used")
+            shutil.rmtree(folder.with_suffix(".unfinished"), ignore_errors=True)
+            if self._steps():
+                shutil.rmtree(folder)
+            else:
                 folder.rename(folder.with_suffix(".unfinished"))
+        return True
 
     def _remove_temporary(self) -> None:
         for pattern in ("*.orbax-checkpoint-tmp*", "*.removed"):
@@ -129,11 +140,14 @@ class Checkpoints:
         """Lets go what `newest`, which is whole, makes superfluous."""
         for old in sorted(step for step in self._steps() if step < newest)[: -self.keep + 1 or None]:
             removed = (self.folder / str(old)).with_suffix(".removed")
-            (self.folder / str(old)).rename(removed)
-            shutil.rmtree(removed)
+            try:
+                (self.folder / str(old)).rename(removed)
+            except OSError as error:  # no reason to say that the new one was not saved
+                _warn(f"{self.folder / str(old)} cannot be removed ({error.strerror})")
+            shutil.rmtree(removed, ignore_errors=True)
         for debris in self.folder.glob("*.unfinished"):
             if int(debris.stem) <= newest:
-                shutil.rmtree(debris)
+                shutil.rmtree(debris, ignore_errors=True)
 
     def wait(self) -> None:
         """Waits for the save in progress.
@@ -151,9 +165,9 @@ class Checkpoints:
         """Disks fill up and folders vanish: Orbax and TensorStore say so in several kinds of exceptions."""
         try:
             yield
-        except jax.errors.JaxRuntimeError:
-            raise  # another process is gone: nothing that the user could mend here
         except (OSError, ValueError, RuntimeError) as error:
+            if any(isinstance(e, jax.errors.JaxRuntimeError | TimeoutError) for e in (error, error.__cause__)):
+                raise  # another process is gone: nothing that the user could mend here
             if jax.process_index() == 0:
                 self._remove_temporary()  # half a checkpoint on a disk that may be full
             raise errors.UserError(
@@ -162,7 +176,12 @@ class Checkpoints:
             ) from error
 
     def require_room(self, state: Any) -> None:
-        """UserError where the disk has no room for one more checkpoint of `state` (arrays or their shapes)."""
+        """UserError where the disk has no room for one more checkpoint of `state` (arrays or their shapes).
+
+        Process 0 looks: the others may come here while it still lets an old one go.
+        """
+        if jax.process_index() > 0:
+            return
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
@@ -220,9 +239,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Waits for the save in progress, unless this process of many failed: the others would not come to it."""
+        """Waits for the save in progress; not for long if this process of many failed, perhaps alone."""
         if jax.process_count() == 1 or kind is None or issubclass(kind, errors.Stopped):
             self.close()
+        elif self.saving is not None:
+            concurrent.futures.wait([self.saving], timeout=_PATIENCE_S)
 
     def close(self) -> None:
         """Waits for the save in progress; raises what went wrong in it."""

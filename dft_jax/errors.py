@@ -1,5 +1,6 @@
 """Errors a user can mend, and the one place that turns them into an exit code."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -59,7 +60,8 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
             print(error.report(), file=sys.stderr, flush=True)
             _exit(EXIT_USER_ERROR)
         except Stopped as stopped:
-            print(f"stopped by {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody may be reading any more
+                print(f"stopped by {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
             sys.exit(EXIT_RESUMABLE)
         except Exception:
             if not _is_one_of_many():

@@ -3,6 +3,7 @@
 python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -178,7 +179,10 @@ def main() -> None:
         raise errors.UserError(f"--out={out} exists and is not empty; give a new folder, or remove it first")
     run = load_run(workdir)
     settings = run.config.export
-    export(run.state.params, run.model, run.source, out, dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
+    # A run that goes on in the folder will export to the same place.
+    lock = run_directory.locked(workdir) if out.parent == workdir else contextlib.nullcontext()
+    with lock:
+        export(run.state.params, run.model, run.source, out, dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
     print(f"exported step {int(run.state.step)} to {out}")
 
 

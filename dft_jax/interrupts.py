@@ -52,17 +52,26 @@ class Interrupts:
         os.set_blocking(self.writer, False)
         self.thread = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
         self.thread.start()
-        self.old_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self.old_handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self.old_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+        self._arm()
+        self.old_stderr, sys.stderr = sys.stderr, _Forgiving(sys.stderr)
         _current = self
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def _arm(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+        signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         global _current
         _current = None
+        sys.stderr = self.old_stderr
         signal.set_wakeup_fd(self.old_writer)
         for number, handler in self.old_handlers.items():
-            signal.signal(number, handler)
+            # All is saved and the process is on its way out with 42: nothing should change that code any more.
+            signal.signal(number, signal.SIG_IGN if kind is errors.Stopped else handler)
         os.close(self.writer)  # ends the thread
         self.thread.join()
 
@@ -91,6 +100,8 @@ class Interrupts:
 
         Their answers are added up on the devices and read one call late, like metrics, so nobody waits for it.
         """
+        if not self.is_working:
+            self._arm()  # again: the runtimes of accelerators install handlers of their own when they start
         self.is_working = True
         if jax.process_count() == 1:
             return self.handled is not None
@@ -111,4 +122,38 @@ def _adder():
 
 
 def _say(text: str) -> None:
-    os.write(sys.__stderr__.fileno(), f"\n{text}\n".encode())
+    try:
+        os.write(2, f"\n{text}\n".encode())
+    except OSError:
+        _silence()
+
+
+class _Forgiving:
+    """stderr whose reader may be gone: Ctrl-C ends the `tee` behind a run as well, which must not cost the state."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            _silence()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            _silence()
+
+
+def _silence() -> None:
+    """What is still to be said goes nowhere: 1 and 2 have the same dead reader."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -50,6 +50,11 @@ class Reporter:
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values})
 
+    def sync(self) -> None:
+        """As `flush`; then the rows are on the disk as well, to outlast what the checkpoint will outlast."""
+        self.flush()
+        self.log.sync()
+
     def evaluated(self, step: int, values: dict[str, Any]) -> None:
         """Reports an evaluation, whose time is not part of the next step's."""
         self.flush()

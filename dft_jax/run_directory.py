@@ -18,6 +18,8 @@ from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
 from dft_jax.models import Model, hf
 
+_LOCK_NAME = ".lock"
+
 
 def local_folder(path: str, flag: str = "--workdir") -> Path:
     """`path` with ~ expanded; UserError for a bucket, which would become a folder named `gs:`."""
@@ -37,7 +39,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(workdir, os.O_RDONLY)
+        descriptor = os.open(workdir / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks files, not folders
     except OSError as error:
         why = f"{error.strerror}: {error.filename}"
         raise errors.UserError(f"--workdir={workdir}: cannot be used ({why}); give another") from error

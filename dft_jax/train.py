@@ -61,34 +61,32 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     benchmarks = Benchmarks(config, tokenizer, model, workdir)
     train_examples, heldout_examples = load_data(config, tokenizer, model)
     steps = n_steps(config, len(train_examples))
-
     schedule = optimizer_lib.make_schedule(config.optimizer, steps)
     optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
     objective = objectives.make_objective(config.objective)
     packed = make_steps(config, train_examples, model)
     needs_reference = objectives.REFERENCE in objective.needs
     fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train_examples, steps, needs_reference)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(run_directory.locked(workdir))
+    precision = matmul_precision(config.model.compute_dtype)
+    with run_directory.locked(workdir), precision, contextlib.ExitStack() as stack:
         checkpoints, restart, identity = run_directory.open_workdir(workdir, config, fingerprint)
         stack.enter_context(checkpoints)
         run_directory.describe_run(workdir, config, train_examples, heldout_examples)
         abstract = abstract_state(model, optimizer)
-        checkpoints.require_room(abstract)
-        is_new = restart is None
+        if restart != steps:
+            checkpoints.require_room(abstract)
+        is_new, start = restart is None, restart or 0
         state = init_state(config, source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
         reference = init_params(config, source, model) if needs_reference else None
         train_step = make_train_step(model, objective, optimizer, schedule, config, reference)
         evaluate = make_evaluate(model, objective, heldout_examples, config, reference)
-        start = int(state.step)
         benchmarks.begin(steps, start, train_examples.report["sha256"])
         log = writer.Writer(workdir, config, resume_from=restart)
         reporter = Reporter(config, model, log, steps=steps, start=start, mean_length=train_examples.mean_length)
         stack.enter_context(contextlib.closing(reporter))
-        stack.enter_context(matmul_precision(config.model.compute_dtype))
 
         def save() -> None:
-            reporter.flush()  # a step that must not be saved stops the run here
+            reporter.sync()  # a step that must not be saved stops the run here
             if checkpoints.saved != int(state.step):
                 checkpoints.save(int(state.step), state, identity)
 
@@ -99,6 +97,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
                 _log.debug("evaluate %d", step)
                 reporter.evaluated(step, evaluate(state.params))
             if step in benchmarks.steps and not log.has(step, "eval/"):
+                save()  # it may take hours
                 _log.debug("evaluate %d", step)
                 reporter.evaluated(step, benchmarks.run(step, state.params))
 
@@ -116,6 +115,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
                 evaluate_if_due(step)
         except errors.Stopped:
             save()
+            checkpoints.wait()  # before anything else is closed, which may fail
             raise
     return Run(workdir, config, source, model, state)
 

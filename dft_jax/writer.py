@@ -15,6 +15,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dft_jax import errors
+
 _VERSIONS_OF = "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
 
 
@@ -91,8 +93,9 @@ class Writer:
         self.kept_metrics = {(row["step"], name) for row in kept for name in row}
         if not self.active:
             return
-        write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
-        self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115  (open for the whole run)
+        with self._told():
+            write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+            self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115  (open for the whole run)
         if config.log.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -104,12 +107,31 @@ class Writer:
         if not self.active or not values:
             return
         finite = {name: _null_if_not_finite(value) for name, value in values.items()}
-        self.rows.write(json.dumps({"step": step, **finite}) + "\n")
-        self.rows.flush()
-        for board in self.boards:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    board.add_scalar(name, value, step)
+        with self._told():
+            self.rows.write(json.dumps({"step": step, **finite}) + "\n")
+            self.rows.flush()
+        for board in list(self.boards):
+            try:
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        board.add_scalar(name, value, step)
+            except Exception as error:  # a service that is down is no reason to stop; metrics.jsonl has it all
+                print(f"warning: {type(board).__name__} is left out from now on ({error})", file=sys.stderr)
+                self.boards.remove(board)
+
+    def sync(self) -> None:
+        """Makes the rows outlast the machine, as the checkpoint that is going to be saved will."""
+        if self.active:
+            with self._told():
+                os.fsync(self.rows.fileno())
+
+    @contextlib.contextmanager
+    def _told(self):
+        try:
+            yield
+        except OSError as error:
+            what = f"{self.file}: cannot be written ({error.strerror})"
+            raise errors.UserError(f"{what}; make it possible, then run the same command again") from error
 
     def has(self, step: int, prefix: str) -> bool:
         """Whether a row from before the run was taken up again has a metric of this kind at this step."""

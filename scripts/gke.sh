@@ -55,7 +55,7 @@ container_command() {
 volume() {
   if [[ ${opt[bucket]} ]]; then
     echo "csi: {driver: gcsfuse.csi.storage.gke.io, volumeAttributes:" \
-      "{bucketName: $(yaml "${opt[bucket]}"), mountOptions: implicit-dirs}}"
+      "{bucketName: $(yaml "${opt[bucket]}"), mountOptions: \"implicit-dirs,rename-dir-limit=200000\"}}"
   else
     echo "persistentVolumeClaim: {claimName: $(yaml "${opt[claim]}")}"
   fi

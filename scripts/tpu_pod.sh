@@ -60,7 +60,7 @@ EOF
   [[ -z ${opt[bucket]} ]] || cat <<EOF
 if ! mountpoint -q $mount; then
   sudo mkdir -p $mount; sudo chown "\$(id -u)" $mount
-  gcsfuse --implicit-dirs $(quote "${opt[bucket]}") $mount 9>&-
+  gcsfuse --implicit-dirs --rename-dir-limit=200000 $(quote "${opt[bucket]}") $mount 9>&-
 fi
 EOF
   cat <<EOF

@@ -93,13 +93,13 @@ def test_what_each_kind_of_verification_finds_of_a_missing_file(verify, finds, f
     assert Checkpoints(folder, verify=verify).newest() == (2 if finds else 3)
 
 
-def test_an_unfinished_step_does_not_count_and_goes_when_a_later_one_is_whole(folder, capfd):
+def test_an_unfinished_step_does_not_count(folder, capfd):
     (folder / "3" / manifest.NAME).unlink()
     (folder / "4.orbax-checkpoint-tmp-1").mkdir()
     (folder / "1.removed").mkdir()
     with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.newest(repair=True) == 2
-        assert names(folder) == ["2", "3.unfinished"] and "its saving never ended" in capfd.readouterr().err
+        assert names(folder) == ["2"] and "its saving never ended" in capfd.readouterr().err
         checkpoints.save(3, state(3), RUN)
     assert names(folder) == ["2", "3"]
 
@@ -114,7 +114,34 @@ def test_what_a_killed_run_did_not_get_to_remove_goes_at_the_next_start(folder):
 def test_nothing_saved_yet_is_a_beginning(tmp_path):
     assert Checkpoints(tmp_path).newest(repair=True) is None
     (tmp_path / "2").mkdir()
-    assert Checkpoints(tmp_path).newest(repair=True) is None and names(tmp_path) == ["2.unfinished"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest(repair=True) is None and names(tmp_path) == ["2.unfinished"]
+        checkpoints.save(2, state(2), RUN)
+    assert names(tmp_path) == ["2"]
+
+
+def test_several_without_a_manifest_are_not_a_killed_run(folder):
+    for step in ("2", "3"):
+        (folder / step / manifest.NAME).unlink()
+    with pytest.raises(errors.UserError, match="no good checkpoint is left"):
+        Checkpoints(folder).newest(repair=True)
+    assert names(folder) == ["2", "3"]
+
+
+def test_a_reader_meets_a_run_that_lets_a_checkpoint_go(folder, monkeypatch):
+    """The newest that was listed is gone by the time it is read, and there is a newer one."""
+    original, moved = manifest.problems, []
+
+    def problems(path, step, verify):
+        if not moved:
+            moved.append((folder / "3").rename(folder / "3.removed"))
+            shutil.copytree(folder / "3.removed", folder / "4")
+            text = (folder / "4" / manifest.NAME).read_text().replace('"step": 3', '"step": 4')
+            (folder / "4" / manifest.NAME).write_text(text)
+        return original(path, step, verify)
+
+    monkeypatch.setattr(manifest, "problems", problems)
+    assert Checkpoints(folder).newest() == 4
 
 
 @pytest.mark.parametrize("other", [dict(dtype=jnp.bfloat16), dict(shape=(64, 32))], ids=["dtype", "shape"])
@@ -132,7 +159,7 @@ def test_a_failed_save_is_told_and_leaves_the_others(folder, monkeypatch):
     with failed, Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save(4, state(4), RUN)
     monkeypatch.undo()
-    assert Checkpoints(folder, keep=2).newest(repair=True) == 3 and names(folder) == ["2", "3", "4.unfinished"]
+    assert Checkpoints(folder, keep=2).newest(repair=True) == 3 and names(folder) == ["2", "3"]
 
 
 def test_no_room_is_told_before_saving(folder, monkeypatch):

@@ -65,7 +65,7 @@ def test_a_run_explains_itself_and_exports(whole):
     from dft_jax import config as config_lib
 
     names = {file.name for file in whole.iterdir()}
-    assert names == {"config.json", "env.json", "data_report.json", "metrics.jsonl", "checkpoints", "export"}
+    assert names == {"config.json", "env.json", "data_report.json", "metrics.jsonl", "checkpoints", "export", ".lock"}
     saved = json.loads((whole / "config.json").read_text())
     assert saved["train"]["steps"] == 8 and saved.keys() == config_lib.get_default().to_dict().keys()
     environment = json.loads((whole / "env.json").read_text())

@@ -67,3 +67,21 @@ def test_a_caught_signal_stops_at_the_next_check():
         with pytest.raises(errors.Stopped, match="SIGTERM"):
             interrupts.check()
     interrupts.check()
+
+
+def test_a_dead_reader_of_the_log_costs_nothing(tmp_path):
+    """As after Ctrl-C on `python -m dft_jax.main … 2>&1 | tee log`: the run still saves and exits with 42."""
+    command = [sys.executable, "-m", "dft_jax.main", *launch.ARGUMENTS, f"--workdir={tmp_path}/run"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    command.append("--config.train.steps=4000")
+    process = subprocess.Popen(
+        command, cwd=launch.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and '"step": 3,' in metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == errors.EXIT_RESUMABLE
+    assert list((tmp_path / "run/checkpoints").glob("*/manifest.json"))

@@ -128,7 +128,11 @@ def dead_peers(
             died = time.monotonic()
             code = launch.wait(processes[1 - victim])
             took = time.monotonic() - died
-            ok = code not in (0, 42) and took < HEARTBEAT_S + GRACE_S and processes[victim].exitcode == -signal.SIGKILL
+            ok = (
+                code not in (0, 2, 42)
+                and took < HEARTBEAT_S + GRACE_S
+                and processes[victim].exitcode == -signal.SIGKILL
+            )
             case = f"process {victim} at {phase}"
             detail = f"the other: exit {code} after {took:.1f} s"
             yield {"kind": "dead process", "case": case, "ok": ok, "seconds": round(took, 1), "detail": detail}
