@@ -162,12 +162,16 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self, step: int | None):
-        """Disks fill up and folders vanish: Orbax and TensorStore say so in several kinds of exceptions."""
+        """Disks fill up and folders vanish: an OSError says so, or one of Orbax's and TensorStore's that names the file.
+
+        All else is nothing that the user could mend here, such as a collective whose other process is gone.
+        """
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            if any(isinstance(e, jax.errors.JaxRuntimeError | TimeoutError) for e in (error, error.__cause__)):
-                raise  # another process is gone: nothing that the user could mend here
+            is_of_files = isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError)
+            if not is_of_files and str(self.folder) not in str(error):
+                raise
             if jax.process_index() == 0:
                 self._remove_temporary()  # half a checkpoint on a disk that may be full
             raise errors.UserError(
