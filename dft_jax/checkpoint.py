@@ -162,7 +162,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self, step: int | None):
-        """Disks fill up and folders vanish: an OSError says so, or one of Orbax's and TensorStore's that names the file.
+        """Disks fill up and folders vanish: an OSError says so, or another of Orbax's that names the file.
 
         All else is nothing that the user could mend here, such as a collective whose other process is gone.
         """

@@ -1,12 +1,16 @@
-"""Statistics of the target tokens from hidden states and the output head, without the full logits.
+"""The loss of the target tokens, and their statistics, from hidden states and output head without the full logits.
 
-One chunked linear cross-entropy serves every objective. Only trained positions are computed: they are
-gathered to the front, cut into chunks of C tokens, and a loop with as many trips as there are chunks
-makes the [C, V] logits of one chunk at a time, forward and again backward. Each device works on its own
-rows and its own slice of the vocabulary inside `shard_map`; the gradients of the head are summed over
-devices once, after the loop.
+One chunked linear cross-entropy serves every objective. Only trained positions are computed: they are gathered to the
+front, cut into chunks of C tokens, and a loop with as many trips as there are chunks makes the [C, V] logits of one
+chunk at a time. An objective whose loss of a token depends on that token alone knows its gradient at once, so the
+same chunk of logits gives the gradients of hidden states and head: 3 products of N·D·V in all. The others need all
+log p first, and make the logits again in the backward pass: 4 products.
+
+Each device works on its own rows and its own slice of the vocabulary inside `shard_map`; the gradients of the head
+are summed over devices once, after the loop.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,11 +19,48 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from dft_jax import sharding
+from dft_jax import objectives, sharding
 from dft_jax.types import TokenStats
 
 _ROWS = P(sharding.BATCH_AXES, None)
 _HIDDEN = P(sharding.BATCH_AXES, None, None)
+_DIFFERENTIABLE = ("logp_BL", "kl_BL")
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """What the computation is specialised on."""
+
+    chunk_tokens: int
+    mesh: Mesh
+    top_tokens: int
+    objective: objectives.Objective | None = None  # whose gradients are made with the statistics
+
+
+def loss_and_stats(
+    hidden_BLD: Float[Array, "B L D"],
+    head_VD: Float[Array, "V D"],
+    targets_BL: Int[Array, "B L"],
+    mask_BL: Bool[Array, "B L"],
+    segments_BL: Int[Array, "B L"],
+    reference: tuple[Float[Array, "B L D"], Float[Array, "V D"]] | None = None,
+    *,
+    objective: objectives.Objective,
+    chunk_tokens: int,
+    mesh: Mesh,
+) -> tuple[Float[Array, ""], TokenStats]:
+    """Σ of the objective over the trained tokens, with gradients to `hidden_BLD` and `head_VD`; and what it is made of.
+
+    The statistics carry no gradient. Arguments as in `token_stats`, to whose precision and masking this keeps.
+    """
+    top_tokens = objectives.TOP_TOKENS if objectives.TOP_ENTROPY in objective.needs else 0
+    arguments = (hidden_BLD, head_VD, targets_BL, mask_BL)
+    if objectives.OTHER_TOKENS in objective.needs:
+        how = dict(chunk_tokens=chunk_tokens, mesh=mesh, top_tokens=top_tokens)
+        stats = token_stats(*arguments, segments_BL, reference, **how)
+        return _total(objective, stats, mask_BL), jax.tree.map(lax.stop_gradient, stats)
+    total, found = _one_pass(*arguments, reference or (), _How(chunk_tokens, mesh, top_tokens, objective))
+    return total, TokenStats(**found, examples_BL=jnp.where(mask_BL, segments_BL, 0))
 
 
 def token_stats(
@@ -51,86 +92,127 @@ def token_stats(
     Returns:
       Statistics of which only `logp_BL` and `kl_BL` carry a gradient, to `hidden_BLD` and `head_VD`.
     """
-    stats = _token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference or (), chunk_tokens, mesh, top_tokens)
+    how = _How(chunk_tokens, mesh, top_tokens)
+    stats = _token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference or (), how)
     examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
-    stopped = {name: lax.stop_gradient(value) for name, value in stats.items() if name not in ("logp_BL", "kl_BL")}
+    stopped = {name: lax.stop_gradient(value) for name, value in stats.items() if name not in _DIFFERENTIABLE}
     return TokenStats(**stats | stopped, examples_BL=examples_BL)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference, chunk_tokens, mesh, top_tokens):
-    return _forward(hidden_BLD, head_VD, targets_BL, mask_BL, reference, chunk_tokens, mesh, top_tokens)[0]
+def _total(objective, stats: TokenStats, mask_BL):
+    return jnp.where(mask_BL, objective(stats), 0).sum()
 
 
-def _forward(hidden_BLD, head_VD, targets_BL, mask_BL, reference, chunk_tokens, mesh, top_tokens):
-    vocab_axes = _vocab_axes(head_VD, mesh)
-    local = functools.partial(
-        _local_forward, chunk_tokens=chunk_tokens, vocab_axes=vocab_axes, top_tokens=min(top_tokens, head_VD.shape[0])
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _one_pass(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how: _How):
+    """(Σ of the objective, statistics by name)."""
+    without = dataclasses.replace(how, objective=None)  # nobody asks for a gradient
+    stats, _ = _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, {}, without)
+    return _total(how.objective, TokenStats(**stats, examples_BL=mask_BL), mask_BL), stats
+
+
+def _one_pass_forward(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how):
+    stats, gradients = _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, {}, how)
+    return (_total(how.objective, TokenStats(**stats, examples_BL=mask_BL), mask_BL), stats), gradients
+
+
+def _one_pass_backward(how, gradients, cotangents):
+    d_hidden_BLD, d_head_VD = (gradient * cotangents[0].astype(gradient.dtype) for gradient in gradients)
+    return d_hidden_BLD, d_head_VD, None, None, None
+
+
+_one_pass.defvjp(_one_pass_forward, _one_pass_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how: _How):
+    return _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, {}, how)[0]
+
+
+def _token_stats_forward(*arguments_and_how):
+    return _token_stats(*arguments_and_how), arguments_and_how[:-1]
+
+
+def _token_stats_backward(how, arguments, cotangents):
+    cotangents = {name: cotangents[name] for name in _DIFFERENTIABLE if name in cotangents}
+    _, (d_hidden_BLD, d_head_VD) = _on_devices(*arguments, cotangents, how)
+    return d_hidden_BLD, d_head_VD, None, None, None
+
+
+_token_stats.defvjp(_token_stats_forward, _token_stats_backward)
+
+
+def _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, cotangents, how: _How):
+    """Statistics by name; and, given an objective or cotangents of statistics, gradients of hidden states and head.
+
+    A vocabulary that the `tensor` axis does not divide is not cut, and every device takes all of it.
+    """
+    vocab_axes = ("tensor",) if head_VD.shape[0] % how.mesh.shape["tensor"] == 0 else ()
     model = (_HIDDEN, P(vocab_axes or None, None))
-    stats, normalizers = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(*model, _ROWS, _ROWS, model if reference else ()),
-        out_specs=_ROWS,
-        check_vma=False,  # nothing differentiates through it: the custom gradient below is the only one
-    )(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
-    return stats, (hidden_BLD, head_VD, targets_BL, mask_BL, reference, normalizers)
+    return jax.shard_map(
+        functools.partial(_local, how=how, vocab_axes=vocab_axes, top_tokens=min(how.top_tokens, head_VD.shape[0])),
+        mesh=how.mesh,
+        in_specs=(*model, _ROWS, _ROWS, model if reference else (), _ROWS),
+        out_specs=(_ROWS, model if how.objective or cotangents else ()),
+        check_vma=False,  # nothing differentiates through it: the custom gradients above are the only ones
+    )(hidden_BLD, head_VD, targets_BL, mask_BL, reference, cotangents)
 
 
-def _backward(chunk_tokens, mesh, top_tokens, residuals, cotangents):
-    hidden_BLD, head_VD, *_, reference, _ = residuals
-    vocab_axes = _vocab_axes(head_VD, mesh)
-    local = functools.partial(_local_backward, chunk_tokens=chunk_tokens, vocab_axes=vocab_axes)
-    model = (_HIDDEN, P(vocab_axes or None, None))
-    d_hidden_BLD, d_head_VD = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(*model, _ROWS, _ROWS, model if reference else (), _ROWS, _ROWS),
-        out_specs=model,
-        check_vma=False,
-    )(*residuals, {name: cotangents[name] for name in ("logp_BL", "kl_BL") if name in cotangents})
-    return d_hidden_BLD.astype(hidden_BLD.dtype), d_head_VD.astype(head_VD.dtype), None, None, None
-
-
-_token_stats.defvjp(_forward, _backward)
-
-
-def _vocab_axes(head_VD, mesh: Mesh) -> tuple[str, ...]:
-    """The axes that cut the vocabulary: none when it does not divide, and every device takes all of it."""
-    return ("tensor",) if head_VD.shape[0] % mesh.shape["tensor"] == 0 else ()
-
-
-def _local_forward(hidden_BLD, head_VD, targets_BL, mask_BL, reference, *, chunk_tokens, vocab_axes, top_tokens):
-    """Statistics by name, and the logsumexp of the model (and of the reference), which the backward pass needs."""
-    chunk_of, n_chunks, N = _chunks(targets_BL, mask_BL, chunk_tokens, vocab_axes, head_VD.shape[0])
+def _local(hidden_BLD, head_VD, targets_BL, mask_BL, reference, cotangents, *, how: _How, vocab_axes, top_tokens):
+    chunk_of, n_chunks, N = _chunks(targets_BL, mask_BL, how.chunk_tokens, vocab_axes, head_VD.shape[0])
     dtype = jnp.promote_types(jnp.float32, hidden_BLD.dtype)
     logits_of = [_logits_of(*model, dtype) for model in ((hidden_BLD, head_VD), reference) if model]
+    hidden_ND, weights_VD = hidden_BLD.reshape(N, -1), head_VD.astype(hidden_BLD.dtype)
 
-    def one_chunk(i, stats):
+    def one_chunk(i, carry):
+        found, gradients = carry
         index_C, is_target_CV = chunk_of(i)
-        logits_CV, *reference_logits = (logits(index_C) for logits in logits_of)
-        new, normalizers = _of_chunk(logits_CV, is_target_CV, vocab_axes)
-        if top_tokens:
-            new["top_entropy_BL"] = _top_entropy(logits_CV, top_tokens, vocab_axes)
-        for reference_CV in reference_logits:
-            of_reference, (reference_logsumexp_C,) = _of_chunk(reference_CV, is_target_CV, vocab_axes)
-            log_ratio_CV = (reference_CV - reference_logsumexp_C[:, None]) - (logits_CV - normalizers[0][:, None])
-            p_CV = jnp.exp(reference_CV - reference_logsumexp_C[:, None])
-            new["reference_logp_BL"] = of_reference["logp_BL"]
-            new["kl_BL"] = lax.psum((p_CV * log_ratio_CV).sum(axis=-1), vocab_axes)
-            normalizers += (reference_logsumexp_C,)
-        return jax.tree.map(lambda all_N, one_C: all_N.at[index_C].set(one_C, mode="drop"), stats, (new, normalizers))
+        is_token_C = index_C < N
+        logits = [logits(index_C) for logits in logits_of]
+        stats, logsumexps = _of_chunk(logits, is_target_CV, vocab_axes, top_tokens)
+        found = {name: found[name].at[index_C].set(stats[name], mode="drop") for name in found}
+        if not gradients:
+            return found, gradients
+        if how.objective:
+            d_stats = _gradients_of_loss(how.objective, stats, is_token_C)
+        else:
+            d_stats = {name: _take(value_BL.reshape(N), index_C) for name, value_BL in cotangents.items()}
+        d_hidden_ND, d_head_VD = gradients
+        d_logits_CV = _d_logits(logits, logsumexps, is_target_CV, d_stats).astype(hidden_ND.dtype)
+        d_hidden_CD = jnp.einsum("CV,VD->CD", d_logits_CV, weights_VD, preferred_element_type=dtype)
+        d_head_VD += jnp.einsum("CV,CD->VD", d_logits_CV, _take(hidden_ND, index_C), preferred_element_type=dtype)
+        return found, (d_hidden_ND.at[index_C].set(d_hidden_CD, mode="drop"), d_head_VD)
 
-    zeros_N = jnp.zeros(N, dtype)
     names = ["logp_BL", "entropy_BL", *(["top_entropy_BL"] if top_tokens else [])]
     names += ["reference_logp_BL", "kl_BL"] if reference else []
-    empty = {name: zeros_N for name in names} | {"correct_BL": jnp.zeros(N, bool)}
-    found = lax.fori_loop(0, n_chunks, one_chunk, (empty, (zeros_N,) * len(logits_of)))
-    return jax.tree.map(lambda all_N: all_N.reshape(mask_BL.shape), found)
+    found = {name: jnp.zeros(N, dtype) for name in names} | {"correct_BL": jnp.zeros(N, bool)}
+    zeros = (jnp.zeros(hidden_ND.shape, dtype), jnp.zeros(head_VD.shape, dtype))
+    gradients = zeros if how.objective or cotangents else ()
+    found, gradients = lax.fori_loop(0, n_chunks, one_chunk, (found, gradients))
+    if gradients:  # summed over the parts of the vocabulary, and over the rows of all devices
+        d_hidden_BLD = lax.psum(gradients[0], vocab_axes).reshape(hidden_BLD.shape).astype(hidden_BLD.dtype)
+        gradients = (d_hidden_BLD, lax.psum(gradients[1], sharding.BATCH_AXES).astype(head_VD.dtype))
+    return {name: all_N.reshape(mask_BL.shape) for name, all_N in found.items()}, gradients
 
 
-def _of_chunk(logits_CV, is_target_CV, vocab_axes):
+def _of_chunk(logits, is_target_CV, vocab_axes, top_tokens):
+    """Statistics of a chunk by name, and logsumexps, from the logits [C, V] of the model (and of the reference)."""
+    logits_CV, *reference_logits = logits
+    stats, logsumexp_C = _of_model(logits_CV, is_target_CV, vocab_axes)
+    if top_tokens:
+        stats["top_entropy_BL"] = _top_entropy(logits_CV, top_tokens, vocab_axes)
+    if not reference_logits:
+        return stats, [logsumexp_C]
+    (reference_CV,) = reference_logits
+    of_reference, reference_logsumexp_C = _of_model(reference_CV, is_target_CV, vocab_axes)
+    reference_logp_CV = reference_CV - reference_logsumexp_C[:, None]
+    log_ratio_CV = reference_logp_CV - (logits_CV - logsumexp_C[:, None])
+    stats["reference_logp_BL"] = of_reference["logp_BL"]
+    stats["kl_BL"] = lax.psum((jnp.exp(reference_logp_CV) * log_ratio_CV).sum(axis=-1), vocab_axes)
+    return stats, [logsumexp_C, reference_logsumexp_C]
+
+
+def _of_model(logits_CV, is_target_CV, vocab_axes):
     """log p, entropy and correctness of the targets, and the logsumexp; sums run over the whole vocabulary."""
     max_C = lax.pmax(logits_CV.max(axis=-1), vocab_axes)
     exp_CV = jnp.exp(logits_CV - max_C[:, None])
@@ -144,8 +226,7 @@ def _of_chunk(logits_CV, is_target_CV, vocab_axes):
     )
     logsumexp_C = max_C + jnp.log(sum_C)
     entropy_C = logsumexp_C - sum_logits_C / sum_C
-    found = {"logp_BL": target_C - logsumexp_C, "entropy_BL": entropy_C, "correct_BL": target_C >= max_C}
-    return found, (logsumexp_C,)
+    return {"logp_BL": target_C - logsumexp_C, "entropy_BL": entropy_C, "correct_BL": target_C >= max_C}, logsumexp_C
 
 
 def _top_entropy(logits_CV, top_tokens, vocab_axes):
@@ -158,35 +239,22 @@ def _top_entropy(logits_CV, top_tokens, vocab_axes):
     return -(jnp.exp(logp_CK) * logp_CK).sum(axis=-1)
 
 
-def _local_backward(
-    hidden_BLD, head_VD, targets_BL, mask_BL, reference, normalizers, cotangents, *, chunk_tokens, vocab_axes
-):
-    chunk_of, n_chunks, N = _chunks(targets_BL, mask_BL, chunk_tokens, vocab_axes, head_VD.shape[0])
-    dtype = jnp.promote_types(jnp.float32, hidden_BLD.dtype)
-    logits_of = [_logits_of(*model, dtype) for model in ((hidden_BLD, head_VD), reference) if model]
-    hidden_ND, head_VD = hidden_BLD.reshape(N, -1), head_VD.astype(hidden_BLD.dtype)
-    logsumexps = [logsumexp_BL.reshape(-1) for logsumexp_BL in normalizers]
-    cotangents = {name: value_BL.reshape(-1) for name, value_BL in cotangents.items()}
+def _gradients_of_loss(objective, stats, is_token_C):
+    """d Σ loss / d statistic [C], by name; the objective sees the chunk as if it were a batch."""
 
-    def one_chunk(i, gradients):
-        d_hidden_ND, d_head_VD = gradients
-        index_C, is_target_CV = chunk_of(i)
-        p_CV, *p_reference = (
-            jnp.exp(logits(index_C) - _take(logsumexp_N, index_C)[:, None])
-            for logits, logsumexp_N in zip(logits_of, logsumexps, strict=True)
-        )
-        # d log p(target) / d logits = onehot(target) - p. Rows beyond the last token have d_logp = 0.
-        d_logits_CV = _take(cotangents["logp_BL"], index_C)[:, None] * (is_target_CV - p_CV)
-        for reference_CV in p_reference:  # d KL(π_ref ‖ π) / d logits = p - p_ref
-            d_logits_CV += _take(cotangents["kl_BL"], index_C)[:, None] * (p_CV - reference_CV)
-        d_logits_CV = d_logits_CV.astype(hidden_ND.dtype)
-        d_hidden_CD = jnp.einsum("CV,VD->CD", d_logits_CV, head_VD, preferred_element_type=dtype)
-        d_head_VD += jnp.einsum("CV,CD->VD", d_logits_CV, _take(hidden_ND, index_C), preferred_element_type=dtype)
-        return d_hidden_ND.at[index_C].set(d_hidden_CD, mode="drop"), d_head_VD
+    def loss(differentiable):
+        return _total(objective, TokenStats(**stats | differentiable, examples_BL=is_token_C), is_token_C)
 
-    zeros = (jnp.zeros(hidden_ND.shape, dtype), jnp.zeros(head_VD.shape, dtype))
-    d_hidden_ND, d_head_VD = lax.fori_loop(0, n_chunks, one_chunk, zeros)
-    return lax.psum(d_hidden_ND, vocab_axes).reshape(hidden_BLD.shape), lax.psum(d_head_VD, sharding.BATCH_AXES)
+    return jax.grad(loss)({name: stats[name] for name in _DIFFERENTIABLE if name in stats})
+
+
+def _d_logits(logits, logsumexps, is_target_CV, d_stats):
+    """d log p(target) / d logits = onehot(target) - p, and d KL(π_ref ‖ π) / d logits = p - p_ref."""
+    p_CV, *p_reference = (jnp.exp(logits_CV - n_C[:, None]) for logits_CV, n_C in zip(logits, logsumexps, strict=True))
+    d_logits_CV = d_stats["logp_BL"][:, None] * (is_target_CV - p_CV)
+    for reference_CV in p_reference:
+        d_logits_CV += d_stats["kl_BL"][:, None] * (p_CV - reference_CV)
+    return d_logits_CV
 
 
 def _logits_of(hidden_BLD, head_VD, dtype):

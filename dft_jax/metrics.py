@@ -10,7 +10,7 @@ from dft_jax.types import TokenStats
 P_BIN_EDGES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-def token_sums(stats: TokenStats, loss_BL: Float[Array, "B L"], mask_BL) -> dict[str, Array]:
+def token_sums(stats: TokenStats, loss: Float[Array, ""], mask_BL) -> dict[str, Array]:
     """Sums over the trained tokens of one micro-batch; adding them over micro-batches is exact."""
     p_BL = jnp.exp(stats.logp_BL)
 
@@ -21,7 +21,7 @@ def token_sums(stats: TokenStats, loss_BL: Float[Array, "B L"], mask_BL) -> dict
     bin_BL = sum((p_BL >= edge).astype(jnp.int32) for edge in P_BIN_EDGES[1:-1])
     in_bin = [total(bin_BL == i) for i in range(len(P_BIN_EDGES) - 1)]
     return {
-        "loss": total(loss_BL),
+        "loss": loss,
         "nll": total(-stats.logp_BL),
         "p": total(p_BL),
         "entropy": total(stats.entropy_BL),

@@ -26,6 +26,7 @@ Range = tuple[Callable[[float], bool], str]
 # What a statistic costs is paid only by the objectives that need it.
 REFERENCE = "reference"  # another forward pass, with the parameters before training: reference_logp_BL, kl_BL
 TOP_ENTROPY = "top_entropy"  # a partial sort of the vocabulary: top_entropy_BL
+OTHER_TOKENS = "other_tokens"  # a loss that depends on tokens besides its own: logits made twice (losses.py)
 TOP_TOKENS = 20
 
 OBJECTIVES: dict[str, Loss] = {}
@@ -35,7 +36,7 @@ _LEGAL: dict[str, dict[str, Range]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """loss(stats) -> [B, L]; `needs` names the costly statistics that `stats` must have."""
+    """loss(stats) -> [B, L]; `needs` names what is costly: statistics that `stats` must have, or OTHER_TOKENS."""
 
     loss: Loss
     needs: tuple[str, ...] = ()
@@ -108,13 +109,13 @@ def mixed(stats: TokenStats, alpha: float = 0.75):
     return alpha * jnp.exp(stats.logp_BL) + (1.0 - alpha)
 
 
-@objective()
+@objective(OTHER_TOKENS)
 def sentence(stats: TokenStats):
     """Weight Π p over the example's trained tokens: DFT by the sentence, as in the paper's ablation (it loses)."""
     return jnp.exp(_of_example(stats)[0])
 
 
-@objective()
+@objective(OTHER_TOKENS)
 def geometric(stats: TokenStats):
     """Weight (Π p)^(1/n), n the example's trained tokens: the other sentence-level weight of the paper's ablation."""
     total_BL, count_BL = _of_example(stats)
@@ -127,7 +128,7 @@ def asft(stats: TokenStats, kl: float = 0.05):
     return dft(stats) + kl * stats.kl_BL
 
 
-@objective(REFERENCE, largest=_NOT_NEGATIVE)
+@objective(REFERENCE, OTHER_TOKENS, largest=_NOT_NEGATIVE)
 def iw_sft(stats: TokenStats, largest: float = 16.0):
     """The sequence's importance weight against the model before training, length-normalised and clipped:
     min(exp(mean_t(log π - log π_ref)), largest) (arXiv 2507.12856)."""
@@ -141,7 +142,7 @@ def eaft(stats: TokenStats):
     return stats.top_entropy_BL / math.log(TOP_TOKENS)
 
 
-@objective(floor=_FRACTION)
+@objective(OTHER_TOKENS, floor=_FRACTION)
 def talr(stats: TokenStats, floor: float = 0.01):
     """Weight max(p^(1/τ), floor), τ the median loss of the micro-batch's tokens (arXiv 2509.20758).
 

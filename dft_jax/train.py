@@ -214,19 +214,18 @@ def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict)
     """
 
     def loss(params, batch: Batch, denominator, reference=None):
-        stats = losses.token_stats(
+        total, stats = losses.loss_and_stats(
             model.apply(params, batch),
             models.head(params),
             batch.targets_BL,
             batch.mask_BL,
             batch.segments_BL,
             None if reference is None else (model.apply(reference, batch), models.head(reference)),
+            objective=objective,
             chunk_tokens=config.train.loss_chunk_tokens,
             mesh=model.mesh,
-            top_tokens=objectives.TOP_TOKENS if objectives.TOP_ENTROPY in objective.needs else 0,
         )
-        sums = metrics.token_sums(stats, objective(stats), batch.mask_BL)
-        return sums["loss"] / denominator, sums
+        return total / denominator, metrics.token_sums(stats, total, batch.mask_BL)
 
     return loss
 

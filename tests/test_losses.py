@@ -1,4 +1,4 @@
-"""The chunked linear cross-entropy against dense logits in float64, on one and eight devices."""
+"""The chunked linear cross-entropy, in one pass and in two, against dense logits in float64, on several meshes."""
 
 import jax
 import jax.numpy as jnp
@@ -28,16 +28,23 @@ def dense_logp(hidden_BLD, head_VD, targets_BL):
     return jnp.take_along_axis(logp_BLV, targets_BL[:, :, None], axis=-1)[:, :, 0], logp_BLV
 
 
-def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh, chunk_tokens):
-    """Of the chunked path, and of a dense oracle; the reference is another model, with its own hidden states."""
+def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh, chunk_tokens, scale=1.0):
+    """Of the path that training takes, of log p made in two passes, and of a dense oracle.
+
+    The reference is another model, with its own hidden states; `scale` multiplies the loss, as 1/N does in training.
+    """
     rng = np.random.default_rng(7)
     reference = tuple(x + 0.3 * rng.normal(size=x.shape).astype(x.dtype) for x in (hidden_BLD, head_VD))
     segments_BL = np.broadcast_to(1 + 2 * np.arange(mask_BL.shape[1]) // mask_BL.shape[1], mask_BL.shape)
 
-    def chunked(hidden_BLD, head_VD):
-        settings = dict(chunk_tokens=chunk_tokens, mesh=mesh, top_tokens=objectives.TOP_TOKENS)
-        stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, segments_BL, reference, **settings)
-        return jnp.where(mask_BL, objective(stats), 0).sum()
+    inputs, settings = (targets_BL, mask_BL, segments_BL, reference), dict(chunk_tokens=chunk_tokens, mesh=mesh)
+
+    def trained(hidden_BLD, head_VD):
+        return scale * losses.loss_and_stats(hidden_BLD, head_VD, *inputs, objective=objective, **settings)[0]
+
+    def two_passes(hidden_BLD, head_VD):
+        stats = losses.token_stats(hidden_BLD, head_VD, *inputs, **settings, top_tokens=objectives.TOP_TOKENS)
+        return scale * jnp.where(mask_BL, objective(stats), 0).sum()
 
     def dense(hidden_BLD, head_VD):
         logp_BL, logp_BLV = dense_logp(hidden_BLD, head_VD, targets_BL)
@@ -52,9 +59,10 @@ def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, me
             top_entropy_BL=-(top_BLK * jnp.log(top_BLK)).sum(axis=-1),
         )
         stats = losses.TokenStats(logp_BL, zeros, zeros > 1, examples_BL, **costly)
-        return jnp.where(mask_BL, objective(stats), 0).sum()
+        return scale * jnp.where(mask_BL, objective(stats), 0).sum()
 
-    return (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden_BLD, head_VD) for f in (chunked, dense))
+    ways = (trained, two_passes, dense)
+    return (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden_BLD, head_VD) for f in ways)
 
 
 @pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
@@ -63,18 +71,35 @@ def test_equals_dense_in_float64(name, shape):
     with jax.enable_x64(True):
         arguments = problem(np.float64)
         objective = objectives.make_objective(name)
-        found, expected = losses_and_gradients(objective, *arguments, make_mesh(*shape), chunk_tokens=5)
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+        *both, expected = losses_and_gradients(objective, *arguments, make_mesh(*shape), chunk_tokens=5, scale=0.3)
+        for found in both:
+            for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 2), (1, 2, 4), (1, 1, 8), (2, 2, 1)])
 @pytest.mark.parametrize("vocab", [24, 25])  # 25 does not divide: the vocabulary stays whole
 def test_equals_dense_on_every_mesh_in_float32(shape, vocab):
     arguments = problem(vocab=vocab)
-    found, expected = losses_and_gradients(objectives.make_objective("dft"), *arguments, make_mesh(*shape), 7)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
+    *both, expected = losses_and_gradients(objectives.make_objective("dft"), *arguments, make_mesh(*shape), 7)
+    for found in both:
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, products", [("sft", 3), ("dft", 3), ("asft", 4), ("sentence", 4)])
+def test_logits_are_made_once_where_the_objective_allows(name, products, mesh1):
+    """Products with the vocabulary: logits, two gradients; those of a reference; for `sentence` the logits again."""
+    hidden_BLD, head_VD, targets_BL, mask_BL = problem()
+    reference = (hidden_BLD, head_VD) if name == "asft" else None
+
+    def loss(hidden_BLD, head_VD):
+        arguments = (hidden_BLD, head_VD, targets_BL, mask_BL, np.ones_like(targets_BL), reference)
+        how = dict(objective=objectives.make_objective(name), chunk_tokens=4, mesh=mesh1)
+        return losses.loss_and_stats(*arguments, **how)[0]
+
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden_BLD, head_VD))
+    assert text.count("dot_general[") == products
 
 
 def test_statistics_equal_dense(mesh8):
@@ -129,8 +154,8 @@ def test_masked_positions_are_never_read(mesh8):
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()
     poisoned_BLD = np.where(mask_BL[:, :, None], hidden_BLD, np.nan)
     objective = objectives.make_objective("dft")
-    found, _ = losses_and_gradients(objective, poisoned_BLD, head_VD, targets_BL, mask_BL, mesh8, 4)
-    clean, _ = losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh8, 4)
+    *found, _ = losses_and_gradients(objective, poisoned_BLD, head_VD, targets_BL, mask_BL, mesh8, 4)
+    *clean, _ = losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh8, 4)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(clean), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -138,7 +163,7 @@ def test_masked_positions_are_never_read(mesh8):
 def test_all_masked_gives_zero_and_finite_gradients(mesh8):
     hidden_BLD, head_VD, targets_BL, _ = problem()
     nothing_BL = np.zeros((B, L), bool)
-    found, _ = losses_and_gradients(
+    *found, _ = losses_and_gradients(
         objectives.make_objective("dft"), hidden_BLD, head_VD, targets_BL, nothing_BL, mesh8, 4
     )
     for leaf in jax.tree.leaves(found):
@@ -172,8 +197,8 @@ def test_memory_does_not_grow_with_the_full_logits(mesh1):
 
     def temporary_bytes(length):
         def f(hidden_BLD, head_VD, targets_BL, mask_BL):
-            stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=chunk, mesh=mesh1)
-            return stats.logp_BL.sum()
+            how = dict(objective=objectives.make_objective("dft"), chunk_tokens=chunk, mesh=mesh1)
+            return losses.loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, targets_BL, **how)[0]
 
         shapes = [((1, length, D), np.float32), ((vocab, D), np.float32), ((1, length), np.int32), ((1, length), bool)]
         arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]

@@ -38,6 +38,18 @@ def test_finite_from_p_near_zero_to_one(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_only_those_that_say_so_depend_on_other_tokens(name):
+    """The gradients of the others are made token by token, before the rest of the batch is known."""
+    objective = objectives.make_objective(name)
+    logp = jnp.array([-0.5, -2.0, -0.1, -3.0])
+    before, after = (
+        objective(stats_of(x, reference_logp_BL=jnp.full((1, 4), -1.0))) for x in (logp, logp.at[1].set(-9.0))
+    )
+    is_same = np.asarray(before == after)[0, [0, 2, 3]]
+    assert not is_same.all() if objectives.OTHER_TOKENS in objective.needs else is_same.all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_zero_where_masked(name):
     """token_stats gives log p = 0 at untrained positions; every objective must be 0 there."""
     np.testing.assert_array_equal(objectives.make_objective(name)(stats_of(jnp.zeros((2, 3)))), np.zeros((2, 3)))
