@@ -1,3 +1,7 @@
 """dft_jax: Dynamic Fine-Tuning (DFT) against Supervised Fine-Tuning (SFT), in JAX and Flax."""
 
+import time
+
 __version__ = "0.1.0"
+
+IMPORTED_AT = time.monotonic()  # what a command's start-up is measured from

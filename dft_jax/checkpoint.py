@@ -110,11 +110,13 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Starts saving; `run` (plain JSON) says which run and data these are.
+        """Starts saving, unless `step` is the last that was; `run` (plain JSON) says which run and data these are.
 
         Raises:
           UserError: the save before this one failed, or there is no room for this one.
         """
+        if step == self.saved:
+            return
         self.wait()
         self.require_room(state)
         _log.debug("save %d", step)

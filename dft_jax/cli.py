@@ -1,10 +1,12 @@
 """Command lines: absl flags and ml_collections configs, with every mistake as one clear line and exit code 2."""
 
+import contextlib
 import importlib.util
 import os
 import re
 import sys
 import traceback
+from pathlib import Path
 
 import jax
 from absl import flags
@@ -77,6 +79,23 @@ def join_processes() -> None:
             f"the job's processes were not found ({errors.first_line(error)}): start them with srun or on a TPU pod,"
             " or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+
+
+def keep_compilations() -> None:
+    """Keeps compiled programs in the user's cache (or where JAX_COMPILATION_CACHE_DIR says), for the next start.
+
+    Not those of several CPU devices: read back, they no longer keep their collectives in order, and wait for each other
+    for ever (XLA with jax 0.10.2).
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dft_jax" / "compilations"
+    with contextlib.suppress(OSError):  # a home that cannot be written: every start compiles
+        cache.mkdir(parents=True, exist_ok=True)
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 class _ConfigFile(flags.ArgumentParser):

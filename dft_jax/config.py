@@ -15,6 +15,7 @@ from dft_jax import errors, manifest, objectives, optimizer
 from dft_jax.data import chat, sources
 from dft_jax.evals.runner import Settings
 from dft_jax.models import REMAT_POLICIES, DecoderConfig
+from dft_jax.progress import parse_steps
 from dft_jax.sharding import MESH_AXES, mesh_sizes
 
 _SETTINGS = dataclasses.asdict(Settings())  # of a benchmark evaluation; evals/runner.py explains each
@@ -98,6 +99,7 @@ _DEFAULT = {
         "dtype": "source",  # that of the checkpoint, or "float32", "bfloat16"
         "max_shard_gb": 5.0,
     },
+    "profile": "",  # first and last step of a profile in workdir/profile, as in 10,12
     "log": {
         "every": 1,  # steps between rows of metrics.jsonl
         "tensorboard": True,
@@ -221,6 +223,11 @@ def validate(config: ConfigDict) -> list[str]:
             objectives.make_objective(config.objective)
         except errors.UserError as error:
             problems.append(f"config.{error}")
+    if "profile" in well_typed and config.profile:
+        try:
+            parse_steps(config.profile)
+        except ValueError:
+            problems.append(f"config.profile={config.profile!r} should be the first and the last step, as in 10,12")
     if well_typed >= {f"eval.{name}" for name in _SETTINGS} and found["eval.benchmarks"]:
         try:
             problems += benchmark_settings(config).mistakes("config.eval.")
@@ -360,7 +367,7 @@ def to_json(config: ConfigDict) -> str:
 # A resumed run may change these: they say how a run is carried out and watched, not what it computes. Data and
 # model may move: the data's hash and the architecture are compared, and the parameters come from the checkpoint.
 _MAY_CHANGE = (
-    *("mesh.", "eval.", "checkpoint.", "resume.", "export.", "log.", "data.train", "data.heldout"),
+    *("mesh.", "eval.", "checkpoint.", "resume.", "export.", "log.", "profile", "data.train", "data.heldout"),
     *("model.path", "model.revision", "model.remat", "model.attention_block", "train.loss_chunk_tokens"),
 )
 

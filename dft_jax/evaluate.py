@@ -217,6 +217,7 @@ def main() -> None:
     if asked.benchmarks:
         errors.raise_if_any(asked.mistakes("--"))
     cli.join_processes()
+    cli.keep_compilations()
     out = run_directory.local_folder(_OUT.value, "--out")
     opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
     with train.matmul_precision(str(opened.model.module.compute_dtype)):

@@ -21,6 +21,7 @@ if "workdir" not in flags.FLAGS:  # defined by dft_jax.export as well
 def main() -> None:
     cli.parse(required=["config", "workdir"])
     cli.join_processes()
+    cli.keep_compilations()
     with interrupts.Interrupts():
         run = train.run(_CONFIG.value, flags.FLAGS.workdir)
         settings, exported = run.config.export, ""

@@ -1,30 +1,67 @@
-"""What a run says of itself while it goes on: metrics one step late, rates, the progress bar, skipped steps."""
+"""What a run says of itself while it goes on: metrics one step late, where the time went, skipped steps, a profile."""
 
+import contextlib
+import logging
+import sys
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+import dft_jax
 from dft_jax import errors, metrics, models
 from dft_jax.data import loader
 from dft_jax.models import Model
 from dft_jax.writer import Writer
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 
 class Reporter:
     """Takes each step's sums as they are dispatched and reports the step before, so devices never wait for the host."""
 
     _SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
+    _COMPILED = "/jax/core/compile/backend_compile_duration"  # jax.monitoring's name of a compilation
 
     def __init__(self, config: ConfigDict, model: Model, log: Writer, *, steps: int, start: int, mean_length: float):
         self.log, self.log_every, self.steps = log, config.log.every, steps
         self.throughput = _Throughput(model, mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
+        self.trace = Trace(config.profile, log.file.parent / "profile")
+        self.compilations = 0
+        jax.monitoring.register_event_duration_secs_listener(self._count)
         self.behind: tuple[int, dict, loader.Step] | None = None
         quiet = jax.process_index() > 0
         self.bar = tqdm(total=steps, initial=start, desc=config.objective, unit="step", disable=quiet)
+
+    def _count(self, event: str, duration_s: float, **_: Any) -> None:
+        self.compilations += event == self._COMPILED
+
+    def waited(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same; the time that they take is reported as waiting for data."""
+        batches = iter(batches)
+        with contextlib.suppress(StopIteration):
+            while True:
+                with self.throughput.spent("data_wait_s"):
+                    batch = next(batches)
+                yield batch
+
+    @contextlib.contextmanager
+    def watched(self, step: int) -> Iterator[None]:
+        """Around a step: transfers that nobody asked for are errors, a compilation is told of, a profile is taken."""
+        _log.debug("step %d", step)
+        before = self.compilations
+        self.trace.begin(step)
+        with jax.transfer_guard("disallow"):
+            yield
+        self.trace.end(step, self.behind[1])
+        if self.compilations > before:
+            print(f"warning: step {step} compiled something, which should not happen while training", file=sys.stderr)
 
     def add(self, step: int, sums: dict[str, jax.Array], packed: loader.Step) -> None:
         self.flush()
@@ -39,10 +76,12 @@ class Reporter:
         if self.behind is None:
             return
         (step, sums, packed), self.behind = self.behind, None
-        sums = jax.device_get(sums)
+        with self.throughput.spent("device_wait_s"):
+            sums = jax.device_get(sums)
         values = metrics.per_token(sums, "train") | self.throughput.of(sums, packed)
         values |= {f"optimizer/{name}": float(sums[name]) for name in ("learning_rate", "gradient_norm")}
         values["optimizer/skipped"] = int(sums["skipped"])
+        values["speed/compilations"] = self.compilations
         is_finite = bool(sums["is_finite"])
         if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
@@ -62,8 +101,10 @@ class Reporter:
         self.throughput.last = None
 
     def close(self) -> None:
+        self.trace.close()
         self.bar.close()
         self.log.close()
+        jax.monitoring.unregister_event_duration_listener(self._count)
 
 
 class SkipGuard:
@@ -88,8 +129,43 @@ class SkipGuard:
             )
 
 
+class Trace:
+    """A profile of some steps (`first,last`, both included; empty for none), for TensorBoard, Perfetto or XProf."""
+
+    def __init__(self, steps: str, folder: Path):
+        self.first, self.last = parse_steps(steps) if steps else (0, 0)
+        self.folder, self.is_on = folder, False
+
+    def begin(self, step: int) -> None:
+        if self.first <= step <= self.last and not self.is_on:  # a run may be taken up again in the middle
+            jax.profiler.start_trace(str(self.folder))
+            self.is_on = True
+
+    def end(self, step: int, result: Any) -> None:
+        """`result`: arrays that the step makes."""
+        if self.is_on and step == self.last:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        if self.is_on:
+            jax.profiler.stop_trace()
+        self.is_on = False
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """'10,12' as two numbers of steps. ValueError for anything else."""
+    first, last = map(int, text.split(","))
+    if not 1 <= first <= last:
+        raise ValueError(text)
+    return first, last
+
+
 class _Throughput:
-    """Rates between one report and the next. The first interval holds the compilation, so it is left out."""
+    """Rates between one report and the next, and what the time was spent on.
+
+    Compilation is done before the first step, but that step starts with nothing dispatched: it is left out.
+    """
 
     def __init__(self, model: Model, mean_length: float):
         c = model.config
@@ -98,19 +174,38 @@ class _Throughput:
         self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length)
         peak = metrics.peak_flops(jax.devices()[0].device_kind)
         self.peak = peak * jax.device_count() if peak else None
-        self.last = None
+        self.last: float | None = None
+        self.is_first = True
+        self.spent_s = dict.fromkeys(("data_wait_s", "device_wait_s"), 0.0)
+
+    @contextlib.contextmanager
+    def spent(self, on: str) -> Iterator[None]:
+        """Counts the time within as spent on one of `spent_s`; what is left of a step is the host's."""
+        begin = time.perf_counter()
+        yield
+        self.spent_s[on] += time.perf_counter() - begin
 
     def of(self, sums: dict, step: loader.Step) -> dict[str, float]:
         now, last = time.perf_counter(), self.last
         self.last = now
-        accumulation = step.batch.tokens_BL.shape[0]
-        values = {"data/packing_efficiency": step.efficiency, "data/rows": step.n_rows * accumulation}
+        spent_s, self.spent_s = self.spent_s, dict.fromkeys(self.spent_s, 0.0)
+        A, _, L = step.batch.tokens_BL.shape
+        values = {"data/packing_efficiency": step.efficiency, "data/rows": step.n_rows * A}
+        if self.is_first:
+            self.is_first = False
+            values["speed/first_step_s"] = time.monotonic() - dft_jax.IMPORTED_AT
+        if memory := jax.local_devices()[0].memory_stats():
+            values["speed/peak_memory_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
         if last is None:
             return values
-        rate = step.real_tokens / (now - last)
-        values["speed/step_s"] = now - last
+        step_s = now - last
+        rate = step.real_tokens / step_s
+        values["speed/step_s"] = step_s
+        values |= {f"speed/{on}": seconds for on, seconds in spent_s.items()}
+        values["speed/host_s"] = step_s - sum(spent_s.values())
         values["speed/tokens_per_s"] = rate
-        values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / (now - last)
+        values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / step_s
+        values["speed/positions_per_s"] = step.n_rows * A * L / step_s  # padding as well
         if self.peak:
             values["speed/mfu"] = rate * self.flops / self.peak
         return values

@@ -1,8 +1,10 @@
 """The device mesh and the one table that says which axis of an array lies along which axis of the mesh."""
 
+import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from dft_jax.types import Batch
@@ -81,6 +83,13 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
         return jax.make_array_from_process_local_data(layout, rows_AbL, (A, n_rows, L))
 
     return jax.tree.map(place, batch)
+
+
+def abstract_batch(shape_ABL: tuple[int, int, int], mesh: Mesh) -> Batch:
+    """Shapes, dtypes and shardings of the arrays of a step's batch."""
+    dtypes = Batch(*[jnp.int32] * len(dataclasses.fields(Batch)))
+    dtypes = dataclasses.replace(dtypes, mask_BL=jnp.bool)
+    return jax.tree.map(lambda d: jax.ShapeDtypeStruct(shape_ABL, d, sharding=batch_sharding(mesh)), dtypes)
 
 
 def process_rows(mesh: Mesh, n_rows: int) -> list[int]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -67,8 +68,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     packed = make_steps(config, train_examples, model)
     needs_reference = objectives.REFERENCE in objective.needs
     fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train_examples, steps, needs_reference)
-    precision = matmul_precision(config.model.compute_dtype)
-    with run_directory.locked(workdir), precision, contextlib.ExitStack() as stack:
+    with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
         checkpoints, restart, identity = run_directory.open_workdir(workdir, config, fingerprint)
         stack.enter_context(checkpoints)
         run_directory.describe_run(workdir, config, train_examples, heldout_examples)
@@ -87,8 +87,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
 
         def save() -> None:
             reporter.sync()  # a step that must not be saved stops the run here
-            if checkpoints.saved != int(state.step):
-                checkpoints.save(int(state.step), state, identity)
+            checkpoints.save(int(jax.device_get(state.step)), state, identity)
 
         def evaluate_if_due(step: int) -> None:
             """After the save, which matters most; a run that is taken up again does what is still missing there."""
@@ -103,12 +102,16 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
 
         try:
             interrupts.check()
+            if start < steps:
+                train_step = compile_ahead(train_step, abstract, model.mesh, packed.packer)
             evaluate_if_due(start)
-            for step, packed_step in zip(range(start + 1, steps + 1), packed.iterate(start), strict=False):
-                _log.debug("step %d", step)
-                batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
-                state, sums = train_step(state, batch)
-                reporter.add(step, sums, packed_step)
+            for step, packed_step in zip(
+                range(start + 1, steps + 1), reporter.waited(packed.iterate(start)), strict=False
+            ):
+                with reporter.watched(step):
+                    batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
+                    state, sums = train_step(state, batch)
+                    reporter.add(step, sums, packed_step)
                 interrupts.check()
                 if step == steps or step % config.checkpoint.every == 0:
                     save()
@@ -160,6 +163,7 @@ def make_steps(config: ConfigDict, examples: loader.Examples, model: Model) -> l
     return loader.Steps(
         examples,
         model.mesh,
+        steps=n_steps(config, len(examples)),
         global_batch=config.train.global_batch,
         seed=config.train.seed,
         accumulation=config.train.accumulation,
@@ -281,6 +285,26 @@ def make_train_step(
         donate_argnums=1,
     )
     return functools.partial(compiled, reference)
+
+
+def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: loader.Packer) -> Callable:
+    """As `train_step`, compiled for every row count that its steps have, so that nothing compiles while training.
+
+    Args:
+      state: arrays, or their shapes.
+    """
+    jitted, first_arguments = train_step.func, train_step.args
+
+    @functools.cache
+    def compiled(n_rows: int):
+        interrupts.check()
+        shape = (packer.accumulation, n_rows, packer.row_length)
+        return jitted.lower(*first_arguments, state, sharding.abstract_batch(shape, mesh)).compile()
+
+    counts = [count // packer.accumulation for count in packer.row_counts]
+    for n_rows in tqdm(counts, desc="compile", unit="shape", leave=False, disable=jax.process_index() > 0):
+        compiled(n_rows)
+    return lambda state, batch: compiled(batch.tokens_BL.shape[1])(*first_arguments, state, batch)
 
 
 def make_evaluate(

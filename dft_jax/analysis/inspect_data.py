@@ -55,7 +55,7 @@ def main() -> None:
     _, model, tokenizer = train.load_model(config)
     examples, _ = train.load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, row_length=config.data.max_length, seed=config.train.seed)
-    step = loader.Steps(examples, model.mesh, accumulation=1, **settings)[0]
+    step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
     print(json.dumps(examples.report, indent=2))
     print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")
     batch = Batch(*(getattr(step.batch, name)[0] for name in Batch.__dataclass_fields__))

@@ -103,6 +103,7 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     cli.parse(required=[])
+    cli.keep_compilations()
     # Not the flag's default: other commands have the flag too, and one process may import several.
     out, start = run_directory.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
     config = lab_config("sft")

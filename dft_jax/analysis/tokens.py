@@ -308,6 +308,7 @@ def main() -> None:
     cli.parse(required=["models", "data", "out"])
     paths, out = read_models(_MODELS.value), run_directory.local_folder(_OUT.value, "--out")
     cli.join_processes()
+    cli.keep_compilations()
     given = [flags.FLAGS[name].value for name in ("revision", "tensor", "compute_dtype")]
     opened = {name: evaluate.open_model(path, *given) for name, path in paths.items()}
     config = settings(opened)

@@ -25,7 +25,7 @@ from dft_jax.types import Batch
 
 _MAX_OFFENDERS = 5
 _TOKENIZE_AT_ONCE = 1024
-_SAMPLED_STEPS = 32
+_STEPS_AHEAD = 4096  # whose packing decides the row counts; later steps that need more have counts of their own
 
 
 @dataclasses.dataclass
@@ -204,7 +204,7 @@ class Step:
 class Packer:
     """Turns lists of example numbers into packed steps of few different sizes.
 
-    `sample` are steps that are going to be made; the row counts that all steps are padded to come from them.
+    `ahead` are the steps that are going to be made; the row counts that all steps are padded to come from them.
     With `by_examples` each micro-batch holds its share of the step's examples, as replicating a recipe that
     treats micro-batches one by one needs; else rows are packed together and dealt to micro-batches in turn.
     """
@@ -213,7 +213,7 @@ class Packer:
         self,
         examples: Examples,
         mesh: Mesh,
-        sample: list[list[int]],
+        ahead: list[list[int]],
         *,
         accumulation: int,
         row_length: int,
@@ -221,9 +221,12 @@ class Packer:
     ):
         self.examples, self.where, self.mesh = examples.examples, examples.where, mesh
         self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
-        needed = [accumulation * max(map(len, self._pack(numbers))) for numbers in sample]
-        most = max(map(len, sample))
-        self.row_counts = packing.row_counts(needed, most, accumulation * sharding.batch_shards(mesh))
+        self.multiple = accumulation * sharding.batch_shards(mesh)
+        packed = map(self._pack, tqdm(ahead, desc="pack", unit="step", leave=False, delay=2, disable=_quiet()))
+        self.row_counts = packing.row_counts([self._needed(step) for step in packed], self.multiple)
+
+    def _needed(self, micro_batches: list[list[list[int]]]) -> int:
+        return self.accumulation * max(map(len, micro_batches))
 
     def _pack(self, numbers: list[int]) -> list[list[list[int]]]:
         """Example numbers of each row of each micro-batch."""
@@ -238,8 +241,8 @@ class Packer:
     def fill(self, numbers: list[int]) -> Step:
         """The step of these examples: the rows that the devices of this process hold."""
         micro_batches = self._pack(numbers)
-        needed = self.accumulation * max(map(len, micro_batches))
-        n_rows = next(count for count in self.row_counts if count >= needed) // self.accumulation
+        needed = packing.round_up(self._needed(micro_batches), self.multiple)
+        n_rows = next((count for count in self.row_counts if count >= needed), needed) // self.accumulation
         mine = sharding.process_rows(self.mesh, n_rows)
         filled = []
         for rows in micro_batches:
@@ -251,13 +254,13 @@ class Packer:
 
 
 class Steps:
-    """Random access to the packed steps of a run: `steps[n]`."""
+    """Random access to the packed steps of a run of `steps`: `steps[n]`."""
 
-    def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, seed: int, **how_to_pack):
+    def __init__(self, examples: Examples, mesh: Mesh, *, steps: int, global_batch: int, seed: int, **how_to_pack):
         order = grain.MapDataset.source(range(len(examples))).shuffle(seed=seed).repeat()
         self.stream = order.batch(global_batch, batch_fn=list)
-        sample = [self.stream[n] for n in range(_SAMPLED_STEPS)]
-        self.packer = Packer(examples, mesh, sample, **how_to_pack)
+        ahead = [self.stream[n] for n in range(min(steps, _STEPS_AHEAD))]
+        self.packer = Packer(examples, mesh, ahead, **how_to_pack)
 
     def __getitem__(self, step: int) -> Step:
         return self.packer.fill(self.stream[step])

@@ -117,6 +117,7 @@ def main() -> None:
     steps = loader.Steps(
         examples,
         model.mesh,
+        steps=1,
         global_batch=config.train.global_batch,
         accumulation=config.train.accumulation,
         row_length=config.data.max_length,

@@ -167,7 +167,8 @@ def many(tokenizer, tmp_path_factory):
 
 def steps_of(examples, mesh=None, accumulation=1, seed=0):
     mesh = mesh or make_mesh()
-    return loader.Steps(examples, mesh, global_batch=8, seed=seed, accumulation=accumulation, row_length=128)
+    how = dict(steps=40, global_batch=8, seed=seed, accumulation=accumulation, row_length=128)
+    return loader.Steps(examples, mesh, **how)
 
 
 def contents(step):
@@ -216,7 +217,7 @@ def test_rows_come_in_few_counts(many):
 def test_by_examples_gives_each_micro_batch_its_share(many):
     """As the authors' micro-batches: two examples each of eight, wherever rows would have had room for more."""
     how = dict(accumulation=4, row_length=128, by_examples=True)
-    step = loader.Steps(many, make_mesh(), global_batch=8, seed=0, **how)[0]
+    step = loader.Steps(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
     segments = np.asarray(step.batch.segments_BL)
     assert [int(segments[a].max(axis=1).sum()) for a in range(4)] == [2, 2, 2, 2]
     assert contents(step) == contents(steps_of(many)[0])

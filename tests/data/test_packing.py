@@ -1,5 +1,7 @@
 """Packing: every example once, nothing across a boundary, few shapes, good efficiency."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
@@ -32,9 +34,16 @@ def test_math_like_lengths_fill_the_rows():
 
 
 def test_row_counts_are_few_and_enough():
-    counts = packing.row_counts([61, 64, 63, 70], most=256, multiple=8)
-    assert counts == [64, 72, 256]
-    assert packing.row_counts([3, 4], most=4, multiple=16) == [16]
+    assert packing.row_counts([61, 64, 63, 70], multiple=8) == [64, 72]
+    assert packing.row_counts([3, 4], multiple=16) == [16]
+    assert packing.row_counts([100] * 99 + [101], multiple=1) == [101]  # a second one would save 1 row of 100 each
+    rng = np.random.default_rng(0)
+    needed = rng.normal(64, 3, size=500).astype(int).tolist()
+    counts = packing.row_counts(needed, multiple=1)
+    assert len(counts) == 3 and counts[-1] == max(needed)
+    empty = sum(min(count for count in counts if count >= n) - n for n in needed)
+    for other in itertools.combinations(range(min(needed), max(needed)), 2):  # none is better
+        assert empty <= sum(min(count for count in (*other, counts[-1]) if count >= n) - n for n in needed)
 
 
 def test_picture_of_a_batch():
