@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,8 +94,10 @@ class Reporter:
         self.flush()
         self.log.sync()
 
-    def evaluated(self, step: int, values: dict[str, Any]) -> None:
-        """Reports an evaluation, whose time is not part of the next step's."""
+    def evaluate(self, step: int, evaluation: Callable[[], dict[str, Any]]) -> None:
+        """Makes and reports an evaluation, whose time is not part of the next step's."""
+        _log.debug("evaluate %d", step)
+        values = evaluation()
         self.flush()
         self.log.write(step, values)
         self.throughput.last = None

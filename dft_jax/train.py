@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ from dft_jax.evals import runner
 from dft_jax.models import Model, hf
 from dft_jax.progress import Reporter
 from dft_jax.types import Batch, Params, TrainState
-
-_log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +90,10 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             """After the save, which matters most; a run that is taken up again does what is still missing there."""
             is_due = step in (0, steps) or (config.eval.every and step % config.eval.every == 0)
             if is_due and not log.has(step, "heldout/"):
-                _log.debug("evaluate %d", step)
-                reporter.evaluated(step, evaluate(state.params))
+                reporter.evaluate(step, lambda: evaluate(state.params))
             if step in benchmarks.steps and not log.has(step, "eval/"):
                 save()  # it may take hours
-                _log.debug("evaluate %d", step)
-                reporter.evaluated(step, benchmarks.run(step, state.params))
+                reporter.evaluate(step, lambda: benchmarks.run(step, state.params))
 
         try:
             interrupts.check()
