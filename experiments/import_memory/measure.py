@@ -2,7 +2,7 @@
 
     python experiments/import_memory/measure.py --folder=EMPTY_FOLDER [--devices=8] [--param-dtype=float32]
 
-Writes a random bf16 Qwen2-shaped checkpoint of 0.94 GB (1.9 GB of float32 arrays) to the folder, in shards, then
+Writes a random bf16 Qwen2-shaped checkpoint of 2 GB (4 GB of float32 arrays) to the folder, in shards, then
 imports it in a process of its own over simulated devices. On a CPU the arrays lie in host memory too, so what the
 import itself needs is the peak minus the arrays minus what the process held before.
 """
@@ -21,7 +21,7 @@ CONFIG = {
     "vocab_size": 151_936,
     "hidden_size": 1024,
     "intermediate_size": 2816,
-    "num_hidden_layers": 28,
+    "num_hidden_layers": 75,
     "num_attention_heads": 16,
     "num_key_value_heads": 4,
     "max_position_embeddings": 4096,
