@@ -50,7 +50,7 @@ class StubGrader:
     def __exit__(self, *_):
         pass
 
-    def grade(self, items, progress=True):
+    def grade(self, items, progress=True, check=None):
         return [self._grade(*item) for item in items]
 
     def _grade(self, completion, reference):
