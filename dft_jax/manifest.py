@@ -34,7 +34,8 @@ def write(folder: Path, step: int) -> None:
     """
     mine = jax.process_index()
     parts = [folder / f"{_PART}{process}.json" for process in range(jax.process_count())]
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith((NAME, _PART)))
+    found = (file for file in folder.rglob("*") if file.is_file() and file != folder / NAME)
+    files = sorted(file for file in found if not file.name.startswith(_PART))
     share = _hashes(folder, files[mine :: len(parts)], is_new=True)
     if mine > 0:
         return writer.write_atomically(parts[mine], json.dumps(share))

@@ -257,7 +257,7 @@ def test_a_failure_leaves_the_earlier_scores(run, folder, monkeypatch):
     run(FOUR_SAMPLES)
     before = tree(folder / "out")
 
-    def fail(self, items, progress=True):
+    def fail(self, items, progress=True, check=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(StubGrader, "grade", fail)

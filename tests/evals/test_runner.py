@@ -19,7 +19,7 @@ from dft_jax.export import export
 from dft_jax.models import hf
 from tests import commands
 from tests.commands import ROOT, TINY, run_command, tree
-from tests.test_end_to_end import free_port
+from tests.faults.launch import free_port
 
 PROBLEMS = [{"question": f"What is {i}+{i}?" * (1 + i), "answer": f"…\n#### {2 * i}"} for i in range(6)]
 
