@@ -8,6 +8,7 @@ checkpoints/6.unfinished       has no manifest, and nothing before it is whole; 
 
 import concurrent.futures
 import contextlib
+import functools
 import logging
 import shutil
 import sys
@@ -23,6 +24,7 @@ from dft_jax import errors, manifest, writer
 from dft_jax.types import Params, TrainState
 
 _PATIENCE_S = 20.0
+_NONE, _DAMAGED = -1, -2  # instead of a step, between processes
 _log = logging.getLogger(__name__)  # the phases of a save, for whoever wants to interfere with them
 
 
@@ -50,17 +52,14 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and every one is damaged.
         """
-        step = self._find(repair) if jax.process_index() == 0 else None
-        if jax.process_count() > 1:  # -1: none, -2: all are damaged
-            step = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
-            step = None if step == -1 else step
-        if step == -2:
-            raise errors.UserError(
-                f"{self.folder}: no good checkpoint is left; put one back, or remove the folder to start again"
-            )
-        return step
+        found = self._find(repair) if jax.process_index() == 0 else _NONE
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == _DAMAGED:
+            what = "no good checkpoint is left; put one back, or remove the folder to start again"
+            raise errors.UserError(f"{self.folder}: {what}")
+        return None if found == _NONE else found
 
-    def _find(self, repair: bool) -> int | None:
+    def _find(self, repair: bool) -> int:
         damaged = repair and not self._sweep()
         steps = sorted(self._steps())
         while steps:
@@ -81,7 +80,7 @@ class Checkpoints:
             if repair:
                 shutil.rmtree(place, ignore_errors=True)
                 folder.rename(place)
-        return -2 if damaged or any(self.folder.glob("*.damaged")) else None
+        return _DAMAGED if damaged or any(self.folder.glob("*.damaged")) else _NONE
 
     def _steps(self) -> list[int]:
         """Steps with a manifest."""
@@ -132,7 +131,7 @@ class Checkpoints:
         self.orbax.wait_until_finished()
         _log.debug("commit %d", step)
         manifest.write(folder, step)
-        writer.flush_folder(self.folder)
+        writer.flush(self.folder)
         _log.debug("whole %d", step)
         if jax.process_index() > 0:
             return
@@ -164,7 +163,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self, step: int | None):
-        """Disks fill up and folders vanish: an OSError says so, or another of Orbax's that names the file.
+        """Disks fill up and folders vanish: an OSError says so, or one of Orbax's or TensorStore's that names the file.
 
         All else is nothing that the user could mend here, such as a collective whose other process is gone.
         """
@@ -198,32 +197,34 @@ class Checkpoints:
 
     def run_of(self, step: int) -> dict[str, Any]:
         """What `save` was given as `run`."""
-        with self._complete(step):
+        with self._reading(step):
             args = ocp.args.Composite(run=ocp.args.JsonRestore())
             return self.orbax.restore(self.folder / str(step), args=args)["run"]
 
-    @contextlib.contextmanager
-    def _complete(self, step: int):
+    def _reading(self, step: int):
         """Without verification, reading a damaged checkpoint ends in one of many exceptions."""
-        try:
-            yield
-        except (KeyError, OSError, ValueError) as error:
-            if isinstance(error, errors.UserError):
-                raise
-            raise errors.UserError(
-                f"{self.folder / str(step)}: cannot be read ({errors.first_line(error)}); remove that folder to go on"
-                " from the checkpoint before it"
-            ) from error
+        remedy = "remove that folder to go on from the checkpoint before it"
+        return errors.told(f"{self.folder / str(step)}: cannot be read", remedy, (KeyError, OSError, ValueError))
+
+    def _refuse_others(self, step: int, wanted: Any, part: str = "") -> None:
+        """UserError where arrays under `part` are not there as wanted: Orbax would cast or reshape silently."""
+        old, new = _table(self.orbax.metadata(self.folder / str(step)).item_metadata["state"]), _table(wanted)
+        different = [
+            f"{self.folder / str(step)}: {path} is {old.get(path, 'absent')}, this run has {new.get(path, 'absent')};"
+            " give another --workdir"
+            for path in sorted(old.keys() | new.keys())
+            if path.startswith(part) and old.get(path) != new.get(path)
+        ]
+        errors.raise_if_any(different)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """The state of `step`, laid out as `abstract_state` says, whatever mesh saved it.
 
         Raises:
-          UserError: tree, shapes or dtypes differ from the run's (Orbax would cast or reshape silently).
+          UserError: tree, shapes or dtypes differ from the run's.
         """
-        with self._complete(step):
-            stored = self.orbax.metadata(self.folder / str(step)).item_metadata["state"]
-            errors.raise_if_any(_differences(stored, abstract_state, str(self.folder / str(step))))
+        with self._reading(step):
+            self._refuse_others(step, abstract_state)
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
             state = self.orbax.restore(self.folder / str(step), args=args)["state"]
         self.saved = step
@@ -231,13 +232,11 @@ class Checkpoints:
 
     def restore_params(self, step: int, abstract_params: Params) -> Params:
         """The parameters of `step` alone: the moments, twice as large, are not read."""
-        with self._complete(step):
-            stored = self.orbax.metadata(self.folder / str(step)).item_metadata["state"].tree["params"]
-            errors.raise_if_any(_differences(stored, abstract_params, str(self.folder / str(step))))
-            abstract = {"params": abstract_params}
-            args = ocp.args.PyTreeRestore(
-                abstract, ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True
-            )
+        abstract = {"params": abstract_params}
+        with self._reading(step):
+            self._refuse_others(step, abstract, "params")
+            restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+            args = ocp.args.PyTreeRestore(abstract, restore_args, partial_restore=True)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
                 return checkpointer.restore(self.folder / str(step) / "state", args=args)["params"]
 
@@ -265,19 +264,8 @@ def _warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def _differences(stored: Any, wanted: Any, where: str) -> list[str]:
-    def table(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {_plain(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}
-
-    old, new = table(stored), table(wanted)
-    return [
-        f"{where}: {path} is {old.get(path, 'absent')}, this run has {new.get(path, 'absent')}; give another --workdir"
-        for path in sorted(old.keys() | new.keys())
-        if old.get(path) != new.get(path)
-    ]
-
-
-def _plain(path) -> str:
-    """A path without the kinds of its nodes: Orbax gives tuples back as lists and dataclasses as dicts."""
-    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+def _table(tree: Any) -> dict[str, tuple]:
+    """Shapes and dtypes by path, without the kinds of its nodes: Orbax gives dataclasses back as dicts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}

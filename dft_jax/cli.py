@@ -46,11 +46,10 @@ def parse(required: list[str], positional: str = "") -> list[str]:
         raise errors.UserError(f"--config: {_summary(error)}; start from dft_jax.config.get_default()") from error
     if rest and not positional:
         raise errors.UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
-    if positional and not rest:
-        raise errors.UserError(f"{positional} is required; --help lists the options")
-    for name in required:
-        if not flags.FLAGS[name].value:
-            raise errors.UserError(f"--{name} is required; --help lists the options")
+    missing = [positional] if positional and not rest else []
+    missing += [f"--{name}" for name in required if not flags.FLAGS[name].value]
+    if missing:
+        raise errors.UserError(f"{missing[0]} is required; --help lists the options")
     return rest
 
 
@@ -68,17 +67,13 @@ def join_processes() -> None:
     JAX itself: TPU pods, Slurm steps (srun), Open MPI, Kubernetes.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    try:
+    remedy = "start them with srun or on a TPU pod, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
+    with errors.told("the job's processes were not found", remedy, (KeyError, ValueError)):
         if address:
             count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
             jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=_HEARTBEAT_S)
         elif _DISTRIBUTED.value:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S)
-    except (KeyError, ValueError) as error:
-        raise errors.UserError(
-            f"the job's processes were not found ({errors.first_line(error)}): start them with srun or on a TPU pod,"
-            " or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        ) from error
 
 
 def keep_compilations() -> None:

@@ -5,7 +5,8 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 EXIT_USER_ERROR = 2
 EXIT_RESUMABLE = 42  # ended by a signal, all of it saved: the same command goes on
@@ -43,6 +44,20 @@ def raise_if_any(problems: Sequence[str]) -> None:
     """Raises one UserError with all problems; does nothing when there is none."""
     if problems:
         raise UserError(problems)
+
+
+@contextlib.contextmanager
+def told(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+    """Makes exceptions of these kinds a UserError: `what (why); remedy`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except kinds as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        file = getattr(error, "filename", None)
+        named = f": {file}" if file and str(file) not in what else ""
+        raise UserError(f"{what} ({why}{named}); {remedy}") from error
 
 
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
@@ -87,6 +102,12 @@ def first_line(error: Exception) -> str:
     """The first line of an exception's message, or its type when it has none: libraries write many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """`name: old -> new`, by name, for all that differs between two dicts."""
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return {name: f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}" for name in names}
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

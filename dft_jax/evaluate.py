@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from dft_jax import cli, config as config_lib, errors, interrupts, metrics, objectives, run_directory, train, writer
 from dft_jax.data import loader, sources
@@ -43,9 +44,9 @@ _COMPUTE = flags.DEFINE_enum(
     "compute_dtype", None, ["float32", "bfloat16"], "Of matrix products; by default float32 on CPUs, else bfloat16."
 )
 _HELDOUT = flags.DEFINE_string("heldout", None, "File whose completions are scored token by token, without sampling.")
-_ROWS = flags.DEFINE_string("rows", "fields", "What a row of --heldout means: data/sources.py.")
-_PROMPT_FIELD = flags.DEFINE_string("prompt_field", "prompt", "Of --heldout with --rows=fields.")
-_COMPLETION_FIELD = flags.DEFINE_string("completion_field", "completion", "Of --heldout with --rows=fields.")
+flags.DEFINE_string("rows", "fields", "What a row of --heldout means: data/sources.py.")
+flags.DEFINE_string("prompt_field", "prompt", "Of --heldout with --rows=fields.")
+flags.DEFINE_string("completion_field", "completion", "Of --heldout with --rows=fields.")
 # dft_jax.export has the flag too, and one process may import both.
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 
@@ -88,11 +89,9 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
     _make_writable(out, file)
     rows, summary = report.grade(predictions, problems, **grader)
     summary["predictions"] = {"file": file.name, "sha256": digest, "rows": len(predictions)}
-    try:
+    with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
         writer.write_text(out / GRADED_NAME, "".join(json.dumps(row) + "\n" for row in rows))
         writer.write_json(out / runner.SCORES_NAME, summary)
-    except OSError as error:
-        raise errors.UserError(f"--out={out}: {error.strerror}; make room, or give another folder") from error
     return summary
 
 
@@ -100,10 +99,8 @@ def _make_writable(out: Path, file: Path) -> None:
     """The folder `out`, made if need be; refused before the work where its files could not be written at the end."""
     if (out / GRADED_NAME).exists() and (out / GRADED_NAME).samefile(file):
         raise errors.UserError(f"--out={out}: {file.name} there would be overwritten by itself; give another folder")
-    try:
+    with errors.told(f"--out={out}: cannot be made", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise errors.UserError(f"--out={out}: cannot be made ({error.strerror}); give another folder") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise errors.UserError(f"--out={out}: no permission to write there; give another folder")
     if (out / runner.EVALUATION_NAME).exists():
@@ -164,18 +161,26 @@ def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
         _print(summary, f"{len(plan.requests)} completions: {out / runner.SCORES_NAME}, {runner.PREDICTIONS_NAME}")
 
 
-def read_heldout(opened: Opened, prompt: str, context: int, out: Path) -> None:
-    """Metrics of the completions in --heldout, token by token: nll, p and its histogram, entropy; as heldout.json."""
-    model, config = opened.model, config_lib.get_default()
-    if _ROWS.value not in sources.ROW_FORMATS:
-        hint, known = errors.did_you_mean(_ROWS.value, list(sources.ROW_FORMATS)), ", ".join(sources.ROW_FORMATS)
-        raise errors.UserError(f"--rows={_ROWS.value} is unknown{hint}; known: {known}")
-    fields = {"prompt_field": _PROMPT_FIELD.value, "completion_field": _COMPLETION_FIELD.value}
-    config.data.update(rows=_ROWS.value, template=prompt, max_length=min(context, model.config.max_length), **fields)
+def reading_config(*models: Model) -> ConfigDict:
+    """The config by which the flags ask to read demonstrations, as far as all these models can read."""
+    given, config = flags.FLAGS, config_lib.get_default()
+    if given.rows not in sources.ROW_FORMATS:
+        hint, known = errors.did_you_mean(given.rows, list(sources.ROW_FORMATS)), ", ".join(sources.ROW_FORMATS)
+        raise errors.UserError(f"--rows={given.rows} is unknown{hint}; known: {known}")
+    max_length = min(given.context, *(model.config.max_length for model in models))
+    fields = {"prompt_field": given.prompt_field, "completion_field": given.completion_field}
+    config.data.update(rows=given.rows, template=given.prompt, max_length=max_length, **fields)
     config.train.global_batch = max(64, jax.device_count())
+    return config
+
+
+def read_heldout(opened: Opened, out: Path) -> None:
+    """Metrics of the completions in --heldout, token by token: nll, p and its histogram, entropy; as heldout.json."""
+    model, config = opened.model, reading_config(opened.model)
     vocab_size = model.config.vocab_size
     examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
+    prompt = config.data.template
     report_ = {"model": opened.identify(), "prompt": prompt, "metrics": values, "p_bin_edges": metrics.P_BIN_EDGES}
     report_ |= {"data": examples.report, "environment": writer.environment()}
     if jax.process_index() == 0:
@@ -225,7 +230,7 @@ def main() -> None:
             with interrupts.Interrupts():
                 sample(opened, asked, out)
         if _HELDOUT.value:
-            read_heldout(opened, asked.prompt, asked.context, out)
+            read_heldout(opened, out)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 """
 
 import contextlib
-import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -24,11 +22,9 @@ from dft_jax import cli, errors, interrupts, optimizer as optimizer_lib, run_dir
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.models import Model, hf
 from dft_jax.types import Params, TrainState
-from dft_jax.writer import write_json
+from dft_jax.writer import flush, write_json
 
 _log = logging.getLogger(__name__)  # phases, as in checkpoint.py
-
-_NUMPY = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str = "source", max_shard_gb: float = 5.0):
@@ -45,27 +41,25 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
     dtype = hf.source_dtype(source) if dtype == "source" else dtype
     temporary = out.with_name(f".{out.name}.tmp")
     is_writer = jax.process_index() == 0
-    try:
-        if is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-            temporary.mkdir(parents=True)
-            _copy_config(source, temporary, dtype)
-        _write_tensors(params, model, temporary, dtype, max_shard_gb)
-        if is_writer:
-            _log.debug("export rename")
-            _replace(temporary, out)
-    except BaseException as error:
-        if is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):  # safetensors has a type of its own for a full disk
-            what = f"{out}: the export could not be written ({errors.first_line(error)})"
-            raise errors.UserError(f"{what}; make it possible, then run the same command again") from error
-        raise
+    what, remedy = f"{out}: the export could not be written", "make it possible, then run the same command again"
+    with errors.told(what, remedy, (OSError, SafetensorError)):  # safetensors has its own type for a full disk
+        try:
+            if is_writer:
+                shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+                temporary.mkdir(parents=True)
+                _copy_config(source, temporary, dtype)
+            _write_tensors(params, model, temporary, dtype, max_shard_gb)
+            if is_writer:
+                _log.debug("export rename")
+                _replace(temporary, out)
+        finally:
+            if is_writer:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard_gb: float) -> None:
     table = list(hf.tensor_table(model))
-    item_bytes = np.dtype(_NUMPY[dtype]).itemsize
+    item_bytes = jnp.dtype(dtype).itemsize
     shards = _plan(table, item_bytes, max_shard_gb * 1e9)
     read = hf.tensor_reader(params, model)
     is_writer = jax.process_index() == 0
@@ -80,7 +74,7 @@ def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard
                 _log.debug("export %s", name)
                 tensor = read(path, layer, shape)  # by all processes together
                 if is_writer:
-                    tensors[name] = np.ascontiguousarray(tensor.astype(_NUMPY[dtype]))
+                    tensors[name] = np.ascontiguousarray(tensor.astype(dtype))
                 weight_map[name] = file_name
                 progress.update()
             if is_writer:
@@ -107,8 +101,7 @@ def _plan(table: list[tuple], item_bytes: int, max_bytes: float) -> list[list[tu
 def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without a format
     shutil.copymode(file.with_name("config.json"), file)  # safetensors writes for the owner's eyes only
-    with open(file, "rb") as handle:
-        os.fsync(handle.fileno())
+    flush(file)
 
 
 def _copy_config(source: Path, to: Path, dtype: str) -> None:
@@ -118,7 +111,7 @@ def _copy_config(source: Path, to: Path, dtype: str) -> None:
     if raw.get(key, dtype) == dtype:
         shutil.copyfile(source / "config.json", to / "config.json")
     else:
-        (to / "config.json").write_text(json.dumps({**raw, key: dtype}, indent=2) + "\n", encoding="utf-8")
+        write_json(to / "config.json", {**raw, key: dtype})
     generation = source / "generation_config.json"
     for file in [*([generation] if generation.exists() else []), *hf.tokenizer_files(source)]:
         shutil.copyfile(file, to / file.name)
@@ -167,7 +160,7 @@ def load_run(workdir: Path) -> train.Run:
     return train.Run(workdir, config, source, model, restore(config, model, checkpoints, step))
 
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write; by default the run's export/.")
 
 

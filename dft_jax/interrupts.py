@@ -4,13 +4,16 @@ The main thread asks between its steps, with `check`, whether its handler has ru
 arrive, also while the main thread is inside a compilation, where handlers wait: it tells the user, or ends the process.
 """
 
+import contextlib
 import functools
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +44,7 @@ class Interrupts:
     """While entered, signals are caught; only the main thread can enter it, and only one at a time."""
 
     def __init__(self):
-        self.handled: str | None = None  # the name of a signal, as the main thread knows it …
-        self.received: str | None = None  # … and of the first one, as the watching thread does
+        self.handled: str | None = None  # the name of a signal, once the main thread knows of it
         self.is_working = False
         self.pending: jax.Array | None = None
 
@@ -52,17 +54,14 @@ class Interrupts:
         os.set_blocking(self.writer, False)
         self.thread = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
         self.thread.start()
-        self.old_handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self.old_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
-        self._arm()
+        self.old_handlers = self._arm()
         self.old_stderr, sys.stderr = sys.stderr, _Forgiving(sys.stderr)
         _current = self
         return self
 
-    def _arm(self) -> None:
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
-        signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+    def _arm(self) -> dict[signal.Signals, Any]:
+        return {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         global _current
@@ -79,20 +78,20 @@ class Interrupts:
         self.handled = signal.Signals(number).name
 
     def _watch(self, reader: int) -> None:
+        received_at: float | None = None  # the first signal
         while byte := os.read(reader, 1):
             number = byte[0]
             if number not in SIGNALS:
                 continue
-            if self.received:
-                if time.monotonic() - self.received_at > ECHO_S:
-                    os._exit(128 + number)
-                continue
-            self.received_at = time.monotonic()
-            self.received = signal.Signals(number).name
+            name, now = signal.Signals(number).name, time.monotonic()
             if not self.is_working:
-                _say(f"{self.received}: ended before there was anything to save")
+                _say(f"{name}: ended before there was anything to save")
                 os._exit(errors.EXIT_RESUMABLE)
-            _say(f"{self.received}: saving within a step, then ending; a second signal ends at once")
+            if received_at is None:
+                received_at = now
+                _say(f"{name}: saving within a step, then ending; a second signal ends at once")
+            elif now - received_at > ECHO_S:
+                os._exit(128 + number)
         os.close(reader)
 
     def is_asked(self) -> bool:
@@ -122,10 +121,8 @@ def _adder():
 
 
 def _say(text: str) -> None:
-    try:
+    with _unheard():
         os.write(2, f"\n{text}\n".encode())
-    except OSError:
-        _silence()
 
 
 class _Forgiving:
@@ -138,22 +135,22 @@ class _Forgiving:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            return self.stream.write(text)
-        except OSError:
-            _silence()
-            return len(text)
+        with _unheard():
+            self.stream.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with _unheard():
             self.stream.flush()
-        except OSError:
-            _silence()
 
 
-def _silence() -> None:
-    """What is still to be said goes nowhere: 1 and 2 have the same dead reader."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Once the reader is dead, all that is still to be said goes nowhere: 1 and 2 have the same."""
+    try:
+        yield
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)

@@ -14,8 +14,6 @@ from dft_jax import cli, errors, interrupts, run_directory, train
 from dft_jax.export import export
 
 _CONFIG = cli.define_config()
-if "workdir" not in flags.FLAGS:  # defined by dft_jax.export as well
-    flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
 
 
 def main() -> None:
@@ -23,7 +21,7 @@ def main() -> None:
     cli.join_processes()
     cli.keep_compilations()
     with interrupts.Interrupts():
-        run = train.run(_CONFIG.value, flags.FLAGS.workdir)
+        run = train.run(_CONFIG.value, flags.FLAGS.workdir)  # a flag of dft_jax.export
         settings, exported = run.config.export, ""
         if settings.enabled:
             out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)

@@ -18,7 +18,7 @@ from dft_jax import writer
 
 NAME = "manifest.json"
 VERIFY = ("sha256", "sizes", "off")
-_PART = ".sha256.{process}.json"
+_PART = ".sha256."  # the number of a process follows
 _PART_TIMEOUT_S = 600.0
 
 
@@ -32,22 +32,20 @@ def write(folder: Path, step: int) -> None:
       OSError: a file cannot be read or written.
       TimeoutError: another process has not delivered its share.
     """
-    n_processes = jax.process_count()
-    files = [file for file in _files(folder) if not file.name.startswith(".sha256.")]
-    share = _hashes(folder, files[jax.process_index() :: n_processes], is_new=True)
-    if n_processes > 1:
-        writer.write_atomically(folder / _PART.format(process=jax.process_index()), json.dumps(share))
-    if jax.process_index() > 0:
-        return
+    mine = jax.process_index()
+    parts = [folder / f"{_PART}{process}.json" for process in range(jax.process_count())]
+    found = (file for file in folder.rglob("*") if file.is_file() and file != folder / NAME)
+    files = sorted(file for file in found if not file.name.startswith(_PART))
+    share = _hashes(folder, files[mine :: len(parts)], is_new=True)
+    if mine > 0:
+        return writer.write_atomically(parts[mine], json.dumps(share))
     deadline = time.monotonic() + _PART_TIMEOUT_S
-    parts = [folder / _PART.format(process=process) for process in range(1, n_processes)]
-    for part in parts:
+    for part in parts[1:]:
         while not part.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{part} was not written within {_PART_TIMEOUT_S:.0f} s")
             time.sleep(0.05)
         share |= json.loads(part.read_text())
-    for part in folder.glob(_PART.format(process="*")):
         part.unlink()
     writer.write_atomically(folder / NAME, _text(step, share))
 
@@ -79,10 +77,6 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
             return [f"{error.filename} cannot be read ({error.strerror})"]
         found = [f"{name} has another content" for name in files if hashes[name] != files[name]]
     return found
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and file != folder / NAME)
 
 
 def _text(step: int, files: dict) -> str:

@@ -5,7 +5,6 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from dft_jax import config as config_lib, errors, writer
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
+from dft_jax.data.chat import Template
 from dft_jax.models import Model, hf
 
 _LOCK_NAME = ".lock"
@@ -29,7 +29,7 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
 
 
 @contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     """Makes the folder, and keeps other jobs out of it for as long as the context, or the process, lasts.
 
     Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked.
@@ -37,30 +37,19 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
       UserError: the folder cannot be made, or another job is at work in it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(workdir / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)  # NFS locks files, not folders
-    except OSError as error:
-        why = f"{error.strerror}: {error.filename}"
-        raise errors.UserError(f"--workdir={workdir}: cannot be used ({why}); give another") from error
-    try:
-        if jax.process_index() == 0:
-            with contextlib.suppress(NotImplementedError):
-                _lock(descriptor, workdir)
+    with errors.told(f"{flag}={folder}: cannot be used", "give another"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
+    with lock:
+        try:
+            if jax.process_index() == 0:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "another process is at work there; wait for it, stop it, or give another folder"
+            raise errors.UserError(f"{flag}={folder}: {what}") from error
+        except OSError:
+            pass  # no locks here
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, workdir: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise errors.UserError(
-            f"--workdir={workdir}: another process is at work there; wait for it, stop it, or give another folder"
-        ) from error
-    except OSError as error:
-        raise NotImplementedError from error
 
 
 def fingerprint(
@@ -71,21 +60,16 @@ def fingerprint(
     The training data's hash covers all that became of it, tokens and masks; tokenizer and template are named as
     well, to say what it was. With `reference`, the base that the objective compares with counts, weights and all.
     """
-    template = config.data.template
-    if template == "tokenizer":
-        template = tokenizer.get_chat_template()
-    elif template.endswith(".jinja"):
-        template = Path(template).read_text(encoding="utf-8")
-    leaves = jax.tree_util.tree_leaves_with_path(model.abstract_params)
-    names = {"/".join(key.key for key in path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
     found = {f"config.{key}": value for key, value in config_lib.kept_on_resume(config).items()}
     found |= {f"architecture.{key}": value for key, value in dataclasses.asdict(model.config).items()}
-    found |= {f"parameters.{name}": shape for name, shape in names.items()}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found[f"parameters.{name}"] = f"{leaf.dtype}{list(leaf.shape)}"
     found |= {
         "steps": steps,
         "training_data_sha256": train.report["sha256"],
         "tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
-        "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "chat_template_sha256": hashlib.sha256(Template(config.data.template, tokenizer).text.encode()).hexdigest(),
     }
     if reference and config.model.init == "checkpoint":
         found["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
@@ -100,28 +84,20 @@ def open_workdir(
     Raises:
       UserError: they are those of another run, and the change is not named in `resume.allow_changed`.
     """
-    try:
+    with errors.told(f"--workdir={workdir}: cannot be used", "give another"):
         (workdir / "checkpoints").mkdir(exist_ok=True)
         checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, verify=config.checkpoint.verify)
         step = checkpoints.newest(repair=True)
-    except OSError as error:
-        raise errors.UserError(f"--workdir={workdir}: cannot be used ({error}); give another") from error
     run = {"fingerprint": fingerprint, "changes": []}
     if step is not None:
         held = checkpoints.run_of(step)
         allowed = tuple(name.strip() for name in config.resume.allow_changed.split(",") if name.strip())
         _refuse_unknown(allowed, held["fingerprint"].keys() | fingerprint.keys())
-        changes = differences(held["fingerprint"], fingerprint, allowed)
-        accepted = [f"step {step}: {line}" for line in differences(held["fingerprint"], fingerprint, ())]
-        errors.raise_if_any(
-            changes
-            and [
-                f"--workdir={workdir} holds another run: undo the change, or give a new --workdir, or name what may"
-                " change in config.resume.allow_changed",
-                *changes,
-            ]
-        )
-        run["changes"] = held["changes"] + accepted
+        changes = errors.differences(held["fingerprint"], fingerprint)
+        refused = [line for name, line in changes.items() if not any(_covers(one, name) for one in allowed)]
+        remedy = "undo the change, or give a new --workdir, or name what may change in config.resume.allow_changed"
+        errors.raise_if_any(refused and [f"--workdir={workdir} holds another run: {remedy}", *refused])
+        run["changes"] = held["changes"] + [f"step {step}: {line}" for line in changes.values()]
     return checkpoints, step, run
 
 
@@ -133,28 +109,14 @@ def _refuse_unknown(allowed: tuple[str, ...], names: set[str]) -> None:
 
 
 def _covers(allowed: str, name: str) -> bool:
-    forms = (name, name.removeprefix("config."))
-    return any(form == allowed or form.startswith(f"{allowed}.") for form in forms)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], allowed: tuple[str, ...]) -> list[str]:
-    """`name: old -> new` for all that differs between two fingerprints, except what is allowed.
-
-    An allowed name is a whole one, or its beginning up to a dot: `train.seed`, `optimizer`; `config.` may be left out.
-    """
-    return [
-        f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not any(_covers(one, name) for one in allowed)
-    ]
+    """Allowed is a whole name, or its beginning up to a dot: `train.seed`, `optimizer`; `config.` may be left out."""
+    return f"{name}.".startswith((f"{allowed}.", f"config.{allowed}."))
 
 
 def describe_run(workdir: Path, config: ConfigDict, train: loader.Examples, heldout: loader.Examples | None) -> None:
     """Writes what a reader of the run needs: config.json, env.json, data_report.json."""
-    try:
+    with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
         writer.write_text(workdir / "config.json", config_lib.to_json(config))
         writer.write_json(workdir / "env.json", writer.environment())
         reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
         writer.write_json(workdir / "data_report.json", reports)
-    except OSError as error:
-        raise errors.UserError(f"--workdir={workdir}: cannot be written ({error}); give another") from error

@@ -76,10 +76,7 @@ class Worker:
         try:
             message = self.pipe.recv_bytes() if self.pipe.poll() else None
         except (EOFError, OSError):
-            self.is_over = True
-            if not self.ready:
-                raise RuntimeError(f"a worker ({self.entry}) did not start:\n{self._last_words()}") from None
-            return DEAD
+            return self._end_as(DEAD, "did not start")
         if message == b"ready":
             self.ready = True
         elif message is not None:
@@ -87,11 +84,7 @@ class Worker:
             self.request = None
             return reply
         elif time.monotonic() > self.deadline and (self.request is not None or not self.ready):
-            self.is_over = True
-            if not self.ready:
-                late = f"did not start within {START_S:.0f} s"
-                raise RuntimeError(f"a worker ({self.entry}) {late}:\n{self._last_words()}")
-            return LATE
+            return self._end_as(LATE, f"did not start within {START_S:.0f} s")
         return None
 
     def ask(self, request: Any) -> Any:
@@ -104,10 +97,15 @@ class Worker:
             reply = self.poll()
         return reply
 
-    def _last_words(self) -> str:
+    def _end_as(self, outcome: str, why: str) -> str:
+        """The outcome of a worker that is over; RuntimeError with its last words where it never was at work."""
+        self.is_over = True
+        if self.ready:
+            return outcome
         self.process.kill()
         self.log.seek(0)
-        return self.log.read()[-2000:].decode(errors="replace")
+        last_words = self.log.read()[-2000:].decode(errors="replace")
+        raise RuntimeError(f"a worker ({self.entry}) {why}:\n{last_words}")
 
 
 def _end(process: subprocess.Popen, pipe: Connection, log: Any) -> None:

@@ -20,24 +20,22 @@ from dft_jax import errors
 _VERSIONS_OF = "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
 
 
-def write_atomically(file: Path, text: str) -> None:
+def write_atomically(file: Path, content: str | bytes) -> None:
     """Writes under a temporary name, flushes to disk, then renames: the final name never holds half a file."""
     temporary = file.with_name(f"{file.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(temporary)
         os.replace(temporary, file)
     except OSError:
         temporary.unlink(missing_ok=True)  # of a full disk
         raise
-    flush_folder(file.parent)
+    flush(file.parent)
 
 
-def flush_folder(folder: Path) -> None:
-    """Makes renames in a folder outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Makes what is written in a file, or renamed in a folder, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -125,13 +123,8 @@ class Writer:
             with self._told():
                 os.fsync(self.rows.fileno())
 
-    @contextlib.contextmanager
     def _told(self):
-        try:
-            yield
-        except OSError as error:
-            what = f"{self.file}: cannot be written ({error.strerror})"
-            raise errors.UserError(f"{what}; make it possible, then run the same command again") from error
+        return errors.told(f"{self.file}: cannot be written", "make it possible, then run the same command again")
 
     def has(self, step: int, prefix: str) -> bool:
         """Whether a row from before the run was taken up again has a metric of this kind at this step."""

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -68,6 +70,20 @@ def shared():
     if not (folder / "data").is_dir():
         pytest.skip("the folder of real problems and tokenizers is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """An uninterrupted run of tests/faults, by the real command as a user starts it."""
+    from tests.faults import launch
+
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    command = [sys.executable, "-m", "dft_jax.main", "--config=configs/tiny.py", *launch.ARGUMENTS[1:]]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    options = dict(cwd=launch.ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, f"--workdir={workdir}"], **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 from safetensors.numpy import load_file, save_file
 
 from dft_jax import assets
+from tests.conftest import GOLDEN
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -137,12 +138,20 @@ def both(*mutations):
     return mutate
 
 
+def cases_of(**groups):
+    """{"group: name": case} of tables of cases."""
+    return {f"{group}: {name}": case for group, cases in groups.items() for name, case in cases.items()}
+
+
 def overrides_for(source, mutate, folder, **config):
-    """The overrides of a command that would train from `folder/model`, a mutated copy of the checkpoint in `source`."""
-    shutil.copytree(source, folder / "model")
+    """The overrides of a command that would train from `folder/model`, a mutated copy of a checkpoint.
+
+    `source` is a name under tests/golden, or "tiny" for the one with a tokenizer and no weights.
+    """
+    is_bare = source == "tiny"
+    shutil.copytree(assets.TINY if is_bare else GOLDEN / source, folder / "model")
     mutate(folder / "model")
     (folder / "a.jsonl").write_text('{"prompt": "1+1?", "completion": "2"}\n')
-    is_bare = source == assets.TINY
     config = {
         "data.train": folder / "a.jsonl",
         "data.max_length": 32,

@@ -8,7 +8,6 @@ import shutil
 
 import pytest
 
-from dft_jax import assets
 from tests.conftest import GOLDEN
 from tests.mutations import (
     LFS_POINTER,
@@ -16,6 +15,7 @@ from tests.mutations import (
     a_folder,
     both,
     bytes_of,
+    cases_of,
     edit,
     linked,
     overrides_for,
@@ -310,12 +310,10 @@ TOKENIZER = {
     ),
 }
 
-GROUPS = {"files": FILES, "keys": KEYS, "rope": ROPE, "tokenizer": TOKENIZER}
-CASES = {f"{group}: {name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
+CASES = cases_of(files=FILES, keys=KEYS, rope=ROPE, tokenizer=TOKENIZER)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_checkpoint(case, refused, tmp_path):
     source, mutate, expected = CASES[case]
-    folder = assets.TINY if source == "tiny" else GOLDEN / source
-    refused(overrides_for(folder, mutate, tmp_path), expected)
+    refused(overrides_for(source, mutate, tmp_path), expected)

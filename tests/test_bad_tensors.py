@@ -27,6 +27,7 @@ from tests.mutations import (
     a_folder,
     both,
     bytes_of,
+    cases_of,
     edit,
     header,
     linked,
@@ -316,15 +317,13 @@ SHARDED = {
     ),
 }
 
-GROUPS = {"tensors": TENSORS, "tied": TIED, "container": CONTAINER, "sharded": SHARDED}
-CASES = {f"{group}: {name}": case for group, cases in GROUPS.items() for name, case in cases.items()}
+CASES = cases_of(tensors=TENSORS, tied=TIED, container=CONTAINER, sharded=SHARDED)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_tensors(case, refused, tmp_path):
     source, mutate, expected = CASES[case]
-    folder = assets.TINY if source == "tiny" else GOLDEN / source
-    refused(overrides_for(folder, mutate, tmp_path), expected)
+    refused(overrides_for(source, mutate, tmp_path), expected)
 
 
 # ---- what is not to be refused --------------------------------------------------------------------------------------
@@ -354,7 +353,7 @@ SOUND = {folder.parent.name: (folder.parent.name, lambda folder: None) for folde
 def test_sound_checkpoints_are_accepted(case, refused, tmp_path):
     """The same command on them has one complaint only, which comes after the tensors': they have no tokenizer."""
     source, mutate = SOUND[case]
-    refused(overrides_for(GOLDEN / source, mutate, tmp_path), ["no usable tokenizer"])
+    refused(overrides_for(source, mutate, tmp_path), ["no usable tokenizer"])
     folder = tmp_path / "model"
     hf.load_params(hf.Checkpoint(folder), models.build(hf.read_config(folder), make_mesh()))
 
@@ -384,7 +383,7 @@ def with_weights(weights, spoil=lambda arrays: None, dtype=np.float32):
 
 def command(mutate, folder, capfd, monkeypatch):
     rest = {"model.init": "checkpoint", "data.heldout": "", "data.rows": "fields", "train.steps": 1}
-    overrides = overrides_for(assets.TINY, mutate, folder, **rest)
+    overrides = overrides_for("tiny", mutate, folder, **rest)
     return run_command(main.main, [TINY, f"--workdir={folder}/run", *overrides], capfd, monkeypatch)
 
 

@@ -1,45 +1,18 @@
 """The real command, in real processes: one or two, on one device or eight. test_faults.py hurts them."""
 
 import json
-import os
-import pathlib
-import socket
+import shutil
+import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dft_jax import export
-from tests.commands import run_command
-
-ROOT = pathlib.Path(__file__).parents[1]
-SMALL = [
-    "--config.train.steps=8",
-    "--config.checkpoint.every=2",
-    "--config.data.max_rows=64",
-    "--config.data.max_length=160",
-    "--config.train.global_batch=8",
-    "--config.eval.max_examples=8",
-    "--config.eval.every=4",
-    "--config.log.tensorboard=False",
-]
-
-
-def start(workdir, *arguments, devices=1, **environment):
-    main = [sys.executable, "-m", "dft_jax.main", "--config=configs/tiny.py", f"--workdir={workdir}"]
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"XLA_FLAGS": flags} | environment
-    log = open(f"{workdir}.log", "a")  # noqa: SIM115
-    return subprocess.Popen([*main, *SMALL, *arguments], cwd=ROOT, env=environment, stdout=log, stderr=log)
-
-
-def run(workdir, *arguments, **options):
-    code = start(workdir, *arguments, **options).wait(timeout=300)
-    assert code == 0, pathlib.Path(f"{workdir}.log").read_text()[-3000:]
-    return workdir
+from dft_jax import config as config_lib, export
+from tests.commands import ROOT, run_command
+from tests.faults import launch
 
 
 def rows(workdir):
@@ -51,19 +24,7 @@ def curve(workdir):
     return [(r["step"], r["train/loss"], r["optimizer/gradient_norm"]) for r in rows(workdir) if "train/loss" in r]
 
 
-def without_speed(workdir):
-    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows(workdir)]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An uninterrupted run."""
-    return run(tmp_path_factory.mktemp("whole") / "run")
-
-
 def test_a_run_explains_itself_and_exports(whole):
-    from dft_jax import config as config_lib
-
     names = {file.name for file in whole.iterdir()}
     assert names == {"config.json", "env.json", "data_report.json", "metrics.jsonl", "checkpoints", "export", ".lock"}
     saved = json.loads((whole / "config.json").read_text())
@@ -86,53 +47,30 @@ def same_bytes(one, other):
 
 
 def test_resuming_a_finished_run_only_exports_again(whole, tmp_path):
-    import shutil
-
-    copy = tmp_path / "run"
+    copy = tmp_path / "runs/run"
     shutil.copytree(whole, copy)
     shutil.rmtree(copy / "export")
-    run(copy)
-    assert without_speed(copy) == without_speed(whole)
+    assert launch.run(copy) == 0, launch.log(copy)[-3000:]
+    assert launch.rows(copy) == launch.rows(whole)
     assert same_bytes(whole / "export/model.safetensors", copy / "export/model.safetensors")
 
 
 def test_eight_devices_and_resuming_there(whole, tmp_path):
     """Four steps on one device, the rest on a 2 × 2 × 2 mesh: the curve of the whole run, to float tolerance."""
-    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    process = start(tmp_path / "run")
-    while not (tmp_path / "run/checkpoints/4").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    run(tmp_path / "run", *mesh, devices=8)
-    np.testing.assert_allclose(curve(tmp_path / "run"), curve(whole), rtol=1e-4)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    workdir, mesh = tmp_path / "runs/run", ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    assert launch.run(workdir, launch.Fault("whole 4", "KILL")) == -signal.SIGKILL
+    assert launch.run(workdir, arguments=mesh, devices=8) == 0, launch.log(workdir)[-3000:]
+    np.testing.assert_allclose(curve(workdir), curve(whole), rtol=1e-4)
 
 
 def test_two_processes_equal_one(whole, tmp_path):
     """jax.distributed over loopback, two devices each, parameters sharded across the processes."""
-    address = f"127.0.0.1:{free_port()}"
-    processes = [
-        start(
-            tmp_path / "run",
-            "--config.mesh.fsdp=2",
-            devices=2,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-        )
-        for i in range(2)
-    ]
-    codes = [process.wait(timeout=300) for process in processes]
-    assert codes == [0, 0], pathlib.Path(f"{tmp_path}/run.log").read_text()[-3000:]
-    np.testing.assert_allclose(curve(tmp_path / "run"), curve(whole), rtol=1e-4)
-    one, two = (load_file(folder / "export/model.safetensors") for folder in (whole, tmp_path / "run"))
+    workdir = tmp_path / "runs/run"
+    processes = launch.start_many(workdir, 2, {}, arguments=("--config.mesh.fsdp=2",), devices=2)
+    codes = [launch.wait(process) for process in processes]
+    assert codes == [0, 0], launch.log(workdir)[-3000:]
+    np.testing.assert_allclose(curve(workdir), curve(whole), rtol=1e-4)
+    one, two = (load_file(folder / "export/model.safetensors") for folder in (whole, workdir))
     for name in one:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4)
 

@@ -2,19 +2,12 @@
 
 import pytest
 
-from tests.faults import corruption, kills, launch, places, state
+from tests.faults import corruption, kills, places, state
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def whole(folder):
-    """An uninterrupted run."""
-    assert launch.run(folder / "whole") == 0, launch.log(folder / "whole")[-3000:]
-    return folder / "whole"
 
 
 def assert_all_well(rows, count):

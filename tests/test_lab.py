@@ -15,11 +15,12 @@ from scipy import stats
 from dft_jax import config as config_lib, errors
 from dft_jax.evals import scores
 from experiments.lab import results, run, trials
-from tests.commands import ROOT
+from tests.commands import ROOT, run_command
 
 LAB = ROOT / "experiments/lab"
 # A study that was not run yet is a gap, named in experiments/lab/README.md.
 NOTEBOOKS = sorted(file for file in (ROOT / "experiments").rglob("notebook.py") if any(file.parent.glob("*.csv")))
+SMALLER = {"theory": ["--small"]}  # computes its results itself
 
 
 def all_tasks():
@@ -83,14 +84,15 @@ def environment(tmp_path):
     return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path)}
 
 
-def test_a_trial_is_made_once_and_is_the_same_again(tmp_path):
+def test_a_trial_is_made_once_and_is_the_same_again(tmp_path, capfd, monkeypatch):
+    """Each time in a new process, which `run` starts."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
     def launch(root):
-        name = "objective=dft,steps=2,batch=8"
-        command = [sys.executable, "-m", "experiments.lab.run", "trial", f"--trial={name}", "--probe=smoke"]
-        done = subprocess.run(
-            [*command, f"--root={root}"], cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path)
-        )
-        assert done.returncode == 0, done.stderr
+        arguments = ["trial", "--trial=objective=dft,steps=2,batch=8", "--probe=smoke", f"--root={root}"]
+        done = run_command(run.main, arguments, capfd, monkeypatch)
+        assert done.code == 0, done.stderr
         return done.stdout
 
     first = launch(tmp_path / "a")
@@ -122,7 +124,7 @@ def test_notebooks_run_on_the_committed_results(notebook, tmp_path):
     """All figures of the studies are drawn again, and their tables are those that are committed."""
     module = ".".join(notebook.relative_to(ROOT).with_suffix("").parts)
     done = subprocess.run(
-        [sys.executable, "-m", module, f"--out={tmp_path}"],
+        [sys.executable, "-m", module, f"--out={tmp_path}", *SMALLER.get(notebook.parent.name, [])],
         **dict(cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path)),
     )
     assert done.returncode == 0, done.stderr[-3000:]

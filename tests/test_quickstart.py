@@ -12,6 +12,7 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
 
     def small(objective):
         made = config(objective)
+        made.data.max_rows = 128
         made.train.steps, made.eval.every, made.checkpoint.every, made.eval.max_examples = 4, 2, 4, 32
         return made
 

@@ -9,14 +9,16 @@ same sampling noise, so they say more than the two intervals do.
 
 import csv
 import dataclasses
+import io
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from dft_jax import cli, errors
+from dft_jax import cli, errors, writer
 from dft_jax.evals import report, scores
 from dft_jax.evals.runner import SCORES_NAME
 from dft_jax.models.hf import read_json
@@ -217,12 +219,13 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     plt.close(figure)
 
 
-def write_csv(rows: list[dict[str, Any]], file: Path) -> None:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with open(file, "w", newline="", encoding="utf-8") as handle:
-        sheet = csv.DictWriter(handle, columns)
-        sheet.writeheader()
-        sheet.writerows(rows)
+def write_csv(rows: list[dict[str, Any]], file: Path, columns: Iterable[str] = ()) -> None:
+    """A line for each row; columns are in the order given, or else in that of the rows."""
+    sheet = io.StringIO()
+    table = csv.DictWriter(sheet, list(columns or dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    writer.write_text(file, sheet.getvalue())
 
 
 def main() -> None:
@@ -238,10 +241,8 @@ def main() -> None:
     print(table(rows))
     if _OUT.value:
         out = Path(_OUT.value).expanduser()
-        try:
+        with errors.told(f"--out={out}: cannot be made", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise errors.UserError(f"--out={out}: cannot be made ({error.strerror}); give another folder") from error
         write_csv(rows, out / "comparison.csv")
         plot(rows, out / "comparison.png")
         print(f"{out}/comparison.csv, {out}/comparison.png")

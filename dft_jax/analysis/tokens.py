@@ -24,12 +24,9 @@ logits are never made; the parameters of one model are in memory at a time, and 
 token and model.
 """
 
-import contextlib
-import csv
 import dataclasses
 import functools
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,7 +41,6 @@ from tqdm import tqdm
 
 from dft_jax import (
     cli,
-    config as config_lib,
     errors,
     evaluate,
     losses,
@@ -56,7 +52,8 @@ from dft_jax import (
     writer,
 )
 from dft_jax.analysis import figures
-from dft_jax.data import loader, sources
+from dft_jax.analysis.compare import write_csv
+from dft_jax.data import loader
 from dft_jax.evals.report import aligned
 from dft_jax.types import Batch
 
@@ -65,9 +62,9 @@ _DATA = flags.DEFINE_string("data", None, "Demonstrations: file, folder, hub dat
 _MIN_COUNT = flags.DEFINE_integer("min_count", 5, "Occurrences of a token type that is listed as changed.", 1)
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Examples shown in tokens.html, the first ones.", 0)
 # dft_jax.evaluate has these too, and says other words of them.
-_ROWS = flags.DEFINE_string("rows", "fields", "What a row of --data means: data/sources.py.", allow_override=True)
-_PROMPT_FIELD = flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_override=True)
-_COMPLETION_FIELD = flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
+flags.DEFINE_string("rows", "fields", "What a row of --data means: data/sources.py.", allow_override=True)
+flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_override=True)
+flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 for _name in ("prompt", "context", "revision", "tensor", "compute_dtype"):
     flags.declare_key_flag(_name)
@@ -240,16 +237,8 @@ def read_examples(path: str, opened: dict[str, evaluate.Opened], config: ConfigD
 
 def settings(opened: dict[str, evaluate.Opened]) -> ConfigDict:
     """The config that the flags stand for, with a length that every model can read."""
-    if _ROWS.value not in sources.ROW_FORMATS:
-        hint, known = errors.did_you_mean(_ROWS.value, list(sources.ROW_FORMATS)), ", ".join(sources.ROW_FORMATS)
-        raise errors.UserError(f"--rows={_ROWS.value} is unknown{hint}; known: {known}")
     errors.raise_if_any([line for line in evaluate.settings().mistakes("--") if line.startswith("--context")])
-    config = config_lib.get_default()
-    lengths = [flags.FLAGS.context, *(each.model.config.max_length for each in opened.values())]
-    fields = {"prompt_field": _PROMPT_FIELD.value, "completion_field": _COMPLETION_FIELD.value}
-    config.data.update(rows=_ROWS.value, template=flags.FLAGS.prompt, max_length=min(lengths), **fields)
-    config.train.global_batch = max(64, jax.device_count())
-    return config
+    return evaluate.reading_config(*(each.model for each in opened.values()))
 
 
 def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, about: dict[str, Any], out: Path) -> None:
@@ -267,15 +256,11 @@ def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, abou
         name: [row for row in changed(name, token_T, before, own, text_of) if row["count"] >= _MIN_COUNT.value]
         for name, own in others
     }
-    sheet = io.StringIO()
-    table = csv.DictWriter(sheet, _CHANGED_COLUMNS, lineterminator="\n")
-    table.writeheader()
-    table.writerows(row for rows in rows_of.values() for row in rows)
     shares = {name: each["p_histogram"] for name, each in summaries.items()}
 
     _save(out / "tokens.npz", lambda handle: np.savez_compressed(handle, **arrays))
     writer.write_json(out / "summary.json", about | {"p_bin_edges": metrics.P_BIN_EDGES, "models": summaries})
-    writer.write_text(out / "changed.csv", sheet.getvalue())
+    write_csv([row for rows in rows_of.values() for row in rows], out / "changed.csv", _CHANGED_COLUMNS)
     _save(out / "histogram.png", lambda handle: figures.plot_histogram(shares, handle))
     shown = {name: (own.p_T, own.entropy_T) for name, own in scores.items()}
     page = figures.token_page(shown, examples.examples[: _EXAMPLES.value], tokenizer)
@@ -287,21 +272,9 @@ def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, abou
 
 
 def _save(file: Path, save: Callable[[BinaryIO], None]) -> None:
-    """As `writer.write_text`, for what writes itself: under a temporary name, then renamed."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    with open(temporary, "wb") as handle:
-        save(handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
-
-
-@contextlib.contextmanager
-def _writing(out: Path):
-    try:
-        yield
-    except OSError as error:
-        raise errors.UserError(f"--out={out}: {error.strerror}; make room, or give another folder") from error
+    content = io.BytesIO()
+    save(content)
+    writer.write_atomically(file, content.getvalue())
 
 
 def main() -> None:
@@ -313,13 +286,14 @@ def main() -> None:
     opened = {name: evaluate.open_model(path, *given) for name, path in paths.items()}
     config = settings(opened)
     examples = read_examples(_DATA.value, opened, config)
-    with _writing(out):
+    mended = functools.partial(errors.told, f"--out={out}: cannot be written", "make room, or give another folder")
+    with mended():
         out.mkdir(parents=True, exist_ok=True)
     scores = {name: score(each, examples, config, name) for name, each in opened.items()}
     if jax.process_index() == 0:
         about = {"data": examples.report, "prompt": flags.FLAGS.prompt, "environment": writer.environment()}
         about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
-        with _writing(out):
+        with mended():
             report(scores, examples, next(iter(opened.values())).tokenizer, about, out)
 
 

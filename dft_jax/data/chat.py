@@ -15,37 +15,27 @@ from dft_jax import errors
 from dft_jax.data import rendering
 from dft_jax.data.sources import BadRow, Message
 
+_HELPFUL = "You are a helpful assistant."
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
-
+_ASKED = "{input}\n" + _BOXED
+_QWEN = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+_LLAMA = (
+    "<|start_header_id|>system<|end_header_id|>\n\n{system}{end}\n"
+    "<|start_header_id|>user<|end_header_id|>\n\n{user}{end}\n<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
 # Prompts by name for one question: what stands before the answer, `{input}` being the question. `qwen-boxed`,
 # `llama-base-boxed` and `deepseek-math` are those of the paper's evaluation; its training matches `qwen25-math-cot`.
 STYLES = {
     "plain": "{input}\n",
-    "qwen-boxed": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{input}\n"
-    + _BOXED
-    + "<|im_end|>\n<|im_start|>assistant\n",
-    "llama-base-boxed": "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|end_of_text|>\n"
-    "<|start_header_id|>user<|end_header_id|>\n\n{input}\n"
-    + _BOXED
-    + "<|end_of_text|>\n<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "llama-ins-boxed": "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>\n"
-    "<|start_header_id|>user<|end_header_id|>\n\n{input}\n"
-    + _BOXED
-    + "<|eot_id|>\n<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "deepseek-math": "User: {input}\n" + _BOXED + "\n\nAssistant:",
-    "qwen25-math-cot": "<|im_start|>system\n"
-    + _BOXED
-    + "<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n",
+    "qwen-boxed": _QWEN.format(system=_HELPFUL, user=_ASKED),
+    "llama-base-boxed": _LLAMA.format(system=_HELPFUL, user=_ASKED, end="<|end_of_text|>"),
+    "llama-ins-boxed": _LLAMA.format(system=_HELPFUL, user=_ASKED, end="<|eot_id|>"),
+    "deepseek-math": f"User: {_ASKED}\n\nAssistant:",
+    "qwen25-math-cot": _QWEN.format(system=_BOXED, user="{input}"),
 }
-
 # What ends an answer under a style besides EOS, where the tokenizer has it as one token.
-_QWEN_STOPS, _LLAMA_STOPS = ("<|im_end|>", "<|endoftext|>"), ("<|eot_id|>", "<|end_of_text|>")
-_STOPS = {
-    "qwen-boxed": _QWEN_STOPS,
-    "qwen25-math-cot": _QWEN_STOPS,
-    "llama-base-boxed": _LLAMA_STOPS,
-    "llama-ins-boxed": _LLAMA_STOPS,
-}
+_STOPS = dict.fromkeys(("qwen-boxed", "qwen25-math-cot"), ("<|im_end|>", "<|endoftext|>"))
+_STOPS |= dict.fromkeys(("llama-base-boxed", "llama-ins-boxed"), ("<|eot_id|>", "<|end_of_text|>"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +66,8 @@ class Template:
                     f" choose one of {', '.join(STYLES)} or a .jinja file"
                 ) from error
         elif name.endswith(".jinja"):
-            try:
+            with errors.told(f"{setting}={name!r} cannot be read", "give a UTF-8 file", (OSError, UnicodeDecodeError)):
                 self.jinja = Path(name).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise errors.UserError(f"{setting}={name!r} cannot be read ({error}); give a UTF-8 file") from error
         elif name in STYLES:
             first = tokenizer("")["input_ids"][:1]
             self.first_ids = first if first and first[0] == tokenizer.bos_token_id else []
@@ -88,6 +76,11 @@ class Template:
                 f"{setting}={name!r} is unknown{errors.did_you_mean(name, list(STYLES))};"
                 f" known: tokenizer, {', '.join(STYLES)}, or a path to a .jinja file"
             )
+
+    @property
+    def text(self) -> str:
+        """The source of a chat template; of a style its name."""
+        return self.name if self.jinja is None else self.jinja
 
     def parts(self, messages: list[Message]) -> list[Part]:
         """The conversation cut into untrained text and assistant text; the last answer ends in EOS.
@@ -136,11 +129,9 @@ class Template:
             return sorted(stops | {known[marker] for marker in _STOPS.get(self.name, ()) if marker in known})
         # The template shows its marker: it is the special token right after an answer.
         answer = "(an answer)"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
         try:
-            rendered = self._render(
-                [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}],
-                add_generation_prompt=False,
-            )
+            rendered = self._render(turns, add_generation_prompt=False)
         except BadRow:  # a template for questions only has no marker
             return sorted(stops)
         ids = self.tokenizer(rendered.partition(answer)[2].lstrip(), add_special_tokens=False)["input_ids"]

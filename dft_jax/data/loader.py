@@ -8,6 +8,7 @@ the same steps on any number of devices and processes; each process fills only t
 import collections
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,31 +60,24 @@ def load_examples(
     """
     template = Template(config.template, tokenizer)
     accountant = _Accountant(config.bad_rows == "refuse")
+    quiet = jax.process_index() > 0 or None  # None: unless stderr is a terminal
+    rows = itertools.islice(sources.read_rows(path, config, split), max_rows or None)
+
+    def conversations() -> Iterator[tuple[str, list[Part]]]:
+        for row in tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet):
+            accountant.rows_read += 1
+            try:
+                yield row.where, template.parts(sources.ROW_FORMATS[config.rows](row.value, config))
+            except sources.BadRow as error:
+                accountant.bad_row(row.where, str(error))
+
     examples: list[Example] = []
     places: list[str] = []
-    pending: list[tuple[str, list[Part]]] = []
-
-    def flush():
-        for where, example in _tokenize(pending, template, config.max_length, accountant):
+    waiting = conversations()
+    while some := list(itertools.islice(waiting, _TOKENIZE_AT_ONCE)):
+        for where, example in _tokenize(some, template, config.max_length, accountant):
             places.append(where)
             examples.append(example)
-        pending.clear()
-
-    rows = sources.read_rows(path, config, split)
-    for number, row in enumerate(tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=_quiet())):
-        if max_rows and number >= max_rows:
-            break
-        accountant.rows_read += 1
-        try:
-            if isinstance(row, tuple):
-                raise sources.BadRow(row[1])
-            messages = sources.ROW_FORMATS[config.rows](row.value, config)
-            pending.append((row.where, template.parts(messages)))
-        except sources.BadRow as error:
-            accountant.bad_row(row[0] if isinstance(row, tuple) else row.where, str(error))
-        if len(pending) == _TOKENIZE_AT_ONCE:
-            flush()
-    flush()
     accountant.refuse_bad_rows()
     if not examples:
         why = ", ".join(f"{n} {reason}" for reason, n in accountant.dropped.items()) or "the file has no rows"
@@ -98,19 +92,12 @@ def load_examples(
     return Examples(examples, accountant.report(path, examples), places)
 
 
-def _quiet() -> bool | None:
-    """For tqdm: True is quiet, None is quiet unless stderr is a terminal."""
-    return jax.process_index() > 0 or None
-
-
 def _tokenize(
-    pending: list[tuple[str, list[Part]]], template: Template, max_length: int, accountant
+    conversations: list[tuple[str, list[Part]]], template: Template, max_length: int, accountant
 ) -> Iterator[tuple[str, Example]]:
-    texts = [part.text for _, parts in pending for part in parts]
-    if not texts:
-        return
+    texts = [part.text for _, parts in conversations for part in parts]
     ids = iter(template.tokenizer(texts, add_special_tokens=False)["input_ids"])
-    for where, parts in pending:
+    for where, parts in conversations:
         ids_of_parts = [next(ids) for _ in parts]
         ids_of_parts[0] = template.first_ids + ids_of_parts[0]
         example = join(ids_of_parts, parts, max_length)
@@ -142,11 +129,9 @@ class _Accountant:
             self.bad.append(f"{where}: {problem}")
 
     def refuse_bad_rows(self) -> None:
-        if not self.bad:
-            return
         more = self.dropped["bad_row"] - 3
         tail = [f"… and {more} more bad rows; data.bad_rows='drop' leaves them all out, counted"] if more > 0 else []
-        raise errors.UserError(self.bad[:3] + tail)
+        errors.raise_if_any(self.bad and self.bad[:3] + tail)
 
     def drop(self, where: str, reason: str, n_tokens: int) -> None:
         self.dropped[reason] += 1
@@ -222,7 +207,9 @@ class Packer:
         self.examples, self.where, self.mesh = examples.examples, examples.where, mesh
         self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
         self.multiple = accumulation * sharding.batch_shards(mesh)
-        packed = map(self._pack, tqdm(ahead, desc="pack", unit="step", leave=False, delay=2, disable=_quiet()))
+        packed = map(
+            self._pack, tqdm(ahead, desc="pack", unit="step", leave=False, delay=2, disable=jax.process_index() > 0)
+        )
         self.row_counts = packing.row_counts([self._needed(step) for step in packed], self.multiple)
 
     def _needed(self, micro_batches: list[list[list[int]]]) -> int:

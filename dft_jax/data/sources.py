@@ -30,7 +30,13 @@ class Row:
     """One row and where it stands: `train.jsonl:12`, or `numina[12]` for tables without lines."""
 
     where: str
-    value: dict[str, Any]
+    content: dict[str, Any] | str  # text says what is wrong with it
+
+    @property
+    def value(self) -> dict[str, Any]:
+        if isinstance(self.content, str):
+            raise BadRow(self.content)
+        return self.content
 
 
 ROW_FORMATS: dict[str, Callable[[dict, ConfigDict], list[Message]]] = {}
@@ -113,8 +119,8 @@ def _value(row: dict, field: str) -> Any:
     return row[field]
 
 
-def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row | tuple[str, str]]:
-    """Rows of `path` in order; a malformed line gives (where, problem) instead of a Row.
+def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
+    """Rows of `path` in order; the `value` of a malformed line raises BadRow.
 
     `path` is a .jsonl, .json or .parquet file, a folder that `datasets` can load, a hub id, or a part of the
     laboratory's world, `world(…)`; `split` is that of a folder or hub dataset.
@@ -141,29 +147,31 @@ def _unique_keys(pairs):
     return dict(pairs)
 
 
-def _read_jsonl(file: Path) -> Iterator[Row | tuple[str, str]]:
+def _read_jsonl(file: Path) -> Iterator[Row]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
-            where = f"{file.name}:{number}"
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
-                if not isinstance(value, dict):
-                    raise BadRow(f"expected a JSON object, found {type(value).__name__}; write one object per line")
-                yield Row(where, value)
-            except UnicodeDecodeError as error:
-                yield where, f"not UTF-8 at byte {error.start}; re-save the file as UTF-8"
-            except json.JSONDecodeError as error:
-                cut = "" if line.endswith(b"\n") else ", and the line has no end: was the file cut off?"
-                yield where, f"not JSON at column {error.colno} ({error.msg}){cut}; mend or remove the line"
-            except BadRow as error:
-                yield where, str(error)
-            except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 10000 deep
-                yield where, f"not JSON that Python reads ({error}); mend or remove the line"
+            if line.strip():
+                yield Row(f"{file.name}:{number}", _object(line))
 
 
-def _read_json(file: Path) -> Iterator[Row | tuple[str, str]]:
+def _object(line: bytes) -> dict[str, Any] | str:
+    """The JSON object of a line, or what is wrong with it."""
+    try:
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}; re-save the file as UTF-8"
+    except json.JSONDecodeError as error:
+        cut = "" if line.endswith(b"\n") else ", and the line has no end: was the file cut off?"
+        return f"not JSON at column {error.colno} ({error.msg}){cut}; mend or remove the line"
+    except BadRow as error:
+        return str(error)
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 10000 deep
+        return f"not JSON that Python reads ({error}); mend or remove the line"
+    found = type(value).__name__
+    return value if found == "dict" else f"expected a JSON object, found {found}; write one object per line"
+
+
+def _read_json(file: Path) -> Iterator[Row]:
     content = file.read_bytes()
     try:
         rows = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
@@ -180,21 +188,18 @@ def _read_json(file: Path) -> Iterator[Row | tuple[str, str]]:
         found = type(rows).__name__
         raise errors.UserError(f"{file.name}:1: expected a list of objects, found {found}; put the rows into [ ]")
     for number, value in enumerate(rows):
-        where = f"{file.name}[{number}]"
-        yield Row(where, value) if isinstance(value, dict) else (where, "expected a JSON object; mend or remove it")
+        is_object = isinstance(value, dict)
+        yield Row(f"{file.name}[{number}]", value if is_object else "expected a JSON object; mend or remove it")
 
 
 def _read_table(file: Path) -> Iterator[Row]:
     from pyarrow import parquet
 
-    try:
-        with parquet.ParquetFile(file) as table:
-            values = (value for batch in table.iter_batches() for value in batch.to_pylist())
-            for number, value in enumerate(values):
-                yield Row(f"{file.name}[{number}]", value)
-    except Exception as error:  # pyarrow raises many types for a damaged file
-        what = f"not a readable parquet file ({errors.first_line(error)})"
-        raise errors.UserError(f"{file.name}: {what}; write it again") from error
+    damaged = errors.told(f"{file.name}: not a readable parquet file", "write it again", (Exception,))  # of many types
+    with damaged, parquet.ParquetFile(file) as table:
+        values = (value for batch in table.iter_batches() for value in batch.to_pylist())
+        for number, value in enumerate(values):
+            yield Row(f"{file.name}[{number}]", value)
 
 
 def _read_datasets(path: str, config: ConfigDict, split: str) -> Iterator[Row]:

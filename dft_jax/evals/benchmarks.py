@@ -116,13 +116,11 @@ def load(name: str, path: str = "") -> list[Problem]:
     mistakes: list[str] = []
     place_of: dict[str, str] = {}
     for number, row in enumerate(read_rows(where, settings, benchmark.split)):
-        if isinstance(row, tuple):
-            mistakes.append(f"{row[0]}: {row[1]}")
-            continue
         try:
             problem = _problem(benchmark, row.value, number)
         except BadRow as error:
-            mistakes.append(f"{row.where}: not a row of {name}: {error}")
+            of = "" if isinstance(row.content, str) else f"not a row of {name}: "
+            mistakes.append(f"{row.where}: {of}{error}")
             continue
         if problem.id in place_of:
             first = place_of[problem.id]

@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -73,8 +73,13 @@ class Grader:
             worker.kill()
         self.workers.clear()
 
-    def grade(self, items: Iterable[tuple[str, str]], progress: bool = True) -> list[Graded]:
-        """Grades (completion, reference) pairs in their order; equal answers to equal references are graded once."""
+    def grade(
+        self, items: Iterable[tuple[str, str]], progress: bool = True, check: Callable[[], None] = lambda: None
+    ) -> list[Graded]:
+        """Grades (completion, reference) pairs in their order; equal answers to equal references are graded once.
+
+        `check` is called with every verdict; what it raises ends the grading.
+        """
         answers = [(self.extract(completion), reference) for completion, reference in items]
         counts = Counter(pair for pair in answers if pair[0] is not None)
         with tqdm(total=len(answers), desc="grading", unit="answer", disable=not progress) as bar:
@@ -87,6 +92,7 @@ class Grader:
             for pair, verdict in self._verdicts([pair for pair in counts if pair not in verdicts]):
                 verdicts[pair] = verdict
                 bar.update(counts[pair])
+                check()
         return [Graded(verdicts.get(pair, "no_answer"), pair[0]) for pair in answers]
 
     def extract(self, completion: str) -> str | None:

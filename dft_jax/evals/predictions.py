@@ -43,9 +43,6 @@ def read_predictions(file: Path) -> list[Prediction]:
     mistakes: list[str] = []
     place_of: dict[tuple, str] = {}
     for row in read_rows(str(file), ConfigDict(), split=""):
-        if isinstance(row, tuple):
-            mistakes.append(f"{row[0]}: {row[1]}")
-            continue
         try:
             prediction = _prediction(row.where, row.value)
         except BadRow as error:

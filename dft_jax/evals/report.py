@@ -5,9 +5,10 @@ import dataclasses
 from importlib import metadata
 from typing import Any
 
+import jax
 import numpy as np
 
-from dft_jax import writer
+from dft_jax import interrupts, writer
 from dft_jax.evals import benchmarks, grading, scores
 from dft_jax.evals.benchmarks import Problem
 from dft_jax.evals.predictions import Prediction, groups
@@ -26,15 +27,17 @@ def grade(
       The rows with `reference`, `extracted` and `verdict`, in their order; and the content of scores.json.
     """
     items = [(prediction.row["completion"], prediction.reference) for prediction in predictions]
+    # Of several processes only one grades; the others could not call `check` as often.
+    how = {"check": interrupts.check} if jax.process_count() == 1 else {}
     with grading.Grader(**settings) as grader:
-        graded = grader.grade(items)
+        graded = grader.grade(items, **how)
     rows = [
         {**p.row, "reference": p.reference, "extracted": g.extracted, "verdict": g.verdict}
         for p, g in zip(predictions, graded, strict=True)
     ]
     if settings["mode"] == "paper":
         with grading.Grader(**settings | {"mode": "strict"}) as grader:
-            for row, strict in zip(rows, grader.grade(items), strict=True):
+            for row, strict in zip(rows, grader.grade(items, **how), strict=True):
                 row["strict_verdict"] = strict.verdict
     last_number = settings["last_number"] or settings["mode"] == "paper"
     warnings = ["completions that mark no answer are graded by the last number in them"] if last_number else []

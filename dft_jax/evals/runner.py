@@ -179,12 +179,12 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
         check(plan, model, out, of)
         _begin(out, _identity(plan, model, of))
         done = _done(plan, out)
-    is_missing = np.array([key not in done for key in plan.requests])
-    if jax.process_count() > 1:
-        is_missing = multihost_utils.broadcast_one_to_all(is_missing)
+    is_missing = multihost_utils.broadcast_one_to_all(np.array([key not in done for key in plan.requests]))
     missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
     summary = {}
-    try:
+    with errors.told(
+        f"{out}: cannot be written", "what is sampled is kept: make room, then run the same command again"
+    ):
         if missing:
             with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
                 for completion in plan.sampler.sample(load(), missing):
@@ -195,11 +195,7 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
                     journal.flush()
         if is_writer:
             summary = _finish(plan, out, done, of)
-    except OSError as error:
-        what = f"{out}: {error.strerror}; what was sampled so far is kept"
-        raise errors.UserError(f"{what}: make room, then run the same command again") from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("graded")  # a process that left would end the job some minutes later
+    multihost_utils.sync_global_devices("graded")  # a process that left would end the job some minutes later
     return summary
 
 
@@ -207,12 +203,9 @@ def check(plan: Plan, model: Model, out: Path, of: dict[str, Any]) -> None:
     """UserError where `out` holds another evaluation than this one."""
     file = out / EVALUATION_NAME
     if file.exists():
-        held, identity = read_json(file), _identity(plan, model, of)
-        names = sorted(held.keys() | identity.keys())
-        changes = [f"{n}: {held.get(n)!r} -> {identity.get(n)!r}" for n in names if held.get(n) != identity.get(n)]
+        changes = errors.differences(read_json(file), _identity(plan, model, of))
         remedy = "give another folder, remove this one, or undo"
-        errors.raise_if_any(changes and [f"{out} holds another evaluation; {remedy}", *changes])
-        return
+        return errors.raise_if_any(changes and [f"{out} holds another evaluation; {remedy}", *changes.values()])
     strangers = [name for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME) if (out / name).exists()]
     if strangers:
         raise errors.UserError(f"{out} holds a {strangers[0]} that no {EVALUATION_NAME} explains; give another folder")
@@ -228,12 +221,10 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> None:
-    try:
+    with errors.told(f"{out}: cannot be written", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
         if not (out / EVALUATION_NAME).exists():
             writer.write_json(out / EVALUATION_NAME, identity)
-    except OSError as error:
-        raise errors.UserError(f"{out}: cannot be written ({error.strerror}); give another folder") from error
 
 
 def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:

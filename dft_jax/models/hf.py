@@ -13,32 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from dft_jax import errors
+from dft_jax import errors, sharding
 from dft_jax.models import Model
 from dft_jax.models.config import ConfigReader, DecoderConfig
 from dft_jax.models.families import FAMILIES
 from dft_jax.types import Params
 
-# Downloaded and carried along; nothing else is looked at (no pickles, no code).
+# Downloaded and carried along (an adapter's config to be refused); nothing else is looked at: no pickles, no code.
 CHECKPOINT_PATTERNS = (
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",  # to be refused
-)
+    "model*.safetensors model.safetensors.index.json config.json generation_config.json adapter_config.json"
+).split()
 TOKENIZER_PATTERNS = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-)
+    "tokenizer* special_tokens_map.json added_tokens.json chat_template* vocab* merges.txt *.model *.tiktoken"
+).split()
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _REMEDY = "fetch config.json and the weights of one and the same model"
@@ -46,8 +36,8 @@ _FETCH = "fetch the file again"
 # What is sometimes found under the name of a safetensors file, by its first bytes. A header's length, which a whole one
 # begins with, has zeros in bytes 4 to 7.
 _MISTAKEN = {
-    rb"\x80[\x02-\x05](?!..\0{4})|PK\x03\x04": "it is a pickle, which is never opened: convert it to safetensors",
-    rb"\s*<(?:!doctype|html|\?xml)": "it is a web page, such as a login or an error: fetch the file again",
+    rb"(?s)\x80[\x02-\x05](?!..\0{4})|PK\x03\x04": "it is a pickle, which is never opened: convert it to safetensors",
+    rb"(?i)\s*<(?:!doctype|html|\?xml)": "it is a web page, such as a login or an error: fetch the file again",
 }
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -199,8 +189,7 @@ def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...], config: DecoderC
 
 def tensor_table(model: Model) -> Iterator[tuple[tuple[str, ...], int | None, str, tuple[int, ...]]]:
     """(path, layer or None, checkpoint name, checkpoint shape) of each tensor, one entry per layer."""
-    for key_path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
-        path = tuple(key.key for key in key_path)
+    for path, leaf in sorted(flatten_dict(model.abstract_params).items()):
         stacked = path[0] == "layers"
         shape = tensor_shape(path, leaf.shape[1:] if stacked else leaf.shape, model.config)
         for layer in range(model.config.num_layers) if stacked else (None,):
@@ -253,26 +242,20 @@ def _open(file: Path):
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        begins = [
-            text for start, text in _MISTAKEN.items() if re.match(start, _begins(file), re.DOTALL | re.IGNORECASE)
-        ]
-        remedy = (*begins, "fetch it again")[0]
+        begins = _begins(file)
+        remedy = next((text for start, text in _MISTAKEN.items() if re.match(start, begins)), "fetch it again")
         raise errors.UserError(f"{file}: not a whole safetensors file ({error}); {remedy}") from error
 
 
 def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Tensor name -> shape, dtype."""
     check_file(file)
-    with _open(file) as tensors:
-        slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118  (not a dict)
-        headers = {name: (tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
-    with open(file, "rb") as handle:
+    with _open(file), open(file, "rb") as handle:  # the library checks all, but of two equal names it takes the last
         header = handle.read(int.from_bytes(handle.read(8), "little"))
-    try:
-        json.loads(header, object_pairs_hook=_unique)  # the library, which has checked all else, takes the last
-    except ValueError as error:
-        raise errors.UserError(f"{file}: in its header {error}; fetch it again") from error
-    return headers
+    with errors.told(f"{file}: in its header", "fetch it again", (ValueError,)):
+        entries = json.loads(header, object_pairs_hook=_unique)
+    entries.pop("__metadata__", None)
+    return {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -343,8 +326,7 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
       UserError: a tensor that holds NaN or infinity, with which every step would be skipped.
     """
     arrays: dict[tuple[str, ...], jax.Array] = {}
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(model.abstract_params)
-    leaves = {tuple(k.key for k in path): leaf for path, leaf in paths_and_leaves}
+    leaves = flatten_dict(model.abstract_params)
     table = list(tensor_table(model))
     for path, layer, name, _ in tqdm(table, desc="import", unit="tensor", disable=jax.process_index() > 0):
         leaf = leaves[path]
@@ -358,9 +340,9 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
             if path not in arrays:
                 zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
                 arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
-            layout = jax.sharding.NamedSharding(model.mesh, jax.sharding.PartitionSpec(*leaf.sharding.spec[1:]))
+            layout = sharding.named(model.mesh, *leaf.sharding.spec[1:])
             arrays[path] = _write_layer(arrays[path], _place(host, layout, leaf.dtype), layer)
-    return _nest(arrays)
+    return unflatten_dict(arrays)
 
 
 def _place(host: np.ndarray, layout, dtype) -> jax.Array:
@@ -372,26 +354,14 @@ def _write_layer(stacked: jax.Array, one: jax.Array, layer) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, one, layer, 0)
 
 
-def _nest(flat: dict[tuple[str, ...], jax.Array]) -> Params:
-    tree: Params = {}
-    for path, array in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = array
-    return tree
-
-
 def tensor_reader(params: Params, model: Model) -> Callable[[tuple[str, ...], int | None, tuple[int, ...]], np.ndarray]:
     """Returns read(path, layer, shape): one tensor of `params`, whole on every process's host, checkpoint-shaped."""
-    replicated = jax.sharding.NamedSharding(model.mesh, jax.sharding.PartitionSpec())
-    take = jax.jit(lambda stacked, layer: stacked[layer], out_shardings=replicated)
-    whole = jax.jit(lambda array: array, out_shardings=replicated)
+    layout = sharding.named(model.mesh)
+    take = jax.jit(lambda array, layer: array if layer is None else array[layer], out_shardings=layout)
 
     def read(path, layer, shape):
         leaf = functools.reduce(lambda node, key: node[key], path, params)
-        array = whole(leaf) if layer is None else take(leaf, layer)
-        return np.asarray(array.addressable_data(0)).reshape(shape)
+        return np.asarray(take(leaf, layer).addressable_data(0)).reshape(shape)
 
     return read
 
@@ -421,15 +391,11 @@ def load_tokenizer(folder: Path):
         if file.name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
             _refuse_code(read_json(file), file)
     remedy = "copy tokenizer.json and tokenizer_config.json of the base model there"
-    if not any(
-        file.name.startswith(("tokenizer.", "vocab")) or file.suffix in (".model", ".tiktoken") for file in files
-    ):
+    if not any(f.name.startswith(("tokenizer.", "vocab")) or f.suffix in (".model", ".tiktoken") for f in files):
         # For some families transformers would make one up, of the special tokens alone.
         raise errors.UserError(f"{folder}: no usable tokenizer (no tokenizer.json, nor a vocabulary); {remedy}")
-    try:
+    with errors.told(f"{folder}: no usable tokenizer", remedy, (Exception,)):  # transformers raises many types
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers raises many types for files that it cannot use
-        raise errors.UserError(f"{folder}: no usable tokenizer ({errors.first_line(error)}); {remedy}") from error
     if tokenizer.eos_token_id is None:
         raise errors.UserError(
             f"{folder}: the tokenizer has no eos_token, so no answer could end; set it in tokenizer_config.json"

@@ -8,9 +8,6 @@ The last form is how any row of a results.csv is made again. `--jobs` trials run
 """
 
 import concurrent.futures
-import contextlib
-import csv
-import fcntl
 import importlib
 import multiprocessing
 import os
@@ -23,7 +20,8 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dft_jax import cli, errors
+from dft_jax import cli, errors, run_directory
+from dft_jax.analysis import compare
 from experiments.lab import selection
 from experiments.lab.trials import PROBES, Trial, is_done, measure, parse, use_cache
 
@@ -103,28 +101,9 @@ def _all(trial: Trial, probes: list[str], root: Path) -> list[dict[str, Any]]:
 
 
 def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
-    """As CSV, under a temporary name first; numbers with what is needed to read them back."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    partial = file.with_suffix(".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as handle:
-        sheet = csv.DictWriter(handle, columns, lineterminator="\n")
-        sheet.writeheader()
-        sheet.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    partial.rename(file)
-
-
-@contextlib.contextmanager
-def alone(root: Path):
-    """Two launchers in one folder would train the same trial twice, into the same files."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise errors.UserError(
-                f"--root={root}: another launcher is at work there; wait, or give another"
-            ) from error
-        yield
+    """As CSV; numbers with what is needed to read them back."""
+    short = [{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    compare.write_csv(short, file)
 
 
 def run_study(name: str, root: Path, jobs: int) -> None:
@@ -154,7 +133,7 @@ def main() -> None:
     # A trial by itself is made again, wherever it was made before.
     default = tempfile.mkdtemp(prefix="trial") if names == ["trial"] else "runs/lab"
     root = Path(_ROOT.value or default).expanduser().absolute()
-    with alone(root):
+    with run_directory.locked(root, "--root"):  # two launchers would train the same trial twice, into the same files
         if names == ["trial"]:
             for row in carry_out([(trial, _PROBE.value)], root, 1, "trial"):
                 print({key: row[key] for key in ("benchmark", "temperature", "step", "avg", "pass", "maj", "correct")})

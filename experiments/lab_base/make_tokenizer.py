@@ -1,17 +1,17 @@
 """Writes dft_jax/assets/lab: config and tokenizer of the laboratory's model; configs/lab_base.py makes its weights.
 
-python experiments/lab_base/make_tokenizer.py
+python -m experiments.lab_base.make_tokenizer
 
 A token is a word with the space before it, a digit, or a sign: the model reads numbers digit by digit.
 """
 
-import json
 from collections.abc import Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dft_jax.assets import LAB
 from dft_jax.data import world
+from experiments.tiny.make_tiny import write_model
 
 _SPECIALS = ["<|endoftext|>"]
 # That of Qwen2's tokenizer, which transformers puts in place of any other for this model type: words with the space
@@ -40,37 +40,8 @@ def _texts() -> Iterator[str]:
 
 def main() -> None:
     tokenizer = build_tokenizer()
-    LAB.mkdir(exist_ok=True)
-    tokenizer.save(str(LAB / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "eos_token": _SPECIALS[0],
-        "pad_token": _SPECIALS[0],
-        "model_max_length": 512,
-        "clean_up_tokenization_spaces": False,
-    }
-    config = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "use_sliding_window": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "torch_dtype": "float32",
-    }
-    for name, value in (("tokenizer_config.json", settings), ("config.json", config)):
-        (LAB / name).write_text(json.dumps(value, indent=2) + "\n")
+    sizes = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=3)
+    write_model(LAB, tokenizer, "Qwen2Tokenizer", vocab_size=tokenizer.get_vocab_size(), **sizes)
 
 
 if __name__ == "__main__":

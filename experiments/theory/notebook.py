@@ -33,7 +33,9 @@ from dft_jax.models import hf
 parser = argparse.ArgumentParser()
 beside = Path(__file__).parent if "__file__" in globals() else Path.cwd()
 parser.add_argument("--out", type=Path, default=beside, help="folder for tables and figures")
-OUT = parser.parse_known_args()[0].out  # a notebook's kernel has arguments of its own
+parser.add_argument("--small", action="store_true", help="an eighth of the tokens: only to see that all of it runs")
+OPTIONS = parser.parse_known_args()[0]  # a notebook's kernel has arguments of its own
+OUT = OPTIONS.out
 OUT.mkdir(parents=True, exist_ok=True)
 GREY, BLUE, ORANGE = COLOURS[:3]
 CHECKS = []
@@ -70,7 +72,7 @@ def save(figure, name: str) -> None:
 # float64 with a softmax over all logits at once, each example in a row of its own.
 
 # %%
-BATCH = 64
+BATCH = 8 if OPTIONS.small else 64
 config = lab_config("dft")
 config.data.train = "world(split=train, family=chain, levels=2-4, n=256, noise=0.15)"
 config.data.heldout = ""
@@ -170,7 +172,7 @@ check(name, apart(project_gradient, p_gradient), 1e-4, why)
 # is *wrong* where the result written after an operation is not that of the operation.
 
 # %%
-EDGES, MOST_OF_BIN = np.array(metrics.P_BIN_EDGES), 100
+EDGES, MOST_OF_BIN = np.array(metrics.P_BIN_EDGES), 12 if OPTIONS.small else 100
 with jax.enable_x64(True):
     logits_BLV = np.asarray(jax.jit(logits)(params64, rows_BL))
 PIECES = [tokenizer.decode([token]) for token in range(model.config.vocab_size)]

@@ -5,6 +5,7 @@ python -m experiments.tiny.make_tiny
 
 import json
 import random
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -31,31 +32,22 @@ def problem(rng: random.Random) -> dict[str, str]:
     return {"question": question, "answer": answer}
 
 
-def main() -> None:
-    # One token a byte, no merges: any text goes in and comes out again.
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*_SPECIALS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(_SPECIALS)
-    TINY.mkdir(exist_ok=True)
-    tokenizer.save(str(TINY / "tokenizer.json"))
+def write_model(
+    folder: Path, tokenizer: Tokenizer, tokenizer_class: str, *, more: dict | None = None, **sizes: int
+) -> None:
+    """Tokenizer files, and the config.json of a Qwen2 of these sizes; `more` are settings of the tokenizer."""
+    end = _SPECIALS[0]
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        "tokenizer_class": tokenizer_class,
+        "eos_token": end,
+        "pad_token": end,
         "model_max_length": 512,
         "clean_up_tokenization_spaces": False,
-        "chat_template": _TEMPLATE,
     }
     config = {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
-        "vocab_size": 264,
-        "hidden_size": 64,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
+        **sizes,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
@@ -69,8 +61,22 @@ def main() -> None:
         "eos_token_id": 0,
         "torch_dtype": "float32",
     }
-    for name, value in (("tokenizer_config.json", settings), ("config.json", config)):
-        (TINY / name).write_text(json.dumps(value, indent=2) + "\n")
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, value in (("tokenizer_config.json", settings | (more or {})), ("config.json", config)):
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n")
+
+
+def main() -> None:
+    # One token a byte, no merges: any text goes in and comes out again.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*_SPECIALS, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(_SPECIALS)
+    sizes = dict(vocab_size=264, hidden_size=64, intermediate_size=192, num_hidden_layers=2)
+    write_model(TINY, tokenizer, "PreTrainedTokenizerFast", more={"chat_template": _TEMPLATE}, **sizes)
     rng = random.Random(0)
     rows = list({json.dumps(problem(rng)): None for _ in range(1200)})  # each problem once
     (TINY / "train.jsonl").write_text("\n".join(rows[:512]) + "\n")

@@ -57,7 +57,7 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_templates_are_refused(case, refused, tmp_path):
     text, expected = HOSTILE[case]
-    overrides = overrides_for(assets.TINY, edit("tokenizer_config.json", chat_template=text), tmp_path)
+    overrides = overrides_for("tiny", edit("tokenizer_config.json", chat_template=text), tmp_path)
     start = time.monotonic()
     refused(overrides, ["template", "'tokenizer'", expected, "mend"])
     assert time.monotonic() - start < 15 + 5  # the command's own time, on a busy machine

@@ -12,9 +12,7 @@ import time
 
 HANGS = [  # none of these can be decided: `timeout`, or `no_answer` where extraction refuses the text
     "9^{9^{9^{9}}}",
-    "9^{9^{9^{9^{9}}}}",
     "2^{2^{2^{2^{2^{2}}}}}",
-    "3^{3^{3^{3^{3}}}}",
     "10^{10^{10}}",
     "7^{10^{11}} - 7^{10^{11}-1}",
     "^".join(["9"] * 20),
@@ -23,9 +21,6 @@ HANGS = [  # none of these can be decided: `timeout`, or `no_answer` where extra
     "10^{999999999} \\pmod{7}",
     "(10^{10})!",
     "((9!)!)!",
-    "(((4!)!)!)!",
-    "((99!)!)!",
-    "10000000000!",
     r"\frac{(10^{9})!}{(10^{9}-2)!}",
     r"\binom{10^{12}}{5\cdot 10^{11}}",
     r"\binom{(10!)!}{9!}",

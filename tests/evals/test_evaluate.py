@@ -50,7 +50,7 @@ class StubGrader:
     def __exit__(self, *_):
         pass
 
-    def grade(self, items, progress=True):
+    def grade(self, items, progress=True, check=None):
         return [self._grade(*item) for item in items]
 
     def _grade(self, completion, reference):
@@ -257,7 +257,7 @@ def test_a_failure_leaves_the_earlier_scores(run, folder, monkeypatch):
     run(FOUR_SAMPLES)
     before = tree(folder / "out")
 
-    def fail(self, items, progress=True):
+    def fail(self, items, progress=True, check=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(StubGrader, "grade", fail)

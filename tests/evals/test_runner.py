@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,14 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, evaluate, main, models, sampling, sharding
+from dft_jax import assets, errors, evaluate, interrupts, main, models, sampling, sharding
 from dft_jax.data.chat import Template
-from dft_jax.evals import runner
+from dft_jax.evals import report, runner
+from dft_jax.evals.predictions import Prediction
 from dft_jax.export import export
 from dft_jax.models import hf
 from tests import commands
 from tests.commands import ROOT, TINY, run_command, tree
-from tests.test_end_to_end import free_port
+from tests.faults.launch import free_port
 
 PROBLEMS = [{"question": f"What is {i}+{i}?" * (1 + i), "answer": f"…\n#### {2 * i}"} for i in range(6)]
 
@@ -352,6 +354,18 @@ def test_a_folder_with_another_evaluation_is_refused(flag, expected, run, checkp
     arguments = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
     arguments += ["--max_new_tokens=12", f"--out={folder}/out", flag.replace("{}", str(folder))]
     commands.check_refused(evaluate.main, arguments, [expected, "give another folder"], folder, capfd, monkeypatch)
+
+
+def test_a_signal_is_heard_while_grading():
+    """With the next verdict; the journal goes only when all is graded."""
+    row = {"completion": r"\boxed{1+1}"}
+    predictions = [Prediction("here", row, "gsm8k", "0", 0, 1.0, "2")]
+    with interrupts.Interrupts() as caught:
+        interrupts.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(errors.Stopped, match="SIGTERM"):
+            report.grade(predictions, {}, mode="strict", last_number=False, workers=1)
+        assert caught.handled == "SIGTERM"
 
 
 def test_a_damaged_journal_is_named(run, folder, checkpoint, capfd, monkeypatch):

@@ -27,6 +27,7 @@ ARGUMENTS = [
     f"--config.eval.every={EVAL_EVERY}",
     "--config.data.max_rows=64",
     "--config.data.max_length=160",
+    "--config.data.template=plain",  # no process that renders has to start in each run
     "--config.train.global_batch=8",
     "--config.eval.max_examples=16",
     "--config.log.tensorboard=False",
@@ -157,12 +158,15 @@ def run(workdir: pathlib.Path, fault: Fault | None = None, **options) -> int:
     return wait(start(workdir, fault, **options))
 
 
-def start_many(workdir: pathlib.Path, count: int, faults: dict[int, Fault], **options) -> list:
-    """The processes of one job, two devices in all for two, one each for more; `faults` by number of the process."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+        return probe.getsockname()[1]
+
+
+def start_many(workdir: pathlib.Path, count: int, faults: dict[int, Fault], **options) -> list:
+    """The processes of one job, two devices in all for two, one each for more; `faults` by number of the process."""
+    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     return [
         start(workdir, faults.get(number), environment={**job, "JAX_PROCESS_ID": str(number)}, **options)
         for number in range(count)
