@@ -130,7 +130,8 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
       UserError: neither is there, or what is there is not supported, or does not fit the devices.
     """
     dtype = compute_dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor, "model.compute_dtype": dtype}
+    changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor}
+    changes |= {"model.compute_dtype": dtype, "model.attention": "auto"}
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         _, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)

@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     with run_directory.locked(workdir), precision, contextlib.ExitStack() as stack:
         checkpoints, restart, identity = run_directory.open_workdir(workdir, config, fingerprint)
         stack.enter_context(checkpoints)
-        run_directory.describe_run(workdir, config, train_examples, heldout_examples)
+        run_directory.describe_run(workdir, config, model, train_examples, heldout_examples)
         abstract = abstract_state(model, optimizer)
         if restart != steps:
             checkpoints.require_room(abstract)
@@ -129,14 +129,11 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     source = hf.resolve(config.model.path, config.model.revision)
     architecture = hf.read_config(source)
     errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))
-    model = models.build(
-        architecture,
-        sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
-        param_dtype=config.model.param_dtype,
-        compute_dtype=config.model.compute_dtype,
-        remat=config.model.remat,
-        attention_block=config.model.attention_block,
-    )
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    options = {name: config.model[name] for name in ("param_dtype", "compute_dtype", "remat", "attention_block")}
+    with matmul_precision(config.model.compute_dtype):
+        options["attention"] = models.choose_attention(config.model, architecture, mesh)
+    model = models.build(architecture, mesh, **options)
     if config.model.init == "checkpoint":
         hf.check_tensors(hf.Checkpoint(source), model)
     else:

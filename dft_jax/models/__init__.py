@@ -10,11 +10,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from dft_jax import sharding
+from dft_jax.models.attention_choice import ATTENTION_CHOICES, choose_attention
 from dft_jax.models.config import DecoderConfig
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder
 from dft_jax.types import Batch, Params
 
-__all__ = ["REMAT_POLICIES", "DecoderConfig", "Model", "build", "head"]
+__all__ = ["ATTENTION_CHOICES", "REMAT_POLICIES", "DecoderConfig", "Model", "build", "choose_attention", "head"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +40,17 @@ def build(
     param_dtype: str = "float32",
     compute_dtype: str = "float32",
     remat: str = "none",
+    attention: str = "blocked",
     attention_block: int = 512,
 ) -> Model:
     """The model of `config` on `mesh`: `init(key)` gives random params, `apply(params, batch)` hidden states."""
-    module = Decoder(config, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), mesh, remat, attention_block)
+    dtypes = (jnp.dtype(param_dtype), jnp.dtype(compute_dtype))
+    module = Decoder(config, *dtypes, mesh, remat, attention_block, attention)
     rows = sharding.batch_shards(mesh)
 
     def init_boxed(key):
         tokens_BL = jnp.zeros((rows, 1), jnp.int32)
-        return module.init(key, tokens_BL, tokens_BL, tokens_BL)["params"]
+        return module.clone(backend="blocked").init(key, tokens_BL, tokens_BL, tokens_BL)["params"]
 
     def abstract(box: nn.Partitioned) -> jax.ShapeDtypeStruct:
         layout = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))
