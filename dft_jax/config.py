@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from dft_jax import errors, manifest, objectives, optimizer
 from dft_jax.data import chat, sources
 from dft_jax.evals.runner import Settings
-from dft_jax.models import ATTENTION_CHOICES, REMAT_POLICIES, DecoderConfig
+from dft_jax.models import REMAT_POLICIES, DecoderConfig
+from dft_jax.models.attention_backends import BACKENDS
 from dft_jax.sharding import MESH_AXES, mesh_sizes
 
 _SETTINGS = dataclasses.asdict(Settings())  # of a benchmark evaluation; evals/runner.py explains each
@@ -117,7 +118,7 @@ _CHOICES = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": tuple(REMAT_POLICIES),
-    "model.attention": ATTENTION_CHOICES,
+    "model.attention": ("auto", *BACKENDS),
     "data.rows": tuple(sources.ROW_FORMATS),
     "data.bad_rows": ("refuse", "drop"),
     "optimizer.schedule": optimizer.SCHEDULES,

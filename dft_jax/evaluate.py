@@ -32,7 +32,7 @@ from dft_jax import cli, config as config_lib, errors, interrupts, metrics, obje
 from dft_jax.data import loader, sources
 from dft_jax.evals import predictions as predictions_lib, report, runner
 from dft_jax.export import open_run
-from dft_jax.models import Model, hf
+from dft_jax.models import Model, hf, with_attention
 from dft_jax.types import Params
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, hub id, or run directory.")
@@ -130,8 +130,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
       UserError: neither is there, or what is there is not supported, or does not fit the devices.
     """
     dtype = compute_dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor}
-    changes |= {"model.compute_dtype": dtype, "model.attention": "auto"}
+    changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor, "model.compute_dtype": dtype}
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         _, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
@@ -176,6 +175,7 @@ def read_heldout(opened: Opened, prompt: str, context: int, out: Path) -> None:
     config.train.global_batch = max(64, jax.device_count())
     vocab_size = model.config.vocab_size
     examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
+    model = with_attention(model, config.model.attention)
     values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
     report_ = {"model": opened.identify(), "prompt": prompt, "metrics": values, "p_bin_edges": metrics.P_BIN_EDGES}
     report_ |= {"data": examples.report, "environment": writer.environment()}

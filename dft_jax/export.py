@@ -137,17 +137,15 @@ def _replace(temporary: Path, out: Path) -> None:
 def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, Any, Checkpoints, int]:
     """A run's config, source checkpoint, model, tokenizer, checkpoints and the newest whole step; nothing is loaded.
 
-    The model is sharded over this machine's devices, whatever mesh trained it, and has the attention that runs on all;
-    `overrides` change keys of the config for it, as in `{"mesh.tensor": 2}`.
+    The model is sharded over this machine's devices, whatever mesh trained it; `overrides` change other keys of the
+    config for it, as in `{"mesh.tensor": 2}`.
     """
     file = workdir / "config.json"
     if not file.exists():
         raise errors.UserError(f"{workdir}: no config.json there; give the directory of a run")
     config = ConfigDict(hf.read_json(file)).lock()
     here = config.copy_and_resolve_references()
-    here.update_from_flattened_dict(
-        {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1, "model.attention": "blocked"} | overrides
-    )
+    here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
     source, model, tokenizer = train.load_model(here)
     checkpoints = Checkpoints(workdir / "checkpoints", verify=config.checkpoint.verify)
     step = checkpoints.newest()

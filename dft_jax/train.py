@@ -30,7 +30,7 @@ from dft_jax import (
 )
 from dft_jax.data import loader
 from dft_jax.evals import runner
-from dft_jax.models import Model, hf
+from dft_jax.models import Model, hf, matmul_precision
 from dft_jax.progress import Reporter
 from dft_jax.types import Batch, Params, TrainState
 
@@ -67,8 +67,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     packed = make_steps(config, train_examples, model)
     needs_reference = objectives.REFERENCE in objective.needs
     fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train_examples, steps, needs_reference)
-    precision = matmul_precision(config.model.compute_dtype)
-    with run_directory.locked(workdir), precision, contextlib.ExitStack() as stack:
+    model = models.with_attention(model, config.model.attention)
+    with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
         checkpoints, restart, identity = run_directory.open_workdir(workdir, config, fingerprint)
         stack.enter_context(checkpoints)
         run_directory.describe_run(workdir, config, model, train_examples, heldout_examples)
@@ -129,11 +129,14 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     source = hf.resolve(config.model.path, config.model.revision)
     architecture = hf.read_config(source)
     errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    options = {name: config.model[name] for name in ("param_dtype", "compute_dtype", "remat", "attention_block")}
-    with matmul_precision(config.model.compute_dtype):
-        options["attention"] = models.choose_attention(config.model, architecture, mesh)
-    model = models.build(architecture, mesh, **options)
+    model = models.build(
+        architecture,
+        sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+        param_dtype=config.model.param_dtype,
+        compute_dtype=config.model.compute_dtype,
+        remat=config.model.remat,
+        attention_block=config.model.attention_block,
+    )
     if config.model.init == "checkpoint":
         hf.check_tensors(hf.Checkpoint(source), model)
     else:
@@ -347,9 +350,3 @@ class Benchmarks:
             values[f"{name}_avg_at_{result['samples_per_problem']}"] = result["avg_at_k"]["mean"]
             values[f"{name}_mean_token_entropy"] = result["mean_token_entropy"]
         return values
-
-
-def matmul_precision(compute_dtype: str):
-    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or tf32."""
-    precision = "highest" if compute_dtype == "float32" else "default"
-    return jax.default_matmul_precision(precision)

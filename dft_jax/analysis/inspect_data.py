@@ -51,7 +51,6 @@ def main() -> None:
     config = _CONFIG.value
     config.mesh.update(data=-1, fsdp=1, tensor=1)
     config.model.init = "random"  # the rows do not depend on the weights, so they need not be here
-    config.model.attention = "blocked"  # nothing is computed
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     _, model, tokenizer = train.load_model(config)
     examples, _ = train.load_data(config, tokenizer, model)

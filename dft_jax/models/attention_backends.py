@@ -48,10 +48,7 @@ def _may_see(segments_BL, start, first, end, window):
 
 
 def splash(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block, interpret=False):
-    """JAX's Pallas kernel for TPUs, in tiles of at most `block`; tests interpret it.
-
-    Rows are padded to whole tiles with positions that their queries do not see, for they come last.
-    """
+    """JAX's Pallas kernel for TPUs. Rows are padded to whole tiles at their end, which no query of theirs sees."""
     from jax.experimental.pallas.ops.tpu import splash_attention as lib
 
     L, H, K = q_BLHK.shape[1:]
@@ -95,11 +92,9 @@ def cudnn(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block):
 
 
 def runs(segments_BL, most: int):
-    """First positions [B, most + 1] and lengths [B, most] of the segments of rows, padding among them; -1 for none.
+    """First positions [B, most + 1] and lengths [B, most] of a row's segments; the last start is -1 if they are all.
 
     segments  7 7 7 2 0 0, most 4   ->   starts 0 3 4 -1 -1, lengths 3 1 2 -1
-
-    Where a row has more than `most`, its last start is not -1.
     """
     L = segments_BL.shape[1]
     is_first_BL = jnp.pad(segments_BL[:, 1:] != segments_BL[:, :-1], ((0, 0), (1, 0)), constant_values=True)
