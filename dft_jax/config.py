@@ -15,6 +15,7 @@ from dft_jax import errors, manifest, objectives, optimizer
 from dft_jax.data import chat, sources
 from dft_jax.evals.runner import Settings
 from dft_jax.models import REMAT_POLICIES, DecoderConfig
+from dft_jax.models.attention_backends import BACKENDS
 from dft_jax.progress import parse_steps
 from dft_jax.sharding import MESH_AXES, mesh_sizes
 
@@ -35,6 +36,7 @@ _DEFAULT = {
         "param_dtype": "float32",  # master weights and moments; "bfloat16" replicates the authors' run
         "compute_dtype": "bfloat16",  # matrix products; logits, softmax and loss are float32 always
         "remat": "none",  # or "dots", "full": less memory, more arithmetic
+        "attention": "auto",  # or a name of models/attention_backends.py: "blocked", "splash", "cudnn"
         "attention_block": 512,  # queries per attention block
     },
     "data": {
@@ -118,6 +120,7 @@ _CHOICES = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": tuple(REMAT_POLICIES),
+    "model.attention": ("auto", *BACKENDS),
     "data.rows": tuple(sources.ROW_FORMATS),
     "data.bad_rows": ("refuse", "drop"),
     "optimizer.schedule": optimizer.SCHEDULES,
@@ -368,7 +371,7 @@ def to_json(config: ConfigDict) -> str:
 # model may move: the data's hash and the architecture are compared, and the parameters come from the checkpoint.
 _MAY_CHANGE = (
     *("mesh.", "eval.", "checkpoint.", "resume.", "export.", "log.", "profile", "data.train", "data.heldout"),
-    *("model.path", "model.revision", "model.remat", "model.attention_block", "train.loss_chunk_tokens"),
+    *("model.path", "model.revision", "model.remat", "model.attention", "train.loss_chunk_tokens"),
 )
 
 

@@ -33,7 +33,7 @@ from dft_jax import cli, config as config_lib, errors, interrupts, metrics, obje
 from dft_jax.data import loader, sources
 from dft_jax.evals import predictions as predictions_lib, report, runner
 from dft_jax.export import open_run
-from dft_jax.models import Model, hf
+from dft_jax.models import Model, hf, with_attention
 from dft_jax.types import Params
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, hub id, or run directory.")
@@ -179,6 +179,7 @@ def read_heldout(opened: Opened, out: Path) -> None:
     model, config = opened.model, reading_config(opened.model)
     vocab_size = model.config.vocab_size
     examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
+    model = with_attention(model, config.model.attention)
     values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
     prompt = config.data.template
     report_ = {"model": opened.identify(), "prompt": prompt, "metrics": values, "p_bin_edges": metrics.P_BIN_EDGES}

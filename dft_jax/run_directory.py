@@ -113,10 +113,12 @@ def _covers(allowed: str, name: str) -> bool:
     return f"{name}.".startswith((f"{allowed}.", f"config.{allowed}."))
 
 
-def describe_run(workdir: Path, config: ConfigDict, train: loader.Examples, heldout: loader.Examples | None) -> None:
+def describe_run(
+    workdir: Path, config: ConfigDict, model: Model, train: loader.Examples, heldout: loader.Examples | None
+) -> None:
     """Writes what a reader of the run needs: config.json, env.json, data_report.json."""
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
         writer.write_text(workdir / "config.json", config_lib.to_json(config))
-        writer.write_json(workdir / "env.json", writer.environment())
+        writer.write_json(workdir / "env.json", writer.environment() | {"attention": model.module.backend})
         reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
         writer.write_json(workdir / "data_report.json", reports)

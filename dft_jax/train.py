@@ -30,7 +30,7 @@ from dft_jax import (
 )
 from dft_jax.data import loader
 from dft_jax.evals import runner
-from dft_jax.models import Model, hf
+from dft_jax.models import Model, hf, matmul_precision
 from dft_jax.progress import Reporter
 from dft_jax.types import Batch, Params, TrainState
 
@@ -65,10 +65,11 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     packed = make_steps(config, train_examples, model)
     needs_reference = objectives.REFERENCE in objective.needs
     fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train_examples, steps, needs_reference)
+    model = models.with_attention(model, config.model.attention)
     with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
         checkpoints, restart, identity = run_directory.open_workdir(workdir, config, fingerprint)
         stack.enter_context(checkpoints)
-        run_directory.describe_run(workdir, config, train_examples, heldout_examples)
+        run_directory.describe_run(workdir, config, model, train_examples, heldout_examples)
         abstract = abstract_state(model, optimizer)
         if restart != steps:
             checkpoints.require_room(abstract)
@@ -368,9 +369,3 @@ class Benchmarks:
             values[f"{name}_avg_at_{result['samples_per_problem']}"] = result["avg_at_k"]["mean"]
             values[f"{name}_mean_token_entropy"] = result["mean_token_entropy"]
         return values
-
-
-def matmul_precision(compute_dtype: str):
-    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or tf32."""
-    precision = "highest" if compute_dtype == "float32" else "default"
-    return jax.default_matmul_precision(precision)

@@ -55,6 +55,18 @@ OVERRIDES = {
         ["schedule='cosin'", "did you mean 'cosine'", "linear"],
     ),
     "unknown dtype": (["--config.model.compute_dtype=fp8"], ["model.compute_dtype='fp8'", "known: float32, bfloat16"]),
+    "unknown attention": (
+        ["--config.model.attention=splsh"],
+        ["model.attention='splsh'", "did you mean 'splash'", "known: auto, blocked, splash, cudnn"],
+    ),
+    "attention of TPUs": (
+        ["--config.model.attention=splash"],
+        ["config.model.attention='splash'", "needs a TPU", "'cpu'", "use auto or blocked"],
+    ),
+    "attention of GPUs": (
+        ["--config.model.attention=cudnn"],
+        ["config.model.attention='cudnn'", "needs compute capability 9 or 10", "none", "use auto or blocked"],
+    ),
     "mesh of too few": (
         ["--config.mesh.data=3"],
         ["config.mesh: data=3 × fsdp=1 × tensor=1 makes 3", "8 devices", "(1, 2, 4, 8)"],

@@ -31,7 +31,7 @@ def test_a_run_explains_itself_and_exports(whole):
     assert saved["train"]["steps"] == 8 and saved.keys() == config_lib.get_default().to_dict().keys()
     environment = json.loads((whole / "env.json").read_text())
     assert environment["versions"]["jax"] and environment["devices"]["count"] == 1
-    assert "--config=configs/tiny.py" in environment["command"]
+    assert "--config=configs/tiny.py" in environment["command"] and environment["attention"] == "blocked"
     assert json.loads((whole / "data_report.json").read_text())["train"]["rows"]["used_whole"] == 64
     training = [row for row in rows(whole) if "train/loss" in row]
     assert [row["step"] for row in training] == list(range(1, 9))

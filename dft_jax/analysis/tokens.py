@@ -112,7 +112,7 @@ def numbered(examples: loader.Examples) -> loader.Examples:
 
 def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict, name: str) -> Scores:
     """Reads the examples once; the parameters are loaded here and gone afterwards."""
-    model = opened.model
+    model = models.with_attention(opened.model, config.model.attention)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def score_batch(params, batch: Batch, numbers: Batch):

@@ -1,6 +1,7 @@
 """Models as pure functions over a plain params tree; Flax Linen stays inside this folder."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -10,11 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from dft_jax import sharding
+from dft_jax.models.attention_choice import choose_attention
 from dft_jax.models.config import DecoderConfig
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder
 from dft_jax.types import Batch, Params
 
-__all__ = ["REMAT_POLICIES", "DecoderConfig", "Model", "build", "head"]
+__all__ = ["REMAT_POLICIES", "DecoderConfig", "Model", "build", "head", "matmul_precision", "with_attention"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +59,25 @@ def build(
     abstract_params = jax.tree.map(abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
 
-    def apply(params, batch):
-        return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
-
     init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)), out_shardings=layouts)
-    return Model(config, module, abstract_params, init, apply)
+    return Model(config, module, abstract_params, init, functools.partial(_apply, module))
+
+
+def _apply(module: Decoder, params: Params, batch: Batch):
+    return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
+
+
+def with_attention(model: Model, asked: str) -> Model:
+    """The model with the backend that `config.model.attention` comes to; as built it has the one that runs anywhere."""
+    dtype, block = str(model.module.compute_dtype), model.module.block
+    with matmul_precision(dtype):
+        module = model.module.clone(backend=choose_attention(asked, model.config, model.mesh, dtype, block))
+    return dataclasses.replace(model, module=module, apply=functools.partial(_apply, module))
+
+
+def matmul_precision(compute_dtype: str):
+    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or tf32."""
+    return jax.default_matmul_precision("highest" if compute_dtype == "float32" else "default")
 
 
 def head(params: Params) -> Float[Array, "V D"]:

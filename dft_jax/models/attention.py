@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from dft_jax.models.attention_backends import BACKENDS
 from dft_jax.sharding import BATCH_AXES
 
 # A cache [B, G, S, K]: rows along the batch's axes, key/value heads along `tensor`.
@@ -21,52 +22,25 @@ def causal_attention(
     *,
     window: int | None,
     block: int,
+    backend: str = "blocked",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B L H K"]:
     """Each position attends to the positions of its own segment up to itself; float32 softmax.
-
-    Queries go in blocks; a block only multiplies the keys it can reach, so the upper triangle costs
-    nothing beyond the diagonal blocks, and the scores in memory are [B, H, block, L] at most.
 
     segments  1 1 2 2 2       query 3 (segment 2) sees keys 2, 3
     window    2               query 4 sees keys 3, 4 (the last `window`, itself included)
 
-    Query head h belongs to key/value head h // R, as in the published checkpoints (H = G·R).
+    Query head h belongs to key/value head h // R, as in the published checkpoints (H = G·R). Segments are contiguous.
+
+    A `backend` other than "blocked" is a kernel for one device: each works on its own rows and heads of the mesh.
     """
-    B, L, H, K = q_BLHK.shape
-    G = k_BLGK.shape[2]
-    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
-    outputs = []
-    for start in range(0, L, block):
-        end = min(start + block, L)
-        first = 0 if window is None else max(0, start - window + 1)
-        outputs.append(
-            _attend(
-                q_BLGRK[:, start:end],
-                k_BLGK[:, first:end],
-                v_BLGK[:, first:end],
-                _may_see(segments_BL, start, first, end, window),
-            )
-        )
-    return jnp.concatenate(outputs, axis=1).reshape(B, L, H, K)
-
-
-def _attend(q_BQGRK, k_BSGK, v_BSGK, may_see_BQS):
-    dtype = jnp.promote_types(jnp.float32, q_BQGRK.dtype)
-    scores_BGRQS = jnp.einsum("BQGRK,BSGK->BGRQS", q_BQGRK, k_BSGK, preferred_element_type=dtype)
-    scores_BGRQS = scores_BGRQS * q_BQGRK.shape[-1] ** -0.5
-    # Finite, not -inf: no row is ever all masked (each position sees itself), but gradients stay NaN-free.
-    scores_BGRQS = jnp.where(may_see_BQS[:, None, None], scores_BGRQS, jnp.finfo(dtype).min)
-    weights_BGRQS = jax.nn.softmax(scores_BGRQS, axis=-1).astype(v_BSGK.dtype)
-    return jnp.einsum("BGRQS,BSGK->BQGRK", weights_BGRQS, v_BSGK)
-
-
-def _may_see(segments_BL, start, first, end, window):
-    queries, keys = jnp.arange(start, end)[:, None], jnp.arange(first, end)[None, :]
-    in_reach_QS = keys <= queries
-    if window is not None:
-        in_reach_QS &= queries - keys < window
-    same_BQS = segments_BL[:, start:end, None] == segments_BL[:, None, first:end]
-    return same_BQS & in_reach_QS[None]
+    attend = functools.partial(BACKENDS[backend], window=window, block=block)
+    if backend != "blocked":
+        heads, rows = P(BATCH_AXES, None, "tensor", None), P(BATCH_AXES, None)
+        # Kernels do not say along which axes their results vary, so that is not checked.
+        specs = dict(in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+        attend = jax.shard_map(attend, mesh=mesh, **specs)
+    return attend(q_BLHK, k_BLGK, v_BLGK, segments_BL)
 
 
 def cached_attention(

@@ -30,6 +30,7 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     mesh: Mesh
     block: int
+    backend: str
 
     @nn.compact
     def __call__(self, x_BLD, segments_BL, positions_BL, cache=None):
@@ -51,7 +52,8 @@ class Attention(nn.Module):
         k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies)
         q_BLHK = sharding.constrain(q_BLHK, self.mesh, "batch", "length", "heads", "head_dim")
         if cache is None:
-            out_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL, window=c.sliding_window, block=self.block)
+            how = dict(window=c.sliding_window, block=self.block, backend=self.backend, mesh=self.mesh)
+            out_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL, **how)
             cache = (k_BLGK.swapaxes(1, 2), v_BLGK.swapaxes(1, 2))
         else:
             new = (q_BLHK[:, 0], k_BLGK[:, 0], v_BLGK[:, 0])
@@ -76,6 +78,7 @@ class Layer(nn.Module):
     param_dtype: jnp.dtype
     mesh: Mesh
     block: int
+    backend: str = "blocked"
     keep_cache: bool = False
 
     @nn.compact
@@ -85,7 +88,7 @@ class Layer(nn.Module):
         def norm(name):
             return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name=name)
 
-        attention = Attention(c, self.param_dtype, self.mesh, self.block, name="attention")
+        attention = Attention(c, self.param_dtype, self.mesh, self.block, self.backend, name="attention")
         out_BLD, cache = attention(norm("attention_norm")(x_BLD), segments_BL, positions_BL, cache)
         x_BLD = x_BLD + out_BLD
         x_BLD = x_BLD + layers.MLP(c, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BLD))
@@ -103,6 +106,7 @@ class Decoder(nn.Module):
     mesh: Mesh
     remat: str = "none"
     block: int = 512
+    backend: str = "blocked"  # of attention; see attention_backends.py
 
     @nn.compact
     def __call__(
@@ -132,5 +136,6 @@ class Decoder(nn.Module):
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x_BLD, _ = stack(c, self.param_dtype, self.mesh, self.block, name="layers")(x_BLD, segments_BL, positions_BL)
+        layers_ = stack(c, self.param_dtype, self.mesh, self.block, self.backend, name="layers")
+        x_BLD, _ = layers_(x_BLD, segments_BL, positions_BL)
         return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name="final_norm")(x_BLD)
