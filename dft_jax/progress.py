@@ -28,9 +28,11 @@ class Reporter:
     _SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
     _COMPILED = "/jax/core/compile/backend_compile_duration"  # jax.monitoring's name of a compilation
 
-    def __init__(self, config: ConfigDict, model: Model, log: Writer, *, steps: int, start: int, mean_length: float):
+    def __init__(
+        self, config: ConfigDict, model: Model, log: Writer, examples: loader.Examples, steps: int, start: int
+    ):
         self.log, self.log_every, self.steps = log, config.log.every, steps
-        self.throughput = _Throughput(model, mean_length)
+        self.throughput = _Throughput(model, examples.mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
         self.trace = Trace(config.profile, log.file.parent / "profile")
         self.compilations = 0

@@ -80,8 +80,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         evaluate = make_evaluate(model, objective, heldout_examples, config, reference)
         benchmarks.begin(steps, start, train_examples.report["sha256"])
         log = writer.Writer(workdir, config, resume_from=restart)
-        reporter = Reporter(config, model, log, steps=steps, start=start, mean_length=train_examples.mean_length)
-        stack.enter_context(contextlib.closing(reporter))
+        reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, train_examples, steps, start)))
 
         def save() -> None:
             reporter.sync()  # a step that must not be saved stops the run here

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import progress, train, writer
-from tests.training import Trainer, tiny_config
+from tests.training import Trainer, tiny_config, tiny_examples
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def reporter(tmp_path, mesh1):
     model = SimpleNamespace(**Trainer(mesh1).model.__dict__)
     config = tiny_config()
     log = writer.Writer(tmp_path, config, resume_from=None)
-    made = progress.Reporter(config, model, log, steps=3, start=0, mean_length=10.0)
+    made = progress.Reporter(config, model, log, tiny_examples(), steps=3, start=0)
     yield made
     made.close()
 
