@@ -33,7 +33,7 @@ _DEFAULT = {
         "path": "",  # folder or hub id of a Hugging Face checkpoint
         "revision": "main",
         "init": "checkpoint",  # or "random": only config.json and tokenizer are read
-        "param_dtype": "float32",  # master weights and moments; "bfloat16" replicates the authors' run
+        "param_dtype": "float32",  # master weights, and moments; "bfloat16" replicates the authors' run
         "compute_dtype": "bfloat16",  # matrix products; logits, softmax and loss are float32 always
         "remat": "none",  # or "dots", "full": less memory, more arithmetic
         "attention": "auto",  # or a name of models/attention_backends.py: "blocked", "splash", "cudnn"
@@ -64,6 +64,7 @@ _DEFAULT = {
         "eps": 1e-8,
         "weight_decay": 0.01,
         "decay": "all",  # or "matrices": not norms and biases
+        "moment_dtype": "param",  # that of the parameters; "bfloat16_first", "bfloat16": of one moment, of both
         "clip_norm": 1.0,
     },
     "train": {
@@ -125,6 +126,7 @@ _CHOICES = {
     "data.bad_rows": ("refuse", "drop"),
     "optimizer.schedule": optimizer.SCHEDULES,
     "optimizer.decay": optimizer.DECAYS,
+    "optimizer.moment_dtype": tuple(optimizer.MOMENT_DTYPES),
     "train.loss_normalization": ("global", "official"),
     "checkpoint.verify": manifest.VERIFY,
     "export.dtype": ("source", "float32", "bfloat16"),
@@ -221,6 +223,8 @@ def validate(config: ConfigDict) -> list[str]:
             problems.append(f"config.{key}={value!r} is unknown{hint}; known: {known}")
         if key in _RANGES and not _RANGES[key][0](value):
             problems.append(f"config.{key}={value} should be {_RANGES[key][1]}")
+    if well_typed >= {"optimizer.moment_dtype", "optimizer.b2"}:
+        problems += moment_problems(config.optimizer)
     if "objective" in well_typed:
         try:
             objectives.make_objective(config.objective)
@@ -237,6 +241,16 @@ def validate(config: ConfigDict) -> list[str]:
         except errors.UserError as error:
             problems.append(str(error))
     return problems + _path_problems(found, well_typed)
+
+
+def moment_problems(config: ConfigDict) -> list[str]:
+    """A bfloat16 keeps 8 bits: an average that should shrink by less than 1/256 of itself a step never would."""
+    if config.moment_dtype == "bfloat16" and 1 - config.b2 < 1 / 256:
+        return [
+            f"config.optimizer.moment_dtype='bfloat16' cannot hold a second moment with b2={config.b2}: its rounding"
+            " would undo every decrease; use 'bfloat16_first', or config.optimizer.b2 of at most 0.996"
+        ]
+    return []
 
 
 def benchmark_settings(config: ConfigDict) -> Settings:

@@ -261,9 +261,7 @@ def make_train_step(
         grads, sums = gradients(reference, state.params, batch)
         gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = (optax.apply_updates(state.params, updates), opt_state)
-        params, opt_state = optimizer_lib.select_update(is_finite, new, (state.params, state.opt_state))
+        params, opt_state = optimizer_lib.apply(optimizer, grads, state.opt_state, state.params, is_finite)
         sums |= {
             "skipped": state.step + 1 - optimizer_lib.update_count(opt_state),
             "gradient_norm": gradient_norm,
