@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
@@ -224,10 +223,9 @@ class Sampler:
 
     def _with_room(self, slots: Slots, n_tokens: int) -> Slots:
         """A cache of at least `n_tokens` places; the others are made from time to time, by doubling."""
-        size = slots.cache[0][0].shape[2]
-        return (
-            slots if n_tokens <= size else self._grow(slots, size=_bucket(n_tokens, _SMALLEST_CACHE, self.max_length))
-        )
+        if n_tokens <= slots.cache[0][0].shape[2]:
+            return slots
+        return self._grow(slots, size=_bucket(n_tokens, _SMALLEST_CACHE, self.max_length))
 
     def _completion(self, request: Request, slot: int, report: dict[str, np.ndarray]) -> Completion:
         n = int(report["made"][slot])
@@ -260,8 +258,7 @@ def _pinned(slots: Slots, model: Model) -> Slots:
     """Rows along the batch axes of the mesh, the heads of the cache along `tensor`."""
 
     def pin(x):
-        spec = CACHE_SPEC if x.ndim == 4 else P(sharding.BATCH_AXES, *[None] * (x.ndim - 1))
-        return lax.with_sharding_constraint(x, NamedSharding(model.mesh, spec))
+        return sharding.pin(x, model.mesh, *(CACHE_SPEC if x.ndim == 4 else [sharding.BATCH_AXES]))
 
     return jax.tree.map(pin, slots)
 
@@ -288,8 +285,7 @@ def _empty(*, n_slots: int, size: int, n_outputs: int, model: Model) -> Slots:
 def _prefill(params, tokens_BL, lengths_B, *, model: Model):
     hidden_BD, cache = inference.prefill(params, model, tokens_BL, lengths_B)
     # Any slot may take any prompt, so every device of the batch axes has all of them.
-    pin = functools.partial(lax.with_sharding_constraint, shardings=sharding.named(model.mesh, None, "tensor"))
-    return lax.with_sharding_constraint(hidden_BD, sharding.named(model.mesh)), jax.tree.map(pin, cache)
+    return sharding.pin(hidden_BD, model.mesh), sharding.pin(cache, model.mesh, None, "tensor")
 
 
 def _grow(slots: Slots, *, size: int, model: Model) -> Slots:
@@ -315,11 +311,11 @@ def _admit(slots: Slots, prefilled, columns: dict[str, Array], *, model: Model) 
         return jax.random.key_data(functools.reduce(jax.random.fold_in, noise[1:], begin))
 
     hidden_PD, cache = prefilled
-    new = Slots(
+    new = dataclasses.replace(
+        slots,
         hidden_BD=select(hidden_PD[row_B], slots.hidden_BD),
         cache=jax.tree.map(write, slots.cache, cache),
         lengths_B=select(columns["length"], slots.lengths_B),
-        outputs_BT=slots.outputs_BT,
         made_B=select(0, slots.made_B),
         limits_B=select(columns["limit"], slots.limits_B),
         active_B=slots.active_B | is_new_B,
@@ -379,4 +375,4 @@ def _decode(params, slots: Slots, least_active, *, model: Model, stop_ids, top_k
         "steps": steps,
         "tokens": tokens,
     }
-    return slots, lax.with_sharding_constraint(report, sharding.named(model.mesh))
+    return slots, sharding.pin(report, model.mesh)

@@ -37,13 +37,14 @@ class Attention(nn.Module):
         c = self.config
         D, H, G, K = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
 
-        def project(name, heads, axis):
-            einsum, shape, axes = "BLD,HKD->BLHK", (heads, K, D), (axis, "head_dim", "embed")
-            bias_dims = 2 if c.qkv_bias else 0
-            return layers.Linear(einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, name=name)(x_BLD)
+        def linear(name, einsum, shape, axes, bias_dims):
+            return layers.Linear(einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, name=name)
 
-        q_BLHK, k_BLGK = project("q", H, "heads"), project("k", G, "kv_heads")
-        v_BLGK = project("v", G, "kv_heads")
+        def project(name, heads, axis):
+            axes, bias_dims = (axis, "head_dim", "embed"), 2 if c.qkv_bias else 0
+            return linear(name, "BLD,HKD->BLHK", (heads, K, D), axes, bias_dims)(x_BLD)
+
+        q_BLHK, k_BLGK, v_BLGK = project("q", H, "heads"), project("k", G, "kv_heads"), project("v", G, "kv_heads")
         if c.qk_norm:
             q_BLHK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="q_norm")(q_BLHK)
             k_BLGK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="k_norm")(k_BLGK)
@@ -59,15 +60,7 @@ class Attention(nn.Module):
             new = (q_BLHK[:, 0], k_BLGK[:, 0], v_BLGK[:, 0])
             out_BHK, cache = cached_attention(*new, cache, positions_BL[:, 0], window=c.sliding_window, mesh=self.mesh)
             out_BLHK = out_BHK[:, None]
-        out = layers.Linear(
-            "BLHK,DHK->BLD",
-            (D, H, K),
-            ("embed", "heads", "head_dim"),
-            1 if c.o_bias else 0,
-            c.init_std,
-            self.param_dtype,
-            name="o",
-        )
+        out = linear("o", "BLHK,DHK->BLD", (D, H, K), ("embed", "heads", "head_dim"), 1 if c.o_bias else 0)
         return out(out_BLHK), cache
 
 
@@ -92,9 +85,8 @@ class Layer(nn.Module):
         out_BLD, cache = attention(norm("attention_norm")(x_BLD), segments_BL, positions_BL, cache)
         x_BLD = x_BLD + out_BLD
         x_BLD = x_BLD + layers.MLP(c, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BLD))
-        return sharding.constrain(
-            x_BLD, self.mesh, "batch", "length", "embed_activation"
-        ), cache if self.keep_cache else None
+        x_BLD = sharding.constrain(x_BLD, self.mesh, "batch", "length", "embed_activation")
+        return x_BLD, cache if self.keep_cache else None
 
 
 class Decoder(nn.Module):

@@ -40,6 +40,11 @@ _MISTAKEN = {
     rb"(?i)\s*<(?:!doctype|html|\?xml)": "it is a web page, such as a login or an error: fetch the file again",
 }
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# A parameter's path here -> its name there; inside the layers, part by part.
+_TOP = {("embed",): _EMBEDDING, ("head",): _HEAD, ("final_norm", "scale"): "model.norm.weight"}
+_RENAMED = {part: f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+_RENAMED |= {"attention": "self_attn", "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+_RENAMED |= {"kernel": "weight", "scale": "weight"}
 
 
 def resolve(path: str, revision: str) -> Path:
@@ -163,27 +168,17 @@ def tensor_name(path: tuple[str, ...], layer: int | None) -> str:
 
     ("layers", "attention", "q", "kernel"), 3  ->  "model.layers.3.self_attn.q_proj.weight"
     """
-    top = {"embed": _EMBEDDING, "head": _HEAD}
-    if path[0] in top:
-        return top[path[0]]
-    if path[0] == "final_norm":
-        return "model.norm.weight"
-    leaf = {"kernel": "weight", "scale": "weight", "bias": "bias"}[path[-1]]
-    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-    if path[1] in norms:
-        return f"model.layers.{layer}.{norms[path[1]]}.{leaf}"
-    part = {"attention": "self_attn", "mlp": "mlp"}[path[1]]
-    name = path[2] if path[2] in ("q_norm", "k_norm") else f"{path[2]}_proj"
-    return f"model.layers.{layer}.{part}.{name}.{leaf}"
+    if path in _TOP:
+        return _TOP[path]
+    return ".".join([f"model.layers.{layer}", *(_RENAMED.get(part, part) for part in path[1:])])
 
 
-def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...], config: DecoderConfig) -> tuple[int, ...]:
-    """The checkpoint's shape of one layer's parameter: head dimensions joined, order unchanged."""
-    if path[0] == "layers" and path[1] == "attention" and path[2] in "qkvo":
-        joined = config.head_dim * (config.num_heads if path[2] in "qo" else config.num_kv_heads)
-        if path[2] == "o":
-            return (config.hidden_size, joined) if path[-1] == "kernel" else shape
-        return (joined, config.hidden_size) if path[-1] == "kernel" else (joined,)
+def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The checkpoint's shape of one layer's parameter: number and width of heads joined, order unchanged."""
+    if path[1:2] == ("attention",) and path[2] in "qkv":
+        return (shape[0] * shape[1], *shape[2:])
+    if path[-2:] == ("o", "kernel"):
+        return (shape[0], shape[1] * shape[2])
     return shape
 
 
@@ -191,7 +186,7 @@ def tensor_table(model: Model) -> Iterator[tuple[tuple[str, ...], int | None, st
     """(path, layer or None, checkpoint name, checkpoint shape) of each tensor, one entry per layer."""
     for path, leaf in sorted(flatten_dict(model.abstract_params).items()):
         stacked = path[0] == "layers"
-        shape = tensor_shape(path, leaf.shape[1:] if stacked else leaf.shape, model.config)
+        shape = tensor_shape(path, leaf.shape[1:] if stacked else leaf.shape)
         for layer in range(model.config.num_layers) if stacked else (None,):
             yield path, layer, tensor_name(path, layer), shape
 

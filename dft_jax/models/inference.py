@@ -7,13 +7,12 @@ The head is cut for drawing tokens: head_UMWD is U chunks of M blocks of W token
 `sampling`: S places of a cache, B rows (slots, or prompts).
 """
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
@@ -28,48 +27,34 @@ _BLOCKS_AT_ONCE = 40  # blocks whose logits exist at once
 Cache = list[tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]]]  # keys and values of each layer
 
 
-@dataclasses.dataclass(frozen=True)
-class HeadShape:
-    """The head as [chunks, blocks, VOCAB_BLOCK, D]: vocabulary padded so that chunks are equal and cut by `tensor`."""
-
-    chunks: int
-    blocks: int
-
-
-def head_shape(model: Model) -> HeadShape:
-    n_blocks = -(-model.config.vocab_size // VOCAB_BLOCK)
-    chunks = -(-n_blocks // _BLOCKS_AT_ONCE)
-    ways = model.mesh.shape["tensor"]
-    return HeadShape(chunks, -(-n_blocks // (chunks * ways)) * ways)
-
-
 def unstack(params: Params, *, model: Model) -> Params:
     """The parameters for inference: {"embed" (absent if tied), "head", "final_norm", "layers": [one a layer]}.
 
     `head` is [chunks, blocks, VOCAB_BLOCK, D]; all in the compute dtype, laid out on the mesh as in training. Jitted by
     the caller.
     """
-    dtype, mesh = model.module.compute_dtype, model.mesh
-    shape, D = head_shape(model), model.config.hidden_size
+    dtype, mesh, c = model.module.compute_dtype, model.mesh, model.config
 
     def one_layer(i):
         def take(stacked, abstract):
             # The spec's first axis is that of the layers, which is not cut.
-            return _pin(stacked[i].astype(dtype), mesh, P(*abstract.sharding.spec[1:]))
+            return sharding.pin(stacked[i].astype(dtype), mesh, *abstract.sharding.spec[1:])
 
         return jax.tree.map(take, params["layers"], model.abstract_params["layers"])
 
-    n_padded = shape.chunks * shape.blocks * VOCAB_BLOCK
-    head_VD = jnp.pad(head(params).astype(dtype), ((0, n_padded - model.config.vocab_size), (0, 0)))
-    width_axis = sharding.spec((D,), ("embed",), mesh)[0]
-    head_UMWD = head_VD.reshape(shape.chunks, shape.blocks, VOCAB_BLOCK, D)
+    # The vocabulary is padded so that chunks are equal and cut by `tensor`.
+    n_blocks, ways = -(-c.vocab_size // VOCAB_BLOCK), mesh.shape["tensor"]
+    U = -(-n_blocks // _BLOCKS_AT_ONCE)
+    M = -(-n_blocks // (U * ways)) * ways
+    head_VD = jnp.pad(head(params).astype(dtype), ((0, U * M * VOCAB_BLOCK - c.vocab_size), (0, 0)))
+    head_UMWD = head_VD.reshape(U, M, VOCAB_BLOCK, c.hidden_size)
     made = {
-        "head": _pin(head_UMWD, mesh, P(None, "tensor", None, width_axis)),
+        "head": sharding.pin(head_UMWD, mesh, None, "tensor", None, *sharding.spec((c.hidden_size,), ("embed",), mesh)),
         "final_norm": jax.tree.map(lambda x: x.astype(dtype), params["final_norm"]),
-        "layers": [one_layer(i) for i in range(model.config.num_layers)],
+        "layers": [one_layer(i) for i in range(c.num_layers)],
     }
     if "head" in params:
-        made["embed"] = _pin(params["embed"].astype(dtype), mesh, model.abstract_params["embed"].sharding.spec)
+        made["embed"] = sharding.pin(params["embed"].astype(dtype), mesh, *model.abstract_params["embed"].sharding.spec)
     return made
 
 
@@ -105,7 +90,7 @@ def _layers(params, model: Model, tokens_BL, segments_BL, positions_BL, caches: 
     made = []
     for layer_params, cache in zip(params["layers"], caches, strict=True):
         x_BLD, cache = layer.apply({"params": layer_params}, x_BLD, segments_BL, positions_BL, cache)
-        made.append(tuple(_pin(part, module.mesh, CACHE_SPEC) for part in cache))
+        made.append(sharding.pin(cache, module.mesh, *CACHE_SPEC))
     norm = RMSNorm(c.hidden_size, c.rms_epsilon, module.compute_dtype)
     return norm.apply({"params": params["final_norm"]}, x_BLD), made
 
@@ -140,8 +125,4 @@ def head_rows(head_UMWD, blocks_X: Int[Array, "*X"], mesh: Mesh, rows_X: Int[Arr
     found = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(*[None] * n_out, width_axis))(
         head_UMWD, blocks_X, rows_X
     )
-    return _pin(found, mesh, P())
-
-
-def _pin(x, mesh, spec: P):
-    return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return sharding.pin(found, mesh)
