@@ -151,7 +151,7 @@ def step_s(rounds: list[dict]) -> np.ndarray:
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
-    """The ratio of medians and its 95 % bootstrap interval; whole rounds are drawn, as their members were side by side."""
+    """The ratio of medians and its 95 % bootstrap interval; whole rounds are drawn: their members were side by side."""
     assert len(above) == len(below) > 0, (len(above), len(below))
     drawn = np.random.default_rng(0).integers(len(above), size=(draws, len(above)))
     ratios = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)

@@ -279,7 +279,8 @@ def compilation(settings: Settings) -> Outcome:
     shutil.rmtree(workdir, ignore_errors=True)
     found = child(settings, "compilations", f"--workdir={workdir}")
     programs = ", ".join(f"{name} {n}" for name, n in found["programs"].items())
-    note = f"50 steps, evaluation every ten; {found['before']} before. {programs}".strip()
+    sizes = " and ".join(map(str, found["row_counts"]))
+    note = f"50 steps of {sizes} rows, evaluation every ten; {found['before']} before. {programs}".strip()
     counted = records.result(TARGETS["compilations"], float(found["after_first_step"]), note=note)
     file = settings.work / "examples_compile.npz"
     workload.random_examples(8192, np.full(2, 64)).save(file)

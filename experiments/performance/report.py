@@ -65,7 +65,7 @@ def with_tables(text: str, made: dict[str, str]) -> str:
 
 
 def draw(folder: Path, file: Path) -> bool:
-    """One picture: each value as a multiple of its floor (1 is the floor, right is better), its interval and its aim."""
+    """One picture: each value as a multiple of its floor (right of 1 is better), with its interval and its aim."""
     import matplotlib
 
     matplotlib.use("Agg")

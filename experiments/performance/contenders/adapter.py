@@ -4,9 +4,10 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dft_jax import config as config_lib, models, objectives, optimizer as optimizer_lib, sharding, train
+from dft_jax import config as config_lib, losses, models, objectives, optimizer as optimizer_lib, sharding, train
 from dft_jax.data import packing
 from dft_jax.data.chat import Example
 from dft_jax.models import hf
@@ -89,8 +90,8 @@ def as_examples(examples: Examples) -> list[Example]:
     return [Example(ids[:length], trained[:length], 0) for ids, trained, length in columns]
 
 
-def lay_out(examples: Examples, layout: str, row_length: int) -> list[Batch]:
-    """A step's batches, each [1, B, L].
+def lay_out(examples: Examples, layout: str, row_length: int, rows: int | None = None) -> list[Batch]:
+    """A step's batches, each [A, B, L]; B is `rows` where it is given, with empty rows at the end, else A is 1.
 
     `packed`: best-fit into rows. `padded`: an example a row, all of `row_length`. `dynamic`: eight examples at a time,
     in rows as long as the longest of them.
@@ -105,5 +106,30 @@ def lay_out(examples: Examples, layout: str, row_length: int) -> list[Batch]:
         groups = [(some, [[n] for n in range(len(some))], max(map(packing.slots, some))) for some in eights]
     else:
         raise ValueError(f"layout {layout!r}: packed, padded or dynamic")
-    filled = [packing.fill_rows(*group) for group in groups]
-    return [jax.tree.map(lambda array: np.asarray(array)[None], batch) for batch in filled]
+    return [_micro_batches(packing.fill_rows(*group), rows) for group in groups]
+
+
+def _micro_batches(batch: Batch, rows: int | None) -> Batch:
+    """[N, L] -> [A, rows, L]."""
+    N, L = batch.tokens_BL.shape
+    rows = rows or N
+    return jax.tree.map(lambda array: np.pad(array, ((0, -N % rows), (0, 0))).reshape(-1, rows, L), batch)
+
+
+def mean_head_loss(objective: str, mesh, chunk_tokens: int):
+    """Returns loss(hidden_BLD, head_VD, batch [B, L]): the mean over trained tokens, by the head that training uses."""
+    per_token = objectives.make_objective(objective)
+
+    def loss(hidden_BLD, head_VD, batch: Batch):
+        stats = losses.token_stats(
+            hidden_BLD,
+            head_VD,
+            batch.targets_BL,
+            batch.mask_BL,
+            batch.segments_BL,
+            chunk_tokens=chunk_tokens,
+            mesh=mesh,
+        )
+        return jnp.where(batch.mask_BL, per_token(stats), 0).sum() / batch.mask_BL.sum()
+
+    return loss

@@ -2,15 +2,16 @@
 
 python -m experiments.performance.contenders.compilations --workdir=FOLDER
 
-Prints {"after_first_step": n, "before": m, "programs": {…}}. A compilation is jax's monitoring event
-`/jax/core/compile/backend_compile_duration`; the first step is over when the log of `dft_jax.train` names the second.
-Saving and the end of the run count too.
+Prints {"after_first_step": n, "before": m, "programs": {…}, "row_counts": […]}; the last are the sizes
+of the steps. A compilation is jax's monitoring event `/jax/core/compile/backend_compile_duration`; the first step is
+over when the log of `dft_jax.train` names the second. Saving and the end of the run count too.
 """
 
 import argparse
 import collections
 import json
 import logging
+from pathlib import Path
 
 import jax
 
@@ -66,7 +67,10 @@ def main() -> None:
     train.run(config, arguments.workdir)
     assert counter.is_after, "the log of dft_jax.train does not say when a step begins any more"
     total = sum(counter.after.values())
-    print(json.dumps({"after_first_step": total, "before": counter.before, "programs": counter.after}))
+    lines = (Path(arguments.workdir) / "metrics.jsonl").read_text().splitlines()
+    row_counts = sorted({row["data/rows"] for row in map(json.loads, lines) if "data/rows" in row})
+    about = {"before": counter.before, "programs": counter.after, "row_counts": row_counts}
+    print(json.dumps({"after_first_step": total} | about))
 
 
 if __name__ == "__main__":
