@@ -124,6 +124,14 @@ def dense_loss(hidden_BLD, head_VD, batch: Batch, objective: str):
     return jnp.where(batch.mask_BL, loss_BL, 0).sum() / jnp.maximum(batch.mask_BL.sum(), 1)
 
 
+def begin(model, optimizer) -> tuple[list, tuple]:
+    """[params, optimizer state] on the device, and how they are laid out: a step that keeps this compiles once."""
+    abstract = train.abstract_state(model, optimizer)
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, (abstract.params, abstract.opt_state))
+    params = model.init(jax.random.key(0))
+    return [params, jax.jit(optimizer.init, out_shardings=layouts[1])(params)], layouts
+
+
 def recipe(shape: str, rows: int, *, tiny: bool) -> dict:
     """samples/s in the style of the authors' code: each example padded to 2048, full logits, everything recomputed."""
     model = build(shape, tiny, param_dtype="float32", compute_dtype="bfloat16", remat="full")
@@ -132,13 +140,12 @@ def recipe(shape: str, rows: int, *, tiny: bool) -> dict:
     examples = workload.Examples(every.ids_NL[:n], every.lengths_N[:n], every.prompts_N[:n])
     batch = adapter.lay_out(examples, "padded", 128 if tiny else 2048, rows)[0]
     optimizer = optimizer_lib.make_optimizer(adapter.make_config().optimizer, lambda _: 1e-5)
-    params = model.init(jax.random.key(0))
-    opt_state = jax.jit(optimizer.init)(params)
+    state, layouts = begin(model, optimizer)
 
     def loss(params, micro):
         return dense_loss(model.apply(params, micro), models.head(params), micro, "dft")
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(*layouts, None))
     def step(params, opt_state, batch):
         def accumulate(total, micro):
             value, grads = jax.value_and_grad(loss)(params, micro)
@@ -148,15 +155,15 @@ def recipe(shape: str, rows: int, *, tiny: bool) -> dict:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return jax.tree.map(jnp.add, params, updates), opt_state, values.mean()
 
-    on_device, state = jax.device_put(batch), [params, opt_state, None]
-    del params, opt_state
+    on_device, losses = jax.device_put(batch), []
 
     def once():
-        state[:] = step(*state[:2], on_device)
-        return state[2]
+        *state[:], loss = step(*state, on_device)
+        losses.append(loss)
+        return loss
 
     seconds = timed(once, tiny)
-    assert np.isfinite(float(state[2])), "the loss is not finite"
+    assert np.isfinite(losses).all(), f"the loss is not finite: {losses}"
     return summary(n / seconds, f"samples/s of {n} examples padded to 2048, {rows} at a time.")
 
 
@@ -213,17 +220,14 @@ def head(chunk_tokens: int, *, tiny: bool) -> dict:
 def optimizer(shape: str, *, tiny: bool) -> dict:
     """ms of clip, AdamW and the application of its update, float32."""
     model = build(shape, tiny)
-    params = model.init(jax.random.key(0))
-    grads = jax.jit(lambda tree: jax.tree.map(lambda p: p * 1e-3, tree))(params)
     chain = optimizer_lib.make_optimizer(adapter.make_config().optimizer, lambda _: 1e-5)
+    state, layouts = begin(model, chain)
+    grads = jax.jit(lambda tree: jax.tree.map(lambda p: p * 1e-3, tree))(state[0])
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=layouts)
     def update(params, opt_state, grads):
         updates, opt_state = chain.update(grads, opt_state, params)
         return jax.tree.map(jnp.add, params, updates), opt_state
-
-    state = [params, jax.jit(chain.init)(params)]
-    del params
 
     def once():
         state[:] = update(*state, grads)
