@@ -97,7 +97,7 @@ def random_examples(vocab_size: int, lengths: np.ndarray, seed: int = 0) -> Exam
 
 def math_lengths(n: int, longest: int = 2048, seed: int = 0) -> np.ndarray:
     """Lengths like those of mathematical fine-tuning data: log-normal, 512 tokens on average, cut at `longest`."""
-    drawn = np.random.default_rng(seed).lognormal(np.log(longest / 4.8), 0.62, n)
+    drawn = np.random.default_rng(seed).lognormal(np.log(longest / 4.7), 0.62, n)
     return np.clip(drawn, longest / 32, longest).astype(int)
 
 

@@ -25,9 +25,7 @@ def main() -> None:
     for case in arguments.cases.split(","):
         objective, layout = case.split("/")
         trainees[case] = adapter.Trainee(config, model, objective, arguments.folder)
-        # Padded, 32 examples make four micro-batches of eight rows: the scores of all at once would be 5 GB.
-        rows = 8 if layout == "padded" and len(examples.lengths_N) > 8 else None
-        batches[case] = adapter.lay_out(examples, layout, arguments.row_length, rows)
+        batches[case] = adapter.lay_out(examples, layout, arguments.row_length)
     current, known = next(iter(trainees)), set()
     while True:
         current = meter.tick(trainees[current].finish)
