@@ -1,0 +1,135 @@
+"""All that this study takes from dft_jax for a training step, in one place: it follows the package's interface."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dft_jax import config as config_lib, losses, models, objectives, optimizer as optimizer_lib, sharding, train
+from dft_jax.data import packing
+from dft_jax.data.chat import Example
+from dft_jax.models import hf
+from dft_jax.types import Batch
+from experiments.performance.workload import Examples
+
+LEARNING_RATE = 1e-5
+
+
+def one_device_mesh():
+    axes = sharding.MESH_AXES
+    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
+    return jax.make_mesh((1,) * len(axes), axes, axis_types=kinds, devices=jax.devices()[:1])
+
+
+def make_config(compute_dtype: str = "float32", **changes):
+    """The default config, with a constant learning rate; `changes` are "section.key"s."""
+    config = config_lib.get_default()
+    fixed = {"optimizer.learning_rate": LEARNING_RATE, "optimizer.schedule": "constant"}
+    fixed |= {"optimizer.warmup_fraction": 0.0, "model.compute_dtype": compute_dtype}
+    config.update_from_flattened_dict(fixed | changes)
+    return config
+
+
+def build(config, folder: str | Path):
+    """The model of a checkpoint on one device."""
+    settings = config.model
+    return models.build(
+        hf.read_config(Path(folder)),
+        one_device_mesh(),
+        param_dtype=settings.param_dtype,
+        compute_dtype=settings.compute_dtype,
+        remat=settings.remat,
+        attention_block=settings.attention_block,
+    )
+
+
+def load_params(folder: str | Path, model):
+    return hf.load_params(hf.Checkpoint(Path(folder)), model)
+
+
+class Trainee:
+    """A model in training with one objective. `step(batches)` makes an update from each batch.
+
+    `folder` None: random parameters from the seed (on the device).
+    """
+
+    def __init__(self, config, model, objective: str, folder: str | Path | None):
+        schedule = optimizer_lib.make_schedule(config.optimizer, 10_000)
+        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+        config.model.init = "checkpoint" if folder else "random"
+        self.model, self.sums = model, None
+        self.precision = functools.partial(train.matmul_precision, config.model.compute_dtype)
+        self.train_step = train.make_train_step(
+            model, objectives.make_objective(objective), optimizer, schedule, config
+        )
+        with self.precision():
+            self.state = train.init_state(config, folder and Path(folder), model, optimizer)
+
+    def step(self, batches: list[Batch]) -> None:
+        """`batches` are numpy arrays [A, B, L], as the loader makes them."""
+        with self.precision():
+            for batch in batches:
+                on_device = sharding.device_batch(batch, self.model.mesh, batch.tokens_BL.shape[1])
+                self.state, self.sums = self.train_step(self.state, on_device)
+
+    def finish(self) -> None:
+        jax.block_until_ready((self.state, self.sums))
+
+    def facts(self) -> dict[str, float]:
+        """Of the last step: what the gate compares."""
+        sums = jax.device_get(self.sums)
+        n = float(sums["tokens"])
+        loss, mean_p = float(sums["loss"]) / n, float(sums["p"]) / n
+        return {"loss": loss, "gradient_norm": float(sums["gradient_norm"]), "mean_p": mean_p, "trained_tokens": n}
+
+
+def as_examples(examples: Examples) -> list[Example]:
+    columns = zip(examples.ids_NL, examples.trained_NL(), examples.lengths_N, strict=True)
+    return [Example(ids[:length], trained[:length], 0) for ids, trained, length in columns]
+
+
+def lay_out(examples: Examples, layout: str, row_length: int, rows: int | None = None) -> list[Batch]:
+    """A step's batches, each [A, B, L]; B is `rows` where it is given, with empty rows at the end, else A is 1.
+
+    `packed`: best-fit into rows. `padded`: an example a row, all of `row_length`. `dynamic`: eight examples at a time,
+    in rows as long as the longest of them.
+    """
+    items = as_examples(examples)
+    if layout == "packed":
+        groups = [(items, packing.best_fit([packing.slots(item) for item in items], row_length), row_length)]
+    elif layout == "padded":
+        groups = [(items, [[n] for n in range(len(items))], row_length)]
+    elif layout == "dynamic":
+        eights = [items[i : i + 8] for i in range(0, len(items), 8)]
+        groups = [(some, [[n] for n in range(len(some))], max(map(packing.slots, some))) for some in eights]
+    else:
+        raise ValueError(f"layout {layout!r}: packed, padded or dynamic")
+    return [_micro_batches(packing.fill_rows(*group), rows) for group in groups]
+
+
+def _micro_batches(batch: Batch, rows: int | None) -> Batch:
+    """[N, L] -> [A, rows, L]."""
+    N, L = batch.tokens_BL.shape
+    rows = rows or N
+    return jax.tree.map(lambda array: np.pad(array, ((0, -N % rows), (0, 0))).reshape(-1, rows, L), batch)
+
+
+def mean_head_loss(objective: str, mesh, chunk_tokens: int):
+    """Returns loss(hidden_BLD, head_VD, batch [B, L]): the mean over trained tokens, by the head that training uses."""
+    per_token = objectives.make_objective(objective)
+
+    def loss(hidden_BLD, head_VD, batch: Batch):
+        stats = losses.token_stats(
+            hidden_BLD,
+            head_VD,
+            batch.targets_BL,
+            batch.mask_BL,
+            batch.segments_BL,
+            chunk_tokens=chunk_tokens,
+            mesh=mesh,
+        )
+        return jnp.where(batch.mask_BL, per_token(stats), 0).sum() / batch.mask_BL.sum()
+
+    return loss

@@ -1,0 +1,135 @@
+"""Draws figure.png and writes the tables in README.md, both from the CSV files alone.
+
+python -m experiments.performance.report [--out=FOLDER]
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from experiments.performance import records, targets
+
+HERE = Path(__file__).parent
+_COLORS = {"aim": "#2a7f62", "floor": "#c9a227", "below": "#b3402a", "no target": "#777777"}
+
+
+def ordered(file: Path, wanted: list[targets.Target]) -> list[dict[str, str]]:
+    """Rows of results in the order of the targets; what has no row yet is a gap."""
+    known = {row["id"]: row for row in records.read_rows(file)}
+    gap = {"value": "", "low": "", "high": "", "verdict": "not measured", "note": ""}
+    return [
+        {"id": target.id, "measure": target.measure, **gap, **known.get(target.id, {}), "unit": target.unit}
+        for target in wanted
+    ]
+
+
+def shown(text: str, unit: str) -> str:
+    """A number as in the README: three digits, or whole where it is large."""
+    if not text:
+        return ""
+    value = float(text)
+    number = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{number} {unit}".strip()
+
+
+def table(rows: list[dict[str, str]], wanted: list[targets.Target]) -> str:
+    """Markdown."""
+    lines = ["| measure | value (95 % interval) | floor | aim | verdict | absolute: ours, other |", "| --- " * 6 + "|"]
+    for row, target in zip(rows, wanted, strict=True):
+        value = shown(row["value"], row["unit"])
+        if row["low"]:
+            value += f" ({shown(row['low'], '')} – {shown(row['high'], '')})"
+        floor, aim = (shown("" if x is None else str(x), "") for x in (target.floor, target.aim))
+        both = [shown(row.get(f"{side}_step_s", ""), "s") for side in ("ours", "peer")]
+        lines.append(
+            f"| {row['measure']} | {value} | {floor} | {aim} | {row['verdict']} | {', '.join(filter(None, both))} |"
+        )
+    return "\n".join(lines)
+
+
+def tables(folder: Path) -> dict[str, str]:
+    """The README's tables by name; one without any result is left out."""
+    made = {}
+    for name, wanted in (("cpu", targets.CPU), ("gpu", targets.GPU)):
+        if (folder / f"{name}.csv").exists():
+            made[name] = table(ordered(folder / f"{name}.csv", wanted), wanted)
+    return made
+
+
+def with_tables(text: str, made: dict[str, str]) -> str:
+    """The README's text with its tables renewed, each between its two comments."""
+    for name, content in made.items():
+        pattern = rf"(<!-- {name} table -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text, flags=re.S)
+    return text
+
+
+def draw(folder: Path, file: Path) -> bool:
+    """One picture: each value as a multiple of its floor (right of 1 is better), with its interval and its aim."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = []
+    for name, wanted in (("cpu", targets.CPU), ("gpu", targets.GPU)):
+        if (folder / f"{name}.csv").exists():
+            panels.append((name, wanted, ordered(folder / f"{name}.csv", wanted)))
+    if not panels:
+        return False
+    heights = [len(wanted) for _, wanted, _ in panels]
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(10, 0.32 * sum(heights) + 1.2 * len(panels)), height_ratios=heights, squeeze=False
+    )
+    for axis, (name, wanted, rows) in zip(axes[:, 0], panels, strict=True):
+        _panel(axis, wanted, rows)
+        axis.set_title({"cpu": "CPU, two threads", "gpu": "One Hopper GPU"}[name], loc="left")
+    axes[-1, 0].set_xlabel("multiple of the floor (the inverse where less is better): right is better")
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+    return True
+
+
+def _panel(axis, wanted: list[targets.Target], rows: list[dict[str, str]]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.axvline(1, color="black", linewidth=1)
+    for place, (target, row) in enumerate(zip(wanted, rows, strict=True)):
+        floor = target.floor or 1.0  # those without a target are drawn as they are; the count of zero has its own line
+
+        def scaled(value, target=target, floor=floor):
+            if target.floor == 0:
+                return 1.0 if float(value) == 0 else 0.5
+            return float(value) / floor if target.better == "higher" else floor / float(value)
+
+        if target.aim is not None:
+            axis.plot([scaled(target.aim)], [place], marker="|", color="black", markersize=12, linestyle="none")
+        text = shown(row["value"], row["unit"]) or "not measured"
+        if row["value"]:
+            color = _COLORS[row["verdict"]]
+            if row["low"]:
+                axis.plot([scaled(row["low"]), scaled(row["high"])], [place, place], color=color, linewidth=2)
+            axis.plot([scaled(row["value"])], [place], marker="o", color=color, linestyle="none")
+        axis.text(1.01, place, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [row["measure"] for row in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.grid(axis="x", alpha=0.3)
+
+
+def write(folder: Path) -> None:
+    """Picture and README of a folder of results, where it has them."""
+    draw(folder, folder / "figure.png")
+    readme = folder / "README.md"
+    if readme.exists():
+        readme.write_text(with_tables(readme.read_text(encoding="utf-8"), tables(folder)), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE)
+    write(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
