@@ -21,6 +21,8 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the job's other pro
 
 def define_config():
     """The --config=FILE[:argument] flag with its --config.key=value overrides."""
+    if "config" in flags.FLAGS:  # one process may import several commands
+        return flags.FLAGS["config"]
     holder = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py:objective=sft.")
     flags.FLAGS["config"].parser = _ConfigFile()
     return holder

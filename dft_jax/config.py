@@ -224,7 +224,7 @@ def validate(config: ConfigDict) -> list[str]:
         if key in _RANGES and not _RANGES[key][0](value):
             problems.append(f"config.{key}={value} should be {_RANGES[key][1]}")
     if well_typed >= {"optimizer.moment_dtype", "optimizer.b2"}:
-        problems += moment_problems(config.optimizer)
+        problems += validate_moments(config.optimizer)
     if "objective" in well_typed:
         try:
             objectives.make_objective(config.objective)
@@ -243,7 +243,7 @@ def validate(config: ConfigDict) -> list[str]:
     return problems + _path_problems(found, well_typed)
 
 
-def moment_problems(config: ConfigDict) -> list[str]:
+def validate_moments(config: ConfigDict) -> list[str]:
     """A bfloat16 keeps 8 bits: an average that should shrink by less than 1/256 of itself a step never would."""
     if config.moment_dtype == "bfloat16" and 1 - config.b2 < 1 / 256:
         return [

@@ -1,0 +1,125 @@
+"""The planner's account of the real training step against XLA's, compiled ahead of time for devices that are not there.
+
+    python experiments/planner/check.py --out=experiments/planner/results.csv
+    python experiments/planner/check.py --out=experiments/planner/results_tpu.csv --topology=v5e:2x4  # needs libtpu
+
+Nothing is allocated or run: XLA compiles the step that training would run, for simulated CPU devices or for a named
+TPU, and says what it would allocate on each device: arguments + results + temporaries - what both have in common.
+"""
+
+import argparse
+import csv
+import os
+import sys
+import time
+
+FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
+    xla_temporary_gib plan_temporary_gib temporary_error_percent compile_s""".split()
+MODEL = "Qwen/Qwen2.5-Math-1.5B"
+GIB = 2**30
+
+# compute dtype, mesh, policy, rows, micro-batches
+CPU_CASES = [
+    *(("float32", (1, 8, 1), remat, rows, 1) for remat in ("none", "dots", "full") for rows in (1, 2, 4)),
+    *(("float32", (2, 2, 2), remat, rows, 1) for remat in ("none", "dots", "full") for rows in (1, 4)),
+    *(("float32", mesh, remat, 1, 1) for mesh in ((8, 1, 1), (1, 4, 2)) for remat in ("none", "dots", "full")),
+    *(("float32", (1, 1, 1), remat, rows, 1) for remat in ("none", "dots", "full") for rows in (1, 4)),
+    *(("float32", mesh, remat, 1, 4) for mesh in ((1, 8, 1), (2, 2, 2), (1, 1, 1)) for remat in ("dots", "full")),
+    *(("bfloat16", (1, 8, 1), remat, 1, 1) for remat in ("none", "dots", "full")),
+]
+TPU_CASES = [
+    ("bfloat16", (1, 8, 1), "dots", 1, 1),
+    ("bfloat16", (1, 8, 1), "full", 1, 1),
+    ("bfloat16", (2, 2, 2), "dots", 1, 1),
+    ("bfloat16", (1, 8, 1), "full", 4, 1),
+    ("bfloat16", (1, 8, 1), "dots", 1, 4),
+]
+
+
+def compile_step(planner, setting, devices):
+    """The training step of `planner` under `setting`, compiled for these devices."""
+    import jax
+    from jax.sharding import AxisType
+
+    from dft_jax import models, objectives, optimizer as optimizer_lib, sharding, train
+
+    config = planner.config
+    n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
+    types = (AxisType.Auto,) * len(sharding.MESH_AXES)
+    mesh = jax.make_mesh(setting.mesh, sharding.MESH_AXES, types, devices=devices[:n_devices])
+    names = ("param_dtype", "compute_dtype", "attention_block")
+    options = {name: config.model[name] for name in names}
+    model = models.build(planner.architecture, mesh, remat=setting.remat, **options)
+    schedule = optimizer_lib.make_schedule(config.optimizer, 100)
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+    step = train.make_train_step(model, objectives.make_objective(config.objective), optimizer, schedule, config)
+    batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
+    with train.matmul_precision(config.model.compute_dtype):
+        return step.func.lower(None, train.abstract_state(model, optimizer), batch).compile()
+
+
+def allocated_gib(compiled) -> tuple[float, float]:
+    """What XLA would allocate on each device: in all, and for temporaries."""
+    m = compiled.memory_analysis()
+    everything = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+    return everything / GIB, m.temp_size_in_bytes / GIB
+
+
+def compare(planner, setting, devices) -> dict:
+    """A row of results."""
+    start = time.perf_counter()
+    xla, xla_temporary = allocated_gib(compile_step(planner, setting, devices))
+    seconds = time.perf_counter() - start
+    account = planner.memory(setting)
+    plan = sum(account.values())
+    plan_temporary = plan - account["parameters"] - account["moments"] - account["batch"]
+    return {
+        "compute": planner.config.model.compute_dtype,
+        "mesh": "x".join(map(str, setting.mesh)),
+        "remat": setting.remat,
+        "rows": setting.rows,
+        "accumulation": setting.accumulation,
+        "xla_gib": f"{xla:.2f}",
+        "plan_gib": f"{plan:.2f}",
+        "error_percent": f"{100 * (plan / xla - 1):.1f}",
+        "xla_temporary_gib": f"{xla_temporary:.2f}",
+        "plan_temporary_gib": f"{plan_temporary:.2f}",
+        "temporary_error_percent": f"{100 * (plan_temporary / xla_temporary - 1):.1f}",
+        "compile_s": f"{seconds:.0f}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--topology", help="as v5e:2x4; by default eight simulated CPU devices")
+    arguments = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+    import jax
+    from jax.experimental import topologies
+
+    from dft_jax import config as config_lib, plan
+    from dft_jax.analysis import memory
+
+    devices, cases, compiler = jax.devices(), CPU_CASES, "cpu"
+    if arguments.topology:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
+        devices, cases, compiler = topology.devices, TPU_CASES, arguments.topology
+    with open(arguments.out, "w", newline="") as file:
+        rows = csv.DictWriter(file, FIELDS)
+        rows.writeheader()
+        for compute, mesh, remat, n_rows, accumulation in cases:
+            config = config_lib.get_default()
+            config.model.compute_dtype = compute
+            planner = memory.Planner(config, plan.ARCHITECTURES[MODEL])
+            row = compare(planner, memory.Setting(mesh, remat, n_rows, accumulation), devices)
+            row |= {"compiler": compiler, "model": MODEL}
+            rows.writerow(row)
+            file.flush()
+            print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

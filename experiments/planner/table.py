@@ -1,0 +1,77 @@
+"""What fits where, for the paper's models: the planner's account as a CSV file and the table of README.md.
+
+    python experiments/planner/table.py --out=experiments/planner/table.csv
+
+For each model and machine: one row per device and micro-batch under each policy, parameters sharded over all devices
+(mesh.fsdp=-1), and the most rows that fit so; then what the planner suggests.
+"""
+
+import argparse
+import csv
+
+from dft_jax import config as config_lib, plan
+from dft_jax.analysis.memory import KINDS, Planner, settings
+from dft_jax.models import REMAT_POLICIES
+
+MODELS = ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-7B", "meta-llama/Llama-3.1-8B")
+# A v5p-8 has eight cores on four chips, and a device is a chip; a v5e-8 has eight chips of one core.
+MACHINES = {
+    "v5e-8": ("v5e", 8),
+    "v5p-8": ("v5p", 4),
+    "one H100": ("h100", 1),
+    "one H200": ("h200", 1),
+    "eight H100": ("h100", 8),
+}
+FIELDS = ("model", "machine", "usable_gib", "mesh", "remat", "rows", *KINDS, "total", "fits", "most_rows")
+STEP_ROWS = 256  # no two examples in one row: the worst
+
+
+def rows_of(planner: Planner, n_devices: int, room_gib: float):
+    """One row of the table for each policy."""
+    mesh = (1, n_devices, 1)
+    for remat in REMAT_POLICIES:
+        account = planner.memory(next(settings(mesh, remat, STEP_ROWS)))
+        most, total = plan.fitting(planner, mesh, remat, STEP_ROWS, room_gib), sum(account.values())
+        yield {
+            "mesh": "x".join(map(str, mesh)),
+            "remat": remat,
+            "rows": 1,
+            **{kind: f"{gib:.2f}" for kind, gib in account.items()},
+            "total": f"{total:.2f}",
+            "fits": total <= room_gib,
+            "most_rows": most.rows if most else 0,
+        }
+
+
+def suggestion(planner: Planner, n_devices: int, room_gib: float) -> str:
+    """A cell of README.md."""
+    found = plan.suggest(planner, n_devices, STEP_ROWS, room_gib)
+    if found is None:
+        return "no"
+    mesh = "×".join(map(str, found.setting.mesh))
+    how = f"{found.setting.remat}, {mesh}, {found.setting.rows} rows, {found.gib:.0f} GiB"
+    choice = "".join(f"{key}={value}: " for key, value in found.choice.items())
+    return choice + (f"on {found.n_devices}: " if found.n_devices > n_devices else "") + how
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    arguments = parser.parse_args()
+    print(f"| model | {' | '.join(MACHINES)} |\n|{' --- |' * (len(MACHINES) + 1)}")
+    with open(arguments.out, "w", newline="") as file:
+        table = csv.DictWriter(file, FIELDS)
+        table.writeheader()
+        for model in MODELS:
+            planner = Planner(config_lib.get_default(), plan.ARCHITECTURES[model])
+            cells = []
+            for machine, (device, n_devices) in MACHINES.items():
+                room_gib = plan.DEVICES_GIB[device] * plan.USABLE
+                for row in rows_of(planner, n_devices, room_gib):
+                    table.writerow({"model": model, "machine": machine, "usable_gib": f"{room_gib:.1f}"} | row)
+                cells.append(suggestion(planner, n_devices, room_gib))
+            print(f"| {model} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
