@@ -4,7 +4,6 @@ import functools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dft_jax import config as config_lib, losses, models, objectives, optimizer as optimizer_lib, sharding, train
@@ -35,7 +34,7 @@ def make_config(compute_dtype: str = "float32", **changes):
 def build(config, folder: str | Path):
     """The model of a checkpoint on one device."""
     settings = config.model
-    return models.build(
+    model = models.build(
         hf.read_config(Path(folder)),
         one_device_mesh(),
         param_dtype=settings.param_dtype,
@@ -43,6 +42,7 @@ def build(config, folder: str | Path):
         remat=settings.remat,
         attention_block=settings.attention_block,
     )
+    return models.with_attention(model, settings.attention)
 
 
 def load_params(folder: str | Path, model):
@@ -118,18 +118,10 @@ def _micro_batches(batch: Batch, rows: int | None) -> Batch:
 
 def mean_head_loss(objective: str, mesh, chunk_tokens: int):
     """Returns loss(hidden_BLD, head_VD, batch [B, L]): the mean over trained tokens, by the head that training uses."""
-    per_token = objectives.make_objective(objective)
+    how = dict(objective=objectives.make_objective(objective), chunk_tokens=chunk_tokens, mesh=mesh)
 
     def loss(hidden_BLD, head_VD, batch: Batch):
-        stats = losses.token_stats(
-            hidden_BLD,
-            head_VD,
-            batch.targets_BL,
-            batch.mask_BL,
-            batch.segments_BL,
-            chunk_tokens=chunk_tokens,
-            mesh=mesh,
-        )
-        return jnp.where(batch.mask_BL, per_token(stats), 0).sum() / batch.mask_BL.sum()
+        where = (batch.targets_BL, batch.mask_BL, batch.segments_BL)
+        return losses.loss_and_stats(hidden_BLD, head_VD, *where, **how)[0] / batch.mask_BL.sum()
 
     return loss

@@ -4,7 +4,7 @@ python -m experiments.performance.contenders.compilations --workdir=FOLDER
 
 Prints {"after_first_step": n, "before": m, "programs": {…}, "row_counts": […]}; the last are the sizes
 of the steps. A compilation is jax's monitoring event `/jax/core/compile/backend_compile_duration`; the first step is
-over when the log of `dft_jax.train` names the second. Saving and the end of the run count too.
+over when the log of `dft_jax` names the second. Saving and the end of the run count too.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
         }
     )
     counter = Counter()
-    log = logging.getLogger("dft_jax.train")
+    log = logging.getLogger("dft_jax")
     log.setLevel(logging.DEBUG)
     log.addHandler(counter)
     log.propagate = False

@@ -39,9 +39,10 @@ def main() -> None:
     arguments = parser.parse_args()
     examples = real_examples(arguments.data, arguments.tokenizer) if arguments.data else drawn_examples()
     mesh = adapter.one_device_mesh()
-    steps = loader.Steps(examples, mesh, global_batch=_BATCH, seed=0, accumulation=1, row_length=_ROW)
-    real = positions = least_rows = 0
     n_steps = len(examples) // _BATCH
+    how = dict(steps=n_steps, global_batch=_BATCH, seed=0, accumulation=1, row_length=_ROW)
+    steps = loader.Steps(examples, mesh, **how)
+    real = positions = least_rows = 0
     for number in range(n_steps):
         step = steps[number]
         real += step.real_tokens
