@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.performance import duel, gpu, gpu_rows, parts, records, report, targets
+from experiments.performance import duel, gpu, gpu_rows, parts, records, report, targets, workload
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments/performance"
 
@@ -53,6 +53,28 @@ def test_a_contender_that_differs_is_not_compared():
     pair = parts.Pair("trl_T_tuned", ("trl", "step"), ("ours", "dft/padded"))
     [row] = parts.results_of("p", [pair], duel.Duel(), {"trl": "gate: differs"}).results
     assert row["value"] is None and row["verdict"] == "not measured" and row["note"] == "gate: differs"
+
+
+def test_packing_counts_useful_tokens(tmp_path, monkeypatch):
+    """Eight packed rows take as long as eight padded ones here, so the ratio is that of their useful tokens."""
+
+    def run(contenders, **_):
+        found = duel.Duel()
+        for contender in contenders:
+            for case in contender.cases:
+                found.rounds[contender.name, case] = [
+                    {"wall_s": 2.0, "cpu_s": 4.0, "steps": 1, "peak_gib": 1.0, "minor_faults": 0}
+                ] * 7
+                found.facts[contender.name, case] = {"loss": 1.0, "gradient_norm": 2.0, "mean_p": 0.1}
+        return found
+
+    monkeypatch.setattr(duel, "run", run)
+    monkeypatch.setattr(parts, "_efficiencies", lambda settings: [])
+    outcome = parts.packing(parts.Settings(tmp_path, {"ours": "python"}, 7, 3, None, None))
+    padded, packed = (workload.Examples.load(tmp_path / f"examples_{name}.npz") for name in ("padded", "packed"))
+    ratio = (packed.lengths_N - 1).sum() / (padded.lengths_N - 1).sum()
+    assert [row["value"] for row in outcome.results] == [pytest.approx(ratio)] * 2 and 3 < ratio < 5
+    assert {row["verdict"] for row in outcome.gate} == {"equal"} and len(outcome.gate) == 3
 
 
 def test_parts_are_replaced_alone(tmp_path):

@@ -102,7 +102,7 @@ def machine() -> dict:
         "cores": len(os.sched_getaffinity(0)),
         "instructions": wide,
         "memory_gib": round(memory, 1),
-        "system": f"{platform.system()} {platform.release()}, {' '.join(platform.libc_ver())}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}, {' '.join(platform.libc_ver())}",
         "python": platform.python_version(),
     }
 

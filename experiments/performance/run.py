@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.performance import environments, parts, records, report
+import dft_jax
+from experiments.performance import duel, environments, parts, protocol, records, report
 
 HERE = Path(__file__).parent
 PARTS = {
@@ -24,6 +25,7 @@ PARTS = {
     "startup": parts.startup,
     "compile": parts.compilation,
 }
+OURS = {"ours": {"dft_jax": dft_jax.__version__} | protocol.versions("jax", "jaxlib", "flax", "optax")}
 NEEDS = {"steps": {"torch", "tunix"}, "generation": {"torch"}}
 
 
@@ -69,7 +71,7 @@ def main() -> None:
         surroundings = records.Surroundings()
         try:
             outcome = PARTS[name](settings)
-        except RuntimeError as error:
+        except (RuntimeError, duel.Failed) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             failed.append(name)
             continue
@@ -86,7 +88,7 @@ def write(out: Path, name: str, outcome: parts.Outcome, surroundings: records.Su
     records.replace_rows(out / "cpu.csv", "id", ids, outcome.results)
     records.replace_rows(out / "cpu_rounds.csv", "part", {name}, outcome.rounds)
     records.replace_rows(out / "gate.csv", "part", {name}, outcome.gate)
-    records.write_surroundings(out / "environment.json", name, surroundings.end(outcome.versions))
+    records.write_surroundings(out / "environment.json", name, surroundings.end(outcome.versions or OURS))
     for row in outcome.results:
         value = "not measured" if row["value"] is None else f"{row['value']:.3f}"
         print(f"  {row['measure']}: {value} ({row['verdict']}) {row.get('note', '')}", flush=True)
