@@ -74,7 +74,7 @@ _DEFAULT = {
         "steps": 0,  # … unless this does
         "seed": 0,
         "loss_normalization": "global",  # tokens of the global batch; "official": sum of micro-batch means
-        "loss_chunk_tokens": 1024,  # trained tokens whose logits exist at once on a device
+        "loss_chunk_tokens": 0,  # trained tokens whose logits exist at once on a device; 0: 1024, on CPUs 256
         "max_skipped_steps": 5,  # non-finite updates in a row before the run stops
     },
     "mesh": {
@@ -140,7 +140,6 @@ _RANGES = {
             "model.attention_block",
             "train.global_batch",
             "train.accumulation",
-            "train.loss_chunk_tokens",
             "train.max_skipped_steps",
             "checkpoint.every",
             "checkpoint.keep",
@@ -152,6 +151,7 @@ _RANGES = {
         (
             "data.max_rows",
             "train.steps",
+            "train.loss_chunk_tokens",
             "eval.every",
             "eval.benchmarks_every",
             "eval.max_examples",

@@ -22,6 +22,10 @@ from jaxtyping import Array, Bool, Float, Int
 from dft_jax import objectives, sharding
 from dft_jax.types import TokenStats
 
+CHUNK_TOKENS = (
+    1024  # unless a config says another, except on CPUs: there small chunks, with few empty places, are fastest
+)
+_CHUNK_TOKENS_CPU = 256
 _ROWS = P(sharding.BATCH_AXES, None)
 _HIDDEN = P(sharding.BATCH_AXES, None, None)
 _DIFFERENTIABLE = ("logp_BL", "kl_BL")
@@ -35,6 +39,11 @@ class _How:
     mesh: Mesh
     top_tokens: int
     objective: objectives.Objective | None = None  # whose gradients are made with the statistics
+
+
+def chunk_size(asked: int) -> int:
+    """`config.train.loss_chunk_tokens`, of which 0 leaves it to the platform."""
+    return asked or (_CHUNK_TOKENS_CPU if jax.default_backend() == "cpu" else CHUNK_TOKENS)
 
 
 def loss_and_stats(

@@ -1,5 +1,6 @@
 """The parent's end of a comparison: starts contenders, gives them turns, and collects what they measured."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -96,7 +97,8 @@ class Process:
         return json.loads(line)
 
     def stop(self) -> None:
-        self.child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it died by itself
+            self.child.stdin.close()
         try:
             self.child.wait(30)
         except subprocess.TimeoutExpired:
@@ -134,10 +136,15 @@ def run(contenders: list[Contender], *, tuned: bool, rounds: int, steps: int, lo
             print(f"  {contender.name}: {duel.failed.get(contender.name, 'ready')}", flush=True)
         for number in range(rounds):
             began = time.perf_counter()
-            for process in running:
-                for case in process.contender.cases:
-                    spent = process.turn(case, steps)
-                    duel.rounds.setdefault((process.contender.name, case), []).append(spent)
+            for process in list(running):
+                name = process.contender.name
+                try:
+                    for case in process.contender.cases:
+                        duel.rounds.setdefault((name, case), []).append(process.turn(case, steps))
+                except Failed as failure:  # the others go on
+                    duel.failed[name] = str(failure)
+                    running.remove(process)
+                    process.stop()
             print(f"  round {number + 1} of {rounds}: {time.perf_counter() - began:.0f} s", flush=True)
     finally:
         for process in running:
