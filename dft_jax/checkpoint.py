@@ -133,9 +133,8 @@ class Checkpoints:
         manifest.write(folder, step)
         writer.flush(self.folder)
         _log.debug("whole %d", step)
-        if jax.process_index() > 0:
-            return
-        self._retire(step)
+        if jax.process_index() == 0:
+            self._retire(step)
 
     def _retire(self, newest: int) -> None:
         """Lets go what `newest`, which is whole, makes superfluous."""

@@ -19,13 +19,12 @@ from dft_jax.models.attention_backends import BACKENDS
 from dft_jax.progress import parse_steps
 from dft_jax.sharding import MESH_AXES, mesh_sizes
 
-_SETTINGS = dataclasses.asdict(Settings())  # of a benchmark evaluation; evals/runner.py explains each
-
-
-def plain(value: Any) -> Any:
-    """Several values are text with commas: ml_collections reads no tuples from a command line."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
-
+# Of a benchmark evaluation; evals/runner.py explains each. ml_collections reads no tuples from a command line, so they
+# are text with commas.
+_SETTINGS = {
+    name: ",".join(map(str, value)) if isinstance(value, tuple) else value
+    for name, value in dataclasses.asdict(Settings()).items()
+}
 
 _DEFAULT = {
     "objective": "dft",  # objectives.py: sft, dft, power(alpha=0.5), threshold(tau=0.2), …
@@ -87,7 +86,7 @@ _DEFAULT = {
         "max_examples": 512,  # the first ones; 0 for all
         "benchmarks": "",  # names from evals/benchmarks.py, separated by commas, to be sampled and graded at the end
         "benchmarks_every": 0,  # … and every so many steps; 0: only at the end
-        **{name: plain(value) for name, value in _SETTINGS.items() if name != "benchmarks"},
+        **_SETTINGS,
     },
     "checkpoint": {
         "every": 100,  # steps; one is always saved at the end
@@ -134,40 +133,20 @@ _CHOICES = {
 
 # Key -> (test, what it should be).
 _RANGES = {
-    "data.max_length": (lambda v: v >= 2, "at least 2 (one token to read, one to predict)"),
-    **dict.fromkeys(
-        (
-            "model.attention_block",
-            "train.global_batch",
-            "train.accumulation",
-            "train.max_skipped_steps",
-            "checkpoint.every",
-            "checkpoint.keep",
-            "log.every",
-        ),
-        (lambda v: v >= 1, "at least 1"),
-    ),
-    **dict.fromkeys(
-        (
-            "data.max_rows",
-            "train.steps",
-            "train.loss_chunk_tokens",
-            "eval.every",
-            "eval.benchmarks_every",
-            "eval.max_examples",
-            "optimizer.weight_decay",
-        ),
-        (lambda v: v >= 0, "at least 0"),
-    ),
-    "train.seed": (lambda v: 0 <= v < 2**32, f"at least 0 and below {2**32}"),
-    **dict.fromkeys(
-        ("optimizer.learning_rate", "optimizer.eps", "optimizer.clip_norm", "train.epochs", "export.max_shard_gb"),
-        (lambda v: v > 0, "above 0"),
-    ),
-    **dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.warmup_fraction"), (lambda v: 0 <= v < 1, "in [0, 1)")),
-    **dict.fromkeys(
-        ("mesh.data", "mesh.fsdp", "mesh.tensor"), (lambda v: v >= 1 or v == -1, "at least 1, or -1 for the rest")
-    ),
+    key: (is_legal, words)
+    for is_legal, words, keys in (
+        (lambda v: v >= 2, "at least 2 (one token to read, one to predict)", "data.max_length"),
+        (lambda v: v >= 1, "at least 1", "model.attention_block train.global_batch train.accumulation"),
+        (lambda v: v >= 1, "at least 1", "train.max_skipped_steps checkpoint.every checkpoint.keep log.every"),
+        (lambda v: v >= 0, "at least 0", "data.max_rows train.steps train.loss_chunk_tokens optimizer.weight_decay"),
+        (lambda v: v >= 0, "at least 0", "eval.every eval.benchmarks_every eval.max_examples"),
+        (lambda v: v > 0, "above 0", "optimizer.learning_rate optimizer.eps optimizer.clip_norm"),
+        (lambda v: v > 0, "above 0", "train.epochs export.max_shard_gb"),
+        (lambda v: 0 <= v < 1, "in [0, 1)", "optimizer.b1 optimizer.b2 optimizer.warmup_fraction"),
+        (lambda v: 0 <= v < 2**32, f"at least 0 and below {2**32}", "train.seed"),
+        (lambda v: v >= 1 or v == -1, "at least 1, or -1 for the rest", "mesh.data mesh.fsdp mesh.tensor"),
+    )
+    for key in keys.split()
 }
 
 
@@ -210,37 +189,36 @@ def validate(config: ConfigDict) -> list[str]:
     problems = [unknown_key(key) for key in found if key not in default]
     missing = [key for key in default if key not in found]
     problems += [f"config.{key} is missing; start from dft_jax.config.get_default()" for key in missing]
-    well_typed = set()
-    for key in default.keys() & found.keys():
+    well_typed = {}
+    for key in sorted(default.keys() & found.keys()):
         if problem := _type_problem(key, found[key], default[key]):
             problems.append(problem)
         else:
-            well_typed.add(key)
-    for key in sorted(well_typed):
-        value = found[key]
+            well_typed[key] = found[key]
+    for key, value in well_typed.items():
         if key in _CHOICES and value not in _CHOICES[key]:
             hint, known = errors.did_you_mean(value, _CHOICES[key]), ", ".join(_CHOICES[key])
             problems.append(f"config.{key}={value!r} is unknown{hint}; known: {known}")
         if key in _RANGES and not _RANGES[key][0](value):
             problems.append(f"config.{key}={value} should be {_RANGES[key][1]}")
-    if well_typed >= {"optimizer.moment_dtype", "optimizer.b2"}:
+    if well_typed.keys() >= {"optimizer.moment_dtype", "optimizer.b2"}:
         problems += validate_moments(config.optimizer)
     if "objective" in well_typed:
         try:
             objectives.make_objective(config.objective)
         except errors.UserError as error:
             problems.append(f"config.{error}")
-    if "profile" in well_typed and config.profile:
+    if well_typed.get("profile"):
         try:
             parse_steps(config.profile)
         except ValueError:
             problems.append(f"config.profile={config.profile!r} should be the first and the last step, as in 10,12")
-    if well_typed >= {f"eval.{name}" for name in _SETTINGS} and found["eval.benchmarks"]:
+    if well_typed.keys() >= {f"eval.{name}" for name in _SETTINGS} and config.eval.benchmarks:
         try:
             problems += benchmark_settings(config).mistakes("config.eval.")
         except errors.UserError as error:
             problems.append(str(error))
-    return problems + _path_problems(found, well_typed)
+    return problems + _path_problems(well_typed)
 
 
 def validate_moments(config: ConfigDict) -> list[str]:
@@ -284,36 +262,25 @@ def _type_problem(key: str, value: Any, default: Any) -> str | None:
     return None
 
 
-def _path_problems(found: dict, well_typed: set) -> list[str]:
+def _path_problems(given: dict[str, Any]) -> list[str]:
     problems = []
-    remedy = f"(looked from {os.getcwd()}); correct the path"
-    if "model.path" in well_typed and not found["model.path"]:
+    path, template = given.get("model.path"), given.get("data.template", "tokenizer")
+    if path == "":
         problems.append("config.model.path is empty: give the folder or hub id of a Hugging Face checkpoint")
-    if "data.train" in well_typed and not found["data.train"]:
+    if given.get("data.train") == "":
         problems.append("config.data.train is empty: give a .jsonl, .json or .parquet file, a folder or a hub dataset")
-    for key in ("data.train", "data.heldout"):
-        if key in well_typed and _looks_like_file(found[key]) and not Path(found[key]).exists():
-            problems.append(f"config.{key}={found[key]!r}: no such file {remedy}")
-    path = found.get("model.path")
-    if "model.path" in well_typed and path.startswith((".", "/")) and not Path(path).is_dir():
+    absent = [key for key in ("data.train", "data.heldout") if sources.is_path(given.get(key, ""))]
+    absent = [key for key in absent if not Path(given[key]).exists()]
+    if template.endswith(".jinja") and not Path(template).is_file():
+        absent.append("data.template")
+    remedy = f"(looked from {os.getcwd()}); correct the path"
+    problems += [f"config.{key}={given[key]!r}: no such file {remedy}" for key in absent]
+    if path and path.startswith((".", "/")) and not Path(path).is_dir():
         problems.append(f"config.model.path={path!r}: no such folder {remedy}")
-    template = found.get("data.template")
-    if "data.template" in well_typed and template != "tokenizer" and template not in chat.STYLES:
-        known = ["tokenizer", *chat.STYLES]
-        if not template.endswith(".jinja"):
-            problems.append(
-                f"config.data.template={template!r} is unknown{errors.did_you_mean(template, known)};"
-                f" known: {', '.join(known)}, or a .jinja file"
-            )
-        elif not Path(template).is_file():
-            problems.append(f"config.data.template={template!r}: no such file {remedy}")
-    if "log.wandb_project" in well_typed and found["log.wandb_project"] and not importlib.util.find_spec("wandb"):
+    problems += chat.name_problems("config.data.template", template)
+    if given.get("log.wandb_project") and not importlib.util.find_spec("wandb"):
         problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or empty it")
     return problems
-
-
-def _looks_like_file(path: str) -> bool:
-    return path.startswith((".", "/")) or Path(path).suffix in (".jsonl", ".json", ".parquet")
 
 
 def validate_on(config: ConfigDict, device_count: int) -> list[str]:
@@ -348,7 +315,7 @@ def mesh_problems(config: ConfigDict, device_count: int) -> list[str]:
 
 
 def _batch_problems(config: ConfigDict, device_count: int) -> list[str]:
-    data, fsdp, _ = mesh_sizes(*(config.mesh[axis] for axis in MESH_AXES), device_count)
+    data, fsdp, _ = mesh_sizes(**config.mesh, device_count=device_count)
     fewest = data * fsdp * config.train.accumulation
     if config.train.global_batch < fewest:
         return [
@@ -361,7 +328,7 @@ def _batch_problems(config: ConfigDict, device_count: int) -> list[str]:
 def validate_architecture(config: ConfigDict, architecture: DecoderConfig, device_count: int) -> list[str]:
     """What does not fit between a config, a mesh and the checkpoint's architecture."""
     problems = []
-    *_, tensor = mesh_sizes(*(config.mesh[axis] for axis in MESH_AXES), device_count)
+    *_, tensor = mesh_sizes(**config.mesh, device_count=device_count)
     for name, count in (("attention", architecture.num_heads), ("key/value", architecture.num_kv_heads)):
         if count % tensor:
             legal = [n for n in range(1, count + 1) if count % n == 0]

@@ -225,14 +225,8 @@ def _of_model(logits_CV, is_target_CV, vocab_axes):
     """log p, entropy and correctness of the targets, and the logsumexp; sums run over the whole vocabulary."""
     max_C = lax.pmax(logits_CV.max(axis=-1), vocab_axes)
     exp_CV = jnp.exp(logits_CV - max_C[:, None])
-    sum_C, sum_logits_C, target_C = lax.psum(
-        (
-            exp_CV.sum(axis=-1),
-            (exp_CV * logits_CV).sum(axis=-1),
-            jnp.where(is_target_CV, logits_CV, 0.0).sum(axis=-1),
-        ),
-        vocab_axes,
-    )
+    terms_CV = (exp_CV, exp_CV * logits_CV, jnp.where(is_target_CV, logits_CV, 0.0))
+    sum_C, sum_logits_C, target_C = lax.psum([term_CV.sum(axis=-1) for term_CV in terms_CV], vocab_axes)
     logsumexp_C = max_C + jnp.log(sum_C)
     entropy_C = logsumexp_C - sum_logits_C / sum_C
     return {"logp_BL": target_C - logsumexp_C, "entropy_BL": entropy_C, "correct_BL": target_C >= max_C}, logsumexp_C

@@ -34,10 +34,8 @@ def token_sums(stats: TokenStats, loss: Float[Array, ""], mask_BL) -> dict[str, 
 def per_token(sums: dict, area: str) -> dict:
     """Host-side: means per trained token, named `area/what`; the histogram as fractions in `P_BIN_EDGES`' bins."""
     n = max(float(sums["tokens"]), 1.0)
-    means = {f"{area}/{name}": float(sums[name]) / n for name in ("loss", "nll")}
-    means[f"{area}/mean_p"] = float(sums["p"]) / n
-    means[f"{area}/entropy"] = float(sums["entropy"]) / n
-    means[f"{area}/token_accuracy"] = float(sums["correct"]) / n
+    sum_of = {"loss": "loss", "nll": "nll", "mean_p": "p", "entropy": "entropy", "token_accuracy": "correct"}
+    means = {f"{area}/{name}": float(sums[key]) / n for name, key in sum_of.items()}
     means[f"{area}/supervised_tokens"] = int(sums["tokens"])
     means[f"{area}/p_histogram"] = histogram = [float(count) / n for count in np.asarray(sums["p_histogram"])]
     means[f"{area}/share_of_p_below_0.01"] = sum(histogram[: P_BIN_EDGES.index(0.01)])
@@ -60,10 +58,7 @@ _PEAK_FLOPS = {
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak of a device by name, or None where it is not known (every CPU): then no MFU is reported."""
-    for name, flops in _PEAK_FLOPS.items():
-        if name in device_kind:
-            return flops
-    return None
+    return next((flops for name, flops in _PEAK_FLOPS.items() if name in device_kind), None)
 
 
 def training_flops_per_token(

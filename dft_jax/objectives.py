@@ -8,7 +8,6 @@ published ones. A config names it as `dft` or with parameters as `mixed(alpha=0.
 
 import dataclasses
 import functools
-import inspect
 import math
 import re
 from collections.abc import Callable
@@ -29,10 +28,6 @@ TOP_ENTROPY = "top_entropy"  # a partial sort of the vocabulary: top_entropy_BL
 OTHER_TOKENS = "other_tokens"  # a loss that depends on tokens besides its own: logits made twice (losses.py)
 TOP_TOKENS = 20
 
-OBJECTIVES: dict[str, Loss] = {}
-_NEEDS: dict[str, tuple[str, ...]] = {}
-_LEGAL: dict[str, dict[str, Range]] = {}
-
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
@@ -45,12 +40,14 @@ class Objective:
         return self.loss(stats)
 
 
+OBJECTIVES: dict[str, tuple[Objective, dict[str, Range]]] = {}  # and the range of each parameter
+
+
 def register(*needs: str, **legal: Range):
     """Registers a loss as an objective; `legal` gives each parameter's range and its words."""
 
     def of(loss: Loss) -> Loss:
-        OBJECTIVES[loss.__name__] = loss
-        _NEEDS[loss.__name__], _LEGAL[loss.__name__] = needs, legal
+        OBJECTIVES[loss.__name__] = Objective(loss, needs), legal
         return loss
 
     return of
@@ -187,24 +184,22 @@ def make_objective(spec: str) -> Objective:
             f"objective={spec!r}: unknown objective {name!r}{errors.did_you_mean(name, list(OBJECTIVES))};"
             f" known: {', '.join(OBJECTIVES)}"
         )
+    known, legal = OBJECTIVES[name]
     parameters = {}
     for argument in filter(None, (part.strip() for part in arguments.split(","))):
         key, _, value = (part.strip() for part in argument.partition("="))
-        parameters[key] = _parameter(spec, name, key, value)
-    return Objective(functools.partial(OBJECTIVES[name], **parameters), _NEEDS[name])
+        if key not in legal:
+            words = f"{name} has no parameter {key!r}; known: {', '.join(legal) or 'none'}"
+            raise errors.UserError(f"objective={spec!r}: {words}")
+        is_legal, words = legal[key]
+        parameters[key] = _number(value)
+        if not is_legal(parameters[key]):
+            raise errors.UserError(f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}")
+    return Objective(functools.partial(known.loss, **parameters), known.needs)
 
 
-def _parameter(spec: str, name: str, key: str, value: str) -> float:
-    known = [parameter for parameter in inspect.signature(OBJECTIVES[name]).parameters if parameter != "stats"]
-    if key not in known:
-        raise errors.UserError(
-            f"objective={spec!r}: {name} has no parameter {key!r}; known: {', '.join(known) or 'none'}"
-        )
-    is_legal, words = _LEGAL[name][key]
+def _number(text: str) -> float:
     try:
-        number = float(value)
+        return float(text)
     except ValueError:
-        number = float("nan")
-    if not is_legal(number):
-        raise errors.UserError(f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}")
-    return number
+        return float("nan")  # which is in no range

@@ -87,11 +87,14 @@ def _like(moments, grads):
 
 def apply(optimizer: optax.GradientTransformationExtraArgs, grads, opt_state, params, is_finite) -> tuple[Any, Any]:
     """Parameters and optimizer state after the update; where `is_finite` is False, those from before it."""
+
+    def kept(new, old):  # selected, because NaN times zero is NaN
+        return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
+
     updates, new_state = optimizer.update(grads, opt_state, params, is_finite=is_finite)
-    new_params = select_update(is_finite, optax.apply_updates(params, updates), params)
     # Only the schedule's own count is left to select; the moments have been.
-    count = select_update(is_finite, new_state[-1][-1], opt_state[-1][-1])
-    return new_params, (*new_state[:-1], (*new_state[-1][:-1], count))
+    new_state = (*new_state[:-1], (*new_state[-1][:-1], kept(new_state[-1][-1], opt_state[-1][-1])))
+    return kept(optax.apply_updates(params, updates), params), new_state
 
 
 def _is_matrix(params):
@@ -102,8 +105,3 @@ def _is_matrix(params):
 def update_count(opt_state) -> jax.Array:
     """Updates applied so far: the count that the schedule reads (skipped steps do not move it)."""
     return opt_state[-1][0].count
-
-
-def select_update(is_finite, new, old):
-    """`new` where the step is finite, else `old`, leaf by leaf: selection, because NaN times zero is NaN."""
-    return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)

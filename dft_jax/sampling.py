@@ -84,10 +84,6 @@ class Usage:
     places: int = 0
     tokens: int = 0
 
-    def add(self, n_slots: int, steps: int, tokens: int) -> None:
-        self.places += n_slots * steps
-        self.tokens += tokens
-
     @property
     def useful_fraction(self) -> float:
         return self.tokens / max(self.places, 1)
@@ -163,7 +159,8 @@ class Sampler:
                 slots, report = self._decode(params, slots, min(least_active, len(in_slot)))
                 report = jax.device_get(report)
                 made_B = np.where(report["active"], report["made"], 0)
-                self.usage.add(n_slots, int(report["steps"]), int(report["tokens"]))
+                self.usage.places += n_slots * int(report["steps"])
+                self.usage.tokens += int(report["tokens"])
                 for slot in [slot for slot in in_slot if not report["active"][slot]]:
                     yield self._completion(in_slot.pop(slot), slot, report)
                     bar.update()
@@ -176,18 +173,15 @@ class Sampler:
 
     def _prompt_blocks(self, requests: list[Request]) -> collections.deque[list[tuple[tuple[int, ...], list[Request]]]]:
         """Blocks of prompts to prefill together, each of one bucket of lengths, each prompt with all its requests."""
-        of_prompt: dict[tuple[int, ...], list[Request]] = {}
+        of_prompt, of_length = collections.defaultdict(list), collections.defaultdict(list)
         for request in requests:
             n_prompt = len(request.prompt_ids)
             assert n_prompt > 0 and 0 < request.max_new_tokens <= self.max_length - n_prompt, request
-            of_prompt.setdefault(request.prompt_ids, []).append(request)
-        of_length: dict[int, list] = {}
+            of_prompt[request.prompt_ids].append(request)
         for ids, own in of_prompt.items():
-            of_length.setdefault(_bucket(len(ids), _SMALLEST_PROMPT, self.max_length), []).append((ids, own))
-        blocks: collections.deque = collections.deque()
-        for _, prompts in sorted(of_length.items()):
-            blocks.extend(prompts[i : i + self.n_prompts] for i in range(0, len(prompts), self.n_prompts))
-        return blocks
+            of_length[_bucket(len(ids), _SMALLEST_PROMPT, self.max_length)].append((ids, own))
+        n, groups = self.n_prompts, (of_length[length] for length in sorted(of_length))
+        return collections.deque(prompts[i : i + n] for prompts in groups for i in range(0, len(prompts), n))
 
     def _prefill_block(
         self, params, block

@@ -92,8 +92,7 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
 
 def abstract_batch(shape_ABL: tuple[int, int, int], mesh: Mesh) -> Batch:
     """Shapes, dtypes and shardings of the arrays of a step's batch."""
-    dtypes = Batch(*[jnp.int32] * len(dataclasses.fields(Batch)))
-    dtypes = dataclasses.replace(dtypes, mask_BL=jnp.bool)
+    dtypes = dataclasses.replace(Batch(*[jnp.int32] * len(dataclasses.fields(Batch))), mask_BL=jnp.bool)
     return jax.tree.map(lambda d: jax.ShapeDtypeStruct(shape_ABL, d, sharding=batch_sharding(mesh)), dtypes)
 
 

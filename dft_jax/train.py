@@ -144,13 +144,12 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
 
 def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examples, loader.Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
-    load = functools.partial(loader.load_examples, config=config.data, tokenizer=tokenizer)
-    data, vocab_size = config.data, model.config.vocab_size
-    train = load(data.train, split=data.split, vocab_size=vocab_size, max_rows=data.max_rows)
-    heldout = None
-    if data.heldout:
-        heldout = load(data.heldout, split=data.heldout_split, vocab_size=vocab_size, max_rows=config.eval.max_examples)
-    return train, heldout
+    data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
+    train = loader.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
+    if not data.heldout:
+        return train, None
+    most = config.eval.max_examples
+    return train, loader.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
 
 
 def make_steps(config: ConfigDict, examples: loader.Examples, model: Model) -> loader.Steps:
@@ -350,11 +349,8 @@ class Benchmarks:
             every = self.config.eval.benchmarks_every
             self.steps = [*(range(every, last, every) if every else []), last]
         for step in self.steps:
-            if step > start or not self.has(step):
+            if step > start or not (self.folder / str(step) / runner.SCORES_NAME).exists():
                 runner.check(self.plan, self.model, self.folder / str(step), {**self.of, "step": step})
-
-    def has(self, step: int) -> bool:
-        return (self.folder / str(step) / runner.SCORES_NAME).exists()
 
     def run(self, step: int, params) -> dict[str, float]:
         """Samples and grades with these parameters; returns what metrics.jsonl has of it."""

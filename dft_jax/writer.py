@@ -104,7 +104,8 @@ class Writer:
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not self.active or not values:
             return
-        finite = {name: _null_if_not_finite(value) for name, value in values.items()}
+        # JSON has no NaN.
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         with self._told():
             self.rows.write(json.dumps({"step": step, **finite}) + "\n")
             self.rows.flush()
@@ -154,11 +155,6 @@ class _Wandb:
 
     def close(self):
         self.run.finish()
-
-
-def _null_if_not_finite(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rows_up_to(file: Path, step: int) -> list[dict[str, Any]]:

@@ -46,6 +46,15 @@ class Part:
     trained: bool
 
 
+def name_problems(setting: str, name: str) -> list[str]:
+    """What is wrong with `name` as a template's, before anything is read."""
+    known = ["tokenizer", *STYLES]
+    if name in known or name.endswith(".jinja"):
+        return []
+    hint = errors.did_you_mean(name, known)
+    return [f"{setting}={name!r} is unknown{hint}; known: {', '.join(known)}, or a path to a .jinja file"]
+
+
 class Template:
     """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja file.
 
@@ -55,6 +64,7 @@ class Template:
     """
 
     def __init__(self, name: str, tokenizer, setting: str = "data.template"):
+        errors.raise_if_any(name_problems(setting, name))
         self.name, self.tokenizer, self.setting, self.jinja = name, tokenizer, setting, None
         self.first_ids: list[int] = []
         if name == "tokenizer":
@@ -68,14 +78,9 @@ class Template:
         elif name.endswith(".jinja"):
             with errors.told(f"{setting}={name!r} cannot be read", "give a UTF-8 file", (OSError, UnicodeDecodeError)):
                 self.jinja = Path(name).read_text(encoding="utf-8")
-        elif name in STYLES:
+        else:
             first = tokenizer("")["input_ids"][:1]
             self.first_ids = first if first and first[0] == tokenizer.bos_token_id else []
-        else:
-            raise errors.UserError(
-                f"{setting}={name!r} is unknown{errors.did_you_mean(name, list(STYLES))};"
-                f" known: tokenizer, {', '.join(STYLES)}, or a path to a .jinja file"
-            )
 
     @property
     def text(self) -> str:

@@ -24,7 +24,7 @@ from dft_jax.data import packing, sources
 from dft_jax.data.chat import Example, Part, Template, join
 from dft_jax.types import Batch
 
-_MAX_OFFENDERS = 5
+_MAX_OFFENDERS, _SHOWN_BAD = 5, 3  # rows in the report, and in an error
 _TOKENIZE_AT_ONCE = 1024
 _STEPS_AHEAD = 4096  # whose packing decides the row counts; later steps that need more have counts of their own
 
@@ -59,7 +59,7 @@ def load_examples(
         usable at all, or token ids that the model's table does not have.
     """
     template = Template(config.template, tokenizer)
-    accountant = _Accountant(config.bad_rows == "refuse")
+    accountant = _Accountant()
     quiet = jax.process_index() > 0 or None  # None: unless stderr is a terminal
     rows = itertools.islice(sources.read_rows(path, config, split), max_rows or None)
 
@@ -71,18 +71,17 @@ def load_examples(
             except sources.BadRow as error:
                 accountant.bad_row(row.where, str(error))
 
-    examples: list[Example] = []
-    places: list[str] = []
+    used: list[tuple[str, Example]] = []
     waiting = conversations()
     while some := list(itertools.islice(waiting, _TOKENIZE_AT_ONCE)):
-        for where, example in _tokenize(some, template, config.max_length, accountant):
-            places.append(where)
-            examples.append(example)
-    accountant.refuse_bad_rows()
-    if not examples:
+        used += _tokenize(some, template, config.max_length, accountant)
+    if config.bad_rows == "refuse":
+        accountant.refuse_bad_rows()
+    if not used:
         why = ", ".join(f"{n} {reason}" for reason, n in accountant.dropped.items()) or "the file has no rows"
         first = f"; first: {accountant.offenders[0]}" if accountant.offenders else ""
         raise errors.UserError(f"{path}: no example to train on ({why}){first}; mend the rows or raise data.max_length")
+    places, examples = [where for where, _ in used], [example for _, example in used]
     largest = max(int(example.ids.max()) for example in examples)
     if largest >= vocab_size:
         raise errors.UserError(
@@ -111,8 +110,7 @@ def _tokenize(
 class _Accountant:
     """Counts what becomes of every row and token."""
 
-    def __init__(self, refuse: bool):
-        self.refuse = refuse
+    def __init__(self):
         self.rows_read = self.rows_truncated = self.tokens_cut = self.tokens_dropped = 0
         self.dropped: collections.Counter[str] = collections.Counter()
         self.offenders: list[str] = []
@@ -125,13 +123,13 @@ class _Accountant:
     def bad_row(self, where: str, problem: str) -> None:
         self.dropped["bad_row"] += 1
         self._offender(where, problem)
-        if self.refuse and len(self.bad) < _MAX_OFFENDERS:
+        if len(self.bad) < _SHOWN_BAD:
             self.bad.append(f"{where}: {problem}")
 
     def refuse_bad_rows(self) -> None:
-        more = self.dropped["bad_row"] - 3
-        tail = [f"… and {more} more bad rows; data.bad_rows='drop' leaves them all out, counted"] if more > 0 else []
-        errors.raise_if_any(self.bad and self.bad[:3] + tail)
+        more = self.dropped["bad_row"] - len(self.bad)
+        tail = [f"… and {more} more bad rows; data.bad_rows='drop' leaves them all out, counted"] if more else []
+        errors.raise_if_any(self.bad + tail)
 
     def drop(self, where: str, reason: str, n_tokens: int) -> None:
         self.dropped[reason] += 1

@@ -139,6 +139,11 @@ def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
     return _read_datasets(path, config, split)
 
 
+def is_path(path: str) -> bool:
+    """Whether it can be no dataset of the hub."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in _READERS
+
+
 def _unique_keys(pairs):
     keys = [key for key, _ in pairs]
     twice = sorted({key for key in keys if keys.count(key) > 1})
@@ -205,8 +210,7 @@ def _read_table(file: Path) -> Iterator[Row]:
 def _read_datasets(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
     import datasets
 
-    is_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in _READERS
-    if is_path and not Path(path).is_dir():
+    if is_path(path) and not Path(path).is_dir():
         raise errors.UserError(f"data file {path!r} does not exist (looked from {Path.cwd()}); correct the path")
     datasets.logging.set_verbosity(logging.CRITICAL)  # it would log errors that are reported below
     if not sys.stderr.isatty():

@@ -121,10 +121,9 @@ class ConfigReader:
             self.problem("rope_parameters and rope_scaling are both there; keep the right one")
         if self.raw.get("rope_theta") not in (None, raw.get("rope_theta")):
             self.problem("rope_theta differs from the one inside rope_parameters or rope_scaling; keep the right one")
-        if raw.get("type") not in (None, raw.get("rope_type", raw.get("type"))):
+        raw = {"rope_type": raw.get("type")} | raw  # `type` is the oldest spelling
+        if raw.get("type") not in (None, raw["rope_type"]):
             self.problem(f"rope: type={raw['type']!r} and rope_type={raw['rope_type']!r} differ; keep the right one")
-        if "type" in raw and "rope_type" not in raw:
-            raw = {**raw, "rope_type": raw["type"]}  # the oldest spelling
         reader = ConfigReader({k: v for k, v in raw.items() if k != "type"}, f"{self.where}: rope")
         kind = reader.take("rope_type", str, "default")
         rope = Rope(theta=reader.positive("rope_theta"), type=kind)

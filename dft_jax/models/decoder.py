@@ -102,10 +102,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        tokens_BL: Int[Array, "B L"],
-        segments_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
+        self, tokens_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"], positions_BL: Int[Array, "B L"]
     ) -> Float[Array, "B L D"]:
         c = self.config
 

@@ -290,25 +290,19 @@ def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
     tied_head = _HEAD in headers and model.config.tie_embeddings
     if tied_head:
         expected[_HEAD] = expected[_EMBEDDING]
-    missing = sorted(set(expected) - set(headers))
-    unexpected = sorted(set(headers) - set(expected) - ignored)
-    problems = []
-    for what, names in (("missing", missing), ("unexpected", unexpected)):
-        if names:
-            problems.append(f"{checkpoint.folder}: {len(names)} {what} tensors: {', '.join(names)}; {_REMEDY}")
-    for name in sorted(set(expected) & set(headers)):
+    others = {"missing": expected.keys() - headers.keys(), "unexpected": headers.keys() - expected.keys() - ignored}
+    found = [(len(names), what, ", ".join(sorted(names))) for what, names in others.items() if names]
+    problems = [f"{count} {what} tensors: {names}; {_REMEDY}" for count, what, names in found]
+    for name in sorted(expected.keys() & headers.keys()):
         shape, dtype = headers[name]
         if shape != expected[name]:
-            sizes = f"has shape {list(shape)}, config.json says {list(expected[name])}"
-            problems.append(f"{checkpoint.folder}: {name} {sizes}; {_REMEDY}")
+            problems.append(f"{name} has shape {list(shape)}, config.json says {list(expected[name])}; {_REMEDY}")
         if dtype not in _DTYPES:
-            problems.append(f"{checkpoint.folder}: {name} has dtype {dtype}; save it as one of {', '.join(_DTYPES)}")
+            problems.append(f"{name} has dtype {dtype}; save it as one of {', '.join(_DTYPES)}")
     if tied_head and not problems and not np.array_equal(checkpoint.read(_HEAD), checkpoint.read(_EMBEDDING)):
-        problems.append(
-            f"{checkpoint.folder}: {_HEAD} differs from the embedding, but config.json has"
-            " tie_word_embeddings=true; set it to false to keep the head"
-        )
-    errors.raise_if_any(problems)
+        remedy = "set it to false to keep the head"
+        problems.append(f"{_HEAD} differs from the embedding, but config.json has tie_word_embeddings=true; {remedy}")
+    errors.raise_if_any([f"{checkpoint.folder}: {problem}" for problem in problems])
 
 
 def load_params(checkpoint: Checkpoint, model: Model) -> Params:
