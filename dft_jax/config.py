@@ -233,22 +233,7 @@ def validate_moments(config: ConfigDict) -> list[str]:
 
 def benchmark_settings(config: ConfigDict) -> Settings:
     """The benchmark evaluation that `config.eval` asks for; UserError for a temperature that is no number."""
-    return settings_of({name: config.eval[name] for name in _SETTINGS}, "config.eval.")
-
-
-def settings_of(values: dict[str, Any], prefix: str) -> Settings:
-    """Settings from plain values, several of which are text with commas; `prefix` stands before their names.
-
-    Raises:
-      UserError: a temperature that is no number.
-    """
-    names = tuple(filter(None, values["benchmarks"].replace(" ", "").split(",")))
-    text = values["temperature"]
-    try:
-        temperature = tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise errors.UserError(f"{prefix}temperature={text!r} should be numbers, separated by commas") from error
-    return Settings(**values | {"benchmarks": names, "temperature": temperature})
+    return Settings.read({name: config.eval[name] for name in _SETTINGS}, "config.eval.")
 
 
 def _type_problem(key: str, value: Any, default: Any) -> str | None:

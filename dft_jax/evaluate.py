@@ -70,7 +70,7 @@ _define_settings()
 def settings() -> runner.Settings:
     """What the flags say."""
     values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(runner.Settings)}
-    return config_lib.settings_of(values, "--")
+    return runner.Settings.read(values, "--")
 
 
 def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from dft_jax import (
     writer,
 )
 from dft_jax.data import loader
-from dft_jax.evals import runner
+from dft_jax.evals.in_training import Benchmarks
 from dft_jax.models import Model, hf, matmul_precision
 from dft_jax.progress import Reporter
 from dft_jax.types import Batch, Params, TrainState
@@ -327,38 +327,3 @@ def make_evaluate(
         return metrics.per_token(total, "heldout")
 
     return evaluate
-
-
-class Benchmarks:
-    """The benchmark evaluations that a config asks for, in `workdir/eval/<step>`; none where it names no benchmark."""
-
-    def __init__(self, config: ConfigDict, tokenizer, model: Model, workdir: Path):
-        self.config, self.model, self.folder = config, model, workdir / "eval"
-        self.steps: list[int] = []
-        if config.eval.benchmarks:
-            self.plan = runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
-
-    def begin(self, last: int, start: int, data_sha256: str) -> None:
-        """Settles the steps to evaluate at.
-
-        Raises:
-          UserError: a folder of a step to come holds the evaluation of another run, or with other settings.
-        """
-        self.of = {"config_sha256": config_lib.digest(self.config), "training_data_sha256": data_sha256}
-        if self.config.eval.benchmarks:
-            every = self.config.eval.benchmarks_every
-            self.steps = [*(range(every, last, every) if every else []), last]
-        for step in self.steps:
-            if step > start or not (self.folder / str(step) / runner.SCORES_NAME).exists():
-                runner.check(self.plan, self.model, self.folder / str(step), {**self.of, "step": step})
-
-    def run(self, step: int, params) -> dict[str, float]:
-        """Samples and grades with these parameters; returns what metrics.jsonl has of it."""
-        of, out = {**self.of, "step": step}, self.folder / str(step)
-        summary = runner.evaluate(self.plan, self.model, lambda: params, out, of)
-        values = {}
-        for result in summary.get("results", []):
-            name = f"eval/{result['benchmark']}_T{result['temperature']:g}"
-            values[f"{name}_avg_at_{result['samples_per_problem']}"] = result["avg_at_k"]["mean"]
-            values[f"{name}_mean_token_entropy"] = result["mean_token_entropy"]
-        return values

@@ -61,6 +61,21 @@ class Settings:
     last_number: bool = _setting(False, "Take the last number of a completion that marks no answer.")
     workers: int = _setting(2, "Processes that grade.")
 
+    @classmethod
+    def read(cls, values: dict[str, Any], prefix: str) -> "Settings":
+        """Settings from plain values, several of which are text with commas; `prefix` stands before their names.
+
+        Raises:
+          UserError: a temperature that is no number.
+        """
+        names = tuple(filter(None, values["benchmarks"].replace(" ", "").split(",")))
+        text = values["temperature"]
+        try:
+            temperature = tuple(float(part) for part in text.split(",") if part.strip())
+        except ValueError as error:
+            raise errors.UserError(f"{prefix}temperature={text!r} should be numbers, separated by commas") from error
+        return cls(**values | {"benchmarks": names, "temperature": temperature})
+
     @property
     def temperatures(self) -> tuple[float, ...]:
         """0 is greedy, of which there is one sample."""

@@ -1,0 +1,44 @@
+"""The benchmark evaluations of a training run, at some of its steps."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dft_jax import config as config_lib
+from dft_jax.evals import runner
+from dft_jax.models import Model
+
+
+class Benchmarks:
+    """The benchmark evaluations that a config asks for, in `workdir/eval/<step>`; none where it names no benchmark."""
+
+    def __init__(self, config: ConfigDict, tokenizer, model: Model, workdir: Path):
+        self.config, self.model, self.folder = config, model, workdir / "eval"
+        self.steps: list[int] = []
+        if config.eval.benchmarks:
+            self.plan = runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
+
+    def begin(self, last: int, start: int, data_sha256: str) -> None:
+        """Settles the steps to evaluate at.
+
+        Raises:
+          UserError: a folder of a step to come holds the evaluation of another run, or with other settings.
+        """
+        self.of = {"config_sha256": config_lib.digest(self.config), "training_data_sha256": data_sha256}
+        if self.config.eval.benchmarks:
+            every = self.config.eval.benchmarks_every
+            self.steps = [*(range(every, last, every) if every else []), last]
+        for step in self.steps:
+            if step > start or not (self.folder / str(step) / runner.SCORES_NAME).exists():
+                runner.check(self.plan, self.model, self.folder / str(step), {**self.of, "step": step})
+
+    def run(self, step: int, params) -> dict[str, float]:
+        """Samples and grades with these parameters; returns what metrics.jsonl has of it."""
+        of, out = {**self.of, "step": step}, self.folder / str(step)
+        summary = runner.evaluate(self.plan, self.model, lambda: params, out, of)
+        values = {}
+        for result in summary.get("results", []):
+            name = f"eval/{result['benchmark']}_T{result['temperature']:g}"
+            values[f"{name}_avg_at_{result['samples_per_problem']}"] = result["avg_at_k"]["mean"]
+            values[f"{name}_mean_token_entropy"] = result["mean_token_entropy"]
+        return values
