@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from huggingface_hub import split_state_dict_into_shards_factory
 from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -58,44 +59,31 @@ def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str 
 
 
 def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard_gb: float) -> None:
-    table = list(hf.tensor_table(model))
-    item_bytes = jnp.dtype(dtype).itemsize
-    shards = _plan(table, item_bytes, max_shard_gb * 1e9)
+    table = sorted(hf.tensor_table(model), key=lambda e: (e[1] is not None, e[1] or 0))  # in layer order
+    entries = {name: (path, layer, shape) for path, layer, name, shape in table}
+    shards = split_state_dict_into_shards_factory(
+        entries,
+        get_storage_size=lambda entry: int(np.prod(entry[2])) * jnp.dtype(dtype).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=int(max_shard_gb * 1e9),
+    )
     read = hf.tensor_reader(params, model)
     is_writer = jax.process_index() == 0
-    weight_map = {}
     with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
-        for number, entries in enumerate(shards, start=1):
-            many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            file_name = many if len(shards) > 1 else hf.SINGLE_NAME
+        for file_name, names in shards.filename_to_tensors.items():
             tensors = {}
-            for path, layer, name, shape in entries:
+            for name in names:
                 interrupts.check()
                 _log.debug("export %s", name)
-                tensor = read(path, layer, shape)  # by all processes together
+                tensor = read(*entries[name])  # by all processes together
                 if is_writer:
                     tensors[name] = np.ascontiguousarray(tensor.astype(dtype))
-                weight_map[name] = file_name
                 progress.update()
             if is_writer:
                 _save(tensors, to / file_name)
-    if is_writer and len(shards) > 1:
-        total = sum(int(np.prod(shape)) for *_, shape in table) * item_bytes
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    if is_writer and shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": dict(sorted(shards.tensor_to_filename.items()))}
         write_json(to / hf.INDEX_NAME, index)
-
-
-def _plan(table: list[tuple], item_bytes: int, max_bytes: float) -> list[list[tuple]]:
-    """Cuts the table, in layer order, into shards of at most `max_bytes` (a larger tensor has one to itself)."""
-    shards, size = [[]], 0
-    for entry in sorted(table, key=lambda e: (e[1] is not None, e[1] or 0)):
-        n_bytes = int(np.prod(entry[3])) * item_bytes
-        if shards[-1] and size + n_bytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += n_bytes
-    return shards
 
 
 def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
