@@ -93,7 +93,8 @@ class Process:
         if not line:
             said = self.log.read_text(errors="replace").strip().splitlines()[-1:]
             how = "died" if readable else f"said nothing for {limit_s:.0f} s"
-            raise Failed(f"{self.contender.name} {how}: {' '.join(said)[:300]} (all of it: {self.log})")
+            where = f"WORK/logs/{self.log.parent.name}/{self.log.name}"
+            raise Failed(f"{self.contender.name} {how}: {' '.join(said)[:300]} (all of it: {where})")
         return json.loads(line)
 
     def stop(self) -> None:
