@@ -73,7 +73,7 @@ _DEFAULT = {
         "steps": 0,  # … unless this does
         "seed": 0,
         "loss_normalization": "global",  # tokens of the global batch; "official": sum of micro-batch means
-        "loss_chunk_tokens": 0,  # trained tokens whose logits exist at once on a device; 0: 1024, on CPUs 256
+        "loss_chunk_tokens": 1024,  # trained tokens whose logits exist at once on a device
         "max_skipped_steps": 5,  # non-finite updates in a row before the run stops
     },
     "mesh": {
@@ -137,8 +137,9 @@ _RANGES = {
     for is_legal, words, keys in (
         (lambda v: v >= 2, "at least 2 (one token to read, one to predict)", "data.max_length"),
         (lambda v: v >= 1, "at least 1", "model.attention_block train.global_batch train.accumulation"),
-        (lambda v: v >= 1, "at least 1", "train.max_skipped_steps checkpoint.every checkpoint.keep log.every"),
-        (lambda v: v >= 0, "at least 0", "data.max_rows train.steps train.loss_chunk_tokens optimizer.weight_decay"),
+        (lambda v: v >= 1, "at least 1", "train.loss_chunk_tokens train.max_skipped_steps"),
+        (lambda v: v >= 1, "at least 1", "checkpoint.every checkpoint.keep log.every"),
+        (lambda v: v >= 0, "at least 0", "data.max_rows train.steps optimizer.weight_decay"),
         (lambda v: v >= 0, "at least 0", "eval.every eval.benchmarks_every eval.max_examples"),
         (lambda v: v > 0, "above 0", "optimizer.learning_rate optimizer.eps optimizer.clip_norm"),
         (lambda v: v > 0, "above 0", "train.epochs export.max_shard_gb"),

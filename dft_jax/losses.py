@@ -22,10 +22,6 @@ from jaxtyping import Array, Bool, Float, Int
 from dft_jax import objectives, sharding
 from dft_jax.types import TokenStats
 
-CHUNK_TOKENS = (
-    1024  # unless a config says another, except on CPUs: there small chunks, with few empty places, are fastest
-)
-_CHUNK_TOKENS_CPU = 256
 _ROWS = P(sharding.BATCH_AXES, None)
 _HIDDEN = P(sharding.BATCH_AXES, None, None)
 _DIFFERENTIABLE = ("logp_BL", "kl_BL")
@@ -39,11 +35,6 @@ class _How:
     mesh: Mesh
     top_tokens: int
     objective: objectives.Objective | None = None  # whose gradients are made with the statistics
-
-
-def chunk_size(asked: int) -> int:
-    """`config.train.loss_chunk_tokens`, of which 0 leaves it to the platform."""
-    return asked or (_CHUNK_TOKENS_CPU if jax.default_backend() == "cpu" else CHUNK_TOKENS)
 
 
 def loss_and_stats(
@@ -67,8 +58,8 @@ def loss_and_stats(
     if objectives.OTHER_TOKENS in objective.needs:
         how = dict(chunk_tokens=chunk_tokens, mesh=mesh, top_tokens=top_tokens)
         stats = token_stats(*arguments, segments_BL, reference, **how)
-        return _total(objective, stats, mask_BL), jax.tree.map(lax.stop_gradient, stats)
-    total, found = _one_pass(*arguments, reference or (), _How(chunk_tokens, mesh, top_tokens, objective))
+        return jnp.where(mask_BL, objective(stats), 0).sum(), jax.tree.map(lax.stop_gradient, stats)
+    total, found = _loss_and_stats(*arguments, reference or (), _How(chunk_tokens, mesh, top_tokens, objective))
     return total, TokenStats(**found, examples_BL=jnp.where(mask_BL, segments_BL, 0))
 
 
@@ -102,53 +93,41 @@ def token_stats(
       Statistics of which only `logp_BL` and `kl_BL` carry a gradient, to `hidden_BLD` and `head_VD`.
     """
     how = _How(chunk_tokens, mesh, top_tokens)
-    stats = _token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference or (), how)
+    _, stats = _loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference or (), how)
     examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
     stopped = {name: lax.stop_gradient(value) for name, value in stats.items() if name not in _DIFFERENTIABLE}
     return TokenStats(**stats | stopped, examples_BL=examples_BL)
 
 
-def _total(objective, stats: TokenStats, mask_BL):
-    return jnp.where(mask_BL, objective(stats), 0).sum()
+def _total(objective, stats, mask):
+    """Σ of the objective, which has to look at each token alone; 0 without one."""
+    return jnp.where(mask, objective(TokenStats(**stats, examples_BL=mask)), 0).sum() if objective else 0.0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _one_pass(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how: _How):
-    """(Σ of the objective, statistics by name)."""
+def _loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how: _How):
+    """(Σ of the objective, statistics by name). Of the latter a gradient flows only where there is no objective."""
     without = dataclasses.replace(how, objective=None)  # nobody asks for a gradient
     stats, _ = _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, {}, without)
-    return _total(how.objective, TokenStats(**stats, examples_BL=mask_BL), mask_BL), stats
+    return _total(how.objective, stats, mask_BL), stats
 
 
-def _one_pass_forward(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how):
-    stats, gradients = _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, {}, how)
-    return (_total(how.objective, TokenStats(**stats, examples_BL=mask_BL), mask_BL), stats), gradients
+def _forward(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how):
+    arguments = (hidden_BLD, head_VD, targets_BL, mask_BL, reference)
+    stats, gradients = _on_devices(*arguments, {}, how)
+    return (_total(how.objective, stats, mask_BL), stats), gradients or arguments
 
 
-def _one_pass_backward(how, gradients, cotangents):
-    d_hidden_BLD, d_head_VD = (gradient * cotangents[0].astype(gradient.dtype) for gradient in gradients)
-    return d_hidden_BLD, d_head_VD, None, None, None
+def _backward(how, saved, cotangents):
+    d_total, d_stats = cotangents
+    if how.objective:
+        gradients = [gradient * d_total.astype(gradient.dtype) for gradient in saved]
+    else:
+        _, gradients = _on_devices(*saved, {name: d_stats[name] for name in _DIFFERENTIABLE if name in d_stats}, how)
+    return *gradients, None, None, None
 
 
-_one_pass.defvjp(_one_pass_forward, _one_pass_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how: _How):
-    return _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, {}, how)[0]
-
-
-def _token_stats_forward(*arguments_and_how):
-    return _token_stats(*arguments_and_how), arguments_and_how[:-1]
-
-
-def _token_stats_backward(how, arguments, cotangents):
-    cotangents = {name: cotangents[name] for name in _DIFFERENTIABLE if name in cotangents}
-    _, (d_hidden_BLD, d_head_VD) = _on_devices(*arguments, cotangents, how)
-    return d_hidden_BLD, d_head_VD, None, None, None
-
-
-_token_stats.defvjp(_token_stats_forward, _token_stats_backward)
+_loss_and_stats.defvjp(_forward, _backward)
 
 
 def _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, cotangents, how: _How):
@@ -246,7 +225,7 @@ def _gradients_of_loss(objective, stats, is_token_C):
     """d Σ loss / d statistic [C], by name; the objective sees the chunk as if it were a batch."""
 
     def loss(differentiable):
-        return _total(objective, TokenStats(**stats | differentiable, examples_BL=is_token_C), is_token_C)
+        return _total(objective, stats | differentiable, is_token_C)
 
     return jax.grad(loss)({name: stats[name] for name in _DIFFERENTIABLE if name in stats})
 
@@ -277,7 +256,8 @@ def _chunks(targets_BL, mask_BL, chunk_tokens, vocab_axes, local_vocab):
     index_C  [1 2] [4 6]      6 = N is beyond the last position: reads give 0, writes are dropped
     """
     N = mask_BL.size
-    chunk_tokens = min(chunk_tokens, N)
+    # The last chunk is computed whole: of few positions it should not be a large part.
+    chunk_tokens = min(chunk_tokens, max(N // 4, 128), N)
     mask_N = mask_BL.reshape(-1)
     padded = -(-N // chunk_tokens) * chunk_tokens
     (order_N,) = jnp.nonzero(mask_N, size=padded, fill_value=N)

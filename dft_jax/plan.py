@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerat
 
 from absl import flags
 
-from dft_jax import cli, config as config_lib, errors, losses, models, sharding
+from dft_jax import cli, config as config_lib, errors, models, sharding
 from dft_jax.analysis.memory import KINDS, Planner, Setting, settings
 from dft_jax.models import REMAT_POLICIES, DecoderConfig, hf
 from dft_jax.models.config import Rope
@@ -168,7 +168,6 @@ def main() -> None:
     config, n_devices = _CONFIG.value, _DEVICES.value
     problems = config_lib.validate_on(config, n_devices)
     errors.raise_if_any([problem for problem in problems if not problem.startswith(_UNREAD)])
-    config.train.loss_chunk_tokens = config.train.loss_chunk_tokens or losses.CHUNK_TOKENS  # the device's, not ours
     architecture = read_architecture(config.model.path, config.model.revision)
     errors.raise_if_any(config_lib.validate_architecture(config, architecture, n_devices))
     planner, mesh = Planner(config, architecture), sharding.mesh_sizes(*config.mesh.values(), n_devices)

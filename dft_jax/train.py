@@ -220,7 +220,7 @@ def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict)
             batch.segments_BL,
             None if reference is None else (model.apply(reference, batch), models.head(reference)),
             objective=objective,
-            chunk_tokens=losses.chunk_size(config.train.loss_chunk_tokens),
+            chunk_tokens=config.train.loss_chunk_tokens,
             mesh=model.mesh,
         )
         return total / denominator, metrics.token_sums(stats, total, batch.mask_BL)

@@ -121,7 +121,7 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
 
         def stats(hidden_BLD):
             where = (batch.targets_BL, batch.mask_BL, batch.segments_BL)
-            how = dict(chunk_tokens=losses.chunk_size(config.train.loss_chunk_tokens), mesh=model.mesh)
+            how = dict(chunk_tokens=config.train.loss_chunk_tokens, mesh=model.mesh)
             return losses.token_stats(hidden_BLD, models.head(params), *where, **how)
 
         own = stats(hidden_BLD)

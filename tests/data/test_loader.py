@@ -211,7 +211,7 @@ def test_iterating_from_a_step_equals_random_access(many):
 def test_rows_come_in_few_counts(many):
     steps = steps_of(many, accumulation=2)
     counts = {steps[n].n_rows * 2 for n in range(40)}
-    assert counts <= set(steps.packer.row_counts) and len(steps.packer.row_counts) <= 3
+    assert counts <= set(steps.packer.row_counts) and len(steps.packer.row_counts) <= 5
 
 
 def test_by_examples_gives_each_micro_batch_its_share(many):
