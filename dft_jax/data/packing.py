@@ -51,8 +51,8 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
       multiple: rows come in multiples of this (micro-batches × devices that rows are spread over).
 
     Returns:
-      Ascending; the last is enough for every step. At most six, and one more for every ten steps; each saves at least
-      half a percent of all rows.
+      Ascending; the last is enough for every step. At most eight, and one more for every ten steps; each saves at least
+      a quarter percent of all rows.
     """
     sizes, times = np.unique(round_up(np.array(needed), multiple), return_counts=True)
     n_steps = np.cumsum(times)  # of this size, or smaller
@@ -67,10 +67,10 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
             for rows, counts, done in options
         )
 
-    found = [fewest(len(sizes) - 1, n) for n in range(1, min(6, 1 + len(needed) // 10) + 1)]
+    found = [fewest(len(sizes) - 1, n) for n in range(1, min(8, 1 + len(needed) // 10) + 1)]
     best = found[0]
     for more in found[1:]:
-        best = more if more[0] < 0.995 * best[0] else best
+        best = more if more[0] < 0.9975 * best[0] else best
     return best[1]
 
 

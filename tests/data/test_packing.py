@@ -47,7 +47,7 @@ def test_row_counts_are_few_and_enough():
         assert empty <= sum(min(count for count in (*other, counts[-1]) if count >= n) - n for n in needed)
     many = rng.normal(64, 3, size=400).astype(int)
     counts = np.array(packing.row_counts(many.tolist(), multiple=1))
-    assert len(counts) <= 6 and counts[np.searchsorted(counts, many)].sum() < 1.015 * many.sum()
+    assert len(counts) <= 8 and counts[np.searchsorted(counts, many)].sum() < 1.012 * many.sum()
 
 
 def test_picture_of_a_batch():
