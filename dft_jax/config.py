@@ -224,12 +224,10 @@ def validate(config: ConfigDict) -> list[str]:
 
 def validate_moments(config: ConfigDict) -> list[str]:
     """A bfloat16 keeps 8 bits: an average that should shrink by less than 1/256 of itself a step never would."""
-    if config.moment_dtype == "bfloat16" and 1 - config.b2 < 1 / 256:
-        return [
-            f"config.optimizer.moment_dtype='bfloat16' cannot hold a second moment with b2={config.b2}: its rounding"
-            " would undo every decrease; use 'bfloat16_first', or config.optimizer.b2 of at most 0.996"
-        ]
-    return []
+    if config.moment_dtype != "bfloat16" or 1 - config.b2 >= 1 / 256:
+        return []
+    what = f"config.optimizer.moment_dtype='bfloat16' cannot hold a second moment with b2={config.b2}"
+    return [f"{what}: rounding would undo every decrease; use 'bfloat16_first', or optimizer.b2 of at most 0.996"]
 
 
 def benchmark_settings(config: ConfigDict) -> Settings:

@@ -110,6 +110,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     return {name: f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}" for name in names}
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: of two equal keys the last would win, and other readers may take the first."""
+    keys = [key for key, _ in pairs]
+    twice = [key for key in keys if keys.count(key) > 1] if len(set(keys)) < len(keys) else []
+    if twice:
+        raise ValueError(f"key {twice[0]!r} appears twice in an object; keep one")
+    return dict(pairs)
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """' (did you mean X?)' for the closest known name, or the empty string."""
     import difflib

@@ -4,9 +4,9 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 import dft_jax
 from dft_jax import errors, metrics, models
-from dft_jax.data import loader
+from dft_jax.data.loader import Examples, Step
 from dft_jax.models import Model
 from dft_jax.writer import Writer
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 
@@ -28,25 +27,22 @@ class Reporter:
     _SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
     _COMPILED = "/jax/core/compile/backend_compile_duration"  # jax.monitoring's name of a compilation
 
-    def __init__(
-        self, config: ConfigDict, model: Model, log: Writer, examples: loader.Examples, steps: int, start: int
-    ):
+    def __init__(self, config: ConfigDict, model: Model, log: Writer, examples: Examples, steps: int, start: int):
         self.log, self.log_every, self.steps = log, config.log.every, steps
         self.throughput = _Throughput(model, examples.mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
         self.trace = Trace(config.profile, log.file.parent / "profile")
         self.compilations = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
-        self.behind: tuple[int, dict, loader.Step] | None = None
+        self.behind: tuple[int, dict, Step] | None = None
         quiet = jax.process_index() > 0
         self.bar = tqdm(total=steps, initial=start, desc=config.objective, unit="step", disable=quiet)
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
 
-    def waited(self, batches: Iterable[T]) -> Iterator[T]:
+    def waited(self, batches: Iterator[Step]) -> Iterator[Step]:
         """The same; the time that they take is reported as waiting for data."""
-        batches = iter(batches)
         with contextlib.suppress(StopIteration):
             while True:
                 with self.throughput.spent("data_wait_s"):
@@ -65,7 +61,7 @@ class Reporter:
         if self.compilations > before:
             print(f"warning: step {step} compiled something, which should not happen while training", file=sys.stderr)
 
-    def add(self, step: int, sums: dict[str, jax.Array], packed: loader.Step) -> None:
+    def add(self, step: int, sums: dict[str, jax.Array], packed: Step) -> None:
         self.flush()
         self.behind = (step, sums, packed)
 
@@ -189,7 +185,7 @@ class _Throughput:
         yield
         self.spent_s[on] += time.perf_counter() - begin
 
-    def of(self, sums: dict, step: loader.Step) -> dict[str, float]:
+    def of(self, sums: dict, step: Step) -> dict[str, float]:
         now, last = time.perf_counter(), self.last
         self.last = now
         spent_s, self.spent_s = self.spent_s, dict.fromkeys(self.spent_s, 0.0)

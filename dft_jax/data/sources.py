@@ -144,14 +144,6 @@ def is_path(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in _READERS
 
 
-def _unique_keys(pairs):
-    keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise BadRow(f"key {twice[0]!r} appears twice in the object; keep one")
-    return dict(pairs)
-
-
 def _read_jsonl(file: Path) -> Iterator[Row]:
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -162,15 +154,13 @@ def _read_jsonl(file: Path) -> Iterator[Row]:
 def _object(line: bytes) -> dict[str, Any] | str:
     """The JSON object of a line, or what is wrong with it."""
     try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys)
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=errors.unique_keys)
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start}; re-save the file as UTF-8"
     except json.JSONDecodeError as error:
         cut = "" if line.endswith(b"\n") else ", and the line has no end: was the file cut off?"
         return f"not JSON at column {error.colno} ({error.msg}){cut}; mend or remove the line"
-    except BadRow as error:
-        return str(error)
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 10000 deep
+    except (ValueError, RecursionError) as error:  # a key twice, a number of 5000 digits, brackets 10000 deep
         return f"not JSON that Python reads ({error}); mend or remove the line"
     found = type(value).__name__
     return value if found == "dict" else f"expected a JSON object, found {found}; write one object per line"
@@ -179,7 +169,7 @@ def _object(line: bytes) -> dict[str, Any] | str:
 def _read_json(file: Path) -> Iterator[Row]:
     content = file.read_bytes()
     try:
-        rows = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+        rows = json.loads(content.decode("utf-8"), object_pairs_hook=errors.unique_keys)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise errors.UserError(f"{file.name}:{line}: not UTF-8; re-save the file as UTF-8") from error

@@ -5,10 +5,8 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,15 +88,6 @@ def _begins(file: Path) -> bytes:
         return handle.read(32)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal keys the last would win, and other readers may take the first."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        [(key, times)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {key!r} stands there {times} times")
-    return value
-
-
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
@@ -110,7 +99,7 @@ def read_json(file: Path) -> dict:
     check_file(file)
     try:
         text = file.read_text(encoding="utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = json.loads(text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {_FETCH}") from error
     except json.JSONDecodeError as error:
@@ -248,7 +237,7 @@ def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     with _open(file), open(file, "rb") as handle:  # the library checks all, but of two equal names it takes the last
         header = handle.read(int.from_bytes(handle.read(8), "little"))
     with errors.told(f"{file}: in its header", "fetch it again", (ValueError,)):
-        entries = json.loads(header, object_pairs_hook=_unique)
+        entries = json.loads(header, object_pairs_hook=errors.unique_keys)
     entries.pop("__metadata__", None)
     return {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
 
