@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib, errors, writer
 from dft_jax.checkpoint import Checkpoints
-from dft_jax.data import loader
 from dft_jax.data.chat import Template
+from dft_jax.data.loader import Examples
 from dft_jax.models import Model, hf
 
 _LOCK_NAME = ".lock"
@@ -53,7 +53,7 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
 
 
 def fingerprint(
-    config: ConfigDict, source: Path, model: Model, tokenizer: Any, train: loader.Examples, steps: int, reference: bool
+    config: ConfigDict, source: Path, model: Model, tokenizer: Any, train: Examples, steps: int, reference: bool
 ) -> dict[str, Any]:
     """What makes a run the one it is, as plain values by name; a run goes on only from a checkpoint of its own.
 
@@ -113,9 +113,7 @@ def _covers(allowed: str, name: str) -> bool:
     return f"{name}.".startswith((f"{allowed}.", f"config.{allowed}."))
 
 
-def describe_run(
-    workdir: Path, config: ConfigDict, model: Model, train: loader.Examples, heldout: loader.Examples | None
-) -> None:
+def describe_run(workdir: Path, config: ConfigDict, model: Model, train: Examples, heldout: Examples | None) -> None:
     """Writes what a reader of the run needs: config.json, env.json, data_report.json."""
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
         writer.write_text(workdir / "config.json", config_lib.to_json(config))

@@ -127,14 +127,8 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     source = hf.resolve(config.model.path, config.model.revision)
     architecture = hf.read_config(source)
     errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))
-    model = models.build(
-        architecture,
-        sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
-        param_dtype=config.model.param_dtype,
-        compute_dtype=config.model.compute_dtype,
-        remat=config.model.remat,
-        attention_block=config.model.attention_block,
-    )
+    options = {name: config.model[name] for name in models.OPTIONS}
+    model = models.build(architecture, sharding.make_mesh(**config.mesh), **options)
     if config.model.init == "checkpoint":
         hf.check_tensors(hf.Checkpoint(source), model)
     else:
@@ -154,16 +148,10 @@ def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examp
 
 def make_steps(config: ConfigDict, examples: loader.Examples, model: Model) -> loader.Steps:
     """The packed steps of the run."""
-    return loader.Steps(
-        examples,
-        model.mesh,
-        steps=n_steps(config, len(examples)),
-        global_batch=config.train.global_batch,
-        seed=config.train.seed,
-        accumulation=config.train.accumulation,
-        row_length=config.data.max_length,
-        by_examples=config.train.loss_normalization == "official",
-    )
+    t = config.train
+    how = dict(global_batch=t.global_batch, seed=t.seed, accumulation=t.accumulation, row_length=config.data.max_length)
+    how |= dict(steps=n_steps(config, len(examples)), by_examples=t.loss_normalization == "official")
+    return loader.Steps(examples, model.mesh, **how)
 
 
 def n_steps(config: ConfigDict, n_examples: int) -> int:

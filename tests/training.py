@@ -40,8 +40,7 @@ class Trainer:
     def __init__(self, mesh, loss_fn=None, **overrides):
         self.config = config = tiny_config(**overrides)
         self.mesh = mesh
-        names = ("param_dtype", "compute_dtype", "remat", "attention_block")
-        options = {name: config.model[name] for name in names}
+        options = {name: config.model[name] for name in models.OPTIONS}
         self.model = models.build(hf.read_config(assets.TINY), mesh, **options)
         schedule = optimizer_lib.make_schedule(config.optimizer, config.train.steps)
         self.optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)

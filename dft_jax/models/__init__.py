@@ -16,7 +16,9 @@ from dft_jax.models.config import DecoderConfig
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder
 from dft_jax.types import Batch, Params
 
-__all__ = ["REMAT_POLICIES", "DecoderConfig", "Model", "build", "head", "matmul_precision", "with_attention"]
+OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")  # of `build`, and of config.model
+
+__all__ = ["OPTIONS", "REMAT_POLICIES", "DecoderConfig", "Model", "build", "head", "matmul_precision", "with_attention"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,16 +33,9 @@ def make_config(compute_dtype: str = "float32", **changes):
 
 def build(config, folder: str | Path):
     """The model of a checkpoint on one device."""
-    settings = config.model
-    model = models.build(
-        hf.read_config(Path(folder)),
-        one_device_mesh(),
-        param_dtype=settings.param_dtype,
-        compute_dtype=settings.compute_dtype,
-        remat=settings.remat,
-        attention_block=settings.attention_block,
-    )
-    return models.with_attention(model, settings.attention)
+    options = {name: config.model[name] for name in models.OPTIONS}
+    model = models.build(hf.read_config(Path(folder)), one_device_mesh(), **options)
+    return models.with_attention(model, config.model.attention)
 
 
 def load_params(folder: str | Path, model):
