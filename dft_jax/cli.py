@@ -86,11 +86,10 @@ def keep_compilations() -> None:
     """
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)
-        return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dft_jax" / "compilations"
-    with contextlib.suppress(OSError):  # a home that cannot be written: every start compiles
-        cache.mkdir(parents=True, exist_ok=True)
-        if not jax.config.jax_compilation_cache_dir:
+    elif not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dft_jax" / "compilations"
+        with contextlib.suppress(OSError):  # a home that cannot be written: every start compiles
+            cache.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(cache))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

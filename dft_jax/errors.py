@@ -1,5 +1,6 @@
 """Errors a user can mend, and the one place that turns them into an exit code."""
 
+import collections
 import contextlib
 import functools
 import os
@@ -38,6 +39,10 @@ class UserError(ValueError):
 
 class Stopped(BaseException):
     """A signal asked the run to end. Like KeyboardInterrupt it is no Exception, so nothing mends it by mistake."""
+
+
+class KeyTwice(ValueError):
+    """An object of JSON has a key twice."""
 
 
 def raise_if_any(problems: Sequence[str]) -> None:
@@ -112,10 +117,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For json.loads: of two equal keys the last would win, and other readers may take the first."""
-    keys = [key for key, _ in pairs]
-    twice = [key for key in keys if keys.count(key) > 1] if len(set(keys)) < len(keys) else []
-    if twice:
-        raise ValueError(f"key {twice[0]!r} appears twice in an object; keep one")
+    if len(dict(pairs)) < len(pairs):
+        [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
+        raise KeyTwice(f"key {key!r} appears twice in an object; keep one")
     return dict(pairs)
 
 

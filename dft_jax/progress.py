@@ -110,8 +110,6 @@ class Reporter:
 class SkipGuard:
     """Counts updates skipped for non-finite numbers; too many in a row end the run."""
 
-    _SHOWN = 16
-
     def __init__(self, most_in_a_row: int):
         self.most, self.in_a_row = most_in_a_row, 0
 
@@ -119,7 +117,7 @@ class SkipGuard:
         """`where`: file and line of the step's examples."""
         self.in_a_row = 0 if is_finite else self.in_a_row + 1
         if self.in_a_row >= self.most:
-            shown = ", ".join(where[: self._SHOWN]) + (", …" if len(where) > self._SHOWN else "")
+            shown = ", ".join(where[:16]) + (", …" if len(where) > 16 else "")
             raise errors.UserError(
                 [
                     f"step {step}: {self.most} non-finite updates in a row, none of them applied; look at the data of"

@@ -160,7 +160,9 @@ def _object(line: bytes) -> dict[str, Any] | str:
     except json.JSONDecodeError as error:
         cut = "" if line.endswith(b"\n") else ", and the line has no end: was the file cut off?"
         return f"not JSON at column {error.colno} ({error.msg}){cut}; mend or remove the line"
-    except (ValueError, RecursionError) as error:  # a key twice, a number of 5000 digits, brackets 10000 deep
+    except errors.KeyTwice as error:
+        return str(error)
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 10000 deep
         return f"not JSON that Python reads ({error}); mend or remove the line"
     found = type(value).__name__
     return value if found == "dict" else f"expected a JSON object, found {found}; write one object per line"

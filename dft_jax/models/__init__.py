@@ -17,7 +17,6 @@ from dft_jax.models.decoder import REMAT_POLICIES, Decoder
 from dft_jax.types import Batch, Params
 
 OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")  # of `build`, and of config.model
-
 __all__ = ["OPTIONS", "REMAT_POLICIES", "DecoderConfig", "Model", "build", "head", "matmul_precision", "with_attention"]
 
 

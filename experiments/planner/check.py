@@ -14,7 +14,7 @@ import sys
 import time
 
 FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
-    xla_temporary_gib plan_temporary_gib temporary_error_percent compile_s""".split()
+    xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib compile_s""".split()
 MODEL = "Qwen/Qwen2.5-Math-1.5B"
 GIB = 2**30
 
@@ -58,17 +58,17 @@ def compile_step(planner, setting, devices):
         return step.func.lower(None, train.abstract_state(model, optimizer), batch).compile()
 
 
-def allocated_gib(compiled) -> tuple[float, float]:
-    """What XLA would allocate on each device: in all, and for temporaries."""
+def allocated_gib(compiled) -> tuple[float, float, float]:
+    """What XLA would allocate on each device in all, and for temporaries; and what it uses at once (not on a CPU)."""
     m = compiled.memory_analysis()
     everything = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
-    return everything / GIB, m.temp_size_in_bytes / GIB
+    return everything / GIB, m.temp_size_in_bytes / GIB, m.peak_memory_in_bytes / GIB
 
 
 def compare(planner, setting, devices) -> dict:
     """A row of results."""
     start = time.perf_counter()
-    xla, xla_temporary = allocated_gib(compile_step(planner, setting, devices))
+    xla, xla_temporary, xla_peak = allocated_gib(compile_step(planner, setting, devices))
     seconds = time.perf_counter() - start
     account = planner.memory(setting)
     plan = sum(account.values())
@@ -85,6 +85,7 @@ def compare(planner, setting, devices) -> dict:
         "xla_temporary_gib": f"{xla_temporary:.2f}",
         "plan_temporary_gib": f"{plan_temporary:.2f}",
         "temporary_error_percent": f"{100 * (plan_temporary / xla_temporary - 1):.1f}",
+        "xla_peak_gib": f"{xla_peak:.2f}" if devices[0].platform != "cpu" else "",
         "compile_s": f"{seconds:.0f}",
     }
 

@@ -22,30 +22,30 @@ MACHINES = {
     "one H200": ("h200", 1),
     "eight H100": ("h100", 8),
 }
-FIELDS = ("model", "machine", "usable_gib", "mesh", "remat", "rows", *KINDS, "total", "fits", "most_rows")
+FIELDS = ("model", "machine", "device_gib", "mesh", "remat", "rows", *KINDS, "total", "verdict", "most_rows_that_fit")
 STEP_ROWS = 256  # no two examples in one row: the worst
 
 
-def rows_of(planner: Planner, n_devices: int, room_gib: float):
+def rows_of(planner: Planner, n_devices: int, has_gib: float):
     """One row of the table for each policy."""
     mesh = (1, n_devices, 1)
     for remat in REMAT_POLICIES:
         account = planner.memory(next(settings(mesh, remat, STEP_ROWS)))
-        most, total = plan.fitting(planner, mesh, remat, STEP_ROWS, room_gib), sum(account.values())
+        most, total = plan.fitting(planner, mesh, remat, STEP_ROWS, plan.SURE * has_gib), sum(account.values())
         yield {
             "mesh": "x".join(map(str, mesh)),
             "remat": remat,
             "rows": 1,
             **{kind: f"{gib:.2f}" for kind, gib in account.items()},
             "total": f"{total:.2f}",
-            "fits": total <= room_gib,
-            "most_rows": most.rows if most else 0,
+            "verdict": plan.verdict(total, has_gib),
+            "most_rows_that_fit": most.rows if most else 0,
         }
 
 
-def suggestion(planner: Planner, n_devices: int, room_gib: float) -> str:
+def suggestion(planner: Planner, n_devices: int, has_gib: float) -> str:
     """A cell of README.md."""
-    found = plan.suggest(planner, n_devices, STEP_ROWS, room_gib)
+    found = plan.suggest(planner, n_devices, STEP_ROWS, plan.SURE * has_gib)
     if found is None:
         return "no"
     mesh = "×".join(map(str, found.setting.mesh))
@@ -66,10 +66,10 @@ def main() -> None:
             planner = Planner(config_lib.get_default(), plan.ARCHITECTURES[model])
             cells = []
             for machine, (device, n_devices) in MACHINES.items():
-                room_gib = plan.DEVICES_GIB[device] * plan.USABLE
-                for row in rows_of(planner, n_devices, room_gib):
-                    table.writerow({"model": model, "machine": machine, "usable_gib": f"{room_gib:.1f}"} | row)
-                cells.append(suggestion(planner, n_devices, room_gib))
+                has_gib = plan.DEVICES_GIB[device]
+                for row in rows_of(planner, n_devices, has_gib):
+                    table.writerow({"model": model, "machine": machine, "device_gib": has_gib} | row)
+                cells.append(suggestion(planner, n_devices, has_gib))
             print(f"| {model} | {' | '.join(cells)} |", flush=True)
 
 
