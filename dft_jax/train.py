@@ -103,8 +103,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             for step, packed_step in zip(
                 range(start + 1, steps + 1), reporter.waited(packed.iterate(start)), strict=False
             ):
+                batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
                 with reporter.watched(step):
-                    batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
                     state, sums = train_step(state, batch)
                     reporter.add(step, sums, packed_step)
                 interrupts.check()

@@ -32,7 +32,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("killed_at", [2, 4])
-@pytest.mark.parametrize("where", [(Checkpoints, "save"), (progress.Reporter, "evaluated")], ids=["save", "evaluate"])
+@pytest.mark.parametrize("where", [(Checkpoints, "save"), (progress.Reporter, "evaluate")], ids=["save", "evaluate"])
 def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_path, monkeypatch):
     """Before the first checkpoint (2) and at the very end (4): no row twice, none missing."""
     original = getattr(*where)
