@@ -98,6 +98,5 @@ def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         hashed = threads.map(of, files)
-        return dict(
-            tqdm(hashed, desc="verify", total=len(files), unit="file", leave=False, delay=2, disable=is_new or None)
-        )
+        how = dict(desc="verify", total=len(files), unit="file", leave=False, delay=2, disable=is_new or None)
+        return dict(tqdm(hashed, **how))

@@ -44,15 +44,8 @@ def per_token(sums: dict, area: str) -> dict:
 
 # Dense bf16 peak of one device, FLOP/s, by a part of `device.device_kind`; from the makers' datasheets.
 _PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v6": 918e12,
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "B200": 2250e12,
+    **{"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v6": 918e12},  # "TPU v5": v5p
+    **{"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12},
 }
 
 

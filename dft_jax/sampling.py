@@ -84,10 +84,6 @@ class Usage:
     places: int = 0
     tokens: int = 0
 
-    @property
-    def useful_fraction(self) -> float:
-        return self.tokens / max(self.places, 1)
-
 
 class Sampler:
     """Makes completions with one model. What it compiles serves every call, whatever the parameters.

@@ -143,12 +143,10 @@ class _Wandb:
         import wandb
 
         run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run is resumed
-        project, settings = config.log.wandb_project, config.to_dict()
+        about = dict(project=config.log.wandb_project, dir=workdir, config=config.to_dict())
         # It would keep the address of the git remote, which may hold a token, and the command; env.json says enough.
         private = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True)
-        self.run = wandb.init(
-            project=project, id=run_id, resume="allow", dir=workdir, config=settings, settings=private
-        )
+        self.run = wandb.init(id=run_id, resume="allow", settings=private, **about)
 
     def add_scalar(self, name, value, step):
         self.run.log({name: value}, step=step)

@@ -205,10 +205,8 @@ class Packer:
         self.examples, self.where, self.mesh = examples.examples, examples.where, mesh
         self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
         self.multiple = accumulation * sharding.batch_shards(mesh)
-        packed = map(
-            self._pack, tqdm(ahead, desc="pack", unit="step", leave=False, delay=2, disable=jax.process_index() > 0)
-        )
-        self.row_counts = packing.row_counts([self._needed(step) for step in packed], self.multiple)
+        watched = tqdm(ahead, desc="pack", unit="step", leave=False, delay=2, disable=jax.process_index() > 0)
+        self.row_counts = packing.row_counts([self._needed(self._pack(step)) for step in watched], self.multiple)
 
     def _needed(self, micro_batches: list[list[list[int]]]) -> int:
         return self.accumulation * max(map(len, micro_batches))

@@ -14,9 +14,10 @@ def blocked(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block):
     """In plain JAX, float32 softmax.
 
     Queries go in blocks; a block only multiplies the keys it can reach, so the upper triangle costs
-    nothing beyond the diagonal blocks, and the scores in memory are [B, H, block, L] at most.
+    nothing beyond the diagonal blocks, and the scores in memory are [B, H, block, L] at most. Short rows are cut too.
     """
     B, L, H, K = q_BLHK.shape
+    block = min(block, max(L // 4, 64))
     G = k_BLGK.shape[2]
     q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
     outputs = []

@@ -92,10 +92,9 @@ def packed_errors(name: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, b
 
     # Scores of standard deviation 4: a query looks at few keys, so that one key too many or too few is no small thing.
     *qkv, cotangent_BLHK = jax.jit(lambda: (draw(0, H, scale=4.0), draw(1, G), draw(2, G), draw(3, H)))()
-    found = jax.jit(with_gradients, static_argnums=0)(packed, qkv, cotangent_BLHK)
+    made_by = jax.jit(with_gradients, static_argnums=0)
+    found = made_by(packed, qkv, cotangent_BLHK)
     with jax.default_matmul_precision("highest"):
-        exact = jax.jit(with_gradients, static_argnums=0)(
-            separate, [x.astype(jnp.float32) for x in qkv], cotangent_BLHK
-        )
+        exact = made_by(separate, [x.astype(jnp.float32) for x in qkv], cotangent_BLHK)
     compare = jax.jit(lambda *both: tuple(map(largest, *both)), out_shardings=sharding.named(mesh))
     return dict(zip(("output", "dq", "dk", "dv"), map(float, compare(found, exact)), strict=True))

@@ -121,8 +121,5 @@ def head_rows(head_UMWD, blocks_X: Int[Array, "*X"], mesh: Mesh, rows_X: Int[Arr
         return lax.psum(found, "tensor")
 
     n_out = blocks_X.ndim + (rows_X is None)
-    in_specs = (P(None, "tensor", None, width_axis), P(), P())
-    found = jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=P(*[None] * n_out, width_axis))(
-        head_UMWD, blocks_X, rows_X
-    )
-    return sharding.pin(found, mesh)
+    specs = dict(in_specs=(P(None, "tensor", None, width_axis), P(), P()), out_specs=P(*[None] * n_out, width_axis))
+    return sharding.pin(jax.shard_map(local, mesh=mesh, **specs)(head_UMWD, blocks_X, rows_X), mesh)

@@ -1,8 +1,10 @@
 """The parts of a decoder layer. Kernels keep the checkpoint's order (outputs first), so import is a plain copy."""
 
 import math
+import re
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -29,7 +31,8 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         normal = nn.initializers.normal(self.init_std)
         kernel = _param(self, "kernel", normal, self.shape, self.axes, self.param_dtype)
-        y = jnp.einsum(self.einsum, x, kernel.astype(x.dtype))
+        product = _cpu_product if jax.default_backend() == "cpu" else jnp.einsum
+        y = product(self.einsum, x, kernel.astype(x.dtype))
         if self.bias_dims:
             shape, axes = self.shape[: self.bias_dims], self.axes[: self.bias_dims]
             # A bias lives where its kernel's outputs do; along the width of the model it is not cut.
@@ -37,6 +40,25 @@ class Linear(nn.Module):
             bias = _param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
             y = y + jnp.expand_dims(bias.astype(x.dtype), tuple(range(y.ndim - bias.ndim)))
         return y
+
+
+def _cpu_product(einsum, x, kernel):
+    """`jnp.einsum`, with another gradient of the kernel: XLA's CPU compiler transposes the first operand of a product,
+    computing again what that is made of. JAX always puts dy there; this the smaller of x and dy (10 % of a step)."""
+    of_x, of_kernel, of_y = re.split(",|->", einsum)
+
+    @jax.custom_gradient
+    def product(x, kernel):
+        def gradients(dy):
+            d_x = jnp.einsum(f"{of_y},{of_kernel}->{of_x}", dy, kernel)
+            if dy.size <= x.size:
+                return d_x, jnp.einsum(f"{of_y},{of_x}->{of_kernel}", dy, x)
+            turned = jnp.einsum(f"{of_x},{of_y}->{of_kernel[::-1]}", x, dy)
+            return d_x, jax.lax.optimization_barrier(turned).T  # without it XLA would turn the product back
+
+        return jnp.einsum(einsum, x, kernel), gradients
+
+    return product(x, kernel)
 
 
 class RMSNorm(nn.Module):

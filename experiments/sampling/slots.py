@@ -31,7 +31,8 @@ def main() -> None:
         sampler = Sampler(opened.model, stop_ids=[], max_length=512, slots=slots)
         asked = [Request(str(i), 0, (1, 2, 3 + i % 200), 1.0, n) for i, n in enumerate(lengths)]
         assert sum(len(completion.ids) for completion in sampler.sample(params, asked, progress=False)) == sum(lengths)
-        print(f"{slots} slots: {sampler.usage.useful_fraction:.1%} of {sampler.usage.places} places")
+        usage = sampler.usage
+        print(f"{slots} slots: {usage.tokens / usage.places:.1%} of {usage.places} places")
 
 
 if __name__ == "__main__":

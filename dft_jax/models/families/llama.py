@@ -7,7 +7,5 @@ HF_MODEL_TYPE = "llama"
 
 def read(reader: ConfigReader) -> DecoderConfig:
     reader.expect("pretraining_tp", 1)
-    bias = reader.take("attention_bias", bool, False)
-    return DecoderConfig(
-        **read_common(reader), qkv_bias=bias, o_bias=bias, mlp_bias=reader.take("mlp_bias", bool, False)
-    )
+    bias, mlp_bias = (reader.take(name, bool, False) for name in ("attention_bias", "mlp_bias"))
+    return DecoderConfig(**read_common(reader), qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)
