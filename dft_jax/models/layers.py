@@ -29,8 +29,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        normal = nn.initializers.normal(self.init_std)
-        kernel = _param(self, "kernel", normal, self.shape, self.axes, self.param_dtype)
+        kernel = _param(self, "kernel", nn.initializers.normal(self.init_std), self.shape, self.axes, self.param_dtype)
         product = _cpu_product if jax.default_backend() == "cpu" else jnp.einsum
         y = product(self.einsum, x, kernel.astype(x.dtype))
         if self.bias_dims:
@@ -85,15 +84,16 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         c = self.config
-        bias = 1 if c.mlp_bias else 0
 
         def linear(name, einsum, shape, axes):
-            return Linear(einsum, shape, axes, bias, c.init_std, self.param_dtype, name=name)
+            return Linear(einsum, shape, axes, int(c.mlp_bias), c.init_std, self.param_dtype, name=name)
 
         D, F = c.hidden_size, c.intermediate_size
         gate_BLF = linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
         up_BLF = linear("up", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
-        return linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"))(nn.silu(gate_BLF) * up_BLF)
+        # What silu would save for the backward pass costs more to keep than to make again.
+        activation = jax.checkpoint(lambda gate, up: nn.silu(gate) * up, prevent_cse=False)
+        return linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"))(activation(gate_BLF, up_BLF))
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
