@@ -104,14 +104,10 @@ class Interrupts:
         self.is_working = True
         if jax.process_count() == 1:
             return self.handled is not None
-        previous, self.pending = self.pending, _n_asked(self.handled is not None)
+        layout, total = _adder()
+        mine = np.full(jax.local_device_count(), self.handled is not None, np.int32)
+        previous, self.pending = self.pending, total(jax.make_array_from_process_local_data(layout, mine))
         return previous is not None and int(previous) > 0
-
-
-def _n_asked(mine: bool) -> jax.Array:
-    layout, total = _adder()
-    local = np.full(jax.local_device_count(), mine, np.int32)
-    return total(jax.make_array_from_process_local_data(layout, local))
 
 
 @functools.cache

@@ -6,6 +6,7 @@ more function under `@objective`; its keyword arguments are its parameters, its 
 published ones. A config names it as `dft` or with parameters as `mixed(alpha=0.8)`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -192,14 +193,9 @@ def make_objective(spec: str) -> Objective:
             words = f"{name} has no parameter {key!r}; known: {', '.join(legal) or 'none'}"
             raise errors.UserError(f"objective={spec!r}: {words}")
         is_legal, words = legal[key]
-        parameters[key] = _number(value)
+        parameters[key] = float("nan")  # which is in no range
+        with contextlib.suppress(ValueError):
+            parameters[key] = float(value)
         if not is_legal(parameters[key]):
             raise errors.UserError(f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}")
     return Objective(functools.partial(known.loss, **parameters), known.needs)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")  # which is in no range
