@@ -13,7 +13,7 @@ _NEVER = float(jnp.finfo(jnp.float32).min)  # a logit that is never drawn; finit
 
 def draw(
     hidden_BD: Float[Array, "B D"],
-    head_UMWD: Float[Array, "U M W D"],
+    head_UDMW: Float[Array, "U D M W"],
     keys_B: Array,
     temperatures_B: Float[Array, " B"],
     *,
@@ -35,8 +35,7 @@ def draw(
     is_greedy_B1 = temperatures_B[:, None] <= 0
     scale_B1 = jnp.where(is_greedy_B1, 1.0, temperatures_B[:, None])
     if top_k or top_p < 1:
-        all_blocks_MWD = head_UMWD.reshape(-1, *head_UMWD.shape[2:])
-        logits_BMW = _logits(hidden_BD, all_blocks_MWD, jnp.arange(len(all_blocks_MWD)), vocab_size)
+        logits_BMW = _in_chunks(lambda *chunk: _logits(hidden_BD, *chunk, vocab_size), head_UDMW)
         entropy_B = _entropy(_summaries(logits_BMW, scale_B1), scale_B1, vocab_size)
         scaled_BV = logits_BMW.reshape(len(logits_BMW), -1) / scale_B1
         is_kept_BV = _most_probable(scaled_BV, top_k, top_p)
@@ -46,12 +45,12 @@ def draw(
         def logits_of(block_B):
             return jnp.take_along_axis(logits_BMW, block_B[:, None, None], axis=1)[:, 0]
     else:
-        summaries = _summaries_in_chunks(hidden_BD, head_UMWD, scale_B1, vocab_size)
+        summaries = _in_chunks(lambda *c: _summaries(_logits(hidden_BD, *c, vocab_size), scale_B1), head_UDMW)
         entropy_B = _entropy(summaries, scale_B1, vocab_size)
 
         def logits_of(block_B):
-            head_BWD = inference.head_rows(head_UMWD, block_B, mesh)
-            logits_BW = jnp.einsum("BD,BWD->BW", hidden_BD, head_BWD, preferred_element_type=max_BM.dtype)
+            head_BDW = inference.head_rows(head_UDMW, block_B, mesh)
+            logits_BW = jnp.einsum("BD,BDW->BW", hidden_BD, head_BDW, preferred_element_type=max_BM.dtype)
             return jnp.where(_is_token(block_B, vocab_size), logits_BW, _NEVER)
 
     max_BM, sum_BM, _ = _real_blocks(summaries, vocab_size)
@@ -68,10 +67,10 @@ def draw(
     return (block_B * inference.VOCAB_BLOCK + within_B).astype(jnp.int32), entropy_B
 
 
-def _logits(hidden_BD, head_MWD, blocks_M, vocab_size: int) -> Float[Array, "B M W"]:
+def _logits(hidden_BD, head_DMW, blocks_M, vocab_size: int) -> Float[Array, "B M W"]:
     """Logits of some blocks; beyond the end of the vocabulary one that is never drawn."""
     dtype = jnp.promote_types(jnp.float32, hidden_BD.dtype)
-    logits_BMW = jnp.einsum("BD,MWD->BMW", hidden_BD, head_MWD, preferred_element_type=dtype)
+    logits_BMW = jnp.einsum("BD,DMW->BMW", hidden_BD, head_DMW, preferred_element_type=dtype)
     return jnp.where(_is_token(blocks_M, vocab_size)[None], logits_BMW, _NEVER)
 
 
@@ -87,16 +86,11 @@ def _summaries(logits_BMW, scale_B1):
     return max_BM, weights_BMW.sum(axis=-1), (weights_BMW * logits_BMW).sum(axis=-1)
 
 
-def _summaries_in_chunks(hidden_BD, head_UMWD, scale_B1, vocab_size: int):
-    """The same for the whole head, whose logits exist one chunk at a time."""
-    U, M = head_UMWD.shape[:2]
-
-    def one_chunk(_, chunk):
-        head_MWD, blocks_M = chunk
-        return None, _summaries(_logits(hidden_BD, head_MWD, blocks_M, vocab_size), scale_B1)
-
-    _, summaries_UBM = lax.scan(one_chunk, None, (head_UMWD, jnp.arange(U * M).reshape(U, M)))
-    return jax.tree.map(lambda x_UBM: x_UBM.swapaxes(0, 1).reshape(len(hidden_BD), U * M), summaries_UBM)
+def _in_chunks(make, head_UDMW):
+    """The arrays [B, blocks, …] that `make(head_DMW, blocks_M)` gives for the whole head, one chunk at a time."""
+    U, _, M, _ = head_UDMW.shape
+    made_UBM = lax.map(lambda chunk: make(*chunk), (head_UDMW, jnp.arange(U * M).reshape(U, M)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], U * M, *x.shape[3:]), made_UBM)
 
 
 def _real_blocks(summaries, vocab_size: int):

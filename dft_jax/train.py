@@ -28,7 +28,7 @@ from dft_jax import (
     sharding,
     writer,
 )
-from dft_jax.data import chat, loader, rendering
+from dft_jax.data import loader
 from dft_jax.evals.in_training import Benchmarks
 from dft_jax.models import Model, hf, matmul_precision
 from dft_jax.progress import Reporter
@@ -55,8 +55,6 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     """
     workdir = run_directory.local_folder(str(workdir))
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    if config.data.template not in chat.STYLES:
-        rendering.start()
     source, model, tokenizer = load_model(config)
     benchmarks = Benchmarks(config, tokenizer, model, workdir)
     train_examples, heldout_examples = load_data(config, tokenizer, model)
@@ -102,8 +100,9 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             if start < steps:
                 train_step = compile_ahead(train_step, abstract, model.mesh, packed.packer)
             evaluate_if_due(start)
-            waited = reporter.waited(packed.iterate(start))
-            for step, packed_step in zip(range(start + 1, steps + 1), waited, strict=False):
+            for step, packed_step in zip(
+                range(start + 1, steps + 1), reporter.waited(packed.iterate(start)), strict=False
+            ):
                 batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
                 with reporter.watched(step):
                     state, sums = train_step(state, batch)

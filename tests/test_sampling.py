@@ -101,9 +101,9 @@ def drawn(logits_V, temperature, **filters):
     hidden_BD[:, 0] = 1.0
     run = jax.jit(functools.partial(draw, vocab_size=VOCAB, mesh=make_mesh(), **filters))
     temperature_B = jnp.full(ROWS // 10, temperature, jnp.float32)
-    head_UMWD = jnp.asarray(head_VD.reshape(HEAD_SHAPE))
+    head_UDMW = jnp.asarray(head_VD.reshape(HEAD_SHAPE).transpose(0, 3, 1, 2))
     parts = [
-        jax.device_get(run(hidden_BD, head_UMWD, jax.random.split(jax.random.key(part), ROWS // 10), temperature_B))
+        jax.device_get(run(hidden_BD, head_UDMW, jax.random.split(jax.random.key(part), ROWS // 10), temperature_B))
         for part in range(10)
     ]
     return np.concatenate([tokens for tokens, _ in parts]), parts[0][1][0]

@@ -24,14 +24,7 @@ RUNAWAY = {
 _MOST_WORDS = 300  # of a template's own complaint
 _CODE_NAME = "<template>"  # under which jinja2 compiles a template
 
-_worker: Worker | None = None  # of this process; replaced when it is over
-
-
-def start() -> None:
-    """Starts the process, if it is not there, without waiting: what it imports takes seconds."""
-    global _worker
-    if _worker is None or _worker.process.poll() is not None:
-        _worker = Worker("dft_jax.data.rendering:serve", RENDER_S)
+_worker: Worker | None = None  # of this process: started by the first rendering, replaced when it is over
 
 
 def render(template: str, variables: dict[str, Any], messages: list[dict], add_generation_prompt: bool) -> tuple:
@@ -42,7 +35,8 @@ def render(template: str, variables: dict[str, Any], messages: list[dict], add_g
       RUNAWAY and "".
     """
     global _worker
-    start()
+    if _worker is None or _worker.process.poll() is not None:
+        _worker = Worker("dft_jax.data.rendering:serve", RENDER_S)
     reply = _worker.ask([template, variables, messages, add_generation_prompt])
     if _worker.is_over:
         _worker.kill()

@@ -38,9 +38,13 @@ def margin(opened, params, request: sampling.Request, ids: tuple[int, ...]) -> f
     key = jax.random.key(words[0], impl="threefry2x32")
     for word in words[1:]:
         key = jax.random.fold_in(key, word)
-    head_UMWD, vocab_size = params["head"], model.config.vocab_size
+    head_UDMW, vocab_size = params["head"], model.config.vocab_size
     scale_B1 = jnp.full((1, 1), request.temperature or 1.0)
-    summaries = drawing._summaries_in_chunks(hidden_BD, head_UMWD, scale_B1, vocab_size)
+
+    def summaries_of(*chunk):
+        return drawing._summaries(drawing._logits(hidden_BD, *chunk, vocab_size), scale_B1)
+
+    summaries = drawing._in_chunks(summaries_of, head_UDMW)
     max_BM, sum_BM, _ = drawing._real_blocks(summaries, vocab_size)
     keys = jax.random.split(key)
     block_M, noise = max_BM[0], 0.0
@@ -50,7 +54,7 @@ def margin(opened, params, request: sampling.Request, ids: tuple[int, ...]) -> f
     best = jnp.sort(block_M + noise)
     gaps = [float(best[-1] - best[-2])]
     block = jnp.argmax(block_M + noise)
-    logits_W = inference.head_rows(head_UMWD, block[None], model.mesh)[0] @ hidden_BD[0] / (request.temperature or 1.0)
+    logits_W = hidden_BD[0] @ inference.head_rows(head_UDMW, block[None], model.mesh)[0] / (request.temperature or 1.0)
     if request.temperature:
         logits_W = logits_W + jax.random.gumbel(keys[1], logits_W.shape, mode="high")
     best = jnp.sort(logits_W)
