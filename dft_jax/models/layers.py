@@ -43,7 +43,7 @@ class Linear(nn.Module):
 
 def _cpu_product(einsum, x, kernel):
     """`jnp.einsum`, with another gradient of the kernel: XLA's CPU compiler transposes the first operand of a product,
-    computing again what that is made of. JAX always puts dy there; this the smaller of x and dy (10 % of a step)."""
+    computing again what that is made of. JAX would always put dy there; here it is the smaller of x and dy."""
     of_x, of_kernel, of_y = re.split(",|->", einsum)
 
     @jax.custom_gradient
