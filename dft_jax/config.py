@@ -19,12 +19,14 @@ from dft_jax.models.attention_backends import BACKENDS
 from dft_jax.progress import parse_steps
 from dft_jax.sharding import MESH_AXES, mesh_sizes
 
-# Of a benchmark evaluation; evals/runner.py explains each. ml_collections reads no tuples from a command line, so they
-# are text with commas.
-_SETTINGS = {
-    name: ",".join(map(str, value)) if isinstance(value, tuple) else value
-    for name, value in dataclasses.asdict(Settings()).items()
-}
+
+def plain(value: Any) -> Any:
+    """A setting as a config has it: ml_collections reads no tuples from a command line, they are text with commas."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+# Of a benchmark evaluation; evals/runner.py explains each.
+_SETTINGS = {name: plain(value) for name, value in dataclasses.asdict(Settings()).items()}
 
 _DEFAULT = {
     "objective": "dft",  # objectives.py: sft, dft, power(alpha=0.5), threshold(tau=0.2), …

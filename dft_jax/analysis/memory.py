@@ -93,10 +93,8 @@ class Planner:
         self, mesh: tuple[int, int, int], architecture: DecoderConfig | None = None, remat: str = "none"
     ) -> Model:
         """The model of this architecture, or of another, on a mesh of devices that need not be there."""
-        names = ("param_dtype", "compute_dtype", "attention_block")
-        options = {name: self.config.model[name] for name in names}
-        on = AbstractMesh(mesh, sharding.MESH_AXES)
-        return models.build(architecture or self.architecture, on, remat=remat, **options)
+        options = {name: self.config.model[name] for name in models.OPTIONS} | {"remat": remat}
+        return models.build(architecture or self.architecture, AbstractMesh(mesh, sharding.MESH_AXES), **options)
 
     def optimizer(self):
         return optimizer_lib.make_optimizer(self.config.optimizer, lambda count: 0.0)

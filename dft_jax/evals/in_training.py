@@ -15,7 +15,7 @@ class Benchmarks:
     def __init__(self, config: ConfigDict, tokenizer, model: Model, workdir: Path):
         self.config, self.model, self.folder = config, model, workdir / "eval"
         self.steps: list[int] = []
-        if config["eval"].benchmarks:
+        if config.eval.benchmarks:
             self.plan = runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
 
     def begin(self, last: int, start: int, data_sha256: str) -> None:
@@ -25,8 +25,8 @@ class Benchmarks:
           UserError: a folder of a step to come holds the evaluation of another run, or with other settings.
         """
         self.of = {"config_sha256": config_lib.digest(self.config), "training_data_sha256": data_sha256}
-        if self.config["eval"].benchmarks:
-            every = self.config["eval"].benchmarks_every
+        if self.config.eval.benchmarks:
+            every = self.config.eval.benchmarks_every
             self.steps = [*(range(every, last, every) if every else []), last]
         for step in self.steps:
             if step > start or not (self.folder / str(step) / runner.SCORES_NAME).exists():

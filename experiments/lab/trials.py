@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from dft_jax import assets, errors, train, writer
 from dft_jax.analysis import quickstart
+from dft_jax.config import plain
 from dft_jax.evals import benchmarks, runner
 from dft_jax.models import hf
 
@@ -51,11 +52,6 @@ PROBES: dict[str, dict[str, Any]] = {
     "smoke": dict(benchmarks=("lab_validation",), samples=2, greedy=False, max_problems=8),
     "curve": dict(benchmarks=("lab",), samples=8, greedy=False, max_problems=48),
 }
-
-
-def plain(value):
-    """Several values are text with commas in a config."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The GPU table: one machine with one Hopper GPU and `pip install dft_jax[cuda]`. See README.md.
 
 python -m experiments.performance.gpu --out=experiments/performance [--rows=head,train_1.5b] [--again]
-python -m experiments.performance.gpu --tiny --out=/tmp/anywhere        every row on a CPU, with small shapes
+python -m experiments.performance.gpu --tiny --out=ANYWHERE        every row on a CPU, with small shapes
 
 The gate comes first; without it nothing is timed. Every measurement is a process of its own, so one that runs out of
 memory costs only its own row. What is there already is kept, unless `--again`. A row that cannot be measured is a gap.

@@ -47,9 +47,8 @@ def compile_step(planner, setting, devices):
     n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
     types = (AxisType.Auto,) * len(sharding.MESH_AXES)
     mesh = jax.make_mesh(setting.mesh, sharding.MESH_AXES, types, devices=devices[:n_devices])
-    names = ("param_dtype", "compute_dtype", "attention_block")
-    options = {name: config.model[name] for name in names}
-    model = models.build(planner.architecture, mesh, remat=setting.remat, **options)
+    options = {name: config.model[name] for name in models.OPTIONS} | {"remat": setting.remat}
+    model = models.build(planner.architecture, mesh, **options)
     schedule = optimizer_lib.make_schedule(config.optimizer, 100)
     optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
     step = train.make_train_step(model, objectives.make_objective(config.objective), optimizer, schedule, config)
