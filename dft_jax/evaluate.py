@@ -118,6 +118,7 @@ class Opened:
     tokenizer: Any
     identify: Callable[[], dict[str, Any]]
     load: Callable[[], Params]
+    date: str = ""  # of a run whose template writes the date
 
 
 def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None) -> Opened:
@@ -130,7 +131,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor, "model.compute_dtype": dtype}
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        _, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
+        config, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
 
         def identify():
             files = (file for file in (folder / "checkpoints" / str(step)).rglob("*") if file.is_file())
@@ -139,7 +140,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         def load():
             return checkpoints.restore_params(step, model.abstract_params)
 
-        return Opened(model, tokenizer, identify, load)
+        return Opened(model, tokenizer, identify, load, config.data.get("date", ""))
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
@@ -154,7 +155,8 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
 
 def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
     """Evaluates on the benchmarks asked for, and prints the table."""
-    plan = runner.plan(asked, opened.tokenizer, opened.model)
+    date = runner.recorded_date(out) or opened.date
+    plan = runner.plan(asked, opened.tokenizer, opened.model, date=date)
     of = opened.identify() if jax.process_index() == 0 else {}
     summary = runner.evaluate(plan, opened.model, opened.load, out, of)
     if jax.process_index() == 0:
@@ -178,6 +180,7 @@ def read_heldout(opened: Opened, out: Path) -> None:
     """Metrics of the completions in --heldout, token by token: nll, p and its histogram, entropy; as heldout.json."""
     model, config = opened.model, reading_config(opened.model)
     vocab_size = model.config.vocab_size
+    config.data.date = opened.date
     examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     model = with_attention(model, config.model.attention)
     values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())

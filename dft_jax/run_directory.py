@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib, errors, writer
 from dft_jax.checkpoint import Checkpoints
-from dft_jax.data.chat import Template
+from dft_jax.data.chat import Template, agreed_date
 from dft_jax.data.loader import Examples
 from dft_jax.models import Model, hf
 
@@ -52,6 +52,24 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
         yield
 
 
+def with_date(config: ConfigDict, workdir: Path, tokenizer: Any) -> ConfigDict:
+    """The config with the date that its dated templates are given; as it is where no template of it is dated.
+
+    A run keeps the date of its first start, which its folder has: what it reads is the same on the next day.
+    """
+    given = config.data.date
+    templates = [Template(config.data.template, tokenizer, date=given)]
+    if config.eval.benchmarks:
+        templates.append(Template(config.eval.prompt, tokenizer, setting="config.eval.prompt", date=given))
+    if not any(template.is_dated for template in templates):
+        return config
+    file = workdir / "config.json"
+    recorded = hf.read_json(file).get("data", {}).get("date", "") if file.exists() else ""
+    dated = config.copy_and_resolve_references()
+    dated.data.date = agreed_date(given or recorded)
+    return dated
+
+
 def fingerprint(
     config: ConfigDict, source: Path, model: Model, tokenizer: Any, train: Examples, steps: int, reference: bool
 ) -> dict[str, Any]:
@@ -69,11 +87,15 @@ def fingerprint(
         "steps": steps,
         "training_data_sha256": train.report["sha256"],
         "tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
-        "chat_template_sha256": hashlib.sha256(Template(config.data.template, tokenizer).text.encode()).hexdigest(),
+        "chat_template_sha256": _sha256(Template(config.data.template, tokenizer, date=config.data.date).text),
     }
     if reference and config.model.init == "checkpoint":
         found["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open_workdir(

@@ -56,6 +56,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     workdir = run_directory.local_folder(str(workdir))
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = load_model(config)
+    config = run_directory.with_date(config, workdir, tokenizer)
     benchmarks = Benchmarks(config, tokenizer, model, workdir)
     train_examples, heldout_examples = load_data(config, tokenizer, model)
     steps = n_steps(config, len(train_examples))

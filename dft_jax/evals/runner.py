@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from dft_jax import errors, interrupts, writer
 from dft_jax.data.chat import Template
 from dft_jax.data.sources import BadRow
+from dft_jax.data.stops import Stops, find_stops
 from dft_jax.evals import benchmarks, grading, report
 from dft_jax.evals.predictions import Prediction
 from dft_jax.models import Model
@@ -121,6 +122,8 @@ class Plan:
     requests: dict[Key, Request]
     prompts: dict[tuple[str, str], str]  # (benchmark, problem) -> text
     sampler: Sampler
+    stops: Stops
+    date: str  # that a dated template was given; empty for the others
     decode: Callable[[list[int]], str]
 
     def digest(self) -> str:
@@ -129,14 +132,14 @@ class Plan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Plan:
-    """Reads the benchmarks and makes their prompts.
+def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: str = "") -> Plan:
+    """Reads the benchmarks and makes their prompts; `date` is for templates that write one (data/chat.py).
 
     Raises:
       UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room for an answer.
     """
     errors.raise_if_any(settings.mistakes(prefix))
-    template = Template(settings.prompt, tokenizer, setting=f"{prefix}prompt")
+    template = Template(settings.prompt, tokenizer, setting=f"{prefix}prompt", date=date)
     max_length = min(settings.context, model.config.max_length)
     problems, requests, prompts, mistakes = {}, {}, {}, []
     for name in settings.benchmarks:
@@ -159,8 +162,9 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Pla
         return tokenizer.decode(ids, skip_special_tokens=True)
 
     options = dict(slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p)
-    sampler = Sampler(model, stop_ids=template.stop_ids(), max_length=max_length, **options)
-    return Plan(settings, problems, requests, prompts, sampler, decode)
+    stops = find_stops(template)
+    sampler = Sampler(model, stop_ids=stops.ids, max_length=max_length, **options)
+    return Plan(settings, problems, requests, prompts, sampler, stops, template.date, decode)
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
@@ -231,8 +235,17 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
     names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
     settings = {name: getattr(plan.settings, name) for name in names}
     settings |= {"context": plan.sampler.max_length, "stop_ids": list(plan.sampler.stop_ids)}
+    if plan.date:
+        settings["date"] = plan.date
     dtype = str(model.module.compute_dtype)
     return {**{name: value for name, value in of.items() if name != "name"}, **settings, "compute_dtype": dtype}
+
+
+def recorded_date(out: Path) -> str:
+    """The date that the prompts of the evaluation in `out` were given; empty where there is none."""
+    file = out / EVALUATION_NAME
+    date = read_json(file).get("date", "") if file.exists() else ""
+    return date if isinstance(date, str) else ""
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> None:
@@ -297,7 +310,7 @@ def _finish(plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str
     settings = dataclasses.asdict(plan.settings)
     summary = read_json(out / SCORES_NAME) if (out / SCORES_NAME).exists() else {}
     asked = {"model": of, "settings": json.loads(json.dumps(settings)), "problems_sha256": plan.digest()}
-    asked["stop_ids"] = list(plan.sampler.stop_ids)
+    asked |= {"stop_ids": list(plan.sampler.stop_ids), "stop_sources": plan.stops.sources}
     if not (out / JOURNAL_NAME).exists() and all(summary.get(name) == value for name, value in asked.items()):
         return summary  # nothing was sampled, and nothing is asked that it does not answer
     answers = {(name, p.id): p.answer for name, problems in plan.problems.items() for p in problems}
@@ -307,6 +320,7 @@ def _finish(plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str
         predictions.append(Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]]))
     names = ("mode", "last_number", "workers")
     rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
+    summary["warnings"] += plan.stops.warnings
     others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
     if others:
         what = f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"
