@@ -73,6 +73,16 @@ def shared():
 
 
 @pytest.fixture(scope="session")
+def real_models():
+    """The folder that DFT_JAX_REAL_MODELS names, with a folder for each pretrained checkpoint; without it, skipped."""
+    folder = os.environ.get("DFT_JAX_REAL_MODELS")
+    if not folder:
+        pytest.skip("DFT_JAX_REAL_MODELS names no folder of pretrained checkpoints")
+    assert pathlib.Path(folder).is_dir(), f"DFT_JAX_REAL_MODELS={folder} is not a folder"
+    return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     """An uninterrupted run of tests/faults, by the real command as a user starts it."""
     from tests.faults import launch

@@ -12,6 +12,7 @@ _PIECES = (
     *(".", ",", "!", "?", "...", ":", "::", ";", "--", "—", "(", ")", "[", "]", "{", "}", "**", "####", "\\boxed{", "$"),
     *("<<48/2=24>>", "\\frac{1}{2}", "a_{i}^2", "</s>", "<|im_end|>", "<s>", "<think>", "▁", "Ġ", "'s", '"', "`", "\\n"),
 )
+_MARKERS = ("</s>", "<|im_end|>", "<think>")
 
 
 def strings(n: int, seed: int = 0) -> list[str]:
@@ -28,6 +29,8 @@ def conversations(n: int, seed: int = 0, most_answers: int = 3) -> list[list[dic
     """`n` conversations of one answer or several, some with a system message, of the same kind of text."""
     rng = random.Random(seed)
     texts = [text for text in strings(3000, seed + 1) if text.strip()]
+    # An answer that ends in EOS, or thinks, has rules of its own.
+    answers = [text for text in texts if not any(marker in text for marker in _MARKERS)]
     found = []
     for _ in range(n):
         messages = []
@@ -35,6 +38,6 @@ def conversations(n: int, seed: int = 0, most_answers: int = 3) -> list[list[dic
             messages.append({"role": "system", "content": rng.choice(texts)})
         for _ in range(rng.randint(1, most_answers)):
             messages.append({"role": "user", "content": rng.choice(texts)})
-            messages.append({"role": "assistant", "content": rng.choice(texts)})
+            messages.append({"role": "assistant", "content": rng.choice(answers)})
         found.append(messages)
     return found

@@ -45,7 +45,7 @@ _STOPS |= dict.fromkeys(("llama-base-boxed", "llama-ins-boxed"), ("<|eot_id|>", 
 _QUESTION, _ANSWER = "(a question)", "(an answer)"
 _THOUGHT, _THOUGHT_END = "<think>", "</think>"
 _OPENS = re.compile(rf"{_THOUGHT}\s*$")  # at the end of a prompt
-_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")  # how Python shows an object that has no text
+_ADDRESS = re.compile(r"\w+ at 0x[0-9a-f]+>")  # how Python shows an object that has no text
 
 
 def date_problems(setting: str, date: str) -> list[str]:

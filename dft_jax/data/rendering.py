@@ -96,16 +96,16 @@ def _refuse_random(*_: Any, **__: Any) -> None:
 
 
 def _prepare() -> workers.Answer:
-    import random
     import sys
 
     import jinja2.debug
+    import jinja2.defaults
     from transformers.utils import chat_template_utils
 
     # It would compile a line of source for each frame of a traceback that nobody sees.
     jinja2.debug.rewrite_traceback_stack = lambda source=None: sys.exc_info()[1]
-    # What the template language draws with: its filter `random`, and `lipsum`.
-    random.choice = random.randrange = _refuse_random
+    # All that draws in the template language.
+    jinja2.defaults.DEFAULT_FILTERS["random"] = jinja2.defaults.DEFAULT_NAMESPACE["lipsum"] = _refuse_random
     chat_template_utils.datetime = _Clock
     workers.limit_memory(workers.mapped_kib() * 1024 + int(MEMORY_GB * 2**30))
 

@@ -83,9 +83,10 @@ def _merged(ids: list[int], prompt_ids: list[int], tokenizer: Tokenizer) -> str:
     differ = 0
     while differ < min(len(ids), len(prompt_ids)) and ids[differ] == prompt_ids[differ]:
         differ += 1
-    token = tokenizer.decode(ids[differ : differ + 1])
+    alone = tokenizer.decode(prompt_ids[differ:])
+    before_answer = tokenizer.decode(ids[differ : differ + 1])
     return (
-        f"the end of the prompt and the beginning of the answer become one token ({token!r}), so that the model would"
-        " not be trained on the prompt it is sampled from; begin the answer otherwise (without white space, say),"
-        " give a template that ends otherwise, or set data.bad_rows='drop'"
+        f"the prompt ends in the token {alone!r} by itself, but before this answer in {before_answer!r}: the"
+        " model would not be trained on the prompt that it is sampled from; begin the answer"
+        " otherwise (without white space, say), or give a template that ends otherwise"
     )

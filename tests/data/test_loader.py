@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 from dft_jax import assets, config as config_lib
 from dft_jax.data import loader, packing
 from dft_jax.data.chat import STYLES, Template
-from dft_jax.models import hf
+from dft_jax.models import hf, tokenizer as ours
 from tests.conftest import make_mesh
 
 
@@ -98,7 +98,7 @@ def test_only_assistant_turns_of_a_conversation_are_trained(tmp_path, tokenizer)
     turns = [("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "sure?"), ("assistant", "yes")]
     rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
     (example,) = load(tmp_path, rows, tokenizer, rows="messages", max_length=256).examples
-    assert trained_text(example, tokenizer) == "2<|im_end|>yes<|im_end|><|endoftext|>"
+    assert trained_text(example, tokenizer) == "2<|im_end|>yes<|endoftext|>"
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
@@ -110,12 +110,9 @@ def test_named_styles(style, tokenizer):
 
 def test_a_tokenizer_that_begins_texts_with_bos_begins_the_prompt_with_it(tmp_path):
     """As Llama's and DeepSeek's do: once, at the very start, untrained; a chat template writes its own."""
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
-
     backend = Tokenizer.from_file(str(assets.TINY / "tokenizer.json"))
     backend.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
-    llama = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|endoftext|>")
+    llama = ours.Tokenizer(backend, ours.Settings({"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}))
     config = data_config(template="plain")
     file = write_rows(tmp_path, [{"prompt": "1+1?", "completion": "2"}])
     (example,) = loader.load_examples(file, config, llama, 264).examples
