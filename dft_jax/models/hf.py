@@ -123,7 +123,7 @@ def read_config(folder: Path) -> DecoderConfig:
     if generation.exists():
         read_json(generation)  # carried along to the export, where it should not be what fails
     _refuse_code(raw, file)
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         raise errors.UserError(f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original")
     family = raw.pop("model_type", None)
     if not isinstance(family, str) or family not in FAMILIES:
