@@ -11,11 +11,12 @@ socket; an item that tries is an `error`.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -28,6 +29,7 @@ from dft_jax.workers import Worker, peak_kib
 # timeout: the time or memory of one item ran out. error: the comparison failed in some other way, or its process died.
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
 MODES = ("strict", "paper")
+COMPARED = 12  # texts of one problem that are compared each with each when answers are sorted by meaning
 _WITHOUT_REPLY = {workers.LATE: "timeout", workers.DEAD: "error", workers.REFUSED: "error"}
 
 
@@ -100,6 +102,39 @@ class Grader:
         if self.mode == "paper":
             return paper_rules.extract(completion)
         return extraction.extract(completion, last_number=self.last_number)
+
+    def classes(self, answers: Sequence[str | None], verdicts: Sequence[str]) -> list[int | None]:
+        """Sorts one problem's extracted answers by meaning, as voting needs it.
+
+        Returns:
+          A number for each answer, the same for the same meaning; None where there is no answer. The correct ones are
+          class 0. The others are together if their normalised texts are the same, or if the grader takes one for
+          the other; of these, the `COMPARED` most frequent texts are compared, each with each, and what timed out
+          as an answer is not compared again: then there are at most 66 comparisons.
+        """
+        keys = [None if answer is None else text_key(answer) for answer in answers]
+        named: dict[str, int] = {}  # text -> class
+        open_texts: Counter = Counter()
+        for key, verdict in zip(keys, verdicts, strict=True):
+            if key is not None and verdict == "correct":
+                named[key] = 0
+        for key, verdict in zip(keys, verdicts, strict=True):
+            if key is not None and key not in named and verdict == "wrong":
+                open_texts[key] += 1
+        frequent = [text for text, _ in open_texts.most_common(COMPARED)]
+        equal = self._equal_pairs(itertools.combinations(frequent, 2))
+        for text in frequent:
+            like = [other for other in frequent if other in named and (other, text) in equal]
+            named[text] = named[like[0]] if like else 1 + max(named.values(), default=0)
+        for key in keys:
+            if key is not None and key not in named:
+                named[key] = 1 + max(named.values(), default=0)
+        return [None if key is None else named[key] for key in keys]
+
+    def _equal_pairs(self, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those pairs of which this grader takes the second for the first."""
+        unsure = [(second, first) for first, second in pairs if not extraction.are_whole_numbers((first, second))]
+        return {pair[::-1] for pair, verdict in self._verdicts(unsure) if verdict == "correct"}
 
     def _verdicts(self, pairs: list[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str]]:
         """Yields (pair, verdict) as they come, keeping every worker busy and replacing those that are late or dead."""
@@ -339,6 +374,11 @@ _NOUN_AT_END = re.compile(r"(-?[\d.,/]*\d)\s+((?:[A-Za-z]+\s*){1,3})")
 _NOT_NOUNS = set(
     "or and to hundred thousand million billion trillion dozen percent half halves thirds over times".split()
 )
+
+
+def text_key(answer: str) -> str:
+    """The answer's text without what never changes a meaning: equal keys are equal answers."""
+    return _letters(readable(answer))
 
 
 def readable(answer: str) -> str:
