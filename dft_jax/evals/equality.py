@@ -64,8 +64,10 @@ def _label_alone(answer: str) -> str | None:
 def _without_label(text: str) -> str:
     text = extraction.tidy(text)
     match = _LABEL.match(text)
-    rest = text[match.end() :] if match else ""
-    return rest if re.match(r"[-+\d\\$({\[.]|[A-Za-z]", rest) and not re.match(r"[-+^_/*=]", rest) else text
+    if match is None or match.end() == len(text) or re.match(r"[+^_/*=!,]", text[match.end() :]):
+        return text
+    is_difference = text[match.end()] == "-" and match[0].endswith(")")  # (B)-5, but not (B) -5
+    return text if is_difference else text[match.end() :]
 
 
 # ---- units ----------------------------------------------------------------------------------------------------------
@@ -122,12 +124,14 @@ def _same(answer: str, reference: str, depth: int) -> bool:
     if kinds in (("list", "brackets"), ("brackets", "list")):
         return _same_as_tuple(a, b, depth)
     if {*kinds} <= {"list", "set"}:
+        if _other_left(a, b) or _other_left(b, a):
+            return False
         return _same_multiset(a.parts, b.parts, depth)
     if kinds == ("brackets", "brackets"):
         return _same_brackets(a, b, depth)
-    if kinds == ("union", "union") and _same_multiset(a.parts, b.parts, depth):
-        return True
-    if "list" in kinds and "leaf" in kinds:
+    if {*kinds} <= {"union", "list"} and _same_multiset(a.parts, b.parts, depth):
+        return True  # x < 1 or x > 5 for the union of the two
+    if "list" in kinds or {*kinds} == {"set", "brackets"}:
         return False
     return _same_leaf(answer, reference)
 
@@ -144,6 +148,12 @@ def _same_multiset(a: tuple[str, ...], b: tuple[str, ...], depth: int) -> bool:
             return False
         left.remove(like)
     return True
+
+
+def _other_left(a: structure.Structure, b: structure.Structure) -> bool:
+    """Whether a part of `a` has another variable before its = than all of `b` has: z = 2, a = 3 for a = 2, 3."""
+    lefts = {structure.left_of(part) for part in a.parts} - {""}
+    return bool(b.left) and bool(lefts - {b.left})
 
 
 def _same_brackets(a: structure.Structure, b: structure.Structure, depth: int) -> bool:
@@ -197,6 +207,15 @@ current: list[values.Comparison] = []  # what `same_value`, inside math-verify, 
 
 def same_value(a: object, b: object) -> bool:
     return current[0].same(a, b)
+
+
+def same_equations(a: object, b: object) -> bool | None:
+    return current[0].same_equations(a, b)
+
+
+def prepare() -> None:
+    """Makes math-verify in this process compare by these rules."""
+    latex.prepare(same_value, same_equations)
 
 
 def _is_true_chain(text: str) -> bool:

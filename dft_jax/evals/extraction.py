@@ -177,7 +177,8 @@ def _after_last(marker: re.Pattern, text: str) -> str | None:
             # "$5$ and $6$" is one answer of two parts; "$5$ because ..." is not
             return rest.split("\n", 1)[0] if re.match(r"(?:,|and\b|or\b)\s*[$\\]", after) else inside
     line = re.split(r"\.?\s+I hope", rest.split("\n", 1)[0])[0]
-    return _ASIDE.sub("", line).strip("* `") or None
+    line = _ASIDE.sub("", line).strip("* `")
+    return line.removesuffix(".").rstrip("* `") if line.endswith("`.") else line or None
 
 
 def _closing(text: str, closing: str, start: int) -> int:

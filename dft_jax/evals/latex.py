@@ -15,8 +15,11 @@ _INTEGER = re.compile(r"-?[0-9]+")
 _DECIMAL = re.compile(r"(-?)([0-9]*)\.?([0-9]*)(?:[eE]([-+]?[0-9]{1,4}))?")
 
 
-def prepare(same_value: Callable[[Any, Any], bool]) -> None:
-    """Changes math-verify and sympy in this process; `same_value` decides whether two expressions are equal.
+def prepare(same_value: Callable[[Any, Any], bool], same_equations: Callable[[Any, Any], bool | None]) -> None:
+    """Changes math-verify and sympy in this process.
+
+    `same_value` decides whether two expressions are equal, and `same_equations` whether two equations are, or leaves
+    that (None) to sympy's solver, which takes seconds.
 
     Besides the numbers: sympy's polynomials write source for each number of variables, and its rationals come back
     from mpmath as source (no model text in either); without these two the guard of the worker can be simple. And
@@ -58,7 +61,15 @@ def prepare(same_value: Callable[[Any, Any], bool]) -> None:
             raise ValueError("nothing to compare")  # which math-verify takes for "not equal"
         return solutions
 
+    solve_and_compare = math_verify.grader.sympy_solve_and_compare
+
+    def compare_relations(gold: Any, pred: Any, *precision: int) -> bool:
+        are_equations = isinstance(gold, sympy.Eq) and isinstance(pred, sympy.Eq)
+        verdict = same_equations(gold, pred) if are_equations else None
+        return solve_and_compare(gold, pred, *precision) if verdict is None else verdict
+
     math_verify.parser.latex2sympy, math_verify.grader.solve = latex2sympy, solve
+    math_verify.grader.sympy_solve_and_compare = compare_relations
     math_verify.grader.sympy_numeric_eq = lambda a, b, *precision: same_value(a, b)
     math_verify.grader.sympy_symbolic_eq = lambda a, b: False  # same_value has decided
     math_verify.grader.sympy_compare_symbols = same_value

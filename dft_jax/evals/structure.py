@@ -65,10 +65,16 @@ def read(text: str) -> Structure:
     return Structure("leaf", (text,))
 
 
+def left_of(text: str) -> str:
+    r"""What stands before the first = or \in, if that is a variable, a function or a tuple of them."""
+    match = _LEFT.match(text)
+    return re.sub(r"\s", "", match[1]) if match else ""
+
+
 def _list(parts: tuple[str, ...]) -> Structure:
     """The list of the parts; what stands before each (x = 1, x = 2) or before the first (x = 1, 2) belongs to all."""
     matches = [_LEFT.match(part) for part in parts]
-    lefts = [re.sub(r"\s", "", match[1]) if match else "" for match in matches]
+    lefts = [left_of(part) for part in parts]
     is_of_all = len(set(lefts)) == 1 or lefts[0] and not any("=" in part for part in parts[1:])
     if not lefts[0] or not is_of_all or lefts[0] in _COMMANDS:
         return Structure("list", _expanded(parts))
@@ -96,8 +102,7 @@ def _plus_or_minus(text: str) -> Structure:
         return Structure("leaf", (text,))
     before, after = text.split(signs[0])
     plus = "+" if before.strip() and before.strip()[-1] not in "=({" else ""
-    match = _LEFT.match(text)
-    left = re.sub(r"\s", "", match[1]) if match else ""
+    match, left = _LEFT.match(text), left_of(text)
     before = before[match.end() :] if match else before
     return Structure("list", (f"{before}{plus}{after}", f"{before}-{after}"), left=left)
 

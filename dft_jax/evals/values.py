@@ -12,6 +12,7 @@ from typing import Any
 DIGITS = 60  # of a value that is not rational; two that agree in them are compared with as many as their numbers need
 MOST_DIGITS = 4_000
 RELATIVE = Fraction(1, 10**6)  # how far a rounded decimal may be off, whatever its last digit allows
+LEAST_DIGITS = 6  # of a decimal that stands for what it is rounded from
 POINTS = 4  # at which expressions with variables are compared
 POINT_DIGITS = 40
 INTEGER_POINTS = 12  # of functions with steps, such as floor
@@ -26,7 +27,7 @@ class Comparison:
     """One comparison of two texts: what of them is a decimal, and whether i is the imaginary unit.
 
     A decimal is the exact fraction it writes, and stands for everything that is rounded, or cut, to its last digit.
-    So 0.0833333333 is 1/12, if it is within a millionth; two decimals are equal if they are the same number.
+    So 0.0833333333 is 1/12, since it has six digits or more and is within a millionth; two decimals are equal if they are the same number.
     """
 
     def __init__(self, answer: str, reference: str):
@@ -70,16 +71,29 @@ class Comparison:
             return self._same_numbers(a, b)
         return _same_functions(a, b)
 
+    def same_equations(self, a: Any, b: Any) -> bool | None:
+        """Whether two equations have the same solutions; None where that cannot be seen at points.
+
+        It can be where each is linear in one of its variables: then points of its solutions are known.
+        """
+        sides = [self._evaluated(equation.lhs) - self._evaluated(equation.rhs) for equation in (a, b)]
+        if sides[0].free_symbols != sides[1].free_symbols:
+            return False
+        verdicts = [_vanishes_on(sides[0], sides[1]), _vanishes_on(sides[1], sides[0])]
+        if False in verdicts:
+            return False
+        return None if None in verdicts else True
+
     def _evaluated(self, expression: Any) -> Any:
         import sympy
 
         if self.has_imaginary_unit:
             letters = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
             expression = expression.subs(dict.fromkeys(letters, sympy.I))
+        unknown = expression.atoms(sympy.core.function.AppliedUndef, sympy.Derivative)
+        expression = expression.xreplace({function: sympy.Symbol(str(function)) for function in unknown})
         names = {symbol: sympy.Symbol(symbol.name) for symbol in expression.free_symbols}
         expression = expression.subs(names)  # real on one side and complex on the other, they would never be equal
-        functions = expression.atoms(sympy.core.function.AppliedUndef)
-        expression = expression.subs({function: sympy.Symbol(str(function)) for function in functions})
         expression = expression.replace(lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0])
         return expression.doit()
 
@@ -89,12 +103,16 @@ class Comparison:
         return (abs(a) in self.last_digits) != (abs(b) in self.last_digits) and self._is_rounded(a, b)
 
     def _is_rounded(self, a: Fraction, b: Fraction) -> bool:
-        """Whether one of the two is a decimal that the other is written as, rounded or cut."""
+        """Whether one of the two is a decimal of six digits or more that the other is written as, rounded or cut.
+
+        A whole number is not: 2.19e6 is 2190000, and not 2190001.
+        """
         decimal, exact = (a, b) if abs(a) in self.last_digits else (b, a)
         unit = self.last_digits[abs(decimal)]
         off = abs(exact) - abs(decimal)
         is_near = abs(off) <= unit / 2 or 0 <= off < unit
-        return decimal * exact > 0 and is_near and abs(off) <= RELATIVE * abs(exact)
+        is_long = abs(decimal) >= unit * 10 ** (LEAST_DIGITS - 1) and exact.denominator > 1
+        return is_long and decimal * exact > 0 and is_near and abs(off) <= RELATIVE * abs(exact)
 
     def _same_numbers(self, a: Any, b: Any) -> bool:
         parts_a, parts_b = _parts(a, DIGITS), _parts(b, DIGITS)
@@ -206,6 +224,39 @@ def _same_functions(a: Any, b: Any) -> bool:
     if verdict or a.has(sympy.Abs, sympy.sign) or b.has(sympy.Abs, sympy.sign):
         return verdict
     return bool(_agree_at(a, b, points(a, b, positive=True)))
+
+
+def _vanishes_on(expression: Any, equation: Any) -> bool | None:
+    """Whether an expression is zero where another one is; None if that is linear in none of its variables."""
+    zero = (Fraction(0), Fraction(0))
+    for point in _fractions(expression, equation, positive=True):
+        solution = _solution(equation, point)
+        values = [_parts_at(expression, solution), _parts_at(expression, point)] if solution else [None]
+        if None in values:
+            return None
+        if not _agree(values[0], zero, Fraction(0)) and not _is_small(values[0], values[1]):
+            return False
+    return True
+
+
+def _is_small(a: tuple[Fraction, Fraction], scale: tuple[Fraction, Fraction]) -> bool:
+    return max(map(abs, a)) <= Fraction(1, 10**20) * max(1, *map(abs, scale))
+
+
+def _solution(equation: Any, point: dict) -> dict | None:
+    """The point moved along one variable to where the equation, linear in it, is zero."""
+    for symbol in sorted(point, key=lambda symbol: symbol.name):
+        values = [_parts_at(equation, point | {symbol: place}) for place in (0, 1, 2)]
+        if None in values or any(value[1] for value in values):
+            continue
+        low, middle, high = (value[0] for value in values)
+        slope = middle - low
+        if slope and abs(high - middle - slope) <= Fraction(1, 10**25) * abs(slope):
+            import sympy
+
+            root = -low / slope
+            return point | {symbol: sympy.Rational(root.numerator, root.denominator)}
+    return None
 
 
 def _agree_at(a: Any, b: Any, points: Iterator[dict]) -> bool | None:
