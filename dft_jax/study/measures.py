@@ -159,9 +159,10 @@ def pack(examples: list[Example], row_length: int, rows: int, chunk_tokens: int 
 
 
 def answer_places(example: Example, tokenizer, mark: str) -> range:
-    """The places in `example.ids` of the tokens that spell the answer after the last `mark`, empty without one.
+    r"""The places in `example.ids` of the tokens that spell the answer after the last `mark`, empty without one.
 
-    `mark` ends in an opening brace, the answer ends before the brace that closes it.
+    After a mark that ends in an opening brace, as in `\\boxed{`, the answer ends before the brace that closes it; after
+    another, as in `####`, with the line.
 
     Raises:
       ValueError: the text of the ids is not that of its parts, so that places cannot be found.
@@ -170,11 +171,17 @@ def answer_places(example: Example, tokenizer, mark: str) -> range:
     ids = example.ids[first_trained:].tolist()
 
     def text(n: int) -> str:
-        return tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)
+        return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     whole = text(len(ids))
+    if mark not in whole:
+        return range(0)
     start = whole.rfind(mark) + len(mark)
-    end = _closing(whole, start) if mark in whole else -1
+    if mark.endswith("{"):
+        end = _closing(whole, start)
+    else:
+        line = whole[start:].partition("\n")[0]
+        start, end = start + len(line) - len(line.lstrip()), start + len(line.rstrip())
     if end <= start:
         return range(0)
     lengths = [len(text(n)) for n in range(len(ids) + 1)]

@@ -106,7 +106,7 @@ def open_laboratory(spec: Spec) -> Laboratory:
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
     plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.") if spec.evaluation else None
     contents = {
-        "contents.weights_sha256": hf.digest(hf.Checkpoint(source).files),
+        "contents.weights_sha256": weights_digest(config, source),
         "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
         "contents.train_sha256": examples.report["sha256"],
     }
@@ -129,6 +129,13 @@ def open_laboratory(spec: Spec) -> Laboratory:
         by_examples=config.train.loss_normalization == "official",
     )
     return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents)
+
+
+def weights_digest(config, source: Path) -> str:
+    """Of the checkpoint's weights; of random ones the seed says all."""
+    if config.model.init == "random":
+        return f"random, seed {config.train.seed}"
+    return hf.digest(hf.Checkpoint(source).files)
 
 
 def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldOut:

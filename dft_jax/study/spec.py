@@ -40,8 +40,8 @@ class Text:
     """Demonstrations that models are measured on, token by token.
 
     `path` and `rows` are as in a config's `data`; `max_length` is that of an example, of which longer ones are left
-    out (0: that of the config); `max_examples` are the first ones (0: all). `answer_mark` stands before an answer, and
-    ends in an opening brace; empty where there is none.
+    out (0: that of the config); `max_examples` are the first ones (0: all). `answer_mark` stands before an answer, as
+    `\\boxed{` or `####` does; empty where nobody asks for answers.
     """
 
     name: str
@@ -236,8 +236,6 @@ def _text_problems(text: Text, spec: Spec) -> list[str]:
     if text.rows not in formats.ROW_FORMATS:
         hint = errors.did_you_mean(text.rows, list(formats.ROW_FORMATS))
         found.append(f"texts: {text.name}: rows={text.rows!r} is unknown{hint}")
-    if text.answer_mark and not text.answer_mark.endswith("{"):
-        found.append(f"texts: {text.name}: answer_mark={text.answer_mark!r} should end in an opening brace")
     if not 0 <= text.max_length <= spec.config.data.max_length:
         limit = spec.config.data.max_length
         found.append(f"texts: {text.name}: max_length={text.max_length} should be 0 to data.max_length={limit}")
