@@ -17,6 +17,7 @@ RANKS = [
     ("workers", 1),
     ("sharding", 1),
     ("interrupts", 1),
+    ("distributed", 1),
     ("objectives", 2),
     ("losses", 2),
     ("metrics", 2),
