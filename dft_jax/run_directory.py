@@ -20,7 +20,7 @@ from dft_jax.data.chat import Template
 from dft_jax.data.loader import Examples
 from dft_jax.models import Model, hf
 
-_LOCK_NAME = ".lock"
+_LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
 _LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
 # Of each tensor, this many blocks of this many bytes stand for all of it when hosts compare their weights.
@@ -221,9 +221,17 @@ def _covers(allowed: str, name: str) -> bool:
 
 
 def describe_run(workdir: Path, config: ConfigDict, model: Model, train: Examples, heldout: Examples | None) -> None:
-    """Writes what a reader of the run needs: config.json, env.json, data_report.json."""
+    """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat template."""
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
         writer.write_text(workdir / "config.json", config_lib.to_json(config))
         writer.write_json(workdir / "env.json", writer.environment() | {"attention": model.module.backend})
         reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
         writer.write_json(workdir / "data_report.json", reports)
+        if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported
+            writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
+
+
+def trained_template(workdir: Path) -> str | None:
+    """The text of the .jinja file that a run was trained with; None of a run of before this was kept."""
+    file = workdir / _TEMPLATE_NAME
+    return file.read_text(encoding="utf-8") if file.exists() else None

@@ -28,6 +28,7 @@ RANKS = [
     ("data", 3),
     ("checkpoint", 3),
     ("drawing", 4),
+    ("rounding", 4),
     ("sampling", 4),
     ("progress", 4),
     ("evals", 5),
