@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax import errors, manifest, objectives, optimizer
-from dft_jax.data import chat, sources
+from dft_jax.data import chat, formats, sources
 from dft_jax.evals.runner import Settings
 from dft_jax.models import REMAT_POLICIES, DecoderConfig
 from dft_jax.models.attention_backends import BACKENDS
@@ -47,7 +47,7 @@ _DEFAULT = {
         "split": "train",  # of a hub dataset or a folder, for data.train …
         "heldout_split": "test",  # … and for data.heldout
         "revision": "",
-        "rows": "fields",  # data/sources.py: what a row means
+        "rows": "fields",  # data/formats.py: what a row means
         "prompt_field": "prompt",
         "completion_field": "completion",
         "messages_field": "messages",
@@ -125,7 +125,7 @@ _CHOICES = {
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": tuple(REMAT_POLICIES),
     "model.attention": ("auto", *BACKENDS),
-    "data.rows": tuple(sources.ROW_FORMATS),
+    "data.rows": tuple(formats.ROW_FORMATS),
     "data.bad_rows": ("refuse", "drop"),
     "optimizer.schedule": optimizer.SCHEDULES,
     "optimizer.decay": optimizer.DECAYS,

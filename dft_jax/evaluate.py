@@ -30,7 +30,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dft_jax import cli, config as config_lib, errors, interrupts, metrics, objectives, run_directory, train, writer
-from dft_jax.data import loader, sources
+from dft_jax.data import formats, loader
 from dft_jax.evals import predictions as predictions_lib, report, runner
 from dft_jax.export import open_run
 from dft_jax.models import Model, hf, with_attention
@@ -44,7 +44,7 @@ _COMPUTE = flags.DEFINE_enum(
     "compute_dtype", None, ["float32", "bfloat16"], "Of matrix products; by default float32 on CPUs, else bfloat16."
 )
 _HELDOUT = flags.DEFINE_string("heldout", None, "File whose completions are scored token by token, without sampling.")
-flags.DEFINE_string("rows", "fields", "What a row of --heldout means: data/sources.py.")
+flags.DEFINE_string("rows", "fields", "What a row of --heldout means: data/formats.py.")
 flags.DEFINE_string("prompt_field", "prompt", "Of --heldout with --rows=fields.")
 flags.DEFINE_string("completion_field", "completion", "Of --heldout with --rows=fields.")
 # dft_jax.export has the flag too, and one process may import both.
@@ -164,8 +164,8 @@ def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
 def reading_config(*models: Model) -> ConfigDict:
     """The config by which the flags ask to read demonstrations, as far as all these models can read."""
     given, config = flags.FLAGS, config_lib.get_default()
-    if given.rows not in sources.ROW_FORMATS:
-        hint, known = errors.did_you_mean(given.rows, list(sources.ROW_FORMATS)), ", ".join(sources.ROW_FORMATS)
+    if given.rows not in formats.ROW_FORMATS:
+        hint, known = errors.did_you_mean(given.rows, list(formats.ROW_FORMATS)), ", ".join(formats.ROW_FORMATS)
         raise errors.UserError(f"--rows={given.rows} is unknown{hint}; known: {known}")
     max_length = min(given.context, *(model.config.max_length for model in models))
     fields = {"prompt_field": given.prompt_field, "completion_field": given.completion_field}

@@ -62,7 +62,7 @@ _DATA = flags.DEFINE_string("data", None, "Demonstrations: file, folder, hub dat
 _MIN_COUNT = flags.DEFINE_integer("min_count", 5, "Occurrences of a token type that is listed as changed.", 1)
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Examples shown in tokens.html, the first ones.", 0)
 # dft_jax.evaluate has these too, and says other words of them.
-flags.DEFINE_string("rows", "fields", "What a row of --data means: data/sources.py.", allow_override=True)
+flags.DEFINE_string("rows", "fields", "What a row of --data means: data/formats.py.", allow_override=True)
 flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_override=True)
 flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)

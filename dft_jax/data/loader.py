@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dft_jax import errors, sharding
-from dft_jax.data import packing, sources
+from dft_jax.data import formats, packing, sources
 from dft_jax.data.chat import Example, Part, Template, join
 from dft_jax.types import Batch
 
@@ -67,7 +67,7 @@ def load_examples(
         for row in tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet):
             accountant.rows_read += 1
             try:
-                yield row.where, template.parts(sources.ROW_FORMATS[config.rows](row.value, config))
+                yield row.where, template.parts(formats.ROW_FORMATS[config.rows](row.value, config))
             except sources.BadRow as error:
                 accountant.bad_row(row.where, str(error))
 
