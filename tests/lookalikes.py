@@ -40,7 +40,8 @@ QWEN3 = (
     "{% if '</think>' in content %}"
     "{% set thought = content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}"
     "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
-    "{% if loop.index0 > ns.last %}{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}"
+    "{% if loop.index0 > ns.last %}{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' }}"
+    "{{ content.lstrip('\\n') }}"
     "{% else %}{{ content }}{% endif %}{% else %}{{ content }}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
@@ -149,9 +150,7 @@ def r1() -> tuple[Tokenizer, dict]:
     return tokenizer, config | {"chat_template": R1}
 
 
-MAKERS = {
-    maker.__name__: maker for maker in (smollm2, qwen2_class, qwen3, llama3, deepseek_math, mistral, r1)
-}
+MAKERS = {maker.__name__: maker for maker in (smollm2, qwen2_class, qwen3, llama3, deepseek_math, mistral, r1)}
 
 
 @functools.cache

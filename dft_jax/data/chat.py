@@ -11,9 +11,7 @@ import datetime
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from dft_jax import errors
 from dft_jax.data import rendering
@@ -62,13 +60,9 @@ def _is_day(date: str) -> bool:
         return False
 
 
-def agreed_date(date: str = "") -> str:
-    """The date that process 0 gives, or its today, YYYY-MM-DD; where there are several processes, each has to ask."""
-    day = datetime.date.fromisoformat(date) if date else datetime.date.today()
-    number = day.toordinal()
-    if jax.process_count() > 1:
-        number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-    return datetime.date.fromordinal(number).isoformat()
+def today() -> str:
+    """YYYY-MM-DD, by the clock of this machine."""
+    return datetime.date.today().isoformat()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +91,7 @@ class Template:
 
     Args:
       setting: what the user calls the template, for messages.
-      date: YYYY-MM-DD, which a template that writes the date is given; empty for today's, on process 0.
+      date: YYYY-MM-DD, which a template that writes the date is given; empty for today's.
 
     Raises:
       UserError: no such template, or one that no answer can be trained under: it is empty, leaves the question out, is
@@ -124,7 +118,7 @@ class Template:
             self.first_ids = tokenizer.first_ids
         self.date = ""
         if self.is_dated:
-            self.date = date or agreed_date()
+            self.date = date or today()
         if self.jinja is not None:
             self._check()
 

@@ -36,8 +36,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file of the checkpoint; UserError names file and line."""
+def read_json(file: Path, remedy: str = FETCH) -> dict[str, Any]:
+    """A JSON object from a file; UserError names file and line, and the remedy for one that is not whole."""
     if not file.is_file():
         raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
     check_file(file)
@@ -45,13 +45,13 @@ def read_json(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         value = json.loads(text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {FETCH}") from error
+        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {remedy}") from error
     except json.JSONDecodeError as error:
-        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {FETCH}") from error
+        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:  # a key twice, NaN, 5000 digits; nested too deep
-        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {FETCH}") from error
+        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {remedy}") from error
     if not isinstance(value, dict):
-        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {FETCH}")
+        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}")
     return value
 
 

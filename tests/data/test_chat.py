@@ -6,7 +6,7 @@ import json
 import pytest
 
 from dft_jax import assets, config as config_lib, errors, run_directory
-from dft_jax.data import chat, loader, rendering
+from dft_jax.data import loader, rendering
 from dft_jax.data.chat import Template
 from dft_jax.data.sources import BadRow
 from dft_jax.models import hf
@@ -135,7 +135,7 @@ def test_a_template_without_the_answer_is_refused(of_file):
         template.parts(conversation("q", "a"))
 
 
-DATED = "{{ strftime_now('%d %b %Y') }}\n{{ messages[0].content }}\n{% for m in messages[1:] %}{{ m.content }}{% endfor %}"
+DATED = "{{ strftime_now('%d %b %Y') }}\n{{ messages[0].content }}\n"
 
 
 def test_a_dated_template_is_given_the_date(of_file, monkeypatch):
@@ -155,13 +155,14 @@ def dated_config(template):
 
 def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
     """Begun on one day and resumed on the next, a run under Llama 3's template reads the same data."""
-    tokenizer, days = opened("llama3"), iter(["2026-01-31", "2026-02-01"])
-    monkeypatch.setattr(run_directory, "agreed_date", lambda date: date or next(days))
+    tokenizer, days = opened("llama3"), iter(["2026-01-31", "2026-02-01", "2026-02-02"])
+    monkeypatch.setattr(run_directory, "today", lambda: next(days))
     data = tmp_path / "a.jsonl"
     data.write_text('{"prompt": "1+1?", "completion": "2"}\n')
 
     def start():
-        config = run_directory.with_date(dated_config("tokenizer"), tmp_path, tokenizer)
+        config = dated_config("tokenizer")
+        config = run_directory.with_date(config, run_directory.first_date(config, tmp_path), tokenizer)
         (tmp_path / "config.json").write_text(config_lib.to_json(config))
         examples = loader.load_examples(str(data), config.data, tokenizer, len(tokenizer))
         return config.data.date, tokenizer.decode(examples.examples[0].ids), config_lib.kept_on_resume(config)
@@ -171,11 +172,14 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
     assert first[2]["data.date"] == "2026-01-31"
     (tmp_path / "config.json").unlink()
     assert start()[0] == "2026-02-01"
+    other = dated_config("tokenizer")
+    other.data.date = "2001-02-03"
+    assert run_directory.first_date(other, tmp_path) == "2001-02-03"
 
 
-def test_a_run_without_a_dated_template_has_no_date(tokenizer, tmp_path):
+def test_a_run_without_a_dated_template_has_no_date(tokenizer):
     """Its fingerprint is that of runs from before the key was there, which resume."""
-    config = run_directory.with_date(dated_config("tokenizer"), tmp_path, tokenizer)
+    config = run_directory.with_date(dated_config("tokenizer"), "2026-01-02", tokenizer)
     assert config.data.date == "" and "data.date" not in config_lib.kept_on_resume(config)
 
 
@@ -184,11 +188,6 @@ def test_wrong_dates_are_refused(date):
     config = config_lib.get_default()
     config.data.date = date
     assert any(f"config.data.date={date!r} should be a day" in line for line in config_lib.validate(config))
-
-
-def test_process_0_says_the_date():
-    assert chat.agreed_date("2026-01-02") == "2026-01-02"
-    assert chat.agreed_date() == datetime.date.today().isoformat()
 
 
 R1_PROMPT = "<|begin|><|User|>q<|Assistant|><think>\n"
