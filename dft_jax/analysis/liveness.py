@@ -28,9 +28,7 @@ _FUSED = frozenset(
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin".split())
 _IN_PLACE = frozenset("scatter scatter-add dynamic_update_slice psum pmax pmin".split())
 # Calls whose inside is part of what surrounds them.
-_CALLS = frozenset(
-    "jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call custom_vjp_call".split()
-)
+_CALLS = frozenset("jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call custom_vjp_call".split())
 
 
 @dataclasses.dataclass(eq=False)
