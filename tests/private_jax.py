@@ -1,6 +1,6 @@
-"""What the tests take from jax's private modules: all of it is here, each with what happens where it is gone.
+"""What the tests take from JAX's private modules: all of it is here, each with what happens where it is gone.
 
-tests/test_structure.py allows `jax._src` in this file, and in `models/attention_backends.py`, only.
+tests/test_structure.py has the list of files that may name these modules.
 """
 
 import inspect

@@ -4,6 +4,7 @@ import ast
 import functools
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -86,6 +87,7 @@ def test_imports_point_down(file):
 # Where a module that JAX says is private may be named, and what happens where it is gone.
 PRIVATE_JAX = {
     "dft_jax/models/attention_backends.py": "the backend `cudnn` is not chosen, or refused where asked for by name",
+    "dft_jax/distributed.py": "devices carry what the coordination service would",
     "tests/private_jax.py": "nothing is cached; cuDNN's tests are skipped",
     "tests/test_structure.py": "this list",
 }
@@ -104,6 +106,7 @@ def test_private_jax_is_used_with_a_fallback_only():
 OF_ALL_DEVICES = {
     "dft_jax/cli.py": "whether programs may be kept, before there is a mesh",
     "dft_jax/evaluate.py": "the type of products, before there is a mesh; it will have all devices",
+    "dft_jax/run_directory.py": "what each process of a job has, before there is a mesh",
     "dft_jax/writer.py": "env.json says what the machine has",
 }
 
@@ -157,6 +160,22 @@ def test_every_package_ships():
     """find_packages sees every folder of modules, so that a wheel has them."""
     for folder in {file.parent for file in CORE}:
         assert (folder / "__init__.py").exists(), folder
+
+
+# Packages whose name is not that of what they hold, and what comes with another.
+PACKAGE_OF = {"absl": "absl-py", "orbax": "orbax-checkpoint", "math_verify": "math-verify"}
+PACKAGE_OF |= {"latex2sympy2_extended": "math-verify", "mpmath": "sympy", "wandb": None}  # None: optional
+
+
+def test_what_is_imported_is_required():
+    setup = (ROOT / "setup.py").read_text()
+    required = setup[setup.index("install_requires=") : setup.index("extras_require=")]
+    for file in CORE:
+        for name in imports(file):
+            head = name.split(".")[0]
+            package = PACKAGE_OF.get(head, head)
+            if head not in sys.stdlib_module_names | {"dft_jax"} and package:
+                assert re.search(rf'"{package}[>=]=', required), f"{file} imports {head}"
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
