@@ -171,10 +171,7 @@ def _same_as_tuple(a: structure.Structure, b: structure.Structure, depth: int) -
         return False
     named = [re.fullmatch(r"\s*([A-Za-z])\s*=\s*([^=]+)", part) for part in listed.parts]
     if all(named):
-        if pair.left:
-            order = re.findall(r"[A-Za-z]", pair.left)
-        else:
-            order = sorted(match[1] for match in named)
+        order = re.findall(r"[A-Za-z]", pair.left) or sorted(match[1] for match in named)
         values_of = {match[1]: match[2] for match in named}
         if sorted(values_of) != sorted(order):
             return False

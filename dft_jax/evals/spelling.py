@@ -94,7 +94,10 @@ _SPELLINGS = [  # (pattern, what is written instead), in this order
     (r"\\(?:text|mbox|textrm)\s*\{\s*([-+]?\d[\d.,]*)\s+([A-Za-z ]+)\}", r"\1 \\text{ \2}"),
     (r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}", r"\1"),
     (r"\\imath(?![A-Za-z])", "i"),
-    (r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})(?![A-Za-z])\s*\}?", r"^\\circ "),
+    (
+        r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})(?![A-Za-z])\s*\}?",
+        r"^\\circ ",
+    ),
     (r"\\(?:degree|deg)(?![A-Za-z])", r"^\\circ "),
     (r"\\([dtc])frac(?![A-Za-z])", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
@@ -230,7 +233,7 @@ def key(text: str) -> str:
 
 
 def is_word(text: str) -> bool:
-    r"""Whether the answer is a word such as east, and no product of letters: three or more, in \text or with a vowel."""
+    r"""Whether the answer is a word, and no product of letters: three or more of them, in \text or with a vowel."""
     inside = re.fullmatch(TEXT, text)
     letters = re.sub(r"[\s.,'-]", "", inside[1] if inside else text)
     if not re.fullmatch(r"[A-Za-z]{3,}", letters):

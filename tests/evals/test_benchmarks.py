@@ -9,6 +9,11 @@ from dft_jax.evals import benchmarks
 
 # From the published sets: the first id, and answers by id that need reading.
 KNOWN = {
+    "a solution for an answer": (
+        "math500",
+        {"unique_id": "a", "problem": "?", "answer": r"so $x=\boxed{\pi}$"},
+        r"\pi",
+    ),
     "math500": (
         500,
         {"test/precalculus/807.json": r"\left( 3, \frac{\pi}{2} \right)", "test/algebra/2584.json": r"\frac{14}{3}"},
