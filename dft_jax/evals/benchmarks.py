@@ -69,11 +69,9 @@ def _answer(row: dict) -> str:
     value = _value(row, "answer")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return (
-        str(value)
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-        else final_answer(_text(value, "answer"))
-    )
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return final_answer(_text(value, "answer"))
 
 
 def _boxed_of_solution(row: dict) -> str:

@@ -113,8 +113,10 @@ class Comparison:
         unit = self.last_digits[abs(decimal)]
         off = abs(exact) - abs(decimal)
         is_near = abs(off) <= unit / 2 or 0 <= off < unit
-        is_long = abs(decimal) >= unit * 10 ** (LEAST_DIGITS - 1) and exact.denominator > 1
-        return is_long and decimal * exact > 0 and is_near and abs(off) <= RELATIVE * abs(exact)
+        is_long = abs(decimal) >= unit * 10 ** (LEAST_DIGITS - 1)
+        # What has another, longer decimal is that one: 4.03188 is not 4.03188 + 10^-16.
+        is_decimal = exact.denominator == 1 or exact.denominator > 10**9 and 10**60 % exact.denominator == 0
+        return is_long and not is_decimal and decimal * exact > 0 and is_near and abs(off) <= RELATIVE * abs(exact)
 
     def _same_numbers(self, a: Any, b: Any) -> bool:
         parts_a, parts_b = _parts(a, DIGITS), _parts(b, DIGITS)
