@@ -21,8 +21,8 @@ Problems = dict[str, list[Problem]]
 
 # Raised when the scores of the same completions change, or are of other rules: what an older
 # version scored is then graded anew by the same command. 2: votes by meaning, intervals with
-# imagined problems, digests of problems.
-FORMAT = 2
+# imagined problems, digests of problems. 3: the grader's rules 2, answer markers.
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,10 @@ def grade(
     items = [(prediction.row["completion"], prediction.reference) for prediction in predictions]
     # Of several processes only one grades; the others could not call `check` as often.
     how = {"check": interrupts.check} if jax.process_count() == 1 else {}
+    how["truncated"] = [p.row.get("truncated") is True for p in predictions]
     with grading.Grader(**settings) as grader:
         graded = grader.grade(items, **how)
-        meanings = _meanings(predictions, graded)
+        meanings = _meanings(predictions, graded, grader)
     rows = [
         {**p.row, "reference": p.reference, "extracted": g.extracted, "verdict": g.verdict}
         for p, g in zip(predictions, graded, strict=True)
@@ -82,7 +83,13 @@ def grade(
         "results": results,
         "warnings": warnings,
         # last_number: whether it was the fallback, asked for or by the paper's rules.
-        "grader": {"mode": settings["mode"], "last_number": last_number, "versions": versions},
+        "grader": {
+            "mode": settings["mode"],
+            "rules": grading.RULES,
+            "last_number": last_number,
+            "answer_markers": list(settings["answer_markers"]),
+            "versions": versions,
+        },
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),
@@ -93,7 +100,7 @@ def grade(
     return rows, summary
 
 
-def _meanings(predictions: list[Prediction], graded: list[grading.Graded]) -> list[int | None]:
+def _meanings(predictions: list[Prediction], graded: list[grading.Graded], grader: grading.Grader) -> list[int | None]:
     """What each prediction's answer means, as in `Scored`."""
     of_problem = collections.defaultdict(list)
     for place, prediction in enumerate(predictions):
@@ -101,8 +108,8 @@ def _meanings(predictions: list[Prediction], graded: list[grading.Graded]) -> li
     meanings: list[int | None] = [None] * len(predictions)
     for places in of_problem.values():
         answers = [graded[place].extracted for place in places]
-        correct = [graded[place].verdict == "correct" for place in places]
-        for place, meaning in zip(places, scores.classes_by_text(answers, correct), strict=True):
+        verdicts = [graded[place].verdict for place in places]
+        for place, meaning in zip(places, grader.classes(answers, verdicts), strict=True):
             meanings[place] = meaning
     return meanings
 
