@@ -62,7 +62,7 @@ _DATA = flags.DEFINE_string("data", None, "Demonstrations: file, folder, hub dat
 _MIN_COUNT = flags.DEFINE_integer("min_count", 5, "Occurrences of a token type that is listed as changed.", 1)
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Examples shown in tokens.html, the first ones.", 0)
 # dft_jax.evaluate has these too, and says other words of them.
-flags.DEFINE_string("rows", "fields", "What a row of --data means: data/sources.py.", allow_override=True)
+flags.DEFINE_string("rows", "fields", "What a row of --data means: data/formats.py.", allow_override=True)
 flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_override=True)
 flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
@@ -128,8 +128,9 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
         gradient_BL = gradient_norm(own.logp_BL, stats(2 * hidden_BLD).logp_BL)
         return batch.mask_BL, numbers.targets_BL, (own.logp_BL, own.entropy_BL, gradient_BL)
 
+    sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
     passes = [
-        loader.OnePass(e, model.mesh, global_batch=config.train.global_batch, row_length=config.data.max_length)
+        loader.OnePass(e, model.mesh, **sizes)
         for e in (examples, numbered(examples))
     ]
     scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)

@@ -257,7 +257,8 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
     settings = {name: getattr(plan.settings, name) for name in names}
     settings |= {"context": plan.sampler.max_length, "stop_ids": list(plan.sampler.stop_ids)}
     dtype = str(model.module.compute_dtype)
-    return {**{name: value for name, value in of.items() if name != "name"}, **settings, "compute_dtype": dtype}
+    model_is = {name: value for name, value in of.items() if name not in ("name", "evaluated")}  # those are words
+    return {**model_is, **settings, "compute_dtype": dtype}
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> None:
