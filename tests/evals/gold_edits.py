@@ -69,20 +69,7 @@ def folded(gold: str) -> str:
 
 def is_scalar(gold: str) -> bool:
     """One expression: no list, pair, equation, unit or word."""
-    return not re.search(
-        r"[,;=<>:_$%]|\\(?:text|mbox|cup|in\b|begin|pm|le|ge|circ|angle|\{|infty)|[A-Za-z]{5}",
-        gold.replace("\\frac", "")
-        .replace("\\sqrt", "")
-        .replace("\\binom", "")
-        .replace("\\lfloor", "")
-        .replace("\\rfloor", "")
-        .replace("\\right", "")
-        .replace("\\left", "")
-        .replace("\\omega", "")
-        .replace("\\gamma", "")
-        .replace("\\theta", "")
-        .replace("\\lambda", ""),
-    )
+    return not re.search(r"[,;=<>:_$%]|\\(?:text|mbox|cup|in\b|begin|pm|le|ge|circ|angle|\{|infty)|[A-Za-z]{5}", gold.replace("\\frac", "").replace("\\sqrt", "").replace("\\binom", "").replace("\\lfloor", "").replace("\\rfloor", "").replace("\\right", "").replace("\\left", "").replace("\\omega", "").replace("\\gamma", "").replace("\\theta", "").replace("\\lambda", ""))
 
 
 def is_number(gold: str) -> bool:
@@ -169,10 +156,7 @@ def _scalar_edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "exponent", f"{scientific[1]} \\times 10^{{{int(scientific[2]) - 1}}}"
         yield "decimal added", f"{scientific[1]}{'' if '.' in scientific[1] else '.'}3e{scientific[2]}"
     if is_number(gold) and len(gold.lstrip("-")) >= 2 and "." not in gold:
-        yield (
-            "digits apart",
-            gold[:-1] + "\\," + gold[-1] if len(gold.lstrip("-")) != 4 else gold[:-2] + " " + gold[-2:],
-        )
+        yield "digits apart", gold[:-1] + "\\," + gold[-1] if len(gold.lstrip("-")) != 4 else gold[:-2] + " " + gold[-2:]
 
 
 def _unit_edits(gold: str) -> Iterator[tuple[str, str]]:
@@ -239,11 +223,7 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     if "-" in gold:
         yield "unicode", gold.replace("-", "−")
     elements = parts(gold.replace("$", ""))
-    if (
-        len(elements) > 1
-        and not re.search(r"where|text|=", gold)
-        and not re.fullmatch(r"\d+(?:,\s*(?:\\!)?\s*\d{3})+", gold.replace("\\!", ""))
-    ):
+    if len(elements) > 1 and not re.search(r"where|text|=", gold) and not re.fullmatch(r"\d+(?:,\s*(?:\\!)?\s*\d{3})+", gold.replace("\\!", "")):
         shuffled = dice.sample(elements, len(elements))
         yield "list in another order", ", ".join(shuffled)
         yield "list with a word", ", ".join(elements[:-1]) + " and " + elements[-1]
