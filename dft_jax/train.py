@@ -197,7 +197,8 @@ def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examp
 def make_steps(config: ConfigDict, examples: loader.Examples, model: Model) -> loader.Steps:
     """The packed steps of the run."""
     t = config.train
-    how = dict(global_batch=t.global_batch, seed=t.seed, accumulation=t.accumulation, row_length=config.data.max_length)
+    how = dict(global_batch=t.global_batch, seed=t.seed, accumulation=t.accumulation)
+    how |= dict(row_length=loader.row_length(config.data))
     how |= dict(steps=n_steps(config, len(examples)), by_examples=t.loss_normalization == "official")
     return loader.Steps(examples, model.mesh, **how)
 
@@ -274,6 +275,23 @@ def make_train_step(
     by its own count instead, and the means are added, as the authors' code does. A step with a non-finite
     loss or gradient changes nothing but `state.step`. `reference` are parameters for objectives that compare.
     """
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
+    replicated = sharding.named(model.mesh)
+    compiled = jax.jit(
+        make_update(model, objective, optimizer, schedule, config),
+        in_shardings=(None if reference is None else layouts.params, layouts, sharding.batch_sharding(model.mesh)),
+        out_shardings=(layouts, replicated),
+        donate_argnums=1,
+    )
+    return functools.partial(compiled, reference)
+
+
+def make_update(model: Model, objective: objectives.Objective, optimizer, schedule, config: ConfigDict) -> Callable:
+    """Returns update(reference, state, batch [A, B, L], peak=None) -> (state, sums), not jitted: see make_train_step.
+
+    Given `peak`, it is the rate at the top of `schedule`, which then has, as the one in `optimizer`, a peak of 1: so
+    one program serves every learning rate.
+    """
     loss = make_loss(model, objective, config)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
 
@@ -292,27 +310,21 @@ def make_train_step(
         grads, sums_A = jax.lax.scan(accumulate, zeros, (batch, denominators_A))
         return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)
 
-    def train_step(reference, state: TrainState, batch: Batch):
+    def train_step(reference, state: TrainState, batch: Batch, peak=None):
         grads, sums = gradients(reference, state.params, batch)
         gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
-        params, opt_state = optimizer_lib.apply(optimizer, grads, state.opt_state, state.params, is_finite)
+        params, opt_state = optimizer_lib.apply(optimizer, grads, state.opt_state, state.params, is_finite, peak)
+        rate = schedule(optimizer_lib.update_count(state.opt_state))
         sums |= {
             "skipped": state.step + 1 - optimizer_lib.update_count(opt_state),
             "gradient_norm": gradient_norm,
             "is_finite": is_finite,
-            "learning_rate": schedule(optimizer_lib.update_count(state.opt_state)),
+            "learning_rate": rate if peak is None else rate * peak,
         }
         return TrainState(state.step + 1, params, opt_state), sums
 
-    replicated = sharding.named(model.mesh)
-    compiled = jax.jit(
-        train_step,
-        in_shardings=(None if reference is None else layouts.params, layouts, sharding.batch_sharding(model.mesh)),
-        out_shardings=(layouts, replicated),
-        donate_argnums=1,
-    )
-    return functools.partial(compiled, reference)
+    return train_step
 
 
 def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: loader.Packer) -> Callable:
@@ -346,7 +358,7 @@ def make_evaluate(
     if heldout is None:
         return lambda params: {}
     loss = make_loss(model, objective, config)
-    sizes = dict(global_batch=config.train.global_batch, row_length=config.data.max_length)
+    sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
     steps = loader.OnePass(heldout, model.mesh, **sizes)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))

@@ -40,6 +40,7 @@ RANKS = [
     ("export", 7),
     ("analysis", 8),
     ("plan", 8),
+    ("study", 8),
     ("main", 8),
 ]
 

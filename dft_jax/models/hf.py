@@ -94,8 +94,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def read_json(file: Path) -> dict:
-    """A JSON object from a file of the checkpoint; UserError names file and line."""
+def read_json(file: Path, remedy: str = _FETCH) -> dict:
+    """A JSON object from a file; UserError names file and line, and the remedy for one that is not whole."""
     if not file.is_file():
         raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
     check_file(file)
@@ -103,13 +103,13 @@ def read_json(file: Path) -> dict:
         text = file.read_text(encoding="utf-8")
         value = json.loads(text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {_FETCH}") from error
+        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {remedy}") from error
     except json.JSONDecodeError as error:
-        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {_FETCH}") from error
+        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:  # a key twice, NaN, 5000 digits; nested too deep
-        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {_FETCH}") from error
+        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {remedy}") from error
     if not isinstance(value, dict):
-        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {_FETCH}")
+        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}")
     return value
 
 
@@ -125,7 +125,7 @@ def read_config(folder: Path) -> DecoderConfig:
     if generation.exists():
         read_json(generation)  # carried along to the export, where it should not be what fails
     _refuse_code(raw, file)
-    if "quantization_config" in raw:
+    if raw.get("quantization_config") is not None:
         raise errors.UserError(f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original")
     family = raw.pop("model_type", None)
     if not isinstance(family, str) or family not in FAMILIES:
