@@ -256,7 +256,7 @@ def test_broken_wandb(refused, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     refused(
-        ["--config.log.wandb_project=x"],
+        [TINY, f"--workdir={tmp_path}/run", "--config.log.wandb_project=x"],
         ["config.log.wandb_project is set, but wandb cannot be imported", "a_package_that", "pip install wandb"],
     )
 
