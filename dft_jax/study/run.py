@@ -64,6 +64,7 @@ class Laboratory:
     texts: dict[str, HeldOut]
     plan: runner.Plan | None
     contents: dict[str, str]
+    programs: dict[str, Callable] = dataclasses.field(default_factory=dict)  # by objective
 
     @functools.cached_property
     def optimizer(self):
@@ -174,7 +175,6 @@ class Study:
         self.lab, self.folder, self.clock = lab, folder, clock
         self.records = records_lib.Records(folder, lab.spec)
         self.made_by = records_lib.made_by()
-        self.programs: dict[str, Callable] = {}
         learn_speeds(clock, self.records)
 
     def run(self) -> None:
@@ -258,10 +258,10 @@ class Study:
     def program(self, objective: str) -> Callable:
         """step(state, batch, peak) -> (state, sums) of an objective, compiled for every row
         count."""
-        if objective not in self.programs:
-            with self.clock.timed("compile"):
-                self.programs[objective] = self._compile(objective)
-        return self.programs[objective]
+        programs = self.lab.programs
+        if objective not in programs:
+            programs[objective] = self._compile(objective)
+        return programs[objective]
 
     def _compile(self, objective: str) -> Callable:
         lab, found = self.lab, objectives.make_objective(objective)

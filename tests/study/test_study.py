@@ -244,7 +244,7 @@ def test_all_is_done_and_nothing_is_done_twice(finished, lab, monkeypatch):
 def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
     """The rate as an argument, a program for two rates, row counts of all seeds: the numbers are
     the run's own."""
-    for arm in ARMS:
+    for arm in (ARMS[0], ARMS[3]):
         config = spec_lib.config_of(finished.spec, arm)
         train.run(config, tmp_path / arm.name)
         lines = (tmp_path / arm.name / "metrics.jsonl").read_text().splitlines()
