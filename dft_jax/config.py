@@ -93,6 +93,7 @@ _DEFAULT = {
     },
     "checkpoint": {
         "every": 100,  # steps; one is always saved at the end
+        "every_minutes": 10.0,  # since the last one, as process 0's clock has it; 0: only by steps
         "keep": 2,
         "verify": "sha256",  # before one is used: compare with its manifest by "sha256", by "sizes", or "off"
     },
@@ -101,7 +102,8 @@ _DEFAULT = {
     },
     "export": {
         "enabled": True,  # a Hugging Face folder under workdir/export at the end
-        "dtype": "source",  # that of the checkpoint, or "float32", "bfloat16"
+        # "auto": that of the checkpoint ("source") unless it loses a tenth of what was trained, then "float32"
+        "dtype": "auto",  # or "source", "float32", "bfloat16" by name
         "max_shard_gb": 5.0,
     },
     "profile": "",  # first and last step of a profile in workdir/profile, as in 10,12
@@ -131,7 +133,7 @@ _CHOICES = {
     "optimizer.moment_dtype": tuple(optimizer.MOMENT_DTYPES),
     "train.loss_normalization": ("global", "official"),
     "checkpoint.verify": manifest.VERIFY,
-    "export.dtype": ("source", "float32", "bfloat16"),
+    "export.dtype": ("auto", "source", "float32", "bfloat16"),
 }
 
 # Key -> (test, what it should be).
@@ -145,6 +147,7 @@ _RANGES = {
         (lambda v: v >= 0, "at least 0", "data.max_rows train.steps optimizer.weight_decay"),
         (lambda v: v >= 0, "at least 0 (as data.max_length)", "data.row_length"),
         (lambda v: v >= 0, "at least 0", "eval.every eval.benchmarks_every eval.max_examples"),
+        (lambda v: v >= 0, "at least 0", "checkpoint.every_minutes"),
         (lambda v: v > 0, "above 0", "optimizer.learning_rate optimizer.eps optimizer.clip_norm"),
         (lambda v: v > 0, "above 0", "train.epochs export.max_shard_gb"),
         (lambda v: 0 <= v < 1, "in [0, 1)", "optimizer.b1 optimizer.b2 optimizer.warmup_fraction"),

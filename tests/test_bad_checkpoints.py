@@ -37,6 +37,7 @@ def another_id(folder):
 
 
 LLAMA3 = json.loads((GOLDEN / "llama3/config.json").read_text())["rope_parameters"]
+YARN = json.loads((GOLDEN / "llama_yarn/config.json").read_text())["rope_parameters"]
 LINEAR = json.loads((GOLDEN / "llama_linear/config.json").read_text())["rope_parameters"]
 FETCH, USABLE = "fetch the file again", "copy tokenizer.json and tokenizer_config.json"
 
@@ -111,6 +112,7 @@ FILES = {
         ["config.json: 'auto_map' asks to run", "remove the key"],
     ),
     "quantised": ("llama", edit(quantization_config={"bits": 4}), ["'quantization_config'", "use the original"]),
+    "quantised, in no way named": ("llama", edit(quantization_config={}), ["'quantization_config'", "the original"]),
 }
 
 KEYS = {
@@ -123,6 +125,13 @@ KEYS = {
         edit(logit_cap=30.0),
         ["logit_cap=30.0 is not a known key", "remove it if it has no effect"],
     ),
+    "neighbours rotated": ("llama", edit(rope_interleaved=True), ["rope_interleaved=True", "only False"]),
+    "half a rotation": ("llama", edit(partial_rotary_factor=0.5), ["partial_rotary_factor=0.5", "only 1.0"]),
+    "a number for a truth": ("llama", edit(rope_interleaved=0), ["rope_interleaved=0 is not supported: only False"]),
+    "heads removed": ("llama", edit(pruned_heads={"0": [1]}), ["pruned_heads={'0': [1]} is not supported: only {}"]),
+    "noise": ("llama", edit(neftune_noise_alpha=5.0), ["neftune_noise_alpha=5.0 is not supported: only 0.0"]),
+    "an old dropout": ("llama", edit(resid_pdrop=0.1), ["resid_pdrop=0.1 is not supported: only 0.0"]),
+    "no llama": ("llama", edit(is_llama_config=False), ["is_llama_config=False is not supported: only True"]),
     "two faults": ("llama", edit(vocab_size=None, hidden_act="gelu"), ["'vocab_size' is missing", "hidden_act='gelu'"]),
     "an encoder": ("llama", edit(is_encoder_decoder=True), ["is_encoder_decoder=True is not supported: only False"]),
     "hidden_act gelu": ("llama", edit(hidden_act="gelu"), ["hidden_act='gelu' is not supported", "only 'silu'"]),
@@ -184,10 +193,45 @@ ROPE = {
     ),
     "rope_scaling is text": ("qwen2_oldschema", edit(rope_scaling="yarn"), ["rope_scaling='yarn' should be dict"]),
     "rope_parameters is a list": ("llama", edit(rope_parameters=[1e4]), ["rope_parameters=[10000.0] should be dict"]),
-    "type yarn": (
+    "type longrope": (
         "llama",
+        edit(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}),
+        ["rope_type='longrope' is not supported", "only 'default', 'linear', 'llama3', 'yarn'"],
+    ),
+    "yarn without a factor": (
+        "llama_yarn",
         edit(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
-        ["rope_type='yarn' is not supported", "only 'default', 'linear', 'llama3'"],
+        ["rope: 'factor' is missing", "add it"],
+    ),
+    "yarn with half of a scale": (
+        "llama_yarn",
+        edit(rope_parameters=YARN | {"mscale_all_dim": None}),
+        ["rope: mscale and mscale_all_dim go together", "give both, or neither"],
+    ),
+    "yarn turned round": (
+        "llama_yarn",
+        edit(rope_parameters=YARN | {"beta_slow": 4}),
+        ["rope: beta_fast=3.0 should be at least beta_slow=4.0"],
+    ),
+    "yarn of theta 1": (
+        "llama_yarn",
+        edit(rope_parameters=YARN | {"rope_theta": 1}),
+        ["rope: rope_theta=1.0 should be above 1"],
+    ),
+    "yarn with a factor of attention below zero": (
+        "llama_yarn",
+        edit(rope_parameters=YARN | {"attention_factor": -1.0}),
+        ["rope: attention_factor=-1.0 should be positive"],
+    ),
+    "yarn with a word for a truth": (
+        "llama_yarn",
+        edit(rope_parameters=YARN | {"truncate": "no"}),
+        ["rope: truncate='no' should be bool"],
+    ),
+    "yarn with a key more": (
+        "llama_yarn",
+        edit(rope_parameters=YARN | {"long_factor": [1.0]}),
+        ["rope: long_factor=[1.0] is not a known key"],
     ),
     "old spelling of dynamic": (
         "qwen2_oldschema",

@@ -12,6 +12,20 @@ from ml_collections import ConfigDict
 from dft_jax.data.sources import BadRow, Message
 
 ROLES = ("system", "user", "assistant")
+_SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+# Keys of a message that may say how, or whether, it is trained, with the value under which they say nothing. Nothing
+# is also what null, "", [] and {} say under any key.
+_SAYS_NOTHING = {
+    **dict.fromkeys(("weight", "loss_weight"), 1),
+    **dict.fromkeys(("loss", "train", "trainable", "end_turn"), True),
+    "prefix": False,
+    "recipient": "all",
+}
+# Keys of a message that no template and no trainer reads.
+_BOOKKEEPING = frozenset("id message_id uuid timestamp created_at language lang source model metadata".split())
+# Fields of a row that would be part of its conversation, or of its training, to other trainers.
+_BESIDE_MESSAGES = "tools functions documents chat_template_kwargs images image videos audios weight".split()
+_REMEDY = "remove it where that is right, else the row"
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
 ROW_FORMATS: dict[str, Callable[[dict, ConfigDict], list[Message]]] = {}
@@ -25,7 +39,13 @@ def row_format(function):
 @row_format
 def fields(row: dict, config: ConfigDict) -> list[Message]:
     """A prompt and a completion under the names in `data.prompt_field` and `data.completion_field`."""
-    return _pair(row, config.prompt_field, config.completion_field)
+    pair = _pair(row, config.prompt_field, config.completion_field)
+    texts = [message["content"] for message in pair]
+    for field in ("messages", "conversations"):
+        if not _says_nothing(field, row.get(field)) and _texts_of(row[field]) != texts:
+            what = f"field {field!r} holds another conversation than {config.prompt_field!r} and its completion"
+            raise BadRow(f"{what}; set data.rows to train on that, or remove the field")
+    return pair
 
 
 @row_format
@@ -67,23 +87,112 @@ def math(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def messages(row: dict, config: ConfigDict) -> list[Message]:
-    """A conversation under `data.messages_field`: a list of {role, content}; only assistant turns are trained."""
-    conversation = _value(row, config.messages_field)
-    if not isinstance(conversation, list) or not conversation:
-        found = "an empty list" if conversation == [] else type(conversation).__name__
-        problem = f"field {config.messages_field!r} should be a list of messages, not {found}"
-        raise BadRow(f"{problem}; mend it or set data.rows")
-    result = []
-    for number, message in enumerate(conversation):
-        if not isinstance(message, dict):
-            raise BadRow(f"message {number} should be an object with role and content, not {type(message).__name__}")
-        if message.get("role") not in ROLES:
-            raise BadRow(f"message {number} has role {message.get('role')!r}; it should be one of {', '.join(ROLES)}")
-        empty_is_fine = message["role"] != "assistant"
-        result.append({"role": message["role"], "content": _text(message, "content", empty_is_fine=empty_is_fine)})
+    """A conversation under `data.messages_field`: a list of {role, content}; only assistant turns are trained.
+
+    Content may be a list of text parts, as {"type": "text", "text": "…"}, which are joined. A text under `system`
+    beside the list begins the conversation. What else a message or the row says of it is refused by name.
+    """
+    return _conversation(row, config.messages_field)
+
+
+@row_format
+def sharegpt(row: dict, config: ConfigDict) -> list[Message]:
+    """A conversation under `conversations`: a list of {from, value}, from `system`, `human` or `gpt`."""
+    turns = _list(row, "conversations")
+    renamed = []
+    for number, turn in enumerate(turns):
+        if not isinstance(turn, dict):
+            raise BadRow(f"message {number} should be an object with from and value, not {type(turn).__name__}")
+        if turn.get("from") not in _SHAREGPT_ROLES:
+            known = ", ".join(_SHAREGPT_ROLES)
+            raise BadRow(f"message {number} is from {turn.get('from')!r}; it should be one of {known}")
+        others = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        if "value" in turn:
+            others["content"] = turn["value"]
+        renamed.append(others | {"role": _SHAREGPT_ROLES[turn["from"]]})
+    return _conversation(row | {"conversations": renamed}, "conversations")
+
+
+def _conversation(row: dict, field: str) -> list[Message]:
+    """The messages of a row, and the text of its `system` before them; refuses what else belongs to them."""
+    result = [_message(message, number) for number, message in enumerate(_list(row, field))]
     if result[-1]["role"] != "assistant":
         raise BadRow("the last message should be the assistant's; add the answer or remove the message")
+    for other in _BESIDE_MESSAGES:
+        if not _says_nothing(other, row.get(other)):
+            raise BadRow(f"field {other!r} beside {field!r} is not supported and would be lost; {_REMEDY}")
+    texts = [message["content"].strip() for message in result]
+    for other in ("prompt", "completion"):
+        value = row.get(other)
+        is_repeated = isinstance(value, str) and value.strip() in texts
+        if not is_repeated and not _says_nothing(other, value):
+            raise BadRow(f"field {other!r} beside {field!r} is in none of its messages; {_REMEDY}")
+    if _says_nothing("system", row.get("system")):
+        return result
+    system = {"role": "system", "content": _text(row, "system")}
+    if result[0]["role"] != "system":
+        return [system, *result]
+    if result[0] != system:
+        raise BadRow(f"field 'system' differs from the system message in {field!r}; keep the right one")
     return result
+
+
+def _message(message: Any, number: int) -> Message:
+    """One message, all that it says honoured."""
+    if not isinstance(message, dict):
+        raise BadRow(f"message {number} should be an object with role and content, not {type(message).__name__}")
+    if "role" not in message and "from" in message:
+        raise BadRow(f"message {number} has 'from' in the place of 'role'; set data.rows='sharegpt'")
+    role = message.get("role")
+    if role not in ROLES:
+        raise BadRow(f"message {number} has role {role!r}; it should be one of {', '.join(ROLES)}")
+    for key, value in message.items():
+        is_known = key in ("role", "content") or key in _BOOKKEEPING
+        if not is_known and not _says_nothing(key, value):
+            shown = repr(value) if len(repr(value)) <= 40 else "…"
+            raise BadRow(f"message {number} has {key}={shown}, which is not supported and would be lost; {_REMEDY}")
+    if isinstance(message.get("content"), list):
+        message = message | {"content": "".join(_part(part, number) for part in message["content"])}
+    try:
+        text = _text(message, "content", empty_is_fine=role != "assistant")
+    except BadRow as error:
+        raise BadRow(f"message {number}: {error}") from error
+    return {"role": role, "content": text}
+
+
+def _part(part: Any, number: int) -> str:
+    """The text of one part of a message's content."""
+    if isinstance(part, dict):
+        says = {key: value for key, value in part.items() if not _says_nothing(key, value)}
+        if says.keys() <= {"type", "text"} and part.get("type") == "text" and isinstance(part.get("text"), str):
+            return part["text"]
+        kind = part.get("type")
+    else:
+        kind = type(part).__name__
+    raise BadRow(f"message {number} has a part of type {kind!r} in its content; only plain text is supported")
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """Whether `value` under `key` is what an absent key is."""
+    if value is None or (isinstance(value, (str, list, dict)) and value in ("", "[]", [], {})):
+        return True
+    return key in _SAYS_NOTHING and value == _SAYS_NOTHING[key]
+
+
+def _texts_of(conversation: Any) -> list[Any]:
+    """The texts of a list of messages, in either spelling."""
+    turns = conversation if isinstance(conversation, list) else []
+    return [turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, dict)]
+
+
+def _list(row: dict, field: str) -> list:
+    """The list of messages in a field, not empty."""
+    conversation = _value(row, field)
+    if not isinstance(conversation, list) or not conversation:
+        found = "an empty list" if conversation == [] else type(conversation).__name__
+        problem = f"field {field!r} should be a list of messages, not {found}"
+        raise BadRow(f"{problem}; mend it or set data.rows")
+    return conversation
 
 
 def _pair(row: dict, prompt_field: str, completion_field: str) -> list[Message]:
@@ -96,7 +205,8 @@ def _pair(row: dict, prompt_field: str, completion_field: str) -> list[Message]:
 def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
     text = _value(row, field)
     if not isinstance(text, str):
-        raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; put it in quotes")
+        remedy = "set data.rows for conversations" if isinstance(text, list) else "put it in quotes"
+        raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; {remedy}")
     if re.search("[\ud800-\udfff]", text):
         raise BadRow(f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8")
     if not text.strip() and not empty_is_fine:

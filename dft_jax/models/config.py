@@ -1,15 +1,17 @@
 """What a decoder is, and how a family reads it from a checkpoint's `config.json`, key by key."""
 
 import dataclasses
+import math
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from dft_jax import errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions. `type` is `default`, `linear` or `llama3`; the other fields serve the scaled types."""
+    """Rotary positions. `type` is `default`, `linear` or `llama3`, or `yarn` for the class below; the other fields
+    serve the scaled types."""
 
     theta: float
     type: str = "default"
@@ -17,6 +19,23 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 0
+
+    # What cos and sin are multiplied by. No field: it would be in the fingerprint of every run, and old ones lack it.
+    attention_factor: ClassVar[float] = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn(Rope):
+    """YaRN (arXiv 2309.00071): dimensions that turn fewer than `beta_slow` times within the original context are
+    divided by `factor`, those that turn more than `beta_fast` times are kept, between them is a linear ramp.
+
+    `truncate` widens the ramp to whole dimensions. Both queries and keys are multiplied by `attention_factor`.
+    """
+
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +61,35 @@ class DecoderConfig:
     init_std: float = 0.02
 
 
-# Keys that do not change what training computes: bookkeeping, generation defaults, and fields that
-# transformers writes for every model.
+# Keys that do not change what training computes, at any value: bookkeeping, generation defaults, choices of kernels,
+# notes of other programs, and fields that transformers writes for every model.
 _IRRELEVANT = frozenset(
-    """_name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id dtype torch_dtype
-    transformers_version use_cache output_attentions output_hidden_states return_dict id2label label2id
-    problem_type chunk_size_feed_forward _attn_implementation_autoset""".split()
+    """
+    _name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+    dtype torch_dtype transformers_version tokenizer_class finetuning_task task_specific_params prefix is_decoder
+    use_cache output_attentions output_hidden_states return_dict id2label label2id problem_type
+    chunk_size_feed_forward gradient_checkpointing use_reentrant_checkpointing
+    attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
+    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    transformers.js_config unsloth_fixed unsloth_version
+    """.split()
 )
+# Keys that would change it, with the values that do not.
+_WITHOUT_EFFECT = {
+    "rope_interleaved": (False,),  # else neighbouring dimensions were rotated together
+    "partial_rotary_factor": (1.0,),
+    "alibi": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "torchscript": (False,),
+    "use_bfloat16": (False,),
+    "pruned_heads": ({},),
+    **dict.fromkeys("attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob".split(), (0.0,)),
+    **dict.fromkeys("attention_probs_dropout_prob neftune_noise_alpha".split(), (0.0,)),
+}
 _REQUIRED = object()
 _MOST = 2**31 - 1  # of a size: what an index on a device can be
 _MOST_LAYERS = 1000  # each has its names listed; the largest models have some 130
@@ -105,7 +146,7 @@ class ConfigReader:
         """`key` must have one of the `legal` values; absent is as good, unless a `default` says what absent means."""
         self._left.discard(key)
         value = self.raw.get(key, legal[0] if default is _REQUIRED else default)
-        if value not in legal or isinstance(value, bool) != isinstance(legal[0], bool):
+        if not _is_one_of(value, legal):
             self.problem(f"{key}={value!r} is not supported: only {' or '.join(map(repr, legal))}")
 
     def ignore(self, *keys: str) -> None:
@@ -126,29 +167,27 @@ class ConfigReader:
             self.problem(f"rope: type={raw['type']!r} and rope_type={raw['rope_type']!r} differ; keep the right one")
         reader = ConfigReader({k: v for k, v in raw.items() if k != "type"}, f"{self.where}: rope")
         kind = reader.take("rope_type", str, "default")
-        rope = Rope(theta=reader.positive("rope_theta"), type=kind)
-        if kind in ("linear", "llama3"):
-            rope = dataclasses.replace(rope, factor=reader.positive("factor"))
-        if kind == "llama3":
-            rope = dataclasses.replace(
-                rope,
-                low_freq_factor=reader.positive("low_freq_factor"),
-                high_freq_factor=reader.positive("high_freq_factor"),
-                original_context=reader.size("original_max_position_embeddings", context),
-            )
-        if kind not in ("default", "linear", "llama3"):
-            reader.problem(f"rope_type={kind!r} is not supported: only 'default', 'linear', 'llama3'")
-        elif kind == "llama3" and rope.high_freq_factor <= rope.low_freq_factor:
-            reader.problem("high_freq_factor should be above low_freq_factor")
-        else:
+        theta = reader.positive("rope_theta")
+        if kind in _ROPES:
+            rope = _ROPES[kind](reader, theta, context)
             reader.expect("partial_rotary_factor", 1.0, 1)
             reader.refuse_rest()
+        else:
+            rope = Rope(theta)
+            reader.problem(f"rope_type={kind!r} is not supported: only {', '.join(map(repr, _ROPES))}")
         self.problems += reader.problems
         return rope
 
     def refuse_rest(self) -> None:
+        """Every key that is left must be null, which is as good as absent, or have a value without effect."""
         for key in sorted(self._left):
-            self.problem(f"{key}={self.raw[key]!r} is not a known key of this model; remove it if it has no effect")
+            value, legal = self.raw[key], _WITHOUT_EFFECT.get(key)
+            if value is None or (legal and _is_one_of(value, legal)):
+                continue
+            if legal:
+                self.problem(f"{key}={value!r} is not supported: only {legal[0]!r}")
+            else:
+                self.problem(f"{key}={value!r} is not a known key of this model; remove it if it has no effect")
 
     def finish(self, config: DecoderConfig) -> DecoderConfig:
         """Returns `config` when nothing is wrong with it and no key is left over; else raises UserError with all."""
@@ -161,13 +200,80 @@ class ConfigReader:
         return config
 
 
+def _is_one_of(value: Any, legal: tuple) -> bool:
+    """False is not 0 here, nor True 1."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in legal)
+
+
+def _default_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
+    return Rope(theta)
+
+
+def _linear_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
+    return Rope(theta, type="linear", factor=reader.positive("factor"))
+
+
+def _llama3_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
+    low, high = reader.positive("low_freq_factor"), reader.positive("high_freq_factor")
+    if high <= low:
+        reader.problem("high_freq_factor should be above low_freq_factor")
+    return Rope(
+        theta,
+        type="llama3",
+        factor=reader.positive("factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_context=reader.size("original_max_position_embeddings", context),
+    )
+
+
+def _yarn_rope(reader: ConfigReader, theta: float, context: int) -> Yarn:
+    """Absent keys mean what they mean to transformers; the attention factor follows from the others."""
+    factor = reader.positive("factor")
+    beta_fast, beta_slow = reader.positive("beta_fast", 32.0), reader.positive("beta_slow", 1.0)
+    if beta_fast < beta_slow:
+        reader.problem(f"beta_fast={beta_fast} should be at least beta_slow={beta_slow}")
+    if theta <= 1:
+        reader.problem(f"rope_theta={theta} should be above 1 for yarn")
+    mscale, mscale_all_dim = reader.take("mscale", float, None), reader.take("mscale_all_dim", float, None)
+    if (mscale is None) != (mscale_all_dim is None):
+        reader.problem("mscale and mscale_all_dim go together: programs differ on one alone; give both, or neither")
+    attention_factor = reader.take("attention_factor", float, None)
+    if attention_factor is None and mscale and mscale_all_dim:
+        attention_factor = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all_dim)
+    elif attention_factor is None:
+        attention_factor = _yarn_scale(factor, 1.0)
+    if not attention_factor > 0:
+        reader.problem(f"attention_factor={attention_factor} should be positive")
+    return Yarn(
+        theta,
+        type="yarn",
+        factor=factor,
+        original_context=reader.size("original_max_position_embeddings", context),
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=reader.take("truncate", bool, True),
+        attention_factor=attention_factor,
+    )
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+_ROPES = {"default": _default_rope, "linear": _linear_rope, "llama3": _llama3_rope, "yarn": _yarn_rope}
+
+
 def read_common(reader: ConfigReader) -> dict[str, Any]:
     """The fields that every supported family spells alike, as keyword arguments of DecoderConfig."""
     hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     reader.expect("hidden_act", "silu")
     reader.expect("attention_dropout", 0.0, 0)
     reader.expect("is_encoder_decoder", False)
-    max_length = reader.size("max_position_embeddings")
+    context = reader.size("max_position_embeddings")
+    rope = reader.rope(context)
+    if rope.type == "yarn":  # published files say the original context there, or already the longer one
+        context = min(max(context, int(rope.factor * rope.original_context)), _MOST)
     if "head_dim" not in reader.raw and hidden_size % num_heads:
         reader.problem(f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}: give head_dim")
     return dict(
@@ -179,8 +285,8 @@ def read_common(reader: ConfigReader) -> dict[str, Any]:
         head_dim=reader.size("head_dim", max(hidden_size // num_heads, 1)),
         intermediate_size=reader.size("intermediate_size"),
         rms_epsilon=reader.positive("rms_norm_eps"),
-        rope=reader.rope(max_length),
+        rope=rope,
         tie_embeddings=reader.take("tie_word_embeddings", bool, False),
-        max_length=max_length,
+        max_length=context,
         init_std=reader.positive("initializer_range", 0.02),
     )

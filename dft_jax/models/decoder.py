@@ -49,8 +49,8 @@ class Attention(nn.Module):
             q_BLHK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="q_norm")(q_BLHK)
             k_BLGK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="k_norm")(k_BLGK)
         frequencies = layers.rope_frequencies(c.rope, K)
-        q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies)
-        k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies)
+        q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies, c.rope.attention_factor)
+        k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies, c.rope.attention_factor)
         q_BLHK = sharding.constrain(q_BLHK, self.mesh, "batch", "length", "heads", "head_dim")
         if cache is None:
             how = dict(window=c.sliding_window, block=self.block, backend=self.backend, mesh=self.mesh)

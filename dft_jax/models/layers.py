@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dft_jax.models.config import DecoderConfig, Rope
+from dft_jax.models.config import DecoderConfig, Rope, Yarn
 
 
 def _param(module: nn.Module, name, init, shape, axes, dtype):
@@ -97,9 +97,10 @@ class MLP(nn.Module):
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Inverse wavelengths [K/2], float32, for the scaling types `default`, `linear` and `llama3`.
+    """Inverse wavelengths [K/2], float32, for the scaling types `default`, `linear`, `llama3` and `yarn`.
 
-    `llama3` divides low frequencies by `factor`, keeps high ones, and blends between (Llama 3.1's model card).
+    `llama3` divides low frequencies by `factor`, keeps high ones, and blends between (Llama 3.1's model card). `yarn`
+    does so along the dimensions (arXiv 2309.00071, section 3.2, with a ramp that is linear in the dimension).
     Computed in float32 as the reference does: at position 100,000 a last-bit difference is visible.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
@@ -111,17 +112,42 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         turns = rope.original_context / wavelengths  # within the original context
         keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
         return (keep * frequencies + (1 - keep) * frequencies / rope.factor).astype(np.float32)
+    if rope.type == "yarn":
+        stretched = frequencies / np.float32(rope.factor)
+        keep = _yarn_kept(rope, head_dim)
+        return (stretched * (1 - keep) + frequencies * keep).astype(np.float32)
     return frequencies
 
 
+def _yarn_kept(rope: Yarn, head_dim: int) -> np.ndarray:
+    """The share of each frequency [K/2] that yarn keeps, float32: 1 up to dimension `low`, 0 from `high` on."""
+
+    def dimension(turns: float) -> float:
+        """Where the original context is so many turns."""
+        wavelength = rope.original_context / turns
+        return head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001  # a step instead of a ramp
+    ramp = (np.arange(head_dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+    return 1 - np.clip(ramp, 0, 1)
+
+
 def apply_rope(
-    x_BLHK: Float[Array, "B L H K"], positions_BL: Int[Array, "B L"], frequencies: np.ndarray
+    x_BLHK: Float[Array, "B L H K"], positions_BL: Int[Array, "B L"], frequencies: np.ndarray, factor: float
 ) -> Float[Array, "B L H K"]:
-    """Rotates the pairs (x[k], x[k + K/2]) by position × frequency[k]; angles and products in float32."""
+    """Rotates the pairs (x[k], x[k + K/2]) by position × frequency[k], times `factor`; angles and products in float32.
+
+    `factor` is 1 but under yarn.
+    """
     dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)
     angles_BLK = positions_BL[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
-    cos = jnp.cos(angles_BLK)[:, :, None, :].astype(dtype)
-    sin = jnp.sin(angles_BLK)[:, :, None, :].astype(dtype)
+    cos = (jnp.cos(angles_BLK) * factor)[:, :, None, :].astype(dtype)
+    sin = (jnp.sin(angles_BLK) * factor)[:, :, None, :].astype(dtype)
     first, second = jnp.split(x_BLHK.astype(dtype), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BLHK.dtype)

@@ -51,6 +51,8 @@ def default_rope(theta: float) -> dict:
     return dict(rope_type="default", rope_theta=theta)
 
 
+YARN_SIZES = dict(hidden_size=48, num_attention_heads=2, num_key_value_heads=1)
+YARN_ROPE = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=CONTEXT)
 QWEN2 = dict(num_key_value_heads=2, rope_parameters=default_rope(1000.0))
 
 # name -> (family, config overrides, (B, L), seed). Options of single cases are below.
@@ -92,6 +94,27 @@ CASES = {
         (1, 64),
         9,
     ),
+    # Head width 24: with theta 1000 and 32 positions, three of the twelve frequencies are blended.
+    "qwen2_yarn": (
+        "Qwen2",
+        QWEN2 | YARN_SIZES | dict(tie_word_embeddings=True, rope_parameters=YARN_ROPE | dict(rope_theta=1000.0)),
+        LONG,
+        12,
+    ),
+    # The same with all that a file may set: a ramp over fractions of a dimension, from 0.9 to 5.2.
+    "llama_yarn": (
+        "Llama",
+        YARN_SIZES
+        | dict(
+            num_key_value_heads=2,
+            max_position_embeddings=8 * CONTEXT,
+            rope_parameters=YARN_ROPE
+            | dict(rope_theta=1000.0, factor=8.0, beta_fast=3.0, beta_slow=0.25, truncate=False)
+            | dict(mscale=0.707, mscale_all_dim=1.2),
+        ),
+        LONG,
+        13,
+    ),
     "qwen2_sharded": ("Qwen2", QWEN2 | dict(tie_word_embeddings=False), SHORT, 10),
     "qwen2_bf16": ("Qwen2", QWEN2 | dict(tie_word_embeddings=False, num_hidden_layers=3), SHORT, 11),
 }
@@ -105,6 +128,11 @@ OLD_SCHEMA = {
         # (8 here, so that a loader which applies it shows).
         transformers_version="4.44.0", rope_theta=1000, sliding_window=8, use_sliding_window=False,
         max_window_layers=1, use_mrope=False,
+    ),
+    # As Qwen2.5's model card has it: the context is still the original one.
+    "qwen2_yarn": dict(
+        transformers_version="4.44.0", use_sliding_window=False, max_window_layers=1, sliding_window=8,
+        rope_scaling=dict(factor=4.0, original_max_position_embeddings=CONTEXT, type="yarn"),
     ),
 }  # fmt: skip
 

@@ -11,6 +11,8 @@ import transformers
 from dft_jax import assets, models
 from dft_jax.export import export
 from dft_jax.models import hf
+from dft_jax.models.config import ConfigReader
+from dft_jax.models.layers import rope_frequencies
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 
@@ -48,6 +50,29 @@ def jax_logits(params, model, tokens_BL) -> np.ndarray:
         return jnp.einsum("BLD,VD->BLV", model.apply(params, batch), models.head(params))
 
     return np.asarray(run(params))
+
+
+YARN = [
+    dict(factor=4.0, original_max_position_embeddings=32768),  # Qwen2.5
+    dict(factor=16.0, original_max_position_embeddings=4096, truncate=False, beta_fast=24, beta_slow=2),
+    dict(factor=40.0, original_max_position_embeddings=4096, mscale=1.0, mscale_all_dim=0.707),
+    dict(factor=2.0, original_max_position_embeddings=5, attention_factor=1.1),
+]
+
+
+@pytest.mark.parametrize("scaling", YARN)
+@pytest.mark.parametrize("theta, head_dim", [(1e6, 128), (1e4, 64), (1e3, 24)])
+def test_yarn_frequencies_are_those_of_transformers(scaling, theta, head_dim):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaling = scaling | {"rope_type": "yarn", "rope_theta": theta}
+    sizes = dict(hidden_size=2 * head_dim, num_attention_heads=2, max_position_embeddings=32768)
+    theirs, factor = ROPE_INIT_FUNCTIONS["yarn"](transformers.Qwen2Config(**sizes, rope_parameters=dict(scaling)))
+    reader = ConfigReader({"rope_parameters": scaling}, "config.json")
+    rope = reader.rope(32768)
+    assert not reader.problems
+    assert rope.attention_factor == factor
+    np.testing.assert_allclose(rope_frequencies(rope, head_dim), theirs.numpy(), rtol=5e-7)
 
 
 def perturbed_golden(case, mesh):

@@ -1,4 +1,4 @@
-"""Llama 2 and 3.x, DeepSeekMath: no biases by default, RoPE scaling `linear` or `llama3`."""
+"""Llama 2 and 3.x, DeepSeekMath: no biases by default, RoPE scaling `linear`, `llama3` or `yarn`."""
 
 from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
 
@@ -6,6 +6,7 @@ HF_MODEL_TYPE = "llama"
 
 
 def read(reader: ConfigReader) -> DecoderConfig:
+    reader.expect("is_llama_config", True)  # a note of the program that trained it
     reader.expect("pretraining_tp", 1)
     bias, mlp_bias = (reader.take(name, bool, False) for name in ("attention_bias", "mlp_bias"))
     return DecoderConfig(**read_common(reader), qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)

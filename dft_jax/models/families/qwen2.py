@@ -6,6 +6,7 @@ HF_MODEL_TYPE = "qwen2"
 
 
 def read(reader: ConfigReader) -> DecoderConfig:
+    reader.expect("is_qwen2_config", True)  # a note of the program that trained it
     common = read_common(reader)
     reader.expect("use_sliding_window", False)
     reader.expect("layer_types", ["full_attention"] * common["num_layers"], None)
