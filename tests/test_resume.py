@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, errors, models, optimizer as optimizer_lib, progress, train
+from dft_jax import assets, config as config_lib, errors, models, optimizer as optimizer_lib, progress, train
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
@@ -160,3 +160,13 @@ def test_another_reference_is_refused(tmp_path):
     shutil.copy(assets.LAB_CLEAN / "model.safetensors", tmp_path / "base")
     with pytest.raises(errors.UserError, match="reference_sha256"):
         train.run(config, tmp_path / "run")
+
+
+def test_runs_from_before_row_length_resume_and_another_row_is_another_run():
+    """The key is in a fingerprint only where it says something."""
+    before = config_lib.kept_on_resume(config())
+    assert "data.row_length" not in before
+    longer = config_lib.kept_on_resume(config(**{"data.row_length": 320}))
+    changes = errors.differences(before, longer)
+    assert list(changes.values()) == ["data.row_length: 'absent' -> 320"]
+    assert config_lib.digest(config()) != config_lib.digest(config(**{"data.row_length": 320}))
