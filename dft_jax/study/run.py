@@ -315,7 +315,7 @@ class Training:
             print(f"{self.arm.name}: resuming from step {step}", flush=True)
         else:
             self.state = self.lab.initial_state()
-        self.saved_at = time.monotonic()
+        self.checkpoints.start_clock()
         return self
 
     def _is_usable(self, step: int) -> bool:
@@ -358,7 +358,7 @@ class Training:
                 self.step += 1
                 self.rows.append(self._row(jax.device_get(sums)))
                 bar.update()
-                if time.monotonic() - self.saved_at > 60 * self.lab.spec.checkpoint_minutes:
+                if self.checkpoints.is_due(self.lab.spec.config.checkpoint.every_minutes):
                     self.save()
 
     def _row(self, sums: dict[str, Any]) -> dict[str, Any]:
@@ -378,7 +378,6 @@ class Training:
         with self.clock.timed("save"):
             self.checkpoints.save(self.step, self.state, {"rows": self.rows})
             self.checkpoints.wait()
-        self.saved_at = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """Saves what was trained since the last checkpoint where the study was stopped."""
