@@ -45,4 +45,4 @@ def get_spec(argument: str = "") -> Spec:
         ),
         Text("math500", str(folder / "math500.jsonl"), "math", max_examples=16, max_length=400),
     )
-    return Spec("dynamics", config, tuple(arms), texts, measured_at=(2, 4, 8))
+    return Spec("dynamics", config, tuple(arms), texts, measured_at=(4, 8))
