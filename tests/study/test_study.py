@@ -424,11 +424,11 @@ def test_clipped_is_the_share_of_the_steps_so_far(finished):
 # ---- the command ----------------------------------------------------------------------------
 
 SPEC = """
-from tests.study.test_study import make_spec
+from tests.study.test_study import CONFIG, make_spec, tiny_config
 
 
 def get_spec(argument=""):
-    return make_spec()
+    return make_spec(config=tiny_config(**CONFIG | {"model.path": argument})) if argument else make_spec()
 """
 
 
@@ -459,6 +459,7 @@ def test_status_and_report_compile_nothing(command, finished):
         (["--out=nowhere", "--status"], "no such folder"),
         (["--out=nowhere", "--minutes=-1"], "minutes"),
         (["--spec=none.py", "--out=nowhere"], "--spec=none.py: no such file"),
+        (["--spec=spec.py:no/model", "--out=nowhere"], "no/model"),
     ],
 )
 def test_a_wrong_command_is_told(arguments, words, command, tmp_path, monkeypatch):
