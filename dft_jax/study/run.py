@@ -32,6 +32,7 @@ from dft_jax import (
 )
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
+from dft_jax.data.chat import Template
 from dft_jax.evals import runner
 from dft_jax.models import Model, hf
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
@@ -106,9 +107,12 @@ def open_laboratory(spec: Spec) -> Laboratory:
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = train.load_model(config)
+    refuse_undated(spec, tokenizer)
     examples, _ = train.load_data(config, tokenizer, model)
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
-    plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.") if spec.evaluation else None
+    plan = None
+    if spec.evaluation:
+        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", config.data.date)
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
         "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
@@ -133,6 +137,17 @@ def open_laboratory(spec: Spec) -> Laboratory:
         by_examples=config.train.loss_normalization == "official",
     )
     return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents)
+
+
+def refuse_undated(spec: Spec, tokenizer) -> None:
+    """UserError where a template writes the date and the spec has none: a study goes over several days."""
+    names = [spec.config.data.template, *([spec.evaluation.prompt] if spec.evaluation else [])]
+    for name in names:
+        if Template(name, tokenizer).is_dated and not spec.config.data.date:
+            raise errors.UserError(
+                f"the template {name!r} writes the date, which differs between the days of a study; give"
+                " one in the spec, as in config.data.date = '2026-07-26'"
+            )
 
 
 def weights_digest(config, source: Path) -> str:

@@ -356,6 +356,22 @@ def test_a_text_without_enough_short_examples_is_told():
         assert words in str(error.value)
 
 
+def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
+    """Else the arms of the second evening would read another text than those of the first."""
+    template = "{{ strftime_now('%Y') }} {% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    (tmp_path / "dated.jinja").write_text(template)
+    for date, is_refused in (("", True), ("2026-07-26", False)):
+        changes = {"data.template": str(tmp_path / "dated.jinja"), "data.date": date}
+        spec = make_spec(config=tiny_config(**CONFIG | changes))
+        _, _, tokenizer = train.load_model(spec.config)
+        if is_refused:
+            with pytest.raises(errors.UserError, match="config.data.date = "):
+                run.refuse_undated(spec, tokenizer)
+        else:
+            run.refuse_undated(spec, tokenizer)
+
+
 def test_a_signal_stops_a_study(lab, tmp_path, monkeypatch):
     def stopped():
         raise errors.Stopped("SIGTERM")
