@@ -216,15 +216,15 @@ class Study:
     def _run_arm(self, arm: Arm) -> None:
         self.records.open_arm(arm, self.lab.contents)
         training = Training(self, arm)
-        left = [phase for phase in spec_lib.phases_of(self.lab.spec, arm) if not self.records.is_done(phase)]
-        last = left[-1]
-        if len(left) > 1 or self.lab.spec.keep == "parameters":
+        *work, prune = spec_lib.phases_of(self.lab.spec, arm)
+        left = [phase for phase in work if not self.records.is_done(phase)]
+        if left or self.lab.spec.keep == "parameters":
             with training:
                 for step in self.lab.spec.measured_at:
                     training.to(step)
                 if self.lab.spec.evaluation or self.lab.spec.keep == "parameters":
                     training.save()
-                for phase in left[:-1]:
+                for phase in left:
                     if phase.kind == "evaluate":
                         self.clock.require(str(phase), {"evaluate": len(self.lab.plan.requests)})
                         self._evaluate(phase, training.state.params)
@@ -232,7 +232,7 @@ class Study:
                 if self.lab.spec.keep == "parameters":
                     self._keep(arm, params)
         shutil.rmtree(self._checkpoints(arm), ignore_errors=True)
-        self.records.write(last, 0.0, 0, self.made_by, {"kept": self.lab.spec.keep})
+        self.records.write(prune, 0.0, 0, self.made_by, {"kept": self.lab.spec.keep})
 
     def _checkpoints(self, arm: Arm) -> Path:
         return self.folder / "checkpoints" / arm.name

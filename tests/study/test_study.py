@@ -255,6 +255,7 @@ def test_all_is_done_and_nothing_is_done_twice(finished, lab, monkeypatch):
     carry_out(lab, finished.folder.parent)
 
 
+@pytest.mark.slow
 def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
     """The rate as an argument, a program for two rates, row counts of all seeds: the numbers are
     the run's own."""
@@ -300,6 +301,7 @@ class StopAt(Clock):
         self.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loses_checkpoints", [False, True])
 def test_stopped_anywhere_it_ends_with_the_same_results(loses_checkpoints, finished, lab, tmp_path, monkeypatch):
     """Also mid-arm, between training and measuring, and where every checkpoint is lost in
@@ -347,8 +349,12 @@ def test_a_removed_measurement_is_made_again(finished, lab, tmp_path):
     assert results(carry_out(lab, tmp_path)) == results(finished)
 
 
+@pytest.mark.slow
 def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
-    spec = make_spec(arms=ARMS[:1], keep="parameters")
+    world = "world(split=validation, family=chain, levels=2-4, n=16)"
+    lab = {"model.path": str(assets.LAB), "model.init": "checkpoint", "data.template": "plain", "data.train": world}
+    texts = (Text("world", world, "gsm8k", 4, answer_mark="####"),)
+    spec = make_spec(config=tiny_config(**CONFIG | lab), arms=ARMS[:1], texts=texts, keep="parameters")
     records = carry_out(run.open_laboratory(spec), tmp_path)
     folder = tmp_path / "exports" / ARMS[0].name
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
