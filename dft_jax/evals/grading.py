@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait
-
 from tqdm import tqdm
 
 from dft_jax import workers

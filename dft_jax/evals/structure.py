@@ -7,6 +7,7 @@ the brackets are kept as they are written, and the order of what is in them.
 import dataclasses
 import re
 
+
 _TOKEN = re.compile(
     r"\\[{}]|\\[A-Za-z]+|\\.|[()\[\]{},;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|.", re.DOTALL
 )

@@ -259,3 +259,37 @@ def _eos_ids(folder: Path) -> dict[str, list[int]]:
         if ids:
             found[name] = ids
     return found
+
+
+# What classes of transformers have been seen to read otherwise than their file: digits, runs of spaces, composed and
+# decomposed letters, scripts, line breaks, code. Special tokens come to it.
+_PROBES = (
+    *("6  5", "1234567 12 3.14", "x²½ ١٢٣", " a", "a  b   c    d", "  x", "x ", "\t\tx", "\n\nx\r\n", "a .b , c ?"),
+    *("e\u0301 \u00e9", "\u1100\u1161 가", "ﬁ ™ Ⅷ", "İstanbul ß", "a\u00a0b\u3000c\u200bd", "▁a Ġb"),
+    *("你好，世界。", "こんにちは", "Привет, мир", "שלום مرحبا", "नमस्ते ไทย", "👩\u200d👧 🇩🇪 👍🏽"),
+    *("don't IT'S I'll", "def f(x):\n    return x ** 2", "\\frac{1}{2} + \\boxed{42}", "#### 7", "http://a.b/c?d=1"),
+)
+
+
+def differs_in_transformers(folder: Path, tokenizer: Tokenizer) -> str:
+    """What transformers makes otherwise of a folder than its tokenizer.json says, in words; empty for nothing."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import transformers
+
+    named = [f"a {text} b{text}\n" for text in tokenizer.special_tokens_map.values()]
+    texts = [*_PROBES, *named]
+    who = f"transformers {transformers.__version__}"
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        found = theirs(texts, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # of many types
+        return f"{who} cannot read the tokenizer ({errors.first_line(error)})"
+    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    wrong = [text for text, a, b in zip(texts, found, expected, strict=True) if a != b]
+    if not wrong:
+        return ""
+    return (
+        f"{who} takes class {type(theirs).__name__} for the tokenizer, which gives other ids than {FILE_NAME} for"
+        f" {len(wrong)} of {len(texts)} texts, as for {wrong[0]!r}; the model was trained on those of the file, which"
+        " transformers.PreTrainedTokenizerFast.from_pretrained(FOLDER) reads as they are"
+    )

@@ -107,6 +107,7 @@ def test_what_an_evaluation_writes(run, folder, checkpoint):
     assert results[2]["avg_at_k"]["mean"] == np.mean([row["verdict"] == "correct" for row in at_one])
     assert list(results[2]["correct_share_of_problem"]) == [str(i) for i in range(6)]
     assert summary["model"]["name"] == "model" and len(summary["model"]["sha256"]) == 64
+    assert summary["stop_sources"] == {"tokenizer": [0], "config.json": [0]} and summary["stop_ids"] == [0]
     assert summary["settings"]["seed"] == 0 and summary["environment"]["versions"]["jax"]
     lines = outcome.stdout.splitlines()
     assert lines[0].startswith("benchmark  T ") and lines[1].startswith("gsm8k      greedy  6/1319")
@@ -482,6 +483,31 @@ def test_stop_tokens_come_from_tokenizer_and_style(shared):
     expected = {"qwen-boxed": [endoftext, im_end], "qwen25-math-cot": [endoftext, im_end], "plain": [endoftext]}
     expected |= {"deepseek-math": [endoftext], "llama-base-boxed": [endoftext], "tokenizer": [endoftext, im_end]}
     assert {style: find_stops(Template(style, qwen)).ids for style in expected} == expected
+
+
+def test_every_eos_of_the_checkpoint_ends_a_completion(run, folder, checkpoint):
+    """A list in generation_config.json was not read: the model wrote on to the limit."""
+    every = shutil.copytree(checkpoint, folder / "every")
+    (every / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(1, 264))}))
+    outcome, summary = run(f"--model={every}")
+    assert {row["tokens"] for row in read_rows(folder / "out" / "predictions.jsonl")} == {1}
+    assert summary["stop_sources"]["generation_config.json"] == summary["stop_ids"][1:] == list(range(1, 264))
+    assert any(line.startswith("the tokenizer's eos_token is 0 (<|endoftext|>), generat") for line in summary["warnings"])
+    assert "warning: the tokenizer's eos_token is 0" in outcome.stderr
+
+
+def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
+    """Under a template that writes the date, samples can be added on the next day."""
+    template = folder / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}\n")
+    monkeypatch.setattr(evaluate, "today", lambda: "2026-01-31")
+    run("--samples=1", f"--prompt={template}")
+    monkeypatch.setattr(evaluate, "today", lambda: "2026-02-01")
+    counts = count_sampled(monkeypatch)
+    run("--samples=2", f"--prompt={template}")
+    assert counts == [6]
+    assert all(row["prompt"].startswith("31 Jan 2026: ") for row in read_rows(folder / "out" / "predictions.jsonl"))
+    assert json.loads((folder / "out" / "evaluation.json").read_text())["date"] == "2026-01-31"
 
 
 def test_the_settings_of_config_and_command_are_the_same():
