@@ -72,7 +72,7 @@ def targets(example: Example) -> np.ndarray:
 def token_text(id_: int, tokenizer) -> str:
     """The text of a token; a piece of a character, which has none, is shown as ⟨its name in the vocabulary⟩."""
     # Decoded twice in a row, less once: tokenizers in SentencePiece's manner drop the space before a first word.
-    once, twice = (tokenizer.decode([id_] * n, clean_up_tokenization_spaces=False) for n in (1, 2))
+    once, twice = (tokenizer.decode([id_] * n) for n in (1, 2))
     text = twice[len(once) :]
     return f"⟨{tokenizer.convert_ids_to_tokens(id_)}⟩" if not text or "\ufffd" in text else text
 

@@ -156,6 +156,7 @@ class Template:
             asked += [(messages[:turn], True), (messages[: turn + 1], False)]
         rendered = self._render_all(asked)
         prompts, shown = rendered[0::2], rendered[1::2]
+        self._require_all(messages[: turns[-1]], prompts[-1])
         parts, done = [], 0
         for number, turn in enumerate(turns):
             is_last = number == len(turns) - 1
@@ -217,6 +218,13 @@ class Template:
         if not content.strip():
             raise BadRow(f"the answer is nothing but {eos!r}; remove the row or set data.bad_rows='drop'")
         return {**message, "content": content}
+
+    def _require_all(self, messages: list[Message], prompt: str) -> None:
+        """BadRow where the text of a question or of the system is not in the prompt for the last answer."""
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant" and message["content"].strip() not in prompt:
+                what = f"leaves message {number} (of the {message['role']}) out, or changes it"
+                raise BadRow(f"template {self.name!r} {what}; mend the template, or give another")
 
     def _style_parts(self, messages: list[Message]) -> list[Part]:
         if [message["role"] for message in messages] != ["user", "assistant"]:

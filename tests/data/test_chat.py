@@ -129,6 +129,15 @@ def test_randomness_on_some_rows_alone_is_refused(of_file):
         template._render(conversation("q", "a", "r"), add_generation_prompt=True)
 
 
+def test_a_template_without_a_later_question_is_refused(of_file):
+    """What is written for one question is no prompt for two."""
+    source = "{{ messages[0].content }}:{% for m in messages[1:] %}{% if m.role == 'assistant' %} {{ m.content }}"
+    template = of_file(source + "{% endif %}{% endfor %}")
+    assert trained(template, "q", "a") == [" a<|endoftext|>"]
+    with pytest.raises(BadRow, match=r"leaves message 2 \(of the user\) out, or changes it"):
+        template.parts(conversation("q", "a", "r", "b"))
+
+
 def test_a_template_without_the_answer_is_refused(of_file):
     template = of_file("{{ messages[0].content }}:")
     with pytest.raises(BadRow, match="leaves the answer out"):
