@@ -262,8 +262,10 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")  # a grader needs no accelerator, and should not occupy one
         file = Path(_GRADE.value).expanduser()
         out = Path(_OUT.value).expanduser() if _OUT.value else file.parent
-        grader = dict(mode=asked.mode, last_number=asked.last_number, workers=asked.workers)
-        errors.raise_if_any([line for line in asked.mistakes("--") if line.startswith(("--mode", "--workers"))])
+        names = ("mode", "last_number", "answer_markers", "workers")
+        grader = {name: getattr(asked, name) for name in names}
+        own = tuple(f"--{name}=" for name in names)
+        errors.raise_if_any([line for line in asked.mistakes("--") if line.startswith(own)])
         summary = grade(file, out, asked.benchmark_data, **grader)
         rows = summary["predictions"]["rows"]
         return _print(summary, f"graded {rows} completions: {out / runner.SCORES_NAME}, {out / GRADED_NAME}")

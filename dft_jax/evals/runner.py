@@ -26,7 +26,7 @@ from dft_jax import errors, interrupts, writer
 from dft_jax.data.chat import Template
 from dft_jax.data.sources import BadRow
 from dft_jax.data.stops import Stops, find_stops
-from dft_jax.evals import benchmarks, grading, report
+from dft_jax.evals import benchmarks, extraction, grading, report
 from dft_jax.evals.predictions import Prediction
 from dft_jax.evals.saved import is_number, read_scores
 from dft_jax.models import Model
@@ -63,6 +63,11 @@ class Settings:
     slots: int = _setting(64, "Completions in progress at once, over all devices.")
     mode: str = _setting("strict", "The grader's rules: strict, or paper for those of the paper.")
     last_number: bool = _setting(False, "Take the last number of a completion that marks no answer.")
+    answer_markers: tuple[str, ...] = _setting(
+        extraction.DEFAULT_MARKERS,
+        "What marks an answer, separated by commas: box, final (final answer is), hashes (####), "
+        "colon (Answer:), is (the answer is).",
+    )
     workers: int = _setting(2, "Processes that grade.")
 
     @classmethod
@@ -73,12 +78,14 @@ class Settings:
           UserError: a temperature that is no number.
         """
         names = tuple(filter(None, values["benchmarks"].replace(" ", "").split(",")))
+        markers = tuple(filter(None, values["answer_markers"].replace(" ", "").split(",")))
         text = values["temperature"]
         try:
             temperature = tuple(float(part) for part in text.split(",") if part.strip())
         except ValueError as error:
             raise errors.UserError(f"{prefix}temperature={text!r} should be numbers, separated by commas") from error
-        return cls(**values | {"benchmarks": names, "temperature": temperature})
+        read = {"benchmarks": names, "temperature": temperature, "answer_markers": markers}
+        return cls(**values | read)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -105,6 +112,10 @@ class Settings:
             "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
             "context": (self.context >= 2, "at least 2"),
             "mode": (self.mode in grading.MODES, " or ".join(grading.MODES)),
+            "answer_markers": (
+                bool(self.answer_markers) and set(self.answer_markers) <= set(extraction.MARKERS),
+                f"one or more of {', '.join(extraction.MARKERS)}",
+            ),
             **{n: (getattr(self, n) >= 0, "at least 0") for n in ("top_k", "max_new_tokens", "max_problems")},
             **{n: (getattr(self, n) >= 1, "at least 1") for n in ("samples", "slots", "workers")},
         }
@@ -361,7 +372,7 @@ def _finish(
     for key in plan.requests:
         row = {name: done[key][name] for name in _FIELDS}
         predictions.append(Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]]))
-    names = ("mode", "last_number", "workers")
+    names = ("mode", "last_number", "answer_markers", "workers")
     rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
     summary["warnings"] += plan.stops.warnings
     summary["speed"] |= sampling.speed()

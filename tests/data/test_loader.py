@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tokenizers import Tokenizer, processors
 
 from dft_jax import assets, config as config_lib
@@ -239,3 +240,29 @@ def test_gsm8k_with_the_real_tokenizer(shared):
     sizes = [packing.slots(example) for example in examples.examples[:256]]
     fewest = -(-sum(sizes) // 1024)  # no packing can take fewer rows
     assert fewest <= len(packing.best_fit(sizes, 1024)) <= fewest + 2
+
+
+def test_rows_can_be_longer_than_examples(tokenizer):
+    """Fewer empty positions; the examples, and what of them is trained, are the same."""
+    from tests.training import tiny_config, tiny_examples
+
+    examples, mesh, tokens, efficiency = tiny_examples(), make_mesh(), [], []
+    for row_length in (0, 640):
+        config = tiny_config(**{"data.row_length": row_length}).data
+        how = dict(steps=4, global_batch=8, accumulation=1, seed=0, row_length=loader.row_length(config))
+        steps = loader.Steps(examples, mesh, **how)
+        assert steps[0].batch.tokens_BL.shape[-1] == (row_length or config.max_length)
+        of_step = []
+        for n in range(4):
+            batch = steps[n].batch
+            of_step.append(sorted(batch.targets_BL[batch.mask_BL].tolist()))
+        tokens.append(of_step)
+        efficiency.append(sum(steps[n].efficiency for n in range(4)))
+    assert tokens[0] == tokens[1]
+    assert efficiency[1] > efficiency[0]
+
+
+def test_a_config_from_before_row_length_has_rows_of_max_length():
+    config = config_lib.get_default().data.to_dict()
+    del config["row_length"]
+    assert loader.row_length(ConfigDict(config).lock()) == config["max_length"]
