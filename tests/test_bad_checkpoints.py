@@ -334,7 +334,7 @@ TOKENIZER = {
     "an end of text that the model lacks": (
         "tiny",
         both(edit(vocab_size=259), edit("tokenizer_config.json", eos_token="<|the end|>")),
-        ["token id 259 is beyond the model's 259 embeddings", "the tokenizer is not this model's"],
+        ["eos_token='<|the end|>' of tokenizer_config.json is no token", "take both files from the same model"],
     ),
     "token ids beyond the table": (
         "tiny",

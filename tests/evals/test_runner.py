@@ -492,7 +492,9 @@ def test_every_eos_of_the_checkpoint_ends_a_completion(run, folder, checkpoint):
     outcome, summary = run(f"--model={every}")
     assert {row["tokens"] for row in read_rows(folder / "out" / "predictions.jsonl")} == {1}
     assert summary["stop_sources"]["generation_config.json"] == summary["stop_ids"][1:] == list(range(1, 264))
-    assert any(line.startswith("the tokenizer's eos_token is 0 (<|endoftext|>), generat") for line in summary["warnings"])
+    assert any(
+        line.startswith("the tokenizer's eos_token is 0 (<|endoftext|>), generat") for line in summary["warnings"]
+    )
     assert "warning: the tokenizer's eos_token is 0" in outcome.stderr
 
 
