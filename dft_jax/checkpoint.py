@@ -12,6 +12,7 @@ import functools
 import logging
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dft_jax import errors, manifest, writer
+from dft_jax import errors, interrupts, manifest, writer
 from dft_jax.types import Params, TrainState
 
 _PATIENCE_S = 20.0
@@ -32,17 +33,28 @@ class Checkpoints:
     """The checkpoints in `folder`. The step number is all the data position there is.
 
     Args:
-      keep: whole checkpoints to keep; older ones go when a newer one is whole.
+      keep: whole checkpoints to keep; others go when a newer one is whole: first those between the steps of `every`
+        (saved by the clock, or for a signal), then the oldest.
       verify: how they are compared with their manifests before use: "sha256", "sizes" or "off".
+      every: the steps at which the run saves anyway are multiples of this.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 1, verify: str = "sha256"):
-        self.folder, self.keep, self.verify = folder.absolute(), keep, verify
+    def __init__(self, folder: Path, *, keep: int = 1, verify: str = "sha256", every: int = 1):
+        self.folder, self.keep, self.verify, self.every = folder.absolute(), keep, verify, every
         handlers = {"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()}
         self.orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**handlers))
         self.thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
         self.saving: concurrent.futures.Future | None = None
         self.saved: int | None = None  # the last step that was saved here, or restored
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """From now on there is something new to save."""
+        self.saved_at = time.monotonic()
+
+    def is_due(self, every_minutes: float) -> bool:
+        """Whether so much time has passed since the last save; never for 0."""
+        return every_minutes > 0 and time.monotonic() - self.saved_at >= 60 * every_minutes
 
     def newest(self, *, repair: bool = False) -> int | None:
         """The newest step that is whole, None where no saving ever ended.
@@ -119,26 +131,35 @@ class Checkpoints:
         self.wait()
         self.require_room(state)
         _log.debug("save %d", step)
+        self.start_clock()
+        outlook = interrupts.outlook
+        outlook.save_began = self.saved_at
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._told(step):
             self.orbax.save(self.folder / str(step), args=items)
         self.saved = step
-        self.saving = self.thread.submit(self._seal, step)
+        self.saving = self.thread.submit(self._seal, step, outlook)
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int, outlook: interrupts.Outlook) -> None:
         """Waits for Orbax to rename its folder, makes the checkpoint count, and lets older ones go."""
         folder = self.folder / str(step)
-        self.orbax.wait_until_finished()
-        _log.debug("commit %d", step)
-        manifest.write(folder, step)
-        writer.flush(self.folder)
+        try:
+            self.orbax.wait_until_finished()
+            _log.debug("commit %d", step)
+            manifest.write(folder, step)
+            writer.flush(self.folder)
+            outlook.save_s = time.monotonic() - self.saved_at
+        finally:
+            outlook.save_began = None
         _log.debug("whole %d", step)
         if jax.process_index() == 0:
             self._retire(step)
 
     def _retire(self, newest: int) -> None:
         """Lets go what `newest`, which is whole, makes superfluous."""
-        for old in sorted(step for step in self._steps() if step < newest)[: -self.keep + 1 or None]:
+        older = [step for step in self._steps() if step < newest]
+        older.sort(key=lambda step: (step % self.every == 0, step))  # what is between goes first
+        for old in older[: max(len(older) + 1 - self.keep, 0)]:
             removed = (self.folder / str(old)).with_suffix(".removed")
             try:
                 (self.folder / str(old)).rename(removed)

@@ -52,7 +52,8 @@ _DEFAULT = {
         "completion_field": "completion",
         "messages_field": "messages",
         "template": "tokenizer",  # or a name of data/chat.py, or a .jinja file
-        "max_length": 2048,  # tokens of an example, prompt and EOS included; also the length of a packed row
+        "max_length": 2048,  # tokens of an example, prompt and EOS included
+        "row_length": 0,  # positions of a packed row, at least max_length; 0: as many as max_length
         "max_rows": 0,  # the first rows of data.train; 0 for all
         "bad_rows": "refuse",  # or "drop": leave malformed rows out, counted
     },
@@ -92,6 +93,7 @@ _DEFAULT = {
     },
     "checkpoint": {
         "every": 100,  # steps; one is always saved at the end
+        "every_minutes": 10.0,  # since the last one, as process 0's clock has it; 0: only by steps
         "keep": 2,
         "verify": "sha256",  # before one is used: compare with its manifest by "sha256", by "sizes", or "off"
     },
@@ -100,7 +102,8 @@ _DEFAULT = {
     },
     "export": {
         "enabled": True,  # a Hugging Face folder under workdir/export at the end
-        "dtype": "source",  # that of the checkpoint, or "float32", "bfloat16"
+        # "auto": that of the checkpoint ("source") unless it loses a tenth of what was trained, then "float32"
+        "dtype": "auto",  # or "source", "float32", "bfloat16" by name
         "max_shard_gb": 5.0,
     },
     "profile": "",  # first and last step of a profile in workdir/profile, as in 10,12
@@ -130,7 +133,7 @@ _CHOICES = {
     "optimizer.moment_dtype": tuple(optimizer.MOMENT_DTYPES),
     "train.loss_normalization": ("global", "official"),
     "checkpoint.verify": manifest.VERIFY,
-    "export.dtype": ("source", "float32", "bfloat16"),
+    "export.dtype": ("auto", "source", "float32", "bfloat16"),
 }
 
 # Key -> (test, what it should be).
@@ -142,7 +145,9 @@ _RANGES = {
         (lambda v: v >= 1, "at least 1", "train.loss_chunk_tokens train.max_skipped_steps"),
         (lambda v: v >= 1, "at least 1", "checkpoint.every checkpoint.keep log.every"),
         (lambda v: v >= 0, "at least 0", "data.max_rows train.steps optimizer.weight_decay"),
+        (lambda v: v >= 0, "at least 0 (as data.max_length)", "data.row_length"),
         (lambda v: v >= 0, "at least 0", "eval.every eval.benchmarks_every eval.max_examples"),
+        (lambda v: v >= 0, "at least 0", "checkpoint.every_minutes"),
         (lambda v: v > 0, "above 0", "optimizer.learning_rate optimizer.eps optimizer.clip_norm"),
         (lambda v: v > 0, "above 0", "train.epochs export.max_shard_gb"),
         (lambda v: 0 <= v < 1, "in [0, 1)", "optimizer.b1 optimizer.b2 optimizer.warmup_fraction"),
@@ -204,6 +209,8 @@ def validate(config: ConfigDict) -> list[str]:
             problems.append(f"config.{key}={value!r} is unknown{hint}; known: {known}")
         if key in _RANGES and not _RANGES[key][0](value):
             problems.append(f"config.{key}={value} should be {_RANGES[key][1]}")
+    if well_typed.keys() >= {"data.row_length", "data.max_length"}:
+        problems += _row_problems(config.data)
     if well_typed.keys() >= {"optimizer.moment_dtype", "optimizer.b2"}:
         problems += validate_moments(config.optimizer)
     if "objective" in well_typed:
@@ -222,6 +229,14 @@ def validate(config: ConfigDict) -> list[str]:
         except errors.UserError as error:
             problems.append(str(error))
     return problems + _path_problems(well_typed)
+
+
+def _row_problems(config: ConfigDict) -> list[str]:
+    """`config` is `config.data`. An example of data.max_length tokens has to fit a row."""
+    if not 0 < config.row_length < config.max_length:
+        return []
+    what = f"config.data.row_length={config.row_length} is below data.max_length={config.max_length}"
+    return [f"{what}: the longest examples would fit no row; give at least that, or 0 for the same"]
 
 
 def validate_moments(config: ConfigDict) -> list[str]:
@@ -344,7 +359,10 @@ _MAY_CHANGE = (
 
 def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
     """The keys, with their values, whose change would make a resumed run another run."""
-    return {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
+    kept = {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
+    if kept.get("data.row_length") == 0:
+        del kept["data.row_length"]  # runs from before the key was there have none, and mean the same
+    return kept
 
 
 def digest(config: ConfigDict) -> str:

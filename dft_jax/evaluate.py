@@ -29,7 +29,18 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import cli, config as config_lib, errors, interrupts, metrics, objectives, run_directory, train, writer
+from dft_jax import (
+    cli,
+    config as config_lib,
+    distributed,
+    errors,
+    interrupts,
+    metrics,
+    objectives,
+    run_directory,
+    train,
+    writer,
+)
 from dft_jax.data import formats, loader
 from dft_jax.evals import predictions as predictions_lib, report, runner
 from dft_jax.export import open_run
@@ -112,12 +123,17 @@ def _make_writable(out: Path, file: Path) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A model that can be evaluated. `identify` says in plain values which one it is, `load` gives its parameters."""
+    """A model that can be evaluated. `identify` says in plain values which one it is, `load` gives its parameters.
+
+    `what` says for a reader which weights these are: those of a run, or those of an export, which may be rounded.
+    """
 
     model: Model
     tokenizer: Any
     identify: Callable[[], dict[str, Any]]
     load: Callable[[], Params]
+    what: str = ""
+    weights_sha256_of_sample: str = ""  # of a Hugging Face folder, which each host may have on its own disk
 
 
 def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None) -> Opened:
@@ -131,6 +147,8 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         _, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
+        masters = model.module.param_dtype
+        what = f"{folder.name}, step {step}: its {masters} weights, computed in {dtype}"
 
         def identify():
             files = (file for file in (folder / "checkpoints" / str(step)).rglob("*") if file.is_file())
@@ -139,7 +157,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         def load():
             return checkpoints.restore_params(step, model.abstract_params)
 
-        return Opened(model, tokenizer, identify, load)
+        return Opened(model, tokenizer, identify, load, what)
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
@@ -149,13 +167,33 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         files = {source / "config.json", *hf.Checkpoint(source).files, *hf.tokenizer_files(source)}
         return {"name": folder.absolute().name, "sha256": hf.digest(files)}
 
-    return Opened(model, tokenizer, identify_checkpoint, lambda: hf.load_params(hf.Checkpoint(source), model))
+    what = f"{folder.absolute().name}: {hf.Checkpoint(source).dtype} weights, computed in {dtype}"
+    return Opened(
+        model,
+        tokenizer,
+        identify_checkpoint,
+        lambda: hf.load_params(hf.Checkpoint(source), model),
+        what,
+        run_directory.weights_sample(source),
+    )
+
+
+def agree(opened: Opened, asked: runner.Settings) -> None:
+    """UserError where the processes of one evaluation have not all been given the same."""
+    facts = run_directory.process_facts()
+    facts |= {"model": opened.what, "weights_sha256_of_sample": opened.weights_sha256_of_sample}
+    facts |= {f"settings.{name}": value for name, value in dataclasses.asdict(asked).items()}
+    distributed.agree("evaluation", facts)
 
 
 def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
     """Evaluates on the benchmarks asked for, and prints the table."""
-    plan = runner.plan(asked, opened.tokenizer, opened.model)
-    of = opened.identify() if jax.process_index() == 0 else {}
+    with distributed.together("plan"):
+        plan = runner.plan(asked, opened.tokenizer, opened.model)
+    prompts = json.dumps(sorted([*key, text] for key, text in plan.prompts.items()))
+    prompts_sha256 = hashlib.sha256(prompts.encode()).hexdigest()
+    distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})
+    of = opened.identify() | {"evaluated": opened.what} if jax.process_index() == 0 else {}
     summary = runner.evaluate(plan, opened.model, opened.load, out, of)
     if jax.process_index() == 0:
         _print(summary, f"{len(plan.requests)} completions: {out / runner.SCORES_NAME}, {runner.PREDICTIONS_NAME}")
@@ -178,11 +216,19 @@ def read_heldout(opened: Opened, out: Path) -> None:
     """Metrics of the completions in --heldout, token by token: nll, p and its histogram, entropy; as heldout.json."""
     model, config = opened.model, reading_config(opened.model)
     vocab_size = model.config.vocab_size
-    examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
+    with distributed.together("held out"):
+        examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
+    distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
     model = with_attention(model, config.model.attention)
     values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
     prompt = config.data.template
-    report_ = {"model": opened.identify(), "prompt": prompt, "metrics": values, "p_bin_edges": metrics.P_BIN_EDGES}
+    report_ = {
+        "model": opened.identify(),
+        "evaluated": opened.what,
+        "prompt": prompt,
+        "metrics": values,
+        "p_bin_edges": metrics.P_BIN_EDGES,
+    }
     report_ |= {"data": examples.report, "environment": writer.environment()}
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -226,6 +272,9 @@ def main() -> None:
     cli.keep_compilations()
     out = run_directory.local_folder(_OUT.value, "--out")
     opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
+    agree(opened, asked)
+    if jax.process_index() == 0:
+        print(f"evaluating {opened.what}", file=sys.stderr)
     with train.matmul_precision(str(opened.model.module.compute_dtype)):
         if asked.benchmarks:
             with interrupts.Interrupts():

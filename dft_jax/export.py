@@ -4,8 +4,11 @@ python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 """
 
 import contextlib
+import dataclasses
+import hashlib
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,43 +22,128 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from dft_jax import cli, errors, interrupts, optimizer as optimizer_lib, run_directory, train
+from dft_jax import cli, errors, interrupts, optimizer as optimizer_lib, rounding, run_directory, train
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.models import Model, hf
 from dft_jax.types import Params, TrainState
 from dft_jax.writer import flush, write_json
 
+PROVENANCE_NAME = "dft_jax.json"
+MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
 _log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 
-def export(params: Params, model: Model, source: Path, out: Path, *, dtype: str = "source", max_shard_gb: float = 5.0):
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where exported parameters come from, as far as a reader of the folder can use it."""
+
+    objective: str = ""
+    step: int | None = None
+    template: str = "tokenizer"  # what the run was trained under: data.template
+    template_text: str | None = None  # of a .jinja file
+    path: str = ""  # the base's, as the config had it
+    revision: str = ""
+    init: str = "checkpoint"  # or "random": then the source's weights, if it has any, are not where the run began
+
+    def report(self) -> dict[str, Any]:
+        """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
+        digest = self.template_text and hashlib.sha256(self.template_text.encode()).hexdigest()
+        return {
+            "format": 1,
+            "objective": self.objective,
+            "step": self.step,
+            "template": self.template if self.template_text is None else "tokenizer",
+            "template_source": Path(self.template).name,
+            "template_sha256": digest,
+            "base": {"path": self.path, "revision": self.revision, "init": self.init},
+        }
+
+
+def export(
+    params: Params,
+    model: Model,
+    source: Path,
+    out: Path,
+    *,
+    dtype: str = "auto",
+    max_shard_gb: float = 5.0,
+    origin: Origin | None = None,
+) -> rounding.Rounding:
     """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in `source`.
 
-    All is written to a temporary folder beside `out`, which then takes its name, replacing an earlier
-    export. Every process takes part; process 0 writes. `dtype` "source" keeps that of the checkpoint, so an
-    untouched checkpoint comes out byte for byte.
+    All is written to a temporary folder beside `out`, which then takes its name, replacing an earlier export. Every
+    process takes part; process 0 writes. `dtype` "source" is that of the checkpoint, so that an untouched checkpoint
+    comes out byte for byte; "auto" is the same unless rounding to it loses a tenth of what was trained, and then
+    float32. What rounding does is printed, and written to dft_jax.json; returned is how it is in the files.
+
+    A chat template of `origin` becomes the folder's own, so that it is prompted as it was trained; the one that was
+    there stays, as additional_chat_templates/source.jinja.
 
     Raises:
       UserError: there is no room, or no permission; an earlier export is as it was.
       Stopped: a signal asked for it; likewise.
     """
-    dtype = hf.source_dtype(source) if dtype == "source" else dtype
+    origin = origin or Origin()
     temporary = out.with_name(f".{out.name}.tmp")
     is_writer = jax.process_index() == 0
     what, remedy = f"{out}: the export could not be written", "make it possible, then run the same command again"
     with errors.told(what, remedy, (OSError, SafetensorError)):  # safetensors has its own type for a full disk
+        source_dtype = hf.source_dtype(source)
+        base = hf.Checkpoint(source) if origin.init == "checkpoint" else None
+        asked = source_dtype if dtype in ("auto", "source") else dtype
+        measured = rounding.measure(params, model, base, asked)
+        loses = measured.lost_share >= MOST_LOST
+        written = measured.in_float32() if dtype == "auto" and loses else measured
+        if is_writer:
+            _announce(measured, written, dtype, base is None)
         try:
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
                 temporary.mkdir(parents=True)
-                _copy_config(source, temporary, dtype)
-            _write_tensors(params, model, temporary, dtype, max_shard_gb)
+                _copy_config(source, temporary, written.dtype)
+                if origin.template_text is not None:
+                    _set_template(temporary, origin.template_text)
+                types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
+                losses = {"rounding": written.report()}
+                if written is not measured:
+                    losses["rounding_in_source_dtype"] = measured.report()
+                write_json(temporary / PROVENANCE_NAME, origin.report() | types | losses)
+            _write_tensors(params, model, temporary, written.dtype, max_shard_gb)
             if is_writer:
                 _log.debug("export rename")
                 _replace(temporary, out)
         finally:
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def provenance(folder: Path) -> dict[str, Any] | None:
+    """What an export says of itself; None for a folder that is none, or of before there was such a file."""
+    file = folder / PROVENANCE_NAME
+    return hf.read_json(file) if file.exists() else None
+
+
+def _announce(measured: rounding.Rounding, written: rounding.Rounding, asked: str, is_random: bool) -> None:
+    """Says what rounding does to the run, and how large the files are going to be."""
+    n, update = measured.weights, "the weights" if is_random else "the update"
+    moved = "" if is_random else f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
+    lost = f"as {measured.dtype} {measured.lost_share:.2%} of {update}'s norm is lost"
+    if not is_random:
+        lost += f" and {measured.changed_as_written / n:.1%} of the weights differ"
+    size = n * jnp.dtype(written.dtype).itemsize / 1e9
+    print(f"export: {moved}{lost}; written as {written.dtype}, {size:.3g} GB", file=sys.stderr)
+    if written is not measured:
+        smaller = n * jnp.dtype(measured.dtype).itemsize / 1e9
+        print(
+            f"export: float32 keeps all of it; config.export.dtype='source' would be {smaller:.3g} GB", file=sys.stderr
+        )
+    elif measured.lost_share >= MOST_LOST:
+        print(
+            f"warning: config.export.dtype={asked!r}: rounding to {measured.dtype} loses {measured.lost_share:.1%} of"
+            " what was trained; 'auto' or 'float32' keeps it",
+            file=sys.stderr,
+        )
 
 
 def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard_gb: float) -> None:
@@ -93,16 +181,45 @@ def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
 
 
 def _copy_config(source: Path, to: Path, dtype: str) -> None:
-    """config.json unchanged unless the dtype is another; generation config and tokenizer files as they are."""
+    """config.json unchanged unless its dtype is another; generation config, tokenizer and templates as they are."""
     raw = hf.read_json(source / "config.json")
-    key = "torch_dtype" if "torch_dtype" in raw else "dtype"
-    if raw.get(key, dtype) == dtype:
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw]
+    if not keys and dtype != hf.source_dtype(source):
+        keys = ["torch_dtype"]  # which older readers know as well
+    if all(raw.get(key) == dtype for key in keys):
         shutil.copyfile(source / "config.json", to / "config.json")
     else:
-        write_json(to / "config.json", {**raw, key: dtype})
+        write_json(to / "config.json", raw | dict.fromkeys(keys, dtype))
     generation = source / "generation_config.json"
     for file in [*([generation] if generation.exists() else []), *hf.tokenizer_files(source)]:
         shutil.copyfile(file, to / file.name)
+    for file in hf.additional_templates(source):
+        (to / file.parent.name).mkdir(exist_ok=True)
+        shutil.copyfile(file, to / file.parent.name / file.name)
+
+
+def _set_template(folder: Path, text: str) -> None:
+    """Makes `text` the chat template of an exported tokenizer, in every place where one is read.
+
+    Readers differ in which place comes first, so none may keep the old one. That goes to additional_chat_templates,
+    where transformers offers it by the name "source", with those that tokenizer_config.json had by other names.
+    """
+    file, settings_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    settings = hf.read_json(settings_file) if settings_file.exists() else {}
+    held = settings.get("chat_template")
+    others = {"source": held} if isinstance(held, str) else {}
+    for entry in held if isinstance(held, list) else []:
+        others["source" if entry["name"] == "default" else entry["name"]] = entry["template"]
+    if file.exists():
+        others["source"] = file.read_text(encoding="utf-8")
+    for name, template in others.items():
+        additional = folder / hf.ADDITIONAL_TEMPLATES / f"{Path(name).name}.jinja"
+        if template != text and not additional.exists():
+            additional.parent.mkdir(exist_ok=True)
+            additional.write_text(template, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
+    if held is not None:
+        write_json(settings_file, settings | {"chat_template": text})
 
 
 def _replace(temporary: Path, out: Path) -> None:
@@ -148,8 +265,24 @@ def load_run(workdir: Path) -> train.Run:
     return train.Run(workdir, config, source, model, restore(config, model, checkpoints, step))
 
 
+def origin_of(workdir: Path, config: ConfigDict, step: int) -> Origin:
+    """What an export of a run should say of it."""
+    template, text = config.data.template, None
+    if template.endswith(".jinja"):
+        text = run_directory.trained_template(workdir)
+        if text is None:
+            template = "tokenizer"
+            what = f"{config.data.template}, which the run was trained with, is not in {workdir}"
+            print(f"warning: {what}: the export keeps the checkpoint's own chat template", file=sys.stderr)
+    base = config.model
+    return Origin(config.objective, step, template, text, base.path, base.revision, base.init)
+
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write; by default the run's export/.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["auto", "source", "float32", "bfloat16"], "Of the weights; by default the run's export.dtype."
+)
 
 
 def main() -> None:
@@ -158,13 +291,16 @@ def main() -> None:
     out = Path(_OUT.value).expanduser().absolute() if _OUT.value else workdir / "export"
     if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise errors.UserError(f"--out={out} exists and is not empty; give a new folder, or remove it first")
-    run = load_run(workdir)
-    settings = run.config.export
+    config, source, model, _, checkpoints, step = open_run(workdir)
+    with checkpoints:
+        params = checkpoints.restore_params(step, model.abstract_params)
+    settings, origin = config.export, origin_of(workdir, config, step)
     # A run that goes on in the folder will export to the same place.
     lock = run_directory.locked(workdir) if out.parent == workdir else contextlib.nullcontext()
     with lock:
-        export(run.state.params, run.model, run.source, out, dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
-    print(f"exported step {int(run.state.step)} to {out}")
+        options = dict(dtype=_DTYPE.value or settings.dtype, max_shard_gb=settings.max_shard_gb)
+        export(params, model, source, out, origin=origin, **options)
+    print(f"exported step {step} to {out}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from dft_jax import cli, errors, interrupts, run_directory, train
-from dft_jax.export import export
+from dft_jax.export import export, origin_of
 
 _CONFIG = cli.define_config()
 
@@ -25,8 +25,9 @@ def main() -> None:
         settings, exported = run.config.export, ""
         if settings.enabled:
             out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
+            origin = origin_of(run.workdir, run.config, int(run.state.step))
             with run_directory.locked(run.workdir):
-                export(run.state.params, run.model, run.source, out, **options)
+                export(run.state.params, run.model, run.source, out, origin=origin, **options)
             exported = f", {out} loads in transformers"
     if jax.process_index() == 0:
         print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")

@@ -85,13 +85,20 @@ def _like(moments, grads):
     return jax.tree.map(lambda moment, grad: moment.astype(grad.dtype), moments, grads)
 
 
-def apply(optimizer: optax.GradientTransformationExtraArgs, grads, opt_state, params, is_finite) -> tuple[Any, Any]:
-    """Parameters and optimizer state after the update; where `is_finite` is False, those from before it."""
+def apply(
+    optimizer: optax.GradientTransformationExtraArgs, grads, opt_state, params, is_finite, peak=None
+) -> tuple[Any, Any]:
+    """Parameters and optimizer state after the update; where `is_finite` is False, those from before it.
+
+    `peak` multiplies the update, for an optimizer whose schedule has a peak of 1.
+    """
 
     def kept(new, old):  # selected, because NaN times zero is NaN
         return jax.tree.map(lambda n, o: jnp.where(is_finite, n, o), new, old)
 
     updates, new_state = optimizer.update(grads, opt_state, params, is_finite=is_finite)
+    if peak is not None:
+        updates = jax.tree.map(lambda update: (update * peak).astype(update.dtype), updates)
     # Only the schedule's own count is left to select; the moments have been.
     new_state = (*new_state[:-1], (*new_state[-1][:-1], kept(new_state[-1][-1], opt_state[-1][-1])))
     return kept(optax.apply_updates(params, updates), params), new_state

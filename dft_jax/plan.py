@@ -22,6 +22,7 @@ from absl import flags
 
 from dft_jax import cli, config as config_lib, errors, models, sharding
 from dft_jax.analysis.memory import KINDS, Planner, Setting, settings
+from dft_jax.data import loader
 from dft_jax.models import REMAT_POLICIES, DecoderConfig, hf
 from dft_jax.models.config import Rope
 
@@ -186,7 +187,7 @@ def main() -> None:
         f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype}, products in"
         f" {config.model.compute_dtype}, moments {config.optimizer.moment_dtype}, {config.objective}\n"
         f"{n_devices} × {_DEVICE.value} of {has_gib} GiB; mesh data={mesh[0]} × fsdp={mesh[1]} ×"
-        f" tensor={mesh[2]}; {_count(step_rows, 'row')} of {config.data.max_length} tokens a step\n"
+        f" tensor={mesh[2]}; {_count(step_rows, 'row')} of {loader.row_length(config.data)} tokens a step\n"
     )
     for line in table(planner, mesh, step_rows, has_gib):
         print(line, flush=True)

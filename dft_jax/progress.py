@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import dft_jax
-from dft_jax import errors, metrics, models
+from dft_jax import errors, interrupts, metrics, models
 from dft_jax.data.loader import Examples, Step
 from dft_jax.models import Model
 from dft_jax.writer import Writer
@@ -53,6 +54,7 @@ class Reporter:
     def watched(self, step: int) -> Iterator[None]:
         """Around a step: transfers that nobody asked for are errors, a compilation is told of, a profile is taken."""
         _log.debug("step %d", step)
+        interrupts.outlook.step_began = time.monotonic()
         before = self.compilations
         self.trace.begin(step)
         with jax.transfer_guard("disallow"):
@@ -80,6 +82,7 @@ class Reporter:
         values |= {f"optimizer/{name}": float(sums[name]) for name in ("learning_rate", "gradient_norm")}
         values["optimizer/skipped"] = int(sums["skipped"])
         values["speed/compilations"] = self.compilations
+        interrupts.outlook.step_s = values.get("speed/step_s", interrupts.outlook.step_s)
         is_finite = bool(sums["is_finite"])
         if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
@@ -87,14 +90,23 @@ class Reporter:
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values})
 
+    def wait(self) -> None:
+        """Waits for the step that was just dispatched, and reports it: for steps so long that a signal should not
+        have to wait for another one."""
+        self.flush()
+        interrupts.outlook.step_s = time.monotonic() - interrupts.outlook.step_began
+        interrupts.outlook.step_began = None
+
     def sync(self) -> None:
         """As `flush`; then the rows are on the disk as well, to outlast what the checkpoint will outlast."""
         self.flush()
+        interrupts.outlook.step_began = None
         self.log.sync()
 
     def evaluate(self, step: int, evaluation: Callable[[], dict[str, Any]]) -> None:
         """Makes and reports an evaluation, whose time is not part of the next step's."""
         _log.debug("evaluate %d", step)
+        interrupts.outlook.step_began = None
         values = evaluation()
         self.flush()
         self.log.write(step, values)
@@ -105,6 +117,21 @@ class Reporter:
         self.bar.close()
         self.log.close()
         jax.monitoring.unregister_event_duration_listener(self._count)
+
+
+def peak_host_gib() -> float:
+    """The most memory that this process had at once, in GiB.
+
+    On Linux from /proc: getrusage would count what the process held that this one was forked from. macOS has no /proc,
+    and gives bytes where Linux gives KiB.
+    """
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class SkipGuard:
@@ -194,6 +221,7 @@ class _Throughput:
             values["speed/first_step_s"] = time.monotonic() - dft_jax.IMPORTED_AT
         if memory := jax.local_devices()[0].memory_stats():
             values["speed/peak_memory_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
+        values["speed/peak_host_gib"] = peak_host_gib()
         if last is None:
             return values
         step_s = now - last

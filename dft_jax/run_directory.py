@@ -5,20 +5,33 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib, errors, writer
+from dft_jax import config as config_lib, distributed, errors, writer
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data.chat import Template
 from dft_jax.data.loader import Examples
 from dft_jax.models import Model, hf
 
-_LOCK_NAME = ".lock"
+_LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
+# Keys of a config that may differ between hosts: what they lead to is compared instead.
+_LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
+# Of each tensor, this many blocks of this many bytes stand for all of it when hosts compare their weights.
+_SAMPLED_BLOCKS, _BLOCK_BYTES = 4, 4096
+_PROGRAM_OPTIONS = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+)
 
 
 def local_folder(path: str, flag: str = "--workdir") -> Path:
@@ -32,24 +45,115 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
 def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     """Makes the folder, and keeps other jobs out of it for as long as the context, or the process, lasts.
 
-    Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked.
+    Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked. All processes enter
+    this, and all end in the same error.
 
     Raises:
-      UserError: the folder cannot be made, or another job is at work in it.
+      UserError: the folder cannot be made, another job is at work in it, or it is not one folder for all processes.
     """
-    with errors.told(f"{flag}={folder}: cannot be used", "give another"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
-    with lock:
+    with distributed.together("lock"):
+        with errors.told(f"{flag}={folder}: cannot be used", "give another"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
         try:
             if jax.process_index() == 0:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            lock.close()
             what = "another process is at work there; wait for it, stop it, or give another folder"
             raise errors.UserError(f"{flag}={folder}: {what}") from error
         except OSError:
             pass  # no locks here
+    with lock:
+        _require_shared(folder, flag)
         yield
+
+
+def _require_shared(folder: Path, flag: str) -> None:
+    """UserError where a process has another folder under this name: half of each checkpoint would be elsewhere."""
+    if jax.process_count() == 1:
+        return
+    word, file = secrets.token_hex(8), folder / _LOCK_NAME
+    with distributed.together("folder written"):
+        if jax.process_index() == 0:
+            with errors.told(f"{flag}={folder}: cannot be written", "give another"):
+                file.write_text(word)
+                writer.flush(file)
+    word = distributed.decided("folder", word, lambda words: words[0])
+    with distributed.together("folder read"):
+        if file.read_text() != word:
+            what = "is not the folder that process 0 has under this name"
+            raise errors.UserError(f"{flag}={folder}: {what}; give one on a file system that all hosts share")
+
+
+def process_facts() -> dict[str, Any]:
+    """What must be the same on every process of a job besides its settings: packages, code, devices, options.
+
+    Other versions and options make other programs, whose collectives wait for each other or mix what does not belong
+    together; other numbers of devices shift which rows a process fills.
+    """
+    here = Path(__file__).parent
+    environment = writer.environment()
+    facts = {f"versions.{name}": version for name, version in environment["versions"].items()}
+    facts["versions.dft_jax"] = environment["dft_jax"]
+    facts["code_sha256"] = hf.digest(here.rglob("*.py"))
+    facts["devices.local_count"] = jax.local_device_count()
+    facts["devices.kind"] = jax.local_devices()[0].device_kind
+    for name in _PROGRAM_OPTIONS:
+        facts[f"options.{name}"] = str(getattr(jax.config, name, None))
+    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
+        # Where a host dumps its programs is its own business.
+        flags = [flag for flag in os.environ.get(name, "").split() if not flag.startswith("--xla_dump")]
+        facts[f"environment.{name}"] = " ".join(flags)
+    return facts
+
+
+def run_facts(
+    config: ConfigDict,
+    fingerprint: dict[str, Any],
+    source: Path,
+    row_counts: Iterable[int],
+    heldout: Examples | None,
+    benchmarks_sha256: str,
+) -> dict[str, Any]:
+    """All that a training job's processes each read by themselves, as plain values that must be the same on all."""
+    facts = process_facts() | fingerprint
+    for key, value in config_lib.flatten(config).items():
+        if key not in _LEAD_TO_CONTENT:
+            facts[f"config.{key}"] = value
+    if config.model.init == "checkpoint":
+        facts["weights_sha256_of_sample"] = weights_sample(source)
+    facts["heldout_data_sha256"] = heldout.report["sha256"] if heldout else ""
+    facts["benchmarks_sha256"] = benchmarks_sha256
+    facts["row_counts"] = list(row_counts)
+    return facts
+
+
+def weights_sample(source: Path) -> str:
+    """SHA-256 of the headers of a checkpoint's weights and of four blocks of 4 KiB of each tensor.
+
+    Two fine-tunes of one model differ in nearly every block, so this tells them apart in milliseconds, where a whole
+    hash of 7B weights takes a minute. What it cannot see is a change of a few bytes elsewhere, as by a broken disk.
+    """
+    total = hashlib.sha256()
+    for file in sorted(hf.Checkpoint(source).files):
+        with open(file, "rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = handle.read(length)
+            total.update(f"{file.name} {file.stat().st_size}\n".encode() + header)
+            for name, entry in sorted(json.loads(header).items()):
+                if name != "__metadata__":
+                    begin, end = entry["data_offsets"]
+                    for offset in _sampled(begin, end):
+                        handle.seek(8 + length + offset)
+                        total.update(handle.read(min(_BLOCK_BYTES, end - offset)))
+    return total.hexdigest()
+
+
+def _sampled(begin: int, end: int) -> list[int]:
+    """Where the sampled blocks of the bytes from `begin` to `end` start: at the first, the last, and between."""
+    last = max(begin, end - _BLOCK_BYTES)
+    return [begin + (last - begin) * i // (_SAMPLED_BLOCKS - 1) for i in range(_SAMPLED_BLOCKS)]
 
 
 def fingerprint(
@@ -86,7 +190,10 @@ def open_workdir(
     """
     with errors.told(f"--workdir={workdir}: cannot be used", "give another"):
         (workdir / "checkpoints").mkdir(exist_ok=True)
-        checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep, verify=config.checkpoint.verify)
+        settings = config.checkpoint
+        checkpoints = Checkpoints(
+            workdir / "checkpoints", keep=settings.keep, verify=settings.verify, every=settings.every
+        )
         step = checkpoints.newest(repair=True)
     run = {"fingerprint": fingerprint, "changes": []}
     if step is not None:
@@ -114,9 +221,17 @@ def _covers(allowed: str, name: str) -> bool:
 
 
 def describe_run(workdir: Path, config: ConfigDict, model: Model, train: Examples, heldout: Examples | None) -> None:
-    """Writes what a reader of the run needs: config.json, env.json, data_report.json."""
+    """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat template."""
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
         writer.write_text(workdir / "config.json", config_lib.to_json(config))
         writer.write_json(workdir / "env.json", writer.environment() | {"attention": model.module.backend})
         reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
         writer.write_json(workdir / "data_report.json", reports)
+        if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported
+            writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
+
+
+def trained_template(workdir: Path) -> str | None:
+    """The text of the .jinja file that a run was trained with; None of a run of before this was kept."""
+    file = workdir / _TEMPLATE_NAME
+    return file.read_text(encoding="utf-8") if file.exists() else None

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dft_jax import (
     config as config_lib,
+    distributed,
     errors,
     interrupts,
     losses,
@@ -54,33 +55,25 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
       Stopped: a signal asked for it (see interrupts.py); the state is saved.
     """
     workdir = run_directory.local_folder(str(workdir))
-    errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    source, model, tokenizer = load_model(config)
-    benchmarks = Benchmarks(config, tokenizer, model, workdir)
-    train_examples, heldout_examples = load_data(config, tokenizer, model)
-    steps = n_steps(config, len(train_examples))
-    schedule = optimizer_lib.make_schedule(config.optimizer, steps)
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
-    objective = objectives.make_objective(config.objective)
-    packed = make_steps(config, train_examples, model)
-    needs_reference = objectives.REFERENCE in objective.needs
-    fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train_examples, steps, needs_reference)
-    model = models.with_attention(model, config.model.attention)
+    job = prepare(config, workdir)
+    steps, model, optimizer = job.steps, job.model, job.optimizer
     with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
-        checkpoints, restart, identity = run_directory.open_workdir(workdir, config, fingerprint)
+        checkpoints, restart, identity = run_directory.open_workdir(workdir, config, job.fingerprint)
         stack.enter_context(checkpoints)
-        run_directory.describe_run(workdir, config, model, train_examples, heldout_examples)
         abstract = abstract_state(model, optimizer)
-        if restart != steps:
-            checkpoints.require_room(abstract)
+        with distributed.together("room"):  # process 0 writes and looks
+            run_directory.describe_run(workdir, config, model, job.train, job.heldout)
+            if restart != steps:
+                checkpoints.require_room(abstract)
         is_new, start = restart is None, restart or 0
-        state = init_state(config, source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
-        reference = init_params(config, source, model) if needs_reference else None
-        train_step = make_train_step(model, objective, optimizer, schedule, config, reference)
-        evaluate = make_evaluate(model, objective, heldout_examples, config, reference)
-        benchmarks.begin(steps, start, train_examples.report["sha256"])
+        state = init_state(config, job.source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
+        reference = init_params(config, job.source, model) if _needs_reference(job.objective) else None
+        train_step = make_train_step(model, job.objective, optimizer, job.schedule, config, reference)
+        evaluate = make_evaluate(model, job.objective, job.heldout, config, reference)
+        benchmarks = job.benchmarks
+        benchmarks.begin(steps, start, job.train.report["sha256"])
         log = writer.Writer(workdir, config, resume_from=restart)
-        reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, train_examples, steps, start)))
+        reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, job.train, steps, start)))
 
         def save() -> None:
             reporter.sync()  # a step that must not be saved stops the run here
@@ -98,24 +91,79 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         try:
             interrupts.check()
             if start < steps:
-                train_step = compile_ahead(train_step, abstract, model.mesh, packed.packer)
+                train_step = compile_ahead(train_step, abstract, model.mesh, job.packed.packer)
             evaluate_if_due(start)
+            checkpoints.start_clock()
             for step, packed_step in zip(
-                range(start + 1, steps + 1), reporter.waited(packed.iterate(start)), strict=False
+                range(start + 1, steps + 1), reporter.waited(job.packed.iterate(start)), strict=False
             ):
                 batch = sharding.device_batch(packed_step.batch, model.mesh, packed_step.n_rows)
+                is_long = interrupts.steps_are_long()
                 with reporter.watched(step):
                     state, sums = train_step(state, batch)
                     reporter.add(step, sums, packed_step)
-                interrupts.check()
-                if step == steps or step % config.checkpoint.every == 0:
+                if is_long:
+                    reporter.wait()  # a signal that comes meanwhile is answered before the next step
+                is_due = checkpoints.is_due(config.checkpoint.every_minutes)
+                is_time = interrupts.check(save_is_due=is_due, at_once=is_long)
+                if is_time or step == steps or step % config.checkpoint.every == 0:
                     save()
                 evaluate_if_due(step)
         except errors.Stopped:
             save()
             checkpoints.wait()  # before anything else is closed, which may fail
             raise
-    return Run(workdir, config, source, model, state)
+    return Run(workdir, config, job.source, model, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that a run needs before anything is compiled or allocated, checked, and the same on all processes."""
+
+    source: Path
+    model: Model
+    train: loader.Examples
+    heldout: loader.Examples | None
+    packed: loader.Steps
+    steps: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformationExtraArgs
+    objective: objectives.Objective
+    benchmarks: Benchmarks
+    fingerprint: dict[str, Any]
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Job:
+    """Reads and checks everything; every process by itself, then compared.
+
+    Raises:
+      UserError: anything wrong with config, checkpoint or data, on any process; processes that differ.
+    """
+    with distributed.together("preparation"):
+        errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
+        writer.require_boards(config)
+        source, model, tokenizer = load_model(config)
+        benchmarks = Benchmarks(config, tokenizer, model, workdir)
+        train, heldout = load_data(config, tokenizer, model)
+        steps = n_steps(config, len(train))
+        schedule = optimizer_lib.make_schedule(config.optimizer, steps)
+        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+        objective = objectives.make_objective(config.objective)
+        packed = make_steps(config, train, model)
+        with_reference = _needs_reference(objective)
+        fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train, steps, with_reference)
+        row_counts = packed.packer.row_counts
+        facts = run_directory.run_facts(config, fingerprint, source, row_counts, heldout, benchmarks.digest())
+    distributed.agree("run", facts)
+    # The choice of a kernel compiles a small program, with collectives on some meshes: not before all agree.
+    with distributed.together("attention"):
+        model = models.with_attention(model, config.model.attention)
+    distributed.agree("attention", {"attention": model.module.backend})
+    return Job(source, model, train, heldout, packed, steps, schedule, optimizer, objective, benchmarks, fingerprint)
+
+
+def _needs_reference(objective: objectives.Objective) -> bool:
+    return objectives.REFERENCE in objective.needs
 
 
 def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
@@ -149,7 +197,8 @@ def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examp
 def make_steps(config: ConfigDict, examples: loader.Examples, model: Model) -> loader.Steps:
     """The packed steps of the run."""
     t = config.train
-    how = dict(global_batch=t.global_batch, seed=t.seed, accumulation=t.accumulation, row_length=config.data.max_length)
+    how = dict(global_batch=t.global_batch, seed=t.seed, accumulation=t.accumulation)
+    how |= dict(row_length=loader.row_length(config.data))
     how |= dict(steps=n_steps(config, len(examples)), by_examples=t.loss_normalization == "official")
     return loader.Steps(examples, model.mesh, **how)
 
@@ -226,6 +275,23 @@ def make_train_step(
     by its own count instead, and the means are added, as the authors' code does. A step with a non-finite
     loss or gradient changes nothing but `state.step`. `reference` are parameters for objectives that compare.
     """
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
+    replicated = sharding.named(model.mesh)
+    compiled = jax.jit(
+        make_update(model, objective, optimizer, schedule, config),
+        in_shardings=(None if reference is None else layouts.params, layouts, sharding.batch_sharding(model.mesh)),
+        out_shardings=(layouts, replicated),
+        donate_argnums=1,
+    )
+    return functools.partial(compiled, reference)
+
+
+def make_update(model: Model, objective: objectives.Objective, optimizer, schedule, config: ConfigDict) -> Callable:
+    """Returns update(reference, state, batch [A, B, L], peak=None) -> (state, sums), not jitted: see make_train_step.
+
+    Given `peak`, it is the rate at the top of `schedule`, which then has, as the one in `optimizer`, a peak of 1: so
+    one program serves every learning rate.
+    """
     loss = make_loss(model, objective, config)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
 
@@ -244,27 +310,21 @@ def make_train_step(
         grads, sums_A = jax.lax.scan(accumulate, zeros, (batch, denominators_A))
         return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)
 
-    def train_step(reference, state: TrainState, batch: Batch):
+    def train_step(reference, state: TrainState, batch: Batch, peak=None):
         grads, sums = gradients(reference, state.params, batch)
         gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
-        params, opt_state = optimizer_lib.apply(optimizer, grads, state.opt_state, state.params, is_finite)
+        params, opt_state = optimizer_lib.apply(optimizer, grads, state.opt_state, state.params, is_finite, peak)
+        rate = schedule(optimizer_lib.update_count(state.opt_state))
         sums |= {
             "skipped": state.step + 1 - optimizer_lib.update_count(opt_state),
             "gradient_norm": gradient_norm,
             "is_finite": is_finite,
-            "learning_rate": schedule(optimizer_lib.update_count(state.opt_state)),
+            "learning_rate": rate if peak is None else rate * peak,
         }
         return TrainState(state.step + 1, params, opt_state), sums
 
-    replicated = sharding.named(model.mesh)
-    compiled = jax.jit(
-        train_step,
-        in_shardings=(None if reference is None else layouts.params, layouts, sharding.batch_sharding(model.mesh)),
-        out_shardings=(layouts, replicated),
-        donate_argnums=1,
-    )
-    return functools.partial(compiled, reference)
+    return train_step
 
 
 def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: loader.Packer) -> Callable:
@@ -298,7 +358,7 @@ def make_evaluate(
     if heldout is None:
         return lambda params: {}
     loss = make_loss(model, objective, config)
-    sizes = dict(global_batch=config.train.global_batch, row_length=config.data.max_length)
+    sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
     steps = loader.OnePass(heldout, model.mesh, **sizes)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))

@@ -2,12 +2,16 @@
 
 import contextlib
 import hashlib
+import importlib
 import json
 import math
 import os
 import platform
+import queue
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from ml_collections import ConfigDict
 
 from dft_jax import errors
 
+_PATIENCE_S = 30.0  # with a service that does not answer
 _VERSIONS_OF = "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
 
 
@@ -84,7 +89,7 @@ class Writer:
     def __init__(self, workdir: Path, config: ConfigDict, *, resume_from: int | None):
         """`resume_from` is the step of the checkpoint that the run goes on from; None for a run from the start."""
         self.active = jax.process_index() == 0
-        self.boards: list[Any] = []
+        self.boards: list[_Board] = []
         self.file = workdir / "metrics.jsonl"
         last_kept = -1 if resume_from is None else resume_from
         kept = _rows_up_to(self.file, last_kept)
@@ -95,11 +100,9 @@ class Writer:
             write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
             self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115  (open for the whole run)
         if config.log.tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.boards.append(SummaryWriter(str(workdir / "tensorboard"), purge_step=last_kept + 1))
+            self.boards.append(_tensorboard(workdir, last_kept + 1))
         if config.log.wandb_project:
-            self.boards.append(_Wandb(workdir, config))
+            self.boards.append(_wandb(workdir, config))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not self.active or not values:
@@ -109,14 +112,9 @@ class Writer:
         with self._told():
             self.rows.write(json.dumps({"step": step, **finite}) + "\n")
             self.rows.flush()
-        for board in list(self.boards):
-            try:
-                for name, value in values.items():
-                    if isinstance(value, (int, float)):
-                        board.add_scalar(name, value, step)
-            except Exception as error:  # a service that is down is no reason to stop; metrics.jsonl has it all
-                print(f"warning: {type(board).__name__} is left out from now on ({error})", file=sys.stderr)
-                self.boards.remove(board)
+        scalars = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        for board in self.boards:
+            board.add(step, scalars)
 
     def sync(self) -> None:
         """Makes the rows outlast the machine, as the checkpoint that is going to be saved will."""
@@ -138,21 +136,96 @@ class Writer:
             self.rows.close()
 
 
-class _Wandb:
-    def __init__(self, workdir: Path, config: ConfigDict):
-        import wandb
+def require_boards(config: ConfigDict) -> None:
+    """UserError where a package that the config asks for cannot be imported. A service that is down is another thing:
+    it may come back, and the run goes on without it."""
+    wanted = {"tensorboardX": ("config.log.tensorboard", config.log.tensorboard)}
+    wanted["wandb"] = ("config.log.wandb_project", config.log.wandb_project)
+    for package, (key, is_wanted) in wanted.items():
+        if is_wanted:
+            what = f"{key} is set, but {package} cannot be imported"
+            with errors.told(what, f"pip install {package}, or unset the key", (Exception,)):
+                importlib.import_module(package)
 
-        run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run is resumed
-        about = dict(project=config.log.wandb_project, dir=workdir, config=config.to_dict())
-        # It would keep the address of the git remote, which may hold a token, and the command; env.json says enough.
-        private = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True)
-        self.run = wandb.init(id=run_id, resume="allow", settings=private, **about)
 
-    def add_scalar(self, name, value, step):
-        self.run.log({name: value}, step=step)
+class _Board:
+    """Somewhere else that the metrics go, in a thread of its own: a service that is down, or hangs, costs nothing but
+    a warning. metrics.jsonl has it all.
 
-    def close(self):
-        self.run.finish()
+    Args:
+      open_: makes what has add(step, scalars) and close(); called in the thread.
+    """
+
+    def __init__(self, name: str, open_: Callable[[], Any]):
+        self.name, self.open = name, open_
+        self.waiting: queue.SimpleQueue[tuple[int, dict] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            board = self.open()
+            while (item := self.waiting.get()) is not None:
+                board.add(*item)
+            board.close()
+        # Some libraries end the process, or the thread, where they have no key.
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            self._warn(f"left out from now on ({errors.first_line(error)})")
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        if self.thread.is_alive():
+            self.waiting.put((step, scalars))
+
+    def close(self) -> None:
+        """Waits for what is still on its way, but not for ever."""
+        self.waiting.put(None)
+        self.thread.join(_PATIENCE_S)
+        if self.thread.is_alive():
+            self._warn(f"not everything has arrived within {_PATIENCE_S:g} s")
+
+    def _warn(self, text: str) -> None:
+        print(f"warning: {self.name}: {text}; metrics.jsonl has it all", file=sys.stderr, flush=True)
+
+
+def _tensorboard(workdir: Path, first_step: int) -> _Board:
+    from tensorboardX import SummaryWriter
+
+    class TensorBoard:
+        def __init__(self):
+            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+
+        def add(self, step: int, scalars: dict[str, float]) -> None:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
+
+        def close(self) -> None:
+            self.writer.close()
+
+    return _Board("TensorBoard", TensorBoard)
+
+
+def _wandb(workdir: Path, config: ConfigDict) -> _Board:
+    import wandb
+
+    project, settings = config.log.wandb_project, config.to_dict()
+
+    class WeightsAndBiases:
+        def __init__(self):
+            run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run is resumed
+            about = dict(project=project, dir=workdir, config=settings)
+            # It would keep the address of the git remote, which may hold a token, and the command; env.json says
+            # enough. Without a key it would ask for one, and wait; and without a network it would wait as well.
+            limits = dict(init_timeout=_PATIENCE_S, login_timeout=_PATIENCE_S)
+            private = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True, **limits)
+            self.run = wandb.init(id=run_id, resume="allow", settings=private, **about)
+
+        def add(self, step: int, scalars: dict[str, float]) -> None:
+            self.run.log(scalars, step=step)
+
+        def close(self) -> None:
+            self.run.finish()
+
+    return _Board("Weights & Biases", WeightsAndBiases)
 
 
 def _rows_up_to(file: Path, step: int) -> list[dict[str, Any]]:

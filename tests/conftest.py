@@ -22,28 +22,13 @@ import pathlib
 
 import jax
 import pytest
-from jax._src import compiler
 from jax.sharding import AxisType
+
+from tests import private_jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-_in_memory = {}
-_read, _write = compiler._cache_read, compiler._cache_write
-
-
-def _read_of_one_device(module_name, key, options, backend, devices):
-    """What was compiled for several CPU devices and is read from disk deadlocks (see cli.keep_compilations)."""
-    return (_in_memory.get(key), 1) if len(devices) > 1 else _read(module_name, key, options, backend, devices)
-
-
-def _write_of_one_device(key, seconds, module_name, backend, executable, host_callbacks):
-    if len(executable.local_devices()) > 1:
-        _in_memory[key] = executable
-    else:
-        _write(key, seconds, module_name, backend, executable, host_callbacks)
-
-
-compiler._cache_read, compiler._cache_write = _read_of_one_device, _write_of_one_device
+private_jax.keep_programs_of_several_devices_in_memory()
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -70,6 +55,16 @@ def shared():
     if not (folder / "data").is_dir():
         pytest.skip("the folder of real problems and tokenizers is not beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_models():
+    """The folder that DFT_JAX_REAL_MODELS names, with a folder for each pretrained checkpoint; without it, skipped."""
+    folder = os.environ.get("DFT_JAX_REAL_MODELS")
+    if not folder:
+        pytest.skip("DFT_JAX_REAL_MODELS names no folder of pretrained checkpoints")
+    assert pathlib.Path(folder).is_dir(), f"DFT_JAX_REAL_MODELS={folder} is not a folder"
+    return pathlib.Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ RANKS = [
     ("workers", 1),
     ("sharding", 1),
     ("interrupts", 1),
+    ("distributed", 1),
     ("objectives", 2),
     ("losses", 2),
     ("metrics", 2),
@@ -27,6 +28,7 @@ RANKS = [
     ("data", 3),
     ("checkpoint", 3),
     ("drawing", 4),
+    ("rounding", 4),
     ("sampling", 4),
     ("progress", 4),
     ("evals", 5),
@@ -38,6 +40,7 @@ RANKS = [
     ("export", 7),
     ("analysis", 8),
     ("plan", 8),
+    ("study", 8),
     ("main", 8),
 ]
 

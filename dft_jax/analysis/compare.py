@@ -1,17 +1,18 @@
-"""Evaluations side by side: a table with paired differences to the first, a CSV, and a bar plot.
+"""Evaluations side by side: tables with paired differences to the first, a CSV, and a bar plot.
 
 python -m dft_jax.analysis.compare base=evals/base sft=evals/sft dft=runs/dft --out=comparison
 
-Each argument is the folder of an evaluation, or a run directory, of which the last evaluation is taken; a name may
-stand before it. Of the runs' common problems the differences are paired: the two answer the same problems, with the
-same sampling noise, so they say more than the two intervals do.
+Each argument is the folder of an evaluation, or a run directory, of which the last evaluation is
+taken; a name may stand before it. Of the runs' common problems the differences are paired: the two
+answer the same problems, with the same sampling noise, so they say more than the two intervals do.
+A * marks those that are more than chance when it is counted how many differences there are.
 """
 
 import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ import numpy as np
 from absl import flags
 
 from dft_jax import cli, errors, writer
-from dft_jax.evals import report, scores
+from dft_jax.analysis import pairing
+from dft_jax.evals import report, saved, scores, significance
 from dft_jax.evals.runner import SCORES_NAME
-from dft_jax.models.hf import read_json
 
 _OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv and comparison.png.", allow_override=True)
 
 MEAN = "mean"  # over the benchmarks, as the paper reports it
-# Settings that change what a score is of.
-_MATTER = "prompt top_k top_p seed context max_new_tokens mode last_number".split()
+# What changes the meaning of a score: settings, the grader's rules, and what the runner found out.
+_SETTINGS = "prompt instruction top_k top_p seed context max_new_tokens".split()
+_GRADER = "mode last_number versions answer_markers rules".split()
+_RUN = "stop_ids compute_dtype".split()
+# A column of the rows -> its name in the tables.
+SCORES = {"avg_at_k": "avg@k", "pass_at_k": "pass@k", "maj_at_k": "maj@k"}
+LEVEL = 0.05
 COLOURS = ("#7f7f7f", "#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
 
 
@@ -40,77 +46,172 @@ class Evaluation:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass
+class Comparison:
+    """Rows for tables and CSV, and what a reader should know; `differences`, to the run `first`, are in the rows."""
+
+    first: str
+    rows: list[dict[str, Any]]
+    warnings: list[str]
+    differences: list["Difference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One paired difference: in which row, of which score, and its value for each problem.
+
+    Of a mean over benchmarks the values are those of all their problems, weighted so that their sum
+    is the mean.
+    """
+
+    row: dict[str, Any]
+    score: str
+    value_P: np.ndarray
+
+
 def read(argument: str) -> Evaluation:
     """`name=folder` or `folder`.
 
     Raises:
-      UserError: no evaluation is there: a missing one is no zero.
+      UserError: no evaluation is there (a missing one is no zero), or its scores are not whole.
     """
     name, equals, path = ("", "", argument) if Path(argument).exists() else argument.partition("=")
     folder = Path(path if equals else argument).expanduser()
     file = folder / SCORES_NAME
     if not file.is_file():
-        steps = [each for each in (folder / "eval").glob("*") if (each / SCORES_NAME).is_file() and each.name.isdigit()]
+        places = (folder / "eval").glob("*")
+        steps = [each for each in places if (each / SCORES_NAME).is_file() and each.name.isdigit()]
         if not steps:
             remedy = "give the folder of an evaluation, or a run that has one (python -m dft_jax.evaluate makes them)"
             raise errors.UserError(f"{folder}: no {SCORES_NAME} there, nor in eval/<step>/; {remedy}")
         file = max(steps, key=lambda each: int(each.name)) / SCORES_NAME
-    content = read_json(file)
-    if not isinstance(content.get("results"), list) or not content["results"]:
-        raise errors.UserError(f"{file}: no results in it; evaluate again")
+    content = saved.read_scores(file, "evaluate again")
     results = {(result["benchmark"], result["temperature"]): result for result in content["results"]}
-    settings = content.get("settings", {}) | content.get("grader", {})
-    return Evaluation(name if equals else folder.name, results, {k: v for k, v in settings.items() if k in _MATTER})
+    settings: dict[str, Any] = {}
+    sources = [
+        (content.get("settings", {}), _SETTINGS),
+        (content.get("grader", {}), _GRADER),
+        (content, _RUN),
+    ]
+    for values, names in sources:
+        settings |= {name: values[name] for name in names if name in values}
+    return Evaluation(name if equals else folder.name, results, settings)
 
 
-def compare(evaluations: list[Evaluation]) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row for each benchmark, temperature and evaluation, and warnings.
+def compare(evaluations: Sequence[Evaluation]) -> Comparison:
+    """A row for each benchmark, temperature and evaluation; differences are to the first evaluation.
 
     An evaluation that lacks a benchmark has no row for it, and none for the mean over benchmarks.
     """
+    made = Comparison(evaluations[0].name, [], _other_settings(evaluations), [])
     cells = list(dict.fromkeys(cell for each in evaluations for cell in each.results))
-    rows, first = [], evaluations[0]
-    warnings = [
-        f"{each.name} has {name}={each.settings[name]!r}, {first.name} has {first.settings[name]!r}"
-        for each in evaluations[1:]
-        for name in _MATTER
-        if name in each.settings and name in first.settings and each.settings[name] != first.settings[name]
-    ]
-    for benchmark, temperature in cells:
+    for cell in cells:
         for each in evaluations:
-            result = each.results.get((benchmark, temperature))
-            if result is None:
-                warnings.append(f"{each.name} has no {benchmark} at {_temperature(temperature)}: a gap")
-                continue
-            row = {"benchmark": benchmark, "temperature": temperature, "run": each.name, **_own(result)}
-            base = first.results.get((benchmark, temperature))
-            if each is not first and base is not None:
-                differences, warning = _paired(base, result)
-                if len(differences):
-                    row |= _named("difference", scores.mean_with_error(differences))
-                if warning:
-                    warnings.append(
-                        f"{benchmark} at {_temperature(temperature)}, {first.name} and {each.name}: {warning}"
-                    )
-            rows.append(row)
+            _add_row(made, evaluations[0], each, cell)
     for temperature in dict.fromkeys(temperature for _, temperature in cells):
-        rows += _means(evaluations, [benchmark for benchmark, t in cells if t == temperature], temperature)
-    return rows, warnings
+        benchmarks = [benchmark for benchmark, t in cells if t == temperature]
+        if len(benchmarks) > 1:
+            for each in evaluations:
+                _add_mean(made, evaluations[0], each, [(name, temperature) for name in benchmarks])
+    made.warnings = list(dict.fromkeys(made.warnings))
+    _mark(made.differences)
+    return made
 
 
-def _own(result: dict[str, Any]) -> dict[str, Any]:
-    average = result["avg_at_k"]
-    k = average["k"]
-    return {
-        "problems": result["problems"]["scored"],
-        "k": k,
-        **_named("avg_at_k", scores.Mean(average["mean"], average["standard_error"], average["interval_95"])),
-        "pass_at_k": result["pass_at_k"][str(k)],
-        "maj_at_k": result["maj_at_k"]["mean"],
-        "mean_token_entropy": result["mean_token_entropy"],
-        "mean_length_tokens": result["mean_length_tokens"],
-        "truncation_rate": result["truncation_rate"],
-    }
+def _other_settings(evaluations: Sequence[Evaluation]) -> list[str]:
+    first, warnings = evaluations[0], []
+    for each in evaluations[1:]:
+        for name in (*_SETTINGS, *_GRADER, *_RUN):
+            if name not in each.settings or name not in first.settings:
+                continue
+            ours, theirs = each.settings[name], first.settings[name]
+            if ours != theirs:
+                warnings.append(f"{each.name} has {name}={ours!r}, {first.name} has {theirs!r}")
+    return warnings
+
+
+def _add_row(made: Comparison, first: Evaluation, each: Evaluation, cell: pairing.Cell) -> None:
+    benchmark, temperature = cell
+    result = each.results.get(cell)
+    if result is None:
+        at = report.temperature_text(temperature)
+        made.warnings.append(f"{each.name} has no {benchmark} at {at}: a gap")
+        return
+    row = {"benchmark": benchmark, "temperature": temperature, "run": each.name}
+    row |= {"problems": result["problems"]["scored"], "k": result["avg_at_k"]["k"]}
+    for score in SCORES:
+        value_of = pairing.value_of_problem(result, score)
+        if value_of is None:  # an older file has the votes' mean only
+            row[score] = result[score]["mean"]
+            continue
+        row |= _named(score, scores.mean_of_shares(np.array(list(value_of.values()))))
+    for name in ("mean_token_entropy", "mean_length_tokens", "truncation_rate"):
+        row[name] = result[name]
+    made.rows.append(row)
+    base = first.results.get(cell)
+    if each is first or base is None:
+        return
+    pairs = pairing.pair(base, result)
+    made.warnings += [f"{benchmark}, {first.name} and {each.name}: {line}" for line in pairs.warnings]
+    k, k_of_first = result["avg_at_k"]["k"], base["avg_at_k"]["k"]
+    if k != k_of_first:
+        what = f"{k_of_first} and {k} samples of each problem: pass@k and maj@k are not compared"
+        made.warnings.append(
+            f"{benchmark} at {report.temperature_text(temperature)}, {first.name} and {each.name}: {what}"
+        )
+    for score in _compared(base, result):
+        values = pairing.differences(pairs, base, result, score)
+        if values is not None:
+            own = scores.mean_of_differences(values.value_P, values.draws)
+            _add_difference(made, row, score, own, values.value_P)
+
+
+def _compared(base: dict[str, Any], result: dict[str, Any]) -> list[str]:
+    """Of one sample pass@1 and maj@1 are avg@1 again: counted three times, a difference would weaken the others."""
+    is_one = base["avg_at_k"]["k"] == result["avg_at_k"]["k"] == 1
+    return ["avg_at_k"] if is_one else list(SCORES)
+
+
+def _add_mean(made: Comparison, first: Evaluation, each: Evaluation, cells: list[pairing.Cell]) -> None:
+    """The row of means over benchmarks, each with the same weight."""
+    results = [each.results.get(cell) for cell in cells]
+    if None in results:
+        return
+    k = max(result["avg_at_k"]["k"] for result in results)
+    row: dict[str, Any] = {"benchmark": MEAN, "temperature": cells[0][1], "run": each.name, "k": k}
+    for score in SCORES:
+        maps = [pairing.value_of_problem(result, score) for result in results]
+        if None not in maps:
+            values = [np.array(list(value_of.values())) for value_of in maps]
+            row |= _named(score, scores.mean_over_benchmarks(values))
+    made.rows.append(row)
+    bases = [first.results.get(cell) for cell in cells]
+    if each is first or None in bases:
+        return
+    compared = [_compared(base, result) for base, result in zip(bases, results, strict=True)]
+    for score in SCORES:
+        if not all(score in names for names in compared):
+            continue
+        found = [
+            pairing.differences(pairing.pair(base, result), base, result, score)
+            for base, result in zip(bases, results, strict=True)
+        ]
+        if None in found:
+            continue
+        own = scores.difference_over_benchmarks([d.value_P for d in found], [d.draws for d in found])
+        weighted = [d.value_P / (len(d.value_P) * len(found)) for d in found]
+        _add_difference(made, row, score, own, np.concatenate(weighted))
+
+
+def _add_difference(made: Comparison, row, score: str, own: scores.Mean, value_P: np.ndarray) -> None:
+    name = _difference_name(score)
+    row |= _named(name, own)
+    row[f"{name}_is_zero_everywhere"] = not np.any(value_P)
+    made.differences.append(Difference(row, score, value_P))
+
+
+def _difference_name(score: str) -> str:
+    return "difference" if score == "avg_at_k" else f"{score}_difference"
 
 
 def _named(name: str, mean: scores.Mean) -> dict[str, float | None]:
@@ -118,69 +219,78 @@ def _named(name: str, mean: scores.Mean) -> dict[str, float | None]:
     return {name: mean.mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _paired(base: dict[str, Any], other: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """The difference of each problem that both answered, and a warning where that is not all of them."""
-    ours, theirs = other["correct_share_of_problem"], base["correct_share_of_problem"]
-    common = [id_ for id_ in theirs if id_ in ours]
-    n_apart = len(ours.keys() ^ theirs.keys())
-    warning = f"{n_apart} problems are in one only; the difference is over {len(common)}" if n_apart else ""
-    return np.array([ours[id_] - theirs[id_] for id_ in common]), warning
+def _mark(differences: list[Difference]) -> None:
+    """p of each difference, and whether Holm's procedure over all of them rejects that it is chance."""
+    p_values = significance.sign_flip_p_values([each.value_P for each in differences])
+    for each, p, is_marked in zip(differences, p_values, significance.holm(p_values, LEVEL), strict=True):
+        name = _difference_name(each.score)
+        each.row[f"{name}_p"] = p
+        each.row[f"{name}_holm"] = is_marked
 
 
-def _means(evaluations, benchmarks: list[str], temperature) -> list[dict[str, Any]]:
-    """Means over benchmarks, each with the same weight; problems are drawn within benchmarks."""
-    rows = []
-    if len(benchmarks) < 2:
-        return rows
-    first = evaluations[0]
-    for each in evaluations:
-        results = [each.results.get((benchmark, temperature)) for benchmark in benchmarks]
-        if None in results:
-            continue
-        shares = [np.array(list(result["correct_share_of_problem"].values())) for result in results]
-        row = {"benchmark": MEAN, "temperature": temperature, "run": each.name}
-        row |= _named("avg_at_k", _stratified(shares))
-        bases = [first.results.get((benchmark, temperature)) for benchmark in benchmarks]
-        if each is not first and None not in bases:
-            pairs = [_paired(base, result)[0] for base, result in zip(bases, results, strict=True)]
-            if all(len(differences) for differences in pairs):
-                row |= _named("difference", _stratified(pairs))
-        rows.append(row)
-    return rows
-
-
-def _stratified(values: list[np.ndarray]) -> scores.Mean:
-    means_R = np.mean([scores.bootstrap(value_P, seed=seed) for seed, value_P in enumerate(values)], axis=0)
-    return scores.summarized(float(np.mean([value_P.mean() for value_P in values])), means_R)
+def text(made: Comparison) -> str:
+    """All that is printed: a table for avg@k, one for pass@k and maj@k, and how many differences they show."""
+    parts = [table(made.rows)]
+    # Of one sample pass@1 and maj@1 are avg@1.
+    several = [row for row in made.rows if row["k"] > 1]
+    if several:
+        parts.append(_votes_table(several))
+    n = len(made.differences)
+    if n:
+        n_marked = sum(each.row[f"{_difference_name(each.score)}_holm"] for each in made.differences)
+        parts.append(
+            f"{n} differences to {made.first}; * marks the {n_marked} that are more than chance with all {n} counted"
+            f" (Holm at {LEVEL:.0%}, p from sign flips). Were all {n} zero, {LEVEL * n:.2g} of the intervals would"
+            " leave 0 out by chance."
+        )
+    return "\n\n".join(parts)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """In percent; differences in points."""
+    """avg@k in percent; differences in points."""
     heading = "benchmark,T,run,problems,avg@k,95 %,difference,95 %,pass@k,maj@k,entropy,length,cut".split(",")
     lines = [heading]
     for row in rows:
         entropy, length = row.get("mean_token_entropy"), row.get("mean_length_tokens")
-        line = [row["benchmark"], _temperature(row["temperature"]), row["run"], str(row.get("problems", ""))]
-        line += [_percent(row["avg_at_k"]), _interval(row, "avg_at_k")]
-        line += ["" if "difference" not in row else f"{100 * row['difference']:+.1f}", _interval(row, "difference")]
+        line = [*_place(row), str(row.get("problems", "")), *_cells(row, "avg_at_k")]
         line += [_percent(row.get("pass_at_k")), _percent(row.get("maj_at_k"))]
         line += ["" if entropy is None else f"{entropy:.2f}", "" if length is None else f"{length:.0f}"]
         lines.append([*line, _percent(row.get("truncation_rate"))])
     return report.aligned(lines)
 
 
-def _temperature(value: float | None) -> str:
-    return "–" if value is None else "greedy" if value == 0 else f"T={value:g}"
+def _votes_table(rows: list[dict[str, Any]]) -> str:
+    """pass@k and maj@k with their intervals and differences."""
+    heading = "benchmark,T,run,k,pass@k,95 %,difference,95 %,maj@k,95 %,difference,95 %".split(",")
+    lines = [heading]
+    for row in rows:
+        cells = [*_cells(row, "pass_at_k"), *_cells(row, "maj_at_k")]
+        lines.append([*_place(row), str(row.get("k", "")), *cells])
+    return report.aligned(lines)
+
+
+def _place(row: dict[str, Any]) -> list[str]:
+    return [row["benchmark"], report.temperature_text(row["temperature"]), row["run"]]
+
+
+def _cells(row: dict[str, Any], score: str) -> list[str]:
+    """A score, its interval, its difference, and that one's interval."""
+    name = _difference_name(score)
+    difference, interval = row.get(name), _interval(row, name, "+")
+    if row.get(f"{name}_is_zero_everywhere"):
+        interval = "equal on every problem"
+    mark = "*" if row.get(f"{name}_holm") else ""
+    shown = "" if difference is None else f"{100 * difference:+.1f}{mark}"
+    return [_percent(row.get(score)), _interval(row, score), shown, interval]
 
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def _interval(row: dict[str, Any], name: str) -> str:
+def _interval(row: dict[str, Any], name: str, sign: str = "") -> str:
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    sign = "+" if name == "difference" else ""
-    return "" if low is None else f"{100 * low:{sign}.1f} to {100 * high:{sign}.1f}"
+    return "" if low is None else report.interval_text((low, high), sign)
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
@@ -210,7 +320,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
             colour = COLOURS[number % len(COLOURS)]
             axis.bar(x, y, width * 0.92, yerr=[below, above], color=colour, label=name, capsize=2, ecolor="#333333")
         ks = sorted({row["k"] for row in rows if row["temperature"] == temperature and "k" in row})
-        axis.set_title(f"{_temperature(temperature)}, avg@{'/'.join(map(str, ks))}", loc="left", fontsize=10)
+        axis.set_title(f"{report.temperature_text(temperature)}, avg@{'/'.join(map(str, ks))}", loc="left", fontsize=10)
         axis.set_xticks(range(len(groups)), groups)
         axis.set(ylabel="correct, %", xlim=(-0.5, len(groups) - 0.5))
         axis.spines[["top", "right"]].set_visible(False)
@@ -235,16 +345,16 @@ def main() -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise errors.UserError(f"two runs are called {twice[0]!r}; name them: name=folder")
-    rows, warnings = compare(evaluations)
-    for line in warnings:
+    made = compare(evaluations)
+    for line in made.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    print(table(rows))
+    print(text(made))
     if _OUT.value:
         out = Path(_OUT.value).expanduser()
         with errors.told(f"--out={out}: cannot be made", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
-        write_csv(rows, out / "comparison.csv")
-        plot(rows, out / "comparison.png")
+        write_csv(made.rows, out / "comparison.csv")
+        plot(made.rows, out / "comparison.png")
         print(f"{out}/comparison.csv, {out}/comparison.png")
 
 

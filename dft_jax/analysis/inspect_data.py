@@ -54,7 +54,8 @@ def main() -> None:
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     _, model, tokenizer = train.load_model(config)
     examples, _ = train.load_data(config, tokenizer, model)
-    settings = dict(global_batch=config.train.global_batch, row_length=config.data.max_length, seed=config.train.seed)
+    settings = dict(global_batch=config.train.global_batch, seed=config.train.seed)
+    settings |= dict(row_length=loader.row_length(config.data))
     step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
     print(json.dumps(examples.report, indent=2))
     print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")

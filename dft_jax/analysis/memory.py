@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dft_jax import models, objectives, optimizer as optimizer_lib, sharding, train
 from dft_jax.analysis import liveness
+from dft_jax.data import loader
 from dft_jax.models import DecoderConfig, Model
 from dft_jax.types import Batch
 
@@ -106,7 +107,7 @@ class Planner:
 
     def batch(self, accumulation: int, rows: int) -> Batch:
         integers, booleans = (
-            jax.ShapeDtypeStruct((accumulation, rows, self.config.data.max_length), dtype)
+            jax.ShapeDtypeStruct((accumulation, rows, loader.row_length(self.config.data)), dtype)
             for dtype in ("int32", "bool")
         )
         return Batch(integers, integers, booleans, integers, integers)

@@ -119,10 +119,10 @@ def main() -> None:
         for objective in OBJECTIVES:
             run = train.run(lab_config(objective), out / objective)
             evaluate(objective, lambda run=run: run.state.params, int(run.state.step))
-    rows, _ = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])
-    draw(rows, out)
-    print(compare.table(rows))
-    print(conclusion(rows))
+    made = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])
+    draw(made.rows, out)
+    print(compare.text(made))
+    print(conclusion(made.rows))
     print(f"{time.perf_counter() - start:.0f} s; {out}: curves.png, histogram.png, comparison.png, comparison.csv")
 
 

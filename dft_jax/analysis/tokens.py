@@ -128,8 +128,9 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
         gradient_BL = gradient_norm(own.logp_BL, stats(2 * hidden_BLD).logp_BL)
         return batch.mask_BL, numbers.targets_BL, (own.logp_BL, own.entropy_BL, gradient_BL)
 
+    sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
     passes = [
-        loader.OnePass(e, model.mesh, global_batch=config.train.global_batch, row_length=config.data.max_length)
+        loader.OnePass(e, model.mesh, **sizes)
         for e in (examples, numbered(examples))
     ]
     scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)

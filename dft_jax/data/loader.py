@@ -46,6 +46,11 @@ class Examples:
         return sum(len(example.ids) for example in self.examples) / len(self.examples)
 
 
+def row_length(config: ConfigDict) -> int:
+    """Positions of a packed row; `config` is `config.data`, of a run that may be older than the key."""
+    return config.get("row_length", 0) or config.max_length
+
+
 def load_examples(
     path: str, config: ConfigDict, tokenizer, vocab_size: int, *, split: str = "train", max_rows: int = 0
 ) -> Examples:
@@ -144,9 +149,6 @@ class _Accountant:
 
     def report(self, path: str, examples: list[Example]) -> dict:
         used_tokens = sum(len(example.ids) for example in examples)
-        digest = hashlib.sha256()
-        for example in examples:
-            digest.update(len(example.ids).to_bytes(8, "little") + example.ids.tobytes() + example.trained.tobytes())
         return {
             "path": path,
             "rows": {
@@ -164,8 +166,16 @@ class _Accountant:
                 "longest_example": max(len(example.ids) for example in examples),
             },
             "first_offenders": self.offenders,
-            "sha256": digest.hexdigest(),
+            "sha256": digest(examples),
         }
+
+
+def digest(examples: list[Example]) -> str:
+    """SHA-256 of all tokens and masks."""
+    total = hashlib.sha256()
+    for example in examples:
+        total.update(len(example.ids).to_bytes(8, "little") + example.ids.tobytes() + example.trained.tobytes())
+    return total.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,12 +246,17 @@ class Packer:
         return Step(batch, n_rows, real_tokens, tuple(self.where[n] for n in numbers))
 
 
+def batches(n_examples: int, *, global_batch: int, seed: int) -> grain.MapDataset:
+    """The numbers of each step's examples, `[n]`: every example once an epoch, in an order drawn from the seed."""
+    order = grain.MapDataset.source(range(n_examples)).shuffle(seed=seed).repeat()
+    return order.batch(global_batch, batch_fn=list)
+
+
 class Steps:
     """Random access to the packed steps of a run of `steps`: `steps[n]`."""
 
     def __init__(self, examples: Examples, mesh: Mesh, *, steps: int, global_batch: int, seed: int, **how_to_pack):
-        order = grain.MapDataset.source(range(len(examples))).shuffle(seed=seed).repeat()
-        self.stream = order.batch(global_batch, batch_fn=list)
+        self.stream = batches(len(examples), global_batch=global_batch, seed=seed)
         ahead = [self.stream[n] for n in range(min(steps, _STEPS_AHEAD))]
         self.packer = Packer(examples, mesh, ahead, **how_to_pack)
 

@@ -1,52 +1,109 @@
-r"""Finds the answer in a completion: the last \boxed{}, then "final answer is", then "####", then (optional) a number.
+r"""Finds the answer in a completion: the last \boxed{}, then "final answer is", then "####", "Answer:", a number.
 
 Everything here is linear in the text and only looks at it: a completion may be megabytes long, and hostile.
 """
 
 import re
+from collections.abc import Sequence
 
 TAIL_CHARS = 200_000  # an answer stands at the end; a box opened before this is longer than any answer anyway
 ANSWER_CHARS = 2_000  # no reference of the seven benchmarks has 400; what is longer is a runaway, not an answer
 NESTING = 40  # brackets inside brackets; the parser recurses once per level
+CUT_CHARS = 200  # a box that is opened this near the end of a truncated completion was cut inside its answer
+
+# What may mark an answer, in the order in which they are looked for; "is" only on request, since texts that reason
+# write "the answer is" of every step.
+MARKERS = ("box", "final", "hashes", "colon", "is")
+DEFAULT_MARKERS = ("box", "final", "hashes", "colon")
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}$\\]+)")  # TeX allows \boxed 5
+_JOINS = re.compile(  # between two boxes of one answer: \boxed{3} and $x = \boxed{5}$
+    r"[\s$.]*(?:,|;|,?\s*\b(?:and|or)\b|,?\s*\\text\s*\{\s*(?:and|or)\s*\})[\s$]*(?:[A-Za-z]\w?\s*=\s*)?[\s$]*"
+)
 _FINAL = re.compile(r"final answer is", re.IGNORECASE)
-_HASHES = re.compile(r"#### *([^\n]+)")
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_IS = re.compile(r"\banswer is\b", re.IGNORECASE)
+_COLON = re.compile(
+    r"^[ \t>#*_]{0,9}(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]{0,3}\*{0,2}[ \t]{0,3}:", re.IGNORECASE | re.MULTILINE
+)
+_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_AFTER_HASHES = re.compile(
+    r"^[\s*_]*(?:(?:the[ \t]+)?(?:final[ \t]+)?answer(?:[ \t]+is|[ \t]*\*{0,2}[ \t]*:)[\s:*]*)?", re.IGNORECASE
+)
+_HEADING = re.compile(r"\d+(?:\)|\.(?=\s+\S)|\s+[A-Z][a-z])")  # 2) Second step, 1. First, 3 Third
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # the - of 3-5 and of 2024-01-05 is no sign
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}")  # written in the one way there is
-_STARTS_AN_ANSWER = re.compile(r"[-+−]?\s*\\?[$€£]?\s*[-+−]?[\d.(\[\\{]")  # "#### Step 3" is a heading
+_STARTS_AN_ANSWER = re.compile(  # "#### Step 3" is a heading
+    r"(?:[A-Za-z]\s*=\s*)?[-+−]?\s*\\?[$€£]?\s*[-+−]?[\d.(\[\\{]"
+)
+_SPECIAL_TOKEN = re.compile(r"(?:</?s>|<\|\w{1,40}\|>|<(?:eos|bos|pad|end_of_turn)>)")
+_ASIDE = re.compile(r"(?:,\s*|\s+)(?:which|since|because)\s.*$|\s\((?:which|since|because|as|i\.e\.)\s.*$", re.DOTALL)
 _ENCLOSED = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
 
 
-def extract(completion: str, *, last_number: bool = False) -> str | None:
+def extract(
+    completion: str,
+    *,
+    last_number: bool = False,
+    markers: Sequence[str] = DEFAULT_MARKERS,
+    truncated: bool = False,
+) -> str | None:
     r"""The text of the final answer, or None where the completion gives none.
-
-    A box that is opened and never closed after the last whole one means that the completion was cut inside its answer:
-    None, never an earlier box.
 
     Args:
       completion: what the model wrote.
       last_number: take the last number in the text when nothing marks an answer. The paper's grader does; it makes
         answers of texts that were cut before theirs, so it is off by default.
+      markers: those of MARKERS that count; the first of that order that the text has decides.
+      truncated: whether the completion was cut at its limit of tokens. A box that is opened near the end and never
+        closed then was to be the answer: None, never an earlier box. Else the last whole box counts.
     """
     text = completion[-TAIL_CHARS:]
-    if _BOX.search(text):
-        return _accept(last_boxed(text))
-    bare = _BARE_BOX.findall(text)
+    if "box" in markers and _BOX.search(text):
+        return _accept(last_boxed(text, truncated=truncated))
+    bare = _BARE_BOX.findall(text) if "box" in markers else []
     if bare:
         return _accept(bare[-1])
-    answer = _after_final(text) or _after_hashes(text)
+    find = {"final": _after_final, "hashes": _after_hashes, "colon": _after_colon, "is": _after_is}
+    answer = None
+    for marker in MARKERS:
+        if answer is None and marker in markers and marker in find:
+            answer = find[marker](text)
     if answer is None and last_number:
         answer = find_last_number(text)
     return _accept(answer)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last outermost box, with boxes inside it unwrapped; None if the last box is never closed."""
-    boxes: list[tuple[int, int, int]] = []  # (start of the command, start of its content, end of its content)
+def last_boxed(text: str, *, truncated: bool = False) -> str | None:
+    r"""What stands in the last outermost box that is not empty; None if there is none.
+
+    Boxes inside it are unwrapped. Boxes before it that only "and", "or" or a comma parts from it make a list with it:
+    \boxed{3} and \boxed{5} is 3, 5. A truncated text that ends in an open box has None.
+    """
+    boxes, last_open = _boxes(text)
+    if truncated and last_open > max((box[0] for box in boxes), default=-1) and last_open >= len(text) - CUT_CHARS:
+        return None
+    while boxes and not text[boxes[-1][1] : boxes[-1][2]].strip():
+        boxes.pop()
+    if not boxes:
+        return None
+    contents = [_content(text, boxes[-1])]
+    for earlier, later in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
+        between = text[earlier[2] + 1 : min(later[0], earlier[2] + 40)]
+        if later[0] - earlier[2] > 40 or not _JOINS.fullmatch(between) or not _content(text, earlier):
+            break
+        contents.append(_content(text, earlier))
+    if None in contents:
+        return None
+    different = list(dict.fromkeys(reversed(contents)))
+    return ", ".join(different)
+
+
+def _boxes(text: str) -> tuple[list[tuple[int, int, int]], int]:
+    """(start of the command, start of its content, end of its content) of every outermost box; the last open start."""
+    boxes: list[tuple[int, int, int]] = []
     opened: list[tuple[int, int] | None] = []  # a box's two starts, or None for a plain brace
     for match in _BRACES.finditer(text):
         token = match[0]
@@ -60,11 +117,13 @@ def last_boxed(text: str) -> str | None:
             opened.append(None)
         elif _BOX.fullmatch(token):
             opened.append((match.start(), match.end()))
-    last_open = max((box[0] for box in opened if box is not None), default=-1)
-    if not boxes or last_open > boxes[-1][0]:
-        return None
-    content = text[boxes[-1][1] : boxes[-1][2]]
-    return _unbox(content) if len(content) <= 4 * ANSWER_CHARS else None  # unwrapping is quadratic in the nesting
+    return boxes, max((box[0] for box in opened if box is not None), default=-1)
+
+
+def _content(text: str, box: tuple[int, int, int]) -> str | None:
+    if box[2] - box[1] > 4 * ANSWER_CHARS:
+        return None  # unwrapping is quadratic in the nesting
+    return _unbox(text[box[1] : box[2]])
 
 
 def _unbox(content: str) -> str:
@@ -90,25 +149,53 @@ def matching_brace(text: str, start: int) -> int:
 
 
 def _after_final(text: str) -> str | None:
+    return _after_last(_FINAL, text)
+
+
+def _after_is(text: str) -> str | None:
+    return _after_last(_IS, text)
+
+
+def _after_colon(text: str) -> str | None:
+    return _after_last(_COLON, text)
+
+
+def _after_last(marker: re.Pattern, text: str) -> str | None:
+    """The answer that follows the last of the markers, in the same line or as the next formula; None without one."""
     last = None
-    for match in _FINAL.finditer(text):
+    for match in marker.finditer(text):
         last = match
     if last is None:
         return None
-    rest = text[last.end() : last.end() + 2 * ANSWER_CHARS].lstrip(" \t\n:*")
+    rest = text[last.end() : last.end() + 2 * ANSWER_CHARS].lstrip(" \t\n:*`")
+    rest = _SPECIAL_TOKEN.sub("", rest)
     for opening, closing in _ENCLOSED:
-        end = rest.find(closing, len(opening))
+        end = _closing(rest, closing, len(opening))
         if rest.startswith(opening) and end > 0:
             inside = rest[len(opening) : end]
             after = rest[end + len(closing) :].split("\n", 1)[0].split(". ", 1)[0].strip(" .*")
             # "$5$ and $6$" is one answer of two parts; "$5$ because ..." is not
             return rest.split("\n", 1)[0] if re.match(r"(?:,|and\b|or\b)\s*[$\\]", after) else inside
-    return re.split(r"\.?\s+I hope", rest.split("\n", 1)[0])[0].strip("* ")
+    line = re.split(r"\.?\s+I hope", rest.split("\n", 1)[0])[0]
+    line = _ASIDE.sub("", line).strip("* `")
+    return line.removesuffix(".").rstrip("* `") if line.endswith("`.") else line or None
+
+
+def _closing(text: str, closing: str, start: int) -> int:
+    r"""Where the formula is closed, or -1: the $ of \$42 closes none."""
+    end = text.find(closing, start)
+    while end > 0 and closing[0] == "$" and text[end - 1] == "\\":
+        end = text.find(closing, end + 1)
+    return end
 
 
 def _after_hashes(text: str) -> str | None:
-    lines = [line for line in _HASHES.findall(text) if _STARTS_AN_ANSWER.match(line)]
-    return lines[-1] if lines else None
+    found = None
+    for line in _HASHES.findall(text):
+        line = _AFTER_HASHES.sub("", _SPECIAL_TOKEN.sub("", line[: 2 * ANSWER_CHARS]), count=1).strip("* \t\r`")
+        if _STARTS_AN_ANSWER.match(line) and not _HEADING.match(line):
+            found = _ASIDE.sub("", line)
+    return found
 
 
 def find_last_number(text: str) -> str | None:

@@ -1,5 +1,7 @@
 """The benchmark evaluations of a training run, at some of its steps."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -17,6 +19,13 @@ class Benchmarks:
         self.steps: list[int] = []
         if config.eval.benchmarks:
             self.plan = runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
+
+    def digest(self) -> str:
+        """Of all that is going to be asked, prompts and answers; empty where nothing is."""
+        if not self.config.eval.benchmarks:
+            return ""
+        prompts = json.dumps(sorted([*key, text] for key, text in self.plan.prompts.items()))
+        return hashlib.sha256(f"{self.plan.digest()} {prompts}".encode()).hexdigest()
 
     def begin(self, last: int, start: int, data_sha256: str) -> None:
         """Settles the steps to evaluate at.

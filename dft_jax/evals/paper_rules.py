@@ -20,6 +20,7 @@ _UNITS = (
 _UNIT = re.compile(rf"(?<=[\d\s}}])(?:\s*\b(?:{'|'.join(_UNITS)})\b)+\s*(?:\^\{{?\d\}}?)?$")
 _TRAILING_TEXT = re.compile(r"(?<=[\d}\s.])\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
 _MATRIX = re.compile(r"\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}", re.DOTALL)
+_LAST_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # the hyphen of 3-5 is a sign to the original
 _DIGITS = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 Equal = Callable[[str, str], bool]
@@ -40,7 +41,8 @@ def extract(completion: str) -> str | None:
     elif "final answer is" in text:
         answer = text.rsplit("final answer is", 1)[1]
     else:
-        answer = extraction.find_last_number(text) or ""
+        numbers = _LAST_NUMBER.findall(text)
+        answer = numbers[-1].replace(",", "") if numbers else ""
     answer = answer.strip().split("\n", 1)[0].lstrip(":").rstrip("./")
     return answer if 0 < len(answer) <= extraction.ANSWER_CHARS else None
 

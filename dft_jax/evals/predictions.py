@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,11 @@ from ml_collections import ConfigDict
 from dft_jax import errors
 from dft_jax.data.sources import BadRow, read_rows
 from dft_jax.evals import benchmarks, scores
+from dft_jax.evals.saved import is_number
+
+# A count of 400 digits, or an entropy of 1e308, is a mistake, and no mean could be made of it.
+LARGEST_COUNT = 10**9
+LARGEST_ENTROPY = 100  # nats; ln of the largest vocabulary is below 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +93,19 @@ def _prediction(where: str, row: dict[str, Any]) -> Prediction:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_number(value) and isinstance(value, int) and 0 <= value <= LARGEST_COUNT
 
 
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+def _is_id(value: Any) -> bool:
+    return _is_text(value) or (is_number(value) and isinstance(value, int) and value >= 0)
+
+
+def _is_temperature(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 10
+
+
+def _is_entropy(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= LARGEST_ENTROPY
 
 
 def _is_text(value: Any) -> bool:
@@ -103,14 +115,14 @@ def _is_text(value: Any) -> bool:
 # Field -> (test, what it should be, whether it has to be there). An empty completion is an answer like others.
 _FIELDS = {
     "benchmark": (_is_text, "the name of a benchmark", True),
-    "id": (lambda value: _is_text(value) or _is_count(value), "the problem's id", True),
-    "sample": (_is_count, "the number of the sample, from 0", True),
+    "id": (_is_id, "the problem's id, text or a whole number below 2**53", True),
+    "sample": (_is_count, f"the number of the sample, from 0 to {LARGEST_COUNT}", True),
     "completion": (lambda value: isinstance(value, str), "the text of the model", True),
-    "temperature": (_is_amount, "a number, 0 for greedy", False),
-    "entropy": (_is_amount, "the mean entropy of its tokens in nats", False),
+    "temperature": (_is_temperature, "a number from 0 (greedy) to 10", False),
+    "entropy": (_is_entropy, f"the mean entropy of its tokens in nats, from 0 to {LARGEST_ENTROPY}", False),
     "reference": (_is_text, "the right answer as text", False),
     "truncated": (lambda value: isinstance(value, bool), "true or false", False),
-    "tokens": (_is_count, "the completion's length in tokens", False),
+    "tokens": (_is_count, f"the completion's length in tokens, from 0 to {LARGEST_COUNT}", False),
 }
 
 

@@ -11,7 +11,9 @@ A folder holds one evaluation:
 import dataclasses
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from dft_jax.data.chat import Template
 from dft_jax.data.sources import BadRow
 from dft_jax.evals import benchmarks, grading, report
 from dft_jax.evals.predictions import Prediction
+from dft_jax.evals.saved import is_number, read_scores
 from dft_jax.models import Model
 from dft_jax.models.hf import read_json
 from dft_jax.sampling import Completion, Request, Sampler
@@ -178,6 +181,24 @@ def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Mod
     return min(room, settings.max_new_tokens or room)
 
 
+@dataclasses.dataclass
+class Sampling:
+    """What one call of `evaluate` sampled; an earlier call may have sampled the rest. Compilation is in `seconds`."""
+
+    completions: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def speed(self) -> dict[str, float | int | None]:
+        """As in scores.json."""
+        return {
+            "sampled_completions": self.completions,
+            "sampled_tokens": self.tokens,
+            "sampling_s": round(self.seconds, 3),
+            "tokens_per_s": round(self.tokens / self.seconds, 1) if self.tokens else None,
+        }
+
+
 def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of: dict[str, Any]) -> dict[str, Any]:
     """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and scores.json.
 
@@ -196,20 +217,24 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
         done = _done(plan, out)
     is_missing = multihost_utils.broadcast_one_to_all(np.array([key not in done for key in plan.requests]))
     missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
-    summary = {}
+    summary, sampling = {}, Sampling()
     with errors.told(
         f"{out}: cannot be written", "what is sampled is kept: make room, then run the same command again"
     ):
         if missing:
+            params, began = load(), time.perf_counter()
             with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
-                for completion in plan.sampler.sample(load(), missing):
+                for completion in plan.sampler.sample(params, missing):
                     interrupts.check()
                     key = missing[completion.request]
                     done[key] = _row(plan, key, completion)
                     journal.write(json.dumps(done[key]) + "\n")
                     journal.flush()
+                    sampling.completions += 1
+                    sampling.tokens += len(completion.ids)
+            sampling.seconds = time.perf_counter() - began
         if is_writer:
-            summary = _finish(plan, out, done, of)
+            summary = _finish(plan, out, done, of, sampling)
     multihost_utils.sync_global_devices("graded")  # a process that left would end the job some minutes later
     return summary
 
@@ -232,7 +257,8 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
     settings = {name: getattr(plan.settings, name) for name in names}
     settings |= {"context": plan.sampler.max_length, "stop_ids": list(plan.sampler.stop_ids)}
     dtype = str(model.module.compute_dtype)
-    return {**{name: value for name, value in of.items() if name != "name"}, **settings, "compute_dtype": dtype}
+    model_is = {name: value for name, value in of.items() if name not in ("name", "evaluated")}  # those are words
+    return {**model_is, **settings, "compute_dtype": dtype}
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> None:
@@ -268,8 +294,15 @@ def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
 
 def _checked(row: Any) -> dict[str, Any]:
     for name, kinds in _FIELDS.items():
-        if not isinstance(row.get(name) if isinstance(row, dict) else None, kinds):
+        value = row.get(name) if isinstance(row, dict) else None
+        is_wrong = isinstance(value, bool) and kinds is not bool  # true is an int to Python
+        if not isinstance(value, kinds) or is_wrong:
             raise ValueError(f"field {name!r} is missing or of another type")
+        if kinds in (int, float) and not is_number(value):
+            raise ValueError(f"field {name!r} is not finite, or beyond all lengths")
+    for name in ("sample", "tokens", "temperature"):
+        if row[name] < 0:
+            raise ValueError(f"field {name!r} is below 0")
     return row
 
 
@@ -286,6 +319,10 @@ _FIELDS = {
 
 def _row(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
     name, temperature, problem, sample = key
+    if not math.isfinite(completion.entropy):
+        what = f"{name} {problem!r}: the model's logits are not finite (NaN or infinite)"
+        remedy = "its weights are damaged, or too large for --compute_dtype; try float32"
+        raise errors.UserError(f"{what}; {remedy}")
     ids = completion.ids if completion.is_cut else completion.ids[:-1]
     entropy = round(completion.entropy, 4)  # beyond that it depends on the arrangement
     text, prompt = plan.decode(list(ids)), plan.prompts[name, problem]
@@ -293,13 +330,19 @@ def _row(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
     return dict(zip(_FIELDS, values, strict=True))
 
 
-def _finish(plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str, Any]) -> dict[str, Any]:
-    settings = dataclasses.asdict(plan.settings)
-    summary = read_json(out / SCORES_NAME) if (out / SCORES_NAME).exists() else {}
+def _finish(
+    plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str, Any], sampling: Sampling
+) -> dict[str, Any]:
+    settings, file = dataclasses.asdict(plan.settings), out / SCORES_NAME
+    summary = read_json(file) if file.exists() else {}
     asked = {"model": of, "settings": json.loads(json.dumps(settings)), "problems_sha256": plan.digest()}
     asked["stop_ids"] = list(plan.sampler.stop_ids)
-    if not (out / JOURNAL_NAME).exists() and all(summary.get(name) == value for name, value in asked.items()):
-        return summary  # nothing was sampled, and nothing is asked that it does not answer
+    asked["compute_dtype"] = str(plan.sampler.model.module.compute_dtype)
+    known = asked | {"format": report.FORMAT}
+    is_answered = all(summary.get(name) == value for name, value in known.items())
+    if is_answered and not (out / JOURNAL_NAME).exists():
+        # Nothing was sampled, and nothing is asked that it does not answer.
+        return read_scores(file, "remove it; the same command scores the completions anew")
     answers = {(name, p.id): p.answer for name, problems in plan.problems.items() for p in problems}
     predictions = []
     for key in plan.requests:
@@ -307,6 +350,7 @@ def _finish(plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str
         predictions.append(Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]]))
     names = ("mode", "last_number", "workers")
     rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
+    summary["speed"] |= sampling.speed()
     others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
     if others:
         what = f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"

@@ -27,6 +27,8 @@ CHECKPOINT_PATTERNS = (
 TOKENIZER_PATTERNS = (
     "tokenizer* special_tokens_map.json added_tokens.json chat_template* vocab* merges.txt *.model *.tiktoken"
 ).split()
+# Templates besides the default one, by their names; a folder of the checkpoint's.
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _REMEDY = "fetch config.json and the weights of one and the same model"
@@ -57,7 +59,7 @@ def resolve(path: str, revision: str) -> Path:
         raise errors.UserError(f"model.path={path!r} is not a folder, nor a hub id such as 'Qwen/Qwen2.5-Math-1.5B'")
     import huggingface_hub
 
-    patterns = [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS]
+    patterns = [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS, f"{ADDITIONAL_TEMPLATES}/*.jinja"]
     try:
         return Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:  # offline, unknown, gated: many types, one remedy
@@ -92,8 +94,8 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def read_json(file: Path) -> dict:
-    """A JSON object from a file of the checkpoint; UserError names file and line."""
+def read_json(file: Path, remedy: str = _FETCH) -> dict:
+    """A JSON object from a file; UserError names file and line, and the remedy for one that is not whole."""
     if not file.is_file():
         raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
     check_file(file)
@@ -101,13 +103,13 @@ def read_json(file: Path) -> dict:
         text = file.read_text(encoding="utf-8")
         value = json.loads(text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {_FETCH}") from error
+        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {remedy}") from error
     except json.JSONDecodeError as error:
-        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {_FETCH}") from error
+        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:  # a key twice, NaN, 5000 digits; nested too deep
-        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {_FETCH}") from error
+        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {remedy}") from error
     if not isinstance(value, dict):
-        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {_FETCH}")
+        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}")
     return value
 
 
@@ -358,12 +360,19 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return sorted({file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern) if file.is_file()})
 
 
+def additional_templates(folder: Path) -> list[Path]:
+    """Chat templates besides the default one, which an export carries along; no part of a run's identity."""
+    return sorted(folder.glob(f"{ADDITIONAL_TEMPLATES}/*.jinja"))
+
+
 def load_tokenizer(folder: Path):
     """The checkpoint's own fast tokenizer; no code from the checkpoint is run."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that torch is absent, as it should be
     from transformers import AutoTokenizer
 
     files = tokenizer_files(folder)
+    for file in additional_templates(folder):
+        check_file(file)
     for file in files:
         check_file(file)
         if file.name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):

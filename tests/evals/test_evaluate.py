@@ -90,10 +90,14 @@ def test_scores_of_a_small_file(run, folder):
     assert result["problems"] == {"expected": 30, "scored": 3, "missing": ["63"]}
     assert result["samples_per_problem"] == result["avg_at_k"]["k"] == 4
     assert result["avg_at_k"]["mean"] == pytest.approx(1 / 3)
-    analytic = np.std([0.75, 0.25, 0]) / np.sqrt(3)
-    assert result["avg_at_k"]["standard_error"] == pytest.approx(analytic, rel=0.03)
+    analytic = np.std([0.75, 0.25, 0, 1, 0], ddof=1) / np.sqrt(5)  # with one right and one wrong imagined
+    assert result["avg_at_k"]["standard_error"] == pytest.approx(analytic)
     assert result["pass_at_k"] == pytest.approx({"1": 1 / 3, "2": 0.5, "4": 2 / 3})
-    assert result["maj_at_k"] == {"k": 4, "mean": pytest.approx(1 / 3)}
+    assert (result["maj_at_k"]["k"], result["maj_at_k"]["mean"]) == (4, pytest.approx(1 / 3))
+    assert result["majority_correct_of_problem"] == {"60": True, "61": False, "62": False}
+    for interval in (result["maj_at_k"]["interval_95"], *result["pass_at_k_interval_95"].values()):
+        assert 0 <= interval[0] < interval[1] <= 1
+    assert set(result["pass_at_k_interval_95"]) == {"1", "2", "4"}
     expected = {"correct": 4, "wrong": 4, "no_answer": 2, "timeout": 1, "error": 1}
     assert result["verdicts"] == expected and set(expected) == set(grading.VERDICTS)
     assert result["mean_length_tokens"] == pytest.approx((46 + 80 + 120) / 12)
@@ -160,6 +164,57 @@ def test_what_could_be_taken_for_granted_is_said(run):
     assert result["maj_at_k"]["mean"] == 0
 
 
+def test_most_without_an_answer_and_most_cut_are_said_with_the_remedy(run):
+    """Two of three say nothing: a warning; two of four: none. The same for those that were cut."""
+
+    def warnings_of(n_bad, n):
+        rows = [row(str(60 + i), 0, "" if i < n_bad else boxed("1"), truncated=i < n_bad) for i in range(n)]
+        outcome, summary = run(rows)
+        assert all(line in outcome.stderr for line in summary["warnings"])
+        return [line for line in summary["warnings"] if "of the completions" in line]
+
+    unanswered, cut = warnings_of(2, 3)
+    assert unanswered.startswith("aime24 at –: 67% of the completions mark no answer, and count as not correct")
+    assert "--prompt" in unanswered and "instruction" in unanswered and "more tokens" in unanswered
+    assert cut.startswith("aime24 at –: 67% of the completions were cut") and "--max_new_tokens" in cut
+    assert warnings_of(2, 4) == []
+
+
+def test_the_vote_is_by_meaning(run):
+    """Two spellings of the right answer, each as often as the wrong one, have the majority together."""
+    given = ["0.75", r"\frac34", "2", "2", "0.75"]
+    right = {"0.75", r"\frac34"}
+
+    def graded(self, completion, reference):
+        answer = completion.rpartition("\\boxed{")[2].removesuffix("}.")
+        return grading.Graded("correct" if answer in right else "wrong", answer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StubGrader, "_grade", graded)
+        _, summary = run([row("60", s, boxed(answer)) for s, answer in enumerate(["2", "2", *given[:2], given[4]])])
+    assert summary["results"][0]["maj_at_k"]["mean"] == 1
+
+
+def test_digests_are_of_question_and_reference(run, folder):
+    """The same whatever the id; another for another question or answer; without the benchmark, of the reference."""
+
+    def digests(*problems):
+        write_rows(folder / "data" / "aime24.jsonl", problems)
+        _, summary = run([row(problem["id"], 0, "x") for problem in problems])
+        result = summary["results"][0]
+        assert result["sha256_is_of"] == "question and reference"
+        return list(result["sha256_of_problem"].values())
+
+    first = digests(*PROBLEMS)
+    assert len(set(first)) == 4 and all(len(each) == 16 for each in first)
+    assert digests(*[problem | {"id": problem["id"] + 100} for problem in PROBLEMS]) == first
+    other = digests(PROBLEMS[0] | {"problem": "2+60?"}, PROBLEMS[1] | {"answer": "7"}, *PROBLEMS[2:])
+    assert [a == b for a, b in zip(first, other, strict=True)] == [False, False, True, True]
+    _, summary = run([row("60", 0, "x", reference="61")], "--benchmark_data=")
+    result = summary["results"][0]
+    assert result["sha256_is_of"] == "reference" and result["sha256_of_problem"]["60"] not in first
+
+
 def lines(*rows):
     return "".join(json.dumps(each) + "\n" for each in rows).encode()
 
@@ -182,11 +237,44 @@ BAD = {
     "text for a number": (
         lines(OK, row("61", "0", "x")),
         [],
-        ["predictions.jsonl:2: field 'sample' should be the number of the sample, from 0, not '0'", "mend the row"],
+        [
+            "predictions.jsonl:2: field 'sample' should be the number of the sample, from 0 to 1000000000, not '0'",
+            "mend the row",
+        ],
     ),
-    "negative sample": (lines(row("60", -1, "x")), [], [":1: field 'sample' should be", "from 0, not -1"]),
+    "negative sample": (
+        lines(row("60", -1, "x")),
+        [],
+        [":1: field 'sample' should be", "from 0 to 1000000000, not -1"],
+    ),
     "truth for a number": (lines(row("60", True, "x")), [], [":1: field 'sample' should be", "not True"]),
     "a list of completions": (lines(row("60", 0, ["x"] * 99)), [], ["'completion' should be the text", "not list"]),
+    "tokens of 400 digits": (lines(row("60", 0, "x", tokens=10**400)), [], [":1: field 'tokens' should be", "not int"]),
+    "a sample of 400 digits": (lines(row("60", 10**400, "x")), [], [":1: field 'sample' should be", "not int"]),
+    "an id of 400 digits": (lines(row(10**400, 0, "x")), [], [":1: field 'id' should be", "not int"]),
+    "temperature of 400 digits": (
+        lines(row("60", 0, "x", temperature=10**400)),
+        [],
+        [":1: field 'temperature' should be a number from 0 (greedy) to 10, not int"],
+    ),
+    "entropy of 400 digits": (lines(row("60", 0, "x", entropy=10**400)), [], [":1: field 'entropy' should be", "100"]),
+    "entropy of 1e308": (lines(row("60", 0, "x", entropy=1e308)), [], [":1: field 'entropy' should be", "not 1e+308"]),
+    "NaN": (b'{"benchmark": "aime24", "id": "60", "sample": 0, "completion": "x", "entropy": NaN}\n', [], ["not nan"]),
+    "infinite": (
+        b'{"benchmark": "aime24", "id": "60", "sample": 0, "completion": "x", "temperature": Infinity}\n',
+        [],
+        [":1: field 'temperature' should be", "not inf"],
+    ),
+    "negative tokens": (lines(row("60", 0, "x", tokens=-1)), [], [":1: field 'tokens' should be", "not -1"]),
+    "half a token": (lines(row("60", 0, "x", tokens=1.5)), [], [":1: field 'tokens' should be", "not 1.5"]),
+    "true tokens": (lines(row("60", 0, "x", tokens=True)), [], [":1: field 'tokens' should be", "not True"]),
+    "negative temperature": (lines(row("60", 0, "x", temperature=-0.5)), [], ["'temperature' should be", "not -0.5"]),
+    "true temperature": (lines(row("60", 0, "x", temperature=True)), [], ["'temperature' should be", "not True"]),
+    "truncated as a number": (
+        lines(row("60", 0, "x", truncated=1)),
+        [],
+        ["'truncated' should be true or false, not 1"],
+    ),
     "unknown benchmark": (
         lines({**OK, "benchmark": "aime-24"}),
         [],

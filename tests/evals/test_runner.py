@@ -63,9 +63,10 @@ def run(checkpoint, folder, capfd, monkeypatch):
 
 
 def comparable(folder):
-    """Predictions and scores without what differs by the command line."""
+    """Predictions and scores without what differs by the command line and the clock."""
     scores = json.loads((folder / "out" / "scores.json").read_text())
     scores["environment"].pop("command")
+    scores.pop("speed")
     return read_rows(folder / "out" / "predictions.jsonl"), scores
 
 

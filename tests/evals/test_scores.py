@@ -1,4 +1,4 @@
-"""Scores against independent oracles: enumeration of subsets, exact fractions, analytic errors."""
+"""Scores against independent oracles: enumeration of subsets, exact fractions, analytic errors, coverage."""
 
 import fractions
 import itertools
@@ -24,7 +24,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets(correct_PS):
     n_samples = correct_PS.shape[1]
     for k in range(1, n_samples + 1):
         hits = [row[list(chosen)].any() for row in correct_PS for chosen in itertools.combinations(range(n_samples), k)]
-        assert scores.pass_at_k(correct_PS, k) == pytest.approx(np.mean(hits), abs=1e-12)
+        assert scores.pass_at_k(correct_PS, k).mean() == pytest.approx(np.mean(hits), abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_pass_at_k_is_the_mean_over_all_subsets(correct_PS):
 def test_pass_at_k_is_stable_for_large_numbers(n_samples, correct, k):
     row = np.arange(n_samples) < correct
     exact = 1 - fractions.Fraction(math.comb(n_samples - correct, k), math.comb(n_samples, k))
-    assert scores.pass_at_k(row[None], k) == pytest.approx(float(exact), rel=1e-12)
+    assert scores.pass_at_k(row[None], k)[0] == pytest.approx(float(exact), rel=1e-12)
 
 
 def test_pass_at_k_is_unbiased():
@@ -41,7 +41,7 @@ def test_pass_at_k_is_unbiased():
     p, n_samples, k = 0.15, 12, 5
     expectation = sum(
         math.comb(n_samples, c) * p**c * (1 - p) ** (n_samples - c)
-        * scores.pass_at_k(np.arange(n_samples)[None] < c, k)
+        * scores.pass_at_k(np.arange(n_samples)[None] < c, k)[0]
         for c in range(n_samples + 1)
     )  # fmt: skip
     assert expectation == pytest.approx(1 - (1 - p) ** k, abs=1e-12)
@@ -51,13 +51,14 @@ def test_pass_at_k_is_unbiased():
 @settings(max_examples=100, deadline=None)
 def test_relations_between_the_scores(correct_PS):
     n_samples = correct_PS.shape[1]
-    passes = [scores.pass_at_k(correct_PS, k) for k in range(1, n_samples + 1)]
-    mean = scores.average(correct_PS, resamples=50)
+    passes = [scores.pass_at_k(correct_PS, k).mean() for k in range(1, n_samples + 1)]
+    mean = scores.average(correct_PS)
     assert passes[0] == pytest.approx(mean.mean) == pytest.approx(correct_PS.mean())
     assert all(a <= b + 1e-12 for a, b in itertools.pairwise(passes))
     assert passes[-1] == pytest.approx(correct_PS.any(axis=1).mean())
     if mean.interval_95:
-        assert 0 <= mean.interval_95[0] <= mean.interval_95[1] <= 1 and mean.standard_error <= 0.5
+        low, high = mean.interval_95
+        assert 0 <= low <= mean.mean <= high <= 1 and low < high and 0 < mean.standard_error <= 0.5
 
 
 def test_error_of_independent_samples_is_the_binomial_one():
@@ -67,8 +68,8 @@ def test_error_of_independent_samples_is_the_binomial_one():
     result = scores.average(correct_PS)
     analytic = math.sqrt(0.3 * 0.7 / n_problems)
     assert result.mean == pytest.approx(0.3)
-    assert result.standard_error == pytest.approx(analytic, rel=0.03)
-    assert result.interval_95 == pytest.approx((0.3 - 1.96 * analytic, 0.3 + 1.96 * analytic), abs=0.004)
+    assert result.standard_error == pytest.approx(analytic, rel=0.005)
+    assert result.interval_95 == pytest.approx((0.3 - 1.96 * analytic, 0.3 + 1.96 * analytic), abs=0.002)
 
 
 def test_error_follows_problems_not_samples():
@@ -78,37 +79,98 @@ def test_error_follows_problems_not_samples():
     often_PS = np.repeat(once_PS, 16, axis=1)
     once, often = scores.average(once_PS), scores.average(often_PS)
     assert often.standard_error == pytest.approx(once.standard_error, rel=1e-6)
+    assert often.interval_95 == pytest.approx(once.interval_95, rel=1e-6)
     naive = math.sqrt(often.mean * (1 - often.mean) / often_PS.size)
     assert often.standard_error > 3.5 * naive
 
 
-def test_error_matches_the_cluster_formula_and_covers():
-    """Problems of uneven difficulty, 8 samples: sqrt(Var(m_p)/P); in 200 repetitions the interval holds the truth."""
+def coverage(truth, intervals):
+    """The share of the intervals that hold the truth."""
+    held = [low <= truth <= high for low, high in intervals]
+    return np.mean(held)
+
+
+@pytest.mark.parametrize("n_samples", [1, 16])
+def test_the_interval_covers_with_few_and_hard_problems(n_samples):
+    """AIME's case: 30 problems of which most are never solved. The bootstrap covered 79 and 84 % here."""
+    random = np.random.default_rng(0)
+    chance_NP = random.beta(0.05, 0.95, size=(2000, 30))
+    share_NP = random.binomial(n_samples, chance_NP) / n_samples
+    intervals = [scores.mean_of_shares(share_P).interval_95 for share_P in share_NP]
+    assert coverage(0.05, intervals) >= 0.92
+    # Nor is it had by being wide: 11.4 points is Wilson's for 0 of 30.
+    assert np.median([high - low for low, high in intervals]) < 0.20
+
+
+@pytest.mark.parametrize("n_samples", [1, 16])
+def test_the_interval_of_a_difference_covers(n_samples):
+    """Two models of which one is better on the problems that are neither easy nor hard."""
+    random = np.random.default_rng(1)
+
+    def differences(shape):
+        chance = random.beta(0.1, 0.9, size=shape)
+        better = chance + 0.5 * chance * (1 - chance)
+        drawn = [random.binomial(n_samples, p) / n_samples for p in (better, chance)]
+        return drawn[0] - drawn[1], (better - chance).mean()
+
+    _, truth = differences(1_000_000)
+    given_NP, _ = differences((2000, 30))
+    found = [scores.mean_of_differences(given_P, n_samples) for given_P in given_NP]
+    # None is said to hold nothing: it makes no claim. It is rare enough not to matter.
+    intervals = [each.interval_95 for each in found if each.interval_95]
+    assert len(intervals) >= (1900 if n_samples > 1 else 1500)
+    assert coverage(truth, intervals) >= 0.92
+
+
+def test_many_problems_give_the_textbook_interval():
+    """Problems of uneven difficulty, 8 samples: ± t · sqrt(Var(m_p)/P)."""
     random = np.random.default_rng(2)
-    covered = 0
-    for repetition in range(200):
-        chance_P = random.beta(0.5, 0.5, size=120)
-        correct_PS = random.random((120, 8)) < chance_P[:, None]
-        result = scores.average(correct_PS, seed=repetition, resamples=1000)
-        analytic = math.sqrt(correct_PS.mean(axis=1).var() / 120)
-        assert result.standard_error == pytest.approx(analytic, rel=0.12)
-        covered += result.interval_95[0] <= 0.5 <= result.interval_95[1]  # the mean of Beta(1/2, 1/2)
-    assert 180 <= covered <= 199  # 95 % of 200 is 190, standard deviation 3.1
+    chance_P = random.beta(0.5, 0.5, size=1200)
+    share_P = (random.random((1200, 8)) < chance_P[:, None]).mean(axis=1)
+    result = scores.mean_of_shares(share_P)
+    error = share_P.std(ddof=1) / math.sqrt(1200)
+    assert result.standard_error == pytest.approx(error, rel=0.002)
+    assert result.interval_95 == pytest.approx((result.mean - 1.962 * error, result.mean + 1.962 * error), abs=3e-4)
 
 
-def test_average_is_seeded_and_says_when_nothing_is_known():
-    correct_PS = np.random.default_rng(3).random((40, 4)) < 0.5
-    assert scores.average(correct_PS) == scores.average(correct_PS)
-    assert scores.average(correct_PS) != scores.average(correct_PS, seed=1)
+def test_nothing_and_everything_right_are_no_certainty():
+    """0 of 30: Wilson's is 0 to 11.4 %, the rule of three 0 to 10 %; never 0 to 0."""
+    for share, other in ((0.0, 1.0), (1.0, 0.0)):
+        result = scores.mean_of_shares(np.full(30, share))
+        assert result.mean == share and 0.02 < result.standard_error < 0.04
+        near, far = sorted(result.interval_95, key=lambda end: abs(end - share))
+        assert near == share and 0.09 < abs(far - share) < 0.12 and abs(far - other) < 1
+
+
+def test_differences_of_one_sample_are_bonett_and_price():
+    """Seven problems gained, one lost, of 40: ((7+1) − (1+1)) / 42 ± t · sqrt of the multinomial's variance."""
+    result = scores.mean_of_differences(np.array([1.0] * 7 + [-1.0] + [0.0] * 32))
+    center, n = 6 / 42, 42
+    error = math.sqrt((10 / n - center**2) / (n - 1))
+    assert result.mean == pytest.approx(6 / 40)
+    assert result.interval_95 == pytest.approx((center - 2.0195 * error, center + 2.0195 * error), abs=1e-4)
+
+
+def test_a_difference_that_is_zero_everywhere_has_no_interval():
+    assert scores.mean_of_differences(np.zeros(30), 16) == scores.Mean(0.0, None, None)
+    assert scores.difference_over_benchmarks([np.zeros(3), np.zeros(4)], [1, 1]) == scores.Mean(0.0, None, None)
+
+
+def test_the_mean_over_benchmarks_is_the_mean_of_independent_means():
+    random = np.random.default_rng(5)
+    shares = [random.binomial(16, random.beta(0.5, 0.5, size=n)) / 16 for n in (300, 900)]
+    result = scores.mean_over_benchmarks(shares)
+    errors = [scores.mean_of_shares(share_P).standard_error for share_P in shares]
+    assert result.mean == pytest.approx(np.mean([share_P.mean() for share_P in shares]))
+    assert result.standard_error == pytest.approx(math.hypot(*errors) / 2)
+    half = (result.interval_95[1] - result.interval_95[0]) / 2
+    assert half == pytest.approx(1.965 * result.standard_error, rel=0.005)
+    assert scores.mean_over_benchmarks([shares[0], np.ones(1)]).interval_95 is None
+
+
+def test_one_problem_says_nothing_of_others():
     assert scores.average(np.array([[True, False]])) == scores.Mean(0.5, None, None)
-    assert scores.average(np.ones((5, 2))) == scores.Mean(1.0, 0.0, (1.0, 1.0))
-
-
-def test_the_largest_benchmark_takes_a_moment():
-    correct_PS = np.random.default_rng(4).random((1319, 16)) < 0.5
-    began = time.perf_counter()
-    scores.average(correct_PS)
-    assert time.perf_counter() - began < 5
+    assert scores.mean_of_differences(np.ones(1)) == scores.Mean(1.0, None, None)
 
 
 def test_powers_of_two():
@@ -123,32 +185,40 @@ MAJORITIES = {
     "wrong majority": (["3", "2", "3"], [0, 1, 0], False),
     "tie: the earliest wins": (["3", "2"], [0, 1], False),
     "tie: the earliest wins, right": (["2", "3", "3", "2"], [1, 0, 0, 1], True),
+    "tie: the earliest of any spelling": (["0.5", "3", "3", "1/2"], [1, 0, 0, 1], True),
     "None does not vote": ([None, None, None, "2"], [0, 0, 0, 1], True),
     "nobody votes": ([None, None], [0, 0], False),
     "white space is no difference": (["3", "2 ", " 2"], [0, 1, 1], True),
     "one verdict was a timeout": (["2", "2", "3"], [0, 1, 0], True),
+    "three spellings of the right answer": (["0.75", "\\frac{3}{4}", "\\dfrac34", "2", "2"], [1, 1, 1, 0, 0], True),
+    "an empty answer is one": (["", "", "2"], [0, 0, 1], False),
 }
+
+
+def voted(answers, correct):
+    classes = scores.classes_by_text(answers, correct)
+    return scores.majority([classes], np.array([correct]))[0]
 
 
 @pytest.mark.parametrize("case", MAJORITIES)
 def test_majority(case):
     answers, correct, expected = MAJORITIES[case]
-    assert scores.majority([answers], np.array([correct])) == expected
+    assert voted(answers, correct) == expected
 
 
 @given(st.lists(st.sampled_from(["1", "2", "3", None]), min_size=1, max_size=7))
 @settings(max_examples=200, deadline=None)
 def test_majority_against_counting(answers):
-    correct = [answer == "2" for answer in answers]
     votes = [answer for answer in answers if answer is not None]
     best = max((votes.count(answer) for answer in votes), default=0)
     winner = next((answer for answer in votes if votes.count(answer) == best), None)
-    assert scores.majority([answers], np.array([correct])) == (winner == "2")
+    assert voted(answers, [answer == "2" for answer in answers]) == (winner == "2")
 
 
-def test_majority_is_a_mean_over_problems():
-    answers = [["1", "1"], ["1", "2"], ["2", "2"]]
-    assert scores.majority(answers, np.array([[1, 1], [1, 0], [0, 0]])) == pytest.approx(2 / 3)
+def test_majority_votes_by_the_classes_given():
+    """Wrong answers that mean the same outvote a right one, whatever their spelling."""
+    correct_PS = np.array([[1, 0, 0], [1, 1, 0]])
+    assert scores.majority([[0, 1, 1], [0, 0, 1]], correct_PS).tolist() == [False, True]
 
 
 PROSE = "".join(f"Step {i}: we add {i * i} to {i + 7}. " for i in range(60))
@@ -189,7 +259,7 @@ def test_ragged_samples_name_the_problem():
 
 @pytest.mark.parametrize("bad", [np.zeros((0, 4)), np.zeros((3, 0)), np.zeros(3), np.array([[0.0, math.nan]])])
 def test_gaps_are_refused_and_not_taken_for_zero(bad):
-    for function in (scores.average, lambda x: scores.pass_at_k(x, 1), lambda x: scores.majority([["1"]], x)):
+    for function in (scores.average, lambda x: scores.pass_at_k(x, 1), lambda x: scores.majority([[1]], x)):
         with pytest.raises(ValueError):
             function(bad)
     with pytest.raises(ValueError):

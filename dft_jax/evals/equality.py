@@ -1,0 +1,228 @@
+r"""The strict grader's rules: when an answer is the reference. Texts come in; this runs in a worker.
+
+In this order: the same text; one leading choice label, as in (C) 27, is taken off; units have to agree where both sides
+have one; lists are compared as multisets, pairs and intervals part by part; a word is only itself; and what is left is
+parsed, and compared by math-verify with values compared exactly.
+"""
+
+import re
+
+from dft_jax.evals import extraction, latex, spelling, structure, units, values
+
+_LABEL = re.compile(
+    r"(?:\\(?:text|textbf|mathrm|mathbf|textrm|mbox|bf)\s*\{\s*\(?\s*([A-E])\s*(?:[).:]\s*)+\}|"  # \text{(C) }27
+    r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{\s*([A-E])\s*\}(?=[\s.:)~\\])|"  # \textbf{C}\ 27
+    r"\(\s*([A-E])\s*\)|([A-E])\s*[).:])"  # (C) 27, C) 27, C. 27
+    r"[\s~:.]*(?:\\[ ,;:]|\\quad|~|\s)*"
+)
+_IS_LABEL = re.compile(r"\(?\s*([A-Z])\s*[).]?")
+_TIME = re.compile(r"(\d{1,2}):([0-5]\d)")
+_RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|subset|supset|subseteq)(?![A-Za-z])")
+_EQUALS = re.compile(r"(?<![<>!\\])=")
+_MOST_PARTS = 40  # of lists that are compared part by part; each may be compared with each
+
+
+def strict_equal(answer: str, reference: str) -> bool:
+    """Whether the two are one answer.
+
+    Raises:
+      MemoryError: it takes too many digits, or too much memory.
+    """
+    if _choice(reference):
+        return _choice(reference) == _label_alone(answer)
+    spelled = [spelling.spell(_without_label(answer)), spelling.spell(_without_label(reference))]
+    if not all(spelled):
+        return False
+    if spelling.key(spelled[0]) == spelling.key(spelled[1]):
+        return True
+    sides = _measured(answer, reference, *spelled)
+    return sides is not None and _same(*sides, depth=0)
+
+
+# ---- choices --------------------------------------------------------------------------------------------------------
+
+
+def _choice(reference: str) -> str | None:
+    """The letter where the reference is the label of a choice, and nothing else: \\text{(C)}, but not a variable."""
+    match = _IS_LABEL.fullmatch(_bare(reference))
+    return match[1] if match else None
+
+
+def _bare(text: str) -> str:
+    return re.sub(spelling.TEXT, r"\1", extraction.tidy(text)).strip()
+
+
+def _label_alone(answer: str) -> str | None:
+    """The label that an answer gives, with what is chosen or without it; None where it gives none."""
+    match = _IS_LABEL.fullmatch(_bare(answer))
+    if match is None:
+        match = _LABEL.match(extraction.tidy(answer))
+        return next((letter for letter in match.groups() if letter), None) if match else None
+    return match[1]
+
+
+def _without_label(text: str) -> str:
+    text = extraction.tidy(text)
+    match = _LABEL.match(text)
+    if match is None or match.end() == len(text) or re.match(r"[+^_/*=!,]", text[match.end() :]):
+        return text
+    is_difference = text[match.end()] == "-" and match[0].endswith(")")  # (B)-5, but not (B) -5
+    return text if is_difference else text[match.end() :]
+
+
+# ---- units ----------------------------------------------------------------------------------------------------------
+
+
+def _measured(answer: str, reference: str, spelled_answer: str, spelled: str) -> tuple[str, str] | None:
+    """The two values without their units; None where the units, or the bases, are two."""
+    sides = [units.measure(spelled_answer, shortest=2), units.measure(spelled, shortest=3)]
+    if sides[1].unit and not sides[0].unit:
+        sides[0] = units.measure(spelled_answer, shortest=1)
+    elif sides[0].unit and not sides[1].unit:
+        sides[1] = units.measure(spelled, shortest=2)
+    if sides[0].base or sides[1].base:
+        return _in_bases(*sides)
+    found = [_with_dollars(text, side.unit) for text, side in zip((answer, reference), sides, strict=True)]
+    if found[0] and found[1] and found[0] != found[1]:
+        return None
+    texts = [f"{side.factor} \\cdot ({side.value})" if side.factor != 1 else side.value for side in sides]
+    return texts[0], texts[1]
+
+
+def _with_dollars(text: str, unit: tuple) -> tuple:
+    r"""The unit with that of a dollar sign: \$18 per hour."""
+    if not units.has_dollar_sign(extraction.tidy(text)) or any(name == "dollar" for name, _ in unit):
+        return unit
+    return tuple(sorted([*unit, ("dollar", 1)]))
+
+
+def _in_bases(answer: units.Measured, reference: units.Measured) -> tuple[str, str] | None:
+    """A reference with a base is met by its digits; an answer with a base that the reference has not, by its value."""
+    if answer.base and reference.base:
+        return (answer.value, reference.value) if answer.base == reference.base else None
+    if reference.base:
+        return answer.value, reference.value
+    value = units.in_base(answer.value, answer.base)
+    return None if value is None else (str(value), reference.value)
+
+
+# ---- structures -----------------------------------------------------------------------------------------------------
+
+
+def _same(answer: str, reference: str, depth: int) -> bool:
+    """Whether two spelled values are equal, part by part where they have parts."""
+    if spelling.key(answer) == spelling.key(reference):
+        return True
+    if depth > extraction.NESTING or spelling.is_word(answer) or spelling.is_word(reference):
+        return False
+    if _TIME.fullmatch(reference):
+        return False  # 10:30 is a time, no ratio
+    a, b = structure.read(answer), structure.read(reference)
+    if a.left and b.left and a.left.lower() != b.left.lower():
+        return False
+    kinds = (a.kind, b.kind)
+    if kinds in (("list", "brackets"), ("brackets", "list")):
+        return _same_as_tuple(a, b, depth)
+    if {*kinds} <= {"list", "set"}:
+        if _other_left(a, b) or _other_left(b, a):
+            return False
+        return _same_multiset(a.parts, b.parts, depth)
+    if kinds == ("brackets", "brackets"):
+        return _same_brackets(a, b, depth)
+    if {*kinds} <= {"union", "list"} and _same_multiset(a.parts, b.parts, depth):
+        return True  # x < 1 or x > 5 for the union of the two
+    if "list" in kinds or {*kinds} == {"set", "brackets"}:
+        return False
+    return _same_leaf(answer, reference)
+
+
+def _same_multiset(a: tuple[str, ...], b: tuple[str, ...], depth: int) -> bool:
+    """Whether each part of one is a part of the other, as often as there."""
+    if len(a) != len(b) or len(a) > _MOST_PARTS:
+        return False
+    left = list(b)
+    for part in sorted(a, key=lambda part: part not in b):  # the same texts first, then the costly ones
+        like = next((other for other in left if other == part), None)
+        like = like or next((other for other in left if _same(part, other, depth + 1)), None)
+        if like is None:
+            return False
+        left.remove(like)
+    return True
+
+
+def _other_left(a: structure.Structure, b: structure.Structure) -> bool:
+    """Whether a part of `a` has another variable before its = than all of `b` has: z = 2, a = 3 for a = 2, 3."""
+    lefts = {structure.left_of(part) for part in a.parts} - {""}
+    return bool(b.left) and bool(lefts - {b.left})
+
+
+def _same_brackets(a: structure.Structure, b: structure.Structure, depth: int) -> bool:
+    """Pairs, tuples and intervals: in order, with the same brackets, but that [1,2,3] may be (1,2,3)."""
+    is_vector = len(b.parts) > 2 and {a.brackets, b.brackets} <= {"()", "[]"}
+    if len(a.parts) != len(b.parts) or (a.brackets != b.brackets and not is_vector):
+        return False
+    return all(_same(*pair, depth + 1) for pair in zip(a.parts, b.parts, strict=True))
+
+
+def _same_as_tuple(a: structure.Structure, b: structure.Structure, depth: int) -> bool:
+    """x = 1, y = 2 for (1,2), by the order of the letters; and 1, 2 in that order."""
+    listed, pair = (a, b) if a.kind == "list" else (b, a)
+    if pair.brackets != "()" or len(listed.parts) != len(pair.parts) or listed.left:
+        return False
+    named = [re.fullmatch(r"\s*([A-Za-z])\s*=\s*([^=]+)", part) for part in listed.parts]
+    if all(named):
+        if pair.left:
+            order = re.findall(r"[A-Za-z]", pair.left)
+        else:
+            order = sorted(match[1] for match in named)
+        values_of = {match[1]: match[2] for match in named}
+        if sorted(values_of) != sorted(order):
+            return False
+        parts = [values_of[letter] for letter in order]
+    else:
+        parts = listed.parts
+    return all(_same(*pair, depth + 1) for pair in zip(parts, pair.parts, strict=True))
+
+
+# ---- what has no parts ----------------------------------------------------------------------------------------------
+
+
+def _same_leaf(answer: str, reference: str) -> bool:
+    if not (_is_true_chain(answer) and _is_true_chain(reference)):
+        return False
+    comparison = values.Comparison(answer, reference)
+    numbers = values.plain(answer), values.plain(reference)
+    if None not in numbers:
+        return comparison.same_fractions(*numbers)
+    parsed = latex.parse(answer), latex.parse(reference)
+    if None in parsed:
+        return False
+    current.clear()
+    current.append(comparison)
+    return latex.equal(*parsed)
+
+
+current: list[values.Comparison] = []  # what `same_value`, inside math-verify, is part of
+
+
+def same_value(a: object, b: object) -> bool:
+    return current[0].same(a, b)
+
+
+def same_equations(a: object, b: object) -> bool | None:
+    return current[0].same_equations(a, b)
+
+
+def prepare() -> None:
+    """Makes math-verify in this process compare by these rules."""
+    latex.prepare(same_value, same_equations)
+
+
+def _is_true_chain(text: str) -> bool:
+    """Whether the numbers of m + n = 256 + 37 = 293 are equal: in x = 4 = 5 they are not, and it says nothing."""
+    sides = _EQUALS.split(text)
+    if len(sides) < 2 or _RELATION.search(text):
+        return True
+    numbers = [side for side in sides if not re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt|cdot|times|pi)", "", side))]
+    pairs = zip(numbers, numbers[1:], strict=False)
+    return all(_same(*pair, depth=extraction.NESTING) for pair in pairs)

@@ -1,0 +1,353 @@
+"""What a model makes of held-out text: token by token, and at other temperatures, from one pass.
+
+Dividing the logits by a temperature T sharpens or flattens every distribution without learning anything. So the nll at
+the temperature that suits a model best says what it knows, and its nll at the temperature where its entropy is another
+model's compares the two as if neither had been sharpened. Both come from a grid of 1/T, β, at each of which nll and
+mean entropy are known together with their derivatives, so that a cubic Hermite spline through them is exact to some
+1e-5 nats.
+
+Further letters here: K inverse temperatures, P trained tokens of a batch (padded to whole chunks), T all trained
+tokens of a text.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+from scipy.interpolate import CubicHermiteSpline
+from tqdm import tqdm
+
+from dft_jax import interrupts, metrics, models, sharding
+from dft_jax.data import packing
+from dft_jax.data.chat import Example
+from dft_jax.models import Model
+from dft_jax.types import Batch, Params
+
+BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))  # T from 4 down to 1/4
+CHUNK_TOKENS = 256  # whose logits exist at once: 50 MB for a vocabulary of 49,152
+BELOW, ABOVE = 0.01, 0.9
+
+
+# ---- on the devices -------------------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenValues:
+    """Of each trained token, float32 and in nats."""
+
+    logp_P: Float[Array, " P"]
+    entropy_P: Float[Array, " P"]
+    is_top_P: Float[Array, " P"]  # 1 where the target is (one of) the most probable token(s)
+    nll_KP: Float[Array, "K P"]  # at each β
+    nll_slope_KP: Float[Array, "K P"]  # its derivative in β
+    entropy_KP: Float[Array, "K P"]
+    entropy_slope_KP: Float[Array, "K P"]
+
+
+def token_values(
+    hidden_PD: Float[Array, "P D"],
+    head_VD: Float[Array, "V D"],
+    targets_P: Int[Array, " P"],
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> TokenValues:
+    """Everything that is measured of P tokens, `chunk_tokens` (which divides P) at a time.
+
+    Matrix products run in the dtype of `hidden_PD` and accumulate in float32; what follows is float32.
+    """
+    head_VD = head_VD.astype(hidden_PD.dtype)
+    dtype = jnp.promote_types(jnp.float32, hidden_PD.dtype)
+
+    def one_chunk(arguments):
+        hidden_CD, targets_C = arguments
+        logits_CV = jnp.einsum("CD,VD->CV", hidden_CD, head_VD, preferred_element_type=dtype)
+        logits_CV -= logits_CV.max(axis=-1, keepdims=True)
+        target_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
+        at_betas = functools.partial(_at_beta, logits_CV, target_C)
+        nll_KC, nll_slope_KC, entropy_KC, entropy_slope_KC = lax.map(at_betas, jnp.array(BETAS_K))
+        one = BETAS_K.index(1.0)
+        is_top_C = (target_C >= 0).astype(dtype)  # the largest logit is 0 now
+        return TokenValues(
+            *(-nll_KC[one], entropy_KC[one], is_top_C),
+            *(nll_KC, nll_slope_KC, entropy_KC, entropy_slope_KC),
+        )
+
+    n_chunks = len(targets_P) // chunk_tokens
+    hidden = hidden_PD.reshape(n_chunks, chunk_tokens, -1)
+    chunks = lax.map(one_chunk, (hidden, targets_P.reshape(n_chunks, chunk_tokens)))
+
+    def joined(x):  # [chunks, C] or [chunks, K, C]
+        return x.reshape(-1) if x.ndim == 2 else x.transpose(1, 0, 2).reshape(len(BETAS_K), -1)
+
+    return jax.tree.map(joined, chunks)
+
+
+def _at_beta(logits_CV, target_C, beta):
+    """nll, entropy and their derivatives in β of softmax(β · logits); the largest logit of each token is 0.
+
+    nll = log Σ exp(βz) - β z_target, with derivative E[z] - z_target; entropy = log Σ exp(βz) - β E[z], with
+    derivative -β Var[z].
+    """
+    exp_CV = jnp.exp(beta * logits_CV)
+    sum_C = exp_CV.sum(axis=-1)
+    mean_C = (exp_CV * logits_CV).sum(axis=-1) / sum_C
+    variance_C = (exp_CV * (logits_CV - mean_C[:, None]) ** 2).sum(axis=-1) / sum_C
+    logsumexp_C = jnp.log(sum_C)
+    entropy_C = logsumexp_C - beta * mean_C
+    return logsumexp_C - beta * target_C, mean_C - target_C, entropy_C, -beta * variance_C
+
+
+def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValues]:
+    """Returns the jitted measure(params, batch [1, B, L], index_P): values of the tokens at these places of B · L."""
+
+    @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
+    def measure(params: Params, batch: Batch, index_P: Int[Array, " P"]) -> TokenValues:
+        rows = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
+        hidden_BLD = model.apply(params, rows)
+        hidden_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[index_P]
+        return token_values(hidden_PD, models.head(params), rows.targets_BL.reshape(-1)[index_P])
+
+    return measure
+
+
+# ---- on the host ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedText:
+    """Held-out examples as batches of one size.
+
+    `index_P` are the places of trained tokens, `example_P` and `place_P` say which token of which example each is;
+    the first `n_tokens` count, the others fill chunks up.
+    """
+
+    batches: list[Batch]
+    index_P: list[np.ndarray]
+    example_P: list[np.ndarray]
+    place_P: list[np.ndarray]
+    n_tokens: list[int]
+
+
+def pack(examples: list[Example], row_length: int, rows: int, chunk_tokens: int = CHUNK_TOKENS) -> PackedText:
+    """Packs examples, longest first, into batches of `rows` rows."""
+    packed = packing.best_fit([packing.slots(example) for example in examples], row_length)
+    packed += [[] for _ in range(-len(packed) % rows)]
+    batches, where = [], []
+    for start in range(0, len(packed), rows):
+        numbers = packed[start : start + rows]
+        batch = packing.fill_rows(examples, numbers, row_length)
+        batches.append(batch)
+        where.append(np.flatnonzero(batch.mask_BL))
+    longest = max(len(index) for index in where)
+    padded = packing.round_up(longest, chunk_tokens)
+    text = PackedText(batches, [], [], [], [len(index) for index in where])
+    for number, (batch, index) in enumerate(zip(batches, where, strict=True)):
+        numbers = packed[number * rows : (number + 1) * rows]
+        segment_of = batch.segments_BL.reshape(-1)[index]
+        example_of = [numbers[i // row_length][s - 1] for i, s in zip(index, segment_of, strict=True)]
+        text.index_P.append(np.pad(index, (0, padded - len(index))).astype(np.int32))
+        text.example_P.append(np.array(example_of, np.int32))
+        # A token's place as a target: one after the position that predicts it.
+        text.place_P.append(batch.positions_BL.reshape(-1)[index] + 1)
+    return text
+
+
+def answer_places(example: Example, tokenizer, mark: str) -> range:
+    r"""The places in `example.ids` of the tokens that spell the answer after the last `mark`, empty without one.
+
+    After a mark that ends in an opening brace, as in `\\boxed{`, the answer ends before the brace that closes it; after
+    another, as in `####`, with the line.
+
+    Raises:
+      ValueError: the text of the ids is not that of its parts, so that places cannot be found.
+    """
+    first_trained = int(np.flatnonzero(example.trained)[0])
+    ids = example.ids[first_trained:].tolist()
+
+    def text(n: int) -> str:
+        return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    whole = text(len(ids))
+    if mark not in whole:
+        return range(0)
+    start = whole.rfind(mark) + len(mark)
+    if mark.endswith("{"):
+        end = _closing(whole, start)
+    else:
+        line = whole[start:].partition("\n")[0]
+        start, end = start + len(line) - len(line.lstrip()), start + len(line.rstrip())
+    if end <= start:
+        return range(0)
+    lengths = [len(text(n)) for n in range(len(ids) + 1)]
+    if any(later < earlier for earlier, later in zip(lengths[:-1], lengths[1:], strict=True)):
+        raise ValueError(f"tokens do not spell {whole!r} one after the other")
+    # A token that is in part of the answer is of the answer.
+    first = max(n for n in range(len(lengths)) if lengths[n] <= start)
+    last = min(n for n in range(len(lengths)) if lengths[n] >= end)
+    return range(first_trained + first, first_trained + last)
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the brace is closed that was opened before `start`; -1 where it is not."""
+    depth = 1
+    for place in range(start, len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if depth == 0:
+            return place
+    return -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """A model on a text. Means are over the tokens; nats. Lists with `_K` belong to `BETAS_K`, those with `_E` to the
+    examples in their order. `answers_right_E` is 1 where every token of an answer is the model's first choice after
+    the demonstration's own steps, -1 where an example has no answer, and empty where nobody asked."""
+
+    tokens: int
+    nll: float
+    mean_p: float
+    entropy: float
+    token_accuracy: float
+    share_below: float
+    share_above: float
+    p_histogram: list[float]
+    nll_K: list[float]
+    nll_slope_K: list[float]
+    entropy_K: list[float]
+    entropy_slope_K: list[float]
+    tokens_E: list[int]
+    nll_E: list[float]
+    p_E: list[float]
+    entropy_E: list[float]
+    answers_right_E: list[int]
+
+    @property
+    def answer_accuracy(self) -> float | None:
+        """Share of the examples with an answer; None without one."""
+        known = [right for right in self.answers_right_E if right >= 0]
+        return sum(known) / len(known) if known else None
+
+
+def measure_text(
+    measure: Callable, params: Params, text: PackedText, answers: list[range] | None, mesh, check=interrupts.check
+) -> Measures:
+    """Runs `measure` (of make_measure) over a text. `check` is called before each batch, and may raise.
+
+    `answers` are the places of each example's answer.
+    """
+    values, examples, places = [], [], []
+    for number, batch in enumerate(tqdm(text.batches, desc="held out", leave=False)):
+        check()
+        rows = jax.tree.map(lambda x_BL: x_BL[None], batch)
+        placed = sharding.device_batch(rows, mesh, batch.tokens_BL.shape[0])
+        index_P = jax.device_put(text.index_P[number], sharding.named(mesh))
+        n = text.n_tokens[number]
+        found = jax.device_get(measure(params, placed, index_P))
+        values.append(jax.tree.map(lambda x, n=n: np.asarray(x[..., :n], np.float64), found))
+        examples.append(text.example_P[number])
+        places.append(text.place_P[number])
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *values)
+    return summarise(whole, np.concatenate(examples), np.concatenate(places), answers)
+
+
+def summarise(values: TokenValues, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None) -> Measures:
+    """Sums in float64, whatever the values were made in."""
+    p_T = np.exp(values.logp_P)
+    n_examples = int(example_T.max()) + 1
+
+    def by_example(x_T) -> np.ndarray:
+        return np.bincount(example_T, weights=x_T, minlength=n_examples)
+
+    tokens_E = np.bincount(example_T, minlength=n_examples)
+    # Edge i opens bin i, p = 1 is in the last, as metrics.token_sums counts.
+    bins_T = np.searchsorted(np.float32(metrics.P_BIN_EDGES[1:-1]), np.float32(p_T), side="right")
+    counts = np.bincount(bins_T, minlength=len(metrics.P_BIN_EDGES) - 1)
+    n = len(p_T)
+    return Measures(
+        tokens=n,
+        nll=_mean(-values.logp_P),
+        mean_p=_mean(p_T),
+        entropy=_mean(values.entropy_P),
+        token_accuracy=_mean(values.is_top_P),
+        share_below=_mean(p_T < BELOW),
+        share_above=_mean(p_T > ABOVE),
+        p_histogram=_rounded(counts / n),
+        nll_K=_rounded(values.nll_KP.mean(axis=-1), 7),
+        nll_slope_K=_rounded(values.nll_slope_KP.mean(axis=-1), 7),
+        entropy_K=_rounded(values.entropy_KP.mean(axis=-1), 7),
+        entropy_slope_K=_rounded(values.entropy_slope_KP.mean(axis=-1), 7),
+        tokens_E=tokens_E.tolist(),
+        nll_E=_rounded(by_example(-values.logp_P) / tokens_E),
+        p_E=_rounded(by_example(p_T) / tokens_E),
+        entropy_E=_rounded(by_example(values.entropy_P) / tokens_E),
+        answers_right_E=_answers_right(values.is_top_P, example_T, place_T, answers),
+    )
+
+
+def _answers_right(is_top_T, example_T, place_T, answers: list[range] | None) -> list[int]:
+    right = []
+    for number, places in enumerate(answers or []):
+        own = example_T == number
+        is_answer = own & np.isin(place_T, list(places))
+        right.append(int(is_top_T[is_answer].all()) if len(places) else -1)
+    return right
+
+
+def _mean(x_T) -> float:
+    return float(np.mean(x_T, dtype=np.float64))
+
+
+def _rounded(x, digits: int = 5) -> list[float]:
+    return [round(float(value), digits) for value in x]
+
+
+# ---- temperatures ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class AtTemperature:
+    """A model with its logits divided by `temperature`."""
+
+    temperature: float
+    nll: float
+
+
+def best(measures: Measures) -> AtTemperature | None:
+    """The temperature at which the nll is least; None where it would lie outside the grid.
+
+    The nll is convex in β, so there is one.
+    """
+    nll = CubicHermiteSpline(BETAS_K, measures.nll_K, measures.nll_slope_K)
+    betas = [beta for beta in nll.derivative().roots(extrapolate=False) if np.isfinite(beta)]
+    if not betas:
+        return None
+    beta = min(betas, key=nll)
+    return AtTemperature(1 / float(beta), float(nll(beta)))
+
+
+def at_entropy(measures: Measures, entropy: float) -> AtTemperature | None:
+    """The temperature at which the mean entropy is `entropy`, nats; None where it would lie outside the grid.
+
+    The entropy falls as β rises, so there is one.
+    """
+    nll = CubicHermiteSpline(BETAS_K, measures.nll_K, measures.nll_slope_K)
+    entropies = CubicHermiteSpline(BETAS_K, measures.entropy_K, measures.entropy_slope_K)
+    betas = [beta for beta in entropies.solve(entropy, extrapolate=False) if np.isfinite(beta)]
+    if not betas:
+        return None
+    beta = float(betas[0])
+    return AtTemperature(1 / beta, float(nll(beta)))
+
+
+def to_json(measures: Measures) -> dict[str, Any]:
+    return dataclasses.asdict(measures)
+
+
+def from_json(values: dict[str, Any]) -> Measures:
+    return Measures(**values)

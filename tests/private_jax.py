@@ -1,0 +1,52 @@
+"""What the tests take from jax's private modules: all of it is here, each with what happens where it is gone.
+
+tests/test_structure.py allows `jax._src` in this file, and in `models/attention_backends.py`, only.
+"""
+
+import inspect
+
+import jax
+
+
+def keep_programs_of_several_devices_in_memory() -> bool:
+    """Programs for several CPU devices deadlock when they are read back from disk (see cli.keep_compilations).
+
+    So the persistent cache gets only programs for one device; equal programs for several devices are compiled once in
+    this process. The functions replaced are private: their arguments are found by name, whatever others there are.
+    Where they are not as expected nothing is replaced, and no program is cached, which is slow but right.
+
+    Returns:
+      Whether the functions were replaced.
+    """
+    try:
+        from jax._src import compiler
+
+        read, write = compiler._cache_read, compiler._cache_write
+    except (ImportError, AttributeError):
+        read = write = lambda: None
+    read_arguments, write_arguments = inspect.signature(read), inspect.signature(write)
+    are_as_expected = {"cache_key", "executable_devices"} <= read_arguments.parameters.keys()
+    are_as_expected &= {"cache_key", "executable"} <= write_arguments.parameters.keys()
+    if not are_as_expected:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return False
+
+    in_memory = {}
+
+    def read_of_one_device(*args, **kwargs):
+        arguments = read_arguments.bind(*args, **kwargs).arguments
+        if len(arguments["executable_devices"]) == 1:
+            return read(*args, **kwargs)
+        if arguments.get("host_callbacks"):  # a kept program would call the functions of an earlier one
+            return None, None
+        return in_memory.get(arguments["cache_key"]), 1
+
+    def write_of_one_device(*args, **kwargs):
+        arguments = write_arguments.bind(*args, **kwargs).arguments
+        if len(arguments["executable"].local_devices()) == 1:
+            write(*args, **kwargs)
+        elif not arguments.get("host_callbacks"):
+            in_memory[arguments["cache_key"]] = arguments["executable"]
+
+    compiler._cache_read, compiler._cache_write = read_of_one_device, write_of_one_device
+    return True
