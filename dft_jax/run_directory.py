@@ -231,6 +231,12 @@ def describe_run(workdir: Path, config: ConfigDict, model: Model, train: Example
             writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
 
 
+def template_file(workdir: Path) -> Path | None:
+    """The copy of the .jinja file that a run was trained with; None of a run of before this was kept."""
+    file = workdir / _TEMPLATE_NAME
+    return file if file.exists() else None
+
+
 def trained_template(workdir: Path) -> str | None:
     """The text of the .jinja file that a run was trained with; None of a run of before this was kept."""
     file = workdir / _TEMPLATE_NAME

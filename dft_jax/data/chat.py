@@ -33,6 +33,8 @@ STYLES = {
     "deepseek-math": f"User: {_ASKED}\n\nAssistant:",
     "qwen25-math-cot": _QWEN.format(system=_BOXED, user="{input}"),
 }
+# The checkpoint's own template, with the instruction at the end of each question.
+TOKENIZER_BOXED = "tokenizer-boxed"
 # What ends an answer under a style besides EOS, where the tokenizer has it as one token.
 _STOPS = dict.fromkeys(("qwen-boxed", "qwen25-math-cot"), ("<|im_end|>", "<|endoftext|>"))
 _STOPS |= dict.fromkeys(("llama-base-boxed", "llama-ins-boxed"), ("<|eot_id|>", "<|end_of_text|>"))
@@ -48,7 +50,7 @@ class Part:
 
 def name_problems(setting: str, name: str) -> list[str]:
     """What is wrong with `name` as a template's, before anything is read."""
-    known = ["tokenizer", *STYLES]
+    known = ["tokenizer", TOKENIZER_BOXED, *STYLES]
     if name in known or name.endswith(".jinja"):
         return []
     hint = errors.did_you_mean(name, known)
@@ -58,26 +60,29 @@ def name_problems(setting: str, name: str) -> list[str]:
 class Template:
     """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja file.
 
+    `instruction` is put on a line of its own at the end of every question; `tokenizer-boxed` is `tokenizer` with one.
+
     `first_ids` is what stands before the first part: the begin-of-sequence token for a style, if the
     tokenizer by itself begins texts with one (Llama's and DeepSeek's do; inference engines then prompt
     with it), and nothing for a chat template, which writes its own.
     """
 
-    def __init__(self, name: str, tokenizer, setting: str = "data.template"):
+    def __init__(self, name: str, tokenizer, setting: str = "data.template", instruction: str = ""):
         errors.raise_if_any(name_problems(setting, name))
         self.name, self.tokenizer, self.setting, self.jinja = name, tokenizer, setting, None
         self.first_ids: list[int] = []
-        if name == "tokenizer":
+        self.instruction = _BOXED if name == TOKENIZER_BOXED else instruction
+        if name in ("tokenizer", TOKENIZER_BOXED):
             try:
                 self.jinja = tokenizer.get_chat_template()  # the default one where there are several
             except ValueError as error:
                 raise errors.UserError(
-                    f"{setting}='tokenizer', but the checkpoint's tokenizer has no chat template;"
+                    f"{setting}={name!r}, but the checkpoint's tokenizer has no chat template;"
                     f" choose one of {', '.join(STYLES)} or a .jinja file"
                 ) from error
         elif name.endswith(".jinja"):
             with errors.told(f"{setting}={name!r} cannot be read", "give a UTF-8 file", (OSError, UnicodeDecodeError)):
-                self.jinja = Path(name).read_text(encoding="utf-8")
+                self.jinja = Path(name).read_text(encoding="utf-8-sig")  # a BOM is no text
         else:
             first = tokenizer("")["input_ids"][:1]
             self.first_ids = first if first and first[0] == tokenizer.bos_token_id else []
@@ -94,6 +99,7 @@ class Template:
         Of several, each is trained as the template renders it, up to its end-of-turn marker (white space
         after the marker belongs to what follows), and EOS follows the last.
         """
+        messages = [self._instructed(message) for message in messages]
         if self.jinja is None:
             return self._style_parts(messages)
         eos = self.tokenizer.eos_token
@@ -118,9 +124,17 @@ class Template:
 
     def prompt(self, question: str) -> str:
         """What stands before the answer to one question."""
+        return self._prompt(self._instructed({"role": "user", "content": question}))
+
+    def _prompt(self, message: Message) -> str:
         if self.jinja is None:
-            return STYLES[self.name].replace("{input}", question)
-        return self._render([{"role": "user", "content": question}], add_generation_prompt=True)
+            return STYLES[self.name].replace("{input}", message["content"])
+        return self._render([message], add_generation_prompt=True)
+
+    def _instructed(self, message: Message) -> Message:
+        if not self.instruction or message["role"] != "user":
+            return message
+        return {**message, "content": f"{message['content']}\n{self.instruction}"}
 
     def prompt_ids(self, question: str) -> list[int]:
         """The prompt as a model reads it, tokenised as for training."""
@@ -148,8 +162,8 @@ class Template:
                 f"template {self.name!r} takes one question and one answer, not {len(messages)} messages;"
                 " for conversations set data.template='tokenizer' or a .jinja file"
             )
-        question, answer = (message["content"] for message in messages)
-        return [Part(self.prompt(question), False), Part(answer + self.tokenizer.eos_token, True)]
+        question, answer = messages
+        return [Part(self._prompt(question), False), Part(answer["content"] + self.tokenizer.eos_token, True)]
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
         variables = self.tokenizer.special_tokens_map

@@ -23,9 +23,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dft_jax import errors, interrupts, writer
-from dft_jax.data.chat import Template
+from dft_jax.data.chat import TOKENIZER_BOXED, Template
 from dft_jax.data.sources import BadRow
-from dft_jax.evals import benchmarks, grading, report
+from dft_jax.evals import benchmarks, grading, prompts as prompts_lib, report
 from dft_jax.evals.predictions import Prediction
 from dft_jax.evals.saved import is_number, read_scores
 from dft_jax.models import Model
@@ -49,7 +49,10 @@ class Settings:
 
     benchmarks: tuple[str, ...] = _setting((), "Names of benchmarks, separated by commas.")
     benchmark_data: str = _setting("", "The benchmark's file, or a folder of them; by default the hub.")
-    prompt: str = _setting("qwen25-math-cot", "Prompt style of data/chat.py, 'tokenizer', or a .jinja file.")
+    prompt: str = _setting(
+        prompts_lib.AUTO, "A name of data/chat.py, 'tokenizer', a .jinja file, or 'auto': as the model was trained."
+    )
+    instruction: str = _setting("", "Text on a line of its own at the end of each question.")
     samples: int = _setting(16, "Samples of each problem at each temperature.")
     temperature: tuple[float, ...] = _setting((1.0,), "Temperatures to sample at, separated by commas.")
     greedy: bool = _setting(True, "Make one greedy completion of each problem as well.")
@@ -103,6 +106,10 @@ class Settings:
             "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
             "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
             "context": (self.context >= 2, "at least 2"),
+            "instruction": (
+                not self.instruction or self.prompt != TOKENIZER_BOXED,
+                f"empty with prompt={TOKENIZER_BOXED}, which has one",
+            ),
             "mode": (self.mode in grading.MODES, " or ".join(grading.MODES)),
             **{n: (getattr(self, n) >= 0, "at least 0") for n in ("top_k", "max_new_tokens", "max_problems")},
             **{n: (getattr(self, n) >= 1, "at least 1") for n in ("samples", "slots", "workers")},
@@ -123,6 +130,7 @@ class Plan:
     problems: dict[str, list[benchmarks.Problem]]
     requests: dict[Key, Request]
     prompts: dict[tuple[str, str], str]  # (benchmark, problem) -> text
+    choice: prompts_lib.Choice  # the prompt, which `settings` names as well
     sampler: Sampler
     decode: Callable[[list[int]], str]
 
@@ -132,14 +140,18 @@ class Plan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Plan:
-    """Reads the benchmarks and makes their prompts.
+def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", trained: str = "") -> Plan:
+    """Reads the benchmarks and makes their prompts; `trained` is the prompt that the model was trained with, if known.
 
     Raises:
       UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room for an answer.
     """
     errors.raise_if_any(settings.mistakes(prefix))
-    template = Template(settings.prompt, tokenizer, setting=f"{prefix}prompt")
+    name, instruction = f"{prefix}prompt", settings.instruction
+    choice = prompts_lib.choose(settings.prompt, trained, tokenizer, instruction, setting=name)
+    settings = dataclasses.replace(settings, prompt=choice.name)
+    errors.raise_if_any(settings.mistakes(prefix))  # auto may have chosen what goes with no instruction
+    template = Template(settings.prompt, tokenizer, setting=name, instruction=instruction)
     max_length = min(settings.context, model.config.max_length)
     problems, requests, prompts, mistakes = {}, {}, {}, []
     for name in settings.benchmarks:
@@ -163,7 +175,7 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Pla
 
     options = dict(slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p)
     sampler = Sampler(model, stop_ids=template.stop_ids(), max_length=max_length, **options)
-    return Plan(settings, problems, requests, prompts, sampler, decode)
+    return Plan(settings, problems, requests, prompts, choice, sampler, decode)
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
@@ -255,6 +267,8 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
     """What a sample depends on besides its problem, number and temperature: those can be added to a folder."""
     names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
     settings = {name: getattr(plan.settings, name) for name in names}
+    if plan.settings.instruction:  # older evaluations have no word of it
+        settings["instruction"] = plan.settings.instruction
     settings |= {"context": plan.sampler.max_length, "stop_ids": list(plan.sampler.stop_ids)}
     dtype = str(model.module.compute_dtype)
     model_is = {name: value for name, value in of.items() if name not in ("name", "evaluated")}  # those are words
@@ -351,6 +365,7 @@ def _finish(
     names = ("mode", "last_number", "workers")
     rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
     summary["speed"] |= sampling.speed()
+    summary["warnings"] += [plan.choice.warning] if plan.choice.warning else []
     others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
     if others:
         what = f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"

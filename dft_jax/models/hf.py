@@ -1,5 +1,6 @@
 """Hugging Face checkpoints: where they are, what is in them, and their tensors streamed onto the mesh."""
 
+import codecs
 import functools
 import hashlib
 import json
@@ -83,6 +84,8 @@ def check_file(file: Path) -> None:
         )
     if file.is_file() and _begins(file).startswith(b"version https://git-lfs"):
         raise errors.UserError(f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
+    if file.is_file() and _begins(file).startswith(codecs.BOM_UTF8):  # transformers cannot read the export either
+        raise errors.UserError(f"{file} begins with a byte order mark (BOM); re-save it as UTF-8 without one")
 
 
 def _begins(file: Path) -> bytes:
@@ -380,6 +383,8 @@ def load_tokenizer(folder: Path):
     remedy = "copy tokenizer.json and tokenizer_config.json of the base model there"
     if not any(f.name.startswith(("tokenizer.", "vocab")) or f.suffix in (".model", ".tiktoken") for f in files):
         # For some families transformers would make one up, of the special tokens alone.
+        if (folder / "tekken.json").exists():
+            remedy = f"tekken.json, Mistral's own format, is not read: {remedy}"
         raise errors.UserError(f"{folder}: no usable tokenizer (no tokenizer.json, nor a vocabulary); {remedy}")
     with errors.told(f"{folder}: no usable tokenizer", remedy, (Exception,)):  # transformers raises many types
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

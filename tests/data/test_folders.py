@@ -64,6 +64,15 @@ def test_a_column_twice_is_refused(tmp_path):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "b.json"])
+def test_a_byte_order_mark_before_rows_is_no_text(name, tmp_path):
+    """Windows editors put one there; the rows are the same."""
+    file = write(tmp_path, {name: ROWS[name]}) / name
+    plain = read(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read(file) == plain and [row.value for row in plain] == ROWS[name]
+
+
 # Path in a folder -> the split it names.
 NAMED = {
     **{"a.jsonl": "", "rows/part.json": "", "trained.jsonl": "", "contest.jsonl": "", "latest.jsonl": ""},
