@@ -22,7 +22,8 @@ class Benchmarks:
         self.steps: list[int] = []
         if config.eval.benchmarks:
             asked = self._continued(config_lib.benchmark_settings(config))
-            self.plan = runner.plan(asked, tokenizer, model, "config.eval.", trained=config.data.template)
+            known = dict(date=config.data.date, trained=config.data.template)
+            self.plan = runner.plan(asked, tokenizer, model, "config.eval.", **known)
             if jax.process_index() == 0:
                 print(f"evaluations: prompt {self.plan.choice.name!r}, {self.plan.choice.why}", file=sys.stderr)
 

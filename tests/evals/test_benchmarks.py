@@ -67,6 +67,11 @@ ROWS = {
         "2",
     ),
     "the same question twice": ("aime24", {"id": 1, "problem": "?", "question": "? ", "answer": "2"}, "2"),
+    "a solution for an answer": (
+        "math500",
+        {"unique_id": "a", "problem": "?", "answer": r"so $x=\boxed{\pi}$"},
+        r"\pi",
+    ),
     "math500": ("math500", {"unique_id": "a/1.json", "problem": "?", "answer": r"\pi"}, r"\pi"),
 }
 
