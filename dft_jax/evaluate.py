@@ -134,9 +134,9 @@ class Opened:
     identify: Callable[[], dict[str, Any]]
     load: Callable[[], Params]
     what: str = ""
-    trained: str = ""  # the prompt that it was trained with; empty where nobody says
     weights_sha256_of_sample: str = ""  # of a Hugging Face folder, which each host may have on its own disk
     date: str = ""  # of a run whose template writes the date
+    trained: str = ""  # the prompt that it was trained with; empty where nobody says
 
 
 def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None) -> Opened:
@@ -161,7 +161,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
             return checkpoints.restore_params(step, model.abstract_params)
 
         trained, date = _trained_template(run_config, folder), run_config.data.get("date", "")
-        return Opened(model, tokenizer, identify, load, what, trained, date=date)
+        return Opened(model, tokenizer, identify, load, what, date=date, trained=trained)
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
@@ -178,8 +178,8 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         identify_checkpoint,
         lambda: hf.load_params(hf.Checkpoint(source), model),
         what,
-        (provenance(source) or {}).get("template", ""),
         run_directory.weights_sample(source),
+        trained=(provenance(source) or {}).get("template", ""),
     )
 
 

@@ -299,7 +299,7 @@ TOKENIZER = {
     "Mistral's tekken": (
         "tiny",
         both(without("tokenizer.json"), written("tekken.json", b"{}")),
-        ["no usable tokenizer (tekken.json, Mistral's own format, is not read)", USABLE],
+        ["no usable tokenizer (no tokenizer.json; tekken.json alone is not read", USABLE],
     ),
     "settings with a byte order mark": (
         "tiny",

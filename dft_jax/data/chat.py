@@ -87,7 +87,9 @@ def name_problems(setting: str, name: str) -> list[str]:
 class Template:
     """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja file.
 
-    `tokenizer-boxed` is `tokenizer` with an instruction. `first_ids` is what stands before the text: the begin-of-sequence token for a style, if the tokenizer begins texts
+    `tokenizer-boxed` is `tokenizer` with an instruction.
+
+    `first_ids` is what stands before the text: the begin-of-sequence token for a style, if the tokenizer begins texts
     with one (Llama's and DeepSeek's do; inference engines then prompt with it), and nothing for a chat template, which
     writes its own.
 

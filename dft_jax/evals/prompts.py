@@ -12,6 +12,7 @@ from dft_jax import errors
 from dft_jax.models.hf import read_json
 
 AUTO = "auto"
+_NAMED = "as named, or as the evaluation was begun"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +29,10 @@ def choose(asked: str, trained: str, tokenizer: Any, instruction: str = "", sett
     if asked == AUTO:
         return _chosen(trained, tokenizer)
     if not trained or (_is_same(asked, trained) and not instruction):
-        return Choice(asked, "as asked")
+        return Choice(asked, _NAMED)
     with_text = f" with the instruction {instruction!r}" if instruction else ""
     what = f"{setting}={asked!r}{with_text}, but the model was trained with {trained!r}"
-    return Choice(asked, "as asked", f"{what}: part of any difference may be the prompt; {AUTO!r} takes that one")
+    return Choice(asked, _NAMED, f"{what}: part of any difference may be the prompt; {AUTO!r} takes that one")
 
 
 def _is_same(asked: str, trained: str) -> bool:

@@ -211,9 +211,6 @@ def _refuse_other_vocabularies(folder: Path, present: set[str], raw: dict[str, A
             return
         what = f"vocab.json and merges.txt do not say how text is split, nor does tokenizer_class={class_!r}"
         raise errors.UserError(f"{folder}: no {FILE_NAME}, and {what}; {_REMEDY}")
-    if not others and (folder / "tekken.json").exists():
-        what = f"{folder}: no usable tokenizer (tekken.json, Mistral's own format, is not read)"
-        raise errors.UserError(f"{what}; {_REMEDY}")
     if not others:
         raise errors.UserError(f"{folder}: no usable tokenizer (no {FILE_NAME}, nor a vocabulary); {_REMEDY}")
     what = f"{others[0]} alone is not read, because programs differ in what they make of it"
