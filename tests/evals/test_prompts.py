@@ -164,12 +164,17 @@ def test_a_run_is_evaluated_and_read_as_it_was_trained(problems, tmp_path, capfd
     assert evaluation["prompt"] == "plain"
     stderr, scores, prompt = sampled(run, problems, tmp_path / "out", capfd, monkeypatch)
     assert "prompt: plain" in stderr and scores["settings"]["prompt"] == "plain" and prompt == "0+0?\n"
-    # The base says nothing: it is read with the run's prompt.
-    data = ["--data=world(split=validation, family=chain, levels=2-3, n=4)", "--rows=gsm8k", "--context=192"]
-    models_ = f"--models=base={assets.TINY},run={run}"
-    monkeypatch.setattr(tokens, "score", lambda *arguments: (_ for _ in ()).throw(errors.UserError("enough")))
-    outcome = run_command(tokens.main, [f"--models=run={run}", *data, f"--out={tmp_path}/t"], capfd, monkeypatch)
-    assert "prompt: plain (what the model was trained with)" in outcome.stderr, (outcome.stderr, models_)
-    other = [*data, "--prompt=tokenizer", f"--out={tmp_path}/t"]
-    outcome = run_command(tokens.main, [f"--models=run={run}", *other], capfd, monkeypatch)
+    # The same for demonstrations; that they are read is enough here.
+    monkeypatch.setattr(tokens, "score", enough)
+    data = ["--data=world(split=validation, family=chain, levels=2-3, n=4)", "--rows=gsm8k"]
+    read = [f"--models=run={run}", *data, "--context=192", f"--out={tmp_path}/tokens"]
+    outcome = run_command(tokens.main, read, capfd, monkeypatch)
+    assert "prompt: plain (what the model was trained with)" in outcome.stderr
+    outcome = run_command(tokens.main, [*read, "--prompt=tokenizer"], capfd, monkeypatch)
     assert "warning: run: --prompt='tokenizer', but the model was trained with 'plain'" in outcome.stderr
+    outcome = run_command(tokens.main, [*read, "--instruction=Think."], capfd, monkeypatch)
+    assert outcome.code == 2 and "--instruction is of sampled questions only" in outcome.stderr
+
+
+def enough(*arguments):
+    raise errors.UserError("enough")
