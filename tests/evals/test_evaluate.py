@@ -56,12 +56,6 @@ class StubGrader:
     def grade(self, items, progress=True, check=None, truncated=()):
         return [self._grade(*item) for item in items]
 
-    def classes(self, answers, verdicts):
-        """By the text; all that are correct are one class."""
-        known = {}
-        keys = ["" if verdict == "correct" else answer for answer, verdict in zip(answers, verdicts, strict=True)]
-        return [None if key is None else known.setdefault(key, len(known)) for key in keys]
-
     def _grade(self, completion, reference):
         if "\\boxed{" not in completion:
             return grading.Graded("no_answer", None)
