@@ -108,7 +108,9 @@ def open_laboratory(spec: Spec) -> Laboratory:
     source, model, tokenizer = train.load_model(config)
     examples, _ = train.load_data(config, tokenizer, model)
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
-    plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.") if spec.evaluation else None
+    plan = None
+    if spec.evaluation:
+        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", trained=config.data.template)
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
         "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
