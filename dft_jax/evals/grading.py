@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from tqdm import tqdm
 
 from dft_jax import workers
-from dft_jax.evals import equality, extraction, latex, paper_rules, spelling, values
+from dft_jax.evals import equality, extraction, latex, paper_rules, spelling
 from dft_jax.evals.equality import prepare, strict_equal
 from dft_jax.workers import Worker, peak_kib
 
@@ -218,7 +218,7 @@ def paper_equal(answer: str, reference: str) -> bool:
 def _close_or_equal(answer: str, reference: str) -> bool:
     """math-verify's verdict, or both sides numbers within the paper's tolerance."""
     parsed = latex.parse_as_published(answer), latex.parse_as_published(reference)
-    equality.current[:] = [values.Comparison(answer, reference)]
+    equality.begin(answer, reference)
     if latex.verify_as_published(*parsed):
         return True
     numbers = [_value(side) for side in parsed]
