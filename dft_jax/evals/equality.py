@@ -93,6 +93,7 @@ def _measured(answer: str, reference: str, spelled_answer: str, spelled: str) ->
     if sides[0].base or sides[1].base:
         return _in_bases(*sides)
     found = [_with_dollars(text, side.unit) for text, side in zip((answer, reference), sides, strict=True)]
+    found = [unit or _percent(side.value) for unit, side in zip(found, sides, strict=True)]
     if found[0] and found[1] and found[0] != found[1]:
         return None
     texts = [f"{side.factor} \\cdot ({side.value})" if side.factor != 1 else side.value for side in sides]
@@ -104,6 +105,10 @@ def _with_dollars(text: str, unit: tuple) -> tuple:
     if not units.has_dollar_sign(extraction.tidy(text)) or any(name == "dollar" for name, _ in unit):
         return unit
     return tuple(sorted([*unit, ("dollar", 1)]))
+
+
+def _percent(value: str) -> tuple:
+    return (("percent", 1),) if value.endswith("\\%") else ()
 
 
 def _in_bases(answer: units.Measured, reference: units.Measured) -> tuple[str, str] | None:

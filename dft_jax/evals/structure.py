@@ -40,9 +40,9 @@ def read(text: str) -> Structure:
     if len(parts) > 1:
         return _list(parts)
     match = _LEFT.match(text)
-    if match and match[1] not in _COMMANDS:
+    if match and match[1] not in _COMMANDS and not _LEFT.match(text, match.end()):
         inside = read(text[match.end() :])
-        if inside.kind != "leaf" and not inside.left:
+        if inside.kind != "leaf":
             return dataclasses.replace(inside, left=left_of(text))
     pieces = split(text, separators=("\\cup",))
     if len(pieces) > 1:
