@@ -25,7 +25,7 @@ def start(folder, arguments, environments=({}, {})):
         environment = {**job, "JAX_PROCESS_ID": str(number), **environments[number]}
         options = tuple(arguments[number])
         processes.append(launch.start(workdir, arguments=options, environment=environment))
-    codes = [launch.wait(process, 120) for process in processes]
+    codes = [launch.wait(process) for process in processes]
     return codes, launch.log(workdir), launch.phases(workdir)
 
 

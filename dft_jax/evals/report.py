@@ -21,8 +21,8 @@ Problems = dict[str, list[Problem]]
 
 # Raised when the scores of the same completions change, or are of other rules: what an older
 # version scored is then graded anew by the same command. 2: votes by meaning, intervals with
-# imagined problems, digests of problems.
-FORMAT = 2
+# imagined problems, digests of problems. 3: the grader's rules 2, answer markers.
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,7 @@ def grade(
     items = [(prediction.row["completion"], prediction.reference) for prediction in predictions]
     # Of several processes only one grades; the others could not call `check` as often.
     how = {"check": interrupts.check} if jax.process_count() == 1 else {}
+    how["truncated"] = [p.row.get("truncated") is True for p in predictions]
     with grading.Grader(**settings) as grader:
         graded = grader.grade(items, **how)
         meanings = _meanings(grader, predictions, graded)
@@ -82,7 +83,13 @@ def grade(
         "results": results,
         "warnings": warnings,
         # last_number: whether it was the fallback, asked for or by the paper's rules.
-        "grader": {"mode": settings["mode"], "last_number": last_number, "versions": versions},
+        "grader": {
+            "mode": settings["mode"],
+            "rules": grading.RULES,
+            "last_number": last_number,
+            "answer_markers": list(settings["answer_markers"]),
+            "versions": versions,
+        },
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import evaluate
-from dft_jax.evals import grading
+from dft_jax.evals import grading, scores
 from tests import commands
 from tests.commands import ROOT, run_command, tree
 
@@ -41,7 +41,7 @@ def folder(tmp_path):
 class StubGrader:
     """Grades by equality of the text in the box, at once; "slow" and "bad" stand for grading that failed."""
 
-    def __init__(self, *, workers, mode, last_number):
+    def __init__(self, *, workers, mode, last_number, answer_markers):
         pass
 
     def __enter__(self):
@@ -50,14 +50,11 @@ class StubGrader:
     def __exit__(self, *_):
         pass
 
-    def grade(self, items, progress=True, check=None):
-        return [self._grade(*item) for item in items]
-
     def classes(self, answers, verdicts):
-        """By the text; all that are correct are one class."""
-        known = {}
-        keys = ["" if verdict == "correct" else answer for answer, verdict in zip(answers, verdicts, strict=True)]
-        return [None if key is None else known.setdefault(key, len(known)) for key in keys]
+        return scores.classes_by_text(answers, [verdict == "correct" for verdict in verdicts])
+
+    def grade(self, items, progress=True, check=None, truncated=()):
+        return [self._grade(*item) for item in items]
 
     def _grade(self, completion, reference):
         if "\\boxed{" not in completion:
@@ -160,6 +157,20 @@ def test_own_references_need_no_benchmark_data(folder, capfd, monkeypatch):
     assert "aime24: the scores are on 1 of 30 problems" in outcome.stderr
 
 
+def test_a_reference_that_is_a_solution_is_read(run):
+    references = ["3 + 58\n#### 61", r"Thus $\boxed{62}$.", "63"]
+    rows = [row(str(60 + i), 0, boxed(str(61 + i)), reference=text) for i, text in enumerate(references)]
+    outcome, summary = run(rows)
+    assert summary["results"][0]["avg_at_k"]["mean"] == 1
+    assert "another reference" not in outcome.stderr
+
+
+def test_what_marks_an_answer_is_recorded(run):
+    _, summary = run([row("60", 0, "Answer: 61")], "--answer_markers=box,is")
+    assert summary["grader"]["answer_markers"] == ["box", "is"]
+    assert summary["grader"]["rules"] == grading.RULES
+
+
 def test_what_could_be_taken_for_granted_is_said(run):
     rows = [row("60", 0, "", tokens=3, reference="61"), row("61", 0, "", reference="9"), row("62", 0, "")]
     outcome, summary = run(rows)
@@ -232,6 +243,16 @@ BAD = {
             "predictions.jsonl:2: field 'sample' should be the number of the sample, from 0 to 1000000000, not '0'",
             "mend the row",
         ],
+    ),
+    "a reference with an empty box": (
+        lines({**OK, "reference": r"so \boxed{}"}),
+        [],
+        ["predictions.jsonl:1: the reference marks an answer", "mend or remove the row"],
+    ),
+    "unknown marker": (
+        lines(OK),
+        ["--answer_markers=box,hope"],
+        ["--answer_markers=box,hope should be one or more of box, final, hashes, colon, is"],
     ),
     "negative sample": (
         lines(row("60", -1, "x")),
@@ -336,7 +357,7 @@ def test_a_failure_leaves_the_earlier_scores(run, folder, monkeypatch):
     run(FOUR_SAMPLES)
     before = tree(folder / "out")
 
-    def fail(self, items, progress=True, check=None):
+    def fail(self, items, progress=True, check=None, truncated=()):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(StubGrader, "grade", fail)
