@@ -37,6 +37,8 @@ from dft_jax.types import Params
 EVALUATION_NAME, JOURNAL_NAME = "evaluation.json", "journal.jsonl"
 PREDICTIONS_NAME, SCORES_NAME = "predictions.jsonl", "scores.json"
 
+_SCORE_AGAIN = "remove it; the same command then scores the completions anew"
+
 Key = tuple[str, float, str, int]  # benchmark, temperature, problem, sample
 
 
@@ -273,7 +275,8 @@ def check(plan: Plan, model: Model, out: Path, of: dict[str, Any]) -> None:
     """UserError where `out` holds another evaluation than this one."""
     file = out / EVALUATION_NAME
     if file.exists():
-        changes = errors.differences(read_json(file), _identity(plan, model, of))
+        found = read_json(file, "give another folder, or remove this one")
+        changes = errors.differences(found, _identity(plan, model, of))
         remedy = "give another folder, remove this one, or undo"
         return errors.raise_if_any(changes and [f"{out} holds another evaluation; {remedy}", *changes.values()])
     strangers = [name for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME) if (out / name).exists()]
@@ -375,7 +378,7 @@ def _finish(
     plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str, Any], sampling: Sampling
 ) -> dict[str, Any]:
     settings, file = dataclasses.asdict(plan.settings), out / SCORES_NAME
-    summary = read_json(file) if file.exists() else {}
+    summary = read_json(file, _SCORE_AGAIN) if file.exists() else {}
     asked = {"model": of, "settings": json.loads(json.dumps(settings)), "problems_sha256": plan.digest()}
     asked |= {"stop_ids": list(plan.sampler.stop_ids), "stop_sources": plan.stops.sources}
     asked["compute_dtype"] = str(plan.sampler.model.module.compute_dtype)
@@ -383,7 +386,7 @@ def _finish(
     is_answered = all(summary.get(name) == value for name, value in known.items())
     if is_answered and not (out / JOURNAL_NAME).exists():
         # Nothing was sampled, and nothing is asked that it does not answer.
-        return read_scores(file, "remove it; the same command scores the completions anew")
+        return read_scores(file, _SCORE_AGAIN)
     answers = {(name, p.id): p.answer for name, problems in plan.problems.items() for p in problems}
     predictions = []
     for key in plan.requests:

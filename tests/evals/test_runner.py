@@ -109,6 +109,15 @@ def test_what_an_evaluation_writes(run, folder, checkpoint):
     assert summary["model"]["name"] == "model" and len(summary["model"]["sha256"]) == 64
     assert summary["stop_sources"] == {"tokenizer": [0], "config.json": [0]} and summary["stop_ids"] == [0]
     assert summary["settings"]["seed"] == 0 and summary["environment"]["versions"]["jax"]
+    speed = summary["speed"]
+    assert speed["sampled_completions"] == len(rows) == 42
+    assert speed["sampled_tokens"] == sum(row["tokens"] for row in rows)
+    assert speed["sampling_s"] > 0 and speed["grading_s"] > 0 and speed["peak_host_gib"] > 0.1
+    assert speed["tokens_per_s"] == pytest.approx(speed["sampled_tokens"] / speed["sampling_s"], rel=0.05)
+    assert summary["compute_dtype"] == "float32" and summary["intervals"]["level"] == 0.95
+    for result in results:
+        assert len(set(result["sha256_of_problem"].values())) == 6
+        assert result["sha256_is_of"] == "question and reference"
     lines = outcome.stdout.splitlines()
     assert lines[0].startswith("benchmark  T ") and lines[1].startswith("gsm8k      greedy  6/1319")
     assert "gsm8k has 6 problems here, 1319 as published" in outcome.stderr
@@ -259,6 +268,68 @@ def test_another_order_and_batch_give_the_same(run, folder):
     assert found.keys() == {tuple(r[k] for k in key) for r in rows}
     greedy = [r for r in rows if r["temperature"] == 0]
     assert all(found[r["prompt"], 0.0, 0] == r["completion"] for r in greedy)  # … so the greedy ones are compared
+
+
+def test_scores_of_an_older_version_are_made_anew(run, folder, monkeypatch):
+    """Votes by text, a bootstrap's intervals, no digests: the same command replaces them, without sampling."""
+    run("--samples=2")
+    whole = comparable(folder)
+    file = folder / "out" / "scores.json"
+    old = json.loads(file.read_text())
+    del old["format"]
+    for result in old["results"]:
+        del result["sha256_of_problem"]
+        result["avg_at_k"]["interval_95"] = [0.0, 0.0]
+    file.write_text(json.dumps(old))
+    counts = count_sampled(monkeypatch)
+    _, summary = run("--samples=2")
+    assert counts == [] and comparable(folder) == whole
+    assert summary["speed"]["sampled_tokens"] == 0 and summary["speed"]["tokens_per_s"] is None
+
+
+def test_damaged_files_of_a_folder_are_refused_by_name(run, folder, checkpoint, capfd, monkeypatch):
+    """One line with file and key or line, exit code 2: scores.json, evaluation.json, predictions.jsonl."""
+    run("--samples=1")
+    out = folder / "out"
+    scores, rows = json.loads((out / "scores.json").read_text()), read_rows(out / "predictions.jsonl")
+    cut = [{key: value for key, value in result.items() if key != "avg_at_k"} for result in scores["results"]]
+    damages = [
+        ("scores.json", json.dumps(scores | {"results": cut}), ["scores.json: results[0].avg_at_k is missing"]),
+        ("scores.json", "{", ["scores.json:1: not JSON", "remove it; the same command then scores"]),
+        ("evaluation.json", '{"seed": NaN}', ["evaluation.json: cannot be read", "give another folder"]),
+    ]
+    for field, value in [
+        ("tokens", 10**400),
+        ("tokens", True),
+        ("tokens", -3),
+        ("tokens", 1.5),
+        ("sample", -1),
+        ("temperature", float("nan")),
+        ("entropy", float("inf")),
+        ("truncated", 1),
+        ("completion", None),
+    ]:
+        lines = [json.dumps(row) + "\n" for row in [rows[0], rows[1] | {field: value}, *rows[2:]]]
+        damages.append(("predictions.jsonl", "".join(lines), ["predictions.jsonl:2: not a completion", repr(field)]))
+    arguments = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
+    arguments += ["--samples=1", "--max_new_tokens=12", "--slots=8", "--last_number", f"--out={out}"]
+    for name, text, expected in damages:
+        whole = (out / name).read_text()
+        (out / name).write_text(text)
+        commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
+        (out / name).write_text(whole)
+
+
+def test_logits_that_are_not_finite_are_an_error_and_no_score(run, folder, monkeypatch):
+    def sample(self, params, requests, progress=True):
+        for request in requests:
+            yield sampling.Completion(request, (1, 2), True, float("nan"))
+
+    monkeypatch.setattr(sampling.Sampler, "sample", sample)
+    with pytest.raises(AssertionError, match="gsm8k '0': the model's logits are not finite"):
+        run("--samples=1")
+    assert not (folder / "out" / "scores.json").exists()
+    assert (folder / "out" / "journal.jsonl").read_text() == ""
 
 
 def test_regrading_needs_no_sampling(run, folder, monkeypatch):
