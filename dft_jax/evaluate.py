@@ -42,6 +42,7 @@ from dft_jax import (
     writer,
 )
 from dft_jax.data import formats, loader
+from dft_jax.data.chat import today
 from dft_jax.evals import predictions as predictions_lib, report, runner
 from dft_jax.export import open_run
 from dft_jax.models import Model, hf, with_attention
@@ -134,6 +135,7 @@ class Opened:
     load: Callable[[], Params]
     what: str = ""
     weights_sha256_of_sample: str = ""  # of a Hugging Face folder, which each host may have on its own disk
+    date: str = ""  # of a run whose template writes the date
 
 
 def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None) -> Opened:
@@ -146,7 +148,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor, "model.compute_dtype": dtype}
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        _, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
+        config, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
         masters = model.module.param_dtype
         what = f"{folder.name}, step {step}: its {masters} weights, computed in {dtype}"
 
@@ -157,7 +159,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         def load():
             return checkpoints.restore_params(step, model.abstract_params)
 
-        return Opened(model, tokenizer, identify, load, what)
+        return Opened(model, tokenizer, identify, load, what, date=config.data.get("date", ""))
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
@@ -188,8 +190,11 @@ def agree(opened: Opened, asked: runner.Settings) -> None:
 
 def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
     """Evaluates on the benchmarks asked for, and prints the table."""
+    with distributed.together("date"):
+        date = runner.recorded_date(out) or opened.date or today()
+    date = distributed.decided("date", date, lambda dates: dates[0])
     with distributed.together("plan"):
-        plan = runner.plan(asked, opened.tokenizer, opened.model)
+        plan = runner.plan(asked, opened.tokenizer, opened.model, date=date)
     prompts = json.dumps(sorted([*key, text] for key, text in plan.prompts.items()))
     prompts_sha256 = hashlib.sha256(prompts.encode()).hexdigest()
     distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})
@@ -216,6 +221,7 @@ def read_heldout(opened: Opened, out: Path) -> None:
     """Metrics of the completions in --heldout, token by token: nll, p and its histogram, entropy; as heldout.json."""
     model, config = opened.model, reading_config(opened.model)
     vocab_size = model.config.vocab_size
+    config.data.date = opened.date
     with distributed.together("held out"):
         examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
@@ -256,8 +262,10 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")  # a grader needs no accelerator, and should not occupy one
         file = Path(_GRADE.value).expanduser()
         out = Path(_OUT.value).expanduser() if _OUT.value else file.parent
-        grader = dict(mode=asked.mode, last_number=asked.last_number, workers=asked.workers)
-        errors.raise_if_any([line for line in asked.mistakes("--") if line.startswith(("--mode", "--workers"))])
+        names = ("mode", "last_number", "answer_markers", "workers")
+        grader = {name: getattr(asked, name) for name in names}
+        own = tuple(f"--{name}=" for name in names)
+        errors.raise_if_any([line for line in asked.mistakes("--") if line.startswith(own)])
         summary = grade(file, out, asked.benchmark_data, **grader)
         rows = summary["predictions"]["rows"]
         return _print(summary, f"graded {rows} completions: {out / runner.SCORES_NAME}, {out / GRADED_NAME}")

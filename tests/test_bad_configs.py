@@ -36,6 +36,11 @@ OVERRIDES = {
         ["config.export.dtype='fp8'", "auto, source, float32"],
     ),
     "negative length": (["--config.data.max_length=-5"], ["config.data.max_length=-5", "at least 2"]),
+    "negative row": (["--config.data.row_length=-1"], ["config.data.row_length=-1", "at least 0 (as data.max_length)"]),
+    "row that holds no long example": (
+        ["--config.data.row_length=200"],
+        ["config.data.row_length=200 is below data.max_length=384", "or 0 for the same"],
+    ),
     "negative steps": (["--config.train.steps=-1"], ["config.train.steps=-1", "should be at least 0"]),
     "seed beyond 32 bits": (["--config.train.seed=4294967296"], ["config.train.seed=4294967296", "below 4294967296"]),
     "learning rate is nan": (["--config.optimizer.learning_rate=nan"], ["learning_rate=nan", "a finite number"]),

@@ -1,6 +1,7 @@
 """Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by name."""
 
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +164,7 @@ def test_a_failed_save_is_told_and_leaves_the_others(folder, monkeypatch):
 
 
 def test_no_room_is_told_before_saving(folder, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=100, used=90, free=10))
     refused = pytest.raises(errors.UserError, match="a checkpoint takes .* GB and .* GB are free; make room")
     with refused, Checkpoints(folder) as checkpoints:
         checkpoints.save(4, state(4), RUN)

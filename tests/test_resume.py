@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, errors, export, models, optimizer as optimizer_lib, progress, train
+from dft_jax import assets, config as config_lib, errors, export, models, optimizer as optimizer_lib, progress, train
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
@@ -201,3 +201,13 @@ def test_two_processes_save_by_the_clock_at_the_same_steps(tmp_path):
     assert len(set(saved)) > 2 and sorted(saved) == sorted(2 * list(set(saved)))
     one, other = (faults_state.summary(tmp_path / "runs" / name) for name in ("often", "once"))
     assert (one["state"], one["export"]) == (other["state"], other["export"])
+
+
+def test_runs_from_before_row_length_resume_and_another_row_is_another_run():
+    """The key is in a fingerprint only where it says something."""
+    before = config_lib.kept_on_resume(config())
+    assert "data.row_length" not in before
+    longer = config_lib.kept_on_resume(config(**{"data.row_length": 320}))
+    changes = errors.differences(before, longer)
+    assert list(changes.values()) == ["data.row_length: 'absent' -> 320"]
+    assert config_lib.digest(config()) != config_lib.digest(config(**{"data.row_length": 320}))

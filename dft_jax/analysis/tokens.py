@@ -129,10 +129,7 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
         return batch.mask_BL, numbers.targets_BL, (own.logp_BL, own.entropy_BL, gradient_BL)
 
     sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
-    passes = [
-        loader.OnePass(e, model.mesh, **sizes)
-        for e in (examples, numbered(examples))
-    ]
+    passes = [loader.OnePass(e, model.mesh, **sizes) for e in (examples, numbered(examples))]
     scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)
     params = opened.load()
     quiet = jax.process_index() > 0 or None  # None is quiet unless stderr is a terminal

@@ -43,6 +43,25 @@ class Benchmark:
     subset: str = ""
 
 
+def final_answer(text: str) -> str:
+    r"""The answer in a reference: what a whole solution marks by '#### ' or a box, and else the text itself.
+
+    Graded against "3 + 4 = 7\n#### 7", the answer 7 would be wrong, and so would every other.
+
+    Raises:
+      BadRow: it has a mark and no answer there.
+    """
+    if "####" in text:
+        answer = text.rpartition("####")[2].strip()
+    elif "\\boxed" in text or "\\fbox" in text:
+        answer = extraction.last_boxed(text)
+    else:
+        return text
+    if not answer:
+        raise BadRow("the reference marks an answer by '####' or \\boxed{} and has none there; mend or remove the row")
+    return answer
+
+
 def _answer(row: dict) -> str:
     """`answer`; where there is none, the last boxed answer of `solution`. 27.0 becomes "27"."""
     if "answer" not in row and "solution" in row:
@@ -50,7 +69,9 @@ def _answer(row: dict) -> str:
     value = _value(row, "answer")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else _text(value, "answer")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return final_answer(_text(value, "answer"))
 
 
 def _boxed_of_solution(row: dict) -> str:
@@ -67,7 +88,7 @@ def _first_final_answer(row: dict) -> str:
     value = _value(row, "final_answer")
     if not isinstance(value, list) or not value:
         raise BadRow("field 'final_answer' should be a list with the answer first; mend or remove the row")
-    return _text(value[0], "final_answer")
+    return final_answer(_text(value[0], "final_answer"))
 
 
 def _after_hashes(row: dict) -> str:

@@ -12,11 +12,16 @@ from dft_jax.evals import extraction, latex, spelling, structure, units, values
 _LABEL = re.compile(
     r"(?:\\(?:text|textbf|mathrm|mathbf|textrm|mbox|bf)\s*\{\s*\(?\s*([A-E])\s*(?:[).:]\s*)+\}|"  # \text{(C) }27
     r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{\s*([A-E])\s*\}(?=[\s.:)~\\])|"  # \textbf{C}\ 27
-    r"\(\s*([A-E])\s*\)|([A-E])\s*[).:])"  # (C) 27, C) 27, C. 27
+    r"\(\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*([A-E])\s*\}|([A-E]))\s*\)|"  # (C) 27, (\textbf{C})\ 27
+    r"([A-E])\s*[).:])"  # C) 27, C. 27
     r"[\s~:.]*(?:\\[ ,;:]|\\quad|~|\s)*"
 )
-_IS_LABEL = re.compile(r"\(?\s*([A-Z])\s*[).]?")
+_LABEL_AT_END = re.compile(r"(?:\\[ ,;]|~|\s)*\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(([A-E])\)\s*\}$")
+_LABEL_INSIDE = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(\(?[A-E][).:]\s*[^\s{}][^{}]*)\}")
+_IS_LABEL = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?\s*([A-Z])\s*[).]?")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)")
+_RATIO = re.compile(r"\d+(?:\s*:\s*\d+){2,}")
+_DEFINITION = re.compile(r"\s*([A-Za-z])\s*\(\s*([A-Za-z])\s*\)\s*=")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|subset|supset|subseteq)(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
 _MOST_PARTS = 40  # of lists that are compared part by part; each may be compared with each
@@ -56,13 +61,23 @@ def _label_alone(answer: str) -> str | None:
     """The label that an answer gives, with what is chosen or without it; None where it gives none."""
     match = _IS_LABEL.fullmatch(_bare(answer))
     if match is None:
-        match = _LABEL.match(extraction.tidy(answer))
+        match = _LABEL.match(_unwrapped(answer))
         return next((letter for letter in match.groups() if letter), None) if match else None
     return match[1]
 
 
-def _without_label(text: str) -> str:
+def _unwrapped(text: str) -> str:
+    r"""(C) 27 of \textbf{(C) 27}."""
     text = extraction.tidy(text)
+    match = _LABEL_INSIDE.fullmatch(text)
+    return match[1] if match else text
+
+
+def _without_label(text: str) -> str:
+    text = _unwrapped(text)
+    at_end = _LABEL_AT_END.search(text)
+    if at_end and at_end.start() > 0:
+        return text[: at_end.start()]
     match = _LABEL.match(text)
     if match is None or match.end() == len(text) or re.match(r"[+^_/*=!,]", text[match.end() :]):
         return text
@@ -117,6 +132,9 @@ def _same(answer: str, reference: str, depth: int) -> bool:
         return False
     if _TIME.fullmatch(reference):
         return False  # 10:30 is a time, no ratio
+    if _RATIO.fullmatch(answer) or _RATIO.fullmatch(reference):
+        return _same_ratio(answer, reference)
+    answer = _with_variable_of(answer, reference)
     a, b = structure.read(answer), structure.read(reference)
     if a.left and b.left and a.left.lower() != b.left.lower():
         return False
@@ -134,6 +152,25 @@ def _same(answer: str, reference: str, depth: int) -> bool:
     if "list" in kinds or {*kinds} == {"set", "brackets"}:
         return False
     return _same_leaf(answer, reference)
+
+
+def _same_ratio(answer: str, reference: str) -> bool:
+    """1:2:3 for 2:4:6; the parser reads it as 1/2/3, which is 1/6."""
+    if not (_RATIO.fullmatch(answer) and _RATIO.fullmatch(reference)):
+        return False
+    a, b = ([int(number) for number in text.split(":")] for text in (answer, reference))
+    return len(a) == len(b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True)) and a[0] * b[0] != 0
+
+
+def _with_variable_of(answer: str, reference: str) -> str:
+    """f(n) = n^2 for f(x) = x^2: what a function's variable is called changes nothing, if the name is free."""
+    own, other = _DEFINITION.match(answer), _DEFINITION.match(reference)
+    if own is None or other is None or own[1] != other[1] or own[2] == other[2]:
+        return answer
+    tokens = re.findall(r"\\[A-Za-z]+|.", answer, re.DOTALL)
+    if other[2] in tokens:
+        return answer
+    return "".join(other[2] if token == own[2] else token for token in tokens)
 
 
 def _same_multiset(a: tuple[str, ...], b: tuple[str, ...], depth: int) -> bool:
@@ -171,10 +208,7 @@ def _same_as_tuple(a: structure.Structure, b: structure.Structure, depth: int) -
         return False
     named = [re.fullmatch(r"\s*([A-Za-z])\s*=\s*([^=]+)", part) for part in listed.parts]
     if all(named):
-        if pair.left:
-            order = re.findall(r"[A-Za-z]", pair.left)
-        else:
-            order = sorted(match[1] for match in named)
+        order = re.findall(r"[A-Za-z]", pair.left) or sorted(match[1] for match in named)
         values_of = {match[1]: match[2] for match in named}
         if sorted(values_of) != sorted(order):
             return False

@@ -217,7 +217,7 @@ def _accept(answer: str | None) -> str | None:
 def tidy(answer: str) -> str:
     r"""Strips spaces, a closing full stop, and one pair of math delimiters around the whole ($..$, \(..\), \[..\])."""
     answer = answer.strip()
-    if answer.endswith(".") and not answer.endswith("\\right."):
+    if answer.endswith(".") and not answer.endswith(("..", "\\right.")):  # 0.333... stays
         answer = answer[:-1].rstrip()
     for opening, closing in _ENCLOSED:
         inside = answer[len(opening) : -len(closing)]

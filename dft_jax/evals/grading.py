@@ -17,16 +17,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import wait
+
 from tqdm import tqdm
 
 from dft_jax import workers
 from dft_jax.evals import equality, extraction, latex, paper_rules, spelling, values
+from dft_jax.evals.equality import prepare, strict_equal
 from dft_jax.workers import Worker, peak_kib
 
 # timeout: the time or memory of one item ran out. error: the comparison failed in some other way, or its process died.
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
 MODES = ("strict", "paper")
-COMPARED = 12  # texts of one problem that are compared each with each when answers are sorted by meaning
+RULES = 2  # the strict mode's; 1 took trailing letters for units, lists for sets, and rounded to six decimals
+COMPARED = 8  # texts of one problem that are compared each with each when answers are sorted by meaning
 _WITHOUT_REPLY = {workers.LATE: "timeout", workers.DEAD: "error", workers.REFUSED: "error"}
 
 
@@ -122,7 +125,7 @@ class Grader:
           A number for each answer, the same for the same meaning; None where there is no answer. The correct ones are
           class 0. The others are together if their normalised texts are the same, or if the grader takes one for
           the other; of these, the `COMPARED` most frequent texts are compared, each with each, and what timed out
-          as an answer is not compared again: then there are at most 66 comparisons.
+          as an answer is not compared again: then there are at most 28 comparisons.
         """
         keys = [None if answer is None else spelling.key(spelling.spell(answer)) for answer in answers]
         named: dict[str, int] = {}  # text -> class
@@ -180,8 +183,8 @@ def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
 
     def start() -> workers.Answer:
         workers.limit_memory(limit)
-        equality.prepare()
-        compare = {"strict": equality.strict_equal, "paper": paper_equal}[mode]
+        prepare()
+        compare = {"strict": strict_equal, "paper": paper_equal}[mode]
         for reference in ("\\frac{1}{2}", "x=1", "(1,2)", "\\{1,2\\}", "x^2+\\sqrt{3}"):
             compare("2x+1", reference)  # imports, and the grammar's tables, are not on the first item's time
         resident = peak_kib()

@@ -18,7 +18,8 @@ class Benchmarks:
         self.config, self.model, self.folder = config, model, workdir / "eval"
         self.steps: list[int] = []
         if config.eval.benchmarks:
-            self.plan = runner.plan(config_lib.benchmark_settings(config), tokenizer, model, prefix="config.eval.")
+            asked = config_lib.benchmark_settings(config)
+            self.plan = runner.plan(asked, tokenizer, model, prefix="config.eval.", date=config.data.date)
 
     def digest(self) -> str:
         """Of all that is going to be asked, prompts and answers; empty where nothing is."""

@@ -13,6 +13,12 @@ from dft_jax.evals import spelling
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _DECIMAL = re.compile(r"(-?)([0-9]*)\.?([0-9]*)(?:[eE]([-+]?[0-9]{1,4}))?")
+# Letters that the grammar takes for something else: (\\gamma - 1) for the gamma function at -1, a pole, \\Pi for pi.
+_SYMBOLS = [
+    (re.compile(r"\\gamma(?![A-Za-z])"), r"\\kappa_{g}"),
+    (re.compile(r"\\Gamma(?![A-Za-z])(?!\s*\()"), r"\\kappa_{G}"),
+    (re.compile(r"\\Pi(?![A-Za-z])"), r"\\kappa_{P}"),
+]
 
 
 def prepare(same_value: Callable[[Any, Any], bool], same_equations: Callable[[Any, Any], bool | None]) -> None:
@@ -120,12 +126,16 @@ def parse(text: str) -> Any:
     them drops any of c d g h l m o s t after a number.
     """
     import math_verify.parser as parser
+    import sympy
 
     if not spelling.is_readable(text):
         return None
+    for command, symbol in _SYMBOLS:
+        text = command.sub(symbol, text)
     config = parser.NormalizationConfig(True, units=False, malformed_operators=True, nits=True, boxed="none")
     try:
-        return parser.parse_latex_cached(parser.normalize_latex(text, config))
+        found = parser.parse_latex_cached(parser.normalize_latex(text, config))
+        return None if found.has(sympy.zoo, sympy.nan) else found  # 1/0 is equal to nothing
     except MemoryError:
         raise
     except Exception:

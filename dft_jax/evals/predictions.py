@@ -86,10 +86,10 @@ def _prediction(where: str, row: dict[str, Any]) -> Prediction:
         benchmarks.find(row["benchmark"])
     except errors.UserError as error:
         raise BadRow(f"{error}; others are added in dft_jax/evals/benchmarks.py") from error
-    temperature = row.get("temperature")
-    return Prediction(
-        where, row, row["benchmark"], str(row["id"]), row["sample"], temperature, reference=row.get("reference")
-    )
+    reference = row.get("reference")
+    if reference is not None:
+        reference = benchmarks.final_answer(reference)
+    return Prediction(where, row, row["benchmark"], str(row["id"]), row["sample"], row.get("temperature"), reference)
 
 
 def _is_count(value: Any) -> bool:

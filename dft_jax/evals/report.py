@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dft_jax import interrupts, workers, writer
+from dft_jax import interrupts, progress, writer
 from dft_jax.evals import benchmarks, grading, scores
 from dft_jax.evals.benchmarks import Problem
 from dft_jax.evals.predictions import Prediction, groups
@@ -21,8 +21,8 @@ Problems = dict[str, list[Problem]]
 
 # Raised when the scores of the same completions change, or are of other rules: what an older
 # version scored is then graded anew by the same command. 2: votes by meaning, intervals with
-# imagined problems, digests of problems.
-FORMAT = 2
+# imagined problems, digests of problems. 3: the grader's rules 2, answer markers.
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,10 @@ def grade(
     items = [(prediction.row["completion"], prediction.reference) for prediction in predictions]
     # Of several processes only one grades; the others could not call `check` as often.
     how = {"check": interrupts.check} if jax.process_count() == 1 else {}
+    how["truncated"] = [p.row.get("truncated") is True for p in predictions]
     with grading.Grader(**settings) as grader:
         graded = grader.grade(items, **how)
-        meanings = _meanings(predictions, graded)
+        meanings = _meanings(grader, predictions, graded)
     rows = [
         {**p.row, "reference": p.reference, "extracted": g.extracted, "verdict": g.verdict}
         for p, g in zip(predictions, graded, strict=True)
@@ -82,27 +83,33 @@ def grade(
         "results": results,
         "warnings": warnings,
         # last_number: whether it was the fallback, asked for or by the paper's rules.
-        "grader": {"mode": settings["mode"], "last_number": last_number, "versions": versions},
+        "grader": {
+            "mode": settings["mode"],
+            "rules": grading.RULES,
+            "last_number": last_number,
+            "answer_markers": list(settings["answer_markers"]),
+            "versions": versions,
+        },
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),
-            "peak_host_gib": round(workers.peak_kib() / 2**20, 3),
+            "peak_host_gib": round(progress.peak_host_gib(), 3),
         },
         "environment": writer.environment(),
     }
     return rows, summary
 
 
-def _meanings(predictions: list[Prediction], graded: list[grading.Graded]) -> list[int | None]:
-    """What each prediction's answer means, as in `Scored`."""
+def _meanings(grader: grading.Grader, predictions: list[Prediction], graded: list[grading.Graded]) -> list[int | None]:
+    """What each prediction's answer means, as in `Scored`; one sample of a problem is compared with nothing."""
     of_problem = collections.defaultdict(list)
     for place, prediction in enumerate(predictions):
         of_problem[prediction.benchmark, prediction.temperature, prediction.id].append(place)
     meanings: list[int | None] = [None] * len(predictions)
     for places in of_problem.values():
         answers = [graded[place].extracted for place in places]
-        correct = [graded[place].verdict == "correct" for place in places]
-        for place, meaning in zip(places, scores.classes_by_text(answers, correct), strict=True):
+        verdicts = [graded[place].verdict for place in places]
+        for place, meaning in zip(places, grader.classes(answers, verdicts), strict=True):
             meanings[place] = meaning
     return meanings
 

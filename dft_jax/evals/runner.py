@@ -25,7 +25,8 @@ from jax.experimental import multihost_utils
 from dft_jax import errors, interrupts, writer
 from dft_jax.data.chat import Template
 from dft_jax.data.sources import BadRow
-from dft_jax.evals import benchmarks, grading, report
+from dft_jax.data.stops import Stops, find_stops
+from dft_jax.evals import benchmarks, extraction, grading, report
 from dft_jax.evals.predictions import Prediction
 from dft_jax.evals.saved import is_number, read_scores
 from dft_jax.models import Model
@@ -62,6 +63,11 @@ class Settings:
     slots: int = _setting(64, "Completions in progress at once, over all devices.")
     mode: str = _setting("strict", "The grader's rules: strict, or paper for those of the paper.")
     last_number: bool = _setting(False, "Take the last number of a completion that marks no answer.")
+    answer_markers: tuple[str, ...] = _setting(
+        extraction.DEFAULT_MARKERS,
+        "What marks an answer, separated by commas: box, final (final answer is), hashes (####), "
+        "colon (Answer:), is (the answer is).",
+    )
     workers: int = _setting(2, "Processes that grade.")
 
     @classmethod
@@ -72,12 +78,14 @@ class Settings:
           UserError: a temperature that is no number.
         """
         names = tuple(filter(None, values["benchmarks"].replace(" ", "").split(",")))
+        markers = tuple(filter(None, values["answer_markers"].replace(" ", "").split(",")))
         text = values["temperature"]
         try:
             temperature = tuple(float(part) for part in text.split(",") if part.strip())
         except ValueError as error:
             raise errors.UserError(f"{prefix}temperature={text!r} should be numbers, separated by commas") from error
-        return cls(**values | {"benchmarks": names, "temperature": temperature})
+        read = {"benchmarks": names, "temperature": temperature, "answer_markers": markers}
+        return cls(**values | read)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -104,6 +112,10 @@ class Settings:
             "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
             "context": (self.context >= 2, "at least 2"),
             "mode": (self.mode in grading.MODES, " or ".join(grading.MODES)),
+            "answer_markers": (
+                bool(self.answer_markers) and set(self.answer_markers) <= set(extraction.MARKERS),
+                f"one or more of {', '.join(extraction.MARKERS)}",
+            ),
             **{n: (getattr(self, n) >= 0, "at least 0") for n in ("top_k", "max_new_tokens", "max_problems")},
             **{n: (getattr(self, n) >= 1, "at least 1") for n in ("samples", "slots", "workers")},
         }
@@ -124,6 +136,8 @@ class Plan:
     requests: dict[Key, Request]
     prompts: dict[tuple[str, str], str]  # (benchmark, problem) -> text
     sampler: Sampler
+    stops: Stops
+    date: str  # that a dated template was given; empty for the others
     decode: Callable[[list[int]], str]
 
     def digest(self) -> str:
@@ -132,14 +146,14 @@ class Plan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Plan:
-    """Reads the benchmarks and makes their prompts.
+def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: str = "") -> Plan:
+    """Reads the benchmarks and makes their prompts; `date` is for templates that write one (data/chat.py).
 
     Raises:
       UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room for an answer.
     """
     errors.raise_if_any(settings.mistakes(prefix))
-    template = Template(settings.prompt, tokenizer, setting=f"{prefix}prompt")
+    template = Template(settings.prompt, tokenizer, setting=f"{prefix}prompt", date=date)
     max_length = min(settings.context, model.config.max_length)
     problems, requests, prompts, mistakes = {}, {}, {}, []
     for name in settings.benchmarks:
@@ -162,8 +176,9 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--") -> Pla
         return tokenizer.decode(ids, skip_special_tokens=True)
 
     options = dict(slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p)
-    sampler = Sampler(model, stop_ids=template.stop_ids(), max_length=max_length, **options)
-    return Plan(settings, problems, requests, prompts, sampler, decode)
+    stops = find_stops(template)
+    sampler = Sampler(model, stop_ids=stops.ids, max_length=max_length, **options)
+    return Plan(settings, problems, requests, prompts, sampler, stops, template.date, decode)
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
@@ -256,9 +271,18 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
     names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
     settings = {name: getattr(plan.settings, name) for name in names}
     settings |= {"context": plan.sampler.max_length, "stop_ids": list(plan.sampler.stop_ids)}
+    if plan.date:
+        settings["date"] = plan.date
     dtype = str(model.module.compute_dtype)
     model_is = {name: value for name, value in of.items() if name not in ("name", "evaluated")}  # those are words
     return {**model_is, **settings, "compute_dtype": dtype}
+
+
+def recorded_date(out: Path) -> str:
+    """The date that the prompts of the evaluation in `out` were given; empty where there is none."""
+    file = out / EVALUATION_NAME
+    date = read_json(file).get("date", "") if file.exists() else ""
+    return date if isinstance(date, str) else ""
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> None:
@@ -336,7 +360,7 @@ def _finish(
     settings, file = dataclasses.asdict(plan.settings), out / SCORES_NAME
     summary = read_json(file) if file.exists() else {}
     asked = {"model": of, "settings": json.loads(json.dumps(settings)), "problems_sha256": plan.digest()}
-    asked["stop_ids"] = list(plan.sampler.stop_ids)
+    asked |= {"stop_ids": list(plan.sampler.stop_ids), "stop_sources": plan.stops.sources}
     asked["compute_dtype"] = str(plan.sampler.model.module.compute_dtype)
     known = asked | {"format": report.FORMAT}
     is_answered = all(summary.get(name) == value for name, value in known.items())
@@ -348,8 +372,9 @@ def _finish(
     for key in plan.requests:
         row = {name: done[key][name] for name in _FIELDS}
         predictions.append(Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]]))
-    names = ("mode", "last_number", "workers")
+    names = ("mode", "last_number", "answer_markers", "workers")
     rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
+    summary["warnings"] += plan.stops.warnings
     summary["speed"] |= sampling.speed()
     others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
     if others:

@@ -89,12 +89,24 @@ _SPELLINGS = [  # (pattern, what is written instead), in this order
     (r"\\(?:Rbb|R|reals|Reals)(?![A-Za-z])", r"\\mathbb{R}"),
     (r"\\(?:color|textcolor)\s*\{[A-Za-z]*\}", ""),
     (r"\\(?:boldsymbol|bm|underline|mathbf|mathit|textit|textbf)\s*\{([^{}a-zA-Z\\]*)\}", r"{\1}"),
-    (r"\\(?:boldsymbol|bm|underline|mathop)(?![A-Za-z])", ""),
+    (r"\\(?:boldsymbol|bm|underline|mathop|mathsf|emph|[lL]arge|huge|small|normalsize)(?![A-Za-z])", ""),
+    (r"\\(?:texttt|textsf|mathtt)(?![A-Za-z])", r"\\text"),
+    (r"\\lg(?![A-Za-z])", r"\\log"),
+    (r"^\s*(\\text\s*\{\s*)?\"([^\"]*)\"\s*(\})?$", r"\1\2\3"),
+    (r"[€£¥]\s*(?=[\d.])", ""),
+    (
+        r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\||:)"
+        r"([^{}|:]*[<>=][^{}|:]*|[^{}|:]*\\(?:le|ge|ne)(?![A-Za-z])[^{}|:]*)\\\}$",
+        r"\1",
+    ),
     (r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*([-+]?[\d.,]+)\s*\}", r"\1"),
     (r"\\(?:text|mbox|textrm)\s*\{\s*([-+]?\d[\d.,]*)\s+([A-Za-z ]+)\}", r"\1 \\text{ \2}"),
     (r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}", r"\1"),
     (r"\\imath(?![A-Za-z])", "i"),
-    (r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})(?![A-Za-z])\s*\}?", r"^\\circ "),
+    (
+        r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})(?![A-Za-z])\s*\}?",
+        r"^\\circ ",
+    ),
     (r"\\(?:degree|deg)(?![A-Za-z])", r"^\\circ "),
     (r"\\([dtc])frac(?![A-Za-z])", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
@@ -123,7 +135,7 @@ _AND_SO_ON = re.compile(r"(?<![\w.])(\d*)\.(\d*?)(\d)\3\3+\s*\\ldots")
 _MIXED = re.compile(r"(?<![\w./^_}\s])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])|^(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])")
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3})((?:\s+\d{3})+)(?![\d,])")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
-_SIDE_BY_SIDE = re.compile(r"(?<![_^\d.])\d[\d.]*\s+[\d.]|\d\s*['\"]|\d\^\\circ\s*\d")
+_SIDE_BY_SIDE = re.compile(r"(?<![_^\d.])\d[\d.]*\s+[\d.]|\d\s*['\"]|\d\^\\circ\s*\d|\d\s*\\ldots")
 _PRODUCT = re.compile(r"(?<![\w.^_}])(\d+(?:\.\d+)?)\s*\((?=[^()]*\))")
 _WORDS = {
     "all real numbers": r"\mathbb{R}",
@@ -133,6 +145,10 @@ _WORDS = {
     "all integers": r"\mathbb{Z}",
     "the empty set": r"\emptyset",
     "empty set": r"\emptyset",
+    "no solution": r"\emptyset",
+    "no solutions": r"\emptyset",
+    "no real solution": r"\emptyset",
+    "no real solutions": r"\emptyset",
     "infinity": r"\infty",
     "positive infinity": r"\infty",
     "negative infinity": r"-\infty",
@@ -141,7 +157,7 @@ _WORDS = {
 
 def spell(answer: str) -> str:
     """The same answer in the one spelling that is compared and parsed."""
-    text = extraction.tidy(answer)
+    text = extraction.tidy(answer.replace("...", r"\ldots "))
     text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_FROM_RAISED)}}}", text)
     text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_FROM_LOWERED)}}}", text)
     text = text.translate(_TRANSLATION)
@@ -170,6 +186,7 @@ def is_readable(text: str) -> bool:
 def _roots(text: str) -> str:
     r"""sqrt(x), \sqrt(x) and √(x), which TeX reads as the root of a bracket, with braces."""
     parts, start = [], 0
+    text = re.sub(r"∛\s*(\d+|[A-Za-z])", r"\\sqrt[3]{\1}", text)
     for match in re.finditer(r"(?<![A-Za-z\\])\\?sqrt\s*\(|√\s*\(", text):
         end = _closing(text, match.end() - 1)
         if match.start() < start or end < 0:
@@ -230,7 +247,7 @@ def key(text: str) -> str:
 
 
 def is_word(text: str) -> bool:
-    r"""Whether the answer is a word such as east, and no product of letters: three or more, in \text or with a vowel."""
+    r"""Whether the answer is a word, and no product of letters: three or more of them, in \text or with a vowel."""
     inside = re.fullmatch(TEXT, text)
     letters = re.sub(r"[\s.,'-]", "", inside[1] if inside else text)
     if not re.fullmatch(r"[A-Za-z]{3,}", letters):

@@ -7,10 +7,7 @@ the brackets are kept as they are written, and the order of what is in them.
 import dataclasses
 import re
 
-
-_TOKEN = re.compile(
-    r"\\[{}]|\\[A-Za-z]+|\\.|[()\[\]{},;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|.", re.DOTALL
-)
+_TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|[()\[\]{},;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|.", re.DOTALL)
 _TEXT_AND = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}")
 _NAME = r"(?:[A-Za-z]|\\[A-Za-z]+)'?(?:_\s*(?:\{[^{}]*\}|\w))?"
 _LEFT = re.compile(

@@ -14,10 +14,12 @@ MOST_DIGITS = 4_000
 RELATIVE = Fraction(1, 10**6)  # how far a rounded decimal may be off, whatever its last digit allows
 LEAST_DIGITS = 6  # of a decimal that stands for what it is rounded from
 POINTS = 4  # at which expressions with variables are compared
-POINT_DIGITS = 40
+POINT_DIGITS = 40  # beyond those of the largest whole number in them, so that x is seen beside 10^33
 INTEGER_POINTS = 12  # of functions with steps, such as floor
 
-_DECIMAL = re.compile(r"(?<![\w.])(\d*)\.(\d+)(?:\s*(?:\\cdot|\\times|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d{1,4})\s*\}|(\d)))?")
+_DECIMAL = re.compile(
+    r"(?<![\w.])(\d*)\.(\d+)(?:\s*(?:\\cdot|\\times|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d{1,4})\s*\}|(\d)))?"
+)
 _PLAIN = re.compile(
     r"(-?)\s*(?:(\d+)(?:\.(\d*))?|\.(\d+)|\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}|(\d+)\s*/\s*(\d+))"
 )
@@ -26,8 +28,8 @@ _PLAIN = re.compile(
 class Comparison:
     """One comparison of two texts: what of them is a decimal, and whether i is the imaginary unit.
 
-    A decimal is the exact fraction it writes, and stands for everything that is rounded, or cut, to its last digit.
-    So 0.0833333333 is 1/12, since it has six digits or more and is within a millionth; two decimals are equal if they are the same number.
+    A decimal is the exact fraction it writes. With six digits or more it also stands for what is rounded, or cut, to
+    its last digit, within a millionth: 0.0833333333 is 1/12. Two decimals are equal if they are the same number.
     """
 
     def __init__(self, answer: str, reference: str):
@@ -111,8 +113,10 @@ class Comparison:
         unit = self.last_digits[abs(decimal)]
         off = abs(exact) - abs(decimal)
         is_near = abs(off) <= unit / 2 or 0 <= off < unit
-        is_long = abs(decimal) >= unit * 10 ** (LEAST_DIGITS - 1) and exact.denominator > 1
-        return is_long and decimal * exact > 0 and is_near and abs(off) <= RELATIVE * abs(exact)
+        is_long = abs(decimal) >= unit * 10 ** (LEAST_DIGITS - 1)
+        # What has another, longer decimal is that one: 4.03188 is not 4.03188 + 10^-16.
+        is_decimal = exact.denominator == 1 or exact.denominator > 10**9 and 10**60 % exact.denominator == 0
+        return is_long and not is_decimal and decimal * exact > 0 and is_near and abs(off) <= RELATIVE * abs(exact)
 
     def _same_numbers(self, a: Any, b: Any) -> bool:
         parts_a, parts_b = _parts(a, DIGITS), _parts(b, DIGITS)
@@ -158,10 +162,9 @@ def _percent(expression: Any) -> Any:
     """What stands before the percent sign; None without one."""
     import sympy
 
-    if isinstance(expression, sympy.Mul) and len(expression.args) == 2:
-        if expression.args[1] == sympy.UnevaluatedExpr(sympy.Rational(1, 100)):
-            return expression.args[0]
-    return None
+    hundredth = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+    is_percent = isinstance(expression, sympy.Mul) and expression.args[1:] == (hundredth,)
+    return expression.args[0] if is_percent else None
 
 
 def _parts(expression: Any, digits: int) -> tuple[Fraction, Fraction] | None:
@@ -211,19 +214,20 @@ def _is_zero(expression: Any) -> bool:
 def _same_functions(a: Any, b: Any) -> bool:
     """Whether two expressions with variables agree: at points of any sign, or of positive ones where roots need it.
 
-    Agreement at random points to 25 digits is no proof, but what is no identity does not pass. Variables are positive
+    Agreement at random points to 85 digits is no proof, but what is no identity does not pass. Variables are positive
     for a second try, so that the root of 1/n is one by the root of n; |x| does not become x by it.
     """
     import sympy
 
     steps = (sympy.floor, sympy.ceiling, sympy.Mod, sympy.frac)
     points = _integers if a.has(*steps) or b.has(*steps) else _fractions
-    verdict = _agree_at(a, b, points(a, b, positive=False))
+    digits = _digits_needed(a, b) + POINT_DIGITS
+    verdict = _agree_at(a, b, points(a, b, positive=False), digits)
     if verdict is None:
         return _is_zero(a - b)
     if verdict or a.has(sympy.Abs, sympy.sign) or b.has(sympy.Abs, sympy.sign):
         return verdict
-    return bool(_agree_at(a, b, points(a, b, positive=True)))
+    return bool(_agree_at(a, b, points(a, b, positive=True), digits))
 
 
 def _vanishes_on(expression: Any, equation: Any) -> bool | None:
@@ -259,23 +263,23 @@ def _solution(equation: Any, point: dict) -> dict | None:
     return None
 
 
-def _agree_at(a: Any, b: Any, points: Iterator[dict]) -> bool | None:
+def _agree_at(a: Any, b: Any, points: Iterator[dict], digits: int) -> bool | None:
     """Whether they agree at every point at which both have a value; None if there are not two."""
     seen = 0
     for point in points:
-        values = [_parts_at(side, point) for side in (a, b)]
+        values = [_parts_at(side, point, digits) for side in (a, b)]
         if None in values:
             continue
         seen += 1
-        if not _agree(*values, Fraction(1, 10**25)):
+        if not _agree(*values, Fraction(1, 10 ** (digits - 15))):
             return False
     return True if seen >= 2 else None
 
 
-def _parts_at(expression: Any, point: dict) -> tuple[Fraction, Fraction] | None:
+def _parts_at(expression: Any, point: dict, digits: int = POINT_DIGITS) -> tuple[Fraction, Fraction] | None:
     try:
-        value = expression.evalf(POINT_DIGITS, subs=point)
-        return _parts(value, POINT_DIGITS) if not value.free_symbols else None
+        value = expression.evalf(digits, subs=point)
+        return _parts(value, digits) if not value.free_symbols else None
     except (ArithmeticError, NotImplementedError, TypeError, ValueError):
         return None
 

@@ -1,8 +1,10 @@
-"""One process for all arms of a study: model, tokenizer and data are loaded once, and each program compiled once.
+"""One process for all arms of a study: model, tokenizer and data are loaded once, and each program
+compiled once.
 
-Rate and seed of an arm are arguments: the rate multiplies a schedule whose peak is 1 (train.make_update), and the seed
-decides which examples a step holds. A study that was stopped or killed continues with the same command: phases with a
-done-file are skipped, and an arm in progress resumes from its checkpoint, or is trained again up to where it was.
+Rate and seed of an arm are arguments: the rate multiplies a schedule whose peak is 1
+(train.make_update), and the seed decides which examples a step holds. A study that was stopped or
+killed continues with the same command: phases with a done-file are skipped, and an arm in progress
+resumes from its checkpoint, or is trained again up to where it was.
 """
 
 import dataclasses
@@ -40,7 +42,8 @@ from dft_jax.types import Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """A text as it is measured. `answers` are the places of each example's answer; None where nobody asks."""
+    """A text as it is measured. `answers` are the places of each example's answer; None where
+    nobody asks."""
 
     packed: measures.PackedText
     answers: list[range] | None
@@ -61,6 +64,7 @@ class Laboratory:
     texts: dict[str, HeldOut]
     plan: runner.Plan | None
     contents: dict[str, str]
+    programs: dict[str, Callable] = dataclasses.field(default_factory=dict)  # by objective
 
     @functools.cached_property
     def optimizer(self):
@@ -171,7 +175,6 @@ class Study:
         self.lab, self.folder, self.clock = lab, folder, clock
         self.records = records_lib.Records(folder, lab.spec)
         self.made_by = records_lib.made_by()
-        self.programs: dict[str, Callable] = {}
         learn_speeds(clock, self.records)
 
     def run(self) -> None:
@@ -229,7 +232,12 @@ class Study:
         begin, results = time.monotonic(), {}
         for name, text in self.lab.texts.items():
             found = measures.measure_text(
-                self.lab.measure, params, text.packed, text.answers, self.lab.model.mesh, self.clock.check
+                self.lab.measure,
+                params,
+                text.packed,
+                text.answers,
+                self.lab.model.mesh,
+                self.clock.check,
             )
             results[name] = measures.to_json(found)
             shown = f"nll {found.nll:.4f}, p {found.mean_p:.4f}, entropy {found.entropy:.4f}"
@@ -248,11 +256,12 @@ class Study:
         self.records.write(phase, seconds, work, self.made_by, {"results": summary["results"]})
 
     def program(self, objective: str) -> Callable:
-        """step(state, batch, peak) -> (state, sums) of an objective, compiled for every row count."""
-        if objective not in self.programs:
-            with self.clock.timed("compile"):
-                self.programs[objective] = self._compile(objective)
-        return self.programs[objective]
+        """step(state, batch, peak) -> (state, sums) of an objective, compiled for every row
+        count."""
+        programs = self.lab.programs
+        if objective not in programs:
+            programs[objective] = self._compile(objective)
+        return programs[objective]
 
     def _compile(self, objective: str) -> Callable:
         lab, found = self.lab, objectives.make_objective(objective)
@@ -272,13 +281,19 @@ class Study:
             self.clock.check()
             n_rows = count // lab.packer.accumulation
             shape = (lab.packer.accumulation, n_rows, lab.packer.row_length)
-            arguments = (reference, lab.abstract_state, sharding.abstract_batch(shape, lab.model.mesh), peak)
+            arguments = (
+                reference,
+                lab.abstract_state,
+                sharding.abstract_batch(shape, lab.model.mesh),
+                peak,
+            )
             compiled[n_rows] = jitted.lower(*arguments).compile()
         return lambda state, batch, peak: compiled[batch.tokens_BL.shape[1]](reference, state, batch, peak)
 
 
 class Training:
-    """The training of one arm: a state that moves from one measured step to the next. Enter it, to have it saved."""
+    """The training of one arm: a state that moves from one measured step to the next. Enter it, to
+    have it saved."""
 
     def __init__(self, study: Study, arm: Arm):
         self.study, self.arm, self.lab, self.clock = study, arm, study.lab, study.clock
@@ -304,7 +319,8 @@ class Training:
         return self
 
     def _is_usable(self, step: int) -> bool:
-        """Whether nothing before `step` is missing: a done-file may have been removed, to have it made again."""
+        """Whether nothing before `step` is missing: a done-file may have been removed, to have it
+        made again."""
         before = [phase for phase in spec_lib.phases_of(self.lab.spec, self.arm) if phase.step <= step]
         needed = [p for p in before if p.kind == "train" or (p.kind == "heldout" and p.step < step)]
         return all(self.study.records.is_done(phase) for phase in needed)
@@ -352,7 +368,10 @@ class Training:
         row: dict[str, Any] = {name: round(float(sums[key]) / n, 6) for name, key in names.items()}
         norm = float(sums["gradient_norm"])
         row |= {"step": self.step, "tokens": int(n), "is_finite": bool(sums["is_finite"])}
-        row |= {"learning_rate": float(f"{float(sums['learning_rate']):.6g}"), "gradient_norm": round(norm, 6)}
+        row |= {
+            "learning_rate": float(f"{float(sums['learning_rate']):.6g}"),
+            "gradient_norm": round(norm, 6),
+        }
         return row | {"is_clipped": norm > self.lab.spec.config.optimizer.clip_norm}
 
     def save(self) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(-?\d+)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _PAIR = re.compile(r"([(\[])([^()\[\],]+),([^()\[\],]+)([)\]])")
+_OPERATORS = re.compile(r"\\(?:frac|sqrt|binom|[lr]floor|left|right|omega|gamma|theta|lambda|zeta)(?![A-Za-z])")
+_GROUPED = re.compile(r"\d{1,3}(?:,\s*(?:\\!)?\s*\d{3})+")
 _BARE = re.compile(r"\\[A-Za-z]+")
 _SWAPS = [
     ("\\sin", "\\cos"),
@@ -69,7 +71,8 @@ def folded(gold: str) -> str:
 
 def is_scalar(gold: str) -> bool:
     """One expression: no list, pair, equation, unit or word."""
-    return not re.search(r"[,;=<>:_$%]|\\(?:text|mbox|cup|in\b|begin|pm|le|ge|circ|angle|\{|infty)|[A-Za-z]{5}", gold.replace("\\frac", "").replace("\\sqrt", "").replace("\\binom", "").replace("\\lfloor", "").replace("\\rfloor", "").replace("\\right", "").replace("\\left", "").replace("\\omega", "").replace("\\gamma", "").replace("\\theta", "").replace("\\lambda", ""))
+    text = _OPERATORS.sub("", gold)
+    return not re.search(r"[,;=<>:_$%]|\\(?:text|mbox|cup|in\b|begin|pm|le|ge|circ|angle|\{|infty)|[A-Za-z]{5}", text)
 
 
 def is_number(gold: str) -> bool:
@@ -156,7 +159,7 @@ def _scalar_edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "exponent", f"{scientific[1]} \\times 10^{{{int(scientific[2]) - 1}}}"
         yield "decimal added", f"{scientific[1]}{'' if '.' in scientific[1] else '.'}3e{scientific[2]}"
     if is_number(gold) and len(gold.lstrip("-")) >= 2 and "." not in gold:
-        yield "digits apart", gold[:-1] + "\\," + gold[-1] if len(gold.lstrip("-")) != 4 else gold[:-2] + " " + gold[-2:]
+        yield "digits apart", gold[:-1] + "\\," + gold[-1]
 
 
 def _unit_edits(gold: str) -> Iterator[tuple[str, str]]:
@@ -171,7 +174,7 @@ def _list_edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     elements = parts(plain)
     if re.search(r"where|text|\\begin|=", plain):
         return
-    if len(elements) > 1 and not re.fullmatch(r"\d{1,3}(?:,\s*(?:\\!)?\s*\d{3})+", plain.replace("\\!", "")):
+    if len(elements) > 1 and not _GROUPED.fullmatch(plain):
         yield "element dropped", ", ".join(elements[1:])
         yield "element dropped", ", ".join(elements[:-1])
         yield "element doubled", ", ".join([*elements, elements[0]])
@@ -206,7 +209,7 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     yield "full stop", f"{gold}."
     yield "spaces", f"\\, {gold} \\ "
     if not re.search(r"[=<>]|\\(?:text|in\b)|[A-Za-z]{4}", _BARE.sub("", gold)):
-        yield "about", f"\\approx {gold.replace('$', '')}"
+        yield "about", f"\\approx {gold}"
     if "frac{" in gold and "text" not in gold:
         yield "display fraction", gold.replace("\\frac{", "\\dfrac{")
     if "(" in gold and "\\left" not in gold and gold.count("(") == gold.count(")"):
@@ -223,7 +226,7 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     if "-" in gold:
         yield "unicode", gold.replace("-", "−")
     elements = parts(gold.replace("$", ""))
-    if len(elements) > 1 and not re.search(r"where|text|=", gold) and not re.fullmatch(r"\d+(?:,\s*(?:\\!)?\s*\d{3})+", gold.replace("\\!", "")):
+    if len(elements) > 1 and not re.search(r"where|text|=", gold) and not _GROUPED.fullmatch(gold):
         shuffled = dice.sample(elements, len(elements))
         yield "list in another order", ", ".join(shuffled)
         yield "list with a word", ", ".join(elements[:-1]) + " and " + elements[-1]

@@ -61,6 +61,11 @@ ROWS = {
     ),
     "thousands": ("gsm8k", {"question": "?", "answer": "1 #### no\n#### 1,234,567"}, "1234567"),
     "first of several": ("olympiadbench", {"id": 1, "question": "?", "final_answer": ["$a$,$b$", "c"]}, "$a$,$b$"),
+    "a solution for an answer": (
+        "math500",
+        {"unique_id": "a", "problem": "?", "answer": r"so $x=\boxed{\pi}$"},
+        r"\pi",
+    ),
     "math500": ("math500", {"unique_id": "a/1.json", "problem": "?", "answer": r"\pi"}, r"\pi"),
 }
 

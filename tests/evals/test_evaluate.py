@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import evaluate
-from dft_jax.evals import grading
+from dft_jax.evals import grading, scores
 from tests import commands
 from tests.commands import ROOT, run_command, tree
 
@@ -41,7 +41,7 @@ def folder(tmp_path):
 class StubGrader:
     """Grades by equality of the text in the box, at once; "slow" and "bad" stand for grading that failed."""
 
-    def __init__(self, *, workers, mode, last_number):
+    def __init__(self, *, workers, mode, last_number, answer_markers):
         pass
 
     def __enter__(self):
@@ -50,7 +50,10 @@ class StubGrader:
     def __exit__(self, *_):
         pass
 
-    def grade(self, items, progress=True, check=None):
+    def classes(self, answers, verdicts):
+        return scores.classes_by_text(answers, [verdict == "correct" for verdict in verdicts])
+
+    def grade(self, items, progress=True, check=None, truncated=()):
         return [self._grade(*item) for item in items]
 
     def _grade(self, completion, reference):
@@ -154,6 +157,20 @@ def test_own_references_need_no_benchmark_data(folder, capfd, monkeypatch):
     assert "aime24: the scores are on 1 of 30 problems" in outcome.stderr
 
 
+def test_a_reference_that_is_a_solution_is_read(run):
+    references = ["3 + 58\n#### 61", r"Thus $\boxed{62}$.", "63"]
+    rows = [row(str(60 + i), 0, boxed(str(61 + i)), reference=text) for i, text in enumerate(references)]
+    outcome, summary = run(rows)
+    assert summary["results"][0]["avg_at_k"]["mean"] == 1
+    assert "another reference" not in outcome.stderr
+
+
+def test_what_marks_an_answer_is_recorded(run):
+    _, summary = run([row("60", 0, "Answer: 61")], "--answer_markers=box,is")
+    assert summary["grader"]["answer_markers"] == ["box", "is"]
+    assert summary["grader"]["rules"] == grading.RULES
+
+
 def test_what_could_be_taken_for_granted_is_said(run):
     rows = [row("60", 0, "", tokens=3, reference="61"), row("61", 0, "", reference="9"), row("62", 0, "")]
     outcome, summary = run(rows)
@@ -178,21 +195,6 @@ def test_most_without_an_answer_and_most_cut_are_said_with_the_remedy(run):
     assert "--prompt" in unanswered and "instruction" in unanswered and "more tokens" in unanswered
     assert cut.startswith("aime24 at –: 67% of the completions were cut") and "--max_new_tokens" in cut
     assert warnings_of(2, 4) == []
-
-
-def test_the_vote_is_by_meaning(run):
-    """Two spellings of the right answer, each as often as the wrong one, have the majority together."""
-    given = ["0.75", r"\frac34", "2", "2", "0.75"]
-    right = {"0.75", r"\frac34"}
-
-    def graded(self, completion, reference):
-        answer = completion.rpartition("\\boxed{")[2].removesuffix("}.")
-        return grading.Graded("correct" if answer in right else "wrong", answer)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StubGrader, "_grade", graded)
-        _, summary = run([row("60", s, boxed(answer)) for s, answer in enumerate(["2", "2", *given[:2], given[4]])])
-    assert summary["results"][0]["maj_at_k"]["mean"] == 1
 
 
 def test_digests_are_of_question_and_reference(run, folder):
@@ -241,6 +243,16 @@ BAD = {
             "predictions.jsonl:2: field 'sample' should be the number of the sample, from 0 to 1000000000, not '0'",
             "mend the row",
         ],
+    ),
+    "a reference with an empty box": (
+        lines({**OK, "reference": r"so \boxed{}"}),
+        [],
+        ["predictions.jsonl:1: the reference marks an answer", "mend or remove the row"],
+    ),
+    "unknown marker": (
+        lines(OK),
+        ["--answer_markers=box,hope"],
+        ["--answer_markers=box,hope should be one or more of box, final, hashes, colon, is"],
     ),
     "negative sample": (
         lines(row("60", -1, "x")),
@@ -345,7 +357,7 @@ def test_a_failure_leaves_the_earlier_scores(run, folder, monkeypatch):
     run(FOUR_SAMPLES)
     before = tree(folder / "out")
 
-    def fail(self, items, progress=True, check=None):
+    def fail(self, items, progress=True, check=None, truncated=()):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(StubGrader, "grade", fail)
@@ -371,6 +383,21 @@ def test_command_as_a_user_starts_it(folder):
     assert verdicts(folder) == ["correct"] * 3 + ["wrong"] + ["no_answer"] * 4
     summary = json.loads((folder / "scores.json").read_text())
     assert summary["results"][0]["avg_at_k"]["mean"] == 3 / 8
+
+
+def test_the_vote_is_by_meaning(folder, capfd, monkeypatch):
+    """Three spellings of the right answer outvote a wrong one; two of a wrong one outvote a right one (real grader)."""
+    votes = {"60": ["61", "61.0", r"\frac{122}{2}", "2", "2"], "61": ["62", "0.75", r"\dfrac34", "7", "62.0"]}
+    votes["62"] = ["63", "0.75", r"\dfrac34", "7", r"\frac{3}{4}"]
+    rows = [row(id_, s, boxed(answer)) for id_, answers in votes.items() for s, answer in enumerate(answers)]
+    write_rows(folder / "predictions.jsonl", rows)
+    arguments = [f"--grade={folder}/predictions.jsonl", f"--benchmark_data={folder}/data", "--workers=1"]
+    outcome = run_command(evaluate.main, arguments, capfd, monkeypatch)
+    assert outcome.code == 0, outcome.stderr
+    result = json.loads((folder / "scores.json").read_text())["results"][0]
+    # Of 61's, right and wrong have two votes each; the right one's first sample is the earlier.
+    assert result["majority_correct_of_problem"] == {"60": True, "61": True, "62": False}
+    assert result["correct_share_of_problem"] == pytest.approx({"60": 0.6, "61": 0.4, "62": 0.2})
 
 
 @pytest.mark.parametrize("flag,name", [("--last_number", "strict"), ("--mode=paper", "paper")])

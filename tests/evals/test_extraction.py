@@ -30,12 +30,40 @@ FOUND = [
     ("3 + 4 = 7\n#### 7", "7"),
     ("#### 1,234", "1,234"),
     ("#### $5\nmore", "$5"),
+    (r"\boxed{5} and more \boxed{}", "5"),
+    (r"\boxed{5} Let me check: \boxed{6", "5"),
+    (r"\boxed{3} and \boxed{5}", "3, 5"),
+    (r"$x=\boxed{3}$ or $x=\boxed{5}$", "3, 5"),
+    (r"\boxed{3}, \boxed{4}, and \boxed{5}", "3, 4, 5"),
+    (r"\boxed{3}, so \boxed{5}", "5"),
+    (r"\boxed{5} and \boxed{5}", "5"),
+    (r"The final answer is $\$42$.", r"\$42"),
+    ("The final answer is `42`.", "42"),
+    ("The final answer is $42, which is even", "$42"),
+    ("Final Answer: 42", "42"),
+    ("**Final Answer:** 42", "42"),
+    ("**Answer**: $42$", "42"),
+    ("Answer:\n\n42", "42"),
+    ("Answer: 41\nAnswer: 42</s>", "42"),
+    ("#### 42<|im_end|>", "42"),
+    ("#### **42**", "42"),
+    ("#### x = 42", "x = 42"),
+    ("#### 42 (since 40 + 2)", "42"),
+    ("#### The answer is 42", "42"),
+    ("#### 42.", "42"),
+    ("#### 42 apples", "42 apples"),
+    ("#### 7\n#### Notes", "7"),
 ]
 NOTHING = [
     "",
     "It is 5, I think.",
     r"\boxed{5",
-    r"\boxed{3} and then \boxed{4",
+    r"\boxed{} \fbox{ }",
+    "#### 2) Second step",
+    "#### 1. First\n#### 2. Second",
+    "#### 3 Third",
+    "The answer is 42",
+    "This answers: 42",
     r"\boxed{}",
     "#### Step 3: add",
     r"\boxed",
@@ -52,6 +80,46 @@ def test_no_answer_is_made_up(completion):
     assert extraction.extract(completion) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "whole", "cut"),
+    [
+        (r"\boxed{3} and then \boxed{4", "3", None),
+        (r"\boxed{3} and then \boxed{4" + " 0" * 200, "3", "3"),  # opened too long ago to be the answer
+        (r"\boxed{3} and then", "3", "3"),
+        (r"\boxed{4", None, None),
+    ],
+)
+def test_a_truncated_text_was_cut_inside_the_box_it_ends_in(text, whole, cut):
+    assert extraction.extract(text) == whole
+    assert extraction.extract(text, truncated=True) == cut
+
+
+@pytest.mark.parametrize(
+    ("marker", "text"),
+    [
+        ("box", r"\boxed{42}"),
+        ("final", "The final answer is 42."),
+        ("hashes", "#### 42"),
+        ("colon", "Answer: 42"),
+        ("is", "So the answer is 42."),
+    ],
+)
+def test_what_marks_an_answer_is_an_option(marker, text):
+    others = [each for each in extraction.MARKERS if each != marker]
+    assert extraction.extract(text, markers=(marker,)) == "42"
+    if marker != "final":  # "the answer is" is part of it
+        assert extraction.extract(text, markers=others) is None
+    assert (extraction.extract(text) == "42") == (marker in extraction.DEFAULT_MARKERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("range 3-5", "5"), ("2024-01-05", "05"), ("it is -5", "-5"), ("x-7", "7"), ("= -0.5", "-0.5")]
+)
+def test_a_hyphen_after_a_digit_is_no_sign(text, number):
+    assert extraction.find_last_number(text) == number
+    assert paper_rules.extract("3-5") == "-5"  # as the original reads it
+
+
 def test_the_last_number_only_on_request():
     text = "We add 1,200 and 34.5 to get 1,234.5 in all."
     assert extraction.extract(text) is None
@@ -62,15 +130,20 @@ def test_the_last_number_only_on_request():
 
 @pytest.mark.parametrize(
     "text",
-    ["\\boxed{" * 500_000, "{" * 3_000_000, "}" * 3_000_000, "final answer is " * 200_000, "#### " * 600_000]
-    + ["\\boxed{" + "1" * 3_000_000 + "}", "1," * 1_500_000, "$" * 3_000_000, "-" * 3_000_000, " " * 3_000_000]
-    + ["\\boxed{" * 20_000 + "}" * 20_000, "\\boxed " * 400_000, "\\boxed{" + "(" * 50 + ")" * 50 + "}"],
+    [
+        *["\\boxed{" * 500_000, "\\boxed{1} and " * 200_000, "\\boxed{}" * 300_000, "{" * 3_000_000],
+        *["}" * 3_000_000, "final answer is " * 200_000, "#### " * 600_000, "Answer: " * 300_000],
+        *["\\boxed{" + "1" * 3_000_000 + "}", "1," * 1_500_000, "$" * 3_000_000, "-" * 3_000_000],
+        *[" " * 3_000_000, ">" * 3_000_000, "\n" * 3_000_000 + "****" * 100_000, "answer is " * 200_000],
+        *["\nAnswer: " * 200_000, "\\boxed " * 400_000, "\\boxed{" + "(" * 50 + ")" * 50 + "}"],
+        "\\boxed{" * 20_000 + "}" * 20_000,
+    ],
     ids=lambda text: f"{text[:8]!r}",
 )
 def test_megabytes_take_no_time(text):
     start = time.monotonic()
     for last_number in (False, True):
-        answer = extraction.extract(text, last_number=last_number)
+        answer = extraction.extract(text, last_number=last_number, markers=extraction.MARKERS, truncated=True)
         assert answer is None or len(answer) <= extraction.ANSWER_CHARS
     paper_rules.extract(text)
     assert time.monotonic() - start < 5

@@ -54,7 +54,8 @@ def test_no_evaluator_is_named(file):
     banned = {"eval", "exec", "compile", "sympify", "parse_expr", "__import__", "pickle", "S", "lambdify", "nsimplify"}
     for node in ast.walk(ast.parse(file.read_text())):
         names = {getattr(node, "id", None), getattr(node, "name", None)}
-        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id == "re"):
+        # re.compile makes no code of text, and config.eval is a part of the settings.
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("re", "config", "self.config"):
             names.add(node.attr)
         assert not names & banned, f"{file.name}:{getattr(node, 'lineno', '?')}"
 
@@ -146,8 +147,7 @@ def test_the_parents_memory_is_not_the_workers():
 
 def test_labelled_pairs(verdicts):
     mistakes = [pair for pair, verdict in zip(PAIRS, verdicts, strict=True) if (verdict == "correct") != pair["equal"]]
-    assert len(PAIRS) >= 120
-    assert len(mistakes) <= 0.01 * len(PAIRS), mistakes
+    assert len(PAIRS) >= 120 and mistakes == []
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -160,7 +160,7 @@ def test_neither_workers_nor_order_matter(workers, verdicts):
 
 
 def test_the_pool_gives_math_verifys_verdicts(verdicts):
-    """Called directly in this process, on the pairs that have no rule of ours before the comparison."""
+    """Called directly in this process, as it comes, on the pairs that have no rule of ours before the comparison."""
     import math_verify
 
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
@@ -271,7 +271,17 @@ def test_workers_import_no_jax():
     assert done.stdout.strip() == "False", done.stderr
 
 
-@pytest.mark.parametrize("options", [dict(mode="loose"), dict(workers=0), dict(wall_s=0), dict(memory_gb=0.1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(mode="loose"),
+        dict(workers=0),
+        dict(wall_s=0),
+        dict(memory_gb=0.1),
+        dict(answer_markers=()),
+        dict(answer_markers=("box", "hope")),
+    ],
+)
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Grader(**options)

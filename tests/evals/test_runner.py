@@ -13,6 +13,7 @@ import pytest
 
 from dft_jax import assets, errors, evaluate, interrupts, main, models, sampling, sharding
 from dft_jax.data.chat import Template
+from dft_jax.data.stops import find_stops
 from dft_jax.evals import report, runner
 from dft_jax.evals.predictions import Prediction
 from dft_jax.export import export
@@ -480,7 +481,7 @@ def test_stop_tokens_come_from_tokenizer_and_style(shared):
     endoftext, im_end = 151643, 151645
     expected = {"qwen-boxed": [endoftext, im_end], "qwen25-math-cot": [endoftext, im_end], "plain": [endoftext]}
     expected |= {"deepseek-math": [endoftext], "llama-base-boxed": [endoftext], "tokenizer": [endoftext, im_end]}
-    assert {style: Template(style, qwen).stop_ids() for style in expected} == expected
+    assert {style: find_stops(Template(style, qwen)).ids for style in expected} == expected
 
 
 def test_the_settings_of_config_and_command_are_the_same():
