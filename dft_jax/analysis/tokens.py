@@ -11,7 +11,7 @@ dataset (its split `train`), `world(…)`. The command prints the tokens that fe
     summary.json    of each model: nll, mean p, entropy, shares of p, its histogram, mean gradients, also by bin of p
     changed.csv     of each model and token type: count, mean p before and after, share that fell below 0.01
     histogram.png   p in the paper's bins
-    tokens.html     the first examples, their tokens coloured by p
+    tokens.html     the first examples, their tokens coloured by p, and by its change
 
 A token's gradient is the norm of the gradient of its loss with respect to its logits: w · |onehot - p|, which is
 w · sqrt(1 - 2p + Σ_v p_v²), with the weight w = 1 for SFT and w = p for DFT; tokens.npz has that of SFT. Σ_v p_v² is
