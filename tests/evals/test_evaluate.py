@@ -373,6 +373,7 @@ def test_command_as_a_user_starts_it(folder):
     assert summary["results"][0]["avg_at_k"]["mean"] == 3 / 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag,name", [("--last_number", "strict"), ("--mode=paper", "paper")])
 def test_modes_of_the_real_grader(flag, name, folder, capfd, monkeypatch):
     """Both take the last number of a text that marks no answer, and scores.json says so."""
