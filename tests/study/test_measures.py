@@ -10,7 +10,8 @@ import pytest
 from scipy import optimize, special
 
 from dft_jax import assets, models, train
-from dft_jax.data.chat import Example, Part, join
+from dft_jax.data.chat import Example, Part
+from dft_jax.data.tokenize import tokenize
 from dft_jax.models import hf
 from dft_jax.study import measures
 from dft_jax.types import Batch
@@ -188,8 +189,8 @@ def test_shares_are_strict_and_of_tokens():
 
 def demonstration(tokenizer, answer, prompt="question \\boxed{7}"):
     parts = [Part(prompt, False), Part(answer + tokenizer.eos_token, True)]
-    ids = [tokenizer(part.text, add_special_tokens=False)["input_ids"] for part in parts]
-    return join(ids, parts, 1000)
+    (example,) = tokenize([parts], tokenizer, [], 1000)
+    return example
 
 
 @pytest.mark.parametrize(
