@@ -122,6 +122,7 @@ def environment(tmp_path):
     return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_a_trial_is_made_once_and_is_the_same_again(tmp_path, capfd, monkeypatch):
     """Each time in a new process, which `run` starts."""
     for name, value in environment(tmp_path).items():
@@ -157,6 +158,7 @@ def test_studies_without_results_are_named():
         assert ("not run yet" in line) != (LAB / name / "results.csv").exists(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.parent.name)
 def test_notebooks_run_on_the_committed_results(notebook, tmp_path):
     """All figures of the studies are drawn again, and their tables are those that are committed."""

@@ -107,6 +107,7 @@ def test_what_an_evaluation_writes(run, folder, checkpoint):
     assert results[2]["avg_at_k"]["mean"] == np.mean([row["verdict"] == "correct" for row in at_one])
     assert list(results[2]["correct_share_of_problem"]) == [str(i) for i in range(6)]
     assert summary["model"]["name"] == "model" and len(summary["model"]["sha256"]) == 64
+    assert summary["stop_sources"] == {"tokenizer": [0], "config.json": [0]} and summary["stop_ids"] == [0]
     assert summary["settings"]["seed"] == 0 and summary["environment"]["versions"]["jax"]
     speed = summary["speed"]
     assert speed["sampled_completions"] == len(rows) == 42
@@ -122,6 +123,7 @@ def test_what_an_evaluation_writes(run, folder, checkpoint):
     assert "gsm8k has 6 problems here, 1319 as published" in outcome.stderr
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
     run("--temperature=1")
     whole = comparable(folder)
@@ -152,6 +154,7 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
     assert (rows, scores) == whole
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_is_not_done_again(run, folder, monkeypatch):
     run()
     before = tree(folder / "out")
@@ -160,6 +163,7 @@ def test_a_finished_evaluation_is_not_done_again(run, folder, monkeypatch):
     assert counts == [] and tree(folder / "out") == before and "gsm8k" in outcome.stdout
 
 
+@pytest.mark.slow
 def test_samples_problems_and_temperatures_can_be_added(run, folder, monkeypatch):
     run("--samples=3", "--temperature=1", "--seed=7")
     whole = comparable(folder)
@@ -197,6 +201,7 @@ def test_scores_of_known_completions(run, folder, checkpoint, monkeypatch):
     assert read_rows(folder / "out" / "predictions.jsonl")[0]["completion"] == "#### 0"  # without the stop token
 
 
+@pytest.mark.slow
 def test_changed_answers_are_scored_anew(run, folder, monkeypatch):
     _, before = run("--samples=1")
     changed = [PROBLEMS[0] | {"answer": "#### 999"}, *PROBLEMS[1:]]
@@ -225,6 +230,7 @@ def test_killed_between_predictions_and_scores(run, folder, monkeypatch):
     assert comparable(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_smaller_plan_keeps_the_rest_and_says_so(run, folder, monkeypatch):
     run("--samples=2")
     rows = read_rows(folder / "out" / "predictions.jsonl")
@@ -236,6 +242,7 @@ def test_a_smaller_plan_keeps_the_rest_and_says_so(run, folder, monkeypatch):
     assert sorted(after, key=lambda r: [r[k] for k in key]) == sorted(rows, key=lambda r: [r[k] for k in key])
 
 
+@pytest.mark.slow
 def test_grading_does_not_overwrite_an_evaluation(run, folder, capfd, monkeypatch):
     run("--samples=1")
     arguments = [f"--grade={folder}/out/predictions.jsonl", f"--benchmark_data={folder}/data"]
@@ -247,6 +254,7 @@ def test_grading_does_not_overwrite_an_evaluation(run, folder, capfd, monkeypatc
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_renamed_model_is_the_same_model(run, folder, checkpoint, monkeypatch):
     run("--samples=1")
     shutil.copytree(checkpoint, folder / "renamed")
@@ -255,6 +263,7 @@ def test_a_renamed_model_is_the_same_model(run, folder, checkpoint, monkeypatch)
     assert counts == [6]
 
 
+@pytest.mark.slow
 def test_another_order_and_batch_give_the_same(run, folder):
     run("--temperature=1")
     rows, _ = comparable(folder)
@@ -331,6 +340,7 @@ def test_logits_that_are_not_finite_are_an_error_and_no_score(run, folder, monke
     assert (folder / "out" / "journal.jsonl").read_text() == ""
 
 
+@pytest.mark.slow
 def test_regrading_needs_no_sampling(run, folder, monkeypatch):
     run("--samples=1")
     counts = count_sampled(monkeypatch)
@@ -414,10 +424,10 @@ def test_bad_input_is_refused_and_nothing_is_written(case, checkpoint, folder, c
     "flag,expected",
     [
         ("--seed=1", "seed: 0 -> 1"),
-        ("--top_p=0.5", "top_p: 1.0 -> 0.5"),
-        ("--max_new_tokens=13", "max_new_tokens: 12 -> 13"),
-        ("--prompt=qwen-boxed", "prompt: 'plain' -> 'qwen-boxed'"),
-        ("--benchmark_data={}/other.jsonl", "gsm8k '0' has another prompt now"),
+        pytest.param("--top_p=0.5", "top_p: 1.0 -> 0.5", marks=pytest.mark.slow),
+        pytest.param("--max_new_tokens=13", "max_new_tokens: 12 -> 13", marks=pytest.mark.slow),
+        pytest.param("--prompt=qwen-boxed", "prompt: 'plain' -> 'qwen-boxed'", marks=pytest.mark.slow),
+        pytest.param("--benchmark_data={}/other.jsonl", "gsm8k '0' has another prompt now", marks=pytest.mark.slow),
     ],
 )
 def test_a_folder_with_another_evaluation_is_refused(flag, expected, run, checkpoint, folder, capfd, monkeypatch):
@@ -441,6 +451,7 @@ def test_a_signal_is_heard_while_grading():
         assert caught.handled == "SIGTERM"
 
 
+@pytest.mark.slow
 def test_a_damaged_journal_is_named(run, folder, checkpoint, capfd, monkeypatch):
     run("--samples=1")
     file = folder / "out" / "predictions.jsonl"
@@ -451,6 +462,7 @@ def test_a_damaged_journal_is_named(run, folder, checkpoint, capfd, monkeypatch)
     commands.check_refused(evaluate.main, fixed, expected, folder, capfd, monkeypatch)
 
 
+@pytest.mark.slow
 def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
     """Every n steps and at the end; and `--model=RUN` gives what the end of training gave."""
     eval_ = dict(benchmarks="gsm8k", benchmark_data=f"{folder}/data", prompt="plain", samples=2, max_new_tokens=8)
@@ -472,6 +484,7 @@ def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
     assert (summary["model"]["name"], summary["model"]["step"]) == ("run", 3)
 
 
+@pytest.mark.slow
 def test_training_does_not_report_the_scores_of_another_run(folder, capfd, monkeypatch):
     """A run that was killed before its first checkpoint leaves eval/2; another there is refused before it trains."""
     plain = [TINY, f"--workdir={folder}/run", "--config.train.steps=2", "--config.log.tensorboard=False"]
@@ -502,6 +515,7 @@ def test_bad_eval_configs_are_refused(override, expected, refused):
     refused([f"--config.eval.{part}" for part in ("benchmarks=gsm8k", override)], [expected])
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(run, folder, checkpoint):
     run("--samples=2")
     alone = read_rows(folder / "out" / "predictions.jsonl")
@@ -553,6 +567,33 @@ def test_stop_tokens_come_from_tokenizer_and_style(shared):
     expected = {"qwen-boxed": [endoftext, im_end], "qwen25-math-cot": [endoftext, im_end], "plain": [endoftext]}
     expected |= {"deepseek-math": [endoftext], "llama-base-boxed": [endoftext], "tokenizer": [endoftext, im_end]}
     assert {style: find_stops(Template(style, qwen)).ids for style in expected} == expected
+
+
+def test_every_eos_of_the_checkpoint_ends_a_completion(run, folder, checkpoint):
+    """A list in generation_config.json was not read: the model wrote on to the limit."""
+    every = shutil.copytree(checkpoint, folder / "every")
+    (every / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(1, 264))}))
+    outcome, summary = run(f"--model={every}")
+    assert {row["tokens"] for row in read_rows(folder / "out" / "predictions.jsonl")} == {1}
+    assert summary["stop_sources"]["generation_config.json"] == summary["stop_ids"][1:] == list(range(1, 264))
+    assert any(
+        line.startswith("the tokenizer's eos_token is 0 (<|endoftext|>), generat") for line in summary["warnings"]
+    )
+    assert "warning: the tokenizer's eos_token is 0" in outcome.stderr
+
+
+def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
+    """Under a template that writes the date, samples can be added on the next day."""
+    template = folder / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}\n")
+    monkeypatch.setattr(evaluate, "today", lambda: "2026-01-31")
+    run("--samples=1", f"--prompt={template}")
+    monkeypatch.setattr(evaluate, "today", lambda: "2026-02-01")
+    counts = count_sampled(monkeypatch)
+    run("--samples=2", f"--prompt={template}")
+    assert counts == [6]
+    assert all(row["prompt"].startswith("31 Jan 2026: ") for row in read_rows(folder / "out" / "predictions.jsonl"))
+    assert json.loads((folder / "out" / "evaluation.json").read_text())["date"] == "2026-01-31"
 
 
 def test_the_settings_of_config_and_command_are_the_same():
