@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax import errors
+from dft_jax.evals.saved import ANOTHER_FOLDER
 from dft_jax.models.hf import read_json
 
 AUTO = "auto"
@@ -69,5 +70,5 @@ def recorded(evaluation: Path) -> str:
     """The prompt of an evaluation that was begun, from its evaluation.json; empty where there is none."""
     if not evaluation.is_file():
         return ""
-    prompt = read_json(evaluation).get("prompt", "")
+    prompt = read_json(evaluation, ANOTHER_FOLDER).get("prompt", "")
     return prompt if isinstance(prompt, str) else ""

@@ -28,7 +28,7 @@ from dft_jax.data.sources import BadRow
 from dft_jax.data.stops import Stops, find_stops
 from dft_jax.evals import benchmarks, extraction, grading, prompts as prompts_lib, report
 from dft_jax.evals.predictions import Prediction
-from dft_jax.evals.saved import is_number, read_scores
+from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
 from dft_jax.models import Model
 from dft_jax.models.hf import read_json
 from dft_jax.sampling import Completion, Request, Sampler
@@ -275,7 +275,7 @@ def check(plan: Plan, model: Model, out: Path, of: dict[str, Any]) -> None:
     """UserError where `out` holds another evaluation than this one."""
     file = out / EVALUATION_NAME
     if file.exists():
-        found = read_json(file, "give another folder, or remove this one")
+        found = read_json(file, ANOTHER_FOLDER)
         changes = errors.differences(found, _identity(plan, model, of))
         remedy = "give another folder, remove this one, or undo"
         return errors.raise_if_any(changes and [f"{out} holds another evaluation; {remedy}", *changes.values()])
@@ -301,7 +301,7 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
 def recorded_date(out: Path) -> str:
     """The date that the prompts of the evaluation in `out` were given; empty where there is none."""
     file = out / EVALUATION_NAME
-    date = read_json(file).get("date", "") if file.exists() else ""
+    date = read_json(file, ANOTHER_FOLDER).get("date", "") if file.exists() else ""
     return date if isinstance(date, str) else ""
 
 

@@ -142,7 +142,7 @@ def table(rows: list[dict]) -> str:
     shares = [each for each in rows if each["kind"] == "lab, share"]
     differences = [each for each in rows if each["kind"] == "lab, difference"]
     for one, other in zip(shares, differences, strict=True):
-        lines.append(f"| {one['seeds']} | {one['case']} | {_cell(one)} | {_cell(other)} |")
+        lines.append(f"| {int(one['seeds'])} | {one['case']} | {_cell(one)} | {_cell(other)} |")
     return "\n".join(lines).strip() + "\n"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import evaluate
-from dft_jax.evals import grading, scores
+from dft_jax.evals import grading
 from tests import commands
 from tests.commands import ROOT, run_command, tree
 
@@ -50,11 +50,14 @@ class StubGrader:
     def __exit__(self, *_):
         pass
 
-    def classes(self, answers, verdicts):
-        return scores.classes_by_text(answers, [verdict == "correct" for verdict in verdicts])
-
     def grade(self, items, progress=True, check=None, truncated=()):
         return [self._grade(*item) for item in items]
+
+    def classes(self, answers, verdicts):
+        """By the text; all that are correct are one class."""
+        known = {}
+        keys = ["" if verdict == "correct" else answer for answer, verdict in zip(answers, verdicts, strict=True)]
+        return [None if key is None else known.setdefault(key, len(known)) for key in keys]
 
     def _grade(self, completion, reference):
         if "\\boxed{" not in completion:
