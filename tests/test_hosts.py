@@ -73,7 +73,10 @@ DIFFERENCES = {
         "process 1 has config.optimizer.learning_rate = 0.02, process 0 has 0.01",
     ),
     "template": (
-        lambda _: [[], ["--config.data.template=deepseek-math"]],
+        lambda _: [
+            ["--config.data.max_length=384"],
+            ["--config.data.max_length=384", "--config.data.template=deepseek-math"],
+        ],
         "process 1 has config.data.template = 'deepseek-math', process 0 has 'plain'",
     ),
     "date": (other_date, "process 1 has config.data.date = '2026-07-27', process 0 has '2026-07-26'"),
