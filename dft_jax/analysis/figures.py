@@ -22,7 +22,7 @@ _STYLE = """
     --fell: #b5461a; --rose: #1a5fb5; }
 }
 body { background: var(--page); color: var(--text); font: 15px/1.7 system-ui, sans-serif; margin: 2em; }
-th { text-align: left; vertical-align: top; padding-right: 1em; }
+th { text-align: left; vertical-align: top; padding-right: 1em; min-width: 6em; }
 td { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; padding-bottom: 1em; }
 .plain { color: var(--grey); }
 .legend span { padding: 0.2em 0.5em; }
@@ -75,7 +75,7 @@ def targets(example: Example) -> np.ndarray:
 def token_text(id_: int, tokenizer) -> str:
     """The text of a token; a piece of a character, which has none, is shown as ⟨its name in the vocabulary⟩."""
     # Decoded twice in a row, less once: tokenizers in SentencePiece's manner drop the space before a first word.
-    once, twice = (tokenizer.decode([id_] * n, clean_up_tokenization_spaces=False) for n in (1, 2))
+    once, twice = (tokenizer.decode([id_] * n) for n in (1, 2))
     text = twice[len(once) :]
     return f"⟨{tokenizer.convert_ids_to_tokens(id_)}⟩" if not text or "\ufffd" in text else text
 

@@ -175,7 +175,7 @@ def answer_places(example: Example, tokenizer, mark: str) -> range:
     ids = example.ids[first_trained:].tolist()
 
     def text(n: int) -> str:
-        return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(ids[:n], skip_special_tokens=True)
 
     whole = text(len(ids))
     if mark not in whole:
