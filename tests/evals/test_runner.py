@@ -16,7 +16,7 @@ from dft_jax.data.chat import Template
 from dft_jax.data.stops import find_stops
 from dft_jax.evals import report, runner
 from dft_jax.evals.predictions import Prediction
-from dft_jax.export import export
+from dft_jax.export import Origin, export
 from dft_jax.models import hf
 from tests import commands
 from tests.commands import ROOT, TINY, run_command, tree
@@ -30,7 +30,8 @@ def checkpoint(tmp_path_factory):
     """The embedded model with random weights, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     model = models.build(hf.read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
-    export(model.init(jax.random.key(0)), model, assets.TINY, folder)
+    origin = Origin(init="random")
+    export(model.init(jax.random.key(0)), model, assets.TINY, folder, origin=origin)
     return folder
 
 
