@@ -22,7 +22,7 @@ _STYLE = """
     --fell: #b5461a; --rose: #1a5fb5; }
 }
 body { background: var(--page); color: var(--text); font: 15px/1.7 system-ui, sans-serif; margin: 2em; }
-th { text-align: left; vertical-align: top; padding-right: 1em; }
+th { text-align: left; vertical-align: top; padding-right: 1em; min-width: 6em; }
 td { font-family: ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; padding-bottom: 1em; }
 .plain { color: var(--grey); }
 .legend span { padding: 0.2em 0.5em; }

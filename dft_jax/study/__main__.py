@@ -49,9 +49,10 @@ def _run(spec: spec_lib.Spec, folder) -> None:
     from dft_jax.study import run  # slow to import, and not needed above
 
     cli.keep_compilations()
-    with run_directory.locked(folder, "--out"), interrupts.Interrupts():
-        lab = run.open_laboratory(spec)
-        run.Study(lab, folder, Clock(_MINUTES.value)).run()
+    with interrupts.Interrupts():
+        lab = run.open_laboratory(spec)  # before there is a folder: what is refused leaves nothing
+        with run_directory.locked(folder, "--out"):
+            run.Study(lab, folder, Clock(_MINUTES.value)).run()
 
 
 if __name__ == "__main__":

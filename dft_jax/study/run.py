@@ -32,6 +32,7 @@ from dft_jax import (
 )
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
+from dft_jax.data.chat import Template
 from dft_jax.evals import runner
 from dft_jax.models import Model, hf
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
@@ -106,9 +107,13 @@ def open_laboratory(spec: Spec) -> Laboratory:
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = train.load_model(config)
+    refuse_undated(spec, tokenizer)
     examples, _ = train.load_data(config, tokenizer, model)
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
-    plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.") if spec.evaluation else None
+    plan = None
+    if spec.evaluation:
+        date, trained = config.data.date, config.data.template
+        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained)
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
         "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
@@ -133,6 +138,17 @@ def open_laboratory(spec: Spec) -> Laboratory:
         by_examples=config.train.loss_normalization == "official",
     )
     return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents)
+
+
+def refuse_undated(spec: Spec, tokenizer) -> None:
+    """UserError where a template writes the date and the spec has none: a study goes over several days."""
+    names = [spec.config.data.template, *([spec.evaluation.prompt] if spec.evaluation else [])]
+    for name in names:
+        if Template(name, tokenizer).is_dated and not spec.config.data.date:
+            raise errors.UserError(
+                f"the template {name!r} writes the date, which differs between the days of a study; give"
+                " one in the spec, as in config.data.date = '2026-07-26'"
+            )
 
 
 def weights_digest(config, source: Path) -> str:
@@ -315,7 +331,7 @@ class Training:
             print(f"{self.arm.name}: resuming from step {step}", flush=True)
         else:
             self.state = self.lab.initial_state()
-        self.saved_at = time.monotonic()
+        self.checkpoints.start_clock()
         return self
 
     def _is_usable(self, step: int) -> bool:
@@ -358,7 +374,7 @@ class Training:
                 self.step += 1
                 self.rows.append(self._row(jax.device_get(sums)))
                 bar.update()
-                if time.monotonic() - self.saved_at > 60 * self.lab.spec.checkpoint_minutes:
+                if self.checkpoints.is_due(self.lab.spec.config.checkpoint.every_minutes):
                     self.save()
 
     def _row(self, sums: dict[str, Any]) -> dict[str, Any]:
@@ -378,7 +394,6 @@ class Training:
         with self.clock.timed("save"):
             self.checkpoints.save(self.step, self.state, {"rows": self.rows})
             self.checkpoints.wait()
-        self.saved_at = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """Saves what was trained since the last checkpoint where the study was stopped."""

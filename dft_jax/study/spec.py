@@ -72,7 +72,6 @@ class Spec:
     rows_at_once: int = 4  # packed rows that are measured at once
     evaluation: Settings | None = None
     keep: str = "nothing"
-    checkpoint_minutes: float = 10.0  # between checkpoints of the arm in progress
 
     @property
     def steps(self) -> int:

@@ -40,9 +40,9 @@ def get_spec(argument: str = "") -> Spec:
             "gsm8k",
             str(folder / "gsm8k_test.jsonl"),
             "gsm8k_boxed",
-            max_examples=64,
+            max_examples=48,
             answer_mark="\\boxed{",
         ),
-        Text("math500", str(folder / "math500.jsonl"), "math", max_examples=16, max_length=400),
+        Text("math500", str(folder / "math500.jsonl"), "math", max_examples=8, max_length=400),
     )
-    return Spec("dynamics", config, tuple(arms), texts, measured_at=(2, 4, 8))
+    return Spec("dynamics", config, tuple(arms), texts, measured_at=(4, 8))

@@ -400,6 +400,7 @@ def test_the_vote_is_by_meaning(folder, capfd, monkeypatch):
     assert result["correct_share_of_problem"] == pytest.approx({"60": 0.6, "61": 0.4, "62": 0.2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag,name", [("--last_number", "strict"), ("--mode=paper", "paper")])
 def test_modes_of_the_real_grader(flag, name, folder, capfd, monkeypatch):
     """Both take the last number of a text that marks no answer, and scores.json says so."""

@@ -113,6 +113,10 @@ def test_answers_of_one_meaning_are_one_class(grader):
     assert grader.classes(answers, verdicts) == [0, 0, None, 1, 1, 1, 2, 2, 3, 0]
 
 
+def test_what_is_compared_is_the_answer_with_its_spaces(grader):
+    assert grader.classes([r"\pi x", r"x \cdot \pi", r"2 \pi x"], ["wrong"] * 3) == [1, 1, 2]
+
+
 def test_classes_of_none_and_of_the_correct_alone(grader):
     assert grader.classes([], []) == []
     assert grader.classes([None, None], ["no_answer"] * 2) == [None, None]

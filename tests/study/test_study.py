@@ -13,6 +13,7 @@ from dft_jax import assets, errors, interrupts, train
 from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
+from tests.commands import run_command
 from tests.training import tiny_config
 
 TEXTS = (
@@ -355,6 +356,22 @@ def test_a_text_without_enough_short_examples_is_told():
         assert words in str(error.value)
 
 
+def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
+    """Else the arms of the second evening would read another text than those of the first."""
+    template = "{{ strftime_now('%Y') }} {% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    (tmp_path / "dated.jinja").write_text(template)
+    for date, is_refused in (("", True), ("2026-07-26", False)):
+        changes = {"data.template": str(tmp_path / "dated.jinja"), "data.date": date}
+        spec = make_spec(config=tiny_config(**CONFIG | changes))
+        _, _, tokenizer = train.load_model(spec.config)
+        if is_refused:
+            with pytest.raises(errors.UserError, match="config.data.date = "):
+                run.refuse_undated(spec, tokenizer)
+        else:
+            run.refuse_undated(spec, tokenizer)
+
+
 def test_a_signal_stops_a_study(lab, tmp_path, monkeypatch):
     def stopped():
         raise errors.Stopped("SIGTERM")
@@ -418,3 +435,51 @@ def test_clipped_is_the_share_of_the_steps_so_far(finished):
             expected = sum(step["gradient_norm"] > 1.0 for step in steps) / len(steps)
             found = {row.values["clipped"] for row in rows if row.arm == arm and row.step == last}
             assert found == {expected}
+
+
+# ---- the command ----------------------------------------------------------------------------
+
+SPEC = """
+from tests.study.test_study import CONFIG, make_spec, tiny_config
+
+
+def get_spec(argument=""):
+    return make_spec(config=tiny_config(**CONFIG | {"model.path": argument})) if argument else make_spec()
+"""
+
+
+@pytest.fixture
+def command(tmp_path, capfd, monkeypatch):
+    from dft_jax.study import __main__ as study_command
+
+    (tmp_path / "spec.py").write_text(SPEC)
+
+    def call(*arguments):
+        return run_command(study_command.main, [f"--spec={tmp_path}/spec.py", *arguments], capfd, monkeypatch)
+
+    return call
+
+
+def test_status_and_report_compile_nothing(command, finished):
+    folder = finished.folder.parent
+    for flag, words in (("--status", "4 of 4 arms complete"), ("--report", "Complete: all 4 arms.")):
+        outcome = command(f"--out={folder}", flag)
+        assert (outcome.code, outcome.compiled) == (0, ()) and words in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--out is required"),
+        (["--out=gs://bucket"], "--out=gs://bucket"),
+        (["--out=nowhere", "--status"], "no such folder"),
+        (["--out=nowhere", "--minutes=-1"], "minutes"),
+        (["--spec=none.py", "--out=nowhere"], "--spec=none.py: no such file"),
+        (["--spec=spec.py:no/model", "--out=nowhere"], "no/model"),
+    ],
+)
+def test_a_wrong_command_is_told(arguments, words, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = command(*arguments)
+    assert outcome.code == 2 and words in outcome.stderr and outcome.stderr.startswith("error: ")
+    assert not (tmp_path / "nowhere").exists()
