@@ -205,7 +205,8 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     """(kind, the same answer written otherwise)."""
     original, gold = gold, folded(gold)
     yield "itself", original
-    yield "dollars", f"${gold.replace('$', '')}$"
+    if "$" not in gold:
+        yield "dollars", f"${gold}$"
     yield "full stop", f"{gold}."
     yield "spaces", f"\\, {gold} \\ "
     if not re.search(r"[=<>]|\\(?:text|in\b)|[A-Za-z]{4}", _BARE.sub("", gold)):
@@ -236,7 +237,8 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "slash", f"{fraction[1]}/{fraction[2]}"
         yield "larger fraction", f"\\frac{{{3 * int(fraction[1])}}}{{{3 * int(fraction[2])}}}"
     if is_scalar(gold) and not re.fullmatch(r"[-\\]*[A-Za-z]{2,}", gold):
-        yield "label", f"\\textbf{{({dice.choice('ABCDE')})}}\\ {gold}"
+        if not gold.startswith("+"):
+            yield "label", f"\\textbf{{({dice.choice('ABCDE')})}}\\ {gold}"
         if "e" not in gold.replace("\\frac", "").replace("\\theta", "") or "^" in gold:
             yield "one less one", f"{gold}+1-1"
             yield "half of double", f"\\frac{{2({gold})}}{{2}}"
