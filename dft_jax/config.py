@@ -52,6 +52,7 @@ _DEFAULT = {
         "completion_field": "completion",
         "messages_field": "messages",
         "template": "tokenizer",  # or a name of data/chat.py, or a .jinja file
+        "date": "",  # YYYY-MM-DD, for templates that write the date; by default the day on which the run begins
         "max_length": 2048,  # tokens of an example, prompt and EOS included
         "row_length": 0,  # positions of a packed row, at least max_length; 0: as many as max_length
         "max_rows": 0,  # the first rows of data.train; 0 for all
@@ -279,6 +280,7 @@ def _path_problems(given: dict[str, Any]) -> list[str]:
     if path and path.startswith((".", "/")) and not Path(path).is_dir():
         problems.append(f"config.model.path={path!r}: no such folder {remedy}")
     problems += chat.name_problems("config.data.template", template)
+    problems += chat.date_problems("config.data.date", given.get("data.date", ""))
     if given.get("log.wandb_project") and not importlib.util.find_spec("wandb"):
         problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or empty it")
     return problems
@@ -360,6 +362,8 @@ _MAY_CHANGE = (
 def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
     """The keys, with their values, whose change would make a resumed run another run."""
     kept = {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
+    if kept.get("data.date") == "":
+        del kept["data.date"]  # no template writes one; runs from before the key was there have none either
     if kept.get("data.row_length") == 0:
         del kept["data.row_length"]  # runs from before the key was there have none, and mean the same
     return kept

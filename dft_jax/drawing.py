@@ -24,11 +24,12 @@ def draw(
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """A token for each row, exactly from softmax(logits / temperature), and that distribution's entropy in nats.
 
-    The largest of logit/T + Gumbel noise over all tokens is such a draw, and it can be found in two steps with noise
-    for few of them: the largest of a block is distributed as its log-sum-exp plus Gumbel noise, so a block is drawn
-    first, and a token inside it then (Maddison et al. 2014, arXiv 1411.0030, on the maximum of a region). A
-    rounding error of 1e-6 changes the token only where the two best are as close as that; with an inverse of the
-    cumulative distribution it would change most tokens of the far tail.
+    The largest of logit/T + Gumbel noise over all tokens is such a draw, and it can be found in two
+    steps with noise for few of them: the largest of a block is distributed as its log-sum-exp plus
+    Gumbel noise, so a block is drawn first, and a token inside it then (Maddison et al. 2014, arXiv
+    1411.0030, on the maximum of a region). A rounding error of 1e-6 changes the token only where
+    the two best are as close as that; with an inverse of the cumulative distribution it would
+    change most tokens of the far tail.
 
     At temperature 0 the most probable token is taken, and the entropy is that of temperature 1.
     """
@@ -60,7 +61,8 @@ def draw(
         noise_BX = jax.vmap(lambda key: jax.random.gumbel(key, logits_BX.shape[1:], mode="high"))(keys_B)
         return jnp.where(is_greedy_B1, logits_BX, logits_BX / scale_B1 + noise_BX)
 
-    # As a logit that stands for its block: scale · logsumexp(logits / scale); the largest one where that is wanted.
+    # As a logit that stands for its block: scale · logsumexp(logits / scale); the largest one where
+    # that is wanted.
     stands_for_BM = max_BM + jnp.where(is_greedy_B1, 0.0, scale_B1 * jnp.log(sum_BM))
     block_B = jnp.argmax(noisy(stands_for_BM, keys_B2[:, 0]), axis=1)
     within_B = jnp.argmax(noisy(logits_of(block_B), keys_B2[:, 1]), axis=1)
@@ -80,10 +82,17 @@ def _is_token(blocks_X, vocab_size: int) -> Bool[Array, "X W"]:
 
 
 def _summaries(logits_BMW, scale_B1):
-    """Of each block: the largest logit, Σ exp((logit − largest)/scale), and the sum of logits with these weights."""
+    """Of each block: the largest logit m, Σ w with w = exp((logit − m)/scale), and Σ w · (logit − m).
+
+    The differences to m, not the logits: where all logits are near 10,000, their weighted mean has
+    errors of 0.001 to 1, and the entropy, which is made of small differences, is off by nats.
+    """
     max_BM = logits_BMW.max(axis=-1)
-    weights_BMW = jnp.exp((logits_BMW - max_BM[:, :, None]) / scale_B1[:, :, None])
-    return max_BM, weights_BMW.sum(axis=-1), (weights_BMW * logits_BMW).sum(axis=-1)
+    below_BMW = logits_BMW - max_BM[:, :, None]
+    weights_BMW = jnp.exp(below_BMW / scale_B1[:, :, None])
+    # 0 · -inf, of a logit too far below for a float, would be NaN.
+    weighted_BMW = jnp.where(weights_BMW > 0, weights_BMW * below_BMW, 0.0)
+    return max_BM, weights_BMW.sum(axis=-1), weighted_BMW.sum(axis=-1)
 
 
 def _in_chunks(make, head_UDMW):
@@ -100,18 +109,22 @@ def _real_blocks(summaries, vocab_size: int):
 
 
 def _entropy(summaries, scale_B1, vocab_size: int) -> Float[Array, " B"]:
+    """log Σ exp(logit/scale) − Σ p · logit/scale, both relative to the largest logit of the row."""
     max_BM, sum_BM, weighted_BM = _real_blocks(summaries, vocab_size)
-    logsumexp_BM = max_BM / scale_B1 + jnp.log(sum_BM)
+    below_BM = (max_BM - max_BM.max(axis=1, keepdims=True)) / scale_B1
+    logsumexp_BM = below_BM + jnp.log(sum_BM)
     total_B = jax.nn.logsumexp(logsumexp_BM, axis=1)
     p_BM = jnp.exp(logsumexp_BM - total_B[:, None])
-    return total_B - (p_BM * weighted_BM / sum_BM / scale_B1).sum(axis=1)
+    # The mean of the scaled logits of a block, below the row's largest.
+    mean_BM = below_BM + weighted_BM / sum_BM / scale_B1
+    return total_B - jnp.where(p_BM > 0, p_BM * mean_BM, 0.0).sum(axis=1)
 
 
 def _most_probable(scaled_BV: Float[Array, "B V"], top_k: int, top_p: float) -> Bool[Array, "B V"]:
     """The top_k largest, and of these the fewest that hold the share top_p; equal ones stay together.
 
-    Without sorting: the bits of a float, the sign mended, are in the order of the floats, so the threshold is
-    found bit by bit in 32 passes.
+    Without sorting: the bits of a float, the sign mended, are in the order of the floats, so the
+    threshold is found bit by bit in 32 passes.
     """
     bits_BV = lax.bitcast_convert_type(scaled_BV, jnp.uint32)
     sign = jnp.uint32(1 << 31)

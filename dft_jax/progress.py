@@ -53,8 +53,8 @@ class Reporter:
     @contextlib.contextmanager
     def watched(self, step: int) -> Iterator[None]:
         """Around a step: transfers that nobody asked for are errors, a compilation is told of, a profile is taken."""
-        _log.debug("step %d", step)
         interrupts.outlook.step_began = time.monotonic()
+        _log.debug("step %d", step)
         before = self.compilations
         self.trace.begin(step)
         with jax.transfer_guard("disallow"):
@@ -197,8 +197,9 @@ class _Throughput:
         n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size  # a row is read, nothing is multiplied
         n_matmul = models.parameter_count(model.abstract_params) - n_lookup
         self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length)
-        peak = metrics.peak_flops(jax.devices()[0].device_kind)
-        self.peak = peak * jax.device_count() if peak else None
+        self.device = model.mesh.local_devices[0]
+        peak = metrics.peak_flops(self.device.device_kind)
+        self.peak = peak * model.mesh.size if peak else None
         self.last: float | None = None
         self.is_first = True
         self.spent_s = dict.fromkeys(("data_wait_s", "device_wait_s"), 0.0)
@@ -219,7 +220,7 @@ class _Throughput:
         if self.is_first:
             self.is_first = False
             values["speed/first_step_s"] = time.monotonic() - dft_jax.IMPORTED_AT
-        if memory := jax.local_devices()[0].memory_stats():
+        if memory := self.device.memory_stats():
             values["speed/peak_memory_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
         values["speed/peak_host_gib"] = peak_host_gib()
         if last is None:

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib, distributed, errors, writer
 from dft_jax.checkpoint import Checkpoints
-from dft_jax.data.chat import Template
+from dft_jax.data.chat import Template, today
 from dft_jax.data.loader import Examples
+from dft_jax.evals import prompts
 from dft_jax.models import Model, hf
 
 _LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
@@ -67,6 +68,29 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     with lock:
         _require_shared(folder, flag)
         yield
+
+
+def first_date(config: ConfigDict, workdir: Path) -> str:
+    """The day on which the run in `workdir` began, YYYY-MM-DD, or the one that the config names; process 0 says it.
+
+    A run whose template writes the date reads the same on the next day, and on every host.
+    """
+    file, recorded = workdir / "config.json", ""
+    with contextlib.suppress(errors.UserError):  # a damaged one is written anew
+        recorded = hf.read_json(file).get("data", {}).get("date", "")
+    return distributed.decided("date", config.data.get("date", "") or recorded or today(), lambda dates: dates[0])
+
+
+def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
+    """The config with the date of its dated templates; as it is where none of its templates is dated."""
+    templates = [Template(config.data.template, tokenizer, date=date)]
+    if config.eval.benchmarks and config.eval.prompt != prompts.AUTO:  # that is data.template, or of an older start
+        templates.append(Template(config.eval.prompt, tokenizer, setting="config.eval.prompt", date=date))
+    if not any(template.is_dated for template in templates):
+        return config
+    dated = config.copy_and_resolve_references()
+    dated.data.date = date
+    return dated
 
 
 def _require_shared(folder: Path, flag: str) -> None:
@@ -173,11 +197,15 @@ def fingerprint(
         "steps": steps,
         "training_data_sha256": train.report["sha256"],
         "tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
-        "chat_template_sha256": hashlib.sha256(Template(config.data.template, tokenizer).text.encode()).hexdigest(),
+        "chat_template_sha256": _sha256(Template(config.data.template, tokenizer, date=config.data.date).text),
     }
     if reference and config.model.init == "checkpoint":
         found["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def open_workdir(
@@ -229,6 +257,12 @@ def describe_run(workdir: Path, config: ConfigDict, model: Model, train: Example
         writer.write_json(workdir / "data_report.json", reports)
         if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported
             writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
+
+
+def template_file(workdir: Path) -> Path | None:
+    """The copy of the .jinja file that a run was trained with; None of a run of before this was kept."""
+    file = workdir / _TEMPLATE_NAME
+    return file if file.exists() else None
 
 
 def trained_template(workdir: Path) -> str | None:

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import time
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -85,6 +84,42 @@ class Usage:
     tokens: int = 0
 
 
+class Progress:
+    """A bar that moves with every token, and says how long the rest takes.
+
+    How many tokens there will be is not known before the end. With n completions finished after t tokens, finished
+    and unfinished ones together, the mean length is estimated as t/n, as for lifetimes of which some still last; but
+    no completion is thought longer than its limit. Before the first is finished, all are as long as they may be.
+    """
+
+    def __init__(self, requests: list[Request], quiet: bool):
+        self.n_requests = len(requests)
+        self.tokens, self.finished = 0, 0
+        self.most = sum(request.max_new_tokens for request in requests)
+        self.bar = tqdm(total=self.most, desc="sampling", unit="token", disable=quiet)
+        self.bar.set_postfix_str(f"0 of {self.n_requests} completions, compiling")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.close()
+
+    def expected_tokens(self) -> int:
+        """Of all completions together, as far as can be said by now."""
+        if not self.finished:
+            return self.most
+        if self.finished == self.n_requests:
+            return self.tokens
+        return min(self.most, max(self.tokens + 1, self.tokens * self.n_requests // self.finished))
+
+    def update(self, tokens: int, finished: int) -> None:
+        self.tokens, self.finished = self.tokens + tokens, self.finished + finished
+        self.bar.total = self.expected_tokens()
+        self.bar.set_postfix_str(f"{self.finished} of {self.n_requests} completions", refresh=False)
+        self.bar.update(tokens)
+
+
 class Sampler:
     """Makes completions with one model. What it compiles serves every call, whatever the parameters.
 
@@ -141,8 +176,7 @@ class Sampler:
         ready: collections.deque[tuple[int, Request]] = collections.deque()  # (row of `prefilled`, request)
         prefilled, made_B = None, np.zeros(n_slots, np.int32)
         quiet = not progress or jax.process_index() > 0
-        start, tokens_before = time.perf_counter(), self.usage.tokens
-        with tqdm(total=len(requests), desc="sampling", unit="completion", disable=quiet) as bar:
+        with Progress(requests, quiet) as progress_bar:
             while blocks or ready or in_slot:
                 while len(in_slot) < n_slots and (blocks or ready):
                     if not ready:
@@ -157,11 +191,10 @@ class Sampler:
                 made_B = np.where(report["active"], report["made"], 0)
                 self.usage.places += n_slots * int(report["steps"])
                 self.usage.tokens += int(report["tokens"])
-                for slot in [slot for slot in in_slot if not report["active"][slot]]:
+                finished = [slot for slot in in_slot if not report["active"][slot]]
+                progress_bar.update(int(report["tokens"]), len(finished))
+                for slot in finished:
                     yield self._completion(in_slot.pop(slot), slot, report)
-                    bar.update()
-                rate = (self.usage.tokens - tokens_before) / (time.perf_counter() - start)
-                bar.set_postfix_str(f"{rate:.0f} tokens/s")
 
     def _rounded(self, n_rows: int) -> int:
         shards = sharding.batch_shards(self.model.mesh)

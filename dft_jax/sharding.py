@@ -5,12 +5,13 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from dft_jax.types import Batch
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
+AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)  # said everywhere: the default became Explicit in JAX 0.11
 
 # Logical axis of an array -> axis of the mesh. Parameters name their axes where they are declared (models/).
 RULES = {
@@ -34,7 +35,20 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     The sizes are assumed valid (config.validate_on says what is wrong with them).
     """
     sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
+
+
+def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
+    """A mesh of devices that need not be there."""
+    return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
+
+
+def platform(mesh: Mesh | AbstractMesh) -> str:
+    """What the mesh's devices are: "cpu", "gpu" or "tpu"; "unknown" where it is abstract.
+
+    JAX's default backend may be another one: a step is compiled for a TPU on a machine without any.
+    """
+    return "unknown" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, device_count: int) -> tuple[int, int, int]:

@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     """
     workdir = run_directory.local_folder(str(workdir))
     job = prepare(config, workdir)
-    steps, model, optimizer = job.steps, job.model, job.optimizer
+    config, steps, model, optimizer = job.config, job.steps, job.model, job.optimizer
     with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
         checkpoints, restart, identity = run_directory.open_workdir(workdir, config, job.fingerprint)
         stack.enter_context(checkpoints)
@@ -120,6 +120,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
 class Job:
     """All that a run needs before anything is compiled or allocated, checked, and the same on all processes."""
 
+    config: ConfigDict  # with the run's date, where its template writes one
     source: Path
     model: Model
     train: loader.Examples
@@ -139,10 +140,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     Raises:
       UserError: anything wrong with config, checkpoint or data, on any process; processes that differ.
     """
+    given, date = config, run_directory.first_date(config, workdir)
     with distributed.together("preparation"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
         writer.require_boards(config)
         source, model, tokenizer = load_model(config)
+        config = run_directory.with_date(config, date, tokenizer)
         benchmarks = Benchmarks(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)
         steps = n_steps(config, len(train))
@@ -153,13 +156,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         with_reference = _needs_reference(objective)
         fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train, steps, with_reference)
         row_counts = packed.packer.row_counts
-        facts = run_directory.run_facts(config, fingerprint, source, row_counts, heldout, benchmarks.digest())
+        # As given: process 0's date must not take the place of another that was asked for.
+        facts = run_directory.run_facts(given, fingerprint, source, row_counts, heldout, benchmarks.digest())
     distributed.agree("run", facts)
     # The choice of a kernel compiles a small program, with collectives on some meshes: not before all agree.
     with distributed.together("attention"):
         model = models.with_attention(model, config.model.attention)
     distributed.agree("attention", {"attention": model.module.backend})
-    return Job(source, model, train, heldout, packed, steps, schedule, optimizer, objective, benchmarks, fingerprint)
+    read = (config, source, model, train, heldout)
+    return Job(*read, packed, steps, schedule, optimizer, objective, benchmarks, fingerprint)
 
 
 def _needs_reference(objective: objectives.Objective) -> bool:

@@ -1,11 +1,32 @@
-"""What the tests take from jax's private modules: all of it is here, each with what happens where it is gone.
+"""What the tests take from JAX's private modules: all of it is here, each with what happens where it is gone.
 
-tests/test_structure.py allows `jax._src` in this file, and in `models/attention_backends.py`, only.
+tests/test_structure.py has the list of files that may name these modules.
 """
 
 import inspect
+from types import ModuleType
 
 import jax
+
+CUDNN = "jax._src.cudnn"
+
+
+def cudnn_attention() -> ModuleType | None:
+    """What `models.attention_backends.cudnn` calls; None where it is gone, when that backend is never chosen."""
+    try:
+        from jax._src.cudnn import fused_attention_stablehlo
+    except ImportError:
+        return None
+    return fused_attention_stablehlo
+
+
+def compiler() -> ModuleType | None:
+    """Where JAX reads and writes the persistent cache of compiled programs."""
+    try:
+        from jax._src import compiler
+    except ImportError:
+        return None
+    return compiler
 
 
 def keep_programs_of_several_devices_in_memory() -> bool:
@@ -18,12 +39,9 @@ def keep_programs_of_several_devices_in_memory() -> bool:
     Returns:
       Whether the functions were replaced.
     """
-    try:
-        from jax._src import compiler
-
-        read, write = compiler._cache_read, compiler._cache_write
-    except (ImportError, AttributeError):
-        read = write = lambda: None
+    module = compiler()
+    read = getattr(module, "_cache_read", lambda: None)
+    write = getattr(module, "_cache_write", lambda: None)
     read_arguments, write_arguments = inspect.signature(read), inspect.signature(write)
     are_as_expected = {"cache_key", "executable_devices"} <= read_arguments.parameters.keys()
     are_as_expected &= {"cache_key", "executable"} <= write_arguments.parameters.keys()
@@ -48,5 +66,5 @@ def keep_programs_of_several_devices_in_memory() -> bool:
         elif not arguments.get("host_callbacks"):
             in_memory[arguments["cache_key"]] = arguments["executable"]
 
-    compiler._cache_read, compiler._cache_write = read_of_one_device, write_of_one_device
+    module._cache_read, module._cache_write = read_of_one_device, write_of_one_device
     return True

@@ -27,7 +27,20 @@ OVERRIDES = {
         ["config.log.tensorboard=maybe should be bool, such as True"],
     ),
     "zero batch": (["--config.train.global_batch=0"], ["config.train.global_batch=0", "should be at least 1"]),
+    "negative minutes": (
+        ["--config.checkpoint.every_minutes=-1"],
+        ["config.checkpoint.every_minutes=-1", "at least 0"],
+    ),
+    "unknown type of an export": (
+        ["--config.export.dtype=fp8"],
+        ["config.export.dtype='fp8'", "auto, source, float32"],
+    ),
     "negative length": (["--config.data.max_length=-5"], ["config.data.max_length=-5", "at least 2"]),
+    "negative row": (["--config.data.row_length=-1"], ["config.data.row_length=-1", "at least 0 (as data.max_length)"]),
+    "row that holds no long example": (
+        ["--config.data.row_length=200"],
+        ["config.data.row_length=200 is below data.max_length=384", "or 0 for the same"],
+    ),
     "negative steps": (["--config.train.steps=-1"], ["config.train.steps=-1", "should be at least 0"]),
     "seed beyond 32 bits": (["--config.train.seed=4294967296"], ["config.train.seed=4294967296", "below 4294967296"]),
     "learning rate is nan": (["--config.optimizer.learning_rate=nan"], ["learning_rate=nan", "a finite number"]),
@@ -237,6 +250,19 @@ def test_missing_wandb(refused, tmp_path, monkeypatch):
     refused(
         [TINY, f"--workdir={tmp_path}/run", "--config.log.wandb_project=x"],
         ["config.log.wandb_project", "pip install wandb"],
+    )
+
+
+def test_broken_wandb(refused, tmp_path, monkeypatch):
+    """It is installed, and its import fails: said at the start, not by process 0 once all is compiled."""
+    package = tmp_path.parent / f"{tmp_path.name}.packages/wandb"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("import a_package_that_wandb_needs")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    refused(
+        [TINY, f"--workdir={tmp_path}/run", "--config.log.wandb_project=x"],
+        ["config.log.wandb_project is set, but wandb cannot be imported", "a_package_that", "pip install wandb"],
     )
 
 

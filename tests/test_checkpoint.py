@@ -1,13 +1,14 @@
 """Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by name."""
 
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import errors, manifest
+from dft_jax import checkpoint as checkpoint_lib, errors, manifest
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.types import TrainState
 
@@ -163,7 +164,7 @@ def test_a_failed_save_is_told_and_leaves_the_others(folder, monkeypatch):
 
 
 def test_no_room_is_told_before_saving(folder, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 90, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=100, used=90, free=10))
     refused = pytest.raises(errors.UserError, match="a checkpoint takes .* GB and .* GB are free; make room")
     with refused, Checkpoints(folder) as checkpoints:
         checkpoints.save(4, state(4), RUN)
@@ -190,3 +191,32 @@ def _only_a_hash(content, changed):
     one, other = json.loads(content), json.loads(changed)
     sizes = [{name: entry["bytes"] for name, entry in each["files"].items()} for each in (one, other)]
     return sizes[0] == sizes[1] and one != other
+
+
+def saved_in_turn(folder, steps, **options):
+    folder.mkdir(exist_ok=True)
+    with Checkpoints(folder, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step), RUN)
+    return sorted(int(name) for name in names(folder))
+
+
+def test_what_the_clock_saved_does_not_push_out_what_the_steps_did(tmp_path):
+    """Of the five between two multiples of 10 the newest stays, and as many of the others as are to be kept."""
+    assert saved_in_turn(tmp_path / "a", [3, 6], keep=2, every=10) == [3, 6]
+    assert saved_in_turn(tmp_path / "a", [10, 13, 16], keep=2, every=10) == [10, 16]
+    assert saved_in_turn(tmp_path / "a", [20, 23, 30], keep=2, every=10) == [20, 30]
+    assert saved_in_turn(tmp_path / "b", [10, 13, 20, 23, 30, 33], keep=3, every=10) == [20, 30, 33]
+    assert saved_in_turn(tmp_path / "c", [10, 13], keep=1, every=10) == [13]
+
+
+def test_the_clock_starts_with_each_save(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(checkpoint_lib.time, "monotonic", lambda: now[0])
+    with Checkpoints(tmp_path) as checkpoints:
+        now[0] += 599
+        assert not checkpoints.is_due(10)
+        now[0] += 1
+        assert checkpoints.is_due(10) and not checkpoints.is_due(10.1) and not checkpoints.is_due(0)
+        checkpoints.save(1, state(1), RUN)
+        assert not checkpoints.is_due(10)

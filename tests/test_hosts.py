@@ -1,5 +1,6 @@
 """Processes of one job that are not alike: all end with exit code 2 and name what differs, before anything compiles."""
 
+import datetime
 import json
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ def start(folder, arguments, environments=({}, {})):
         environment = {**job, "JAX_PROCESS_ID": str(number), **environments[number]}
         options = tuple(arguments[number])
         processes.append(launch.start(workdir, arguments=options, environment=environment))
-    codes = [launch.wait(process, 120) for process in processes]
+    codes = [launch.wait(process) for process in processes]
     return codes, launch.log(workdir), launch.phases(workdir)
 
 
@@ -51,10 +52,15 @@ def other_weights(folder):
     return options
 
 
-def other_date(folder):
+def dated(folder):
     file = folder / "dated.jinja"
     file.write_text(DATED)
-    return [[f"--config.data.template={file}"]] * 2
+    return f"--config.data.template={file}"
+
+
+def other_date(folder):
+    template = dated(folder)
+    return [[template, f"--config.data.date=2026-07-2{number}"] for number in (6, 7)]
 
 
 # What differs -> the options of each process, and what is said of it.
@@ -70,7 +76,7 @@ DIFFERENCES = {
         lambda _: [[], ["--config.data.template=deepseek-math"]],
         "process 1 has config.data.template = 'deepseek-math', process 0 has 'plain'",
     ),
-    "date": (other_date, "process 1 has training_data_sha256 = '"),
+    "date": (other_date, "process 1 has config.data.date = '2026-07-27', process 0 has '2026-07-26'"),
     "held-out data": (lambda _: [[], ["--config.data.heldout="]], "process 1 has heldout_data_sha256 = ''"),
     "evaluation": (lambda _: [[], ["--config.eval.every=2"]], "process 1 has config.eval.every = 2, process 0 has 4"),
 }
@@ -83,11 +89,22 @@ ZONES = ({"TZ": "Etc/GMT+12"}, {"TZ": "Etc/GMT-14"})  # 26 hours apart: never th
 )
 def test_hosts_that_differ_are_refused(case, tmp_path):
     options, words = DIFFERENCES[case]
-    codes, log, phases = start(tmp_path, options(tmp_path), ZONES if case == "date" else ({}, {}))
+    codes, log, phases = start(tmp_path, options(tmp_path))
     assert codes == [errors.EXIT_USER_ERROR] * 2, log[-3000:]
     assert log.count("the processes of this job differ: start all of them with the same command") == 2
     assert log.count(words) == 2, log[-3000:]
     assert not [phase for phase in phases if phase.startswith("step")]
+
+
+@pytest.mark.slow
+def test_hosts_where_it_is_another_day_take_the_date_of_process_0(tmp_path):
+    """None was asked for, so there is one to agree on; the run records it."""
+    options = [[dated(tmp_path), "--config.train.steps=1", "--config.data.heldout="]] * 2
+    codes, log, _ = start(tmp_path, options, ZONES)
+    assert codes == [0, 0], log[-3000:]
+    west = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=12)
+    recorded = json.loads((tmp_path / "runs/run/config.json").read_text())["data"]["date"]
+    assert recorded in (west.date().isoformat(), (west - datetime.timedelta(minutes=10)).date().isoformat())
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import special
 
 from dft_jax import config as config_lib, errors
 from dft_jax.evals import scores
+from experiments.intervals import coverage
 from experiments.lab import results, run, trials
 from tests.commands import ROOT, run_command
 
@@ -62,21 +63,58 @@ def test_intervals_and_pass_at_k():
     assert mean == pytest.approx(counts_SP.mean() / 8) and low < mean < high
     correct_PS = np.arange(8)[None, :] < counts_SP[0][:, None]
     for k in (1, 3, 8):
-        assert results.pass_at_k(rows, k)[0].mean() == pytest.approx(scores.pass_at_k(correct_PS, k))
-    # One seed: the classic bootstrap over problems, against the normal approximation.
+        assert results.pass_at_k(rows, k)[0].mean() == pytest.approx(scores.pass_at_k(correct_PS, k).mean())
+    # One seed: the interval over its problems.
     one = results.shares(rows)[:1]
-    error = stats.sem(one[0])
-    _, low, high = results.interval(one)
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    expected = scores.mean_of_shares(one[0])
+    assert results.interval(one) == pytest.approx((expected.mean, *expected.interval_95))
+
+
+def lab_values(n_sets, n_seeds, seed_sd, samples=8, n_problems=48):
+    """Shares of two settings, the second better by half a logit, and the true means of both, [N, S, P] each."""
+    random = np.random.default_rng(0)
+
+    def chances(n_sets, n_seeds, n_problems):
+        problem = 1 + 1.5 * random.normal(size=(n_sets, 1, n_problems))
+        seed = seed_sd * random.normal(size=(2, n_sets, n_seeds, 1))
+        return special.expit(problem + seed[0]), special.expit(problem + 0.5 + seed[1])
+
+    truths = [each.mean() for each in chances(2000, 500, 1)]
+    return truths, [random.binomial(samples, p) / samples for p in chances(n_sets, n_seeds, n_problems)]
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.3, 1.0])
+def test_intervals_cover_where_seeds_dominate_and_where_they_do_not(n_seeds, seed_sd):
+    """A bootstrap of seeds and problems held the truth in 77 to 99 % of these; experiments/intervals has more."""
+    truths, (base, better) = lab_values(600, n_seeds, seed_sd)
+    own = [results.interval(value_SP) for value_SP in base]
+    paired = [results.interval_of_difference(value_SP, 8) for value_SP in better - base]
+    for truth, triples in ((truths[0], own), (truths[1] - truths[0], paired)):
+        # 93 %, less two standard deviations of 600 sets.
+        assert np.mean([low <= truth <= high for _, low, high in triples]) >= 0.93 - 0.02
+        assert all(low <= mean <= high for mean, low, high in triples)
+
+
+def test_no_interval_is_without_width():
+    """Nothing right, everything right, nothing different, in every seed."""
+    for share in (0.0, 1.0):
+        mean, low, high = results.interval(np.full((3, 48), share))
+        assert mean == share and 0.05 < high - low < 0.07
+    mean, low, high = results.interval_of_difference(np.zeros((3, 48)), samples=8)
+    assert mean == 0 and high == -low and 0.01 < high < 0.02
 
 
 def test_differences_are_paired_by_seed_and_problem():
     rng = np.random.default_rng(1)
     counts_SP = rng.integers(0, 7, size=(3, 50))
     better, worse = frame(counts_SP + 2), frame(counts_SP)
-    assert results.difference(better, worse) == pytest.approx((0.25, 0.25, 0.25))
+    mean, low, high = results.difference(better, worse)
+    # All differences are equal: what width there is comes from the imagined problems.
+    assert mean == pytest.approx(0.25) and 0.2 < low < mean < high < 0.3
     fewer = better[better.seed != 1].sample(frac=1, random_state=0)  # a missing seed, another order
-    assert results.difference(fewer, worse) == pytest.approx((0.25, 0.25, 0.25))
+    mean, low, high = results.difference(fewer, worse)
+    assert mean == pytest.approx(0.25) and 0.2 < low < mean < high < 0.3
 
 
 def environment(tmp_path):
@@ -84,6 +122,7 @@ def environment(tmp_path):
     return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_a_trial_is_made_once_and_is_the_same_again(tmp_path, capfd, monkeypatch):
     """Each time in a new process, which `run` starts."""
     for name, value in environment(tmp_path).items():
@@ -119,6 +158,7 @@ def test_studies_without_results_are_named():
         assert ("not run yet" in line) != (LAB / name / "results.csv").exists(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.parent.name)
 def test_notebooks_run_on_the_committed_results(notebook, tmp_path):
     """All figures of the studies are drawn again, and their tables are those that are committed."""
@@ -132,3 +172,21 @@ def test_notebooks_run_on_the_committed_results(notebook, tmp_path):
     assert committed and {file.name for file in tmp_path.glob("*.png")} == committed
     for table in tmp_path.glob("*.md"):
         assert table.read_text() == (notebook.parent / table.name).read_text(), table.name
+
+
+def test_the_study_of_coverage_says_what_its_results_say():
+    """Its table is made of results.csv, and no cell of scores or differences is below 93 %."""
+    folder = ROOT / "experiments/intervals"
+    rows = pd.read_csv(folder / "results.csv").to_dict("records")
+    text = coverage.table(rows)
+    assert text == (folder / "table.md").read_text() and text in (folder / "README.md").read_text()
+    of_scores = [row["after_coverage"] for row in rows if not row["kind"].startswith("lab")]
+    assert len(of_scores) == 80 and min(of_scores) >= 93
+
+
+def test_the_study_of_coverage_runs(tmp_path, monkeypatch):
+    for name, values in (("PROBLEMS", (30,)), ("MEANS", (0.1,)), ("SEEDS", (3,))):
+        monkeypatch.setattr(coverage, name, values)
+    for part in (coverage.of_evaluations, coverage.of_differences, coverage.of_seeds):
+        for row in part(200, np.random.default_rng(0)):
+            assert row["after_coverage"] >= 87 and row["before_width"] > 0

@@ -1,5 +1,7 @@
 """Moments in less memory: their dtypes, what an update loses, what is refused, and that a run goes on with them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +22,12 @@ def after(moment_dtype, steps, b2=0.95):
     """A parameter of 4,096 values after updates with random gradients, and the optimizer's state."""
     config = tiny_config(**{"optimizer.moment_dtype": moment_dtype, "optimizer.b2": b2}).optimizer
     optimizer = optimizer_lib.make_optimizer(config, lambda count: 1e-3)
+    apply = jax.jit(functools.partial(optimizer_lib.apply, optimizer))
     params = {"kernel": jnp.zeros(4096)}
     state = optimizer.init(params)
     for seed in range(steps):
         grads = {"kernel": jnp.asarray(np.random.default_rng(seed).normal(size=4096), jnp.float32)}
-        params, state = optimizer_lib.apply(optimizer, grads, state, params, jnp.asarray(True))
+        params, state = apply(grads, state, params, jnp.asarray(True))
     return params["kernel"], state[-1][0]
 
 

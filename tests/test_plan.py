@@ -68,7 +68,7 @@ def small(compute="float32"):
     "mesh, remat, rows, accumulation",
     [
         ((1, 8, 1), "none", 2, 1),
-        ((2, 2, 2), "dots", 2, 1),
+        pytest.param((2, 2, 2), "dots", 2, 1, marks=pytest.mark.slow),
     ],
 )
 def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):
@@ -129,3 +129,10 @@ def test_the_command_says_what_fits_without_devices_or_weights(capfd, monkeypatc
 )
 def test_mistakes_are_told(arguments, words, capfd, monkeypatch):
     assert_refused(run_command(plan.main, [NUMINA, *arguments], capfd, monkeypatch), *words)
+
+
+def test_the_planner_counts_positions_of_rows_not_of_examples():
+    planner = small()
+    before = planner.batch(2, 3).tokens_BL.shape
+    planner.config.data.row_length = 1024
+    assert (before, planner.batch(2, 3).tokens_BL.shape) == ((2, 3, 512), (2, 3, 1024))

@@ -105,3 +105,23 @@ def test_waiting_for_data_is_counted_as_such(reporter):
 def test_profile_says_what_it_takes(refused):
     for value in ("5", "6,5", "0,3", "a,b"):
         refused([f"--config.profile={value}"], "should be the first and the last step, as in 10,12")
+
+
+def test_peak_memory_of_the_host_is_reported(rows):
+    """At least what the interpreter takes with jax in it, and never less than before."""
+    _, written = rows
+    peaks = [row["speed/peak_host_gib"] for row in written if "train/nll" in row]
+    assert len(peaks) == 50 and 0.1 < peaks[0] < 100 and peaks == sorted(peaks)
+    held = np.ones(2**26)  # half a GiB
+    assert progress.peak_host_gib() >= max(peaks[0], held.nbytes / 2**30)
+
+
+def test_macos_counts_bytes_where_linux_counts_kib(monkeypatch):
+    usage = SimpleNamespace(ru_maxrss=3 * 2**30)
+    monkeypatch.setattr(progress.resource, "getrusage", lambda _: usage)
+    monkeypatch.setattr(progress.sys, "platform", "darwin")
+    assert progress.peak_host_gib() == 3
+    monkeypatch.setattr(progress.sys, "platform", "freebsd")
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    usage.ru_maxrss = 3 * 2**20
+    assert progress.peak_host_gib() == 3

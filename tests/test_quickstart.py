@@ -7,6 +7,7 @@ from dft_jax.analysis import quickstart
 from tests.commands import run_command
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path, capfd, monkeypatch):
     config = quickstart.lab_config
 

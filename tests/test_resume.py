@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, errors, models, optimizer as optimizer_lib, progress, train
+from dft_jax import assets, config as config_lib, errors, export, models, optimizer as optimizer_lib, progress, train
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
 from dft_jax.models import hf
 from tests.conftest import make_mesh
+from tests.faults import launch, state as faults_state
 from tests.training import tiny_config
 
 CONFIG = {"train.steps": 4, "checkpoint.every": 2, "eval.every": 2, "eval.max_examples": 8}
@@ -31,6 +32,7 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches a SIGKILL."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [2, 4])
 @pytest.mark.parametrize("where", [(Checkpoints, "save"), (progress.Reporter, "evaluate")], ids=["save", "evaluate"])
 def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_path, monkeypatch):
@@ -148,6 +150,7 @@ def test_what_only_says_how_may_change(finished):
     assert int(run.state.step) == 4
 
 
+@pytest.mark.slow
 def test_another_reference_is_refused(tmp_path):
     """asft compares with the model before training: other weights under the same path make it another run."""
     config = quickstart.lab_config("asft")
@@ -160,3 +163,53 @@ def test_another_reference_is_refused(tmp_path):
     shutil.copy(assets.LAB_CLEAN / "model.safetensors", tmp_path / "base")
     with pytest.raises(errors.UserError, match="reference_sha256"):
         train.run(config, tmp_path / "run")
+
+
+def saved_steps(folder, monkeypatch, **overrides):
+    saved, save = [], Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *a: saved.append(step) or save(self, step, *a))
+    train.run(config(**{"checkpoint.every": 100, "eval.every": 0} | overrides), folder)
+    return saved
+
+
+@pytest.mark.parametrize("minutes, expected", [(1e-9, [1, 2, 3, 4]), (0.0, [4]), (10.0, [4])])
+def test_a_run_saves_by_the_clock_as_well(minutes, expected, tmp_path, monkeypatch):
+    assert saved_steps(tmp_path, monkeypatch, **{"checkpoint.every_minutes": minutes}) == expected
+
+
+def test_a_run_of_before_there_were_minutes_goes_on(finished, tmp_path):
+    """Its config.json and its checkpoints know nothing of the keys that came later."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    held = json.loads((folder / "config.json").read_text())
+    del held["checkpoint"]["every_minutes"]
+    (folder / "config.json").write_text(json.dumps(held))
+    fingerprint = Checkpoints(folder / "checkpoints").run_of(4)["fingerprint"]
+    assert not [key for key in fingerprint if "checkpoint" in key or "export" in key]
+    assert int(export.load_run(folder).state.step) == 4
+    assert int(train.run(config(), folder).state.step) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_save_by_the_clock_at_the_same_steps(tmp_path):
+    """About every 30 ms, some steps apart, and each whole; the end is that of a run without."""
+    (tmp_path / "runs").mkdir()
+    steps = ("--config.train.steps=24", "--config.checkpoint.every=100", "--config.eval.every=0")
+    often = (*steps, "--config.checkpoint.every_minutes=0.0005")
+    for name, arguments in (("often", often), ("once", steps)):
+        processes = launch.start_many(tmp_path / "runs" / name, 2, {}, arguments=arguments)
+        codes = [launch.wait(process) for process in processes]
+        assert codes == [0, 0], launch.log(tmp_path / "runs" / name)[-3000:]
+    saved = [phase for phase in launch.phases(tmp_path / "runs/often") if phase.startswith("save ")]
+    assert len(set(saved)) > 2 and sorted(saved) == sorted(2 * list(set(saved)))
+    one, other = (faults_state.summary(tmp_path / "runs" / name) for name in ("often", "once"))
+    assert (one["state"], one["export"]) == (other["state"], other["export"])
+
+
+def test_runs_from_before_row_length_resume_and_another_row_is_another_run():
+    """The key is in a fingerprint only where it says something."""
+    before = config_lib.kept_on_resume(config())
+    assert "data.row_length" not in before
+    longer = config_lib.kept_on_resume(config(**{"data.row_length": 320}))
+    changes = errors.differences(before, longer)
+    assert list(changes.values()) == ["data.row_length: 'absent' -> 320"]
+    assert config_lib.digest(config()) != config_lib.digest(config(**{"data.row_length": 320}))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dft_jax import models
+from dft_jax import models, sampling
 from dft_jax.drawing import draw
 from dft_jax.models import hf, inference
 from dft_jax.sampling import Request, Sampler
@@ -92,7 +92,7 @@ VOCAB, WIDTH, ROWS = 1100, 8, 20_000
 HEAD_SHAPE = (3, 2, inference.VOCAB_BLOCK, WIDTH)  # six blocks in three chunks; the vocabulary ends in the fifth
 
 
-def drawn(logits_V, temperature, **filters):
+def drawn(logits_V, temperature, parts=10, **filters):
     """ROWS draws from these logits, and the entropies; in chunks, so that memory stays small."""
     head_VD = np.zeros((np.prod(HEAD_SHAPE[:3]), WIDTH), np.float32)
     head_VD[:VOCAB, 0] = logits_V
@@ -102,11 +102,11 @@ def drawn(logits_V, temperature, **filters):
     run = jax.jit(functools.partial(draw, vocab_size=VOCAB, mesh=make_mesh(), **filters))
     temperature_B = jnp.full(ROWS // 10, temperature, jnp.float32)
     head_UDMW = jnp.asarray(head_VD.reshape(HEAD_SHAPE).transpose(0, 3, 1, 2))
-    parts = [
+    made = [
         jax.device_get(run(hidden_BD, head_UDMW, jax.random.split(jax.random.key(part), ROWS // 10), temperature_B))
-        for part in range(10)
+        for part in range(parts)
     ]
-    return np.concatenate([tokens for tokens, _ in parts]), parts[0][1][0]
+    return np.concatenate([tokens for tokens, _ in made]), made[0][1][0]
 
 
 def expected_p(logits_V, temperature, top_k=0, top_p=1.0):
@@ -140,6 +140,58 @@ def test_frequencies_are_those_of_softmax(temperature, filters):
     assert stats.chisquare(observed, expected).pvalue > 1e-3
     own_V = expected_p(logits_V, temperature)
     assert entropy == pytest.approx(-(own_V * np.log(own_V)).sum(), abs=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e4, 1e6])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 7}])
+def test_entropy_does_not_depend_on_an_offset_of_all_logits(offset, filters):
+    """Against float64, of the logits as float32 holds them; at 1e4 its steps are 0.001, at 1e6 0.06."""
+    logits_V = (np.random.default_rng(0).normal(size=VOCAB) * 2 + offset).astype(np.float32)
+    for temperature in (0.05, 1.0, 3.0):
+        _, entropy = drawn(logits_V, temperature, parts=1, **filters)
+        p_V = expected_p(logits_V, temperature)
+        p_V = p_V[p_V > 0]
+        assert entropy == pytest.approx(-(p_V * np.log(p_V)).sum(), abs=1e-4)
+
+
+def test_entropy_of_a_certain_token_is_zero():
+    logits_V = np.full(VOCAB, -1e30, np.float32)
+    logits_V[777] = 1e4
+    assert drawn(logits_V, 1.0, parts=1)[1] == 0
+
+
+def test_the_bar_moves_with_tokens_and_knows_the_rest():
+    """Four completions of at most 100 tokens, of which two turn out to have 20: then 40 more are expected."""
+    asked = [Request("p", sample, (1,), 1.0, 100) for sample in range(4)]
+    with sampling.Progress(asked, quiet=True) as bar:
+        assert bar.expected_tokens() == 400
+        bar.update(40, 0)
+        assert (bar.tokens, bar.expected_tokens()) == (40, 400)
+        bar.update(40, 2)
+        assert bar.expected_tokens() == 160
+        bar.update(100, 0)
+        assert bar.expected_tokens() == 360
+        bar.update(10, 2)
+        assert bar.expected_tokens() == 190 == bar.tokens
+
+
+def test_the_bar_is_shown_while_a_long_completion_is_made(capsys):
+    """Tokens, completions and the time left are there long before the first completion is."""
+    shown = []
+
+    class Recorded(sampling.Progress):
+        def update(self, tokens, finished):
+            super().update(tokens, finished)
+            self.bar.refresh()
+            shown.append((self.bar.n, self.finished))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "Progress", Recorded)
+        asked = [Request("p", 0, (1, 2, 3), 1.0, 200)]
+        [completion] = sampler(max_length=256).sample(asked, progress=True)
+    assert shown[0] == (64, 0) and shown[-1] == (len(completion.ids), 1) and len(shown) >= 4
+    text = capsys.readouterr().err
+    assert "64/200" in text and "0 of 1 completions" in text and "token/s" in text and "<" in text
 
 
 def test_the_chi_square_would_notice_a_wrong_temperature():

@@ -1,7 +1,10 @@
 """The shape of the codebase: imports point down, files and functions stay short, nothing heavy in the core."""
 
 import ast
+import functools
 import pathlib
+import re
+import sys
 
 import pytest
 
@@ -56,9 +59,15 @@ def module_of(file: pathlib.Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
+def parsed(file: pathlib.Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(file: pathlib.Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -75,6 +84,43 @@ def test_imports_point_down(file):
             assert rank(name) <= rank(module), f"{module} (rank {rank(module)}) imports {name} (rank {rank(name)})"
 
 
+# Where a module that JAX says is private may be named, and what happens where it is gone.
+PRIVATE_JAX = {
+    "dft_jax/models/attention_backends.py": "the backend `cudnn` is not chosen, or refused where asked for by name",
+    "dft_jax/distributed.py": "devices carry what the coordination service would",
+    "tests/private_jax.py": "nothing is cached; cuDNN's tests are skipped",
+    "tests/test_structure.py": "this list",
+}
+
+
+def test_private_jax_is_used_with_a_fallback_only():
+    found = set()
+    for folder in ("dft_jax", "configs", "experiments", "scripts", "tests"):
+        for file in (ROOT / folder).rglob("*.py"):
+            if "jax._src" in file.read_text(encoding="utf-8"):
+                found.add(str(file.relative_to(ROOT)))
+    assert found == PRIVATE_JAX.keys()
+
+
+# What these say is about all devices of the process. A model is on a mesh, which may have others.
+OF_ALL_DEVICES = {
+    "dft_jax/cli.py": "whether programs may be kept, before there is a mesh",
+    "dft_jax/evaluate.py": "the type of products, before there is a mesh; it will have all devices",
+    "dft_jax/run_directory.py": "what each process of a job has, before there is a mesh",
+    "dft_jax/writer.py": "env.json says what the machine has",
+}
+
+
+def test_what_is_asked_of_a_mesh_is_not_asked_of_the_default_backend():
+    found = set()
+    for file in CORE:
+        for node in ast.walk(parsed(file)):
+            names = ("default_backend", "devices", "local_devices")
+            if isinstance(node, ast.Attribute) and node.attr in names and ast.unparse(node.value) == "jax":
+                found.add(str(file.relative_to(ROOT)))
+    assert found == OF_ALL_DEVICES.keys()
+
+
 @pytest.mark.parametrize("file", CORE, ids=module_of)
 def test_no_torch_and_no_flax_outside_models(file):
     heads = {name.split(".")[0] for name in imports(file)}
@@ -88,7 +134,7 @@ def test_files_and_functions_are_short():
         text = file.read_text()
         lines = text.count("\n")
         assert lines <= 500, f"{file}: {lines} lines"
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef):
                 length = node.end_lineno - node.lineno + 1
                 assert length <= 70, f"{file}:{node.lineno} {node.name}: {length} lines"
@@ -96,7 +142,7 @@ def test_files_and_functions_are_short():
 
 @pytest.mark.parametrize("file", CORE, ids=module_of)
 def test_public_functions_say_what_they_do(file):
-    tree = ast.parse(file.read_text())
+    tree = parsed(file)
     assert file.name == "__init__.py" and not file.read_text().strip() or ast.get_docstring(tree), file
     for node in tree.body:
         is_public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
@@ -106,7 +152,7 @@ def test_public_functions_say_what_they_do(file):
 
 def test_configs_name_their_command():
     for file in sorted((ROOT / "configs").glob("*.py")):
-        text = ast.get_docstring(ast.parse(file.read_text()))
+        text = ast.get_docstring(parsed(file))
         assert f"python -m dft_jax.main --config=configs/{file.name}" in text and "xpect" in text, file
 
 
@@ -114,3 +160,33 @@ def test_every_package_ships():
     """find_packages sees every folder of modules, so that a wheel has them."""
     for folder in {file.parent for file in CORE}:
         assert (folder / "__init__.py").exists(), folder
+
+
+# Packages whose name is not that of what they hold, and what comes with another.
+PACKAGE_OF = {"absl": "absl-py", "orbax": "orbax-checkpoint", "math_verify": "math-verify"}
+PACKAGE_OF |= {"latex2sympy2_extended": "math-verify", "mpmath": "sympy", "wandb": None}  # None: optional
+
+
+def test_what_is_imported_is_required():
+    setup = (ROOT / "setup.py").read_text()
+    required = setup[setup.index("install_requires=") : setup.index("extras_require=")]
+    for file in CORE:
+        for name in imports(file):
+            head = name.split(".")[0]
+            package = PACKAGE_OF.get(head, head)
+            if head not in sys.stdlib_module_names | {"dft_jax"} and package:
+                assert re.search(rf'"{package}[>=]=', required), f"{file} imports {head}"
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    """What setup.py promises is what the tests were run with; a longer version pads with zeros or names a patch."""
+    setup = (ROOT / "setup.py").read_text()
+    bounds = dict(re.findall(r'"([\w-]+)(?:[>=]=)([\d.]+)', setup))
+    lines = (ROOT / "constraints/oldest.txt").read_text().splitlines()
+    exact = dict(line.split("==") for line in lines if not line.startswith("#"))
+    required = setup[setup.index("install_requires=") : setup.index('"tpu":')]
+    unbounded = re.findall(r'"([\w-]+)(?:\[.*?\])?"[,\]]', required)
+    assert unbounded == [], "give it a lower bound"
+    assert exact.keys() == {name for name in bounds if f'"{name}' in required}
+    for name, version in exact.items():
+        assert (version + ".").startswith(bounds[name] + "."), f"{name}: {version} is not {bounds[name]}"

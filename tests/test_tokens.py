@@ -203,7 +203,7 @@ def test_page_shows_every_trained_token(done, examples):
     for step, text, _ in titles:
         low, high = metrics.P_BIN_EDGES[int(step)], metrics.P_BIN_EDGES[int(step) + 1]
         assert low * 0.99 <= float(text.split()[-1]) <= high * 1.01
-    assert page.count("<h2>") == 2 and page.count("<tr>") == 4
+    assert page.count("<h2>") == 2 and page.count("<tr>") == 2 * (1 + 2 + 1), "prompt, two models, a change"
     assert "prefers-color-scheme: dark" in page and "<script" not in page and "http" not in page
     for label in figures.bin_labels():
         assert label in page
@@ -221,6 +221,35 @@ def test_page_escapes_and_shows_pieces_of_characters():
     spans = re.findall(r'<span class="b\d+" title="[^"]*">(.*?)</span>', body, re.DOTALL)
     assert spans[:5] == ["&lt;", "b", "&gt;", "&amp;", "↵\n"] and spans[5:8] == ["⟨â⟩", "⟨Ĥ⟩", "⟨¬⟩"]
     assert spans[8:] == spans[:8]
+    assert body.count("q&lt;i&gt;?") == 1, "the prompt is there once"
+
+
+def test_page_shows_how_far_each_token_moved():
+    tokenizer = hf.load_tokenizer(assets.TINY)
+    ids = np.array(tokenizer("q?abcdefg")["input_ids"], np.int32)
+    example = Example(ids, np.arange(len(ids)) >= 2, 0)
+    before_T = np.float32([0.5, 0.5, 0.5, 0.5, 0.9, 0.9, 0.001])
+    after_T = np.float32([0.51, 0.55, 0.7, 0.9, 0.7, 0.85, 0.001])
+    models = {"base": (before_T, before_T), "dft": (after_T, after_T)}
+    (row,) = re.findall("<tr><th>dft<br>against base<td>(.*)", figures.token_page(models, [example], tokenizer))
+    found = re.findall(r'<span class="(\w+)" title="([^"]*)">(\w)</span>', row)
+    assert [(name, text) for name, _, text in found] == list(
+        zip(["same", "r1", "r2", "r3", "f2", "f1", "same"], "abcdefg", strict=True)
+    )
+    assert found[3][1] == "p 0.5 to 0.9, +0.4" and found[4][1] == "p 0.9 to 0.7, -0.2"
+    one = figures.token_page({"base": (before_T, before_T)}, [example], tokenizer)
+    assert "change of p" not in one and "against" not in one
+
+
+def test_later_turns_of_the_user_stay_where_they_are():
+    """Of a conversation the prompt is what stands before the first answer."""
+    tokenizer = hf.load_tokenizer(assets.TINY)
+    ids = np.array(tokenizer("qqabrrcd")["input_ids"], np.int32)
+    example = Example(ids, np.array([0, 0, 1, 1, 0, 0, 1, 1], bool), 0)
+    p_T = np.full(4, 0.5, np.float32)
+    page = figures.token_page({"base": (p_T, p_T)}, [example], tokenizer)
+    (row,) = re.findall("<tr><th>base<td>(.*)", page)
+    assert re.sub("<[^>]*>", "", row) == "abrrcd" and '<span class="plain">rr</span>' in row
 
 
 def test_a_word_keeps_the_space_that_sentencepiece_drops_at_the_beginning():

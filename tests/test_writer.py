@@ -1,10 +1,13 @@
 """The run's directory: whole files only, one row a step after any restart, JSON that is JSON."""
 
 import json
+import sys
+import threading
+import types
 
 import pytest
 
-from dft_jax import writer
+from dft_jax import errors, writer
 from tests.training import tiny_config
 
 
@@ -52,3 +55,106 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         writer.write_json(tmp_path / "a.json", {"new": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+
+
+class UsageError(Exception):
+    """As wandb raises without a key: its own type, of no relation to OSError."""
+
+
+def wandb_that(init):
+    """A stand-in for the wandb module, which is not among the packages of the tests."""
+    return types.SimpleNamespace(Settings=lambda **limits: types.SimpleNamespace(**limits), init=init)
+
+
+class Service:
+    """A run of Weights & Biases; `do` says what its methods do."""
+
+    def __init__(self, log=lambda: None, finish=lambda: None):
+        self.do, self.rows = {"log": log, "finish": finish}, []
+
+    def log(self, scalars, step):
+        self.do["log"]()
+        self.rows.append((step, scalars))
+
+    def finish(self):
+        self.do["finish"]()
+
+
+def raises(error):
+    def do(**_):
+        raise error
+
+    return do
+
+
+def hangs(**_):
+    threading.Event().wait(60)
+
+
+# What goes wrong -> wandb.init, and what is said of it.
+SERVICES = {
+    "no key": (raises(UsageError("No API key configured. Use `wandb login`")), "No API key configured"),
+    "no network": (raises(ConnectionError("name resolution failed")), "name resolution failed"),
+    "ends the process": (raises(SystemExit(1)), "left out from now on"),
+    "hangs": (hangs, "not everything has arrived within 0.3 s"),
+    "fails later": (lambda **_: Service(log=raises(OSError("quota exceeded"))), "quota exceeded"),
+    "hangs at the end": (lambda **_: Service(finish=hangs), "not everything has arrived within 0.3 s"),
+}
+
+
+@pytest.mark.parametrize("case", SERVICES)
+def test_a_service_that_is_down_costs_a_warning(case, tmp_path, monkeypatch, capfd):
+    init, words = SERVICES[case]
+    monkeypatch.setitem(sys.modules, "wandb", wandb_that(init))
+    monkeypatch.setattr(writer, "_PATIENCE_S", 0.3)
+    log = writer.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
+    for step in range(3):
+        log.write(step, {"train/loss": step / 2})
+    log.close()
+    said = capfd.readouterr().err
+    assert said.count("warning: Weights & Biases: ") == 1 and words in said and "metrics.jsonl has it all" in said
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2]
+
+
+def test_a_service_that_works_gets_each_step_once(tmp_path, monkeypatch, capfd):
+    service, asked = Service(), {}
+
+    def init(**options):
+        asked.update(options)
+        return service
+
+    monkeypatch.setitem(sys.modules, "wandb", wandb_that(init))
+    log = writer.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
+    log.write(1, {"train/loss": 0.5, "train/p_histogram": [0.5, 0.5]})
+    log.write(2, {"train/loss": 0.25})
+    log.close()
+    assert service.rows == [(1, {"train/loss": 0.5}), (2, {"train/loss": 0.25})]
+    assert asked["project"] == "p" and asked["settings"].init_timeout == writer._PATIENCE_S
+    assert asked["settings"].disable_git and asked["settings"].x_disable_meta
+    assert "warning" not in capfd.readouterr().err
+
+
+def test_tensorboard_that_cannot_write_costs_a_warning(tmp_path, capfd):
+    (tmp_path / "tensorboard").write_text("a file where its folder should be")
+    log = writer.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
+    log.write(1, {"train/loss": 0.5})
+    log.close()
+    said = capfd.readouterr().err
+    assert said.count("warning: TensorBoard: left out from now on") == 1
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+
+
+def test_tensorboard_has_what_was_written(tmp_path):
+    log = writer.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
+    log.write(1, {"train/loss": 0.5})
+    log.close()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in file.read_bytes()
+
+
+@pytest.mark.parametrize("key, package", [("tensorboard", "tensorboardX"), ("wandb_project", "wandb")])
+def test_a_package_that_cannot_be_imported_is_refused(key, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    config = tiny_config(**{f"log.{key}": True if key == "tensorboard" else "p"})
+    with pytest.raises(errors.UserError, match=f"config.log.{key} is set, but {package} cannot .*pip install"):
+        writer.require_boards(config)

@@ -27,11 +27,8 @@ _FUSED = frozenset(
 )
 _REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin".split())
 _IN_PLACE = frozenset("scatter scatter-add dynamic_update_slice psum pmax pmin".split())
-# Calls whose inside is part of what surrounds them -> the name of the jaxpr among their parameters.
-_CALLS = {
-    **dict.fromkeys(("jit", "pjit", "remat2", "checkpoint", "shard_map"), "jaxpr"),
-    **dict.fromkeys(("closed_call", "core_call", "custom_jvp_call", "custom_vjp_call"), "call_jaxpr"),
-}
+# Calls whose inside is part of what surrounds them.
+_CALLS = frozenset("jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call custom_vjp_call".split())
 
 
 @dataclasses.dataclass(eq=False)
@@ -59,12 +56,20 @@ class _Value:
 
 
 @dataclasses.dataclass
+class _Loop:
+    body: core.Jaxpr
+    n_constants: int
+    n_carried: int
+
+
+@dataclasses.dataclass
 class _Operation:
     name: str
     params: Mapping[str, Any]
     inputs: list[_Value]
     outputs: list[_Value]
     is_local: bool  # inside shard_map
+    loop: _Loop | None = None
 
 
 @dataclasses.dataclass
@@ -134,14 +139,16 @@ def _inline(jaxpr, inputs, operations, is_local, casts) -> list[_Value | None]:
             local = is_local or name == "shard_map"
             if local and not is_local:  # each device gets the whole of what its computation reads
                 operands = [value and _enter(value, operations) for value in operands]
-            results = _inline(_open(params[_CALLS[name]]), _filled(equation, operands), operations, local, casts)
+            [body] = core.jaxprs_in_params(params)
+            results = _inline(body, _filled(equation, operands), operations, local, casts)
         elif name == "scan" and params["length"] == 1:
             results = _inline_scan(equation, operands, operations, is_local, casts)
         else:
             cast = (id(operands[0]), params["new_dtype"]) if name == "convert_element_type" else None
             results = casts.get(cast) or [_Value(var.aval) for var in equation.outvars]
             if cast is None or cast not in casts:  # the same cast twice is one
-                operations.append(_Operation(name, params, [v for v in operands if v], results, is_local))
+                loop = _loop(equation) if name in ("scan", "while") else None
+                operations.append(_Operation(name, params, [v for v in operands if v], results, is_local, loop))
                 if cast is not None and operands[0]:
                     casts[cast] = results
         values |= zip(equation.outvars, results, strict=True)
@@ -150,10 +157,9 @@ def _inline(jaxpr, inputs, operations, is_local, casts) -> list[_Value | None]:
 
 def _inline_scan(equation, operands, operations, is_local, casts) -> list[_Value]:
     """A loop of one trip: the slices of its operands are fused, and so is the stacking of its results."""
-    fixed = equation.params["num_consts"] + equation.params["num_carry"]
-    body = _open(equation.params["jaxpr"])
-    inputs = _filled(equation, operands)
-    for index in range(fixed, len(inputs)):
+    loop, inputs = _loop(equation), _filled(equation, operands)
+    body = loop.body
+    for index in range(loop.n_constants + loop.n_carried, len(inputs)):
         whole, inputs[index] = inputs[index], _Value(body.invars[index].aval)
         operations.append(_Operation("squeeze", {}, [whole], [inputs[index]], is_local))
     results = _inline(body, inputs, operations, is_local, casts)
@@ -161,6 +167,24 @@ def _inline_scan(equation, operands, operations, is_local, casts) -> list[_Value
     for result, value in zip(results, stacked, strict=True):
         operations.append(_Operation("expand_dims", {}, [result] if result else [], [value], is_local))
     return stacked
+
+
+def _loop(equation) -> _Loop:
+    """A scan or a while loop, read from the shapes: JAX 0.12 no longer has these numbers among a scan's parameters.
+
+    A body's operands are constants, carried values, and a slice of each array that is looped over, in this order;
+    its results are carried values, and a slice of each that is stacked. A slice has one dimension less.
+    """
+    if equation.primitive.name == "while":
+        body, n_carried = _open(equation.params["body_jaxpr"]), len(equation.outvars)
+        return _Loop(body, len(body.invars) - n_carried, n_carried)
+    [body] = core.jaxprs_in_params(equation.params)
+    n_carried = _count_same_rank(equation.outvars, body.outvars)
+    return _Loop(body, _count_same_rank(equation.invars, body.invars) - n_carried, n_carried)
+
+
+def _count_same_rank(outside, inside) -> int:
+    return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
 def _enter(value: _Value, operations) -> _Value:
@@ -235,16 +259,12 @@ class _Schedule:
 
     def _trip(self, operation: _Operation) -> tuple[list[Array], int]:
         """What one trip holds beside the loop's operands and results, and the number of results that it carries."""
-        params = operation.params
         if operation.name == "cond":
-            branches = [_open(branch) for branch in params["branches"]]
+            branches = core.jaxprs_in_params(operation.params)
             insides = [self._body(branch, len(branch.invars), 0, operation.is_local) for branch in branches]
             return max(insides, key=total), 0
-        if operation.name == "while":
-            body, n_constants, n_carried = params["body_jaxpr"], params["body_nconsts"], len(operation.outputs)
-        else:
-            body, n_constants, n_carried = params["jaxpr"], params["num_consts"], params["num_carry"]
-        return self._body(_open(body), n_constants, n_carried, operation.is_local), n_carried
+        loop = operation.loop
+        return self._body(loop.body, loop.n_constants, loop.n_carried, operation.is_local), loop.n_carried
 
     def _body(self, jaxpr: core.Jaxpr, n_constants: int, n_carried: int, is_local: bool) -> list[Array]:
         """Constants and carried values lie outside; slices of the rest are read from there as by a fused operation."""

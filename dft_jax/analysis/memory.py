@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from dft_jax import models, objectives, optimizer as optimizer_lib, sharding, train
@@ -95,7 +94,7 @@ class Planner:
     ) -> Model:
         """The model of this architecture, or of another, on a mesh of devices that need not be there."""
         options = {name: self.config.model[name] for name in models.OPTIONS} | {"remat": remat}
-        return models.build(architecture or self.architecture, AbstractMesh(mesh, sharding.MESH_AXES), **options)
+        return models.build(architecture or self.architecture, sharding.abstract_mesh(mesh), **options)
 
     def optimizer(self):
         return optimizer_lib.make_optimizer(self.config.optimizer, lambda count: 0.0)

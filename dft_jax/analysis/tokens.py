@@ -11,7 +11,7 @@ dataset (its split `train`), `world(…)`. The command prints the tokens that fe
     summary.json    of each model: nll, mean p, entropy, shares of p, its histogram, mean gradients, also by bin of p
     changed.csv     of each model and token type: count, mean p before and after, share that fell below 0.01
     histogram.png   p in the paper's bins
-    tokens.html     the first examples, their tokens coloured by p
+    tokens.html     the first examples, their tokens coloured by p, and by its change
 
 A token's gradient is the norm of the gradient of its loss with respect to its logits: w · |onehot - p|, which is
 w · sqrt(1 - 2p + Σ_v p_v²), with the weight w = 1 for SFT and w = p for DFT; tokens.npz has that of SFT. Σ_v p_v² is
@@ -66,7 +66,7 @@ flags.DEFINE_string("rows", "fields", "What a row of --data means: data/formats.
 flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_override=True)
 flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
-for _name in ("prompt", "context", "revision", "tensor", "compute_dtype"):
+for _name in ("prompt", "instruction", "context", "revision", "tensor", "compute_dtype"):
     flags.declare_key_flag(_name)
 
 _TOP = 10  # token types printed each way
@@ -129,10 +129,7 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
         return batch.mask_BL, numbers.targets_BL, (own.logp_BL, own.entropy_BL, gradient_BL)
 
     sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
-    passes = [
-        loader.OnePass(e, model.mesh, **sizes)
-        for e in (examples, numbered(examples))
-    ]
+    passes = [loader.OnePass(e, model.mesh, **sizes) for e in (examples, numbered(examples))]
     scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)
     params = opened.load()
     quiet = jax.process_index() > 0 or None  # None is quiet unless stderr is a terminal
@@ -239,7 +236,7 @@ def read_examples(path: str, opened: dict[str, evaluate.Opened], config: ConfigD
 def settings(opened: dict[str, evaluate.Opened]) -> ConfigDict:
     """The config that the flags stand for, with a length that every model can read."""
     errors.raise_if_any([line for line in evaluate.settings().mistakes("--") if line.startswith("--context")])
-    return evaluate.reading_config(*(each.model for each in opened.values()))
+    return evaluate.reading_config(opened)
 
 
 def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, about: dict[str, Any], out: Path) -> None:
@@ -292,7 +289,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     scores = {name: score(each, examples, config, name) for name, each in opened.items()}
     if jax.process_index() == 0:
-        about = {"data": examples.report, "prompt": flags.FLAGS.prompt, "environment": writer.environment()}
+        about = {"data": examples.report, "prompt": config.data.template, "environment": writer.environment()}
         about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
         with mended():
             report(scores, examples, next(iter(opened.values())).tokenizer, about, out)

@@ -113,6 +113,12 @@ def sharegpt(row: dict, config: ConfigDict) -> list[Message]:
     return _conversation(row | {"conversations": renamed}, "conversations")
 
 
+def has_calculator_marks(conversation: list[Message]) -> bool:
+    """Whether an answer holds marks as GSM8K's `<<48/2=24>>`, which are trained like other text."""
+    answers = [message["content"] for message in conversation if message["role"] == "assistant"]
+    return any(_CALCULATOR_MARK.search(answer) for answer in answers)
+
+
 def _conversation(row: dict, field: str) -> list[Message]:
     """The messages of a row, and the text of its `system` before them; refuses what else belongs to them."""
     result = [_message(message, number) for number, message in enumerate(_list(row, field))]

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from dft_jax import errors, sharding
 from dft_jax.data import formats, packing, sources
-from dft_jax.data.chat import Example, Part, Template, join
+from dft_jax.data.chat import Example, Part, Template
+from dft_jax.data.tokenize import tokenize
 from dft_jax.types import Batch
 
 _MAX_OFFENDERS, _SHOWN_BAD = 5, 3  # rows in the report, and in an error
@@ -63,7 +64,7 @@ def load_examples(
       UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line), nothing
         usable at all, or token ids that the model's table does not have.
     """
-    template = Template(config.template, tokenizer)
+    template = Template(config.template, tokenizer, date=config.get("date", ""))
     accountant = _Accountant()
     quiet = jax.process_index() > 0 or None  # None: unless stderr is a terminal
     rows = itertools.islice(sources.read_rows(path, config, split), max_rows or None)
@@ -72,9 +73,13 @@ def load_examples(
         for row in tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet):
             accountant.rows_read += 1
             try:
-                yield row.where, template.parts(formats.ROW_FORMATS[config.rows](row.value, config))
+                messages = formats.ROW_FORMATS[config.rows](row.value, config)
+                parts = template.parts(messages)
             except sources.BadRow as error:
                 accountant.bad_row(row.where, str(error))
+                continue
+            accountant.count_answers(row.where, messages, parts)
+            yield row.where, parts
 
     used: list[tuple[str, Example]] = []
     waiting = conversations()
@@ -99,17 +104,16 @@ def load_examples(
 def _tokenize(
     conversations: list[tuple[str, list[Part]]], template: Template, max_length: int, accountant
 ) -> Iterator[tuple[str, Example]]:
-    texts = [part.text for _, parts in conversations for part in parts]
-    ids = iter(template.tokenizer(texts, add_special_tokens=False)["input_ids"])
-    for where, parts in conversations:
-        ids_of_parts = [next(ids) for _ in parts]
-        ids_of_parts[0] = template.first_ids + ids_of_parts[0]
-        example = join(ids_of_parts, parts, max_length)
-        if len(example.ids) < 2 or not example.trained[1:].any():
+    all_parts = [parts for _, parts in conversations]
+    examples = tokenize(all_parts, template.tokenizer, template.first_ids, max_length)
+    for (where, _), example in zip(conversations, examples, strict=True):
+        if isinstance(example, sources.BadRow):
+            accountant.bad_row(where, str(example))
+        elif len(example.ids) < 2 or not example.trained[1:].any():
             accountant.drop(where, "prompt_too_long", len(example.ids) + example.cut_tokens)
-            continue
-        accountant.use(where, example)
-        yield where, example
+        else:
+            accountant.use(where, example)
+            yield where, example
 
 
 class _Accountant:
@@ -120,6 +124,7 @@ class _Accountant:
         self.dropped: collections.Counter[str] = collections.Counter()
         self.offenders: list[str] = []
         self.bad: list[str] = []
+        self.answers_trained = self.answers_read = 0
 
     def _offender(self, where: str, text: str) -> None:
         if len(self.offenders) < _MAX_OFFENDERS:
@@ -135,6 +140,15 @@ class _Accountant:
         more = self.dropped["bad_row"] - len(self.bad)
         tail = [f"… and {more} more bad rows; data.bad_rows='drop' leaves them all out, counted"] if more else []
         errors.raise_if_any(self.bad + tail)
+
+    def count_answers(self, where: str, messages: list[sources.Message], parts: list[Part]) -> None:
+        n_trained = sum(part.trained for part in parts)
+        n_answers = sum(message["role"] == "assistant" for message in messages)
+        self.answers_trained += n_trained
+        self.answers_read += n_answers - n_trained
+        if n_trained < n_answers:
+            what = "the template shows the others differently once later turns follow"
+            self._offender(where, f"{n_trained} of {n_answers} answers are trained: {what}")
 
     def drop(self, where: str, reason: str, n_tokens: int) -> None:
         self.dropped[reason] += 1
@@ -165,6 +179,7 @@ class _Accountant:
                 "dropped": self.tokens_dropped,
                 "longest_example": max(len(example.ids) for example in examples),
             },
+            "answers": {"trained": self.answers_trained, "only_read": self.answers_read},
             "first_offenders": self.offenders,
             "sha256": digest(examples),
         }

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dft_jax import interrupts, workers, writer
+from dft_jax import interrupts, progress, writer
 from dft_jax.evals import benchmarks, grading, scores
 from dft_jax.evals.benchmarks import Problem
 from dft_jax.evals.predictions import Prediction, groups
@@ -56,7 +56,7 @@ def grade(
     how["truncated"] = [p.row.get("truncated") is True for p in predictions]
     with grading.Grader(**settings) as grader:
         graded = grader.grade(items, **how)
-        meanings = _meanings(predictions, graded, grader)
+        meanings = _meanings(grader, predictions, graded)
     rows = [
         {**p.row, "reference": p.reference, "extracted": g.extracted, "verdict": g.verdict}
         for p, g in zip(predictions, graded, strict=True)
@@ -93,15 +93,15 @@ def grade(
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),
-            "peak_host_gib": round(workers.peak_kib() / 2**20, 3),
+            "peak_host_gib": round(progress.peak_host_gib(), 3),
         },
         "environment": writer.environment(),
     }
     return rows, summary
 
 
-def _meanings(predictions: list[Prediction], graded: list[grading.Graded], grader: grading.Grader) -> list[int | None]:
-    """What each prediction's answer means, as in `Scored`."""
+def _meanings(grader: grading.Grader, predictions: list[Prediction], graded: list[grading.Graded]) -> list[int | None]:
+    """What each prediction's answer means, as in `Scored`; one sample of a problem is compared with nothing."""
     of_problem = collections.defaultdict(list)
     for place, prediction in enumerate(predictions):
         of_problem[prediction.benchmark, prediction.temperature, prediction.id].append(place)

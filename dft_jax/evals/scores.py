@@ -160,7 +160,7 @@ def powers_of_two(n_samples: int) -> list[int]:
 def majority(classes_PS: Sequence[Sequence[int | None]], correct_PS: np.ndarray) -> np.ndarray:
     """maj@S of each problem: whether the answer that most of its samples give is correct.
 
-    Samples of one class mean the same (`classes_by_text`, or the grader's); one without an answer
+    Samples of one class mean the same (`grading.Grader.classes`); one without an answer
     (None) does not vote. Of classes with as many votes the one whose first sample is the earliest
     wins; a problem where nobody votes counts as not correct. The winner is correct if any of its
     samples was found so: a verdict of `timeout` on one of them is the machine's doing.
@@ -176,25 +176,6 @@ def majority(classes_PS: Sequence[Sequence[int | None]], correct_PS: np.ndarray)
         pairs = zip(classes_S, correct_S, strict=True)
         right.append(any(correct for each, correct in pairs if each == winner))
     return np.array(right)
-
-
-def classes_by_text(answers: Sequence[str | None], correct: Sequence[bool]) -> list[int | None]:
-    """Numbers for the answers to one problem: equal numbers for those that mean the same, None for no answer.
-
-    All that are correct mean the same; others are compared as text, outer white space aside.
-    """
-    pairs = zip(answers, correct, strict=True)
-    right = {answer.strip() for answer, is_right in pairs if is_right and answer is not None}
-    number_of: dict[str | None, int] = {}
-    classes: list[int | None] = []
-    for answer in answers:
-        if answer is None:
-            classes.append(None)
-            continue
-        text = answer.strip()
-        meaning = None if text in right else text
-        classes.append(number_of.setdefault(meaning, len(number_of)))
-    return classes
 
 
 def loops(text: str) -> bool:

@@ -38,7 +38,8 @@ class Attention(nn.Module):
         D, H, G, K = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
 
         def linear(name, einsum, shape, axes, bias_dims):
-            return layers.Linear(einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, name=name)
+            platform = sharding.platform(self.mesh)
+            return layers.Linear(einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, platform, name=name)
 
         def project(name, heads, axis):
             axes, bias_dims = (axis, "head_dim", "embed"), 2 if c.qkv_bias else 0
@@ -84,7 +85,8 @@ class Layer(nn.Module):
         attention = Attention(c, self.param_dtype, self.mesh, self.block, self.backend, name="attention")
         out_BLD, cache = attention(norm("attention_norm")(x_BLD), segments_BL, positions_BL, cache)
         x_BLD = x_BLD + out_BLD
-        x_BLD = x_BLD + layers.MLP(c, self.param_dtype, name="mlp")(norm("mlp_norm")(x_BLD))
+        mlp = layers.MLP(c, self.param_dtype, sharding.platform(self.mesh), name="mlp")
+        x_BLD = x_BLD + mlp(norm("mlp_norm")(x_BLD))
         x_BLD = sharding.constrain(x_BLD, self.mesh, "batch", "length", "embed_activation")
         return x_BLD, cache if self.keep_cache else None
 

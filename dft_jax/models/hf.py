@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +17,8 @@ from dft_jax import errors, sharding
 from dft_jax.models import Model
 from dft_jax.models.config import ConfigReader, DecoderConfig
 from dft_jax.models.families import FAMILIES
+from dft_jax.models.files import FETCH, begins, check_file, read_json, refuse_code
+from dft_jax.models.tokenizer import Tokenizer, read_tokenizer
 from dft_jax.types import Params
 
 # Downloaded and carried along (an adapter's config to be refused); nothing else is looked at: no pickles, no code.
@@ -32,7 +33,6 @@ ADDITIONAL_TEMPLATES = "additional_chat_templates"
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _REMEDY = "fetch config.json and the weights of one and the same model"
-_FETCH = "fetch the file again"
 # What is sometimes found under the name of a safetensors file, by its first bytes. A header's length, which a whole one
 # begins with, has zeros in bytes 4 to 7.
 _MISTAKEN = {
@@ -69,50 +69,6 @@ def resolve(path: str, revision: str) -> Path:
         ) from error
 
 
-def check_file(file: Path) -> None:
-    """Refuses what only stands for a file of a checkpoint: a link that leads elsewhere, a git-lfs pointer.
-
-    An export copies the tokenizer's files, so a link in a cloned checkpoint would carry any file of this machine along.
-    The hub's cache is made of links, to blobs of its own.
-    """
-    target = Path(os.path.realpath(file))
-    is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
-    if not is_blob and not target.is_relative_to(os.path.realpath(file.parent)):
-        raise errors.UserError(
-            f"{file} is a link out of its folder, to {target}; copy that file here if it belongs here"
-        )
-    if file.is_file() and _begins(file).startswith(b"version https://git-lfs"):
-        raise errors.UserError(f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
-
-
-def _begins(file: Path) -> bytes:
-    with open(file, "rb") as handle:
-        return handle.read(32)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def read_json(file: Path, remedy: str = _FETCH) -> dict:
-    """A JSON object from a file; UserError names file and line, and the remedy for one that is not whole."""
-    if not file.is_file():
-        raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
-    check_file(file)
-    try:
-        text = file.read_text(encoding="utf-8")
-        value = json.loads(text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {remedy}") from error
-    except json.JSONDecodeError as error:
-        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
-    except (OSError, ValueError, RecursionError) as error:  # a key twice, NaN, 5000 digits; nested too deep
-        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {remedy}") from error
-    if not isinstance(value, dict):
-        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}")
-    return value
-
-
 def read_config(folder: Path) -> DecoderConfig:
     """The architecture from `config.json`, every key accounted for (see models/config.py)."""
     file, adapter, generation = (folder / f"{name}.json" for name in ("config", "adapter_config", "generation_config"))
@@ -124,7 +80,7 @@ def read_config(folder: Path) -> DecoderConfig:
     raw = read_json(file)
     if generation.exists():
         read_json(generation)  # carried along to the export, where it should not be what fails
-    _refuse_code(raw, file)
+    refuse_code(raw, file)
     if raw.get("quantization_config") is not None:
         raise errors.UserError(f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original")
     family = raw.pop("model_type", None)
@@ -132,14 +88,6 @@ def read_config(folder: Path) -> DecoderConfig:
         raise errors.UserError(f"{file}: model_type={family!r} is not supported; known: {', '.join(sorted(FAMILIES))}")
     reader = ConfigReader(raw, str(file))
     return reader.finish(FAMILIES[family].read(reader))
-
-
-def _refuse_code(raw: dict, file: Path) -> None:
-    if "auto_map" in raw:
-        raise errors.UserError(
-            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
-            " nothing needs that code"
-        )
 
 
 def source_dtype(folder: Path) -> str:
@@ -228,8 +176,8 @@ def _open(file: Path):
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        begins = _begins(file)
-        remedy = next((text for start, text in _MISTAKEN.items() if re.match(start, begins)), "fetch it again")
+        first = begins(file)
+        remedy = next((text for start, text in _MISTAKEN.items() if re.match(start, first)), "fetch it again")
         raise errors.UserError(f"{file}: not a whole safetensors file ({error}); {remedy}") from error
 
 
@@ -253,9 +201,9 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raw = read_json(index)
         weight_map, metadata = raw.get("weight_map"), raw.get("metadata") or {}
         if not isinstance(metadata, dict) or type(metadata.get("total_size", 0)) not in (int, float):
-            raise errors.UserError(f"{index}: metadata={metadata!r} should have a number as total_size; {_FETCH}")
+            raise errors.UserError(f"{index}: metadata={metadata!r} should have a number as total_size; {FETCH}")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise errors.UserError(f"{index}: 'weight_map' should map tensor names to file names; {_FETCH}")
+            raise errors.UserError(f"{index}: 'weight_map' should map tensor names to file names; {FETCH}")
         for name, file in weight_map.items():
             is_plain = isinstance(file, str) and Path(file).name == file and not set(file) & set("\\:\0")
             if not is_plain or not file.endswith(".safetensors"):
@@ -357,7 +305,8 @@ def digest(files: Iterable[Path]) -> str:
 
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files that make the checkpoint's tokenizer."""
-    return sorted({file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern) if file.is_file()})
+    found = {file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
 
 
 def additional_templates(folder: Path) -> list[Path]:
@@ -365,26 +314,15 @@ def additional_templates(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{ADDITIONAL_TEMPLATES}/*.jinja"))
 
 
-def load_tokenizer(folder: Path):
-    """The checkpoint's own fast tokenizer; no code from the checkpoint is run."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that torch is absent, as it should be
-    from transformers import AutoTokenizer
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer, as its tokenizer.json says; no code from the checkpoint is run.
 
+    Raises:
+      UserError: none that can be used, or files of it that contradict each other (models/tokenizer.py).
+    """
     files = tokenizer_files(folder)
     for file in additional_templates(folder):
         check_file(file)
     for file in files:
         check_file(file)
-        if file.name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
-            _refuse_code(read_json(file), file)
-    remedy = "copy tokenizer.json and tokenizer_config.json of the base model there"
-    if not any(f.name.startswith(("tokenizer.", "vocab")) or f.suffix in (".model", ".tiktoken") for f in files):
-        # For some families transformers would make one up, of the special tokens alone.
-        raise errors.UserError(f"{folder}: no usable tokenizer (no tokenizer.json, nor a vocabulary); {remedy}")
-    with errors.told(f"{folder}: no usable tokenizer", remedy, (Exception,)):  # transformers raises many types
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if tokenizer.eos_token_id is None:
-        raise errors.UserError(
-            f"{folder}: the tokenizer has no eos_token, so no answer could end; set it in tokenizer_config.json"
-        )
-    return tokenizer
+    return read_tokenizer(folder, files)

@@ -18,7 +18,10 @@ def _param(module: nn.Module, name, init, shape, axes, dtype):
 
 
 class Linear(nn.Module):
-    """A product with a kernel [*outputs, *inputs]; `einsum` says over which letters it runs."""
+    """A product with a kernel [*outputs, *inputs]; `einsum` says over which letters it runs.
+
+    `platform` is that of the devices that will run it (see `sharding.platform`).
+    """
 
     einsum: str
     shape: tuple[int, ...]
@@ -26,11 +29,12 @@ class Linear(nn.Module):
     bias_dims: int  # leading kernel dimensions that a bias has; 0 for none
     init_std: float
     param_dtype: jnp.dtype
+    platform: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = _param(self, "kernel", nn.initializers.normal(self.init_std), self.shape, self.axes, self.param_dtype)
-        product = _cpu_product if jax.default_backend() == "cpu" else jnp.einsum
+        product = _cpu_product if self.platform == "cpu" else jnp.einsum
         y = product(self.einsum, x, kernel.astype(x.dtype))
         if self.bias_dims:
             shape, axes = self.shape[: self.bias_dims], self.axes[: self.bias_dims]
@@ -80,13 +84,15 @@ class MLP(nn.Module):
 
     config: DecoderConfig
     param_dtype: jnp.dtype
+    platform: str
 
     @nn.compact
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         c = self.config
 
         def linear(name, einsum, shape, axes):
-            return Linear(einsum, shape, axes, int(c.mlp_bias), c.init_std, self.param_dtype, name=name)
+            bias_dims = int(c.mlp_bias)
+            return Linear(einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, self.platform, name=name)
 
         D, F = c.hidden_size, c.intermediate_size
         gate_BLF = linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)

@@ -1,15 +1,17 @@
-"""Carries out a study: many fine-tunings of one model, and what is measured of them, in one process.
+"""Carries out a study: many fine-tunings of one model, and what is measured of them, in one
+process.
 
 python -m dft_jax.study --spec=experiments/real/dynamics.py:model=FOLDER,data=FOLDER --out=STUDY --minutes=170
 python -m dft_jax.study --spec=experiments/real/dynamics.py --out=STUDY --status
 python -m dft_jax.study --spec=experiments/real/dynamics.py --out=STUDY --report
 
-The same command continues what was stopped or killed: each phase of an arm (train, held out, evaluate, prune) leaves a
-done-file in STUDY/done, and is skipped from then on, even where its checkpoint is gone. STUDY/done may be copied from
-elsewhere. --status and --report read done-files only, take seconds, and may be asked for while a study runs.
+The same command continues what was stopped or killed: each phase of an arm (train, held out,
+evaluate, prune) leaves a done-file in STUDY/done, and is skipped from then on, even where its
+checkpoint is gone. STUDY/done may be copied from elsewhere. --status and --report read done-files
+only, take seconds, and may be asked for while a study runs.
 
-Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 stopped by a signal, or the next phase
-would not fit into --minutes; all of it is saved, and the same command continues.
+Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 stopped by a signal,
+or the next phase would not fit into --minutes; all of it is saved, and the same command continues.
 """
 
 from absl import flags
@@ -47,9 +49,10 @@ def _run(spec: spec_lib.Spec, folder) -> None:
     from dft_jax.study import run  # slow to import, and not needed above
 
     cli.keep_compilations()
-    with run_directory.locked(folder, "--out"), interrupts.Interrupts():
-        lab = run.open_laboratory(spec)
-        run.Study(lab, folder, Clock(_MINUTES.value)).run()
+    with interrupts.Interrupts():
+        lab = run.open_laboratory(spec)  # before there is a folder: what is refused leaves nothing
+        with run_directory.locked(folder, "--out"):
+            run.Study(lab, folder, Clock(_MINUTES.value)).run()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """What a model makes of held-out text: token by token, and at other temperatures, from one pass.
 
-Dividing the logits by a temperature T sharpens or flattens every distribution without learning anything. So the nll at
-the temperature that suits a model best says what it knows, and its nll at the temperature where its entropy is another
-model's compares the two as if neither had been sharpened. Both come from a grid of 1/T, β, at each of which nll and
-mean entropy are known together with their derivatives, so that a cubic Hermite spline through them is exact to some
-1e-5 nats.
+Dividing the logits by a temperature T sharpens or flattens every distribution without learning
+anything. So the nll at the temperature that suits a model best says what it knows, and its nll at
+the temperature where its entropy is another model's compares the two as if neither had been
+sharpened. Both come from a grid of 1/T, β, at each of which nll and mean entropy are known together
+with their derivatives, so that a cubic Hermite spline through them gives both to some 1e-4 nats.
 
-Further letters here: K inverse temperatures, P trained tokens of a batch (padded to whole chunks), T all trained
-tokens of a text.
+Further letters here: K inverse temperatures, P trained tokens of a batch (padded to whole chunks),
+T all trained tokens of a text.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ CHUNK_TOKENS = 256  # whose logits exist at once: 50 MB for a vocabulary of 49,1
 BELOW, ABOVE = 0.01, 0.9
 
 
-# ---- on the devices -------------------------------------------------------------------------------------------------
+# ---- on the devices ------------------------------------------------------------------------------
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +59,8 @@ def token_values(
 ) -> TokenValues:
     """Everything that is measured of P tokens, `chunk_tokens` (which divides P) at a time.
 
-    Matrix products run in the dtype of `hidden_PD` and accumulate in float32; what follows is float32.
+    Matrix products run in the dtype of `hidden_PD` and accumulate in float32; what follows is
+    float32.
     """
     head_VD = head_VD.astype(hidden_PD.dtype)
     dtype = jnp.promote_types(jnp.float32, hidden_PD.dtype)
@@ -89,10 +90,11 @@ def token_values(
 
 
 def _at_beta(logits_CV, target_C, beta):
-    """nll, entropy and their derivatives in β of softmax(β · logits); the largest logit of each token is 0.
+    """nll, entropy and their derivatives in β of softmax(β · logits); the largest logit of each
+    token is 0.
 
-    nll = log Σ exp(βz) - β z_target, with derivative E[z] - z_target; entropy = log Σ exp(βz) - β E[z], with
-    derivative -β Var[z].
+    nll = log Σ exp(βz) - β z_target, with derivative E[z] - z_target; entropy = log Σ exp(βz) - β
+    E[z], with derivative -β Var[z].
     """
     exp_CV = jnp.exp(beta * logits_CV)
     sum_C = exp_CV.sum(axis=-1)
@@ -104,7 +106,8 @@ def _at_beta(logits_CV, target_C, beta):
 
 
 def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValues]:
-    """Returns the jitted measure(params, batch [1, B, L], index_P): values of the tokens at these places of B · L."""
+    """Returns the jitted measure(params, batch [1, B, L], index_P): values of the tokens at these
+    places of B · L."""
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def measure(params: Params, batch: Batch, index_P: Int[Array, " P"]) -> TokenValues:
@@ -116,15 +119,15 @@ def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValu
     return measure
 
 
-# ---- on the host ----------------------------------------------------------------------------------------------------
+# ---- on the host ---------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedText:
     """Held-out examples as batches of one size.
 
-    `index_P` are the places of trained tokens, `example_P` and `place_P` say which token of which example each is;
-    the first `n_tokens` count, the others fill chunks up.
+    `index_P` are the places of trained tokens, `example_P` and `place_P` say which token of which
+    example each is; the first `n_tokens` count, the others fill chunks up.
     """
 
     batches: list[Batch]
@@ -159,10 +162,11 @@ def pack(examples: list[Example], row_length: int, rows: int, chunk_tokens: int 
 
 
 def answer_places(example: Example, tokenizer, mark: str) -> range:
-    r"""The places in `example.ids` of the tokens that spell the answer after the last `mark`, empty without one.
+    r"""The places in `example.ids` of the tokens that spell the answer after the last `mark`, empty
+    without one.
 
-    After a mark that ends in an opening brace, as in `\\boxed{`, the answer ends before the brace that closes it; after
-    another, as in `####`, with the line.
+    After a mark that ends in an opening brace, as in `\\boxed{`, the answer ends before the brace
+    that closes it; after another, as in `####`, with the line.
 
     Raises:
       ValueError: the text of the ids is not that of its parts, so that places cannot be found.
@@ -171,7 +175,7 @@ def answer_places(example: Example, tokenizer, mark: str) -> range:
     ids = example.ids[first_trained:].tolist()
 
     def text(n: int) -> str:
-        return tokenizer.decode(ids[:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(ids[:n], skip_special_tokens=True)
 
     whole = text(len(ids))
     if mark not in whole:
@@ -205,9 +209,10 @@ def _closing(text: str, start: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """A model on a text. Means are over the tokens; nats. Lists with `_K` belong to `BETAS_K`, those with `_E` to the
-    examples in their order. `answers_right_E` is 1 where every token of an answer is the model's first choice after
-    the demonstration's own steps, -1 where an example has no answer, and empty where nobody asked."""
+    """A model on a text. Means are over the tokens; nats. Lists with `_K` belong to `BETAS_K`,
+    those with `_E` to the examples in their order. `answers_right_E` is 1 where every token of an
+    answer is the model's first choice after the demonstration's own steps, -1 where an example has
+    no answer, and empty where nobody asked."""
 
     tokens: int
     nll: float
@@ -235,9 +240,15 @@ class Measures:
 
 
 def measure_text(
-    measure: Callable, params: Params, text: PackedText, answers: list[range] | None, mesh, check=interrupts.check
+    measure: Callable,
+    params: Params,
+    text: PackedText,
+    answers: list[range] | None,
+    mesh,
+    check=interrupts.check,
 ) -> Measures:
-    """Runs `measure` (of make_measure) over a text. `check` is called before each batch, and may raise.
+    """Runs `measure` (of make_measure) over a text. `check` is called before each batch, and may
+    raise.
 
     `answers` are the places of each example's answer.
     """
@@ -307,7 +318,7 @@ def _rounded(x, digits: int = 5) -> list[float]:
     return [round(float(value), digits) for value in x]
 
 
-# ---- temperatures ---------------------------------------------------------------------------------------------------
+# ---- temperatures --------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,7 +343,8 @@ def best(measures: Measures) -> AtTemperature | None:
 
 
 def at_entropy(measures: Measures, entropy: float) -> AtTemperature | None:
-    """The temperature at which the mean entropy is `entropy`, nats; None where it would lie outside the grid.
+    """The temperature at which the mean entropy is `entropy`, nats; None where it would lie outside
+    the grid.
 
     The entropy falls as β rises, so there is one.
     """

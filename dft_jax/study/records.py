@@ -1,10 +1,11 @@
-"""Done-files: what a study has finished, as small JSON files that outlast everything else, and can be committed.
+"""Done-files: what a study has finished, as small JSON files that outlast everything else, and can
+be committed.
 
 STUDY/done/<arm>/inputs.json       what the arm's results depend on
 STUDY/done/<arm>/train-0008.json   steps 5 to 8, if 4 is measured before 8: what each step reported
 STUDY/done/<arm>/heldout-0008.json, evaluate.json, prune.json
-STUDY/checkpoints/<arm>/           of an arm in progress; may be gone, then the arm is trained again where needed
-STUDY/evaluations/<arm>/           completions and verdicts
+STUDY/checkpoints/<arm>/           of an arm in progress; may be gone, then the arm is trained again
+where needed STUDY/evaluations/<arm>/           completions and verdicts
 STUDY/exports/<arm>/               what `keep='parameters'` keeps
 """
 
@@ -23,7 +24,8 @@ DONE, INPUTS = "done", "inputs.json"
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """The content of a done-file. `work` is how much was done, in the unit of its kind: steps, positions, tokens."""
+    """The content of a done-file. `work` is how much was done, in the unit of its kind: steps,
+    positions, tokens."""
 
     phase: str
     inputs_sha256: str
@@ -35,7 +37,8 @@ class Done:
 
 
 class Records:
-    """The done-files of a study in `folder`, against what `spec` says; reads and writes no arrays."""
+    """The done-files of a study in `folder`, against what `spec` says; reads and writes no
+    arrays."""
 
     def __init__(self, folder: Path, spec: Spec):
         self.folder, self.spec = folder / DONE, spec
@@ -85,7 +88,14 @@ class Records:
             file.parent.mkdir(parents=True, exist_ok=True)
             writer.write_json(file, inputs)
 
-    def write(self, phase: Phase, seconds: float, work: int, made_by: dict[str, Any], results: dict[str, Any]) -> None:
+    def write(
+        self,
+        phase: Phase,
+        seconds: float,
+        work: int,
+        made_by: dict[str, Any],
+        results: dict[str, Any],
+    ) -> None:
         """Makes the phase done: the file appears whole, or not at all."""
         done = Done(
             phase=str(phase),

@@ -1,4 +1,5 @@
-"""What a study found so far: tables with intervals, all numbers as CSV, and a picture; from done-files alone."""
+"""What a study found so far: tables with intervals, all numbers as CSV, and a picture; from
+done-files alone."""
 
 import collections
 import dataclasses
@@ -83,7 +84,8 @@ def _values(found: Measures, base_entropy: float | None) -> dict[str, float | No
 
 
 def _clipped_share(records: Records, at: Phase) -> float | None:
-    """Share of the steps up to this one whose gradient was clipped; None where a train phase is missing."""
+    """Share of the steps up to this one whose gradient was clipped; None where a train phase is
+    missing."""
     steps = []
     for phase in spec_lib.phases_of(records.spec, at.arm):
         if phase.kind == "train" and phase.step <= at.step:
@@ -94,11 +96,12 @@ def _clipped_share(records: Records, at: Phase) -> float | None:
     return sum(step["is_clipped"] for step in steps) / len(steps)
 
 
-# ---- over seeds -----------------------------------------------------------------------------------------------------
+# ---- over seeds ----------------------------------------------------------------------------------
 
 
 def interval(values: list[float]) -> tuple[float, float, float] | None:
-    """Mean and its 95 % interval over seeds, with the quantile of Student's t; None for fewer than two."""
+    """Mean and its 95 % interval over seeds, with the quantile of Student's t; None for fewer than
+    two."""
     if len(values) < 2:
         return None
     mean, error = float(np.mean(values)), float(stats.sem(values))
@@ -149,7 +152,8 @@ def values_table(spec: Spec, rows: list[Row], text: str, step: int) -> str:
 
 
 def differences_table(spec: Spec, rows: list[Row], text: str, step: int, reference: str = "sft") -> str:
-    """Each objective minus `reference` at the same rate, paired by seed; empty where there is no pair."""
+    """Each objective minus `reference` at the same rate, paired by seed; empty where there is no
+    pair."""
     of_setting, lines = by_setting(rows, text, step), []
     for objective, rate in _settings(spec):
         ours, theirs = of_setting.get((objective, rate), {}), of_setting.get((reference, rate), {})
@@ -181,7 +185,7 @@ def _markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-# ---- the report -----------------------------------------------------------------------------------------------------
+# ---- the report ----------------------------------------------------------------------------------
 
 
 def completeness(records: Records) -> str:
@@ -257,7 +261,8 @@ def write(records: Records, folder: Path) -> str:
 
 
 def draw(records: Records, rows: list[Row], file) -> None:
-    """A panel for each measure: against steps, a thin line for each seed, a thick one for their mean."""
+    """A panel for each measure: against steps, a thin line for each seed, a thick one for their
+    mean."""
     plt, spec = figures.pyplot(), records.spec
     panels = []
     for text in spec.texts:
@@ -283,7 +288,14 @@ def draw(records: Records, rows: list[Row], file) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("step", fontsize=8)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    made.legend(handles, labels, frameon=False, fontsize=8, ncols=max(len(labels), 1), loc="outside lower center")
+    made.legend(
+        handles,
+        labels,
+        frameon=False,
+        fontsize=8,
+        ncols=max(len(labels), 1),
+        loc="outside lower center",
+    )
     made.suptitle(_title(records), x=0.01, ha="left", fontsize=10)
     made.savefig(file, dpi=130)
     plt.close(made)

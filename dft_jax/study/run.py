@@ -1,8 +1,10 @@
-"""One process for all arms of a study: model, tokenizer and data are loaded once, and each program compiled once.
+"""One process for all arms of a study: model, tokenizer and data are loaded once, and each program
+compiled once.
 
-Rate and seed of an arm are arguments: the rate multiplies a schedule whose peak is 1 (train.make_update), and the seed
-decides which examples a step holds. A study that was stopped or killed continues with the same command: phases with a
-done-file are skipped, and an arm in progress resumes from its checkpoint, or is trained again up to where it was.
+Rate and seed of an arm are arguments: the rate multiplies a schedule whose peak is 1
+(train.make_update), and the seed decides which examples a step holds. A study that was stopped or
+killed continues with the same command: phases with a done-file are skipped, and an arm in progress
+resumes from its checkpoint, or is trained again up to where it was.
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ from dft_jax import (
 )
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
+from dft_jax.data.chat import Template
 from dft_jax.evals import runner
 from dft_jax.models import Model, hf
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
@@ -40,7 +43,8 @@ from dft_jax.types import Params, TrainState
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """A text as it is measured. `answers` are the places of each example's answer; None where nobody asks."""
+    """A text as it is measured. `answers` are the places of each example's answer; None where
+    nobody asks."""
 
     packed: measures.PackedText
     answers: list[range] | None
@@ -61,6 +65,7 @@ class Laboratory:
     texts: dict[str, HeldOut]
     plan: runner.Plan | None
     contents: dict[str, str]
+    programs: dict[str, Callable] = dataclasses.field(default_factory=dict)  # by objective
 
     @functools.cached_property
     def optimizer(self):
@@ -102,9 +107,13 @@ def open_laboratory(spec: Spec) -> Laboratory:
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = train.load_model(config)
+    refuse_undated(spec, tokenizer)
     examples, _ = train.load_data(config, tokenizer, model)
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
-    plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.") if spec.evaluation else None
+    plan = None
+    if spec.evaluation:
+        date, trained = config.data.date, config.data.template
+        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained)
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
         "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
@@ -129,6 +138,17 @@ def open_laboratory(spec: Spec) -> Laboratory:
         by_examples=config.train.loss_normalization == "official",
     )
     return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents)
+
+
+def refuse_undated(spec: Spec, tokenizer) -> None:
+    """UserError where a template writes the date and the spec has none: a study goes over several days."""
+    names = [spec.config.data.template, *([spec.evaluation.prompt] if spec.evaluation else [])]
+    for name in names:
+        if Template(name, tokenizer).is_dated and not spec.config.data.date:
+            raise errors.UserError(
+                f"the template {name!r} writes the date, which differs between the days of a study; give"
+                " one in the spec, as in config.data.date = '2026-07-26'"
+            )
 
 
 def weights_digest(config, source: Path) -> str:
@@ -171,7 +191,6 @@ class Study:
         self.lab, self.folder, self.clock = lab, folder, clock
         self.records = records_lib.Records(folder, lab.spec)
         self.made_by = records_lib.made_by()
-        self.programs: dict[str, Callable] = {}
         learn_speeds(clock, self.records)
 
     def run(self) -> None:
@@ -229,7 +248,12 @@ class Study:
         begin, results = time.monotonic(), {}
         for name, text in self.lab.texts.items():
             found = measures.measure_text(
-                self.lab.measure, params, text.packed, text.answers, self.lab.model.mesh, self.clock.check
+                self.lab.measure,
+                params,
+                text.packed,
+                text.answers,
+                self.lab.model.mesh,
+                self.clock.check,
             )
             results[name] = measures.to_json(found)
             shown = f"nll {found.nll:.4f}, p {found.mean_p:.4f}, entropy {found.entropy:.4f}"
@@ -248,11 +272,12 @@ class Study:
         self.records.write(phase, seconds, work, self.made_by, {"results": summary["results"]})
 
     def program(self, objective: str) -> Callable:
-        """step(state, batch, peak) -> (state, sums) of an objective, compiled for every row count."""
-        if objective not in self.programs:
-            with self.clock.timed("compile"):
-                self.programs[objective] = self._compile(objective)
-        return self.programs[objective]
+        """step(state, batch, peak) -> (state, sums) of an objective, compiled for every row
+        count."""
+        programs = self.lab.programs
+        if objective not in programs:
+            programs[objective] = self._compile(objective)
+        return programs[objective]
 
     def _compile(self, objective: str) -> Callable:
         lab, found = self.lab, objectives.make_objective(objective)
@@ -272,13 +297,19 @@ class Study:
             self.clock.check()
             n_rows = count // lab.packer.accumulation
             shape = (lab.packer.accumulation, n_rows, lab.packer.row_length)
-            arguments = (reference, lab.abstract_state, sharding.abstract_batch(shape, lab.model.mesh), peak)
+            arguments = (
+                reference,
+                lab.abstract_state,
+                sharding.abstract_batch(shape, lab.model.mesh),
+                peak,
+            )
             compiled[n_rows] = jitted.lower(*arguments).compile()
         return lambda state, batch, peak: compiled[batch.tokens_BL.shape[1]](reference, state, batch, peak)
 
 
 class Training:
-    """The training of one arm: a state that moves from one measured step to the next. Enter it, to have it saved."""
+    """The training of one arm: a state that moves from one measured step to the next. Enter it, to
+    have it saved."""
 
     def __init__(self, study: Study, arm: Arm):
         self.study, self.arm, self.lab, self.clock = study, arm, study.lab, study.clock
@@ -300,11 +331,12 @@ class Training:
             print(f"{self.arm.name}: resuming from step {step}", flush=True)
         else:
             self.state = self.lab.initial_state()
-        self.saved_at = time.monotonic()
+        self.checkpoints.start_clock()
         return self
 
     def _is_usable(self, step: int) -> bool:
-        """Whether nothing before `step` is missing: a done-file may have been removed, to have it made again."""
+        """Whether nothing before `step` is missing: a done-file may have been removed, to have it
+        made again."""
         before = [phase for phase in spec_lib.phases_of(self.lab.spec, self.arm) if phase.step <= step]
         needed = [p for p in before if p.kind == "train" or (p.kind == "heldout" and p.step < step)]
         return all(self.study.records.is_done(phase) for phase in needed)
@@ -342,7 +374,7 @@ class Training:
                 self.step += 1
                 self.rows.append(self._row(jax.device_get(sums)))
                 bar.update()
-                if time.monotonic() - self.saved_at > 60 * self.lab.spec.checkpoint_minutes:
+                if self.checkpoints.is_due(self.lab.spec.config.checkpoint.every_minutes):
                     self.save()
 
     def _row(self, sums: dict[str, Any]) -> dict[str, Any]:
@@ -352,14 +384,16 @@ class Training:
         row: dict[str, Any] = {name: round(float(sums[key]) / n, 6) for name, key in names.items()}
         norm = float(sums["gradient_norm"])
         row |= {"step": self.step, "tokens": int(n), "is_finite": bool(sums["is_finite"])}
-        row |= {"learning_rate": float(f"{float(sums['learning_rate']):.6g}"), "gradient_norm": round(norm, 6)}
+        row |= {
+            "learning_rate": float(f"{float(sums['learning_rate']):.6g}"),
+            "gradient_norm": round(norm, 6),
+        }
         return row | {"is_clipped": norm > self.lab.spec.config.optimizer.clip_norm}
 
     def save(self) -> None:
         with self.clock.timed("save"):
             self.checkpoints.save(self.step, self.state, {"rows": self.rows})
             self.checkpoints.wait()
-        self.saved_at = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """Saves what was trained since the last checkpoint where the study was stopped."""

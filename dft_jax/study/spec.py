@@ -1,7 +1,7 @@
 """What a study is: arms, the texts that they are measured on, and the phases that this makes.
 
-A spec is a Python file with `get_spec(argument)`, as a config is one with `get_config(argument)`; see
-experiments/real/dynamics.py.
+A spec is a Python file with `get_spec(argument)`, as a config is one with `get_config(argument)`;
+see experiments/real/dynamics.py.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ KEEP = ("parameters", "nothing")
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One fine-tuning. Arms differ in these alone, so that those of one objective share a program."""
+    """One fine-tuning. Arms differ in these alone, so that those of one objective share a
+    program."""
 
     objective: str
     learning_rate: float
@@ -39,9 +40,10 @@ class Arm:
 class Text:
     """Demonstrations that models are measured on, token by token.
 
-    `path` and `rows` are as in a config's `data`; `max_length` is that of an example, of which longer ones are left
-    out (0: that of the config); `max_examples` are the first ones (0: all). `answer_mark` stands before an answer, as
-    `\\boxed{` or `####` does; empty where nobody asks for answers.
+    `path` and `rows` are as in a config's `data`; `max_length` is that of an example, of which
+    longer ones are left out (0: that of the config); `max_examples` are the first ones (0: all).
+    `answer_mark` stands before an answer, as `\\boxed{` or `####` does; empty where nobody asks for
+    answers.
     """
 
     name: str
@@ -56,10 +58,10 @@ class Text:
 class Spec:
     """A study.
 
-    `config` is that of every arm, but for objective, rate and seed. `arms` are done in this order: with seeds
-    outermost, every prefix is balanced. `measured_at` are the steps at which the texts are read, besides 0.
-    `evaluation` says what is sampled and graded at the end of each arm, None for nothing. `keep` says what stays of a
-    finished arm besides its results.
+    `config` is that of every arm, but for objective, rate and seed. `arms` are done in this order:
+    with seeds outermost, every prefix is balanced. `measured_at` are the steps at which the texts
+    are read, besides 0. `evaluation` says what is sampled and graded at the end of each arm, None
+    for nothing. `keep` says what stays of a finished arm besides its results.
     """
 
     name: str
@@ -70,7 +72,6 @@ class Spec:
     rows_at_once: int = 4  # packed rows that are measured at once
     evaluation: Settings | None = None
     keep: str = "nothing"
-    checkpoint_minutes: float = 10.0  # between checkpoints of the arm in progress
 
     @property
     def steps(self) -> int:
@@ -79,7 +80,8 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A piece of work with a done-file. `step` is the last of a train phase, and the one that another phase is at."""
+    """A piece of work with a done-file. `step` is the last of a train phase, and the one that
+    another phase is at."""
 
     arm: Arm | None  # None is the model as it is
     kind: str  # train, heldout, evaluate, prune
@@ -117,7 +119,8 @@ def phases(spec: Spec) -> list[Phase]:
     return [phase for arm in (None, *spec.arms) for phase in phases_of(spec, arm)]
 
 
-# ---- what a phase depends on ----------------------------------------------------------------------------------------
+# ---- what a phase depends on
+# ----------------------------------------------------------------------------------------
 
 # Of the inputs' names, the beginnings that each kind of phase depends on.
 _DEPENDS = {
@@ -126,15 +129,28 @@ _DEPENDS = {
     "evaluate": ("config.", "train_data", "evaluation."),
     "prune": ("config.", "train_data", "keep"),
 }
+_ARM_KEYS = (
+    "objective",
+    "optimizer.learning_rate",
+    "train.seed",
+)  # named even where they are the default
 _MODEL_ONLY = ("config.model.", "config.data.")  # all that the base depends on of the config
 _CARRIED_OUT = ("benchmark_data", "slots", "workers")  # of an evaluation: how, not what
 
 
 def inputs_of(spec: Spec, arm: Arm | None) -> dict[str, Any]:
-    """What the results of an arm depend on, as far as the spec says it: plain values by name, no paths."""
+    """What the results of an arm depend on, as far as the spec says it: plain values by name, no
+    paths.
+
+    Of the config only what differs from the default is there: a key that a later version adds, with
+    a default that means what was done before, leaves what is done as it is.
+    """
     config = config_of(spec, arm) if arm else spec.config
-    kept = config_lib.kept_on_resume(config)
-    found: dict[str, Any] = {f"config.{key}": value for key, value in kept.items()}
+    default = config_lib.flatten(config_lib.get_default())
+    found: dict[str, Any] = {}
+    for key, value in config_lib.kept_on_resume(config).items():
+        if value != default[key] or key in _ARM_KEYS:
+            found[f"config.{key}"] = value
     if arm is None:
         found = {name: value for name, value in found.items() if name.startswith(_MODEL_ONLY)}
     for text in spec.texts:
@@ -162,14 +178,16 @@ def digest(inputs: dict[str, Any], kind: str) -> str:
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
-# ---- reading and checking -------------------------------------------------------------------------------------------
+# ---- reading and checking
+# -------------------------------------------------------------------------------------------
 
 
 def read(given: str) -> Spec:
     """The spec of `FILE` or `FILE:argument`.
 
     Raises:
-      UserError: no such file, no get_spec in it, an exception from it (named with its line), or a wrong spec.
+      UserError: no such file, no get_spec in it, an exception from it (named with its line), or a
+      wrong spec.
     """
     file, colon, argument = given.partition(":")
     if not Path(file).is_file():

@@ -39,14 +39,12 @@ TPU_CASES = [
 def compile_step(planner, setting, devices):
     """The training step of `planner` under `setting`, compiled for these devices."""
     import jax
-    from jax.sharding import AxisType
 
     from dft_jax import models, objectives, optimizer as optimizer_lib, sharding, train
 
     config = planner.config
     n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
-    types = (AxisType.Auto,) * len(sharding.MESH_AXES)
-    mesh = jax.make_mesh(setting.mesh, sharding.MESH_AXES, types, devices=devices[:n_devices])
+    mesh = jax.make_mesh(setting.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices])
     options = {name: config.model[name] for name in models.OPTIONS} | {"remat": setting.remat}
     model = models.build(planner.architecture, mesh, **options)
     schedule = optimizer_lib.make_schedule(config.optimizer, 100)

@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from ml_collections import ConfigDict
+from tokenizers import Tokenizer, processors
 
 from dft_jax import assets, config as config_lib
 from dft_jax.data import loader, packing
 from dft_jax.data.chat import STYLES, Template
-from dft_jax.models import hf
+from dft_jax.models import hf, tokenizer as ours
 from tests.conftest import make_mesh
 
 
@@ -98,7 +99,7 @@ def test_only_assistant_turns_of_a_conversation_are_trained(tmp_path, tokenizer)
     turns = [("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "sure?"), ("assistant", "yes")]
     rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
     (example,) = load(tmp_path, rows, tokenizer, rows="messages", max_length=256).examples
-    assert trained_text(example, tokenizer) == "2<|im_end|>yes<|im_end|><|endoftext|>"
+    assert trained_text(example, tokenizer) == "2<|im_end|>yes<|endoftext|>"
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
@@ -110,12 +111,9 @@ def test_named_styles(style, tokenizer):
 
 def test_a_tokenizer_that_begins_texts_with_bos_begins_the_prompt_with_it(tmp_path):
     """As Llama's and DeepSeek's do: once, at the very start, untrained; a chat template writes its own."""
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
-
     backend = Tokenizer.from_file(str(assets.TINY / "tokenizer.json"))
     backend.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
-    llama = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|endoftext|>")
+    llama = ours.Tokenizer(backend, ours.Settings({"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}))
     config = data_config(template="plain")
     file = write_rows(tmp_path, [{"prompt": "1+1?", "completion": "2"}])
     (example,) = loader.load_examples(file, config, llama, 264).examples
@@ -242,3 +240,29 @@ def test_gsm8k_with_the_real_tokenizer(shared):
     sizes = [packing.slots(example) for example in examples.examples[:256]]
     fewest = -(-sum(sizes) // 1024)  # no packing can take fewer rows
     assert fewest <= len(packing.best_fit(sizes, 1024)) <= fewest + 2
+
+
+def test_rows_can_be_longer_than_examples(tokenizer):
+    """Fewer empty positions; the examples, and what of them is trained, are the same."""
+    from tests.training import tiny_config, tiny_examples
+
+    examples, mesh, tokens, efficiency = tiny_examples(), make_mesh(), [], []
+    for row_length in (0, 640):
+        config = tiny_config(**{"data.row_length": row_length}).data
+        how = dict(steps=4, global_batch=8, accumulation=1, seed=0, row_length=loader.row_length(config))
+        steps = loader.Steps(examples, mesh, **how)
+        assert steps[0].batch.tokens_BL.shape[-1] == (row_length or config.max_length)
+        of_step = []
+        for n in range(4):
+            batch = steps[n].batch
+            of_step.append(sorted(batch.targets_BL[batch.mask_BL].tolist()))
+        tokens.append(of_step)
+        efficiency.append(sum(steps[n].efficiency for n in range(4)))
+    assert tokens[0] == tokens[1]
+    assert efficiency[1] > efficiency[0]
+
+
+def test_a_config_from_before_row_length_has_rows_of_max_length():
+    config = config_lib.get_default().data.to_dict()
+    del config["row_length"]
+    assert loader.row_length(ConfigDict(config).lock()) == config["max_length"]

@@ -197,21 +197,6 @@ def test_most_without_an_answer_and_most_cut_are_said_with_the_remedy(run):
     assert warnings_of(2, 4) == []
 
 
-def test_the_vote_is_by_meaning(run):
-    """Two spellings of the right answer, each as often as the wrong one, have the majority together."""
-    given = ["0.75", r"\frac34", "2", "2", "0.75"]
-    right = {"0.75", r"\frac34"}
-
-    def graded(self, completion, reference):
-        answer = completion.rpartition("\\boxed{")[2].removesuffix("}.")
-        return grading.Graded("correct" if answer in right else "wrong", answer)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StubGrader, "_grade", graded)
-        _, summary = run([row("60", s, boxed(answer)) for s, answer in enumerate(["2", "2", *given[:2], given[4]])])
-    assert summary["results"][0]["maj_at_k"]["mean"] == 1
-
-
 def test_digests_are_of_question_and_reference(run, folder):
     """The same whatever the id; another for another question or answer; without the benchmark, of the reference."""
 
@@ -400,6 +385,22 @@ def test_command_as_a_user_starts_it(folder):
     assert summary["results"][0]["avg_at_k"]["mean"] == 3 / 8
 
 
+def test_the_vote_is_by_meaning(folder, capfd, monkeypatch):
+    """Three spellings of the right answer outvote a wrong one; two of a wrong one outvote a right one (real grader)."""
+    votes = {"60": ["61", "61.0", r"\frac{122}{2}", "2", "2"], "61": ["62", "0.75", r"\dfrac34", "7", "62.0"]}
+    votes["62"] = ["63", "0.75", r"\dfrac34", "7", r"\frac{3}{4}"]
+    rows = [row(id_, s, boxed(answer)) for id_, answers in votes.items() for s, answer in enumerate(answers)]
+    write_rows(folder / "predictions.jsonl", rows)
+    arguments = [f"--grade={folder}/predictions.jsonl", f"--benchmark_data={folder}/data", "--workers=1"]
+    outcome = run_command(evaluate.main, arguments, capfd, monkeypatch)
+    assert outcome.code == 0, outcome.stderr
+    result = json.loads((folder / "scores.json").read_text())["results"][0]
+    # Of 61's, right and wrong have two votes each; the right one's first sample is the earlier.
+    assert result["majority_correct_of_problem"] == {"60": True, "61": True, "62": False}
+    assert result["correct_share_of_problem"] == pytest.approx({"60": 0.6, "61": 0.4, "62": 0.2})
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("flag,name", [("--last_number", "strict"), ("--mode=paper", "paper")])
 def test_modes_of_the_real_grader(flag, name, folder, capfd, monkeypatch):
     """Both take the last number of a text that marks no answer, and scores.json says so."""

@@ -102,6 +102,7 @@ def test_the_guard_refuses(tmp_path):
     assert len(guard.refused) == len(refused)
 
 
+@pytest.mark.slow
 def test_hangs_cost_little_and_the_grader_goes_on():
     *items, peak = run("grading_hangs.py", "1")
     kinds = [item["kind"] for item in items]

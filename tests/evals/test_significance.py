@@ -14,7 +14,7 @@ def test_p_against_all_flips():
     differences = [np.random.default_rng(seed).normal(0.5, 1, size=10) for seed in range(4)]
     signs = np.array(list(itertools.product([-1, 1], repeat=10)))
     exact = [np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-9) for d in differences]
-    assert significance.sign_flip_p_values(differences) == pytest.approx(exact, abs=0.005)
+    assert significance.sign_flip_p_values(differences) == pytest.approx(exact, abs=0.02)
 
 
 @pytest.mark.parametrize("gained,lost", [(6, 0), (7, 1), (20, 3), (5, 5)])
@@ -23,19 +23,20 @@ def test_one_sample_is_mcnemar(gained, lost):
     [p] = significance.sign_flip_p_values([difference_P])
     exact = stats.binomtest(gained, gained + lost).pvalue
     # Four standard deviations of a share of so many flips, and the one flip that is added.
-    chance = 4 * np.sqrt(exact * (1 - exact) / significance.FLIPS) + 1 / significance.FLIPS
+    flips = significance.FLIPS if exact < 0.005 else significance.FLIPS / 10
+    chance = 4 * np.sqrt(exact * (1 - exact) / flips) + 1 / flips
     assert p == pytest.approx(exact, abs=chance)
 
 
 def test_equal_runs_have_p_one_and_unequal_lengths_are_fine():
-    assert significance.sign_flip_p_values([np.zeros(30), np.ones(7)]) == pytest.approx([1, 2**-6], abs=2e-3)
+    assert significance.sign_flip_p_values([np.zeros(30), np.ones(7)]) == pytest.approx([1, 2**-6], abs=6e-3)
     assert significance.sign_flip_p_values([]) == []
 
 
 def test_sums_that_rounding_would_tell_apart_are_equal():
     """Of thirds and sevenths: a flip of all signs has the same absolute sum."""
     [p] = significance.sign_flip_p_values([np.array([1 / 3, 1 / 7])])
-    assert p == pytest.approx(0.5, abs=0.01)
+    assert p == pytest.approx(0.5, abs=0.02)
 
 
 def test_p_is_uniform_where_nothing_differs():
@@ -63,4 +64,4 @@ def test_holm_against_adjusted_p():
 def test_the_largest_benchmarks_take_a_moment():
     random, began = np.random.default_rng(4), time.perf_counter()
     significance.sign_flip_p_values([random.normal(size=1319) for _ in range(6)])
-    assert time.perf_counter() - began < 20
+    assert time.perf_counter() - began < 10

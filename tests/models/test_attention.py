@@ -29,9 +29,11 @@ def dense_attention(q, k, v, segments_BL, window):
 def test_equals_dense(block, window, groups):
     rng = np.random.default_rng(0)
     B, L, H, K = 2, 17, 4, 6
+    # Compiled operation by operation it takes several times as long.
+    attend = jax.jit(causal_attention, static_argnames=("window", "block"))
     with jax.enable_x64(True):
         q = rng.normal(size=(B, L, H, K))
         k, v = rng.normal(size=(2, B, L, groups, K))
         segments_BL = np.array([[1] * 5 + [2] * 9 + [0] * 3, [1] * 17], np.int32)
-        found = causal_attention(q, k, v, segments_BL, window=window, block=block)
+        found = attend(q, k, v, segments_BL, window=window, block=block)
         np.testing.assert_allclose(found, dense_attention(q, k, v, segments_BL, window), rtol=1e-12, atol=1e-12)

@@ -99,20 +99,25 @@ for data, split in panels:
         row[f"{words}: DFT − SFT"] = results.text(results.difference(rows["dft"], rows["sft"]), sign=True)
     row["best T of each"] = " / ".join(f"{best[o]:g}" for o in NAMES)
     _, _, entropy = next(point for point in against_temperature("dft", data, split) if point[0] == 1.0)
-    dft_SP = results.shares(select("dft", data, split, "temperatures", 1.0))
+    dft = select("dft", data, split, "temperatures", 1.0)
+    dft_SP, samples = results.shares(dft), int(dft.samples.iloc[0])
     for objective in ("none", "sft"):
         matched_SP = at_entropy(entropy, objective, data, split)
-        gap = "no such temperature" if matched_SP is None else results.text(results.interval(dft_SP - matched_SP), True)
+        gap = "no such temperature"
+        if matched_SP is not None:
+            gap = results.text(results.interval_of_difference(dft_SP - matched_SP, samples), sign=True)
         row[f"DFT at T = 1 − {NAMES[objective]} at its entropy"] = gap
     sft = select("sft", data, split, "temperatures", 1.0)
     heated_SP = at_entropy(sft.entropy.mean(), "dft", data, split)
     gap_SP = None if heated_SP is None else heated_SP - results.shares(sft)
-    gap = "no such temperature" if gap_SP is None else results.text(results.interval(gap_SP), sign=True)
+    gap = "no such temperature"
+    if gap_SP is not None:
+        gap = results.text(results.interval_of_difference(gap_SP, samples), sign=True)
     row["DFT at SFT's entropy − SFT at T = 1"] = gap
     rows = {o: select(o, data, split, "pass64") for o in NAMES}
     means = (f"{100 * results.pass_at_k(rows[o], 64).mean():.1f}" for o in NAMES)
     row["pass@64: base / SFT / DFT"] = " / ".join(means)
-    gap = results.difference(rows["dft"], rows["sft"], lambda own: results.pass_at_k(own, 64))
+    gap = results.difference(rows["dft"], rows["sft"], lambda own: results.pass_at_k(own, 64), draws=1)
     row["pass@64: DFT − SFT"] = results.text(gap, sign=True)
     table.append(row)
 (out / "table.md").write_text(results.show(table) + "\n")

@@ -1,0 +1,98 @@
+"""Conversations to token ids and a loss mask: the whole text is tokenised at once.
+
+Part by part the ids would be others than those that a model reads: SentencePiece puts a space
+before every part (an answer "Yes" becomes " Yes"), and "." at the end of an answer and "\\n" after
+it are one token in many vocabularies. So the mask comes from where each trained part begins and
+ends in the whole:
+
+- It *begins* after the tokens of all text before it, tokenised by itself: that is the prompt as
+  it is sampled from. If the whole does not begin with these very tokens (the prompt's last "\\n"
+  and the answer's first are one token), then the model would be trained on a prompt that it never
+  gets, and the row is refused.
+- It *ends* with the last token that begins in it: a token "." + "\\n" is what has to be written to
+  end an answer there.
+"""
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+
+from dft_jax.data.chat import Example, Part
+from dft_jax.data.sources import BadRow
+from dft_jax.models.tokenizer import Tokenizer
+
+
+def tokenize(
+    conversations: Sequence[list[Part]], tokenizer: Tokenizer, first_ids: list[int], max_length: int
+) -> list[Example | BadRow]:
+    """An example of each conversation, or what is wrong with it.
+
+    Args:
+      first_ids: stand before every text, untrained: BOS, or nothing.
+      max_length: tokens of an example. One that is cut gets no EOS: its answer does not end there.
+    """
+    texts = ["".join(part.text for part in parts) for parts in conversations]
+    spans = [_trained_spans(parts) for parts in conversations]
+    prompts = [text[:start] for text, of_text in zip(texts, spans, strict=True) for start, _ in of_text]
+    encodings = tokenizer.encode_batch([*texts, *prompts])
+    prompt_encodings = iter(encodings[len(texts) :])
+    examples = []
+    for text, encoding, of_text in zip(texts, encodings, spans, strict=False):
+        before = [next(prompt_encodings).ids for _ in of_text]
+        try:
+            trained = _mask(text, encoding, of_text, before, tokenizer)
+        except BadRow as error:
+            examples.append(error)
+            continue
+        ids = np.array(first_ids + encoding.ids, np.int32)
+        trained = np.concatenate([np.zeros(len(first_ids), bool), trained])
+        cut = max(0, len(ids) - max_length)
+        examples.append(Example(ids[:max_length], trained[:max_length], cut))
+    return examples
+
+
+def _trained_spans(parts: list[Part]) -> list[tuple[int, int]]:
+    """(start, end) in characters of each trained part."""
+    spans, start = [], 0
+    for part in parts:
+        end = start + len(part.text)
+        if part.trained:
+            spans.append((start, end))
+        start = end
+    return spans
+
+
+def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokenizer) -> np.ndarray:
+    """Which tokens of a text are trained, [n] of bool.
+
+    Args:
+      spans: (start, end) in characters of each trained part.
+      before: the ids of the text before each span, tokenised by itself.
+    """
+    ids = encoding.ids
+    trained = np.zeros(len(ids), bool)
+    for (_, end), prompt_ids in zip(spans, before, strict=True):
+        n_prompt = len(prompt_ids)
+        if ids[:n_prompt] != prompt_ids:
+            raise BadRow(_merged(ids, prompt_ids, tokenizer))
+        last = len(ids)
+        if end < len(text):
+            # Tokens lie in the order of their text: the first that begins behind the part.
+            last = bisect.bisect_left(encoding.offsets, end, key=lambda offsets: offsets[0])
+        trained[n_prompt:last] = True
+    return trained
+
+
+def _merged(ids: list[int], prompt_ids: list[int], tokenizer: Tokenizer) -> str:
+    """What is wrong where the ids of a whole text do not begin with those of its prompt."""
+    differ = 0
+    while differ < min(len(ids), len(prompt_ids)) and ids[differ] == prompt_ids[differ]:
+        differ += 1
+    alone = tokenizer.decode(prompt_ids[differ:])
+    before_answer = tokenizer.decode(ids[differ : differ + 1])
+    return (
+        f"the prompt ends in the token {alone!r} by itself, but before this answer in {before_answer!r}: the"
+        " model would not be trained on the prompt that it is sampled from; begin the answer"
+        " otherwise (without white space, say), or give a template that ends otherwise"
+    )
