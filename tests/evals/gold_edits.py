@@ -215,9 +215,9 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "display fraction", gold.replace("\\frac{", "\\dfrac{")
     if "(" in gold and "\\left" not in gold and gold.count("(") == gold.count(")"):
         yield "left and right", gold.replace("(", "\\left(").replace(")", "\\right)")
-    signs = {"\\sqrt{": None, "\\pi": "π", "\\infty": "∞", "\\cup": "∪", "\\theta": "θ", "\\le ": "≤"}
+    signs = {"\\pi": "π", "\\infty": "∞", "\\cup": "∪", "\\theta": "θ", "\\le ": "≤"}
     for command, character in signs.items():
-        if command in gold and character:
+        if command in gold:
             yield "unicode", gold.replace(command, character)
     if re.search(r"\\sqrt\s*\{\d+\}", gold):
         yield "unicode", re.sub(r"\\sqrt\s*\{(\d+)\}", r"√\1", gold)
