@@ -264,41 +264,54 @@ def draw(records: Records, rows: list[Row], file) -> None:
     """A panel for each measure: against steps, a thin line for each seed, a thick one for their
     mean."""
     plt, spec = figures.pyplot(), records.spec
-    panels = []
-    for text in spec.texts:
-        for column in COLUMNS:
-            if any(row.values[column] is not None for row in rows if row.text == text.name):
-                panels.append((text.name, column))
-    across = 4
-    down = -(-len(panels) // across)
-    made, axes = plt.subplots(down, across, figsize=(3.4 * across, 2.6 * down), layout="constrained", squeeze=False)
-    for axis in axes.flat[len(panels) :]:
+    panels = _panels(spec, rows)
+    down, across = len(panels), max(map(len, panels), default=1)
+    size = (3.2 * across, 2.6 * max(down, 1))
+    made, axes = plt.subplots(max(down, 1), across, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat:
         axis.set_visible(False)
-    objectives = list(dict.fromkeys(arm.objective for arm in spec.arms))
-    rates = sorted({arm.learning_rate for arm in spec.arms})
-    styles = ("-", "--", ":", "-.")
-    for axis, (text, column) in zip(axes.flat, panels, strict=False):
-        for objective, rate in _settings(spec):
-            colour = COLOURS[1 + objectives.index(objective) % (len(COLOURS) - 1)]
-            style = styles[rates.index(rate) % len(styles)]
-            _curves(axis, rows, (text, column), (objective, rate), colour, style)
-        axis.set_title(f"{text}: {COLUMNS[column]}", loc="left", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[-1]:
-        axis.set_xlabel("step", fontsize=8)
+    for line, of_line in zip(axes, panels, strict=False):
+        for axis, (text, column) in zip(line, of_line, strict=False):
+            axis.set_visible(True)
+            _panel(axis, spec, rows, text, column)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    made.legend(
-        handles,
-        labels,
-        frameon=False,
-        fontsize=8,
-        ncols=max(len(labels), 1),
-        loc="outside lower center",
-    )
+    place = dict(loc="outside lower center", ncols=max(len(labels), 1), handlelength=4)
+    made.legend(handles, labels, frameon=False, fontsize=8, **place)
     made.suptitle(_title(records), x=0.01, ha="left", fontsize=10)
     made.savefig(file, dpi=130)
     plt.close(made)
+
+
+_ACROSS = 5
+
+
+def _panels(spec: Spec, rows: list[Row]) -> list[list[tuple[str, str]]]:
+    """Text and column of each panel, a list for each line of the picture; every text begins a line."""
+    lines = []
+    for text in spec.texts:
+        own = []
+        for column in COLUMNS:
+            # Training is clipped whatever is measured.
+            is_asked = column != "clipped" or text == spec.texts[0]
+            if is_asked and any(row.values[column] is not None for row in rows if row.text == text.name):
+                own.append((text.name, column))
+        lines += [own[i : i + _ACROSS] for i in range(0, len(own), _ACROSS)]
+    return lines
+
+
+def _panel(axis, spec: Spec, rows: list[Row], text: str, column: str) -> None:
+    """A colour for each objective, a style of line for each rate."""
+    objectives = list(dict.fromkeys(arm.objective for arm in spec.arms))
+    rates = sorted({arm.learning_rate for arm in spec.arms})
+    styles = ("-", "--", ":", "-.")
+    for objective, rate in _settings(spec):
+        colour = COLOURS[1 + objectives.index(objective) % (len(COLOURS) - 1)]
+        style = styles[rates.index(rate) % len(styles)]
+        _curves(axis, rows, (text, column), (objective, rate), colour, style)
+    axis.set_title(f"{text}: {COLUMNS[column]}", loc="left", fontsize=9)
+    axis.set_xlabel("step", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _title(records: Records) -> str:

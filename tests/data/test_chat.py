@@ -50,11 +50,7 @@ def trained(template, *contents):
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3", "mistral", "deepseek_math", "qwen3"])
 def test_one_answer_and_two_are_trained_alike(name, opened):
-<<<<<<< HEAD
     """The last answer is its text and EOS, whether or not others stand before it, and follows its prompt."""
-=======
-    """The last answer is its text and EOS, whether or not others stand before it; it follows the prompt."""
->>>>>>> main
     tokenizer = opened(name)
     template = Template("tokenizer", tokenizer, date="2026-01-02")
     one, two = pieces(template, "q", "the answer"), pieces(template, "p", "first", "q", "the answer")
