@@ -63,8 +63,7 @@ class Records:
     def _changes(self, arm: Arm | None) -> list[str]:
         file = self.folder / (arm.name if arm else spec_lib.BASE) / INPUTS
         held = _read_json(file) if file.exists() else {}
-        held = {name: value for name, value in held.items() if not name.endswith("sha256")}
-        return list(errors.differences(held, spec_lib.inputs_of(self.spec, arm)).values())
+        return _changes(held, spec_lib.inputs_of(self.spec, arm))
 
     def open_arm(self, arm: Arm | None, contents: dict[str, str]) -> None:
         """Writes the arm's inputs, or compares them with those that are there.
@@ -78,11 +77,9 @@ class Records:
         inputs = spec_lib.inputs_of(self.spec, arm) | contents
         if file.exists():
             held = _read_json(file)
-            # What was added to the spec later adds to the file; what was there stays as it was.
-            new = {name: value for name, value in inputs.items() if name in held}
-            changes = errors.differences({name: held[name] for name in new}, new)
+            changes = _changes(held, inputs)
             if changes:
-                raise errors.UserError([f"{file} has other inputs; {_REMEDY}", *changes.values()])
+                raise errors.UserError([f"{file} has other inputs; {_REMEDY}", *changes])
             inputs = held | inputs
         with errors.told(f"{file}: cannot be written", "make room, or give another --out"):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +113,19 @@ class Records:
 
     def is_complete(self, arm: Arm | None) -> bool:
         return all(self.is_done(phase) for phase in spec_lib.phases_of(self.spec, arm))
+
+
+def _changes(held: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+    """`name: old -> new` for what differs. Keys of a config that are in only one of the two have
+    their default in the other; of the rest, what was added to the spec later is no change."""
+    before, after = {}, {}
+    for name in held.keys() | inputs.keys():
+        if name in held and name in inputs:
+            before[name], after[name] = held[name], inputs[name]
+        elif name.startswith("config."):
+            default = spec_lib.default_of(name)
+            before[name], after[name] = held.get(name, default), inputs.get(name, default)
+    return list(errors.differences(before, after).values())
 
 
 _REMEDY = "undo the change, or give another --out, or remove the arm's folder there"

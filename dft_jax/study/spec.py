@@ -163,6 +163,12 @@ def inputs_of(spec: Spec, arm: Arm | None) -> dict[str, Any]:
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
 
 
+def default_of(name: str) -> Any:
+    """The default of `config.KEY`; None for a key that there is no longer."""
+    default = config_lib.flatten(config_lib.get_default())
+    return default.get(name.removeprefix("config."))
+
+
 def config_of(spec: Spec, arm: Arm) -> ConfigDict:
     """The config of an arm."""
     config = spec.config.copy_and_resolve_references().unlock()

@@ -154,6 +154,19 @@ def test_a_done_file_of_other_inputs_is_refused_with_what_differs(tmp_path):
         assert word in str(error.value), error.value
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_arm_in_progress_is_not_continued_with_another_config(turned, tmp_path):
+    """Its checkpoint says nothing of the config, and there need not be a done-file yet."""
+    specs = [make_spec(config=tiny_config(**CONFIG | {"optimizer.weight_decay": w})) for w in (0.01, 0.5)]
+    first, second = reversed(specs) if turned else specs
+    records_lib.Records(tmp_path, first).open_arm(ARMS[0], {})
+    with pytest.raises(errors.UserError) as error:
+        records_lib.Records(tmp_path, second).open_arm(ARMS[0], {})
+    change = "0.5 -> 0.01" if turned else "0.01 -> 0.5"
+    assert f"config.optimizer.weight_decay: {change}" in str(error.value)
+    records_lib.Records(tmp_path, first).open_arm(ARMS[0], {})
+
+
 def test_other_weights_are_refused(tmp_path):
     records = done_in(tmp_path)
     records.open_arm(ARMS[0], {"contents.weights_sha256": "a"})
