@@ -3,8 +3,6 @@
 python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
 """
 
-import contextlib
-import itertools
 import json
 import os
 
@@ -13,10 +11,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerat
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from dft_jax import cli, config as config_lib, errors, train
-from dft_jax.data import formats, loader, sources
+from dft_jax.data import formats, loader
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()
@@ -49,24 +46,6 @@ def row_as_text(batch: Batch, row: int, tokenizer) -> str:
     return "\n".join([*lines, f"{_DIM}── padding: {padding} of {len(segments_L)} positions{_PLAIN}"])
 
 
-def calculator_marks(config: ConfigDict) -> str:
-    """A line on the marks `<<48/2=24>>` in the answers of data.train; empty where there are none.
-
-    `config` is `config.data`.
-    """
-    rows = sources.read_rows(config.train, config, config.split)
-    n_rows = n_marked = 0
-    for row in itertools.islice(rows, config.max_rows or None):
-        with contextlib.suppress(sources.BadRow):
-            conversation = formats.ROW_FORMATS[config.rows](row.value, config)
-            n_rows += 1
-            n_marked += formats.has_calculator_marks(conversation)
-    if not n_marked:
-        return ""
-    remedy = "data.rows=gsm8k_unmarked or gsm8k_boxed leaves them out"
-    return f"calculator marks (<<48/2=24>>) are trained in {n_marked} of {n_rows} rows; {remedy}"
-
-
 def main() -> None:
     cli.parse(required=["config"])
     config = _CONFIG.value
@@ -79,7 +58,7 @@ def main() -> None:
     settings |= dict(row_length=loader.row_length(config.data))
     step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
     print(json.dumps(examples.report, indent=2))
-    marks = calculator_marks(config.data)
+    marks = formats.calculator_marks(config.data)
     if marks:
         print(marks)
     print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")
