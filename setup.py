@@ -24,7 +24,7 @@ setup(
         # The parser of math-verify's LaTeX grammar. Its extras for this are spelled in a way that pip warns of.
         "antlr4-python3-runtime==4.13.2",
         "datasets>=4",
-        "flax>=0.12",
+        "flax>=0.12.2",
         "grain>=0.2.12",
         "huggingface_hub>=1.3",
         "jax>=0.10.2,<0.13",

@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 from dft_jax import errors
 
 _POLL_MS = 10_000
-_FAREWELL_MS = 30_000  # for which process 0, where the service lives, waits until all have heard
 _SHOWN = 60  # characters of a value in a message
 _ABSENT = "absent"
 
@@ -38,18 +37,10 @@ def decided(topic: str, mine: Any, decide: Callable[[list[Any]], Any]) -> Any:
     _rounds[topic] += 1
     key = f"dft_jax/{topic}/{_rounds[topic]}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(mine))
-    if jax.process_index() > 0:
-        decision = _wait(client, f"{key}/decision")
-        client.key_value_set(f"{key}/heard/{jax.process_index()}", "yes")
-        return json.loads(decision)
-    everyone = [json.loads(_wait(client, f"{key}/{number}")) for number in range(jax.process_count())]
-    decision = json.dumps(decide(everyone))
-    client.key_value_set(f"{key}/decision", decision)
-    # The decision may be to end: the service would go with this process, before the others have heard.
-    for number in range(1, jax.process_count()):
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # it died; the heartbeat ends this process as well
-            client.blocking_key_value_get(f"{key}/heard/{number}", _FAREWELL_MS)
-    return json.loads(decision)
+    if jax.process_index() == 0:
+        everyone = [json.loads(_wait(client, f"{key}/{number}")) for number in range(jax.process_count())]
+        client.key_value_set(f"{key}/decision", json.dumps(decide(everyone)))
+    return json.loads(_wait(client, f"{key}/decision"))
 
 
 @contextlib.contextmanager
@@ -68,7 +59,7 @@ def together(topic: str) -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         problems = error.problems
-    errors.raise_if_any(decided(topic, problems, _merged))
+    _end_together(decided(topic, problems, _merged))
 
 
 def agree(topic: str, mine: dict[str, Any]) -> None:
@@ -79,7 +70,19 @@ def agree(topic: str, mine: dict[str, Any]) -> None:
     """
     lines = decided(topic, mine, differences)
     remedy = "start all of them with the same command, files and packages"
-    errors.raise_if_any(lines and [f"the processes of this job differ: {remedy}", *lines])
+    _end_together(lines and [f"the processes of this job differ: {remedy}", *lines])
+
+
+def _end_together(problems: list[str]) -> None:
+    """As errors.raise_if_any, for problems that all processes have alike.
+
+    They leave the coordination service first, which waits for all: it lives in process 0, and whoever is still there
+    when that ends is aborted, with another exit code than its own.
+    """
+    if problems and jax.process_count() > 1:
+        with contextlib.suppress(Exception):  # a process died meanwhile
+            jax.distributed.shutdown()
+    errors.raise_if_any(problems)
 
 
 def differences(everyone: list[dict[str, Any]]) -> list[str]:

@@ -41,10 +41,10 @@ from dft_jax import (
     train,
     writer,
 )
-from dft_jax.data import formats, loader
+from dft_jax.data import chat, formats, loader
 from dft_jax.data.chat import today
-from dft_jax.evals import predictions as predictions_lib, report, runner
-from dft_jax.export import open_run
+from dft_jax.evals import predictions as predictions_lib, prompts, report, runner
+from dft_jax.export import open_run, provenance
 from dft_jax.models import Model, hf, with_attention
 from dft_jax.types import Params
 
@@ -136,6 +136,7 @@ class Opened:
     what: str = ""
     weights_sha256_of_sample: str = ""  # of a Hugging Face folder, which each host may have on its own disk
     date: str = ""  # of a run whose template writes the date
+    trained: str = ""  # the prompt that it was trained with; empty where nobody says
 
 
 def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None) -> Opened:
@@ -148,7 +149,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     changes = {"mesh.data": -1, "mesh.fsdp": 1, "mesh.tensor": tensor, "model.compute_dtype": dtype}
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        config, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
+        run_config, _, model, tokenizer, checkpoints, step = open_run(folder, **changes)
         masters = model.module.param_dtype
         what = f"{folder.name}, step {step}: its {masters} weights, computed in {dtype}"
 
@@ -159,7 +160,8 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         def load():
             return checkpoints.restore_params(step, model.abstract_params)
 
-        return Opened(model, tokenizer, identify, load, what, date=config.data.get("date", ""))
+        trained, date = _trained_template(run_config, folder), run_config.data.get("date", "")
+        return Opened(model, tokenizer, identify, load, what, date=date, trained=trained)
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
@@ -177,7 +179,14 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         lambda: hf.load_params(hf.Checkpoint(source), model),
         what,
         run_directory.weights_sample(source),
+        trained=(provenance(source) or {}).get("template", ""),
     )
+
+
+def _trained_template(config: ConfigDict, workdir: Path) -> str:
+    """What a run was trained with, as a value of --prompt. Of a .jinja file its folder has a copy."""
+    name = config.data.template
+    return str(run_directory.template_file(workdir) or name) if name.endswith(".jinja") else name
 
 
 def agree(opened: Opened, asked: runner.Settings) -> None:
@@ -194,9 +203,12 @@ def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
         date = runner.recorded_date(out) or opened.date or today()
     date = distributed.decided("date", date, lambda dates: dates[0])
     with distributed.together("plan"):
-        plan = runner.plan(asked, opened.tokenizer, opened.model, date=date)
-    prompts = json.dumps(sorted([*key, text] for key, text in plan.prompts.items()))
-    prompts_sha256 = hashlib.sha256(prompts.encode()).hexdigest()
+        if asked.prompt == prompts.AUTO:  # an evaluation that was begun goes on as it was
+            asked = dataclasses.replace(asked, prompt=prompts.recorded(out / runner.EVALUATION_NAME) or prompts.AUTO)
+        plan = runner.plan(asked, opened.tokenizer, opened.model, date=date, trained=opened.trained)
+    texts = json.dumps(sorted([*key, text] for key, text in plan.prompts.items()))
+    prompts_sha256 = hashlib.sha256(texts.encode()).hexdigest()
+    _announce(plan.choice)
     distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})
     of = opened.identify() | {"evaluated": opened.what} if jax.process_index() == 0 else {}
     summary = runner.evaluate(plan, opened.model, opened.load, out, of)
@@ -204,22 +216,48 @@ def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
         _print(summary, f"{len(plan.requests)} completions: {out / runner.SCORES_NAME}, {runner.PREDICTIONS_NAME}")
 
 
-def reading_config(*models: Model) -> ConfigDict:
+def _announce(choice: prompts.Choice) -> None:
+    if jax.process_index() == 0:
+        print(f"prompt: {choice.name} ({choice.why})", file=sys.stderr)
+        if choice.warning:
+            print(f"warning: {choice.warning}", file=sys.stderr)
+
+
+def reading_config(opened: dict[str, Opened]) -> ConfigDict:
     """The config by which the flags ask to read demonstrations, as far as all these models can read."""
     given, config = flags.FLAGS, config_lib.get_default()
     if given.rows not in formats.ROW_FORMATS:
         hint, known = errors.did_you_mean(given.rows, list(formats.ROW_FORMATS)), ", ".join(formats.ROW_FORMATS)
         raise errors.UserError(f"--rows={given.rows} is unknown{hint}; known: {known}")
-    max_length = min(given.context, *(model.config.max_length for model in models))
+    if given.instruction:
+        remedy = "give --prompt=tokenizer-boxed, or a .jinja file"
+        raise errors.UserError(f"--instruction is of sampled questions only, not of demonstrations; {remedy}")
+    max_length = min(given.context, *(each.model.config.max_length for each in opened.values()))
     fields = {"prompt_field": given.prompt_field, "completion_field": given.completion_field}
-    config.data.update(rows=given.rows, template=given.prompt, max_length=max_length, **fields)
+    config.data.update(rows=given.rows, template=_reading_prompt(opened), max_length=max_length, **fields)
     config.train.global_batch = max(64, jax.device_count())
     return config
 
 
+def _reading_prompt(opened: dict[str, Opened]) -> str:
+    """The prompt for demonstrations that all these models read, announced."""
+    asked, trained = flags.FLAGS.prompt, {name: each.trained for name, each in opened.items()}
+    tokenizer = next(iter(opened.values())).tokenizer
+    if asked == prompts.AUTO:
+        choice = prompts.choose(asked, prompts.shared(trained), tokenizer)
+        _announce(choice)
+        return choice.name
+    errors.raise_if_any(chat.name_problems("--prompt", asked))
+    for name, own in trained.items():
+        choice = prompts.choose(asked, own, tokenizer)
+        if choice.warning and jax.process_index() == 0:
+            print(f"warning: {name}: {choice.warning}", file=sys.stderr)
+    return asked
+
+
 def read_heldout(opened: Opened, out: Path) -> None:
     """Metrics of the completions in --heldout, token by token: nll, p and its histogram, entropy; as heldout.json."""
-    model, config = opened.model, reading_config(opened.model)
+    model, config = opened.model, reading_config({"model": opened})
     vocab_size = model.config.vocab_size
     config.data.date = opened.date
     with distributed.together("held out"):
@@ -232,6 +270,7 @@ def read_heldout(opened: Opened, out: Path) -> None:
         "model": opened.identify(),
         "evaluated": opened.what,
         "prompt": prompt,
+        "trained_with": opened.trained,
         "metrics": values,
         "p_bin_edges": metrics.P_BIN_EDGES,
     }

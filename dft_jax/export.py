@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dft_jax import cli, errors, interrupts, optimizer as optimizer_lib, rounding, run_directory, train
 from dft_jax.checkpoint import Checkpoints
-from dft_jax.models import Model, hf
+from dft_jax.models import Model, hf, tokenizer as tokenizer_lib
 from dft_jax.types import Params, TrainState
 from dft_jax.writer import flush, write_json
 
@@ -103,6 +103,7 @@ def export(
                 _copy_config(source, temporary, written.dtype)
                 if origin.template_text is not None:
                     _set_template(temporary, origin.template_text)
+                _warn_of_tokenizer(temporary)
                 types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
                 losses = {"rounding": written.report()}
                 if written is not measured:
@@ -196,6 +197,15 @@ def _copy_config(source: Path, to: Path, dtype: str) -> None:
     for file in hf.additional_templates(source):
         (to / file.parent.name).mkdir(exist_ok=True)
         shutil.copyfile(file, to / file.parent.name / file.name)
+
+
+def _warn_of_tokenizer(folder: Path) -> None:
+    """Says where transformers will read the folder's tokenizer otherwise than the run did."""
+    if not (folder / tokenizer_lib.FILE_NAME).exists():
+        return
+    difference = tokenizer_lib.differs_in_transformers(folder, hf.load_tokenizer(folder))
+    if difference:
+        print(f"note: {difference}", file=sys.stderr)
 
 
 def _set_template(folder: Path, text: str) -> None:

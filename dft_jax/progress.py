@@ -53,8 +53,8 @@ class Reporter:
     @contextlib.contextmanager
     def watched(self, step: int) -> Iterator[None]:
         """Around a step: transfers that nobody asked for are errors, a compilation is told of, a profile is taken."""
-        _log.debug("step %d", step)
         interrupts.outlook.step_began = time.monotonic()
+        _log.debug("step %d", step)
         before = self.compilations
         self.trace.begin(step)
         with jax.transfer_guard("disallow"):

@@ -18,6 +18,7 @@ from dft_jax import config as config_lib, distributed, errors, writer
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data.chat import Template, today
 from dft_jax.data.loader import Examples
+from dft_jax.evals import prompts
 from dft_jax.models import Model, hf
 
 _LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
@@ -83,7 +84,7 @@ def first_date(config: ConfigDict, workdir: Path) -> str:
 def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
     """The config with the date of its dated templates; as it is where none of its templates is dated."""
     templates = [Template(config.data.template, tokenizer, date=date)]
-    if config.eval.benchmarks:
+    if config.eval.benchmarks and config.eval.prompt != prompts.AUTO:  # that is data.template, or of an older start
         templates.append(Template(config.eval.prompt, tokenizer, setting="config.eval.prompt", date=date))
     if not any(template.is_dated for template in templates):
         return config
@@ -256,6 +257,12 @@ def describe_run(workdir: Path, config: ConfigDict, model: Model, train: Example
         writer.write_json(workdir / "data_report.json", reports)
         if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported
             writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
+
+
+def template_file(workdir: Path) -> Path | None:
+    """The copy of the .jinja file that a run was trained with; None of a run of before this was kept."""
+    file = workdir / _TEMPLATE_NAME
+    return file if file.exists() else None
 
 
 def trained_template(workdir: Path) -> str | None:

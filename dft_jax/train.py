@@ -140,7 +140,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     Raises:
       UserError: anything wrong with config, checkpoint or data, on any process; processes that differ.
     """
-    date = run_directory.first_date(config, workdir)
+    given, date = config, run_directory.first_date(config, workdir)
     with distributed.together("preparation"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
         writer.require_boards(config)
@@ -156,7 +156,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         with_reference = _needs_reference(objective)
         fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train, steps, with_reference)
         row_counts = packed.packer.row_counts
-        facts = run_directory.run_facts(config, fingerprint, source, row_counts, heldout, benchmarks.digest())
+        # As given: process 0's date must not take the place of another that was asked for.
+        facts = run_directory.run_facts(given, fingerprint, source, row_counts, heldout, benchmarks.digest())
     distributed.agree("run", facts)
     # The choice of a kernel compiles a small program, with collectives on some meshes: not before all agree.
     with distributed.together("attention"):

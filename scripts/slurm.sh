@@ -55,7 +55,7 @@ stop() {
   run scancel --state=RUNNING --batch --signal=INT "${mine[@]}"
 }
 
-# Sent to the step by Slurm, since srun answers SIGTERM by killing its tasks; and once, since a second signal ends them
+# Sent to the step by Slurm, since srun answers SIGTERM by killing its tasks; and once, since a third signal ends them
 # without saving.
 forward() {
   is_interrupted=yes

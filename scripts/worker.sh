@@ -54,7 +54,7 @@ last() {
 
 end() {
   is_running || return 0
-  if [[ ! -e $folder/asked ]]; then # once: a second signal ends a run without saving
+  if [[ ! -e $folder/asked ]]; then # once: a third signal ends a run without saving
     touch "$folder/asked"
     kill -TERM "$(<"$folder/pid")" || true
   fi

@@ -62,8 +62,12 @@ def tree(folder: pathlib.Path) -> dict[str, bytes | None]:
 
 
 def assert_refused(outcome: Outcome, *expected: str) -> None:
-    """Exit code 2 and at most five lines, all of them messages that together hold every expected text."""
-    lines = outcome.stderr.splitlines()
+    """Exit code 2 and at most five lines, all of them messages that together hold every expected text.
+
+    Before them an evaluation may have said which weights it evaluates, with which prompt, and a warning on it.
+    """
+    notes = ("evaluating ", "prompt: ", "warning: ")
+    lines = [line for line in outcome.stderr.splitlines() if not line.startswith(notes)]
     assert outcome.code == errors.EXIT_USER_ERROR, outcome
     assert 1 <= len(lines) <= 5, outcome.stderr
     assert all(line.startswith("error: ") for line in lines), outcome.stderr

@@ -1,4 +1,4 @@
-"""Small checkpoint folders whose tokenizers have the steps, classes and templates of known models; made, not committed."""
+"""Small checkpoint folders with the tokenizers' steps, classes and templates of known models; made, not committed."""
 
 import functools
 import json

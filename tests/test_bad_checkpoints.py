@@ -49,6 +49,11 @@ FILES = {
     "cut off": ("llama", bytes_of("config.json", lambda old: old[:200]), ["config.json:", "not JSON", FETCH]),
     "empty": ("llama", written("config.json", b""), ["config.json:1: not JSON", FETCH]),
     "not UTF-8": ("llama", written("config.json", b"\xff"), ["config.json: not UTF-8", FETCH]),
+    "a byte order mark": (
+        "llama",
+        bytes_of("config.json", lambda old: b"\xef\xbb\xbf" + old),
+        ["config.json begins with a byte order mark (BOM); re-save it as UTF-8 without one"],
+    ),
     "a list": ("llama", written("config.json", b"[]"), ["config.json: expected a JSON object, found list", FETCH]),
     "a key twice": (
         "llama",
@@ -291,6 +296,26 @@ ROPE = {
 TOKENIZER = {
     "no tokenizer": ("llama", lambda folder: None, ["no usable tokenizer", USABLE]),
     "none for Qwen2": ("qwen2_tied", lambda folder: None, ["no usable tokenizer (no tokenizer.json", USABLE]),
+    "Mistral's tekken": (
+        "tiny",
+        both(without("tokenizer.json"), written("tekken.json", b"{}")),
+        ["no usable tokenizer (no tokenizer.json; tekken.json alone is not read", USABLE],
+    ),
+    "settings with a byte order mark": (
+        "tiny",
+        bytes_of("tokenizer_config.json", lambda old: b"\xef\xbb\xbf" + old),
+        ["tokenizer_config.json begins with a byte order mark (BOM); re-save it as UTF-8 without one"],
+    ),
+    "a tokenizer with a byte order mark": (
+        "tiny",
+        bytes_of("tokenizer.json", lambda old: b"\xef\xbb\xbf" + old),
+        ["tokenizer.json begins with a byte order mark (BOM); re-save it as UTF-8 without one"],
+    ),
+    "a template with a byte order mark": (
+        "tiny",
+        written("chat_template.jinja", b"\xef\xbb\xbf{{ messages }}"),
+        ["chat_template.jinja begins with a byte order mark (BOM)"],
+    ),
     "settings alone": ("tiny", without("tokenizer.json"), ["no usable tokenizer (no tokenizer.json", USABLE]),
     "broken": ("tiny", bytes_of("tokenizer.json", lambda old: old[:100]), ["no usable tokenizer", USABLE]),
     "tokenizer.json is a list": ("tiny", written("tokenizer.json", b"[]"), ["no usable tokenizer", USABLE]),
@@ -334,7 +359,7 @@ TOKENIZER = {
     "an end of text that the model lacks": (
         "tiny",
         both(edit(vocab_size=259), edit("tokenizer_config.json", eos_token="<|the end|>")),
-        ["token id 259 is beyond the model's 259 embeddings", "the tokenizer is not this model's"],
+        ["eos_token='<|the end|>' of tokenizer_config.json is no token", "take both files from the same model"],
     ),
     "token ids beyond the table": (
         "tiny",

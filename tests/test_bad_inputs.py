@@ -44,7 +44,12 @@ DATA = {
         [],
         ["a.jsonl:3: not UTF-8 at byte 12", "re-save the file as UTF-8"],
     ),
-    "byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + GOOD, [], ["a.jsonl:1:", "BOM", "mend"]),
+    "byte order mark of a joined file": (
+        "a.jsonl",
+        GOOD + b"\xef\xbb\xbf" + GOOD,
+        [],
+        ["a.jsonl:2: begins with a byte order mark (BOM)", "remove these three bytes"],
+    ),
     "brackets too deep": (
         "a.jsonl",
         b"[" * 200_000 + b"\n",
@@ -202,7 +207,7 @@ def test_empty_data_folder(refused, tmp_path):
     (tmp_path / "data").mkdir()
     refused(
         [f"--config.data.train={tmp_path}/data"],
-        ["/data' (subset '', split 'train') could not be loaded", "put .jsonl, .json or .parquet files there"],
+        ["/data has no rows", "put .jsonl or .json or .parquet files there, or name one"],
     )
 
 
@@ -211,7 +216,7 @@ def test_broken_file_in_a_data_folder(refused, tmp_path):
     (tmp_path / "data" / "train.parquet").write_bytes(b"PAR1")
     refused(
         [f"--config.data.train={tmp_path}/data"],
-        ["/data' (subset '', split 'train') could not be loaded", "put .jsonl, .json or .parquet files there"],
+        ["train.parquet: not a readable parquet file", "write it again"],
     )
 
 
@@ -220,7 +225,7 @@ def test_data_folder_without_the_column(refused, tmp_path):
     (tmp_path / "data" / "train.jsonl").write_bytes(b'{"question": "x"}\n')
     refused(
         [f"--config.data.train={tmp_path}/data"],
-        ["data[0]: field 'prompt' is missing", "has 'question'", "set data.rows"],
+        ["train.jsonl:1: field 'prompt' is missing", "has 'question'", "set data.rows"],
     )
 
 

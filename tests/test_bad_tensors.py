@@ -409,6 +409,7 @@ def test_values_that_are_not_finite(case, weights, tmp_path, capfd, monkeypatch)
     assert not list((tmp_path / "run").rglob("model*")), "something was trained"
 
 
+@pytest.mark.slow
 def test_finite_values_are_trained_on(weights, tmp_path, capfd, monkeypatch):
     outcome = command(with_weights(weights), tmp_path, capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr

@@ -45,7 +45,7 @@ def checkout(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("board", ["no board", "wandb"])
+@pytest.mark.parametrize("board", ["no board", pytest.param("wandb", marks=pytest.mark.slow)])
 def test_no_secret_is_written(board, checkout, tmp_path):
     options = [f"--config.{option}" for option in RUN[1:]]
     if board == "wandb":

@@ -194,6 +194,7 @@ def _only_a_hash(content, changed):
 
 
 def saved_in_turn(folder, steps, **options):
+    folder.mkdir(exist_ok=True)
     with Checkpoints(folder, **options) as checkpoints:
         for step in steps:
             checkpoints.save(step, state(step), RUN)

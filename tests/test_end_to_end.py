@@ -46,6 +46,7 @@ def same_bytes(one, other):
     return one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_only_exports_again(whole, tmp_path):
     copy = tmp_path / "runs/run"
     shutil.copytree(whole, copy)
@@ -55,6 +56,7 @@ def test_resuming_a_finished_run_only_exports_again(whole, tmp_path):
     assert same_bytes(whole / "export/model.safetensors", copy / "export/model.safetensors")
 
 
+@pytest.mark.slow
 def test_eight_devices_and_resuming_there(whole, tmp_path):
     """Four steps on one device, the rest on a 2 × 2 × 2 mesh: the curve of the whole run, to float tolerance."""
     workdir, mesh = tmp_path / "runs/run", ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
@@ -63,6 +65,7 @@ def test_eight_devices_and_resuming_there(whole, tmp_path):
     np.testing.assert_allclose(curve(workdir), curve(whole), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(whole, tmp_path):
     """jax.distributed over loopback, two devices each, parameters sharded across the processes."""
     workdir = tmp_path / "runs/run"

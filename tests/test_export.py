@@ -90,6 +90,7 @@ def test_an_interrupted_export_leaves_no_final_name_and_an_old_one_is_replaced(t
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.slow
 def test_host_memory_of_import_is_about_one_tensor(tmp_path, monkeypatch, mesh1):
     """Never more than one tensor is read before it is placed: reads and placements alternate."""
     events = []

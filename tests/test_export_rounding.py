@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
@@ -179,7 +180,7 @@ def with_templates(base, folder, place):
 
 
 def rendered(folder, **options):
-    tokenizer = hf.load_tokenizer(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     return tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, **options)
 
 
@@ -192,7 +193,7 @@ def test_additional_templates_are_kept(base, tmp_path):
     export.export(params, model, source, tmp_path / "out")
     for name, text in OTHERS.items():
         assert (tmp_path / f"out/additional_chat_templates/{name}.jinja").read_text() == text
-    assert hf.load_tokenizer(tmp_path / "out").chat_template == {"default": OWN, **OTHERS}
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == {"default": OWN, **OTHERS}
     assert rendered(tmp_path / "out") == "<own>hi"
 
 

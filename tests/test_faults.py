@@ -4,6 +4,8 @@ import pytest
 
 from tests.faults import corruption, kills, places, state
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -15,14 +15,14 @@ LAB = [f"--config.model.path={assets.LAB}", "--config.model.init=checkpoint"]
 DATED = "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 
-def start(folder, arguments, environments=({}, {})):
+def start(folder, arguments):
     """Exit codes and the common log of two processes with these arguments each."""
     (folder / "runs").mkdir(exist_ok=True)
     workdir = folder / "runs/run"
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{launch.free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = []
     for number in range(2):
-        environment = {**job, "JAX_PROCESS_ID": str(number), **environments[number]}
+        environment = {**job, "JAX_PROCESS_ID": str(number)}
         options = tuple(arguments[number])
         processes.append(launch.start(workdir, arguments=options, environment=environment))
     codes = [launch.wait(process) for process in processes]
@@ -51,10 +51,15 @@ def other_weights(folder):
     return options
 
 
-def other_date(folder):
+def dated(folder):
     file = folder / "dated.jinja"
     file.write_text(DATED)
-    return [[f"--config.data.template={file}"]] * 2
+    return f"--config.data.template={file}"
+
+
+def other_date(folder):
+    template = dated(folder)
+    return [[template, f"--config.data.date=2026-07-2{number}"] for number in (6, 7)]
 
 
 # What differs -> the options of each process, and what is said of it.
@@ -67,15 +72,17 @@ DIFFERENCES = {
         "process 1 has config.optimizer.learning_rate = 0.02, process 0 has 0.01",
     ),
     "template": (
-        lambda _: [[], ["--config.data.template=deepseek-math"]],
+        lambda _: [
+            ["--config.data.max_length=384"],
+            ["--config.data.max_length=384", "--config.data.template=deepseek-math"],
+        ],
         "process 1 has config.data.template = 'deepseek-math', process 0 has 'plain'",
     ),
-    "date": (other_date, "process 1 has training_data_sha256 = '"),
+    "date": (other_date, "process 1 has config.data.date = '2026-07-27', process 0 has '2026-07-26'"),
     "held-out data": (lambda _: [[], ["--config.data.heldout="]], "process 1 has heldout_data_sha256 = ''"),
     "evaluation": (lambda _: [[], ["--config.eval.every=2"]], "process 1 has config.eval.every = 2, process 0 has 4"),
 }
 FAST = ("rate", "weights")
-ZONES = ({"TZ": "Etc/GMT+12"}, {"TZ": "Etc/GMT-14"})  # 26 hours apart: never the same day
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,7 @@ ZONES = ({"TZ": "Etc/GMT+12"}, {"TZ": "Etc/GMT-14"})  # 26 hours apart: never th
 )
 def test_hosts_that_differ_are_refused(case, tmp_path):
     options, words = DIFFERENCES[case]
-    codes, log, phases = start(tmp_path, options(tmp_path), ZONES if case == "date" else ({}, {}))
+    codes, log, phases = start(tmp_path, options(tmp_path))
     assert codes == [errors.EXIT_USER_ERROR] * 2, log[-3000:]
     assert log.count("the processes of this job differ: start all of them with the same command") == 2
     assert log.count(words) == 2, log[-3000:]

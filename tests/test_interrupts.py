@@ -195,6 +195,7 @@ def test_a_caught_signal_stops_at_the_next_check():
     interrupts.check()
 
 
+@pytest.mark.slow
 def test_a_dead_reader_of_the_log_costs_nothing(tmp_path):
     """As after Ctrl-C on `python -m dft_jax.main … 2>&1 | tee log`: the run still saves and exits with 42."""
     command = [sys.executable, "-m", "dft_jax.main", *launch.ARGUMENTS, f"--workdir={tmp_path}/run"]

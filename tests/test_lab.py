@@ -14,6 +14,7 @@ from scipy import special
 
 from dft_jax import config as config_lib, errors
 from dft_jax.evals import scores
+from experiments.intervals import coverage
 from experiments.lab import results, run, trials
 from tests.commands import ROOT, run_command
 
@@ -121,6 +122,7 @@ def environment(tmp_path):
     return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path)}
 
 
+@pytest.mark.slow
 def test_a_trial_is_made_once_and_is_the_same_again(tmp_path, capfd, monkeypatch):
     """Each time in a new process, which `run` starts."""
     for name, value in environment(tmp_path).items():
@@ -156,6 +158,7 @@ def test_studies_without_results_are_named():
         assert ("not run yet" in line) != (LAB / name / "results.csv").exists(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda file: file.parent.name)
 def test_notebooks_run_on_the_committed_results(notebook, tmp_path):
     """All figures of the studies are drawn again, and their tables are those that are committed."""
@@ -169,3 +172,21 @@ def test_notebooks_run_on_the_committed_results(notebook, tmp_path):
     assert committed and {file.name for file in tmp_path.glob("*.png")} == committed
     for table in tmp_path.glob("*.md"):
         assert table.read_text() == (notebook.parent / table.name).read_text(), table.name
+
+
+def test_the_study_of_coverage_says_what_its_results_say():
+    """Its table is made of results.csv, and no cell of scores or differences is below 93 %."""
+    folder = ROOT / "experiments/intervals"
+    rows = pd.read_csv(folder / "results.csv").to_dict("records")
+    text = coverage.table(rows)
+    assert text == (folder / "table.md").read_text() and text in (folder / "README.md").read_text()
+    of_scores = [row["after_coverage"] for row in rows if not row["kind"].startswith("lab")]
+    assert len(of_scores) == 80 and min(of_scores) >= 93
+
+
+def test_the_study_of_coverage_runs(tmp_path, monkeypatch):
+    for name, values in (("PROBLEMS", (30,)), ("MEANS", (0.1,)), ("SEEDS", (3,))):
+        monkeypatch.setattr(coverage, name, values)
+    for part in (coverage.of_evaluations, coverage.of_differences, coverage.of_seeds):
+        for row in part(200, np.random.default_rng(0)):
+            assert row["after_coverage"] >= 87 and row["before_width"] > 0

@@ -66,7 +66,7 @@ def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, me
 
 
 @pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_equals_dense_in_float64(name, shape):
     with jax.enable_x64(True):
         arguments = problem(np.float64)
@@ -77,8 +77,20 @@ def test_equals_dense_in_float64(name, shape):
                 np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (4, 1, 2), (1, 2, 4), (1, 1, 8), (2, 2, 1)])
-@pytest.mark.parametrize("vocab", [24, 25])  # 25 does not divide: the vocabulary stays whole
+@pytest.mark.parametrize(
+    "shape, vocab",  # 25 does not divide: the vocabulary stays whole
+    [
+        ((1, 2, 4), 24),
+        ((1, 1, 8), 25),
+        *(
+            pytest.param(shape, vocab, marks=pytest.mark.slow)
+            for shape in ((1, 1, 1), (4, 1, 2), (2, 2, 1))
+            for vocab in (24, 25)
+        ),
+        pytest.param((1, 2, 4), 25, marks=pytest.mark.slow),
+        pytest.param((1, 1, 8), 24, marks=pytest.mark.slow),
+    ],
+)
 def test_equals_dense_on_every_mesh_in_float32(shape, vocab):
     arguments = problem(vocab=vocab)
     *both, expected = losses_and_gradients(objectives.make_objective("dft"), *arguments, make_mesh(*shape), 7)
@@ -124,7 +136,7 @@ def test_gradient_of_dft_is_that_of_minus_p_and_p_times_that_of_sft(mesh1):
                 stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=8, mesh=mesh1)
                 return jnp.where(mask_BL, loss_of_logp(stats), 0).sum()
 
-            return jax.grad(f)(hidden_BLD)
+            return jax.jit(jax.grad(f))(hidden_BLD)
 
         dft = total(objectives.make_objective("dft"))
         minus_p = total(lambda stats: -jnp.exp(stats.logp_BL))
@@ -144,9 +156,10 @@ def test_logit_gradient_is_p_times_one_minus_p_on_the_target(mesh1):
             stats = losses.token_stats(logits_BLD, jnp.eye(D), targets_BL, mask_BL, chunk_tokens=2, mesh=mesh1)
             return objectives.make_objective(name)(stats).sum()
 
+        gradient = jax.jit(jax.grad(loss), static_argnums=1)
         p_L = jax.nn.softmax(logits_BLD)[0, np.arange(3), targets_BL[0]]
         for name, pull_L in (("sft", 1 - p_L), ("dft", p_L * (1 - p_L))):
-            found_L = -jax.grad(loss)(logits_BLD, name)[0, np.arange(3), targets_BL[0]]
+            found_L = -gradient(logits_BLD, name)[0, np.arange(3), targets_BL[0]]
             np.testing.assert_allclose(found_L, pull_L, rtol=1e-12)
 
 

@@ -85,6 +85,7 @@ def test_parts_are_replaced_alone(tmp_path):
     assert records.read_rows(file) == rows
 
 
+@pytest.mark.slow
 def test_gpu_rows_on_small_shapes(tmp_path, monkeypatch):
     """Some of them: `gpu --tiny` takes all, but compiles a training step for each of nine, which is minutes."""
     monkeypatch.setattr(gpu_rows, "packed_and_separate", lambda *_: [{"loss": 1.0, "gradient_norm": 1.0}] * 2)

@@ -68,7 +68,7 @@ def small(compute="float32"):
     "mesh, remat, rows, accumulation",
     [
         ((1, 8, 1), "none", 2, 1),
-        ((2, 2, 2), "dots", 2, 1),
+        pytest.param((2, 2, 2), "dots", 2, 1, marks=pytest.mark.slow),
     ],
 )
 def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):

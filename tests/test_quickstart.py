@@ -7,6 +7,7 @@ from dft_jax.analysis import quickstart
 from tests.commands import run_command
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path, capfd, monkeypatch):
     config = quickstart.lab_config
 
@@ -22,7 +23,9 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
     outcome = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr
     lines = outcome.stdout.splitlines()
-    assert lines[0].startswith("benchmark") and sum(line.startswith("lab ") for line in lines) == 9
+    # Three runs at three temperatures; of pass@k and maj@k at two, those of several samples.
+    assert lines[0].startswith("benchmark") and sum(line.startswith("lab ") for line in lines) == 9 + 6
+    assert any("differences to base" in line for line in lines)
     assert "At temperature 1, DFT is " in outcome.stdout and "The untouched base at temperature 0.3" in outcome.stdout
     for name in ("curves.png", "histogram.png", "comparison.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")

@@ -32,6 +32,7 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches a SIGKILL."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [2, 4])
 @pytest.mark.parametrize("where", [(Checkpoints, "save"), (progress.Reporter, "evaluate")], ids=["save", "evaluate"])
 def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_path, monkeypatch):
@@ -149,6 +150,7 @@ def test_what_only_says_how_may_change(finished):
     assert int(run.state.step) == 4
 
 
+@pytest.mark.slow
 def test_another_reference_is_refused(tmp_path):
     """asft compares with the model before training: other weights under the same path make it another run."""
     config = quickstart.lab_config("asft")

@@ -31,7 +31,14 @@ def test_golden_curves(objective, plain_curves):
 
 @pytest.mark.parametrize("objective", ["sft", "dft"])
 @pytest.mark.parametrize(
-    "shape, accumulation", [((2, 2, 2), 1), ((1, 1, 1), 4), ((1, 4, 1), 2), ((1, 1, 2), 1)], ids=str
+    "shape, accumulation",
+    [
+        ((1, 1, 1), 4),
+        ((1, 4, 1), 2),
+        pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
+        pytest.param((1, 1, 2), 1, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):
     overrides = {"objective": objective, "train.accumulation": accumulation}
@@ -46,6 +53,7 @@ def test_sft_learns_and_dft_from_random_weights_hardly_does(plain_curves):
     assert 1 / 1000 < ratio < 1 / 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective, first_as", [("asft(kl=1)", "dft"), ("iw_sft", "sft")])
 def test_objectives_with_a_reference(objective, first_as, plain_curves, mesh1, mesh8):
     """At the first step the model is its reference: no divergence, every importance weight 1; later they differ."""

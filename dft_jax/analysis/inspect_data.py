@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from dft_jax import cli, config as config_lib, errors, train
-from dft_jax.data import loader
+from dft_jax.data import formats, loader
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()
@@ -58,6 +58,9 @@ def main() -> None:
     settings |= dict(row_length=loader.row_length(config.data))
     step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
     print(json.dumps(examples.report, indent=2))
+    marks = formats.calculator_marks(config.data)
+    if marks:
+        print(marks)
     print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")
     batch = Batch(*(getattr(step.batch, name)[0] for name in Batch.__dataclass_fields__))
     for row in range(min(_ROWS.value, step.n_rows)):

@@ -66,7 +66,7 @@ flags.DEFINE_string("rows", "fields", "What a row of --data means: data/formats.
 flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_override=True)
 flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
-for _name in ("prompt", "context", "revision", "tensor", "compute_dtype"):
+for _name in ("prompt", "instruction", "context", "revision", "tensor", "compute_dtype"):
     flags.declare_key_flag(_name)
 
 _TOP = 10  # token types printed each way
@@ -236,7 +236,7 @@ def read_examples(path: str, opened: dict[str, evaluate.Opened], config: ConfigD
 def settings(opened: dict[str, evaluate.Opened]) -> ConfigDict:
     """The config that the flags stand for, with a length that every model can read."""
     errors.raise_if_any([line for line in evaluate.settings().mistakes("--") if line.startswith("--context")])
-    return evaluate.reading_config(*(each.model for each in opened.values()))
+    return evaluate.reading_config(opened)
 
 
 def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, about: dict[str, Any], out: Path) -> None:
@@ -289,7 +289,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     scores = {name: score(each, examples, config, name) for name, each in opened.items()}
     if jax.process_index() == 0:
-        about = {"data": examples.report, "prompt": flags.FLAGS.prompt, "environment": writer.environment()}
+        about = {"data": examples.report, "prompt": config.data.template, "environment": writer.environment()}
         about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
         with mended():
             report(scores, examples, next(iter(opened.values())).tokenizer, about, out)

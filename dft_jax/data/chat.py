@@ -35,6 +35,8 @@ STYLES = {
     "deepseek-math": f"User: {_ASKED}\n\nAssistant:",
     "qwen25-math-cot": _QWEN.format(system=_BOXED, user="{input}"),
 }
+# The checkpoint's own template, with the instruction at the end of each question.
+TOKENIZER_BOXED = "tokenizer-boxed"
 # What ends an answer under a style besides EOS, where the tokenizer has it as one token.
 _STOPS = dict.fromkeys(("qwen-boxed", "qwen25-math-cot"), ("<|im_end|>", "<|endoftext|>"))
 _STOPS |= dict.fromkeys(("llama-base-boxed", "llama-ins-boxed"), ("<|eot_id|>", "<|end_of_text|>"))
@@ -75,7 +77,7 @@ class Part:
 
 def name_problems(setting: str, name: str) -> list[str]:
     """What is wrong with `name` as a template's, before anything is read."""
-    known = ["tokenizer", *STYLES]
+    known = ["tokenizer", TOKENIZER_BOXED, *STYLES]
     if name in known or name.endswith(".jinja"):
         return []
     hint = errors.did_you_mean(name, known)
@@ -85,12 +87,15 @@ def name_problems(setting: str, name: str) -> list[str]:
 class Template:
     """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja file.
 
+    `tokenizer-boxed` is `tokenizer` with an instruction.
+
     `first_ids` is what stands before the text: the begin-of-sequence token for a style, if the tokenizer begins texts
     with one (Llama's and DeepSeek's do; inference engines then prompt with it), and nothing for a chat template, which
     writes its own.
 
     Args:
       setting: what the user calls the template, for messages.
+      instruction: text on a line of its own at the end of every question.
       date: YYYY-MM-DD, which a template that writes the date is given; empty for today's.
 
     Raises:
@@ -98,22 +103,23 @@ class Template:
         not the same every time, or runs away.
     """
 
-    def __init__(self, name: str, tokenizer, setting: str = "data.template", date: str = ""):
+    def __init__(self, name: str, tokenizer, setting: str = "data.template", instruction: str = "", date: str = ""):
         errors.raise_if_any(name_problems(setting, name))
         self.name, self.tokenizer, self.setting, self.jinja = name, tokenizer, setting, None
         self.first_ids: list[int] = []
         self._tails: dict[tuple[str, ...], str] = {}
-        if name == "tokenizer":
+        self.instruction = _BOXED if name == TOKENIZER_BOXED else instruction
+        if name in ("tokenizer", TOKENIZER_BOXED):
             try:
                 self.jinja = tokenizer.get_chat_template()  # the default one where there are several
             except ValueError as error:
                 raise errors.UserError(
-                    f"{setting}='tokenizer', but the checkpoint's tokenizer has {error};"
+                    f"{setting}={name!r}, but the checkpoint's tokenizer has {error};"
                     f" choose one of {', '.join(STYLES)} or a .jinja file"
                 ) from error
         elif name.endswith(".jinja"):
             with errors.told(f"{setting}={name!r} cannot be read", "give a UTF-8 file", (OSError, UnicodeDecodeError)):
-                self.jinja = Path(name).read_text(encoding="utf-8")
+                self.jinja = Path(name).read_text(encoding="utf-8-sig")  # a BOM is no text
         else:
             self.first_ids = tokenizer.first_ids
         self.date = ""
@@ -145,7 +151,7 @@ class Template:
         Raises:
           BadRow: the template cannot render the conversation, or not so that each prompt comes before its answer.
         """
-        messages = [self._without_end(message) for message in messages]
+        messages = [self._instructed(self._without_end(message)) for message in messages]
         if self.jinja is None:
             return self._style_parts(messages)
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
@@ -156,6 +162,7 @@ class Template:
             asked += [(messages[:turn], True), (messages[: turn + 1], False)]
         rendered = self._render_all(asked)
         prompts, shown = rendered[0::2], rendered[1::2]
+        self._require_all(messages[: turns[-1]], prompts[-1])
         parts, done = [], 0
         for number, turn in enumerate(turns):
             is_last = number == len(turns) - 1
@@ -169,9 +176,17 @@ class Template:
 
     def prompt(self, question: str) -> str:
         """What stands before the answer to one question."""
+        return self._prompt(self._instructed({"role": "user", "content": question}))
+
+    def _prompt(self, message: Message) -> str:
         if self.jinja is None:
-            return STYLES[self.name].replace("{input}", question)
-        return self._render([{"role": "user", "content": question}], add_generation_prompt=True)
+            return STYLES[self.name].replace("{input}", message["content"])
+        return self._render([message], add_generation_prompt=True)
+
+    def _instructed(self, message: Message) -> Message:
+        if not self.instruction or message["role"] != "user":
+            return message
+        return {**message, "content": f"{message['content']}\n{self.instruction}"}
 
     def prompt_ids(self, question: str) -> list[int]:
         """The prompt as a model reads it, tokenised as for training."""
@@ -218,14 +233,21 @@ class Template:
             raise BadRow(f"the answer is nothing but {eos!r}; remove the row or set data.bad_rows='drop'")
         return {**message, "content": content}
 
+    def _require_all(self, messages: list[Message], prompt: str) -> None:
+        """BadRow where the text of a question or of the system is not in the prompt for the last answer."""
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant" and message["content"].strip() not in prompt:
+                what = f"leaves message {number} (of the {message['role']}) out, or changes it"
+                raise BadRow(f"template {self.name!r} {what}; mend the template, or give another")
+
     def _style_parts(self, messages: list[Message]) -> list[Part]:
         if [message["role"] for message in messages] != ["user", "assistant"]:
             raise BadRow(
                 f"template {self.name!r} takes one question and one answer, not {len(messages)} messages;"
                 " for conversations set data.template='tokenizer' or a .jinja file"
             )
-        question, answer = (message["content"] for message in messages)
-        return [Part(self.prompt(question), False), Part(answer + self.tokenizer.eos_token, True)]
+        question, answer = messages
+        return [Part(self._prompt(question), False), Part(answer["content"] + self.tokenizer.eos_token, True)]
 
     def _answer(self, prompt: str, shown: str, messages: list[Message]) -> tuple[str, str]:
         """What the template makes of the last message, an answer, and what it writes after it.

@@ -3,13 +3,15 @@
 A new dataset is one function under `@row_format`: it turns a row into messages, or raises BadRow.
 """
 
+import contextlib
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.sources import BadRow, Message
+from dft_jax.data.sources import BadRow, Message, read_rows
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
@@ -111,6 +113,30 @@ def sharegpt(row: dict, config: ConfigDict) -> list[Message]:
             others["content"] = turn["value"]
         renamed.append(others | {"role": _SHAREGPT_ROLES[turn["from"]]})
     return _conversation(row | {"conversations": renamed}, "conversations")
+
+
+def calculator_marks(config: ConfigDict) -> str:
+    """A line on the marks `<<48/2=24>>` in the answers of data.train; empty where there are none.
+
+    `config` is `config.data`.
+    """
+    rows = read_rows(config.train, config, config.split)
+    n_rows = n_marked = 0
+    for row in itertools.islice(rows, config.max_rows or None):
+        with contextlib.suppress(BadRow):
+            conversation = ROW_FORMATS[config.rows](row.value, config)
+            n_rows += 1
+            n_marked += _has_calculator_marks(conversation)
+    if not n_marked:
+        return ""
+    remedy = "data.rows=gsm8k_unmarked or gsm8k_boxed leaves them out"
+    return f"calculator marks (<<48/2=24>>) are trained in {n_marked} of {n_rows} rows; {remedy}"
+
+
+def _has_calculator_marks(conversation: list[Message]) -> bool:
+    """Whether an answer holds marks as GSM8K's `<<48/2=24>>`, which are trained like other text."""
+    answers = [message["content"] for message in conversation if message["role"] == "assistant"]
+    return any(_CALCULATOR_MARK.search(answer) for answer in answers)
 
 
 def _conversation(row: dict, field: str) -> list[Message]:

@@ -1,4 +1,4 @@
-"""What ends an answer when sampling: the tokens that any of a checkpoint's files, or the template, says end one."""
+"""What ends an answer when sampling: what any of a checkpoint's files, or the template, says."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ TOKENIZER, TEMPLATE, GENERATION = "tokenizer", "template", "generation_config.js
 
 @dataclasses.dataclass(frozen=True)
 class Stops:
-    """Token ids that end an answer, by where each was found, and what a reader should know of them."""
+    """Token ids that end an answer, by where each was found, and what to tell of them."""
 
     sources: dict[str, list[int]]  # tokenizer, template, generation_config.json, config.json
     warnings: list[str]
@@ -21,10 +21,10 @@ class Stops:
 
 
 def find_stops(template: Template) -> Stops:
-    """The union of the tokenizer's EOS, the template's end of a turn, and what the checkpoint's files say.
+    """The union of the tokenizer's EOS, the template's end of a turn, and what the files say.
 
-    A list in generation_config.json is how Llama 3 and Qwen name the second token that ends an answer; a model that is
-    not stopped there writes on to the limit.
+    A list in generation_config.json is how Llama 3 and Qwen name the second token that ends an
+    answer; a model that is not stopped there writes on to the limit.
     """
     tokenizer = template.tokenizer
     sources = {TOKENIZER: [tokenizer.eos_token_id], TEMPLATE: template.markers(), **tokenizer.eos_ids}

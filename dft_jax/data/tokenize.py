@@ -1,8 +1,9 @@
-"""Conversations to token ids and a loss mask: the whole text is tokenised at once, so that parts joined are the whole.
+"""Conversations to token ids and a loss mask: the whole text is tokenised at once.
 
-Part by part the ids would be others than those that a model reads: SentencePiece puts a space before every part (an
-answer "Yes" becomes " Yes"), and "." at the end of an answer and "\\n" after it are one token in many vocabularies.
-So the mask comes from where each trained part begins and ends in the whole:
+Part by part the ids would be others than those that a model reads: SentencePiece puts a space
+before every part (an answer "Yes" becomes " Yes"), and "." at the end of an answer and "\\n" after
+it are one token in many vocabularies. So the mask comes from where each trained part begins and
+ends in the whole:
 
 - It *begins* after the tokens of all text before it, tokenised by itself: that is the prompt as
   it is sampled from. If the whole does not begin with these very tokens (the prompt's last "\\n"
@@ -63,7 +64,12 @@ def _trained_spans(parts: list[Part]) -> list[tuple[int, int]]:
 
 
 def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokenizer) -> np.ndarray:
-    """Which tokens of a text are trained, [n] of bool; `before` are the ids of what stands before each span."""
+    """Which tokens of a text are trained, [n] of bool.
+
+    Args:
+      spans: (start, end) in characters of each trained part.
+      before: the ids of the text before each span, tokenised by itself.
+    """
     ids = encoding.ids
     trained = np.zeros(len(ids), bool)
     for (_, end), prompt_ids in zip(spans, before, strict=True):
@@ -72,7 +78,7 @@ def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokeni
             raise BadRow(_merged(ids, prompt_ids, tokenizer))
         last = len(ids)
         if end < len(text):
-            # Tokens lie in the order of their text, so the first that begins behind the part is found by halving.
+            # Tokens lie in the order of their text: the first that begins behind the part.
             last = bisect.bisect_left(encoding.offsets, end, key=lambda offsets: offsets[0])
         trained[n_prompt:last] = True
     return trained

@@ -98,6 +98,9 @@ def _after_hashes(row: dict) -> str:
     return answer.strip().replace(",", "")
 
 
+# Fields that other programs show a model beside the question.
+_PARTS_OF_A_QUESTION = frozenset("context choices options system messages tools".split())
+
 BENCHMARKS = {
     "math500": Benchmark("HuggingFaceH4/MATH-500", 500, _answer, id="unique_id"),
     "minerva": Benchmark("math-ai/minervamath", 272, _boxed_of_solution),
@@ -183,8 +186,7 @@ def _local_file(name: str, benchmark: Benchmark, path: str) -> Path:
 
 
 def _problem(benchmark: Benchmark, row: dict, number: int) -> Problem:
-    field = next((field for field in benchmark.question if field in row), benchmark.question[0])
-    question = _text(_value(row, field), field)
+    question = _question(benchmark, row)
     answer = benchmark.answer(row).strip()
     if not answer:
         raise BadRow("the answer is empty; mend or remove the row")
@@ -194,6 +196,22 @@ def _problem(benchmark: Benchmark, row: dict, number: int) -> Problem:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
         raise BadRow(f"field {benchmark.id!r} should be a number or text, not {value!r}; mend the row")
     return Problem(str(value), question, answer)
+
+
+def _question(benchmark: Benchmark, row: dict) -> str:
+    """The text of a row's question; BadRow where more belongs to it than text, or two fields differ."""
+    present = [field for field in benchmark.question if row.get(field) is not None]
+    field = present[0] if present else benchmark.question[0]
+    question = _text(_value(row, field), field)
+    for other in present[1:]:
+        if _text(row[other], other).strip() != question.strip():
+            raise BadRow(f"fields {field!r} and {other!r} ask different things; keep the right one")
+    for other, value in row.items():
+        is_part = other in _PARTS_OF_A_QUESTION or other.startswith("image")
+        if is_part and value not in (None, "", [], {}):
+            what = f"field {other!r} belongs to the question and would be lost"
+            raise BadRow(f"{what}; put it into {field!r}, or remove the row")
+    return question
 
 
 def _value(row: dict, field: str) -> Any:

@@ -33,9 +33,10 @@ def strict_equal(answer: str, reference: str) -> bool:
     Raises:
       MemoryError: it takes too many digits, or too much memory.
     """
-    if _choice(reference):
-        return _choice(reference) == _label_alone(answer)
-    spelled = [spelling.spell(_without_label(answer)), spelling.spell(_without_label(reference))]
+    label = _label_alone(answer) if _choice(reference) else None
+    if label:
+        return label == _choice(reference)
+    spelled = [spelling.spell(_apart(text)[1]) for text in (answer, reference)]
     if not all(spelled):
         return False
     if spelling.key(spelled[0]) == spelling.key(spelled[1]):
@@ -48,7 +49,7 @@ def strict_equal(answer: str, reference: str) -> bool:
 
 
 def _choice(reference: str) -> str | None:
-    """The letter where the reference is the label of a choice, and nothing else: \\text{(C)}, but not a variable."""
+    r"""The letter where the reference is nothing else: \text{(C)}, which is the label of a choice."""
     match = _IS_LABEL.fullmatch(_bare(reference))
     return match[1] if match else None
 
@@ -60,29 +61,23 @@ def _bare(text: str) -> str:
 def _label_alone(answer: str) -> str | None:
     """The label that an answer gives, with what is chosen or without it; None where it gives none."""
     match = _IS_LABEL.fullmatch(_bare(answer))
-    if match is None:
-        match = _LABEL.match(_unwrapped(answer))
-        return next((letter for letter in match.groups() if letter), None) if match else None
-    return match[1]
+    return match[1] if match else _apart(answer)[0]
 
 
-def _unwrapped(text: str) -> str:
-    r"""(C) 27 of \textbf{(C) 27}."""
+def _apart(text: str) -> tuple[str | None, str]:
+    r"""The label and what is chosen of \textbf{(C)}\ 27; None and the text where there is no label."""
     text = extraction.tidy(text)
-    match = _LABEL_INSIDE.fullmatch(text)
-    return match[1] if match else text
-
-
-def _without_label(text: str) -> str:
-    text = _unwrapped(text)
+    inside = _LABEL_INSIDE.fullmatch(text)
+    text = inside[1] if inside else text
     at_end = _LABEL_AT_END.search(text)
     if at_end and at_end.start() > 0:
-        return text[: at_end.start()]
+        return at_end[1], text[: at_end.start()]
     match = _LABEL.match(text)
-    if match is None or match.end() == len(text) or re.match(r"[+^_/*=!,]", text[match.end() :]):
-        return text
-    is_difference = text[match.end()] == "-" and match[0].endswith(")")  # (B)-5, but not (B) -5
-    return text if is_difference else text[match.end() :]
+    rest = text[match.end() :] if match else ""
+    is_difference = rest.startswith("-") and match[0].endswith((")", "}"))  # (B)-5, but not (B) -5
+    if not rest or is_difference or re.match(r"[+^_/*=!,]", rest):
+        return None, text
+    return next(letter for letter in match.groups() if letter), rest
 
 
 # ---- units ----------------------------------------------------------------------------------------------------------
@@ -98,6 +93,7 @@ def _measured(answer: str, reference: str, spelled_answer: str, spelled: str) ->
     if sides[0].base or sides[1].base:
         return _in_bases(*sides)
     found = [_with_dollars(text, side.unit) for text, side in zip((answer, reference), sides, strict=True)]
+    found = [unit or _percent(side.value) for unit, side in zip(found, sides, strict=True)]
     if found[0] and found[1] and found[0] != found[1]:
         return None
     texts = [f"{side.factor} \\cdot ({side.value})" if side.factor != 1 else side.value for side in sides]
@@ -109,6 +105,10 @@ def _with_dollars(text: str, unit: tuple) -> tuple:
     if not units.has_dollar_sign(extraction.tidy(text)) or any(name == "dollar" for name, _ in unit):
         return unit
     return tuple(sorted([*unit, ("dollar", 1)]))
+
+
+def _percent(value: str) -> tuple:
+    return (("percent", 1),) if value.endswith("\\%") else ()
 
 
 def _in_bases(answer: units.Measured, reference: units.Measured) -> tuple[str, str] | None:
@@ -224,32 +224,30 @@ def _same_as_tuple(a: structure.Structure, b: structure.Structure, depth: int) -
 def _same_leaf(answer: str, reference: str) -> bool:
     if not (_is_true_chain(answer) and _is_true_chain(reference)):
         return False
-    comparison = values.Comparison(answer, reference)
     numbers = values.plain(answer), values.plain(reference)
     if None not in numbers:
-        return comparison.same_fractions(*numbers)
+        return values.Comparison(answer, reference).same_fractions(*numbers)
     parsed = latex.parse(answer), latex.parse(reference)
     if None in parsed:
         return False
-    current.clear()
-    current.append(comparison)
+    begin(answer, reference)
     return latex.equal(*parsed)
 
 
-current: list[values.Comparison] = []  # what `same_value`, inside math-verify, is part of
+_current: list[values.Comparison] = []  # the one that is under way, for what math-verify calls
 
 
-def same_value(a: object, b: object) -> bool:
-    return current[0].same(a, b)
-
-
-def same_equations(a: object, b: object) -> bool | None:
-    return current[0].same_equations(a, b)
+def begin(answer: str, reference: str) -> None:
+    """Says which texts math-verify is about to compare."""
+    _current[:] = [values.Comparison(answer, reference)]
 
 
 def prepare() -> None:
-    """Makes math-verify in this process compare by these rules."""
-    latex.prepare(same_value, same_equations)
+    """Makes math-verify in this process compare values by these rules; a worker's own business, it lasts."""
+    latex.prepare(
+        same_value=lambda a, b: _current[0].same(a, b),
+        same_equations=lambda a, b: _current[0].same_equations(a, b),
+    )
 
 
 def _is_true_chain(text: str) -> bool:

@@ -21,7 +21,7 @@ from multiprocessing.connection import wait
 from tqdm import tqdm
 
 from dft_jax import workers
-from dft_jax.evals import equality, extraction, latex, paper_rules, spelling, values
+from dft_jax.evals import equality, extraction, latex, paper_rules, spelling
 from dft_jax.evals.equality import prepare, strict_equal
 from dft_jax.workers import Worker, peak_kib
 
@@ -128,27 +128,30 @@ class Grader:
           as an answer is not compared again: then there are at most 28 comparisons.
         """
         keys = [None if answer is None else spelling.key(spelling.spell(answer)) for answer in answers]
-        named: dict[str, int] = {}  # text -> class
-        open_texts: Counter = Counter()
+        class_of: dict[str, int] = {}
+        votes: Counter = Counter()  # of the keys that are to be compared
+        text_of: dict[str, str] = {}  # a key has lost its spaces, so an answer is what is compared
         for key, verdict in zip(keys, verdicts, strict=True):
             if key is not None and verdict == "correct":
-                named[key] = 0
-        for key, verdict in zip(keys, verdicts, strict=True):
-            if key is not None and key not in named and verdict == "wrong":
-                open_texts[key] += 1
-        frequent = [text for text, _ in open_texts.most_common(COMPARED)]
-        equal = self._equal_pairs(itertools.combinations(frequent, 2))
-        for text in frequent:
-            like = [other for other in frequent if other in named and (other, text) in equal]
-            named[text] = named[like[0]] if like else 1 + max(named.values(), default=0)
+                class_of[key] = 0
+        for key, answer, verdict in zip(keys, answers, verdicts, strict=True):
+            if key is not None and key not in class_of and verdict == "wrong":
+                votes[key] += 1
+                text_of.setdefault(key, answer)
+        frequent = [key for key, _ in votes.most_common(COMPARED)]
+        equal = self._equal_pairs([text_of[key] for key in frequent])
+        for key in frequent:
+            like = [other for other in frequent if other in class_of and (text_of[other], text_of[key]) in equal]
+            class_of[key] = class_of[like[0]] if like else 1 + max(class_of.values(), default=0)
         for key in keys:
-            if key is not None and key not in named:
-                named[key] = 1 + max(named.values(), default=0)
-        return [None if key is None else named[key] for key in keys]
+            if key is not None and key not in class_of:
+                class_of[key] = 1 + max(class_of.values(), default=0)
+        return [None if key is None else class_of[key] for key in keys]
 
-    def _equal_pairs(self, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
-        """Those pairs of which this grader takes the second for the first."""
-        unsure = [(second, first) for first, second in pairs if not extraction.are_whole_numbers((first, second))]
+    def _equal_pairs(self, texts: list[str]) -> set[tuple[str, str]]:
+        """Those pairs (earlier, later) of which this grader takes the later for the earlier."""
+        pairs = [(later, earlier) for earlier, later in itertools.combinations(texts, 2)]
+        unsure = [pair for pair in pairs if not extraction.are_whole_numbers(pair)]
         return {pair[::-1] for pair, verdict in self._verdicts(unsure) if verdict == "correct"}
 
     def _verdicts(self, pairs: list[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str]]:
@@ -218,7 +221,7 @@ def paper_equal(answer: str, reference: str) -> bool:
 def _close_or_equal(answer: str, reference: str) -> bool:
     """math-verify's verdict, or both sides numbers within the paper's tolerance."""
     parsed = latex.parse_as_published(answer), latex.parse_as_published(reference)
-    equality.current[:] = [values.Comparison(answer, reference)]
+    equality.begin(answer, reference)
     if latex.verify_as_published(*parsed):
         return True
     numbers = [_value(side) for side in parsed]

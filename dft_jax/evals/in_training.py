@@ -1,13 +1,16 @@
 """The benchmark evaluations of a training run, at some of its steps."""
 
+import dataclasses
 import hashlib
 import json
+import sys
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib
-from dft_jax.evals import runner
+from dft_jax.evals import prompts, runner
 from dft_jax.models import Model
 
 
@@ -18,8 +21,18 @@ class Benchmarks:
         self.config, self.model, self.folder = config, model, workdir / "eval"
         self.steps: list[int] = []
         if config.eval.benchmarks:
-            asked = config_lib.benchmark_settings(config)
-            self.plan = runner.plan(asked, tokenizer, model, prefix="config.eval.", date=config.data.date)
+            asked = self._continued(config_lib.benchmark_settings(config))
+            known = dict(date=config.data.date, trained=config.data.template)
+            self.plan = runner.plan(asked, tokenizer, model, "config.eval.", **known)
+            if jax.process_index() == 0:
+                print(f"evaluations: prompt {self.plan.choice.name!r}, {self.plan.choice.why}", file=sys.stderr)
+
+    def _continued(self, asked: runner.Settings) -> runner.Settings:
+        """A resumed run is asked as before, so that its curve is one; a prompt that is named counts more."""
+        done = sorted(self.folder.glob(f"*/{runner.EVALUATION_NAME}"), key=lambda file: file.stat().st_mtime)
+        if asked.prompt != prompts.AUTO or not done:
+            return asked
+        return dataclasses.replace(asked, prompt=prompts.recorded(done[-1]) or asked.prompt)
 
     def digest(self) -> str:
         """Of all that is going to be asked, prompts and answers; empty where nothing is."""

@@ -23,12 +23,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dft_jax import errors, interrupts, writer
-from dft_jax.data.chat import Template
+from dft_jax.data.chat import TOKENIZER_BOXED, Template
 from dft_jax.data.sources import BadRow
 from dft_jax.data.stops import Stops, find_stops
-from dft_jax.evals import benchmarks, extraction, grading, report
+from dft_jax.evals import benchmarks, extraction, grading, prompts as prompts_lib, report
 from dft_jax.evals.predictions import Prediction
-from dft_jax.evals.saved import is_number, read_scores
+from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
 from dft_jax.models import Model
 from dft_jax.models.hf import read_json
 from dft_jax.sampling import Completion, Request, Sampler
@@ -36,6 +36,8 @@ from dft_jax.types import Params
 
 EVALUATION_NAME, JOURNAL_NAME = "evaluation.json", "journal.jsonl"
 PREDICTIONS_NAME, SCORES_NAME = "predictions.jsonl", "scores.json"
+
+_SCORE_AGAIN = "remove it; the same command then scores the completions anew"
 
 Key = tuple[str, float, str, int]  # benchmark, temperature, problem, sample
 
@@ -50,7 +52,10 @@ class Settings:
 
     benchmarks: tuple[str, ...] = _setting((), "Names of benchmarks, separated by commas.")
     benchmark_data: str = _setting("", "The benchmark's file, or a folder of them; by default the hub.")
-    prompt: str = _setting("qwen25-math-cot", "Prompt style of data/chat.py, 'tokenizer', or a .jinja file.")
+    prompt: str = _setting(
+        prompts_lib.AUTO, "A name of data/chat.py, 'tokenizer', a .jinja file, or 'auto': as the model was trained."
+    )
+    instruction: str = _setting("", "Text on a line of its own at the end of each question.")
     samples: int = _setting(16, "Samples of each problem at each temperature.")
     temperature: tuple[float, ...] = _setting((1.0,), "Temperatures to sample at, separated by commas.")
     greedy: bool = _setting(True, "Make one greedy completion of each problem as well.")
@@ -111,6 +116,10 @@ class Settings:
             "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
             "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
             "context": (self.context >= 2, "at least 2"),
+            "instruction": (
+                not self.instruction or self.prompt != TOKENIZER_BOXED,
+                f"empty with prompt={TOKENIZER_BOXED}, which has one",
+            ),
             "mode": (self.mode in grading.MODES, " or ".join(grading.MODES)),
             "answer_markers": (
                 bool(self.answer_markers) and set(self.answer_markers) <= set(extraction.MARKERS),
@@ -135,6 +144,7 @@ class Plan:
     problems: dict[str, list[benchmarks.Problem]]
     requests: dict[Key, Request]
     prompts: dict[tuple[str, str], str]  # (benchmark, problem) -> text
+    choice: prompts_lib.Choice  # the prompt, which `settings` names as well
     sampler: Sampler
     stops: Stops
     date: str  # that a dated template was given; empty for the others
@@ -146,14 +156,21 @@ class Plan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: str = "") -> Plan:
-    """Reads the benchmarks and makes their prompts; `date` is for templates that write one (data/chat.py).
+def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: str = "", trained: str = "") -> Plan:
+    """Reads the benchmarks and makes their prompts.
+
+    `date` is for templates that write one (data/chat.py); `trained` is the prompt that the model was trained with,
+    empty where unknown.
 
     Raises:
       UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room for an answer.
     """
     errors.raise_if_any(settings.mistakes(prefix))
-    template = Template(settings.prompt, tokenizer, setting=f"{prefix}prompt", date=date)
+    name, instruction = f"{prefix}prompt", settings.instruction
+    choice = prompts_lib.choose(settings.prompt, trained, tokenizer, instruction, setting=name)
+    settings = dataclasses.replace(settings, prompt=choice.name)
+    errors.raise_if_any(settings.mistakes(prefix))  # auto may have chosen what goes with no instruction
+    template = Template(settings.prompt, tokenizer, setting=name, instruction=instruction, date=date)
     max_length = min(settings.context, model.config.max_length)
     problems, requests, prompts, mistakes = {}, {}, {}, []
     for name in settings.benchmarks:
@@ -178,7 +195,7 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: 
     options = dict(slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p)
     stops = find_stops(template)
     sampler = Sampler(model, stop_ids=stops.ids, max_length=max_length, **options)
-    return Plan(settings, problems, requests, prompts, sampler, stops, template.date, decode)
+    return Plan(settings, problems, requests, prompts, choice, sampler, stops, template.date, decode)
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
@@ -258,7 +275,8 @@ def check(plan: Plan, model: Model, out: Path, of: dict[str, Any]) -> None:
     """UserError where `out` holds another evaluation than this one."""
     file = out / EVALUATION_NAME
     if file.exists():
-        changes = errors.differences(read_json(file), _identity(plan, model, of))
+        found = read_json(file, ANOTHER_FOLDER)
+        changes = errors.differences(found, _identity(plan, model, of))
         remedy = "give another folder, remove this one, or undo"
         return errors.raise_if_any(changes and [f"{out} holds another evaluation; {remedy}", *changes.values()])
     strangers = [name for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME) if (out / name).exists()]
@@ -270,6 +288,8 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
     """What a sample depends on besides its problem, number and temperature: those can be added to a folder."""
     names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
     settings = {name: getattr(plan.settings, name) for name in names}
+    if plan.settings.instruction:  # older evaluations have no word of it
+        settings["instruction"] = plan.settings.instruction
     settings |= {"context": plan.sampler.max_length, "stop_ids": list(plan.sampler.stop_ids)}
     if plan.date:
         settings["date"] = plan.date
@@ -281,7 +301,7 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
 def recorded_date(out: Path) -> str:
     """The date that the prompts of the evaluation in `out` were given; empty where there is none."""
     file = out / EVALUATION_NAME
-    date = read_json(file).get("date", "") if file.exists() else ""
+    date = read_json(file, ANOTHER_FOLDER).get("date", "") if file.exists() else ""
     return date if isinstance(date, str) else ""
 
 
@@ -358,7 +378,7 @@ def _finish(
     plan: Plan, out: Path, done: dict[Key, dict[str, Any]], of: dict[str, Any], sampling: Sampling
 ) -> dict[str, Any]:
     settings, file = dataclasses.asdict(plan.settings), out / SCORES_NAME
-    summary = read_json(file) if file.exists() else {}
+    summary = read_json(file, _SCORE_AGAIN) if file.exists() else {}
     asked = {"model": of, "settings": json.loads(json.dumps(settings)), "problems_sha256": plan.digest()}
     asked |= {"stop_ids": list(plan.sampler.stop_ids), "stop_sources": plan.stops.sources}
     asked["compute_dtype"] = str(plan.sampler.model.module.compute_dtype)
@@ -366,7 +386,7 @@ def _finish(
     is_answered = all(summary.get(name) == value for name, value in known.items())
     if is_answered and not (out / JOURNAL_NAME).exists():
         # Nothing was sampled, and nothing is asked that it does not answer.
-        return read_scores(file, "remove it; the same command scores the completions anew")
+        return read_scores(file, _SCORE_AGAIN)
     answers = {(name, p.id): p.answer for name, problems in plan.problems.items() for p in problems}
     predictions = []
     for key in plan.requests:
@@ -376,6 +396,7 @@ def _finish(
     rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
     summary["warnings"] += plan.stops.warnings
     summary["speed"] |= sampling.speed()
+    summary["warnings"] += [plan.choice.warning] if plan.choice.warning else []
     others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
     if others:
         what = f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"

@@ -7,6 +7,9 @@ from typing import Any
 from dft_jax import errors
 from dft_jax.models.hf import read_json
 
+# What to do about an evaluation.json that is not whole: its samples may depend on anything.
+ANOTHER_FOLDER = "give another folder, or remove this one"
+
 # Key of a result -> what it should be. Those of _LATER are missing in files of earlier versions.
 _RESULT = {
     "benchmark": "text",

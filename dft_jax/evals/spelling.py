@@ -242,6 +242,7 @@ def key(text: str) -> str:
     """For the comparison of spelled texts: no spaces but those between digits, no text commands, words in small."""
     text = re.sub(TEXT, r"\1", text)
     text = re.sub(r"(?<=\d)\s+(?=\d)", "\x00", text)
+    text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\x01", text)  # \in t is not \int
     text = re.sub(r"\s", "", text)
     return text.lower().strip(".") if re.fullmatch(r"[A-Za-z'.-]{3,}", text) else text
 

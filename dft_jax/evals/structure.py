@@ -34,32 +34,35 @@ class Structure:
 def read(text: str) -> Structure:
     """The structure of a spelled answer."""
     text = _without_braces(_TEXT_AND.sub(",", text))
-    parts = split(text)
+    parts = split(text, separators=(";",))  # x = 1, y = 2; x = 3, y = 4 is two of two
+    if len(parts) == 1:
+        parts = split(text)
     if len(parts) > 1:
         return _list(parts)
-    left = ""
     match = _LEFT.match(text)
-    if match and match[1] not in _COMMANDS:
+    if match and match[1] not in _COMMANDS and not _LEFT.match(text, match.end()):
         inside = read(text[match.end() :])
-        if inside.kind != "leaf" and not inside.left:
-            return dataclasses.replace(inside, left=re.sub(r"\s", "", match[1]))
+        if inside.kind != "leaf":
+            return dataclasses.replace(inside, left=left_of(text))
     pieces = split(text, separators=("\\cup",))
     if len(pieces) > 1:
         return Structure("union", pieces)
+    return _in_brackets(text) or _plus_or_minus(text)
+
+
+def _in_brackets(text: str) -> Structure | None:
+    """A set, a tuple or an interval; what is in brackets that change nothing; None for anything else."""
     around = _outer_brackets(text)
+    inside = text[2:-2] if around == "\\{\\}" else text[1:-1]
+    if not around or not inside.strip():
+        return None
+    parts = split(inside)
     if around == "\\{\\}":
-        inside = text[2:-2]
-        is_rule = re.search(r"\\mid|\||:", inside) is not None
-        return Structure("leaf", (text,)) if is_rule or not inside.strip() else Structure("set", _elements(inside))
-    if around:
-        parts = split(text[1:-1])
-        if len(parts) > 1:
-            return Structure("brackets", parts, brackets=around)
-        if around == "()" and not left:
-            return read(text[1:-1]) if text[1:-1].strip() else Structure("leaf", (text,))
-    if re.search(r"\\[pm][mp](?![A-Za-z])", text):
-        return _plus_or_minus(text)
-    return Structure("leaf", (text,))
+        is_rule = re.search(r"\\mid|\||:", inside) is not None  # {x | x > 0}
+        return None if is_rule else Structure("set", _expanded(parts))
+    if len(parts) > 1:
+        return Structure("brackets", parts, brackets=around)
+    return read(inside) if around == "()" else None
 
 
 def left_of(text: str) -> str:
@@ -77,10 +80,6 @@ def _list(parts: tuple[str, ...]) -> Structure:
         return Structure("list", _expanded(parts))
     rest = [part[match.end() :] if match else part for part, match in zip(parts, matches, strict=True)]
     return Structure("list", _expanded(rest), left=lefts[0])
-
-
-def _elements(inside: str) -> tuple[str, ...]:
-    return _expanded(split(inside))
 
 
 def _expanded(parts) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ _PIECE = re.compile(
     r"(?:\s*\^\s*(?:\{\s*(-?\d)\s*\}|(\d)))?|(\\cdot|\\times|/|\\per)|(\s+)"
 )
 _WORD = re.compile(r"([A-Za-z]+)(?:\s*\^\s*\{?\s*(-?\d)\s*\}?|(?<![A-Za-z])(\d))?|(/|\bper\b)|([.,·*\s-]+)")
+_HALF_OF_DAY = re.compile(r"\s*[aApP]\.?\s*[mM]\.?\s*")
 _FRACTION = re.compile(rf"\\frac\s*\{{({spelling.TEXT}[^{{}}]*)\}}\s*\{{({spelling.TEXT}[^{{}}]*)\}}$")
 _PLAIN_TAIL = re.compile(r"(?<=[\d})\]%])(\s+[A-Za-z][A-Za-z0-9/^.{} -]*|[A-Za-z]{2,}(?:\s*\^\s*\{?[23]\}?)?)$")
 _DEGREES = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF]?)\s*\}?$")
@@ -197,6 +198,8 @@ def _measured(value: str, words: str, shortest: int) -> Measured | None:
     value = value.strip().rstrip("\\").strip()
     if not value or value[-1] in "+-=<>(,/^_":
         return None
+    if _HALF_OF_DAY.fullmatch(words):
+        return None  # 3 p.m. is no 3, and a.m. no ampere metre
     parsed = _parse(words, shortest)
     if parsed is None:
         return None

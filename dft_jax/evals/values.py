@@ -45,6 +45,7 @@ class Comparison:
         """Whether two sympy objects, no sets nor relations, have one value."""
         import sympy
 
+        a, b = (side.doit() if isinstance(side, sympy.MatrixExpr) else side for side in (a, b))
         if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
             if a.shape != b.shape:
                 return False
@@ -125,11 +126,10 @@ class Comparison:
         if _agree(parts_a, parts_b, Fraction(1, 10**45)):
             digits = _digits_needed(a, b)
             return digits <= DIGITS or _agree(_parts(a, digits), _parts(b, digits), Fraction(1, 10 ** (digits - 15)))
-        if parts_a[1] or parts_b[1] or not self.last_digits:
+        if parts_a[1] or parts_b[1]:
             return False
-        if abs(parts_a[0]) in self.last_digits or abs(parts_b[0]) in self.last_digits:
-            return self._is_rounded(parts_a[0], parts_b[0])
-        return _agree(parts_a, parts_b, RELATIVE)
+        are_decimals = [abs(parts[0]) in self.last_digits for parts in (parts_a, parts_b)]
+        return any(are_decimals) and self._is_rounded(parts_a[0], parts_b[0])
 
 
 def plain(text: str) -> Fraction | None:
@@ -154,8 +154,8 @@ def _uses_imaginary_unit(answer: str, reference: str) -> bool:
     letters = [re.sub(r"\\[A-Za-z]+", " ", text) for text in (answer, reference)]
     if any("j" in text for text in letters):
         return False
-    is_index = re.search(r"_\s*\{?\s*[^{}]*\bi\b|(?:sum|prod)_\s*\{?\s*i|\\hat\s*\{?\s*i|_i", answer + " " + reference)
-    return is_index is None
+    is_index = r"_\s*(?:i(?![A-Za-z])|\{[^{}]*(?<![A-Za-z])i(?![A-Za-z])[^{}]*\})|\\hat\s*\{?\s*i"
+    return re.search(is_index, f"{answer} {reference}") is None
 
 
 def _percent(expression: Any) -> Any:
@@ -174,6 +174,8 @@ def _parts(expression: Any, digits: int) -> tuple[Fraction, Fraction] | None:
     """
     import sympy
 
+    if expression.is_Rational:
+        return Fraction(int(expression.p), int(expression.q)), Fraction(0)
     value = expression.evalf(digits, maxn=max(10 * digits, 1_000))
     if not value.is_number:
         return None

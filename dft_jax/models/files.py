@@ -1,5 +1,6 @@
 """The files of a checkpoint's folder: only plain ones, JSON read strictly, and never code."""
 
+import codecs
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,8 @@ def check_file(file: Path) -> None:
         )
     if file.is_file() and begins(file).startswith(b"version https://git-lfs"):
         raise errors.UserError(f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
+    if file.is_file() and begins(file).startswith(codecs.BOM_UTF8):  # other programs refuse it, and an export too
+        raise errors.UserError(f"{file} begins with a byte order mark (BOM); re-save it as UTF-8 without one")
 
 
 def begins(file: Path) -> bytes:

@@ -1,9 +1,10 @@
-"""A checkpoint's tokenizer: what its tokenizer.json says, read by the `tokenizers` library and by nothing else.
+"""A checkpoint's tokenizer: what its tokenizer.json says, as the `tokenizers` library reads it.
 
-transformers 5 does not read that file's steps where tokenizer_config.json names a class of its own: it takes the
-vocabulary and puts the class's steps around it. SmolLM2 (class GPT2Tokenizer) loses its Digits step so, and `6  5` has
-other ids than in its pretraining; a folder of class Qwen2Tokenizer gets Qwen's splitting and NFC. Hence one object,
-made of the file, through which all text goes: training, prompts, completions, pages.
+transformers 5 does not read that file's steps where tokenizer_config.json or config.json names a
+class of its own: it takes the vocabulary and puts the class's steps around it. SmolLM2 (class
+GPT2Tokenizer) loses its Digits step so, and `6  5` has other ids than in its pretraining; a folder
+of class Qwen2Tokenizer gets Qwen's splitting and NFC. Hence one object, made of the file, through
+which all text goes: training, prompts, completions, pages.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ _MAP_NAME, _TEMPLATE_NAME = "special_tokens_map.json", "chat_template.jinja"
 # Tokens that have a name, in the order in which transformers hands them to chat templates.
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _REMEDY = f"copy {FILE_NAME} and {SETTINGS_NAME} of the base model there"
-# Vocabularies without tokenizer.json that can still be read: their class alone says how text is split.
+# Where there is no tokenizer.json: classes that alone say how text is split.
 _CLASSES_OF_MERGES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast")
 _OTHER_VOCABULARIES = ("tokenizer.model", "tekken.json", "*.model", "*.tiktoken", "vocab*")
 
@@ -79,7 +80,7 @@ class Tokenizer:
             first = [self.bos_token_id]
         # What texts begin with: BOS (Llama, DeepSeek, Mistral) or nothing.
         self.first_ids: list[int] = first if first == [self.bos_token_id] else []
-        # What it adds is in `first_ids`; without it a token's offsets are those of its whole text, spaces included.
+        # What it adds is in `first_ids`; without it the offsets of a token include its spaces.
         backend.post_processor = None
 
     def _named_id(self, name: str) -> int | None:
@@ -100,7 +101,7 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        """Ids (`.ids`) and places in the text (`.offsets`, in characters) of each; nothing is added."""
+        """Ids (`.ids`) and places (`.offsets`, in characters) of each text; nothing is added."""
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
@@ -170,7 +171,7 @@ def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:
 
 
 def _read_file(file: Path, raw: dict[str, Any]) -> Backend:
-    """The object that tokenizer.json describes, if `raw`, the settings beside it, does not contradict it."""
+    """What tokenizer.json describes, unless `raw`, the settings beside it, contradicts it."""
     backend = Backend.from_file(str(file))
     dropout = getattr(backend.model, "dropout", None)
     if dropout:
@@ -197,13 +198,13 @@ def _text(token: str | dict[str, Any]) -> str:
 
 
 def _special_tokens(raw: dict[str, Any], map_: dict[str, Any]) -> dict[str, str]:
-    """Name -> text. Old folders keep them in a file of its own, which counts where transformers takes it."""
+    """Name -> text. Old folders have a file of its own, which counts where transformers takes it."""
     values = raw if "added_tokens_decoder" in raw else raw | map_
     return {name: _text(values[name]) for name in _NAMED if values.get(name) is not None}
 
 
 def _refuse_other_vocabularies(folder: Path, present: set[str], raw: dict[str, Any]) -> None:
-    """UserError unless the folder has a vocabulary with merges and a class that says how it splits text."""
+    """UserError unless there is a vocabulary with merges and a class that says how text is split."""
     others = sorted(file.name for pattern in _OTHER_VOCABULARIES for file in folder.glob(pattern))
     if {"vocab.json", "merges.txt"} <= present:
         class_ = raw.get("tokenizer_class")
@@ -230,7 +231,7 @@ def _build_of_merges(folder: Path) -> tuple[Backend, dict[str, str]]:
 
 
 def _chat_templates(folder: Path, raw: dict[str, Any]) -> dict[str, str]:
-    """Name -> source; the default one is in a file of its own, or among the settings, there alone or with others."""
+    """Name -> source; the default one is in a file of its own, or among the settings."""
     given = raw.get("chat_template")
     if isinstance(given, list):
         given = {entry["name"]: entry["template"] for entry in given}
@@ -242,7 +243,11 @@ def _chat_templates(folder: Path, raw: dict[str, Any]) -> dict[str, str]:
 
 
 def _eos_ids(folder: Path) -> dict[str, list[int]]:
-    """What generation_config.json and config.json say ends a text, by file; UserError for what can be no token."""
+    """What generation_config.json and config.json say ends a text, by file.
+
+    Raises:
+      UserError: something that can be no token of the model.
+    """
     raw = {name: folder / name for name in ("generation_config.json", "config.json")}
     raw = {name: read_json(file) for name, file in raw.items() if file.is_file()}
     size = raw.get("config.json", {}).get("vocab_size")
@@ -259,3 +264,37 @@ def _eos_ids(folder: Path) -> dict[str, list[int]]:
         if ids:
             found[name] = ids
     return found
+
+
+# What classes of transformers have been seen to read otherwise than their file: digits, runs of
+# spaces, composed and decomposed letters, scripts, line breaks, code. Special tokens are added.
+_PROBES = (
+    *("6  5", "1234567 12 3.14", "x²½ ١٢٣", " a", "a  b   c    d", "  x", "x ", "\t\tx", "\n\nx\r\n", "a .b , c ?"),
+    *("e\u0301 \u00e9", "\u1100\u1161 가", "ﬁ ™ Ⅷ", "İstanbul ß", "a\u00a0b\u3000c\u200bd", "▁a Ġb"),
+    *("你好，世界。", "こんにちは", "Привет, мир", "שלום مرحبا", "नमस्ते ไทย", "👩\u200d👧 🇩🇪 👍🏽"),
+    *("don't IT'S I'll", "def f(x):\n    return x ** 2", "\\frac{1}{2} + \\boxed{42}", "#### 7", "http://a.b/c?d=1"),
+)
+
+
+def differs_in_transformers(folder: Path, tokenizer: Tokenizer) -> str:
+    """Where transformers reads a folder otherwise than its tokenizer.json says; empty for nowhere."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import transformers
+
+    named = [f"a {text} b{text}\n" for text in tokenizer.special_tokens_map.values()]
+    texts = [*_PROBES, *named]
+    who = f"transformers {transformers.__version__}"
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        found = theirs(texts, add_special_tokens=False)["input_ids"]
+    except Exception as error:  # of many types
+        return f"{who} cannot read the tokenizer ({errors.first_line(error)})"
+    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    wrong = [text for text, a, b in zip(texts, found, expected, strict=True) if a != b]
+    if not wrong:
+        return ""
+    return (
+        f"{who} takes class {type(theirs).__name__} for the tokenizer, which gives other ids than {FILE_NAME} for"
+        f" {len(wrong)} of {len(texts)} texts, as for {wrong[0]!r}; the model was trained on those of the file, which"
+        " transformers.PreTrainedTokenizerFast.from_pretrained(FOLDER) reads as they are"
+    )

@@ -112,7 +112,8 @@ def open_laboratory(spec: Spec) -> Laboratory:
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
     plan = None
     if spec.evaluation:
-        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", config.data.date)
+        date, trained = config.data.date, config.data.template
+        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained)
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
         "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),

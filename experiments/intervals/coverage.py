@@ -46,8 +46,8 @@ def bootstrap_of_both(value_NSP: np.ndarray, random: np.random.Generator) -> np.
     problems = random.integers(n_problems, size=(RESAMPLES, n_problems))
     seeds_RS = np.array([np.bincount(each, minlength=n_seeds) for each in seeds])
     problems_RP = np.array([np.bincount(each, minlength=n_problems) for each in problems])
-    sums_NRP = np.einsum("rs,nsp->nrp", seeds_RS, value_NSP)
-    means_NR = np.einsum("nrp,rp->nr", sums_NRP, problems_RP) / (n_seeds * n_problems)
+    counts_RX = (seeds_RS[:, :, None] * problems_RP[:, None, :]).reshape(RESAMPLES, -1)
+    means_NR = value_NSP.reshape(len(value_NSP), -1) @ counts_RX.T / (n_seeds * n_problems)
     return np.quantile(means_NR, [0.025, 0.975], axis=1).T
 
 
@@ -142,7 +142,7 @@ def table(rows: list[dict]) -> str:
     shares = [each for each in rows if each["kind"] == "lab, share"]
     differences = [each for each in rows if each["kind"] == "lab, difference"]
     for one, other in zip(shares, differences, strict=True):
-        lines.append(f"| {one['seeds']} | {one['case']} | {_cell(one)} | {_cell(other)} |")
+        lines.append(f"| {int(one['seeds'])} | {one['case']} | {_cell(one)} | {_cell(other)} |")
     return "\n".join(lines).strip() + "\n"
 
 

@@ -50,7 +50,7 @@ def trained(template, *contents):
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3", "mistral", "deepseek_math", "qwen3"])
 def test_one_answer_and_two_are_trained_alike(name, opened):
-    """The last answer is its text and EOS, whether or not others stand before it; what is trained follows the prompt."""
+    """The last answer is its text and EOS, whether or not others stand before it, and follows its prompt."""
     tokenizer = opened(name)
     template = Template("tokenizer", tokenizer, date="2026-01-02")
     one, two = pieces(template, "q", "the answer"), pieces(template, "p", "first", "q", "the answer")
@@ -127,6 +127,15 @@ def test_randomness_on_some_rows_alone_is_refused(of_file):
     template = of_file("{{ messages[0].content }}{% if messages | length > 2 %}{{ [1, 2] | random }}{% endif %}")
     with pytest.raises(errors.UserError, match="drew a random number"):
         template._render(conversation("q", "a", "r"), add_generation_prompt=True)
+
+
+def test_a_template_without_a_later_question_is_refused(of_file):
+    """What is written for one question is no prompt for two."""
+    source = "{{ messages[0].content }}:{% for m in messages[1:] %}{% if m.role == 'assistant' %} {{ m.content }}"
+    template = of_file(source + "{% endif %}{% endfor %}")
+    assert trained(template, "q", "a") == [" a<|endoftext|>"]
+    with pytest.raises(BadRow, match=r"leaves message 2 \(of the user\) out, or changes it"):
+        template.parts(conversation("q", "a", "r", "b"))
 
 
 def test_a_template_without_the_answer_is_refused(of_file):

@@ -205,3 +205,15 @@ def test_bad_sharegpt(turns, expected):
     with pytest.raises(BadRow) as caught:
         parsed("sharegpt", conversations=turns)
     assert expected in str(caught.value)
+
+
+def test_the_account_says_that_calculator_marks_are_trained(tmp_path):
+    rows = [{"question": "Q <<1>>", "answer": answer} for answer in (MARKED, "Two.\n#### 2", MARKED)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_lib.get_default().data
+    config.update(train=str(tmp_path / "a.jsonl"), rows="gsm8k")
+    line = formats.calculator_marks(config)
+    assert line.startswith("calculator marks (<<48/2=24>>) are trained in 2 of 3 rows; data.rows=gsm8k_unmarked")
+    for rows in ("gsm8k_unmarked", "gsm8k_boxed"):
+        config.rows = rows
+        assert formats.calculator_marks(config) == ""

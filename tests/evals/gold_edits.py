@@ -205,7 +205,8 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     """(kind, the same answer written otherwise)."""
     original, gold = gold, folded(gold)
     yield "itself", original
-    yield "dollars", f"${gold.replace('$', '')}$"
+    if "$" not in gold:
+        yield "dollars", f"${gold}$"
     yield "full stop", f"{gold}."
     yield "spaces", f"\\, {gold} \\ "
     if not re.search(r"[=<>]|\\(?:text|in\b)|[A-Za-z]{4}", _BARE.sub("", gold)):
@@ -214,9 +215,9 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "display fraction", gold.replace("\\frac{", "\\dfrac{")
     if "(" in gold and "\\left" not in gold and gold.count("(") == gold.count(")"):
         yield "left and right", gold.replace("(", "\\left(").replace(")", "\\right)")
-    signs = {"\\sqrt{": None, "\\pi": "π", "\\infty": "∞", "\\cup": "∪", "\\theta": "θ", "\\le ": "≤"}
+    signs = {"\\pi": "π", "\\infty": "∞", "\\cup": "∪", "\\theta": "θ", "\\le ": "≤"}
     for command, character in signs.items():
-        if command in gold and character:
+        if command in gold:
             yield "unicode", gold.replace(command, character)
     if re.search(r"\\sqrt\s*\{\d+\}", gold):
         yield "unicode", re.sub(r"\\sqrt\s*\{(\d+)\}", r"√\1", gold)
@@ -236,7 +237,8 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "slash", f"{fraction[1]}/{fraction[2]}"
         yield "larger fraction", f"\\frac{{{3 * int(fraction[1])}}}{{{3 * int(fraction[2])}}}"
     if is_scalar(gold) and not re.fullmatch(r"[-\\]*[A-Za-z]{2,}", gold):
-        yield "label", f"\\textbf{{({dice.choice('ABCDE')})}}\\ {gold}"
+        if not gold.startswith("+"):
+            yield "label", f"\\textbf{{({dice.choice('ABCDE')})}}\\ {gold}"
         if "e" not in gold.replace("\\frac", "").replace("\\theta", "") or "^" in gold:
             yield "one less one", f"{gold}+1-1"
             yield "half of double", f"\\frac{{2({gold})}}{{2}}"

@@ -61,6 +61,12 @@ ROWS = {
     ),
     "thousands": ("gsm8k", {"question": "?", "answer": "1 #### no\n#### 1,234,567"}, "1234567"),
     "first of several": ("olympiadbench", {"id": 1, "question": "?", "final_answer": ["$a$,$b$", "c"]}, "$a$,$b$"),
+    "nothing beside the question": (
+        "olympiadbench",
+        {"id": 1, "problem": None, "question": "?", "context": None, "image_1": None, "final_answer": ["2"]},
+        "2",
+    ),
+    "the same question twice": ("aime24", {"id": 1, "problem": "?", "question": "? ", "answer": "2"}, "2"),
     "a solution for an answer": (
         "math500",
         {"unique_id": "a", "problem": "?", "answer": r"so $x=\boxed{\pi}$"},
@@ -101,6 +107,26 @@ BAD = {
     "no list": ("olympiadbench", b'{"id": 1, "question": "?", "final_answer": "2"}\n', ["should be a list"]),
     "empty list": ("olympiadbench", b'{"id": 1, "question": "?", "final_answer": []}\n', ["should be a list"]),
     "list as id": ("aime24", b'{"id": [1], "problem": "?", "answer": "2"}\n', ["'id' should be a number or text"]),
+    "two questions": (
+        "aime24",
+        b'{"id": 1, "problem": "1+1?", "question": "1+2?", "answer": "2"}\n',
+        ["rows.jsonl:1:", "fields 'problem' and 'question' ask different things; keep the right one"],
+    ),
+    "a context": (
+        "olympiadbench",
+        b'{"id": 1, "question": "?", "context": "Let x be 2.", "final_answer": ["2"]}\n',
+        ["rows.jsonl:1:", "field 'context' belongs to the question and would be lost", "put it into 'question'"],
+    ),
+    "an image": (
+        "olympiadbench",
+        b'{"id": 1, "question": "?", "image_1": {"bytes": "x"}, "final_answer": ["2"]}\n',
+        ["field 'image_1' belongs to the question"],
+    ),
+    "choices": (
+        "aime25",
+        b'{"problem": "Which?", "choices": ["1", "2"], "answer": "2"}\n',
+        ["field 'choices' belongs to the question"],
+    ),
     "empty file": ("aime24", b"", ["aime24", "has no rows"]),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import evaluate
-from dft_jax.evals import grading, scores
+from dft_jax.evals import grading
 from tests import commands
 from tests.commands import ROOT, run_command, tree
 
@@ -49,9 +49,6 @@ class StubGrader:
 
     def __exit__(self, *_):
         pass
-
-    def classes(self, answers, verdicts):
-        return scores.classes_by_text(answers, [verdict == "correct" for verdict in verdicts])
 
     def grade(self, items, progress=True, check=None, truncated=()):
         return [self._grade(*item) for item in items]
@@ -406,6 +403,7 @@ def test_the_vote_is_by_meaning(folder, capfd, monkeypatch):
     assert result["correct_share_of_problem"] == pytest.approx({"60": 0.6, "61": 0.4, "62": 0.2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag,name", [("--last_number", "strict"), ("--mode=paper", "paper")])
 def test_modes_of_the_real_grader(flag, name, folder, capfd, monkeypatch):
     """Both take the last number of a text that marks no answer, and scores.json says so."""

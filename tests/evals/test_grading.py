@@ -102,6 +102,7 @@ def test_the_guard_refuses(tmp_path):
     assert len(guard.refused) == len(refused)
 
 
+@pytest.mark.slow
 def test_hangs_cost_little_and_the_grader_goes_on():
     *items, peak = run("grading_hangs.py", "1")
     kinds = [item["kind"] for item in items]
@@ -126,8 +127,8 @@ def test_memory_is_limited():
 
 
 def test_memory_that_runs_out_is_a_timeout():
-    """sympy raises MemoryError within a second or two, and math-verify makes a plain "not equal" of it."""
-    item = (r"\boxed{(x+1)^{10^{8}}}", "x+2")
+    """A number of 1.25 GB: Python raises MemoryError, and math-verify makes a plain "not equal" of it."""
+    item = (r"\boxed{2^{10^{10}}}", "5")
     with Grader(workers=1, memory_gb=0.5, wall_s=60) as grader:
         grader.grade([(r"\boxed{1+1}", "2")], progress=False)
         process = grader.workers[0].process

@@ -16,7 +16,7 @@ from dft_jax.data.chat import Template
 from dft_jax.data.stops import find_stops
 from dft_jax.evals import report, runner
 from dft_jax.evals.predictions import Prediction
-from dft_jax.export import export
+from dft_jax.export import Origin, export
 from dft_jax.models import hf
 from tests import commands
 from tests.commands import ROOT, TINY, run_command, tree
@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory):
     """The embedded model with random weights, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     model = models.build(hf.read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
-    export(model.init(jax.random.key(0)), model, assets.TINY, folder)
+    export(model.init(jax.random.key(0)), model, assets.TINY, folder, origin=Origin(init="random"))
     return folder
 
 
@@ -107,12 +107,23 @@ def test_what_an_evaluation_writes(run, folder, checkpoint):
     assert results[2]["avg_at_k"]["mean"] == np.mean([row["verdict"] == "correct" for row in at_one])
     assert list(results[2]["correct_share_of_problem"]) == [str(i) for i in range(6)]
     assert summary["model"]["name"] == "model" and len(summary["model"]["sha256"]) == 64
+    assert summary["stop_sources"] == {"tokenizer": [0], "config.json": [0]} and summary["stop_ids"] == [0]
     assert summary["settings"]["seed"] == 0 and summary["environment"]["versions"]["jax"]
+    speed = summary["speed"]
+    assert speed["sampled_completions"] == len(rows) == 42
+    assert speed["sampled_tokens"] == sum(row["tokens"] for row in rows)
+    assert speed["sampling_s"] > 0 and speed["grading_s"] > 0 and speed["peak_host_gib"] > 0.1
+    assert speed["tokens_per_s"] == pytest.approx(speed["sampled_tokens"] / speed["sampling_s"], rel=0.05)
+    assert summary["compute_dtype"] == "float32" and summary["intervals"]["level"] == 0.95
+    for result in results:
+        assert len(set(result["sha256_of_problem"].values())) == 6
+        assert result["sha256_is_of"] == "question and reference"
     lines = outcome.stdout.splitlines()
     assert lines[0].startswith("benchmark  T ") and lines[1].startswith("gsm8k      greedy  6/1319")
     assert "gsm8k has 6 problems here, 1319 as published" in outcome.stderr
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
     run("--temperature=1")
     whole = comparable(folder)
@@ -140,9 +151,11 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
     assert counts == [6 * 4 - 7]
     rows, scores = comparable(folder)
     whole[1]["settings"]["slots"] = 3
-    assert (rows, scores) == whole
+    assert scores == whole[1]
+    assert rows == whole[0]
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_is_not_done_again(run, folder, monkeypatch):
     run()
     before = tree(folder / "out")
@@ -151,6 +164,7 @@ def test_a_finished_evaluation_is_not_done_again(run, folder, monkeypatch):
     assert counts == [] and tree(folder / "out") == before and "gsm8k" in outcome.stdout
 
 
+@pytest.mark.slow
 def test_samples_problems_and_temperatures_can_be_added(run, folder, monkeypatch):
     run("--samples=3", "--temperature=1", "--seed=7")
     whole = comparable(folder)
@@ -188,6 +202,7 @@ def test_scores_of_known_completions(run, folder, checkpoint, monkeypatch):
     assert read_rows(folder / "out" / "predictions.jsonl")[0]["completion"] == "#### 0"  # without the stop token
 
 
+@pytest.mark.slow
 def test_changed_answers_are_scored_anew(run, folder, monkeypatch):
     _, before = run("--samples=1")
     changed = [PROBLEMS[0] | {"answer": "#### 999"}, *PROBLEMS[1:]]
@@ -216,6 +231,7 @@ def test_killed_between_predictions_and_scores(run, folder, monkeypatch):
     assert comparable(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_smaller_plan_keeps_the_rest_and_says_so(run, folder, monkeypatch):
     run("--samples=2")
     rows = read_rows(folder / "out" / "predictions.jsonl")
@@ -227,6 +243,7 @@ def test_a_smaller_plan_keeps_the_rest_and_says_so(run, folder, monkeypatch):
     assert sorted(after, key=lambda r: [r[k] for k in key]) == sorted(rows, key=lambda r: [r[k] for k in key])
 
 
+@pytest.mark.slow
 def test_grading_does_not_overwrite_an_evaluation(run, folder, capfd, monkeypatch):
     run("--samples=1")
     arguments = [f"--grade={folder}/out/predictions.jsonl", f"--benchmark_data={folder}/data"]
@@ -238,6 +255,7 @@ def test_grading_does_not_overwrite_an_evaluation(run, folder, capfd, monkeypatc
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_renamed_model_is_the_same_model(run, folder, checkpoint, monkeypatch):
     run("--samples=1")
     shutil.copytree(checkpoint, folder / "renamed")
@@ -246,6 +264,7 @@ def test_a_renamed_model_is_the_same_model(run, folder, checkpoint, monkeypatch)
     assert counts == [6]
 
 
+@pytest.mark.slow
 def test_another_order_and_batch_give_the_same(run, folder):
     run("--temperature=1")
     rows, _ = comparable(folder)
@@ -260,6 +279,69 @@ def test_another_order_and_batch_give_the_same(run, folder):
     assert all(found[r["prompt"], 0.0, 0] == r["completion"] for r in greedy)  # … so the greedy ones are compared
 
 
+def test_scores_of_an_older_version_are_made_anew(run, folder, monkeypatch):
+    """Votes by text, a bootstrap's intervals, no digests: the same command replaces them, without sampling."""
+    run("--samples=2")
+    whole = comparable(folder)
+    file = folder / "out" / "scores.json"
+    old = json.loads(file.read_text())
+    del old["format"]
+    for result in old["results"]:
+        del result["sha256_of_problem"]
+        result["avg_at_k"]["interval_95"] = [0.0, 0.0]
+    file.write_text(json.dumps(old))
+    counts = count_sampled(monkeypatch)
+    _, summary = run("--samples=2")
+    assert counts == [] and comparable(folder) == whole
+    assert summary["speed"]["sampled_tokens"] == 0 and summary["speed"]["tokens_per_s"] is None
+
+
+def test_damaged_files_of_a_folder_are_refused_by_name(run, folder, checkpoint, capfd, monkeypatch):
+    """One line with file and key or line, exit code 2: scores.json, evaluation.json, predictions.jsonl."""
+    run("--samples=1")
+    out = folder / "out"
+    scores, rows = json.loads((out / "scores.json").read_text()), read_rows(out / "predictions.jsonl")
+    cut = [{key: value for key, value in result.items() if key != "avg_at_k"} for result in scores["results"]]
+    damages = [
+        ("scores.json", json.dumps(scores | {"results": cut}), ["scores.json: results[0].avg_at_k is missing"]),
+        ("scores.json", "{", ["scores.json:1: not JSON", "remove it; the same command then scores"]),
+        ("evaluation.json", '{"seed": NaN}', ["evaluation.json: cannot be read", "give another folder"]),
+    ]
+    for field, value in [
+        ("tokens", 10**400),
+        ("tokens", True),
+        ("tokens", -3),
+        ("tokens", 1.5),
+        ("sample", -1),
+        ("temperature", float("nan")),
+        ("entropy", float("inf")),
+        ("truncated", 1),
+        ("completion", None),
+    ]:
+        lines = [json.dumps(row) + "\n" for row in [rows[0], rows[1] | {field: value}, *rows[2:]]]
+        damages.append(("predictions.jsonl", "".join(lines), ["predictions.jsonl:2: not a completion", repr(field)]))
+    arguments = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
+    arguments += ["--samples=1", "--max_new_tokens=12", "--slots=8", "--last_number", f"--out={out}"]
+    for name, text, expected in damages:
+        whole = (out / name).read_text()
+        (out / name).write_text(text)
+        commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
+        (out / name).write_text(whole)
+
+
+def test_logits_that_are_not_finite_are_an_error_and_no_score(run, folder, monkeypatch):
+    def sample(self, params, requests, progress=True):
+        for request in requests:
+            yield sampling.Completion(request, (1, 2), True, float("nan"))
+
+    monkeypatch.setattr(sampling.Sampler, "sample", sample)
+    with pytest.raises(AssertionError, match="gsm8k '0': the model's logits are not finite"):
+        run("--samples=1")
+    assert not (folder / "out" / "scores.json").exists()
+    assert (folder / "out" / "journal.jsonl").read_text() == ""
+
+
+@pytest.mark.slow
 def test_regrading_needs_no_sampling(run, folder, monkeypatch):
     run("--samples=1")
     counts = count_sampled(monkeypatch)
@@ -343,10 +425,10 @@ def test_bad_input_is_refused_and_nothing_is_written(case, checkpoint, folder, c
     "flag,expected",
     [
         ("--seed=1", "seed: 0 -> 1"),
-        ("--top_p=0.5", "top_p: 1.0 -> 0.5"),
-        ("--max_new_tokens=13", "max_new_tokens: 12 -> 13"),
-        ("--prompt=qwen-boxed", "prompt: 'plain' -> 'qwen-boxed'"),
-        ("--benchmark_data={}/other.jsonl", "gsm8k '0' has another prompt now"),
+        pytest.param("--top_p=0.5", "top_p: 1.0 -> 0.5", marks=pytest.mark.slow),
+        pytest.param("--max_new_tokens=13", "max_new_tokens: 12 -> 13", marks=pytest.mark.slow),
+        pytest.param("--prompt=qwen-boxed", "prompt: 'plain' -> 'qwen-boxed'", marks=pytest.mark.slow),
+        pytest.param("--benchmark_data={}/other.jsonl", "gsm8k '0' has another prompt now", marks=pytest.mark.slow),
     ],
 )
 def test_a_folder_with_another_evaluation_is_refused(flag, expected, run, checkpoint, folder, capfd, monkeypatch):
@@ -370,6 +452,7 @@ def test_a_signal_is_heard_while_grading():
         assert caught.handled == "SIGTERM"
 
 
+@pytest.mark.slow
 def test_a_damaged_journal_is_named(run, folder, checkpoint, capfd, monkeypatch):
     run("--samples=1")
     file = folder / "out" / "predictions.jsonl"
@@ -380,6 +463,7 @@ def test_a_damaged_journal_is_named(run, folder, checkpoint, capfd, monkeypatch)
     commands.check_refused(evaluate.main, fixed, expected, folder, capfd, monkeypatch)
 
 
+@pytest.mark.slow
 def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
     """Every n steps and at the end; and `--model=RUN` gives what the end of training gave."""
     eval_ = dict(benchmarks="gsm8k", benchmark_data=f"{folder}/data", prompt="plain", samples=2, max_new_tokens=8)
@@ -401,6 +485,7 @@ def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
     assert (summary["model"]["name"], summary["model"]["step"]) == ("run", 3)
 
 
+@pytest.mark.slow
 def test_training_does_not_report_the_scores_of_another_run(folder, capfd, monkeypatch):
     """A run that was killed before its first checkpoint leaves eval/2; another there is refused before it trains."""
     plain = [TINY, f"--workdir={folder}/run", "--config.train.steps=2", "--config.log.tensorboard=False"]
@@ -431,6 +516,7 @@ def test_bad_eval_configs_are_refused(override, expected, refused):
     refused([f"--config.eval.{part}" for part in ("benchmarks=gsm8k", override)], [expected])
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(run, folder, checkpoint):
     run("--samples=2")
     alone = read_rows(folder / "out" / "predictions.jsonl")
@@ -482,6 +568,33 @@ def test_stop_tokens_come_from_tokenizer_and_style(shared):
     expected = {"qwen-boxed": [endoftext, im_end], "qwen25-math-cot": [endoftext, im_end], "plain": [endoftext]}
     expected |= {"deepseek-math": [endoftext], "llama-base-boxed": [endoftext], "tokenizer": [endoftext, im_end]}
     assert {style: find_stops(Template(style, qwen)).ids for style in expected} == expected
+
+
+def test_every_eos_of_the_checkpoint_ends_a_completion(run, folder, checkpoint):
+    """A list in generation_config.json was not read: the model wrote on to the limit."""
+    every = shutil.copytree(checkpoint, folder / "every")
+    (every / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(1, 264))}))
+    outcome, summary = run(f"--model={every}")
+    assert {row["tokens"] for row in read_rows(folder / "out" / "predictions.jsonl")} == {1}
+    assert summary["stop_sources"]["generation_config.json"] == summary["stop_ids"][1:] == list(range(1, 264))
+    assert any(
+        line.startswith("the tokenizer's eos_token is 0 (<|endoftext|>), generat") for line in summary["warnings"]
+    )
+    assert "warning: the tokenizer's eos_token is 0" in outcome.stderr
+
+
+def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
+    """Under a template that writes the date, samples can be added on the next day."""
+    template = folder / "dated.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}\n")
+    monkeypatch.setattr(evaluate, "today", lambda: "2026-01-31")
+    run("--samples=1", f"--prompt={template}")
+    monkeypatch.setattr(evaluate, "today", lambda: "2026-02-01")
+    counts = count_sampled(monkeypatch)
+    run("--samples=2", f"--prompt={template}")
+    assert counts == [6]
+    assert all(row["prompt"].startswith("31 Jan 2026: ") for row in read_rows(folder / "out" / "predictions.jsonl"))
+    assert json.loads((folder / "out" / "evaluation.json").read_text())["date"] == "2026-01-31"
 
 
 def test_the_settings_of_config_and_command_are_the_same():

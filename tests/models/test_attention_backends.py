@@ -55,10 +55,10 @@ def draw(L, H=4, G=2, K=16, B=2):
 @pytest.mark.parametrize(
     "backend, window, dtype, mesh",
     [
-        ("blocked", 30, "float32", "mesh1"),
+        pytest.param("blocked", 30, "float32", "mesh1", marks=pytest.mark.slow),
         ("blocked", None, "bfloat16", "mesh8"),
         ("splash", 30, "float32", "mesh1"),
-        ("splash", None, "bfloat16", "mesh8"),
+        pytest.param("splash", None, "bfloat16", "mesh8", marks=pytest.mark.slow),
     ],
 )
 def test_packed_equals_separate(backend, window, dtype, mesh, splash, request):
@@ -134,9 +134,14 @@ def gradient_leaks(*qkv, segments_BL, **how):
     return leaky(*qkv, segments_BL)
 
 
+SLOW_TO_BREAK = (
+    *(no_segments, segments_of_the_first_row, no_window, window_one_longer, window_one_shorter),
+    *(heads_in_another_order, unscaled, nan_in_padding),
+)
 BROKEN = [
-    *(no_segments, segments_of_the_first_row, segments_one_late, no_window, window_one_longer, window_one_shorter),
-    *(heads_in_another_order, unscaled, nan_in_padding, gradient_leaks),
+    segments_one_late,
+    gradient_leaks,
+    *(pytest.param(broken, marks=pytest.mark.slow, id=broken.__name__) for broken in SLOW_TO_BREAK),
 ]
 
 
@@ -148,6 +153,7 @@ def test_a_broken_backend_is_found_out(broken, monkeypatch, mesh1):
     assert ("output" in problem) == (broken is not gradient_leaks)
 
 
+@pytest.mark.slow
 def test_a_model_with_splash_is_the_same_model(splash, monkeypatch, mesh8):
     """Through scan, rematerialisation and eight devices; the checkpoint has a sliding window."""
     rng, L = np.random.default_rng(0), 40
@@ -191,7 +197,7 @@ def stand_in(sdpa, q_BLHK, k_BLHK, v_BLHK, *, q_seqlen, kv_seqlen, q_offsets, kv
     return blocked(q_BLHK, k_BLHK, v_BLHK, segments_BL, window=window["sliding_window_length"], block=L)
 
 
-@pytest.mark.parametrize("window, mesh", [(4096, "mesh1"), (None, "mesh8")])
+@pytest.mark.parametrize("window, mesh", [(4096, "mesh1"), pytest.param(None, "mesh8", marks=pytest.mark.slow)])
 def test_cudnn_is_told_the_segments(window, mesh, sdpa, monkeypatch, request):
     monkeypatch.setattr(sdpa, "dot_product_attention", functools.partial(stand_in, sdpa))
     c = architecture(window=window)

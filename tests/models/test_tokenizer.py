@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+import transformers
 from tokenizers import Tokenizer
 
 from dft_jax import assets, errors
 from dft_jax.models import hf
+from dft_jax.models.tokenizer import differs_in_transformers
 from tests import lookalikes, text
 from tests.conftest import GOLDEN
 
@@ -206,6 +208,25 @@ def test_wrong_folders_are_refused_by_name(case, tmp_path):
         hf.load_tokenizer(folder)
     for part in expected:
         assert part in str(refusal.value)
+
+
+def test_what_transformers_makes_of_an_exported_folder_is_said(tmp_path, monkeypatch):
+    """Whichever classes its version rebuilds: one that reads the file is silent, one that loses digits is named."""
+    folder = lookalikes.write("smollm2", tmp_path / "a")
+    tokenizer = hf.load_tokenizer(folder)
+    read = transformers.PreTrainedTokenizerFast.from_pretrained
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda folder, **_: read(folder))
+    assert differs_in_transformers(folder, tokenizer) == ""
+    other = lookalikes.write("qwen2_class", tmp_path / "b")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: read(other))
+    found = differs_in_transformers(folder, tokenizer)
+    assert "gives other ids than tokenizer.json for" in found and "as for '6  5'" in found
+
+    def fails(*_, **__):
+        raise KeyError("unknown class")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
+    assert "cannot read the tokenizer (KeyError: 'unknown class')" in differs_in_transformers(folder, tokenizer)
 
 
 def test_golden_folders_have_no_tokenizer():

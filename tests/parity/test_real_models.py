@@ -87,8 +87,7 @@ def test_greedy_text(real):
     folder, model, params, tokenizer = real
     sampler = Sampler(model, stop_ids=[tokenizer.eos_token_id], max_length=512, slots=len(QUESTIONS))
     asked = [
-        Request(question, 0, ids, 0.0, NEW)
-        for question, ids in zip(QUESTIONS, prompts(folder, tokenizer), strict=True)
+        Request(question, 0, ids, 0.0, NEW) for question, ids in zip(QUESTIONS, prompts(folder, tokenizer), strict=True)
     ]
     found = {c.request.problem: c.ids for c in sampler.sample(params, asked, progress=False)}
     for question, expected in zip(QUESTIONS, torch_greedy(folder), strict=True):

@@ -10,7 +10,8 @@ import pytest
 from scipy import optimize, special
 
 from dft_jax import assets, models, train
-from dft_jax.data.chat import Example
+from dft_jax.data.chat import Example, Part
+from dft_jax.data.tokenize import tokenize
 from dft_jax.models import hf
 from dft_jax.study import measures
 from dft_jax.types import Batch
@@ -187,9 +188,9 @@ def test_shares_are_strict_and_of_tokens():
 
 
 def demonstration(tokenizer, answer, prompt="question \\boxed{7}"):
-    prompt_ids, answer_ids = tokenizer.encode(prompt), tokenizer.encode(answer + tokenizer.eos_token)
-    ids = np.array(prompt_ids + answer_ids, np.int32)
-    return Example(ids, np.arange(len(ids)) >= len(prompt_ids), 0)
+    parts = [Part(prompt, False), Part(answer + tokenizer.eos_token, True)]
+    (example,) = tokenize([parts], tokenizer, [], 1000)
+    return example
 
 
 @pytest.mark.parametrize(
