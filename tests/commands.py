@@ -40,10 +40,14 @@ def run_command(main, arguments, capfd, monkeypatch) -> Outcome:
     compiled.clear()
     capfd.readouterr()
     code = 0
+    cached = jax.config.jax_enable_compilation_cache
     try:
         errors.exit_on_user_error(main)()
     except SystemExit as error:
         code = error.code
+    finally:
+        # The command switches it off where there are several CPU devices; the tests after this one need it.
+        jax.config.update("jax_enable_compilation_cache", cached)
     return Outcome(code, *capfd.readouterr(), tuple(compiled))
 
 

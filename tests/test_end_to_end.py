@@ -39,7 +39,13 @@ def test_a_run_explains_itself_and_exports(whole):
     assert set(wanted.split()) <= training[-1].keys() and sum(training[-1]["train/p_histogram"]) == pytest.approx(1)
     assert [row["step"] for row in rows(whole) if "heldout/nll" in row] == [0, 4, 8]
     exported = {file.name for file in (whole / "export").iterdir()}
-    assert exported == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert exported == {
+        "config.json",
+        "dft_jax.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def same_bytes(one, other):

@@ -239,7 +239,9 @@ def lab_run(base, folder, **changes):
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    (folder / "mine.jinja").write_text(TRAINED + "{% if add_generation_prompt %}<answer>{% endif %}")
+    turn = "{{ '<answer>' if m['role'] == 'assistant' else '<trained>' }}{{ m['content'] }}"
+    prompt = "{% if add_generation_prompt %}<answer>{% endif %}"
+    (folder / "mine.jinja").write_text("{% for m in messages %}" + turn + "{% endfor %}" + prompt)
     lab_run(base, folder / "run", **{"data.template": str(folder / "mine.jinja")})
     (folder / "mine.jinja").write_text("changed afterwards")
     return folder / "run"

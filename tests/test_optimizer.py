@@ -77,7 +77,7 @@ def test_a_run_goes_on_with_the_same_moments_and_not_with_others(tmp_path, monke
     whole = run("whole")
     calls = iter(range(3))
 
-    def stop_at_the_fourth():
+    def stop_at_the_fourth(**_):
         if next(calls, None) is None:
             raise errors.Stopped("a test")
 

@@ -60,7 +60,8 @@ def test_first_step_is_told_once(rows):
 
 @pytest.fixture
 def reporter(tmp_path, mesh1):
-    model = SimpleNamespace(**Trainer(mesh1).model.__dict__)
+    built = Trainer(mesh1).model
+    model = SimpleNamespace(**built.__dict__, mesh=built.mesh)
     config = tiny_config()
     log = writer.Writer(tmp_path, config, resume_from=None)
     made = progress.Reporter(config, model, log, tiny_examples(), steps=3, start=0)

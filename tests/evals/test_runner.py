@@ -381,7 +381,7 @@ BAD = {
     ),
     "missing template": (["--prompt={}/none.jinja"], ["none.jinja' cannot be read"]),
     "template that fails": (["--prompt={}/fails.jinja"], ["gsm8k '0': template", "TypeError", "mend it"]),
-    "template without text": (["--prompt={}/empty.jinja"], ["gsm8k '0': its prompt has no tokens"]),
+    "template without text": (["--prompt={}/empty.jinja"], ["empty.jinja': the template is empty"]),
     "template with an error": (["--prompt={}/wrong.jinja"], ["--prompt=", "wrong.jinja':1:", "mend it"]),
     "half a surrogate": (["--benchmark_data={}/half.jsonl"], ["half.jsonl:1:", "half a surrogate pair"]),
     "no tensor": (["--tensor=0"], ["tensor", "0"]),
