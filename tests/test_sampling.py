@@ -56,7 +56,10 @@ def by_request(completions):
     return {(c.request.problem, c.request.sample): c for c in completions}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [case if case in FAMILY_CASES else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_greedy_equals_transformers(case):
     prompt = np.load(GOLDEN / case / "logits.npz")["token_ids"][0]
     expected = np.load(GOLDEN / case / "greedy.npz")
