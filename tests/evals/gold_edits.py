@@ -19,7 +19,8 @@ _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(-?\d+)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _PAIR = re.compile(r"([(\[])([^()\[\],]+),([^()\[\],]+)([)\]])")
 _OPERATORS = re.compile(r"\\(?:frac|sqrt|binom|[lr]floor|left|right|omega|gamma|theta|lambda|zeta)(?![A-Za-z])")
-_GROUPED = re.compile(r"\d{1,3}(?:,\s*(?:\\!)?\s*\d{3})+")
+_GROUPED = re.compile(r"(?:\\\$)?\d{1,3}(?:,\s*(?:\\!)?\s*\d{3})+")
+_DELIMITER = re.compile(r"(?<!\\)\$")  # of mathematics; \$ is a dollar
 _BARE = re.compile(r"\\[A-Za-z]+")
 _SWAPS = [
     ("\\sin", "\\cos"),
@@ -170,7 +171,7 @@ def _unit_edits(gold: str) -> Iterator[tuple[str, str]]:
 
 
 def _list_edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
-    plain = gold.replace("$", "")
+    plain = _DELIMITER.sub("", gold)
     elements = parts(plain)
     if re.search(r"where|text|\\begin|=", plain):
         return
@@ -226,7 +227,7 @@ def respellings(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "unicode", gold.replace("^{2}", "²").replace("^2", "²")
     if "-" in gold:
         yield "unicode", gold.replace("-", "−")
-    elements = parts(gold.replace("$", ""))
+    elements = parts(_DELIMITER.sub("", gold))
     if len(elements) > 1 and not re.search(r"where|text|=", gold) and not _GROUPED.fullmatch(gold):
         shuffled = dice.sample(elements, len(elements))
         yield "list in another order", ", ".join(shuffled)
