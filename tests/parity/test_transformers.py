@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 import transformers
 
 from dft_jax import assets, models
-from dft_jax.export import export
+from dft_jax.export import Origin, export
 from dft_jax.models import hf
 from dft_jax.models.config import ConfigReader
 from dft_jax.models.layers import rope_frequencies
@@ -127,7 +127,7 @@ def test_a_bfloat16_export_holds_the_rounded_params_and_says_so(case, mesh1, tmp
 
 def test_the_tokenizer_of_an_export_is_that_of_its_source(mesh1, tmp_path):
     model = models.build(hf.read_config(assets.TINY), mesh1)
-    export(model.init(jax.random.key(0)), model, assets.TINY, tmp_path / "export")
+    export(model.init(jax.random.key(0)), model, assets.TINY, tmp_path / "export", origin=Origin(init="random"))
     source = transformers.AutoTokenizer.from_pretrained(assets.TINY)
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     text = "Ada has 12 apples – naïve 'quotes', \n\ttabs and <|endoftext|> 日本"
