@@ -109,10 +109,13 @@ def test_profile_says_what_it_takes(refused):
 
 
 def test_peak_memory_of_the_host_is_reported(rows):
-    """At least what the interpreter takes with jax in it, and never less than before."""
+    """At least what the interpreter takes with jax in it, and never less than before.
+
+    But for 2 MiB: Linux counts pages for each processor, and adds them up in batches (0.1 MiB was seen).
+    """
     _, written = rows
     peaks = [row["speed/peak_host_gib"] for row in written if "train/nll" in row]
-    assert len(peaks) == 50 and 0.1 < peaks[0] < 100 and peaks == sorted(peaks)
+    assert len(peaks) == 50 and 0.1 < peaks[0] < 100 and np.diff(peaks).min() > -2 / 1024
     held = np.ones(2**26)  # half a GiB
     assert progress.peak_host_gib() >= max(peaks[0], held.nbytes / 2**30)
 
