@@ -7,6 +7,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -94,31 +95,42 @@ def keep_compilations() -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def call_file(given: str, flag: str, function: str, kind: str, example: str, remedy: str) -> Any:
+    """What `function` of the Python file `FILE` or `FILE:argument` returns, called with the argument if there is one.
+
+    Raises:
+      UserError: no such file, no such function in it, or an exception from it, named with its line.
+    """
+    file, colon, argument = given.partition(":")
+    if not os.path.isfile(file):
+        raise errors.UserError(f"{flag}={file}: no such file (looked from {os.getcwd()}); correct the path")
+    found = importlib.util.spec_from_file_location(f"{kind}_file", file)
+    if found is None:
+        raise errors.UserError(f"{flag}={file}: a {kind} is a Python file, with a name that ends in .py")
+    try:
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise errors.UserError(f"{file}: no {function}() in it; see {example}")
+        make = getattr(module, function)
+        return make(argument) if colon else make()
+    except errors.UserError:
+        raise
+    except SyntaxError as error:
+        raise errors.UserError(f"{error.filename}:{error.lineno}: {error.msg}; {remedy}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [str(frame.lineno) for frame in frames if frame.filename == found.origin]
+        what = f"{type(error).__name__}: {_summary(error)}"
+        raise errors.UserError(f"{':'.join([file, *lines[-1:]])}: {what}; {remedy}") from error
+
+
 class _ConfigFile(flags.ArgumentParser):
     """Calls get_config(argument) of a file; what goes wrong there is told with its line, not with a traceback."""
 
     def parse(self, path: str) -> ConfigDict:
-        file, colon, argument = path.partition(":")
-        if not os.path.isfile(file):
-            raise errors.UserError(f"--config={file}: no such file (looked from {os.getcwd()}); correct the path")
-        spec = importlib.util.spec_from_file_location("config_file", file)
-        if spec is None:
-            raise errors.UserError(f"--config={file}: a config is a Python file, with a name that ends in .py")
-        try:
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            if not hasattr(module, "get_config"):
-                raise errors.UserError(f"{file}: no get_config() in it; see configs/tiny.py")
-            config = module.get_config(argument) if colon else module.get_config()
-        except errors.UserError:
-            raise
-        except SyntaxError as error:
-            raise errors.UserError(f"{error.filename}:{error.lineno}: {error.msg}; mend the config file") from error
-        except Exception as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            lines = [str(frame.lineno) for frame in frames if frame.filename == spec.origin]
-            what = f"{type(error).__name__}: {_summary(error)}"
-            raise errors.UserError(f"{':'.join([file, *lines[-1:]])}: {what}; mend the config file") from error
+        config = call_file(path, "--config", "get_config", "config", "configs/tiny.py", "mend the config file")
+        file = path.partition(":")[0]
         if not isinstance(config, ConfigDict):
             raise errors.UserError(f"{file}: get_config() should return a ConfigDict, not {type(config).__name__}")
         return config.lock()

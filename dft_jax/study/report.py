@@ -12,6 +12,7 @@ from scipy import stats
 from dft_jax import writer
 from dft_jax.analysis import figures
 from dft_jax.analysis.compare import COLOURS, write_csv
+from dft_jax.evals import scores
 from dft_jax.study import measures as measures_lib, spec as spec_lib
 from dft_jax.study.measures import Measures
 from dft_jax.study.records import Records
@@ -105,7 +106,7 @@ def interval(values: list[float]) -> tuple[float, float, float] | None:
     if len(values) < 2:
         return None
     mean, error = float(np.mean(values)), float(stats.sem(values))
-    half = error * float(stats.t.ppf(0.975, len(values) - 1))
+    half = error * scores.t_quantile(len(values) - 1)
     return mean, mean - half, mean + half
 
 

@@ -6,15 +6,13 @@ see experiments/real/dynamics.py.
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import traceback
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib, errors, objectives
+from dft_jax import cli, config as config_lib, errors, objectives
 from dft_jax.data import formats
 from dft_jax.evals.runner import Settings
 
@@ -195,27 +193,9 @@ def read(given: str) -> Spec:
       UserError: no such file, no get_spec in it, an exception from it (named with its line), or a
       wrong spec.
     """
-    file, colon, argument = given.partition(":")
-    if not Path(file).is_file():
-        raise errors.UserError(f"--spec={file}: no such file (looked from {Path.cwd()}); correct the path")
-    found = importlib.util.spec_from_file_location("study_spec", file)
-    if found is None:
-        raise errors.UserError(f"--spec={file}: a spec is a Python file, with a name that ends in .py")
-    try:
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-        if not hasattr(module, "get_spec"):
-            raise errors.UserError(f"{file}: no get_spec() in it; see experiments/real/dynamics.py")
-        spec = module.get_spec(argument) if colon else module.get_spec()
-    except errors.UserError:
-        raise
-    except SyntaxError as error:
-        raise errors.UserError(f"{error.filename}:{error.lineno}: {error.msg}; correct the spec") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [str(frame.lineno) for frame in frames if frame.filename == found.origin]
-        where = ":".join([file, *lines[-1:]])
-        raise errors.UserError(f"{where}: {errors.first_line(error)}; correct the spec") from error
+    example, remedy = "experiments/real/dynamics.py", "correct the spec"
+    spec = cli.call_file(given, "--spec", "get_spec", "spec", example, remedy)
+    file = given.partition(":")[0]
     if not isinstance(spec, Spec):
         raise errors.UserError(f"{file}: get_spec() should return a Spec, not {type(spec).__name__}")
     errors.raise_if_any([f"{file}: {problem}" for problem in problems(spec)])
