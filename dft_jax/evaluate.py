@@ -99,11 +99,12 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
     problems = predictions_lib.load_problems(predictions, data)
     predictions = predictions_lib.refer(predictions, problems)
     _make_writable(out, file)
-    rows, summary = report.grade(predictions, problems, **grader)
-    summary["predictions"] = {"file": file.name, "sha256": digest, "rows": len(predictions)}
-    with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
-        writer.write_text(out / GRADED_NAME, "".join(json.dumps(row) + "\n" for row in rows))
-        writer.write_json(out / runner.SCORES_NAME, summary)
+    with run_directory.locked(out, "--out"):
+        rows, summary = report.grade(predictions, problems, **grader)
+        summary["predictions"] = {"file": file.name, "sha256": digest, "rows": len(predictions)}
+        with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
+            writer.write_text(out / GRADED_NAME, "".join(json.dumps(row) + "\n" for row in rows))
+            writer.write_json(out / runner.SCORES_NAME, summary)
     return summary
 
 
@@ -210,8 +211,9 @@ def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
     prompts_sha256 = hashlib.sha256(texts.encode()).hexdigest()
     _announce(plan.choice)
     distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})
-    of = opened.identify() | {"evaluated": opened.what} if jax.process_index() == 0 else {}
-    summary = runner.evaluate(plan, opened.model, opened.load, out, of)
+    with run_directory.locked(out, "--out"):
+        of = opened.identify() | {"evaluated": opened.what} if jax.process_index() == 0 else {}
+        summary = runner.evaluate(plan, opened.model, opened.load, out, of)
     if jax.process_index() == 0:
         _print(summary, f"{len(plan.requests)} completions: {out / runner.SCORES_NAME}, {runner.PREDICTIONS_NAME}")
 
@@ -263,7 +265,11 @@ def read_heldout(opened: Opened, out: Path) -> None:
     with distributed.together("held out"):
         examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
-    model = with_attention(model, config.model.attention)
+    with run_directory.locked(out, "--out"):
+        _write_heldout(opened, with_attention(model, config.model.attention), examples, config, out)
+
+
+def _write_heldout(opened: Opened, model: Model, examples: loader.Examples, config: ConfigDict, out: Path) -> None:
     values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
     prompt = config.data.template
     report_ = {

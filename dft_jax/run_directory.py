@@ -53,7 +53,7 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
       UserError: the folder cannot be made, another job is at work in it, or it is not one folder for all processes.
     """
     with distributed.together("lock"):
-        with errors.told(f"{flag}={folder}: cannot be used", "give another"):
+        with errors.told(f"{flag}={folder}: cannot be used", "give another folder"):
             folder.mkdir(parents=True, exist_ok=True)
             lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
         try:

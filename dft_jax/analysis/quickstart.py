@@ -114,7 +114,7 @@ def main() -> None:
         with train.matmul_precision(config.model.compute_dtype):
             runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step})
 
-    with interrupts.Interrupts():
+    with run_directory.locked(out, "--out"), interrupts.Interrupts():
         evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)
         for objective in OBJECTIVES:
             run = train.run(lab_config(objective), out / objective)

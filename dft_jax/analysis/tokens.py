@@ -284,15 +284,13 @@ def main() -> None:
     opened = {name: evaluate.open_model(path, *given) for name, path in paths.items()}
     config = settings(opened)
     examples = read_examples(_DATA.value, opened, config)
-    mended = functools.partial(errors.told, f"--out={out}: cannot be written", "make room, or give another folder")
-    with mended():
-        out.mkdir(parents=True, exist_ok=True)
-    scores = {name: score(each, examples, config, name) for name, each in opened.items()}
-    if jax.process_index() == 0:
-        about = {"data": examples.report, "prompt": config.data.template, "environment": writer.environment()}
-        about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
-        with mended():
-            report(scores, examples, next(iter(opened.values())).tokenizer, about, out)
+    with run_directory.locked(out, "--out"):
+        scores = {name: score(each, examples, config, name) for name, each in opened.items()}
+        if jax.process_index() == 0:
+            about = {"data": examples.report, "prompt": config.data.template, "environment": writer.environment()}
+            about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
+            with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
+                report(scores, examples, next(iter(opened.values())).tokenizer, about, out)
 
 
 if __name__ == "__main__":

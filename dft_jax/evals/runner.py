@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dft_jax import errors, interrupts, writer
+from dft_jax import distributed, errors, interrupts, writer
 from dft_jax.data.chat import TOKENIZER_BOXED, Template
 from dft_jax.data.sources import BadRow
 from dft_jax.data.stops import Stops, find_stops
@@ -236,17 +236,19 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
 
     `load` gives the parameters, and is called when there is something to sample. `of` says which model this is: plain
     values, of which all but `name` are compared when a folder is taken up again. All processes call this; process 0
-    reads and writes. Returns the content of scores.json (of the other processes: nothing).
+    reads and writes. Returns the content of scores.json (of the other processes: nothing). Whoever calls keeps other
+    jobs out of `out` meanwhile (run_directory.locked): what they sampled would be erased at the end of this one.
 
     Raises:
       UserError: `out` holds another evaluation, or cannot be written.
     """
     is_writer = jax.process_index() == 0
     done: dict[Key, dict[str, Any]] = {}
-    if is_writer:
-        check(plan, model, out, of)
-        _begin(out, _identity(plan, model, of))
-        done = _done(plan, out)
+    with distributed.together("evaluation"):  # process 0 reads and checks
+        if is_writer:
+            check(plan, model, out, of)
+            _begin(out, _identity(plan, model, of))
+            done = _done(plan, out)
     is_missing = multihost_utils.broadcast_one_to_all(np.array([key not in done for key in plan.requests]))
     missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
     summary, sampling = {}, Sampling()

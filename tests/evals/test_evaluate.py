@@ -136,7 +136,7 @@ def test_every_row_comes_back_with_its_verdict(run, folder):
     verdicts = [("61", "61", "correct"), ("62", None, "no_answer"), ("63", "2", "wrong")]
     names = ("reference", "extracted", "verdict")
     assert graded == [{**r, **dict(zip(names, v, strict=True))} for r, v in zip(rows, verdicts, strict=True)]
-    assert sorted(tree(folder / "out")) == ["predictions.graded.jsonl", "scores.json"]
+    assert sorted(tree(folder / "out")) == [".lock", "predictions.graded.jsonl", "scores.json"]
 
 
 def test_order_of_rows_and_first_sample_number_do_not_matter(run):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, errors, evaluate, interrupts, main, models, sampling, sharding
+from dft_jax import assets, errors, evaluate, interrupts, main, models, run_directory, sampling, sharding
 from dft_jax.data.chat import Template
 from dft_jax.data.stops import find_stops
 from dft_jax.evals import report, runner
@@ -86,7 +86,7 @@ def count_sampled(monkeypatch):
 
 def test_what_an_evaluation_writes(run, folder, checkpoint):
     outcome, summary = run("--temperature=0.5,1")
-    assert sorted(tree(folder / "out")) == ["evaluation.json", "predictions.jsonl", "scores.json"]
+    assert sorted(tree(folder / "out")) == [".lock", "evaluation.json", "predictions.jsonl", "scores.json"]
     rows = read_rows(folder / "out" / "predictions.jsonl")
     assert len(rows) == 6 * (1 + 3 + 3)
     order = [(row["temperature"], row["id"], row["sample"]) for row in rows if row["id"] == "4"]
@@ -143,7 +143,7 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(sampling.Sampler, "sample", die_after_seven)
         run("--temperature=1")
-    assert sorted(tree(folder / "out")) == ["evaluation.json", "journal.jsonl"]
+    assert sorted(tree(folder / "out")) == [".lock", "evaluation.json", "journal.jsonl"]
     with open(folder / "out" / "journal.jsonl", "a") as journal:
         journal.write('{"benchmark": "gsm8k", "id": "5", "samp')  # as a kill in the middle of a line leaves it
     counts = count_sampled(monkeypatch)
@@ -398,7 +398,7 @@ BAD = {
     "tensor of 3": (["--tensor=3"], ["tensor=3", "8 devices"]),
     "too many heads": (["--tensor=4"], ["does not divide the model's 2 key/value heads; legal here: 1, 2"]),
     "unknown flag": (["--temperatur=1"], ["temperatur"]),
-    "out is a file": (["--out={}/bad.jsonl"], ["bad.jsonl", "cannot be written", "give another folder"]),
+    "out is a file": (["--out={}/bad.jsonl"], ["bad.jsonl", "cannot be used", "give another folder"]),
     "unknown rows": (["--heldout={}/bad.jsonl", "--rows=gms8k", "--benchmarks="], ["--rows=gms8k is unknown (did you"]),
     "no heldout": (["--heldout={}/none.jsonl", "--benchmarks="], ["none.jsonl"]),
     "bad heldout": (["--heldout={}/bad.jsonl", "--benchmarks="], ["bad.jsonl:1: field 'prompt' is missing"]),
@@ -438,6 +438,22 @@ def test_a_folder_with_another_evaluation_is_refused(flag, expected, run, checkp
     arguments = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--benchmark_data={folder}/data", "--prompt=plain"]
     arguments += ["--max_new_tokens=12", f"--out={folder}/out", flag.replace("{}", str(folder))]
     commands.check_refused(evaluate.main, arguments, [expected, "give another folder"], folder, capfd, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["sampling", "held out", "grading"])
+def test_a_second_job_in_one_folder_is_refused_at_once(kind, checkpoint, folder, capfd, monkeypatch):
+    """It would erase at its end what the first one sampled meanwhile."""
+    write_rows(folder / "text.jsonl", [{"prompt": "1+1?", "completion": "2"}])
+    write_rows(folder / "made.jsonl", [{"benchmark": "gsm8k", "id": "0", "sample": 0, "completion": "2"}])
+    arguments = {
+        "sampling": [f"--model={checkpoint}", "--benchmarks=gsm8k", "--prompt=plain"],
+        "held out": [f"--model={checkpoint}", f"--heldout={folder}/text.jsonl", "--prompt=plain"],
+        "grading": [f"--grade={folder}/made.jsonl"],
+    }[kind]
+    arguments += [f"--benchmark_data={folder}/data", f"--out={folder}/out"]
+    expected = [f"--out={folder}/out: another process is at work there", "wait for it"]
+    with run_directory.locked(folder / "out", "--out"):
+        commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
 
 
 def test_a_signal_is_heard_while_grading():
