@@ -2,6 +2,8 @@
 
 import time
 
+from dft_jax import system as system  # on Windows it ends here
+
 __version__ = "0.1.0"
 
 IMPORTED_AT = time.monotonic()  # what a command's start-up is measured from

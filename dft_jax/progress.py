@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import dft_jax
-from dft_jax import errors, interrupts, metrics, models
+from dft_jax import errors, interrupts, metrics, models, system
 from dft_jax.data.loader import Examples, Step
 from dft_jax.models import Model
 from dft_jax.writer import Writer
@@ -120,18 +119,8 @@ class Reporter:
 
 
 def peak_host_gib() -> float:
-    """The most memory that this process had at once, in GiB.
-
-    On Linux from /proc: getrusage would count what the process held that this one was forked from. macOS has no /proc,
-    and gives bytes where Linux gives KiB.
-    """
-    if sys.platform == "darwin":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
-    with contextlib.suppress(OSError), open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """The most memory that this process had at once, in GiB."""
+    return system.peak_kib() / 2**20
 
 
 class SkipGuard:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib, distributed, errors, writer
+from dft_jax import config as config_lib, distributed, errors, system, writer
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data.chat import Template, today
 from dft_jax.data.loader import Examples
@@ -58,7 +57,7 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
             lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
         try:
             if jax.process_index() == 0:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(lock)
         except BlockingIOError as error:
             lock.close()
             what = "another process is at work there; wait for it, stop it, or give another folder"

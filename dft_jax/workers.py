@@ -7,10 +7,9 @@ point runs in a new interpreter, calls `serve` there, and answers one request at
     worker    function(pipe, wall_s, ...) -> serve                   answer(request) -> reply
 """
 
+import functools
 import json
 import os
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,9 @@ import time
 import weakref
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import Any
+
+from dft_jax import system
 
 START_S = 120.0  # for a worker to import what it needs on a busy machine
 # Instead of a reply: its time was over, its process died, or it tried what the guard refuses.
@@ -77,8 +77,9 @@ class Worker:
             message = self.pipe.recv_bytes() if self.pipe.poll() else None
         except (EOFError, OSError):
             return self._end_as(DEAD, "did not start")
-        if message == b"ready":
+        if message is not None and not self.ready:
             self.ready = True
+            _say_what_lacks(tuple(json.loads(message)))
         elif message is not None:
             reply, self.is_over = json.loads(message)
             self.request = None
@@ -108,6 +109,14 @@ class Worker:
         raise RuntimeError(f"a worker ({self.entry}) {why}:\n{last_words}")
 
 
+@functools.cache
+def _say_what_lacks(limits: tuple[str, ...]) -> None:
+    """Once for each command: what the system does not limit in its workers."""
+    for limit in limits:
+        what = f"{system.name()} does not limit the {limit} of the processes that grade and that render templates"
+        print(f"note: {what}; their limits of time hold", file=sys.stderr, flush=True)
+
+
 def _end(process: subprocess.Popen, pipe: Connection, log: Any) -> None:
     process.kill()
     process.wait()
@@ -116,6 +125,8 @@ def _end(process: subprocess.Popen, pipe: Connection, log: Any) -> None:
 
 
 # ---- what runs in a worker ------------------------------------------------------------------------------------------
+
+_lacking: list[str] = []  # of this worker: limits that the system does not have
 
 Answer = Callable[[Any], tuple[Any, bool]]  # request -> reply, and whether this process should not go on after it
 
@@ -163,21 +174,20 @@ def serve(pipe_number: str, wall_s: str, prepare: Callable[[], Answer], compiles
     `prepare` imports, limits the memory and returns what answers; only then is the guard set.
     """
     pipe = Connection(int(pipe_number))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    system.forbid_core_dumps()
     sys.dont_write_bytecode = True
     answer = prepare()
     guard = Guard(compiles)
     sys.addaudithook(guard)
-    pipe.send_bytes(b"ready")
+    pipe.send_bytes(json.dumps(_lacking).encode())  # it is ready
     while True:
         try:
             request = json.loads(pipe.recv_bytes())
         except EOFError:
             return
         # Should the parent be killed while this computes, nobody would end it: the kernel does, some seconds later.
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime + 2 * float(wall_s)) + 5
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+        seconds = int(time.process_time() + 2 * float(wall_s)) + 5
+        system.limit_processor_s(seconds)
         reply, is_over = answer(request)
         if guard.refused:
             reply = REFUSED
@@ -188,21 +198,6 @@ def serve(pipe_number: str, wall_s: str, prepare: Callable[[], Answer], compiles
 
 
 def limit_memory(n_bytes: int) -> None:
-    """Sets the address space of this process; beyond it Python raises MemoryError."""
-    resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
-
-
-def peak_kib(process: int | str = "self") -> int:
-    """The most memory that a process had resident."""
-    if not sys.platform.startswith("linux"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # starts at the parent's, which may be large
-    return _status_kib("VmHWM", process)
-
-
-def mapped_kib() -> int:
-    """The address space that this process has by now, which counts towards `limit_memory`."""
-    return _status_kib("VmSize", "self") if sys.platform.startswith("linux") else 0
-
-
-def _status_kib(what: str, process: int | str) -> int:
-    return int(re.search(rf"{what}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
+    """Limits the address space of this worker, where the system does that; the parent says once where it does not."""
+    if not system.limit_memory(n_bytes):
+        _lacking.append("memory")

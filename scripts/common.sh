@@ -3,6 +3,12 @@
 # shellcheck disable=SC2034 # what is set here is used there
 
 readonly EXIT_USER_ERROR=2
+
+# macOS comes with bash 3.2, which knows no associative arrays.
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "error: the launchers need bash 4.4 or newer, this is $BASH_VERSION; on macOS: brew install bash" >&2
+  exit $EXIT_USER_ERROR
+fi
 readonly EXIT_RESUMABLE=42 # dft_jax.main was signalled and has saved: the same command goes on
 
 die() {

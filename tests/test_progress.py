@@ -118,14 +118,3 @@ def test_peak_memory_of_the_host_is_reported(rows):
     assert len(peaks) == 50 and 0.1 < peaks[0] < 100 and np.diff(peaks).min() > -2 / 1024
     held = np.ones(2**26)  # half a GiB
     assert progress.peak_host_gib() >= max(peaks[0], held.nbytes / 2**30)
-
-
-def test_macos_counts_bytes_where_linux_counts_kib(monkeypatch):
-    usage = SimpleNamespace(ru_maxrss=3 * 2**30)
-    monkeypatch.setattr(progress.resource, "getrusage", lambda _: usage)
-    monkeypatch.setattr(progress.sys, "platform", "darwin")
-    assert progress.peak_host_gib() == 3
-    monkeypatch.setattr(progress.sys, "platform", "freebsd")
-    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
-    usage.ru_maxrss = 3 * 2**20
-    assert progress.peak_host_gib() == 3

@@ -14,6 +14,7 @@ CORE = sorted((ROOT / "dft_jax").rglob("*.py"))
 # A module may import from its own rank and from lower ones; the first match names it.
 RANKS = [
     ("errors", 0),
+    ("system", 0),
     ("types", 0),
     ("__init__", 0),
     ("assets", 0),

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dft_jax import workers
+from dft_jax import system, workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 ENTRY = "tests.test_workers:serve"
@@ -19,7 +19,7 @@ def serve(pipe_number, wall_s, megabytes):
     """The entry point of the workers here: requests name what to do."""
 
     def prepare():
-        workers.limit_memory(workers.mapped_kib() * 1024 + int(megabytes) * 2**20)
+        workers.limit_memory(system.mapped_kib() * 1024 + int(megabytes) * 2**20)
         return lambda request: (_do(*request), False)
 
     workers.serve(pipe_number, wall_s, prepare, compiles="<ours>")

@@ -11,7 +11,7 @@ whatever draws random numbers (the filter `random`, `lipsum`) is refused.
 import datetime
 from typing import Any
 
-from dft_jax import workers
+from dft_jax import system, workers
 from dft_jax.workers import Worker
 
 RENDER_S = 10.0  # for one conversation, which takes some microseconds
@@ -107,7 +107,7 @@ def _prepare() -> workers.Answer:
     # All that draws in the template language.
     jinja2.defaults.DEFAULT_FILTERS["random"] = jinja2.defaults.DEFAULT_NAMESPACE["lipsum"] = _refuse_random
     chat_template_utils.datetime = _Clock
-    workers.limit_memory(workers.mapped_kib() * 1024 + int(MEMORY_GB * 2**30))
+    workers.limit_memory(system.mapped_kib() * 1024 + int(MEMORY_GB * 2**30))
 
     def one(template: str, variables: dict[str, Any], messages: list[dict], add_generation_prompt: bool) -> list[str]:
         try:

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from dft_jax import workers
 from dft_jax.evals import equality, extraction, latex, paper_rules, spelling
 from dft_jax.evals.equality import prepare, strict_equal
-from dft_jax.workers import Worker, peak_kib
+from dft_jax.system import peak_kib
+from dft_jax.workers import Worker
 
 # timeout: the time or memory of one item ran out. error: the comparison failed in some other way, or its process died.
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")

@@ -1,0 +1,107 @@
+"""What operating systems do each in their own way, all of it here: limits and memory of a process, locks, processors.
+
+Linux has everything. macOS has no /proc, counts peak memory in bytes, and refuses to limit a process's address space
+(CPython raises ValueError). A limit that the system lacks is left out, and the caller learns of it. Windows has not even
+the modules: there the package says so and ends.
+"""
+
+import sys
+
+if sys.platform == "win32":
+    print("error: dft_jax runs on Linux and macOS, not on Windows itself; use WSL 2 there", file=sys.stderr)
+    sys.exit(2)
+
+import contextlib
+import fcntl
+import platform
+import re
+import resource
+import subprocess
+from pathlib import Path
+from typing import IO
+
+NAMES = {"linux": "Linux", "darwin": "macOS"}
+
+
+def name() -> str:
+    """Of this system, as people write it."""
+    return NAMES.get(sys.platform, sys.platform)
+
+
+def limit_memory(n_bytes: int) -> bool:
+    """Limits the address space of this process, beyond which Python raises MemoryError.
+
+    Returns:
+      Whether the system does it. A lower limit that was there before stays.
+    """
+    return _limit(resource.RLIMIT_AS, n_bytes)
+
+
+def limit_processor_s(seconds: int) -> bool:
+    """Lets the kernel end this process once it has computed for so long; whether the system does it."""
+    return _limit(resource.RLIMIT_CPU, seconds, lower_hard=False)
+
+
+def forbid_core_dumps() -> None:
+    """A process that dies leaves no image of its memory."""
+    _limit(resource.RLIMIT_CORE, 0)
+
+
+def _limit(what: int, value: int, lower_hard: bool = True) -> bool:
+    """Sets a limit of this process; the hard one too, for good, or only the soft one, which may be raised again.
+
+    Beyond the hard one, as `ulimit -t` and `ulimit -v` set it on login nodes, nothing can be had: setrlimit would raise.
+    """
+    _, hard = resource.getrlimit(what)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    try:
+        resource.setrlimit(what, (value, value if lower_hard else hard))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def peak_kib(process: int | str = "self") -> int:
+    """The most memory that this process had resident at once, in KiB; of another one on Linux only.
+
+    On Linux from /proc: getrusage would count what the process held that this one was forked from.
+    """
+    with contextlib.suppress(OSError):
+        return _status_kib("VmHWM", process)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
+
+
+def mapped_kib() -> int:
+    """The address space that this process has by now, in KiB, which counts towards `limit_memory`; 0 if unknown."""
+    with contextlib.suppress(OSError):
+        return _status_kib("VmSize", "self")
+    return 0
+
+
+def _status_kib(what: str, process: int | str) -> int:
+    return int(re.search(rf"{what}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
+
+
+def lock(file: IO) -> None:
+    """Takes the lock of an open file for as long as it is open.
+
+    Raises:
+      BlockingIOError: another process has it.
+      OSError: there are no locks on this file system.
+    """
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def processor() -> str:
+    """What decides which machine code this processor can run: its kind, and the instructions that it has."""
+    with contextlib.suppress(OSError):
+        info = Path("/proc/cpuinfo").read_text()
+        found = [re.search(rf"^{field}\s*:.*", info, re.MULTILINE) for field in ("model name", "flags", "Features")]
+        return " ".join([platform.machine(), *(match[0] for match in found if match)])
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        brand = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return f"{platform.machine()} {brand.strip()}"
+    return platform.machine()
