@@ -1,14 +1,15 @@
-"""What operating systems do each in their own way, all of it here: limits and memory of a process, locks, processors.
+"""What operating systems do each in their own way: limits of a process, its memory, locks.
 
-Linux has everything. macOS has no /proc, counts peak memory in bytes, and refuses to limit a process's address space
-(CPython raises ValueError). A limit that the system lacks is left out, and the caller learns of it. Windows has not even
-the modules: there the package says so and ends.
+Linux has everything. macOS has no /proc, counts peak memory in bytes, and refuses to limit a
+process's address space (CPython raises ValueError). A limit that the system lacks is left out, and
+the caller learns of it. Windows has not even the modules: there the package says so and ends.
 """
 
 import sys
 
 if sys.platform == "win32":
-    print("error: dft_jax runs on Linux and macOS, not on Windows itself; use WSL 2 there", file=sys.stderr)
+    _REMEDY = "error: dft_jax runs on Linux and macOS, not on Windows itself; use WSL 2 there"
+    print(_REMEDY, file=sys.stderr)
     sys.exit(2)
 
 import contextlib
@@ -38,7 +39,7 @@ def limit_memory(n_bytes: int) -> bool:
 
 
 def limit_processor_s(seconds: int) -> bool:
-    """Lets the kernel end this process once it has computed for so long; whether the system does it."""
+    """Lets the kernel end this process once it has computed so long; whether the system can."""
     return _limit(resource.RLIMIT_CPU, seconds, lower_hard=False)
 
 
@@ -48,9 +49,9 @@ def forbid_core_dumps() -> None:
 
 
 def _limit(what: int, value: int, lower_hard: bool = True) -> bool:
-    """Sets a limit of this process; the hard one too, for good, or only the soft one, which may be raised again.
+    """Sets a limit of this process: the hard one too, or only the soft one, which may rise again.
 
-    Beyond the hard one, as `ulimit -t` and `ulimit -v` set it on login nodes, nothing can be had: setrlimit would raise.
+    Beyond the hard one, as `ulimit -t` and `ulimit -v` set it on login nodes, setrlimit raises.
     """
     _, hard = resource.getrlimit(what)
     if hard != resource.RLIM_INFINITY:
@@ -74,14 +75,15 @@ def peak_kib(process: int | str = "self") -> int:
 
 
 def mapped_kib() -> int:
-    """The address space that this process has by now, in KiB, which counts towards `limit_memory`; 0 if unknown."""
+    """The address space of this process by now, in KiB: part of `limit_memory`'s; 0 if unknown."""
     with contextlib.suppress(OSError):
         return _status_kib("VmSize", "self")
     return 0
 
 
 def _status_kib(what: str, process: int | str) -> int:
-    return int(re.search(rf"{what}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(rf"{what}:\s+(\d+)", status)[1])
 
 
 def lock(file: IO) -> None:
@@ -95,13 +97,15 @@ def lock(file: IO) -> None:
 
 
 def processor() -> str:
-    """What decides which machine code this processor can run: its kind, and the instructions that it has."""
+    """What decides which machine code this processor runs: its kind, and its instructions."""
     with contextlib.suppress(OSError):
         info = Path("/proc/cpuinfo").read_text()
-        found = [re.search(rf"^{field}\s*:.*", info, re.MULTILINE) for field in ("model name", "flags", "Features")]
-        return " ".join([platform.machine(), *(match[0] for match in found if match)])
+        fields = re.findall(r"^(?:model name|flags|Features)\s*:.*", info, re.MULTILINE)
+        return " ".join([platform.machine(), *sorted(set(fields))])
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        brand = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        brand = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
         return f"{platform.machine()} {brand.strip()}"
     return platform.machine()

@@ -1,8 +1,8 @@
-"""Makes Linux lack what macOS lacks, in every Python process that has this folder on its PYTHONPATH.
+"""Makes Linux lack what macOS lacks, in every Python process with this folder on its PYTHONPATH.
 
-`resource.setrlimit` refuses the address space as macOS does, `ru_maxrss` counts bytes, there is no /proc, what the
-modules `os` and `select` have on Linux alone is gone, and dft_jax.system is told that it is on macOS. All else still
-sees Linux: other packages choose their compiled parts by it.
+`resource.setrlimit` refuses the address space as macOS does, `ru_maxrss` counts bytes, there is no
+/proc, what the modules `os` and `select` have on Linux alone is gone, and dft_jax.system is told
+that it is on macOS. All else still sees Linux: packages choose their compiled parts by it.
 
 It is no macOS: what Apple's file systems, linker or signals do otherwise is not here.
 """
@@ -39,10 +39,21 @@ def _without_proc(function):
     return call
 
 
-resource.setrlimit, resource.getrusage, resource.prlimit = _refuse_address_space, _usage_in_bytes, None
+resource.setrlimit, resource.getrusage, resource.prlimit = (
+    _refuse_address_space,
+    _usage_in_bytes,
+    None,
+)
 io.open = builtins.open = _without_proc(builtins.open)
 _LINUX_ONLY = {
-    os: ("sched_getaffinity", "sched_setaffinity", "posix_fadvise", "posix_fallocate", "memfd_create", "pidfd_open"),
+    os: (
+        "sched_getaffinity",
+        "sched_setaffinity",
+        "posix_fadvise",
+        "posix_fallocate",
+        "memfd_create",
+        "pidfd_open",
+    ),
     select: ("epoll",),
 }
 for _module, _names in _LINUX_ONLY.items():
