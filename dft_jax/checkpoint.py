@@ -29,6 +29,10 @@ _NONE, _DAMAGED = -1, -2  # instead of a step, between processes
 _log = logging.getLogger(__name__)  # the phases of a save, for whoever wants to interfere with them
 
 
+class Gone(errors.UserError):
+    """A checkpoint that was there is no longer: the run that trains on has let it go for a newer one."""
+
+
 class Checkpoints:
     """The checkpoints in `folder`. The step number is all the data position there is.
 
@@ -46,6 +50,7 @@ class Checkpoints:
         self.thread = concurrent.futures.ThreadPoolExecutor(1, "manifest")
         self.saving: concurrent.futures.Future | None = None
         self.saved: int | None = None  # the last step that was saved here, or restored
+        self.is_reader = True  # until the run that writes here has looked
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -64,6 +69,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and every one is damaged.
         """
+        self.is_reader = self.is_reader and not repair
         found = self._find(repair) if jax.process_index() == 0 else _NONE
         found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if found == _DAMAGED:
@@ -221,10 +227,38 @@ class Checkpoints:
             args = ocp.args.Composite(run=ocp.args.JsonRestore())
             return self.orbax.restore(self.folder / str(step), args=args)["run"]
 
+    def digest(self, step: int) -> str:
+        """One SHA-256 of all that `step` holds, from its manifest: nothing else is read."""
+        with self._reading(step):
+            return manifest.digest(self.folder / str(step))
+
+    @contextlib.contextmanager
     def _reading(self, step: int):
-        """Without verification, reading a damaged checkpoint ends in one of many exceptions."""
+        """Without verification, reading a damaged checkpoint ends in one of many exceptions.
+
+        A run renames the whole folder before it removes it, so what was read is whole if the manifest is still there
+        afterwards. Without a look, an array whose file went meanwhile might be read as zeros.
+
+        Raises:
+          Gone: it is not there any more.
+          UserError: it cannot be read.
+        """
+        folder = self.folder / str(step)
         remedy = "remove that folder to go on from the checkpoint before it"
-        return errors.told(f"{self.folder / str(step)}: cannot be read", remedy, (KeyError, OSError, ValueError))
+        if self.is_reader:  # perhaps of a run that is at work
+            remedy = "it is damaged; a start of the run with config.checkpoint.verify='sha256' sets it aside"
+        try:
+            with errors.told(f"{folder}: cannot be read", remedy, (KeyError, OSError, ValueError)):
+                yield
+        except errors.UserError:
+            self._require(folder)
+            raise
+        self._require(folder)
+
+    def _require(self, folder: Path) -> None:
+        if not (folder / manifest.NAME).exists():
+            what = "is gone, let go by the run for a newer checkpoint"
+            raise Gone(f"{folder}: {what}; run the same command again, or let the run keep more (checkpoint.keep)")
 
     def _refuse_others(self, step: int, wanted: Any, part: str = "") -> None:
         """UserError where arrays under `part` are not there as wanted: Orbax would cast or reshape silently."""

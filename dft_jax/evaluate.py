@@ -17,6 +17,7 @@ rows, or the number of the row, from 0.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -41,6 +42,7 @@ from dft_jax import (
     train,
     writer,
 )
+from dft_jax.checkpoint import Gone
 from dft_jax.data import chat, formats, loader
 from dft_jax.data.chat import today
 from dft_jax.evals import predictions as predictions_lib, prompts, report, runner
@@ -127,6 +129,7 @@ def _make_writable(out: Path, file: Path) -> None:
 class Opened:
     """A model that can be evaluated. `identify` says in plain values which one it is, `load` gives its parameters.
 
+    What it says under `origin` is for a reader: which run or hub commit these weights are of, and what that began with.
     `what` says for a reader which weights these are: those of a run, or those of an export, which may be rounded.
     """
 
@@ -154,9 +157,11 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         masters = model.module.param_dtype
         what = f"{folder.name}, step {step}: its {masters} weights, computed in {dtype}"
 
+        run, sha256 = checkpoints.run_of(step), checkpoints.digest(step)
+
         def identify():
-            files = (file for file in (folder / "checkpoints" / str(step)).rglob("*") if file.is_file())
-            return {"name": folder.name, "step": step, "sha256": hf.digest(files)}
+            origin = {"run_id": run.get("run_id"), "base": run.get("base")}
+            return {"name": folder.name, "step": step, "sha256": sha256, "origin": origin}
 
         def load():
             return checkpoints.restore_params(step, model.abstract_params)
@@ -169,8 +174,11 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     source, model, tokenizer = train.load_model(config)
 
     def identify_checkpoint():
-        files = {source / "config.json", *hf.Checkpoint(source).files, *hf.tokenizer_files(source)}
-        return {"name": folder.absolute().name, "sha256": hf.digest(files)}
+        weights = hf.Checkpoint(source).files
+        hashes = hf.sha256_of({source / "config.json", *weights, *hf.tokenizer_files(source)})
+        base = run_directory.base_of(config, source, hf.joined_digest({file: hashes[file] for file in weights}))
+        origin = _exported_from(source) or {"base": base}
+        return {"name": folder.absolute().name, "sha256": hf.joined_digest(hashes), "origin": origin}
 
     what = f"{folder.absolute().name}: {hf.Checkpoint(source).dtype} weights, computed in {dtype}"
     return Opened(
@@ -182,6 +190,12 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         run_directory.weights_sample(source),
         trained=(provenance(source) or {}).get("template", ""),
     )
+
+
+def _exported_from(source: Path) -> dict[str, Any]:
+    """The run, step and base that an export says it is of; empty of any other folder."""
+    exported = provenance(source) or {}
+    return {name: exported.get(name) for name in ("run_id", "step", "base") if name in exported}
 
 
 def _trained_template(config: ConfigDict, workdir: Path) -> str:
@@ -300,6 +314,33 @@ def _print(summary: dict[str, Any], done: str) -> None:
     print(done)
 
 
+def evaluate_newest(asked: runner.Settings, out: Path) -> None:
+    """What the flags ask of --model; of a run that trains on, of the checkpoint that is the newest when it is read."""
+    try:
+        _evaluate(asked, out)
+    except Gone as gone:
+        # Several processes may not have met this alike: they end, and say what to do.
+        if jax.process_count() > 1:
+            raise
+        print(f"note: {gone.problems[0].partition(';')[0]}; the newest one is taken", file=sys.stderr)
+        _evaluate(asked, out)
+
+
+def _evaluate(asked: runner.Settings, out: Path) -> None:
+    """What the flags ask of --model, as it is now."""
+    opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
+    opened = dataclasses.replace(opened, load=functools.cache(opened.load))  # for both parts
+    agree(opened, asked)
+    if jax.process_index() == 0:
+        print(f"evaluating {opened.what}", file=sys.stderr)
+    with train.matmul_precision(str(opened.model.module.compute_dtype)):
+        if asked.benchmarks:
+            with interrupts.Interrupts():
+                sample(opened, asked, out)
+        if _HELDOUT.value:
+            read_heldout(opened, out)
+
+
 def main() -> None:
     cli.parse(required=[])
     asked = settings()
@@ -323,17 +364,7 @@ def main() -> None:
         errors.raise_if_any(asked.mistakes("--"))
     cli.join_processes()
     cli.keep_compilations()
-    out = run_directory.local_folder(_OUT.value, "--out")
-    opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
-    agree(opened, asked)
-    if jax.process_index() == 0:
-        print(f"evaluating {opened.what}", file=sys.stderr)
-    with train.matmul_precision(str(opened.model.module.compute_dtype)):
-        if asked.benchmarks:
-            with interrupts.Interrupts():
-                sample(opened, asked, out)
-        if _HELDOUT.value:
-            read_heldout(opened, out)
+    evaluate_newest(asked, run_directory.local_folder(_OUT.value, "--out"))
 
 
 if __name__ == "__main__":

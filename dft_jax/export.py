@@ -44,6 +44,7 @@ class Origin:
     path: str = ""  # the base's, as the config had it
     revision: str = ""
     init: str = "checkpoint"  # or "random": then the source's weights, if it has any, are not where the run began
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)  # what its checkpoints say: run_id, base
 
     def report(self) -> dict[str, Any]:
         """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
@@ -55,7 +56,8 @@ class Origin:
             "template": self.template if self.template_text is None else "tokenizer",
             "template_source": Path(self.template).name,
             "template_sha256": digest,
-            "base": {"path": self.path, "revision": self.revision, "init": self.init},
+            "run_id": self.run.get("run_id"),
+            "base": self.run.get("base") or {"path": self.path, "revision": self.revision, "init": self.init},
         }
 
 
@@ -272,11 +274,12 @@ def restore(config: ConfigDict, model: Model, checkpoints: Checkpoints, step: in
 def load_run(workdir: Path) -> train.Run:
     """A run with its newest whole checkpoint."""
     config, source, model, _, checkpoints, step = open_run(workdir)
-    return train.Run(workdir, config, source, model, restore(config, model, checkpoints, step))
+    identity = checkpoints.run_of(step)
+    return train.Run(workdir, config, source, model, restore(config, model, checkpoints, step), identity)
 
 
-def origin_of(workdir: Path, config: ConfigDict, step: int) -> Origin:
-    """What an export of a run should say of it."""
+def origin_of(workdir: Path, config: ConfigDict, step: int, run: dict[str, Any]) -> Origin:
+    """What an export of a run should say of it; `run` is what its checkpoints say."""
     template, text = config.data.template, None
     if template.endswith(".jinja"):
         text = run_directory.trained_template(workdir)
@@ -285,7 +288,7 @@ def origin_of(workdir: Path, config: ConfigDict, step: int) -> Origin:
             what = f"{config.data.template}, which the run was trained with, is not in {workdir}"
             print(f"warning: {what}: the export keeps the checkpoint's own chat template", file=sys.stderr)
     base = config.model
-    return Origin(config.objective, step, template, text, base.path, base.revision, base.init)
+    return Origin(config.objective, step, template, text, base.path, base.revision, base.init, run)
 
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
@@ -303,8 +306,9 @@ def main() -> None:
         raise errors.UserError(f"--out={out} exists and is not empty; give a new folder, or remove it first")
     config, source, model, _, checkpoints, step = open_run(workdir)
     with checkpoints:
+        run = checkpoints.run_of(step)
         params = checkpoints.restore_params(step, model.abstract_params)
-    settings, origin = config.export, origin_of(workdir, config, step)
+    settings, origin = config.export, origin_of(workdir, config, step, run)
     # A run that goes on in the folder will export to the same place.
     lock = run_directory.locked(workdir) if out.parent == workdir else contextlib.nullcontext()
     with lock:

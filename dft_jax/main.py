@@ -25,7 +25,7 @@ def main() -> None:
         settings, exported = run.config.export, ""
         if settings.enabled:
             out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
-            origin = origin_of(run.workdir, run.config, int(run.state.step))
+            origin = origin_of(run.workdir, run.config, int(run.state.step), run.identity)
             with run_directory.locked(run.workdir):
                 export(run.state.params, run.model, run.source, out, origin=origin, **options)
             exported = f", {out} loads in transformers"

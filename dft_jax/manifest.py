@@ -15,6 +15,7 @@ import jax
 from tqdm import tqdm
 
 from dft_jax import writer
+from dft_jax.models.hf import joined_digest
 
 NAME = "manifest.json"
 VERIFY = ("sha256", "sizes", "off")
@@ -77,6 +78,20 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
             return [f"{error.filename} cannot be read ({error.strerror})"]
         found = [f"{name} has another content" for name in files if hashes[name] != files[name]]
     return found
+
+
+def digest(folder: Path) -> str:
+    """One SHA-256 of a checkpoint's files, that of models/hf.py's `digest`, from the manifest: no data is read.
+
+    Raises:
+      OSError, ValueError: there is no manifest, or it names no file.
+    """
+    content = (folder / NAME).read_bytes()
+    files = json.loads(content)["files"]
+    hashes = {folder / name: entry["sha256"] for name, entry in files.items()}
+    if not hashes:
+        raise ValueError(f"{folder / NAME} names no file")
+    return joined_digest(hashes | {folder / NAME: hashlib.sha256(content).hexdigest()})
 
 
 def _text(step: int, files: dict) -> str:

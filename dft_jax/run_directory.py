@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib, distributed, errors, system, writer
+from dft_jax import config as config_lib, distributed, errors, manifest, system, writer
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data.chat import Template, today
 from dft_jax.data.loader import Examples
@@ -21,6 +23,9 @@ from dft_jax.evals import prompts
 from dft_jax.models import Model, hf
 
 _LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
+# What a checkpoint says of its run since it began, and keys that fingerprints of older versions lack.
+_SAID_ONCE = ("run_id", "base")
+_LATER = ("weights_sha256_of_sample",)
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
 _LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
 # Of each tensor, this many blocks of this many bytes stand for all of it when hosts compare their weights.
@@ -75,8 +80,9 @@ def first_date(config: ConfigDict, workdir: Path) -> str:
     A run whose template writes the date reads the same on the next day, and on every host.
     """
     file, recorded = workdir / "config.json", ""
-    with contextlib.suppress(errors.UserError):  # a damaged one is written anew
-        recorded = hf.read_json(file).get("data", {}).get("date", "")
+    if has_checkpoint(workdir):
+        with contextlib.suppress(errors.UserError):  # a damaged one is written anew
+            recorded = hf.read_json(file).get("data", {}).get("date", "")
     return distributed.decided("date", config.data.get("date", "") or recorded or today(), lambda dates: dates[0])
 
 
@@ -134,7 +140,6 @@ def process_facts() -> dict[str, Any]:
 def run_facts(
     config: ConfigDict,
     fingerprint: dict[str, Any],
-    source: Path,
     row_counts: Iterable[int],
     heldout: Examples | None,
     benchmarks_sha256: str,
@@ -144,8 +149,6 @@ def run_facts(
     for key, value in config_lib.flatten(config).items():
         if key not in _LEAD_TO_CONTENT:
             facts[f"config.{key}"] = value
-    if config.model.init == "checkpoint":
-        facts["weights_sha256_of_sample"] = weights_sample(source)
     facts["heldout_data_sha256"] = heldout.report["sha256"] if heldout else ""
     facts["benchmarks_sha256"] = benchmarks_sha256
     facts["row_counts"] = list(row_counts)
@@ -198,6 +201,8 @@ def fingerprint(
         "tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
         "chat_template_sha256": _sha256(Template(config.data.template, tokenizer, date=config.data.date).text),
     }
+    if config.model.init == "checkpoint":
+        found["weights_sha256_of_sample"] = weights_sample(source)  # of the base, whose parameters it began with
     if reference and config.model.init == "checkpoint":
         found["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
@@ -207,10 +212,18 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is a run to go on with in `workdir`; what is left there otherwise is of an earlier one."""
+    found = (workdir / "checkpoints").glob(f"*/{manifest.NAME}")
+    return any(file.parent.name.isdigit() for file in found)
+
+
 def open_workdir(
-    workdir: Path, config: ConfigDict, fingerprint: dict[str, Any]
+    workdir: Path, config: ConfigDict, fingerprint: dict[str, Any], source: Path
 ) -> tuple[Checkpoints, int | None, dict[str, Any]]:
     """The checkpoints in `workdir`, the step to go on from (None: the beginning), and what new ones say of the run.
+
+    That is its fingerprint, the changes that were allowed since, and what was said when it began (see `_begin`).
 
     Raises:
       UserError: they are those of another run, and the change is not named in `resume.allow_changed`.
@@ -223,16 +236,62 @@ def open_workdir(
         )
         step = checkpoints.newest(repair=True)
     run = {"fingerprint": fingerprint, "changes": []}
-    if step is not None:
+    if step is None:
+        run |= _begin(workdir, config, source)
+    else:
         held = checkpoints.run_of(step)
+        run |= {name: held[name] for name in _SAID_ONCE if name in held}
+        before = {name: fingerprint[name] for name in _LATER if name in fingerprint} | held["fingerprint"]
         allowed = tuple(name.strip() for name in config.resume.allow_changed.split(",") if name.strip())
-        _refuse_unknown(allowed, held["fingerprint"].keys() | fingerprint.keys())
-        changes = errors.differences(held["fingerprint"], fingerprint)
+        _refuse_unknown(allowed, before.keys() | fingerprint.keys())
+        changes = errors.differences(before, fingerprint)
         refused = [line for name, line in changes.items() if not any(_covers(one, name) for one in allowed)]
         remedy = "undo the change, or give a new --workdir, or name what may change in config.resume.allow_changed"
         errors.raise_if_any(refused and [f"--workdir={workdir} holds another run: {remedy}", *refused])
         run["changes"] = held["changes"] + [f"step {step}: {line}" for line in changes.values()]
     return checkpoints, step, run
+
+
+def _begin(workdir: Path, config: ConfigDict, source: Path) -> dict[str, Any]:
+    """What is said of a run once, when it begins from nothing: an id of its own, and the base it begins with.
+
+    Evaluations that an earlier run left in the folder are set aside: they would pass for this one's.
+    """
+    base: dict[str, Any] = {}
+    with distributed.together("beginning"):  # process 0 writes and hashes
+        if jax.process_index() == 0:
+            _set_aside(workdir / "eval")
+            is_random = config.model.init == "random"
+            base = base_of(config, source, None if is_random else hf.digest(hf.Checkpoint(source).files))
+    mine = {"run_id": secrets.token_hex(8), "base": base}
+    return distributed.decided("run", mine, lambda everyone: everyone[0])
+
+
+def base_of(config: ConfigDict, source: Path, sha256: str | None) -> dict[str, Any]:
+    """The checkpoint that a run begins with: where it was found, the hub's commit, and SHA-256 of all its weights.
+
+    None for weights that it does not begin with, because it draws random ones.
+    """
+    is_folder = Path(config.model.path).is_dir()
+    return {
+        "path": str(Path(config.model.path).absolute()) if is_folder else config.model.path,
+        "revision": None if is_folder else config.model.revision,
+        "commit": hf.commit_of(source),
+        "init": config.model.init,
+        "sha256": sha256,
+    }
+
+
+def _set_aside(folder: Path) -> None:
+    """Renames what an earlier run left: eval -> eval.old-1."""
+    if not folder.exists():
+        return
+    number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.old-{n}").exists())
+    place = folder.with_name(f"{folder.name}.old-{number}")
+    with errors.told(f"{folder}: cannot be renamed", "move it away"):
+        folder.rename(place)
+    what = "the run begins from nothing, and these evaluations are of an earlier one"
+    print(f"note: {folder} is now {place.name}: {what}", file=sys.stderr, flush=True)
 
 
 def _refuse_unknown(allowed: tuple[str, ...], names: set[str]) -> None:
@@ -247,11 +306,23 @@ def _covers(allowed: str, name: str) -> bool:
     return f"{name}.".startswith((f"{allowed}.", f"config.{allowed}."))
 
 
-def describe_run(workdir: Path, config: ConfigDict, model: Model, train: Examples, heldout: Examples | None) -> None:
-    """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat template."""
+def describe_run(
+    workdir: Path,
+    config: ConfigDict,
+    model: Model,
+    train: Examples,
+    heldout: Examples | None,
+    run: dict[str, Any],
+) -> None:
+    """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat template.
+
+    `run` is what `open_workdir` said of it.
+    """
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
         writer.write_text(workdir / "config.json", config_lib.to_json(config))
-        writer.write_json(workdir / "env.json", writer.environment() | {"attention": model.module.backend})
+        made_of = {name: run.get(name) for name in _SAID_ONCE}  # of an older run nobody knows
+        environment = writer.environment() | {"attention": model.module.backend}
+        writer.write_json(workdir / "env.json", environment | made_of)
         reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
         writer.write_json(workdir / "data_report.json", reports)
         if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported

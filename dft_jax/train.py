@@ -45,6 +45,7 @@ class Run:
     source: Path  # the checkpoint it began from
     model: Model
     state: TrainState
+    identity: dict[str, Any]  # what its checkpoints say of it: run_id, base, fingerprint, changes
 
 
 def run(config: ConfigDict, workdir: str | Path) -> Run:
@@ -58,11 +59,13 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     job = prepare(config, workdir)
     config, steps, model, optimizer = job.config, job.steps, job.model, job.optimizer
     with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
-        checkpoints, restart, identity = run_directory.open_workdir(workdir, config, job.fingerprint)
+        checkpoints, restart, identity = run_directory.open_workdir(
+            workdir, config, job.fingerprint, job.source
+        )
         stack.enter_context(checkpoints)
         abstract = abstract_state(model, optimizer)
         with distributed.together("room"):  # process 0 writes and looks
-            run_directory.describe_run(workdir, config, model, job.train, job.heldout)
+            run_directory.describe_run(workdir, config, model, job.train, job.heldout, identity)
             if restart != steps:
                 checkpoints.require_room(abstract)
         is_new, start = restart is None, restart or 0
@@ -71,8 +74,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         train_step = make_train_step(model, job.objective, optimizer, job.schedule, config, reference)
         evaluate = make_evaluate(model, job.objective, job.heldout, config, reference)
         benchmarks = job.benchmarks
-        benchmarks.begin(steps, start, job.train.report["sha256"])
-        log = writer.Writer(workdir, config, resume_from=restart)
+        benchmarks.begin(steps, start, job.train.report["sha256"], identity)
+        log = writer.Writer(workdir, config, resume_from=restart, run_id=identity.get("run_id"))
         reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, job.train, steps, start)))
 
         def save() -> None:
@@ -113,7 +116,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             save()
             checkpoints.wait()  # before anything else is closed, which may fail
             raise
-    return Run(workdir, config, job.source, model, state)
+    return Run(workdir, config, job.source, model, state, identity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train, steps, with_reference)
         row_counts = packed.packer.row_counts
         # As given: process 0's date must not take the place of another that was asked for.
-        facts = run_directory.run_facts(given, fingerprint, source, row_counts, heldout, benchmarks.digest())
+        facts = run_directory.run_facts(given, fingerprint, row_counts, heldout, benchmarks.digest())
     distributed.agree("run", facts)
     # The choice of a kernel compiles a small program, with collectives on some meshes: not before all agree.
     with distributed.together("attention"):

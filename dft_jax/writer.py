@@ -86,8 +86,11 @@ def _git(folder: Path) -> dict[str, Any] | None:
 class Writer:
     """Appends rows of metrics; only process 0 writes."""
 
-    def __init__(self, workdir: Path, config: ConfigDict, *, resume_from: int | None):
-        """`resume_from` is the step of the checkpoint that the run goes on from; None for a run from the start."""
+    def __init__(self, workdir: Path, config: ConfigDict, *, resume_from: int | None, run_id: str | None = None):
+        """`resume_from` is the step of the checkpoint that the run goes on from; None for a run from the start.
+
+        `run_id` is the run's own; runs of older versions have none.
+        """
         self.active = jax.process_index() == 0
         self.boards: list[_Board] = []
         self.file = workdir / "metrics.jsonl"
@@ -102,7 +105,7 @@ class Writer:
         if config.log.tensorboard:
             self.boards.append(_tensorboard(workdir, last_kept + 1))
         if config.log.wandb_project:
-            self.boards.append(_wandb(workdir, config))
+            self.boards.append(_wandb(workdir, config, run_id or _id_of_folder(workdir)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not self.active or not values:
@@ -204,14 +207,18 @@ def _tensorboard(workdir: Path, first_step: int) -> _Board:
     return _Board("TensorBoard", TensorBoard)
 
 
-def _wandb(workdir: Path, config: ConfigDict) -> _Board:
+def _id_of_folder(workdir: Path) -> str:
+    """What runs of older versions are called at Weights & Biases; two in folders of one name were mixed there."""
+    return hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+
+
+def _wandb(workdir: Path, config: ConfigDict, run_id: str) -> _Board:
     import wandb
 
     project, settings = config.log.wandb_project, config.to_dict()
 
     class WeightsAndBiases:
         def __init__(self):
-            run_id = hashlib.sha256(str(workdir).encode()).hexdigest()[:16]  # the same when the run is resumed
             about = dict(project=project, dir=workdir, config=settings)
             # It would keep the address of the git remote, which may hold a token, and the command; env.json says
             # enough. Without a key it would ask for one, and wait; and without a network it would wait as well.

@@ -1,5 +1,6 @@
 """Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by name."""
 
+import json
 import shutil
 import types
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from dft_jax import checkpoint as checkpoint_lib, errors, manifest
-from dft_jax.checkpoint import Checkpoints
+from dft_jax.checkpoint import Checkpoints, Gone
+from dft_jax.models import hf
 from dft_jax.types import TrainState
 
 RUN = {"fingerprint": {"seed": 0}, "changes": []}
@@ -143,6 +145,57 @@ def test_a_reader_meets_a_run_that_lets_a_checkpoint_go(folder, monkeypatch):
 
     monkeypatch.setattr(manifest, "problems", problems)
     assert Checkpoints(folder).newest() == 4
+
+
+@pytest.mark.parametrize("at", ["before", "meanwhile"])
+def test_what_a_run_has_let_go_is_said_to_be_gone(at, folder, monkeypatch):
+    """And nobody is told to remove a checkpoint of a run that is at work. Read in part it would pass for whole."""
+    checkpoints = Checkpoints(folder)
+    step = checkpoints.newest()
+    original = checkpoints.orbax.restore
+
+    def restore(path, **options):
+        found = original(path, **options)
+        path.rename(folder / "3.removed")
+        return found
+
+    if at == "before":
+        (folder / "3").rename(folder / "3.removed")
+        with pytest.raises(Gone):
+            checkpoints.digest(step)
+    else:
+        monkeypatch.setattr(checkpoints.orbax, "restore", restore)
+    with pytest.raises(Gone, match="3: is gone, .*; run the same command again") as error:
+        checkpoints.run_of(step)
+    assert "remove" not in str(error.value)
+
+
+def test_only_the_run_itself_is_told_to_remove_what_cannot_be_read(folder):
+    (folder / "3" / "run" / "metadata").unlink()
+    reader, run = (Checkpoints(folder, verify="off") for _ in range(2))
+    run.newest(repair=True)
+    with pytest.raises(errors.UserError, match="cannot be read .* sets it aside"):
+        reader.run_of(3)
+    with pytest.raises(errors.UserError, match="cannot be read .* remove that folder to go on"):
+        run.run_of(3)
+
+
+def test_a_checkpoints_digest_is_that_of_its_files_without_reading_them(folder):
+    files = [file for file in (folder / "3").rglob("*") if file.is_file()]
+    whole = hf.digest(files)
+    assert Checkpoints(folder).digest(3) == whole != Checkpoints(folder).digest(2)
+    flip_bit(folder / "3")
+    assert Checkpoints(folder).digest(3) == whole != hf.digest(files)
+
+
+def test_nothing_has_no_digest(folder):
+    """It would be one identity for all checkpoints that are gone."""
+    with pytest.raises(ValueError, match="no files"):
+        hf.digest([])
+    manifest_of_nothing = {"step": 3, "files": {}}
+    (folder / "3" / manifest.NAME).write_text(json.dumps(manifest_of_nothing))
+    with pytest.raises(errors.UserError, match="names no file"):
+        Checkpoints(folder).digest(3)
 
 
 @pytest.mark.parametrize("other", [dict(dtype=jnp.bfloat16), dict(shape=(64, 32))], ids=["dtype", "shape"])

@@ -186,7 +186,7 @@ def test_every_tensor_counts_in_the_sample_of_weights(tmp_path):
 def test_a_runs_facts_cover_its_whole_config():
     """But for paths, which may differ where what they lead to does not."""
     config = quickstart.lab_config("sft")
-    found = run_directory.run_facts(config, {"steps": 1}, assets.LAB, [4], None, "")
+    found = run_directory.run_facts(config, {"steps": 1}, [4], None, "")
     keys = {f"config.{key}" for key in run_directory.config_lib.flatten(config)}
     assert keys - found.keys() == {"config.model.path", "config.data.train", "config.data.heldout"}
 

@@ -165,7 +165,7 @@ def test_files_agree(done):
             assert found["sft_gradient_by_bin"][i] == pytest.approx(gradient_T[inside].mean(), rel=1e-4)
             assert found["dft_gradient_by_bin"][i] == pytest.approx((p_T * gradient_T)[inside].mean(), rel=1e-4)
     assert (done.out / "histogram.png").read_bytes().startswith(b"\x89PNG")
-    names = {"tokens.npz", "summary.json", "changed.csv", "histogram.png", "tokens.html"}
+    names = {".lock", "tokens.npz", "summary.json", "changed.csv", "histogram.png", "tokens.html"}
     assert {file.name for file in done.out.iterdir()} == names, "no temporary file is left"
 
 

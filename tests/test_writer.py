@@ -1,5 +1,6 @@
 """The run's directory: whole files only, one row a step after any restart, JSON that is JSON."""
 
+import hashlib
 import json
 import sys
 import threading
@@ -132,6 +133,22 @@ def test_a_service_that_works_gets_each_step_once(tmp_path, monkeypatch, capfd):
     assert asked["project"] == "p" and asked["settings"].init_timeout == writer._PATIENCE_S
     assert asked["settings"].disable_git and asked["settings"].x_disable_meta
     assert "warning" not in capfd.readouterr().err
+
+
+def board_id(folder, run_id, monkeypatch):
+    folder.mkdir(exist_ok=True)
+    asked = {}
+    monkeypatch.setitem(sys.modules, "wandb", wandb_that(lambda **options: asked.update(options) or Service()))
+    config = tiny_config(**{"log.wandb_project": "p"})
+    writer.Writer(folder, config, resume_from=None, run_id=run_id).close()
+    return asked["id"]
+
+
+def test_runs_are_told_apart_at_the_service_by_their_ids(tmp_path, monkeypatch):
+    """Not by their folders, which have the same path on another machine, and for a run that begins anew."""
+    assert board_id(tmp_path / "here", "a1", monkeypatch) == board_id(tmp_path / "there", "a1", monkeypatch) == "a1"
+    older = board_id(tmp_path / "here", None, monkeypatch)
+    assert older == hashlib.sha256(str(tmp_path / "here").encode()).hexdigest()[:16], "an older run goes on there"
 
 
 def test_tensorboard_that_cannot_write_costs_a_warning(tmp_path, capfd):

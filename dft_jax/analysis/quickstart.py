@@ -110,15 +110,16 @@ def main() -> None:
     source, model, tokenizer = train.load_model(config)
     plan = runner.plan(settings(), tokenizer, model)
 
-    def evaluate(name: str, load, step: int) -> None:
+    def evaluate(name: str, load, step: int, **of: Any) -> None:
         with train.matmul_precision(config.model.compute_dtype):
-            runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step})
+            runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step} | of)
 
     with run_directory.locked(out, "--out"), interrupts.Interrupts():
         evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)
         for objective in OBJECTIVES:
             run = train.run(lab_config(objective), out / objective)
-            evaluate(objective, lambda run=run: run.state.params, int(run.state.step))
+            own = {name: run.identity[name] for name in ("run_id",) if name in run.identity}
+            evaluate(objective, lambda run=run: run.state.params, int(run.state.step), **own)
     made = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])
     draw(made.rows, out)
     print(compare.text(made))

@@ -5,11 +5,12 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib
+from dft_jax import config as config_lib, run_directory
 from dft_jax.evals import prompts, runner
 from dft_jax.models import Model
 
@@ -29,6 +30,8 @@ class Benchmarks:
 
     def _continued(self, asked: runner.Settings) -> runner.Settings:
         """A resumed run is asked as before, so that its curve is one; a prompt that is named counts more."""
+        if not run_directory.has_checkpoint(self.folder.parent):
+            return asked  # those evaluations are of an earlier run
         done = sorted(self.folder.glob(f"*/{runner.EVALUATION_NAME}"), key=lambda file: file.stat().st_mtime)
         if asked.prompt != prompts.AUTO or not done:
             return asked
@@ -41,13 +44,18 @@ class Benchmarks:
         prompts = json.dumps(sorted([*key, text] for key, text in self.plan.prompts.items()))
         return hashlib.sha256(f"{self.plan.digest()} {prompts}".encode()).hexdigest()
 
-    def begin(self, last: int, start: int, data_sha256: str) -> None:
-        """Settles the steps to evaluate at.
+    def begin(self, last: int, start: int, data_sha256: str, run: dict[str, Any]) -> None:
+        """Settles the steps to evaluate at. `run` is what the checkpoints say of the run.
+
+        Its id tells its samples from those of any other run; without it another one with the same config, of other
+        weights under the same path or of another version of the code, would be given their scores.
 
         Raises:
           UserError: a folder of a step to come holds the evaluation of another run, or with other settings.
         """
         self.of = {"config_sha256": config_lib.digest(self.config), "training_data_sha256": data_sha256}
+        if "run_id" in run:  # of an older version's run its evaluations have none either
+            self.of |= {"run_id": run["run_id"], "origin": {"base": run["base"]}}
         if self.config.eval.benchmarks:
             every = self.config.eval.benchmarks_every
             self.steps = [*(range(every, last, every) if every else []), last]

@@ -39,6 +39,9 @@ PREDICTIONS_NAME, SCORES_NAME = "predictions.jsonl", "scores.json"
 
 _SCORE_AGAIN = "remove it; the same command then scores the completions anew"
 
+# What `of` says of a model for a reader, beside what tells it from others.
+_WORDS = ("name", "evaluated", "origin")
+
 Key = tuple[str, float, str, int]  # benchmark, temperature, problem, sample
 
 
@@ -235,9 +238,10 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
     """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and scores.json.
 
     `load` gives the parameters, and is called when there is something to sample. `of` says which model this is: plain
-    values, of which all but `name` are compared when a folder is taken up again. All processes call this; process 0
-    reads and writes. Returns the content of scores.json (of the other processes: nothing). Whoever calls keeps other
-    jobs out of `out` meanwhile (run_directory.locked): what they sampled would be erased at the end of this one.
+    values, of which all but `name`, `evaluated` and `origin` are compared when a folder is taken up again. All
+    processes call this; process 0 reads and writes. Whoever calls keeps other jobs out of `out` meanwhile
+    (run_directory.locked): what they sampled would be erased at the end of this one. Returns the content of
+    scores.json (of the other processes: nothing).
 
     Raises:
       UserError: `out` holds another evaluation, or cannot be written.
@@ -247,16 +251,19 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
     with distributed.together("evaluation"):  # process 0 reads and checks
         if is_writer:
             check(plan, model, out, of)
-            _begin(out, _identity(plan, model, of))
             done = _done(plan, out)
     is_missing = multihost_utils.broadcast_one_to_all(np.array([key not in done for key in plan.requests]))
     missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
     summary, sampling = {}, Sampling()
+    # Before the folder is said to be of this model: of a run that trains on, the checkpoint may be gone by now.
+    params = load() if missing else None
+    if is_writer:
+        _begin(out, _identity(plan, model, of))
     with errors.told(
         f"{out}: cannot be written", "what is sampled is kept: make room, then run the same command again"
     ):
         if missing:
-            params, began = load(), time.perf_counter()
+            began = time.perf_counter()
             with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
                 for completion in plan.sampler.sample(params, missing):
                     interrupts.check()
@@ -296,7 +303,7 @@ def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
     if plan.date:
         settings["date"] = plan.date
     dtype = str(model.module.compute_dtype)
-    model_is = {name: value for name, value in of.items() if name not in ("name", "evaluated")}  # those are words
+    model_is = {name: value for name, value in of.items() if name not in _WORDS}
     return {**model_is, **settings, "compute_dtype": dtype}
 
 

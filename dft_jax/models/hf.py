@@ -1,5 +1,6 @@
 """Hugging Face checkpoints: where they are, what is in them, and their tensors streamed onto the mesh."""
 
+import concurrent.futures
 import functools
 import hashlib
 import json
@@ -296,11 +297,42 @@ def tensor_reader(params: Params, model: Model) -> Callable[[tuple[str, ...], in
 
 def digest(files: Iterable[Path]) -> str:
     """One SHA-256 of the names and contents of files, in the order of their names."""
-    total = hashlib.sha256()
-    for file in tqdm(sorted(files), desc="hash", unit="file", leave=False, delay=1, disable=jax.process_index() > 0):
+    return joined_digest(sha256_of(files))
+
+
+def sha256_of(files: Iterable[Path]) -> dict[Path, str]:
+    """The SHA-256 of each file's content."""
+    files = sorted(files)
+
+    def of(file: Path) -> str:
         with open(file, "rb") as handle:
-            total.update(f"{file.name}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # hashing leaves the interpreter to others
+        hashed = threads.map(of, files)
+        how = dict(desc="hash", unit="file", leave=False, delay=1, disable=jax.process_index() > 0)
+        return dict(zip(files, tqdm(hashed, total=len(files), **how), strict=True))
+
+
+def joined_digest(hashes: dict[Path, str]) -> str:
+    """What `digest` makes of files whose own SHA-256 are known.
+
+    Raises:
+      ValueError: no files. The hash of nothing would be the same for any two things that are gone.
+    """
+    if not hashes:
+        raise ValueError("there are no files to hash")
+    total = hashlib.sha256()
+    for file in sorted(hashes):
+        total.update(f"{file.name}\0{hashes[file]}\n".encode())
     return total.hexdigest()
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None of any other folder, of which nobody says one."""
+    folder = folder.absolute()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
+    return folder.name if is_snapshot else None
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

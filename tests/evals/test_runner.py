@@ -1,5 +1,6 @@
 """The evaluation command with sampling: what it writes, that it goes on where it was killed, what it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from dft_jax import assets, errors, evaluate, interrupts, main, models, run_directory, sampling, sharding
+from dft_jax.checkpoint import Gone
 from dft_jax.data.chat import Template
 from dft_jax.data.stops import find_stops
 from dft_jax.evals import report, runner
@@ -456,6 +458,35 @@ def test_a_second_job_in_one_folder_is_refused_at_once(kind, checkpoint, folder,
         commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
 
 
+def test_a_checkpoint_that_goes_meanwhile_is_replaced_once_by_the_newest(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def gone(asked, out):
+        seen.append(out)
+        if len(seen) < 2:
+            raise Gone("checkpoints/8: is gone; run the same command again")
+
+    monkeypatch.setattr(evaluate, "_evaluate", gone)
+    evaluate.evaluate_newest(runner.Settings(), tmp_path)
+    assert seen == [tmp_path] * 2 and "checkpoints/8: is gone; the newest" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "_evaluate", lambda *_: seen.clear() or gone(*_))
+    with pytest.raises(Gone, match="run the same command again"):
+        evaluate.evaluate_newest(runner.Settings(), tmp_path)
+
+
+def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monkeypatch):
+    """Else it would be said to be of a model of which there is no sample, and refuse the next."""
+
+    def gone():
+        raise Gone("gone")
+
+    before = evaluate.open_model
+    monkeypatch.setattr(evaluate, "open_model", lambda *given: dataclasses.replace(before(*given), load=gone))
+    with pytest.raises(AssertionError, match="error: gone"):
+        run()
+    assert list(tree(folder / "out")) == [".lock"]
+
+
 def test_a_signal_is_heard_while_grading():
     """With the next verdict; the journal goes only when all is graded."""
     row = {"completion": r"\boxed{1+1}"}
@@ -501,9 +532,12 @@ def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
     assert (summary["model"]["name"], summary["model"]["step"]) == ("run", 3)
 
 
+EVALS = ("eval.old-1", "eval")
+
+
 @pytest.mark.slow
 def test_training_does_not_report_the_scores_of_another_run(folder, capfd, monkeypatch):
-    """A run that was killed before its first checkpoint leaves eval/2; another there is refused before it trains."""
+    """Begun anew in its folder it is another run: what the first one left is set aside, and sampled anew."""
     plain = [TINY, f"--workdir={folder}/run", "--config.train.steps=2", "--config.log.tensorboard=False"]
     plain += ["--config.data.heldout=", "--config.data.max_rows=32", "--config.export.enabled=False"]
     eval_ = dict(benchmarks="gsm8k", benchmark_data=f"{folder}/data", prompt="plain", samples=1, max_new_tokens=4)
@@ -511,11 +545,16 @@ def test_training_does_not_report_the_scores_of_another_run(folder, capfd, monke
     assert run_command(main.main, plain, capfd, monkeypatch).code == 0
     outcome = run_command(main.main, arguments, capfd, monkeypatch)
     assert outcome.code == 0 and os.listdir(folder / "run" / "eval") == ["2"], "asked of a finished run, it is made"
+    first = tree(folder / "run" / "eval")
     shutil.rmtree(folder / "run" / "checkpoints")
-    for change in ("--config.objective=dft", "--config.eval.seed=1"):
-        outcome = run_command(main.main, [*arguments, change], capfd, monkeypatch)
-        assert outcome.code == 2 and "eval/2 holds another evaluation" in outcome.stderr, outcome.stderr
-        assert not any("train_step" in name for name in outcome.compiled)
+    counts = count_sampled(monkeypatch)
+    outcome = run_command(main.main, arguments, capfd, monkeypatch)
+    assert outcome.code == 0 and "eval is now eval.old-1" in outcome.stderr, outcome.stderr
+    assert counts == [2 * len(PROBLEMS)] and tree(folder / "run" / "eval.old-1") == first
+    run_ids = [json.loads((folder / "run" / name / "2" / "evaluation.json").read_text())["run_id"] for name in EVALS]
+    assert run_ids[0] != run_ids[1] == json.loads((folder / "run" / "env.json").read_text())["run_id"]
+    outcome = run_command(main.main, arguments, capfd, monkeypatch)
+    assert outcome.code == 0 and len(counts) == 1, "the same run goes on: nothing is sampled twice"
 
 
 @pytest.mark.parametrize(
