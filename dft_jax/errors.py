@@ -30,11 +30,16 @@ class UserError(ValueError):
         Names may come from a hostile file, so nothing that a terminal would obey is printed.
         """
         texts = [" ".join(f"error: {problem}".split()) for problem in self.problems]
-        lines = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts]
+        lines = [printable(text) for text in texts]
         if len(lines) > _MAX_LINES:
             hidden = len(lines) - _MAX_LINES + 1
             lines = lines[: _MAX_LINES - 1] + [f"error: … and {hidden} more problems; mend these first"]
         return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """The text with everything that a terminal would obey, instead of show, written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class Stopped(BaseException):

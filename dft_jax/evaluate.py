@@ -311,6 +311,8 @@ def _print(summary: dict[str, Any], done: str) -> None:
     for line in summary["warnings"]:
         print(f"warning: {line}", file=sys.stderr)
     print(report.table(summary["results"]))
+    if origin := report.origin_text(summary.get("model")):
+        print(origin)
     print(done)
 
 

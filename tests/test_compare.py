@@ -107,6 +107,41 @@ def test_other_settings_are_said(runs):
     assert warnings == ["b has prompt='qwen-boxed', lr=1e-5 has 'plain'"]
 
 
+def model_of(sha256, run_id="5f0c", **base):
+    """As the `model` of a scores.json."""
+    base = {"path": "Qwen/Q", "revision": "main", "commit": None, "init": "checkpoint", "sha256": sha256} | base
+    return {"name": "x", "step": 390, "origin": {"run_id": run_id, "base": base}}
+
+
+def test_what_was_evaluated_is_said_and_other_bases_are_warned_about(runs):
+    """Two runs under one path may have begun with other weights."""
+    models = {"base": None, "sft": model_of("a" * 64, commit="c" * 40), "dft": model_of("b" * 64, "77aa")}
+    read = [compare.Evaluation(name, {("gsm8k", 1.0): result("gsm8k", shares(1))}, {}, models[name]) for name in models]
+    made = compare.compare(read)
+    assert made.warnings == ["dft began with other weights than sft: part of any difference may be theirs"]
+    assert compare.text(made).splitlines()[-2:] == [
+        f"sft: run 5f0c, step 390, begun with Qwen/Q at {'c' * 12}, weights {'a' * 12}",
+        f"dft: run 77aa, step 390, begun with Qwen/Q, weights {'b' * 12}",
+    ]
+    same = [compare.Evaluation(name, each.results, {}, models["sft"]) for name, each in zip("ab", read, strict=False)]
+    assert compare.compare(same).warnings == []
+    content = json.loads((runs / "sft" / "scores.json").read_text()) | {"model": models["sft"]}
+    (runs / "sft" / "scores.json").write_text(json.dumps(content))
+    assert compare.read(f"{runs}/sft").model == models["sft"]
+
+
+@pytest.mark.parametrize("model", [None, {}, [], {"origin": None}, {"origin": {"base": []}}, {"name": "older"}])
+def test_older_evaluations_do_not_say_what_they_are_of(model):
+    assert report.origin_text(model) == "" and report.base_of(model) == {}
+
+
+def test_the_base_itself_and_random_weights_are_named():
+    itself = {"origin": {"base": {"path": "/base", "sha256": "d" * 64}}}  # a Hugging Face folder
+    assert report.origin_text(itself) == f"/base, weights {'d' * 12}"
+    drawn = {"run_id": "5f0c", "step": 2, "origin": {"base": {"path": "/base", "init": "random", "sha256": None}}}
+    assert report.origin_text(drawn) == "run 5f0c, step 2, begun with /base, random weights"
+
+
 @pytest.mark.parametrize("where,name,values", [
     ("settings", "prompt", ("plain", "tokenizer")),
     ("settings", "instruction", ("", "Think.")),

@@ -39,21 +39,26 @@ COLOURS = ("#7f7f7f", "#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#6
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """`results` by (benchmark, temperature); `settings` as far as they are known."""
+    """`results` by (benchmark, temperature); `settings` as far as they are known; `model` as scores.json names it."""
 
     name: str
     results: dict[tuple[str, float | None], dict[str, Any]]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: Any = None
 
 
 @dataclasses.dataclass
 class Comparison:
-    """Rows for tables and CSV, and what a reader should know; `differences`, to the run `first`, are in the rows."""
+    """Rows for tables and CSV, and what a reader should know; `differences`, to the run `first`, are in the rows.
+
+    `origins` has a line for each evaluation that says which run, step and base it is of.
+    """
 
     first: str
     rows: list[dict[str, Any]]
     warnings: list[str]
     differences: list["Difference"]
+    origins: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ def read(argument: str) -> Evaluation:
     ]
     for values, names in sources:
         settings |= {name: values[name] for name in names if name in values}
-    return Evaluation(name if equals else folder.name, results, settings)
+    return Evaluation(name if equals else folder.name, results, settings, content.get("model"))
 
 
 def compare(evaluations: Sequence[Evaluation]) -> Comparison:
@@ -103,7 +108,9 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
 
     An evaluation that lacks a benchmark has no row for it, and none for the mean over benchmarks.
     """
-    made = Comparison(evaluations[0].name, [], _other_settings(evaluations), [])
+    origins = {each.name: report.origin_text(each.model) for each in evaluations}
+    known = [f"{name}: {origin}" for name, origin in origins.items() if origin]
+    made = Comparison(evaluations[0].name, [], _other_settings(evaluations) + _other_bases(evaluations), [], known)
     cells = list(dict.fromkeys(cell for each in evaluations for cell in each.results))
     for cell in cells:
         for each in evaluations:
@@ -128,6 +135,15 @@ def _other_settings(evaluations: Sequence[Evaluation]) -> list[str]:
             if ours != theirs:
                 warnings.append(f"{each.name} has {name}={ours!r}, {first.name} has {theirs!r}")
     return warnings
+
+
+def _other_bases(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Fine-tunings that did not begin with the same weights differ by more than how they were trained."""
+    known = {each.name: report.base_of(each.model).get("sha256") for each in evaluations}
+    known = {name: sha256 for name, sha256 in known.items() if sha256}
+    first, *others = known or [""]
+    what = f"began with other weights than {first}"
+    return [f"{name} {what}: part of any difference may be theirs" for name in others if known[name] != known[first]]
 
 
 def _add_row(made: Comparison, first: Evaluation, each: Evaluation, cell: pairing.Cell) -> None:
@@ -243,6 +259,8 @@ def text(made: Comparison) -> str:
             f" (Holm at {LEVEL:.0%}, p from sign flips). Were all {n} zero, {LEVEL * n:.2g} of the intervals would"
             " leave 0 out by chance."
         )
+    if made.origins:
+        parts.append("\n".join(made.origins))
     return "\n\n".join(parts)
 
 

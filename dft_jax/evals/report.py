@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dft_jax import interrupts, progress, writer
+from dft_jax import errors, interrupts, progress, writer
 from dft_jax.evals import benchmarks, grading, scores
 from dft_jax.evals.benchmarks import Problem
 from dft_jax.evals.predictions import Prediction, groups
@@ -23,6 +23,7 @@ Problems = dict[str, list[Problem]]
 # version scored is then graded anew by the same command. 2: votes by meaning, intervals with
 # imagined problems, digests of problems. 3: the grader's rules 2, answer markers.
 FORMAT = 3
+_SHOWN_DIGITS = 12  # of a hash, for a reader
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +269,34 @@ def table(results: list[dict[str, Any]]) -> str:
             ]
         )
     return aligned(lines)
+
+
+def base_of(model: Any) -> dict[str, Any]:
+    """The checkpoint that an evaluated model began with, as its scores.json says under `model`; else empty."""
+    origin = model.get("origin") if isinstance(model, dict) else None
+    base = origin.get("base") if isinstance(origin, dict) else None
+    return base if isinstance(base, dict) else {}
+
+
+def origin_text(model: Any) -> str:
+    """Which weights an evaluation is of, from `model` of its scores.json, for a reader; empty where it does not say.
+
+    run 5f0c…, step 390, begun with Qwen/Qwen2.5-Math-1.5B at 4a83ca6e4526, weights 3f2a91c07b1d
+    """
+    base = base_of(model)
+    if not base:
+        return ""
+    parts = [str(base.get("path"))]
+    if base.get("commit"):
+        parts[0] += f" at {str(base['commit'])[:_SHOWN_DIGITS]}"
+    is_random = base.get("init") == "random"
+    if base.get("sha256") or is_random:
+        parts.append("random weights" if is_random else f"weights {str(base['sha256'])[:_SHOWN_DIGITS]}")
+    run_id = model.get("run_id") or model["origin"].get("run_id")
+    if run_id:
+        step = model.get("step", model["origin"].get("step"))
+        parts = [f"run {run_id}", f"step {step}", f"begun with {parts[0]}", *parts[1:]]
+    return errors.printable(", ".join(parts))
 
 
 def temperature_text(value: float | None) -> str:
