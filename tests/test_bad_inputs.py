@@ -13,6 +13,7 @@ from dft_jax import assets, main, train
 from tests import commands
 from tests.commands import ROOT, TINY, Outcome, assert_refused, run_command, tree
 from tests.conftest import GOLDEN
+from tests.marks import slow_but
 
 GOOD = b'{"prompt": "1+1?", "completion": "2"}\n'
 
@@ -274,6 +275,7 @@ def small_run_arguments(workdir, data):
     return [TINY, f"--workdir={workdir}", f"--config.data.train={data}", *overrides]
 
 
+@pytest.mark.slow
 def test_a_run_that_compiles_is_heard(finished_run):
     """Without this, that nothing was compiled in the other cases would prove nothing."""
     *_, compiled = finished_run
@@ -335,7 +337,7 @@ SUBPROCESSES = {
 }
 
 
-@pytest.mark.parametrize("case", SUBPROCESSES)
+@pytest.mark.parametrize("case", slow_but(["config"], list(SUBPROCESSES)))
 def test_as_a_command(case, tmp_path):
     """What run_command reports is what a shell sees."""
     overrides, expected = SUBPROCESSES[case]
@@ -344,6 +346,7 @@ def test_as_a_command(case, tmp_path):
     assert list(tree(tmp_path)) == ["a.jsonl"]
 
 
+@pytest.mark.slow
 def test_on_a_terminal(tmp_path):
     """A progress bar has gone from the screen before the message comes."""
     overrides, expected = SUBPROCESSES["data"]

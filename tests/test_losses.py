@@ -1,5 +1,7 @@
 """The chunked linear cross-entropy, in one pass and in two, against dense logits in float64, on several meshes."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 
 from dft_jax import losses, objectives
 from tests.conftest import make_mesh
+from tests.marks import slow_but
 
 B, L, D, V = 4, 12, 16, 24
+SHAPES = [(1, 1, 1), (4, 1, 2), (2, 2, 1), (1, 2, 4), (1, 1, 8)]
 
 
 def problem(dtype=np.float32, vocab=V, seed=0):
@@ -65,8 +69,12 @@ def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, me
     return (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden_BLD, head_VD) for f in ways)
 
 
-@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
-@pytest.mark.parametrize("shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)])
+@pytest.mark.parametrize(
+    "name", slow_but(["sft", "dft", "asft", "sentence"], sorted(objectives.OBJECTIVES))
+)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
+)
 def test_equals_dense_in_float64(name, shape):
     with jax.enable_x64(True):
         arguments = problem(np.float64)
@@ -79,17 +87,7 @@ def test_equals_dense_in_float64(name, shape):
 
 @pytest.mark.parametrize(
     "shape, vocab",  # 25 does not divide: the vocabulary stays whole
-    [
-        ((1, 2, 4), 24),
-        ((1, 1, 8), 25),
-        *(
-            pytest.param(shape, vocab, marks=pytest.mark.slow)
-            for shape in ((1, 1, 1), (4, 1, 2), (2, 2, 1))
-            for vocab in (24, 25)
-        ),
-        pytest.param((1, 2, 4), 25, marks=pytest.mark.slow),
-        pytest.param((1, 1, 8), 24, marks=pytest.mark.slow),
-    ],
+    slow_but([((1, 2, 4), 25)], list(itertools.product(SHAPES, (24, 25)))),
 )
 def test_equals_dense_on_every_mesh_in_float32(shape, vocab):
     arguments = problem(vocab=vocab)

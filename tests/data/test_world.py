@@ -8,6 +8,7 @@ from dft_jax import assets, errors
 from dft_jax.data import world
 from dft_jax.data.sources import read_rows
 from dft_jax.models import hf
+from tests.marks import slow_but
 
 FAMILIES = [("chain", "1-6"), ("expression", "1-5"), ("operator", "1-3"), ("fact", "1-1")]
 
@@ -67,7 +68,7 @@ def key_of(question: str) -> tuple:
     return tuple(re.sub(rf"\b({'|'.join(world.NAMES)})\b", lambda match: str(order.index(match[1])), text).split())
 
 
-@pytest.mark.parametrize("family,levels", FAMILIES)
+@pytest.mark.parametrize("family,levels", slow_but(FAMILIES[:3], FAMILIES))
 def test_splits_share_no_problem(family, levels):
     keys = {
         split: {key_of(row["question"]) for row in world.rows(split, family, levels, 800)} for split in world.SPLITS

@@ -60,6 +60,7 @@ def test_no_evaluator_is_named(file):
         assert not names & banned, f"{file.name}:{getattr(node, 'lineno', '?')}"
 
 
+@pytest.mark.slow
 def test_no_payload_raises_an_event():
     """Without the guard, so that it is seen that nothing gets as far as the guard."""
     assert len(PAYLOADS) >= 30
@@ -114,6 +115,7 @@ def test_hangs_cost_little_and_the_grader_goes_on():
     assert 0 < peak["peak_gib"] <= 2
 
 
+@pytest.mark.slow
 def test_the_default_limit_is_five_seconds():
     item, _ = run("grading_hangs.py", "5", "1")
     assert item["verdict"] == "timeout" and 4.9 < item["seconds"] < 6
@@ -126,6 +128,7 @@ def test_memory_is_limited():
     assert limits == (0.75 * 2**30, 0.75 * 2**30)
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_a_timeout():
     """A number of 1.25 GB: Python raises MemoryError, and math-verify makes a plain "not equal" of it."""
     item = (r"\boxed{2^{10^{10}}}", "5")

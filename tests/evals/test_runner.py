@@ -215,6 +215,7 @@ def test_changed_answers_are_scored_anew(run, folder, monkeypatch):
     assert read_rows(folder / "out" / "predictions.jsonl")[0]["reference"] == "999"
 
 
+@pytest.mark.slow
 def test_killed_between_predictions_and_scores(run, folder, monkeypatch):
     run("--samples=1")
     whole = comparable(folder)
@@ -281,6 +282,7 @@ def test_another_order_and_batch_give_the_same(run, folder):
     assert all(found[r["prompt"], 0.0, 0] == r["completion"] for r in greedy)  # … so the greedy ones are compared
 
 
+@pytest.mark.slow
 def test_scores_of_an_older_version_are_made_anew(run, folder, monkeypatch):
     """Votes by text, a bootstrap's intervals, no digests: the same command replaces them, without sampling."""
     run("--samples=2")
@@ -298,6 +300,7 @@ def test_scores_of_an_older_version_are_made_anew(run, folder, monkeypatch):
     assert summary["speed"]["sampled_tokens"] == 0 and summary["speed"]["tokens_per_s"] is None
 
 
+@pytest.mark.slow
 def test_damaged_files_of_a_folder_are_refused_by_name(run, folder, checkpoint, capfd, monkeypatch):
     """One line with file and key or line, exit code 2: scores.json, evaluation.json, predictions.jsonl."""
     run("--samples=1")
@@ -591,6 +594,7 @@ def test_two_processes_give_what_one_gives(run, folder, checkpoint):
     assert read_rows(folder / "two" / "predictions.jsonl") == alone
 
 
+@pytest.mark.slow
 def test_heldout_metrics_equal_all_logits_at_once(checkpoint, folder, capfd, monkeypatch):
     rows = [{"question": f"What is {i}+1?", "answer": f"It is {i + 1}."} for i in range(9)]
     write_rows(folder / "text.jsonl", rows)
@@ -625,6 +629,7 @@ def test_stop_tokens_come_from_tokenizer_and_style(shared):
     assert {style: find_stops(Template(style, qwen)).ids for style in expected} == expected
 
 
+@pytest.mark.slow
 def test_every_eos_of_the_checkpoint_ends_a_completion(run, folder, checkpoint):
     """A list in generation_config.json was not read: the model wrote on to the limit."""
     every = shutil.copytree(checkpoint, folder / "every")
@@ -638,6 +643,7 @@ def test_every_eos_of_the_checkpoint_ends_a_completion(run, folder, checkpoint):
     assert "warning: the tokenizer's eos_token is 0" in outcome.stderr
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
     """Under a template that writes the date, samples can be added on the next day."""
     template = folder / "dated.jinja"

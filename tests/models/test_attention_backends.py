@@ -21,6 +21,7 @@ from dft_jax.models.config import DecoderConfig, Rope
 from dft_jax.types import Batch
 from tests import private_jax
 from tests.conftest import GOLDEN
+from tests.marks import slow_but
 
 BLOCK = 512
 
@@ -52,13 +53,14 @@ def draw(L, H=4, G=2, K=16, B=2):
     return tuple(jax.random.normal(key, (B, L, heads, K)) for key, heads in zip(keys, (H, G, G), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend, window, dtype, mesh",
     [
-        pytest.param("blocked", 30, "float32", "mesh1", marks=pytest.mark.slow),
+        ("blocked", 30, "float32", "mesh1"),
         ("blocked", None, "bfloat16", "mesh8"),
         ("splash", 30, "float32", "mesh1"),
-        pytest.param("splash", None, "bfloat16", "mesh8", marks=pytest.mark.slow),
+        ("splash", None, "bfloat16", "mesh8"),
     ],
 )
 def test_packed_equals_separate(backend, window, dtype, mesh, splash, request):
@@ -68,6 +70,7 @@ def test_packed_equals_separate(backend, window, dtype, mesh, splash, request):
     assert max(found.values()) < {"bfloat16": 0.06, "float32": 1e-4}[dtype]  # tighter than what is asked of a kernel
 
 
+@pytest.mark.slow
 def test_splash_takes_any_length_padding_and_one_head(splash, mesh1):
     L = 200
     segments_BL = np.zeros((2, L), np.int32)  # the second row is nothing but padding
@@ -134,18 +137,21 @@ def gradient_leaks(*qkv, segments_BL, **how):
     return leaky(*qkv, segments_BL)
 
 
-SLOW_TO_BREAK = (
-    *(no_segments, segments_of_the_first_row, no_window, window_one_longer, window_one_shorter),
-    *(heads_in_another_order, unscaled, nan_in_padding),
-)
 BROKEN = [
+    no_segments,
+    segments_of_the_first_row,
     segments_one_late,
+    no_window,
+    window_one_longer,
+    window_one_shorter,
+    heads_in_another_order,
+    unscaled,
+    nan_in_padding,
     gradient_leaks,
-    *(pytest.param(broken, marks=pytest.mark.slow, id=broken.__name__) for broken in SLOW_TO_BREAK),
 ]
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("broken", slow_but([gradient_leaks], BROKEN), ids=lambda f: f.__name__)
 def test_a_broken_backend_is_found_out(broken, monkeypatch, mesh1):
     monkeypatch.setitem(BACKENDS, "broken", lambda q, k, v, s, **how: broken(q, k, v, segments_BL=s, **how))
     problem = attention_choice.mistake("broken", ARCHITECTURE, mesh1, "bfloat16", BLOCK)
@@ -197,7 +203,8 @@ def stand_in(sdpa, q_BLHK, k_BLHK, v_BLHK, *, q_seqlen, kv_seqlen, q_offsets, kv
     return blocked(q_BLHK, k_BLHK, v_BLHK, segments_BL, window=window["sliding_window_length"], block=L)
 
 
-@pytest.mark.parametrize("window, mesh", [(4096, "mesh1"), pytest.param(None, "mesh8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("window, mesh", [(4096, "mesh1"), (None, "mesh8")])
 def test_cudnn_is_told_the_segments(window, mesh, sdpa, monkeypatch, request):
     monkeypatch.setattr(sdpa, "dot_product_attention", functools.partial(stand_in, sdpa))
     c = architecture(window=window)
@@ -271,11 +278,13 @@ def as_on_an_accelerator(monkeypatch):
     monkeypatch.setattr(attention_choice, "unmet", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_auto_takes_what_passes_and_says_so_once(as_on_an_accelerator, splash, mesh1, capfd):
     assert choose("auto", mesh1) == "splash"
     assert capfd.readouterr().err == "attention: splash (packed equals separate)\n"
 
 
+@pytest.mark.slow
 def test_auto_falls_back_and_says_why_in_one_line(as_on_an_accelerator, monkeypatch, mesh1, capfd):
     def raises(*_, **__):
         raise NotImplementedError("no such kernel\nand much more")
@@ -287,6 +296,7 @@ def test_auto_falls_back_and_says_why_in_one_line(as_on_an_accelerator, monkeypa
         assert said.startswith(f"attention: blocked (splash {why}") and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_failure_of_what_was_asked_for_is_an_error(as_on_an_accelerator, monkeypatch, mesh1):
     monkeypatch.setitem(BACKENDS, "splash", lambda q, k, v, s, **how: no_segments(q, k, v, segments_BL=s, **how))
     with pytest.raises(errors.UserError, match="config.model.attention='splash' mixes .* use auto or blocked"):

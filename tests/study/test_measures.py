@@ -148,6 +148,7 @@ def tiny():
     return model, train.init_params(config, source, model), tokenizer
 
 
+@pytest.mark.slow
 def test_a_model_on_a_text_equals_its_examples_alone(tiny):
     model, params, _ = tiny
     examples = tiny_examples().examples[:5]
