@@ -69,12 +69,8 @@ def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, me
     return (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden_BLD, head_VD) for f in ways)
 
 
-@pytest.mark.parametrize(
-    "name", slow_but(["sft", "dft", "asft", "sentence"], sorted(objectives.OBJECTIVES))
-)
-@pytest.mark.parametrize(
-    "shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
-)
+@pytest.mark.parametrize("name", slow_but(["sft", "dft", "asft", "sentence"], sorted(objectives.OBJECTIVES)))
+@pytest.mark.parametrize("shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
 def test_equals_dense_in_float64(name, shape):
     with jax.enable_x64(True):
         arguments = problem(np.float64)

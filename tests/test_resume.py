@@ -129,6 +129,7 @@ def test_a_named_change_is_accepted_and_remembered(finished, tmp_path):
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 1, 1)]
 
 
+@pytest.mark.slow
 def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
     examples = loader.load_examples(
         str(assets.TINY / "train.jsonl"), config().data, hf.load_tokenizer(assets.TINY), 264

@@ -57,9 +57,7 @@ def by_request(completions):
     return {(c.request.problem, c.request.sample): c for c in completions}
 
 
-@pytest.mark.parametrize(
-    "case", slow_but(["qwen2_tied", "llama3"], CASES)
-)
+@pytest.mark.parametrize("case", slow_but(["qwen2_tied", "llama3"], CASES))
 def test_greedy_equals_transformers(case):
     prompt = np.load(GOLDEN / case / "logits.npz")["token_ids"][0]
     expected = np.load(GOLDEN / case / "greedy.npz")

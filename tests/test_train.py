@@ -14,7 +14,10 @@ from dft_jax.data import packing
 from tests import commands
 from tests.conftest import make_mesh
 from tests.make_curves import FILE, curve
+from tests.marks import slow_but
 from tests.training import Trainer, tiny_config, tiny_examples
+
+ARRANGEMENTS = [((1, 1, 1), 4), ((1, 4, 1), 2), ((2, 2, 2), 1), ((1, 1, 2), 1)]  # mesh, accumulation
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +32,12 @@ def test_golden_curves(objective, plain_curves):
     np.testing.assert_allclose(plain_curves[objective], golden, rtol=1e-5, err_msg=message)
 
 
-@pytest.mark.parametrize("objective", ["sft", "dft"])
 @pytest.mark.parametrize(
-    "shape, accumulation",
-    [
-        ((1, 1, 1), 4),
-        ((1, 4, 1), 2),
-        pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
-        pytest.param((1, 1, 2), 1, marks=pytest.mark.slow),
-    ],
-    ids=str,
+    "objective, shape, accumulation",
+    slow_but(
+        [("dft", (1, 1, 1), 4), ("dft", (1, 4, 1), 2)],
+        [(objective, shape, accumulation) for objective in ("sft", "dft") for shape, accumulation in ARRANGEMENTS],
+    ),
 )
 def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):
     overrides = {"objective": objective, "train.accumulation": accumulation}
@@ -64,11 +63,11 @@ def test_objectives_with_a_reference(objective, first_as, plain_curves, mesh1, m
     np.testing.assert_allclose(found[:4], one[:4], rtol=1e-4)  # then Adam has made more of the rounding
 
 
-def gradient(trainer, batch):
-    """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch."""
+def make_gradient(trainer):
+    """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch, as a function of the batch."""
     loss = train.make_loss(trainer.model, objectives.make_objective("dft"), trainer.config)
-    n = batch.mask_BL.sum()
-    return jax.jit(jax.grad(lambda params: loss(params, batch, n)[0]))(trainer.state.params)
+    compiled = jax.jit(jax.grad(lambda params, batch: loss(params, batch, batch.mask_BL.sum())[0]))
+    return lambda batch: compiled(trainer.state.params, batch)
 
 
 def test_packed_and_unpacked_make_the_same_update(mesh1):
@@ -79,7 +78,8 @@ def test_packed_and_unpacked_make_the_same_update(mesh1):
     unpacked = packing.fill_rows(examples, [[n] for n in numbers], 160)
     assert packed.tokens_BL.shape[0] < unpacked.tokens_BL.shape[0]
     assert packed.mask_BL.sum() == unpacked.mask_BL.sum()
-    for one, other in zip(*(jax.tree.leaves(gradient(trainer, b)) for b in (packed, unpacked)), strict=True):
+    gradient = make_gradient(trainer)
+    for one, other in zip(*(jax.tree.leaves(gradient(b)) for b in (packed, unpacked)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * np.abs(other).max())
 
 
@@ -87,11 +87,11 @@ def test_official_normalisation_adds_micro_batch_means(mesh1):
     """Σ over micro-batches of (Σ loss / its tokens): about A times the global mean, and not exactly."""
     overrides = {"train.accumulation": 4, "train.loss_normalization": "official"}
     trainer = Trainer(mesh1, objective="dft", **overrides)
-    batch = trainer.packed[0].batch
+    batch, gradient = trainer.packed[0].batch, make_gradient(trainer)
     expected = None
     for a in range(4):
         micro = jax.tree.map(lambda x, a=a: x[a], batch)
-        grads = gradient(trainer, micro)
+        grads = gradient(micro)
         expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
     np.testing.assert_allclose(trainer.take(0)["gradient_norm"], optax.global_norm(expected), rtol=1e-5)
 
