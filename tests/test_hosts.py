@@ -1,9 +1,11 @@
 """Processes of one job that are not alike: all end with exit code 2 and name what differs, before anything compiles."""
 
+import datetime
 import json
 import shutil
 import subprocess
 import sys
+import zoneinfo
 
 import pytest
 
@@ -15,14 +17,14 @@ LAB = [f"--config.model.path={assets.LAB}", "--config.model.init=checkpoint"]
 DATED = "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 
-def start(folder, arguments):
-    """Exit codes and the common log of two processes with these arguments each."""
+def start(folder, arguments, zones=("UTC", "UTC")):
+    """Exit codes, common log and phases of two processes with these arguments each, in these time zones."""
     (folder / "runs").mkdir(exist_ok=True)
     workdir = folder / "runs/run"
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{launch.free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = []
     for number in range(2):
-        environment = {**job, "JAX_PROCESS_ID": str(number)}
+        environment = {**job, "JAX_PROCESS_ID": str(number), "TZ": zones[number]}
         options = tuple(arguments[number])
         processes.append(launch.start(workdir, arguments=options, environment=environment))
     codes = [launch.wait(process) for process in processes]
@@ -95,6 +97,19 @@ def test_hosts_that_differ_are_refused(case, tmp_path):
     assert log.count("the processes of this job differ: start all of them with the same command") == 2
     assert log.count(words) == 2, log[-3000:]
     assert not [phase for phase in phases if phase.startswith("step")]
+
+
+@pytest.mark.slow
+def test_hosts_where_it_is_another_day_write_the_date_of_the_first(tmp_path):
+    """25 hours apart, so never on the same day; the template writes the date, and nobody gives one."""
+    zones = ("Pacific/Kiritimati", "Pacific/Pago_Pago")
+    arguments = [dated(tmp_path), "--config.train.steps=2", "--config.checkpoint.every=2"]
+    codes, log, phases = start(tmp_path, [arguments, arguments], zones)
+    assert codes == [0, 0], log[-3000:]
+    assert [phase for phase in phases if phase.startswith("step")]
+    written = json.loads((tmp_path / "runs/run/config.json").read_text())["data"]["date"]
+    today = {zone: datetime.datetime.now(zoneinfo.ZoneInfo(zone)).date() for zone in zones}
+    assert today[zones[0]] != today[zones[1]] and written == today[zones[0]].isoformat()
 
 
 @pytest.mark.parametrize("failing", [0, 1])

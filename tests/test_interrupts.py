@@ -34,6 +34,7 @@ def test_before_there_is_anything_to_save_the_process_ends_at_once(name):
     assert f"{name}: ended before there was anything to save" in done.stderr and time.monotonic() - began < 19
 
 
+@pytest.mark.slow
 def test_a_second_signal_says_what_is_awaited_and_a_third_ends_at_once(tmp_path):
     """The main thread is held up in a step; the thread that watches is not."""
     (tmp_path / "runs").mkdir()
