@@ -295,6 +295,7 @@ OTHER_RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHER_RUNS)
 def test_workdir_of_another_run(case, finished_run, capfd, monkeypatch):
     overrides, expected = OTHER_RUNS[case]
@@ -305,6 +306,7 @@ def test_workdir_of_another_run(case, finished_run, capfd, monkeypatch):
     assert tree(workdir) == before
 
 
+@pytest.mark.slow
 def test_workdir_of_other_data(finished_run, capfd, monkeypatch):
     workdir, data, _ = finished_run
     before, content = tree(workdir), data.read_bytes()

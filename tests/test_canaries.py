@@ -45,7 +45,8 @@ def checkout(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("board", ["no board", pytest.param("wandb", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("board", ["no board", "wandb"])
 def test_no_secret_is_written(board, checkout, tmp_path):
     options = [f"--config.{option}" for option in RUN[1:]]
     if board == "wandb":

@@ -247,6 +247,7 @@ def run(base, tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_template_for_its_export(run, tmp_path, capfd, monkeypatch):
     """The file may have changed since, or be gone."""
     outcome = run_command(export.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch)
@@ -304,6 +305,7 @@ def heldout(opened_from, out, capfd, monkeypatch):
     return json.loads((out / evaluate.HELDOUT_NAME).read_text()), outcome.stderr
 
 
+@pytest.mark.slow
 def test_a_run_and_its_export_are_evaluated_alike_and_named(base, tmp_path, capfd, monkeypatch):
     """The run's float32 masters, the float32 export and the bfloat16 one: the first two are the same numbers."""
     run = lab_run(base, tmp_path / "run", **{"optimizer.learning_rate": 1e-4})

@@ -69,6 +69,7 @@ def test_what_bfloat16_cannot_hold_is_refused():
     assert not config_lib.validate(tiny_config(**{"optimizer.moment_dtype": "bfloat16_first", "optimizer.b2": 0.999}))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_moments_and_not_with_others(tmp_path, monkeypatch):
     def run(folder, **overrides):
         changed = {"train.steps": 4, "checkpoint.every": 2, "optimizer.moment_dtype": "bfloat16"} | overrides

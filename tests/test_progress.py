@@ -27,6 +27,7 @@ def rows(tmp_path_factory):
     return folder, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_first_step(rows, capfd):
     _, written = rows
     counts = [row["speed/compilations"] for row in written if "speed/compilations" in row]
@@ -35,6 +36,7 @@ def test_nothing_compiles_after_the_first_step(rows, capfd):
     assert sum("heldout/nll" in row for row in written) == 6
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_step_make_all_of_it(rows):
     _, written = rows
     timed = [row for row in written if "speed/step_s" in row]
@@ -47,11 +49,13 @@ def test_the_parts_of_a_step_make_all_of_it(rows):
         assert row["speed/supervised_tokens_per_s"] < row["speed/tokens_per_s"]
 
 
+@pytest.mark.slow
 def test_a_profile_is_of_the_steps_asked_for(rows):
     folder, _ = rows
     assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1
 
 
+@pytest.mark.slow
 def test_first_step_is_told_once(rows):
     _, written = rows
     (found,) = [row["speed/first_step_s"] for row in written if "speed/first_step_s" in row]
@@ -108,6 +112,7 @@ def test_profile_says_what_it_takes(refused):
         refused([f"--config.profile={value}"], "should be the first and the last step, as in 10,12")
 
 
+@pytest.mark.slow
 def test_peak_memory_of_the_host_is_reported(rows):
     """At least what the interpreter takes with jax in it, and never less than before.
 

@@ -110,6 +110,7 @@ def test_another_run_is_refused(change, finished, tmp_path):
     assert words in str(refusal.value) and "give a new --workdir" in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_named_change_is_accepted_and_remembered(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     changed = {"train.steps": 6, "optimizer.learning_rate": 1e-3}

@@ -151,6 +151,7 @@ def test_an_instruction_is_recorded(exported, problems, tmp_path, capfd, monkeyp
     assert outcome.code == 2 and "instruction=Think. should be empty with prompt=tokenizer-boxed" in outcome.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_read_as_it_was_trained(problems, tmp_path, capfd, monkeypatch):
     eval_ = dict(benchmarks="gsm8k", benchmark_data=problems, samples=1, max_new_tokens=4, slots=8)
     run = tmp_path / "run"

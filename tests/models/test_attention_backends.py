@@ -21,7 +21,6 @@ from dft_jax.models.config import DecoderConfig, Rope
 from dft_jax.types import Batch
 from tests import private_jax
 from tests.conftest import GOLDEN
-from tests.marks import slow_but
 
 BLOCK = 512
 
@@ -151,7 +150,8 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("broken", slow_but([gradient_leaks], BROKEN), ids=lambda f: f.__name__)
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda f: f.__name__)
 def test_a_broken_backend_is_found_out(broken, monkeypatch, mesh1):
     monkeypatch.setitem(BACKENDS, "broken", lambda q, k, v, s, **how: broken(q, k, v, segments_BL=s, **how))
     problem = attention_choice.mistake("broken", ARCHITECTURE, mesh1, "bfloat16", BLOCK)

@@ -243,6 +243,7 @@ def results(records):
     return {str(phase): records.read(phase).results for phase in spec_lib.phases(records.spec)}
 
 
+@pytest.mark.slow
 def test_all_is_done_and_nothing_is_done_twice(finished, lab, monkeypatch):
     assert "4 of 4 arms complete, 21 of 21 phases done" in records_lib.status(finished)
     assert not list((finished.folder.parent / "checkpoints").glob("*"))
@@ -276,6 +277,7 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
             assert ours["is_clipped"] == (theirs["optimizer/gradient_norm"] > 1)
 
 
+@pytest.mark.slow
 def test_one_program_for_each_objective(finished, lab, tmp_path):
     study = run.Study(lab, tmp_path, Clock())
     assert study.program("sft") is study.program("sft")
@@ -330,6 +332,7 @@ def test_stopped_anywhere_it_ends_with_the_same_results(loses_checkpoints, finis
     assert results(records) == results(finished)
 
 
+@pytest.mark.slow
 def test_done_files_alone_are_enough(finished, lab, tmp_path, monkeypatch):
     """Copied elsewhere, as from a repository: finished arms are skipped, the one without files is
     made again."""
@@ -343,6 +346,7 @@ def test_done_files_alone_are_enough(finished, lab, tmp_path, monkeypatch):
     assert results(records) == results(finished)
 
 
+@pytest.mark.slow
 def test_a_removed_measurement_is_made_again(finished, lab, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "done")
     (tmp_path / "done" / Phase(ARMS[0], "heldout", 2).file).unlink()
@@ -403,6 +407,7 @@ def test_a_signal_stops_a_study(lab, tmp_path, monkeypatch):
 # ---- the report ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_of_everything(finished, tmp_path):
     text = report.write(finished, tmp_path)
     assert "Complete: all 4 arms." in text and "ncomplete**" not in text
@@ -412,6 +417,7 @@ def test_the_report_of_everything(finished, tmp_path):
     assert f"| {measured['nll']:.3f} |" in line
 
 
+@pytest.mark.slow
 def test_the_report_says_what_is_missing(finished, tmp_path):
     shutil.copytree(finished.folder, tmp_path / "done")
     shutil.rmtree(tmp_path / "done" / ARMS[3].name)
