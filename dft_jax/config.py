@@ -347,6 +347,13 @@ def validate_architecture(config: ConfigDict, architecture: DecoderConfig, devic
     return problems
 
 
+def paths(config: ConfigDict) -> dict[str, str]:
+    """Key -> value of what may be files and folders, or be the hub's; those that are given."""
+    flat = flatten(config)
+    keys = ("model.path", "data.train", "data.heldout", "eval.benchmark_data")
+    return {key: flat[key] for key in keys if flat.get(key)}
+
+
 def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 

@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerat
 
 from absl import flags
 
-from dft_jax import cli, config as config_lib, errors, models, sharding
+from dft_jax import cli, config as config_lib, errors, hub, models, sharding
 from dft_jax.analysis.memory import KINDS, Planner, Setting, settings
 from dft_jax.data import loader
 from dft_jax.models import REMAT_POLICIES, DecoderConfig, hf
@@ -59,10 +59,11 @@ def read_architecture(path: str, revision: str) -> DecoderConfig:
         return ARCHITECTURES[path]
     if Path(path).is_dir():
         return hf.read_config(Path(path))
+    hub_id = hub.id_of(path, "config.model.path")
     import huggingface_hub
 
     try:
-        file = huggingface_hub.hf_hub_download(path, "config.json", revision=revision)
+        file = huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision)
     except Exception as error:  # offline, unknown, gated, no hub id at all: many types, one remedy
         raise errors.UserError(
             f"config.model.path={path!r} is not a folder, and its config.json could not be fetched"

@@ -212,6 +212,25 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def refuse_moved(config: ConfigDict, workdir: Path) -> None:
+    """UserError where a path of the config was a file or folder when the run began, and is none from here.
+
+    A relative path with one slash would else be taken as the name of a repository on the hub.
+    """
+    held: dict[str, Any] = {}
+    with contextlib.suppress(errors.UserError):  # of no run, or a damaged one that is written anew
+        held = hf.read_json(workdir / "config.json")
+    problems = []
+    for key, given in config_lib.paths(config).items():
+        section, name = key.split(".")
+        values = held.get(section)
+        began = str(values.get(name, "")) if isinstance(values, dict) else ""
+        if began != given and began.endswith(f"{os.sep}{given}") and not Path(given).exists():
+            what = f"no such file or folder (looked from {os.getcwd()})"
+            problems.append(f"config.{key}={given!r}: {what}; the run began with {began}: give that")
+    errors.raise_if_any(problems)
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether there is a run to go on with in `workdir`; what is left there otherwise is of an earlier one."""
     found = (workdir / "checkpoints").glob(f"*/{manifest.NAME}")
@@ -319,7 +338,7 @@ def describe_run(
     `run` is what `open_workdir` said of it.
     """
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
-        writer.write_text(workdir / "config.json", config_lib.to_json(config))
+        writer.write_text(workdir / "config.json", config_lib.to_json(with_absolute_paths(config)))
         made_of = {name: run.get(name) for name in _SAID_ONCE}  # of an older run nobody knows
         environment = writer.environment() | {"attention": model.module.backend}
         writer.write_json(workdir / "env.json", environment | made_of)
@@ -327,6 +346,15 @@ def describe_run(
         writer.write_json(workdir / "data_report.json", reports)
         if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported
             writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
+
+
+def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+    """The config as it is to be read from any folder: a relative path might mean something else there."""
+    absolute = config.copy_and_resolve_references()
+    for key, path in config_lib.paths(config).items():
+        if Path(path).exists():
+            absolute.update_from_flattened_dict({key: str(Path(path).absolute())})
+    return absolute
 
 
 def template_file(workdir: Path) -> Path | None:

@@ -147,6 +147,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     with distributed.together("preparation"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
         writer.require_boards(config)
+        run_directory.refuse_moved(config, workdir)
         source, model, tokenizer = load_model(config)
         config = run_directory.with_date(config, date, tokenizer)
         benchmarks = Benchmarks(config, tokenizer, model, workdir)

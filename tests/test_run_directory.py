@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,22 @@ def test_a_run_says_once_what_it_is_made_of(tmp_path):
     save(tmp_path / "run", 3, run)
     step, resumed = open_workdir(tmp_path / "run", **{"model.path": str(assets.LAB_CLEAN)})
     assert step == 3 and resumed == run
+
+
+def test_a_folder_says_what_its_run_is_made_of(tmp_path, monkeypatch):
+    """From wherever it is read: paths are absolute. Of a run of before there were ids nobody knows."""
+    monkeypatch.chdir(assets.LAB.parent)
+    model = types.SimpleNamespace(module=types.SimpleNamespace(backend="masked"))
+    examples = types.SimpleNamespace(report={"sha256": "aa"})
+
+    def described(run):
+        run_directory.describe_run(tmp_path, lab_config(**{"model.path": "lab"}), model, examples, None, run)
+        return [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "env")]
+
+    config, environment = described({"run_id": "5f0c", "base": {"path": "x"}, "fingerprint": {}, "changes": []})
+    assert config["model"]["path"] == str(assets.LAB)
+    assert (environment["run_id"], environment["base"], environment["attention"]) == ("5f0c", {"path": "x"}, "masked")
+    assert described({"fingerprint": {}, "changes": []})[1]["run_id"] is None
 
 
 def test_a_run_that_draws_its_weights_has_no_base_to_hash(tmp_path):

@@ -19,6 +19,7 @@ RANKS = [
     ("__init__", 0),
     ("assets", 0),
     ("workers", 1),
+    ("hub", 1),
     ("sharding", 1),
     ("interrupts", 1),
     ("distributed", 1),

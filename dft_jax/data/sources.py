@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax import errors
+from dft_jax import errors, hub
 from dft_jax.data import folders, world
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -38,8 +38,8 @@ class Row:
 def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
     """Rows of `path` in order; the `value` of a malformed line raises BadRow.
 
-    `path` is a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id, or a part of the
-    laboratory's world, `world(…)`; `split` is that of a folder or hub dataset.
+    `path` is a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id (see hub.py), or a part of
+    the laboratory's world, `world(…)`; `split` is that of a folder or hub dataset.
 
     Raises:
       UserError: nothing readable there.
@@ -56,11 +56,13 @@ def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
         return _read_folder(place, config.subset, split)
     if is_path(path):
         raise errors.UserError(f"data file {path!r} does not exist (looked from {Path.cwd()}); correct the path")
-    return _read_hub(path, config, split)
+    return _read_hub(hub.id_of(path, "data file"), config, split)
 
 
 def is_path(path: str) -> bool:
     """Whether it can be no dataset of the hub."""
+    if path.startswith(hub.PREFIX):
+        return False
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in _READERS
 
 

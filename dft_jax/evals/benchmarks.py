@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax import errors
+from dft_jax import errors, hub
 from dft_jax.data.sources import BadRow, read_rows
 from dft_jax.evals import extraction
 
@@ -134,7 +134,10 @@ def load(name: str, path: str = "") -> list[Problem]:
     """
     benchmark = find(name)
     is_made = benchmark.hub.startswith("world(")
-    where = str(_local_file(name, benchmark, path)) if path and not is_made else benchmark.hub
+    if is_made:
+        where = benchmark.hub
+    else:  # the hub's, whatever folders there are here
+        where = str(_local_file(name, benchmark, path)) if path else f"{hub.PREFIX}{benchmark.hub}"
     settings = ConfigDict({"subset": benchmark.subset, "revision": ""})
     problems: list[Problem] = []
     mistakes: list[str] = []

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from dft_jax import errors, sharding
+from dft_jax import errors, hub, sharding
 from dft_jax.models import Model
 from dft_jax.models.config import ConfigReader, DecoderConfig
 from dft_jax.models.families import FAMILIES
@@ -51,23 +52,29 @@ _RENAMED |= {"kernel": "weight", "scale": "weight"}
 def resolve(path: str, revision: str) -> Path:
     """The folder of a checkpoint: `path` itself when it is a folder, else the hub's snapshot (cached or fetched).
 
+    A hub id is said to be one, with the commit that `revision` stands for now.
+
     Raises:
       UserError: neither; the message says what to fetch.
     """
     if Path(path).is_dir():
         return Path(path)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if path.startswith((".", "/", "~")) or path.removeprefix(hub.PREFIX).count("/") != 1:
         raise errors.UserError(f"model.path={path!r} is not a folder, nor a hub id such as 'Qwen/Qwen2.5-Math-1.5B'")
+    hub_id = hub.id_of(path, "model.path")
     import huggingface_hub
 
     patterns = [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS, f"{ADDITIONAL_TEMPLATES}/*.jinja"]
     try:
-        return Path(huggingface_hub.snapshot_download(path, revision=revision, allow_patterns=patterns))
+        folder = Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except Exception as error:  # offline, unknown, gated: many types, one remedy
         raise errors.UserError(
             f"model.path={path!r} (revision {revision!r}) is neither a folder here nor in the hub's cache, and fetching"
-            f" failed ({type(error).__name__}); where there is a network: hf download {path} --revision {revision}"
+            f" failed ({type(error).__name__}); where there is a network: hf download {hub_id} --revision {revision}"
         ) from error
+    if jax.process_index() == 0:
+        print(f"note: model {hub_id} is the hub's, {revision} is commit {commit_of(folder)}", file=sys.stderr)
+    return folder
 
 
 def read_config(folder: Path) -> DecoderConfig:
