@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dft_jax import assets, config as config_lib, errors, run_directory
+from dft_jax import assets, config as config_lib, errors, manifest, run_directory
 from dft_jax.data import loader, rendering
 from dft_jax.data.chat import Template
 from dft_jax.data.sources import BadRow
@@ -163,23 +163,28 @@ def dated_config(template):
 
 
 def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
-    """Begun on one day and resumed on the next, a run under Llama 3's template reads the same data."""
+    """Begun on one day and resumed on the next, a run under Llama 3's template reads the same data.
+
+    What was left there without a checkpoint is of an earlier start: one from nothing has a day of its own.
+    """
     tokenizer, days = opened("llama3"), iter(["2026-01-31", "2026-02-01", "2026-02-02"])
     monkeypatch.setattr(run_directory, "today", lambda: next(days))
-    data = tmp_path / "a.jsonl"
+    data, checkpoint = tmp_path / "a.jsonl", tmp_path / "checkpoints/2" / manifest.NAME
     data.write_text('{"prompt": "1+1?", "completion": "2"}\n')
 
     def start():
         config = dated_config("tokenizer")
         config = run_directory.with_date(config, run_directory.first_date(config, tmp_path), tokenizer)
         (tmp_path / "config.json").write_text(config_lib.to_json(config))
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
         examples = loader.load_examples(str(data), config.data, tokenizer, len(tokenizer))
         return config.data.date, tokenizer.decode(examples.examples[0].ids), config_lib.kept_on_resume(config)
 
     first, second = start(), start()
     assert first == second and first[0] == "2026-01-31" and "Today Date: 31 Jan 2026" in first[1]
     assert first[2]["data.date"] == "2026-01-31"
-    (tmp_path / "config.json").unlink()
+    checkpoint.unlink()
     assert start()[0] == "2026-02-01"
     other = dated_config("tokenizer")
     other.data.date = "2001-02-03"
