@@ -1,6 +1,7 @@
 """Every objective, found by itself: finite, zero where masked, and the gradient its table entry names."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +139,32 @@ def test_asft_adds_the_divergence():
     stats = stats_of(logp, kl_BL=kl_BL)
     found = objectives.make_objective("asft(kl=0.3)")(stats) - objectives.make_objective("dft")(stats)
     np.testing.assert_allclose(found, 0.3 * kl_BL, rtol=1e-6)
+
+
+# What a name alone stands for: the values that the papers run with, or that method overviews name first.
+DEFAULTS = {
+    "sft": {},
+    "dft": {},
+    "power": {"alpha": 0.5},
+    "threshold": {"tau": 0.2},
+    "floored_dft": {"floor": 0.1},
+    "mixed": {"alpha": 0.75},
+    "sentence": {},
+    "geometric": {},
+    "asft": {"kl": 0.05},
+    "iw_sft": {"largest": 16.0},
+    "eaft": {},
+    "talr": {"floor": 0.01},
+}
+
+
+def test_defaults_are_those_that_were_published():
+    found = {}
+    for name, (objective, legal) in objectives.OBJECTIVES.items():
+        parameters = inspect.signature(objective.loss).parameters
+        found[name] = {key: parameters[key].default for key in parameters if key != "stats"}
+        assert found[name].keys() >= legal.keys()
+    assert found == DEFAULTS
 
 
 @pytest.mark.parametrize("ratio, expected", [(0.5, np.exp(0.5)), (-2.0, np.exp(-2.0)), (5.0, 16.0)])

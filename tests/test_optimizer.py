@@ -31,6 +31,14 @@ def after(moment_dtype, steps, b2=0.95):
     return params["kernel"], state[-1][0]
 
 
+def test_rates_of_eight_steps_by_hand():
+    """Warm-up of 0.2: 1.6 steps are rounded to 2, then half a cosine over the 6 that are left."""
+    config = tiny_config(**{"optimizer.warmup_fraction": 0.2, "optimizer.learning_rate": 4.0}).optimizer
+    schedule = optimizer_lib.make_schedule(config, 8)
+    expected = [0, 2, 4, *(2 + 2 * np.cos(np.pi * np.arange(1, 6) / 6)), 0]
+    np.testing.assert_allclose([float(schedule(count)) for count in range(9)], expected, atol=1e-6)
+
+
 def test_it_is_optax_adamw():
     config = tiny_config().optimizer
     reference = optax.chain(

@@ -69,6 +69,7 @@ def small(compute="float32"):
     [
         ((1, 8, 1), "none", 2, 1),
         pytest.param((2, 2, 2), "dots", 2, 1, marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), "none", 2, 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):

@@ -55,6 +55,29 @@ def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_pa
     assert steps_of(tmp_path, "train/nll") == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["asft", "iw_sft"])
+def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path, monkeypatch):
+    """Not with the one that it resumes from: the same parameters in the end, bit for bit, as without a stop."""
+    overrides = {"objective": objective, "eval.every": 0, "data.heldout": ""}
+    whole = train.run(config(**overrides), tmp_path / "whole")
+    save = Checkpoints.save
+
+    def die(self, step, *arguments):
+        save(self, step, *arguments)
+        self.wait()
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", die)
+        with pytest.raises(Killed):
+            train.run(config(**overrides), tmp_path / "stopped")
+    resumed = train.run(config(**overrides), tmp_path / "stopped")
+    assert [int(run.state.step) for run in (whole, resumed)] == [4, 4]
+    assert steps_of(tmp_path / "stopped", "train/nll") == [1, 2, 3, 4]
+    jax.tree.map(np.testing.assert_array_equal, resumed.state.params, whole.state.params)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")

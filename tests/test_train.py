@@ -41,8 +41,26 @@ def test_golden_curves(objective, plain_curves):
 )
 def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):
     overrides = {"objective": objective, "train.accumulation": accumulation}
-    found = curve(Trainer(make_mesh(*shape), **overrides))
-    np.testing.assert_allclose(found, plain_curves[objective], rtol=1e-4)
+    trainer = Trainer(make_mesh(*shape), **overrides)
+    np.testing.assert_allclose(curve(trainer), plain_curves[objective], rtol=1e-4)
+    assert trainer.take(0)["tokens"] == trainer.packed[0].batch.mask_BL.sum(), "of all micro-batches"
+
+
+@pytest.mark.slow
+def test_held_out_metrics_are_those_of_all_batches(mesh1):
+    """Twenty examples in batches of eight, eight and four, and all of them in one."""
+    trainer = Trainer(mesh1)
+    heldout = dataclasses.replace(tiny_examples(), examples=tiny_examples().examples[:20])
+    found = []
+    for size in (8, 20):
+        trainer.config.train.global_batch = size
+        evaluate = train.make_evaluate(trainer.model, objectives.make_objective("sft"), heldout, trainer.config)
+        found.append(evaluate(trainer.state.params))
+    in_parts, at_once = found
+    assert in_parts["heldout/supervised_tokens"] == sum(e.trained[1:].sum() for e in heldout.examples)
+    assert in_parts.keys() == at_once.keys()
+    for name in in_parts:
+        np.testing.assert_allclose(in_parts[name], at_once[name], rtol=1e-5, err_msg=name)
 
 
 def test_sft_learns_and_dft_from_random_weights_hardly_does(plain_curves):

@@ -1,5 +1,6 @@
 """From rows to steps: masks by position, the account of every token, the same steps however they are split."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -219,6 +220,17 @@ def test_by_examples_gives_each_micro_batch_its_share(many):
     segments = np.asarray(step.batch.segments_BL)
     assert [int(segments[a].max(axis=1).sum()) for a in range(4)] == [2, 2, 2, 2]
     assert contents(step) == contents(steps_of(many)[0])
+
+
+def test_the_hash_of_data_sees_every_token_and_every_mask(many):
+    """One bit of one example: a token, or whether a token is trained."""
+    first, *others = many.examples
+    digests = {loader.digest(many.examples)}
+    for name in ("ids", "trained"):
+        changed = getattr(first, name).copy()
+        changed[-1] = changed[-1] ^ 1
+        digests.add(loader.digest([dataclasses.replace(first, **{name: changed}), *others]))
+    assert len(digests) == 3
 
 
 def test_in_order_visits_each_once(many):

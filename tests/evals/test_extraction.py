@@ -12,6 +12,7 @@ FOUND = [
     (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
     (r"\boxed {5}", "5"),
     (r"\boxed 5 is it", "5"),
+    (r"\boxed 4 at first, then \boxed 5 is it", "5"),
     (r"\fbox{7}", "7"),
     (r"\boxed{\boxed{5}}", "5"),
     (r"\boxed{x = \fbox{5}}", "x = {5}"),

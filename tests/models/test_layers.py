@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dft_jax import models, sharding
 from dft_jax.models import hf, layers
+from dft_jax.models.config import Rope
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 
@@ -33,6 +35,34 @@ def test_a_product_has_the_gradients_of_einsum(einsum, wide):
     for mine, theirs in zip(found, exact, strict=True):
         assert mine.shape == theirs.shape
         assert jnp.abs(mine - theirs).max() <= 1e-5 * jnp.abs(theirs).max()
+
+
+HALF_A_STEP = 2.0**-8  # of bfloat16, relative: what rounding a result once costs at most
+
+
+def test_a_norm_of_bfloat16_is_computed_in_float32():
+    """Against float64 from the same inputs: nothing is rounded but the result."""
+    x_BLD = jax.random.normal(jax.random.key(0), (4, 16, 96), jnp.bfloat16)
+    norm = layers.RMSNorm(96, 1e-6, jnp.bfloat16)
+    found = norm.apply({"params": {"scale": jnp.ones(96, jnp.bfloat16)}}, x_BLD)
+    x64 = np.asarray(x_BLD).astype(np.float64)
+    exact = x64 / np.sqrt((x64**2).mean(axis=-1, keepdims=True) + 1e-6)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found).astype(np.float64), exact, rtol=1.01 * HALF_A_STEP)
+
+
+def test_rope_of_bfloat16_is_computed_in_float32():
+    """Against float64; positions are small, so that angles as float32 holds them are good enough."""
+    x_BLHK = jax.random.normal(jax.random.key(0), (1, 200, 2, 32), jnp.bfloat16)
+    positions_BL, frequencies = np.arange(200)[None], layers.rope_frequencies(Rope(1e4), 32)
+    found = layers.apply_rope(x_BLHK, positions_BL, frequencies, 1.0)
+    angles_LK = positions_BL[0, :, None] * frequencies.astype(np.float64)
+    first, second = np.split(np.asarray(x_BLHK).astype(np.float64), 2, axis=-1)
+    cos, sin = (f(angles_LK)[None, :, None, :] for f in (np.cos, np.sin))
+    exact = np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    assert found.dtype == jnp.bfloat16
+    found = np.asarray(found).astype(np.float64)
+    np.testing.assert_allclose(found, exact, rtol=1.01 * HALF_A_STEP, atol=1e-4)
 
 
 def has_own_gradients(mesh) -> bool:
