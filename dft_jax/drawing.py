@@ -31,6 +31,8 @@ def draw(
     the two best are as close as that; with an inverse of the cumulative distribution it would
     change most tokens of the far tail.
 
+    Rows of the head from `vocab_size` on are no tokens: they are never drawn, and have no part in the distribution.
+
     At temperature 0 the most probable token is taken, and the entropy is that of temperature 1.
     """
     is_greedy_B1 = temperatures_B[:, None] <= 0

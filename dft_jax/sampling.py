@@ -129,6 +129,8 @@ class Sampler:
       slots: completions in progress at once, at most; rounded up to what the mesh's batch axes divide.
       top_k, top_p: keep the k most probable tokens (0: all), then the fewest that hold the share p. Tokens as
         probable as the last one kept are kept too.
+      vocab_size: ids below this may be drawn; by default all that the model has rows for. Tables are often padded
+        beyond the tokenizer's last token, and an id from there would count as a token that nobody sees in the text.
     """
 
     def __init__(
@@ -141,7 +143,9 @@ class Sampler:
         seed: int = 0,
         top_k: int = 0,
         top_p: float = 1.0,
+        vocab_size: int | None = None,
     ):
+        self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
         self.model, self.max_length, self.seed = model, max_length, seed
         self.stop_ids = tuple(sorted(set(stop_ids)))
         self.n_slots = self._rounded(slots)
@@ -150,7 +154,8 @@ class Sampler:
         self._unstack = jax.jit(functools.partial(inference.unstack, model=model))
         self._prefill = jax.jit(functools.partial(_prefill, model=model))
         self._admit = jax.jit(functools.partial(_admit, model=model), donate_argnums=0)
-        decode = functools.partial(_decode, model=model, stop_ids=self.stop_ids, top_k=top_k, top_p=top_p)
+        drawing = dict(vocab_size=self.vocab_size, mesh=model.mesh, top_k=top_k, top_p=top_p)
+        decode = functools.partial(_decode, model=model, stop_ids=self.stop_ids, drawing=drawing)
         self._decode = jax.jit(decode, donate_argnums=1)
         self._grow = jax.jit(functools.partial(_grow, model=model), static_argnames="size")
         self._empty = jax.jit(functools.partial(_empty, model=model), static_argnames=("n_slots", "size", "n_outputs"))
@@ -349,8 +354,10 @@ def _admit(slots: Slots, prefilled, columns: dict[str, Array], *, model: Model) 
     return _pinned(new, model)
 
 
-def _decode(params, slots: Slots, least_active, *, model: Model, stop_ids, top_k, top_p):
+def _decode(params, slots: Slots, least_active, *, model: Model, stop_ids, drawing: dict):
     """Makes a token in every active slot, over and over, while at least `least_active` are active.
+
+    `drawing` are the settings of `draw`.
 
     Returns:
       The slots, and what the host has to know: replicated, so that every process can read it.
@@ -367,8 +374,7 @@ def _decode(params, slots: Slots, least_active, *, model: Model, stop_ids, top_k
         was_active_B = slots.active_B
         keys_B = jax.random.wrap_key_data(slots.keys_B, impl="threefry2x32")
         keys_B = jax.vmap(jax.random.fold_in)(keys_B, slots.made_B)
-        settings = dict(vocab_size=model.config.vocab_size, mesh=model.mesh, top_k=top_k, top_p=top_p)
-        token_B, entropy_B = draw(slots.hidden_BD, params["head"], keys_B, slots.temperatures_B, **settings)
+        token_B, entropy_B = draw(slots.hidden_BD, params["head"], keys_B, slots.temperatures_B, **drawing)
         made_B = slots.made_B + was_active_B
         stops_B = jnp.isin(token_B, jnp.array(stop_ids, jnp.int32)) | (made_B >= slots.limits_B)
         active_B = was_active_B & ~stops_B

@@ -271,6 +271,14 @@ def test_consecutive_tokens_are_drawn_independently():
     assert len({ids[:5] for ids in made}) == 64, "each problem has noise of its own"
 
 
+def test_rows_beyond_the_tokenizer_are_never_drawn():
+    """Hot, where they all would be; and the entropy is that of the tokens there are."""
+    asked = [Request("p", sample, (1, 2, 3), 50.0, 30) for sample in range(8)]
+    free, kept = (list(sampler(vocab_size=n).sample(asked)) for n in (None, 40))
+    assert max(id_ for c in free for id_ in c.ids) >= 40 > max(id_ for c in kept for id_ in c.ids)
+    assert all(c.entropy < np.log(40) + 1e-4 for c in kept) and all(c.entropy > np.log(40) + 0.1 for c in free)
+
+
 def test_completions_end_at_a_stop_token_or_are_cut():
     free = by_request(sampler().sample(requests(), progress=False))
     stop = 17

@@ -197,6 +197,8 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: 
 
     options = dict(slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p)
     stops = find_stops(template)
+    # Every id that the tokenizer has, and those that files of the checkpoint say end a text.
+    options["vocab_size"] = max({*tokenizer.get_vocab().values(), *stops.ids}) + 1
     sampler = Sampler(model, stop_ids=stops.ids, max_length=max_length, **options)
     return Plan(settings, problems, requests, prompts, choice, sampler, stops, template.date, decode)
 

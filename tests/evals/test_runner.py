@@ -490,6 +490,20 @@ def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monk
     assert list(tree(folder / "out")) == [".lock"]
 
 
+def test_only_what_the_tokenizer_has_is_sampled(checkpoint, folder, tmp_path):
+    """The embedded model has 264 rows for 259 tokens. An id that a file says ends a text may still be drawn."""
+
+    def vocab_size(source):
+        model = models.build(hf.read_config(source), sharding.make_mesh(-1, 1, 1))
+        settings = runner.Settings(benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain")
+        return runner.plan(settings, hf.load_tokenizer(source), model).sampler.vocab_size
+
+    assert vocab_size(checkpoint) == 259 < hf.read_config(checkpoint).vocab_size == 264
+    ends = shutil.copytree(checkpoint, tmp_path / "ends")
+    (ends / "generation_config.json").write_text(json.dumps({"eos_token_id": 261}))
+    assert vocab_size(ends) == 262
+
+
 def test_a_signal_is_heard_while_grading():
     """With the next verdict; the journal goes only when all is graded."""
     row = {"completion": r"\boxed{1+1}"}
