@@ -1,0 +1,409 @@
+"""The changes: a piece of text of one file, what it becomes, and the tests that should notice."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """`old` occurs once in `file`; `only` is pytest's -k, for files with much in them."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    only: str = ""
+
+
+def changed(text: str, change: Change) -> str:
+    """The text of the file with the change made."""
+    count = text.count(change.old)
+    assert count == 1, f"{change.name}: {change.old!r} is {count} times in {change.file}"
+    return text.replace(change.old, change.new)
+
+
+# ---- losses and objectives
+
+LOSSES = ("tests/test_losses.py",)
+OBJECTIVES = ("tests/test_objectives.py",)
+OF_LOSSES = [
+    Change(
+        "loss-last-chunk-dropped",
+        "dft_jax/losses.py",
+        "lax.pmax(-(-mask_N.sum() // chunk_tokens), sharding.BATCH_AXES)",
+        "lax.pmax(mask_N.sum() // chunk_tokens, sharding.BATCH_AXES)",
+        LOSSES,
+        "float64 and dft",
+    ),
+    Change(
+        "loss-kl-the-other-way-round",
+        "dft_jax/losses.py",
+        "(jnp.exp(reference_logp_CV) * log_ratio_CV).sum",
+        "(jnp.exp(logits_CV - logsumexp_C[:, None]) * -log_ratio_CV).sum",
+        LOSSES,
+        "float64 and asft",
+    ),
+    Change(
+        "loss-kl-gradient-sign",
+        "dft_jax/losses.py",
+        "* (p_CV - reference_CV)",
+        "* (reference_CV - p_CV)",
+        LOSSES,
+        "float64 and asft",
+    ),
+    Change(
+        "loss-head-gradient-of-own-rows",
+        "dft_jax/losses.py",
+        "lax.psum(gradients[1], sharding.BATCH_AXES).astype",
+        "gradients[1].astype",
+        LOSSES,
+        "float64 and dft",
+    ),
+    Change(
+        "loss-top-tokens-of-each-device",
+        "dft_jax/losses.py",
+        "        top_CK = lax.top_k(top_CK, top_tokens)[0]\n",
+        "",
+        LOSSES,
+        "float64 and eaft",
+    ),
+    Change(
+        "loss-entropy-without-maximum",
+        "dft_jax/losses.py",
+        "entropy_C = logsumexp_C - sum_logits_C / sum_C",
+        "entropy_C = jnp.log(sum_C) - sum_logits_C / sum_C",
+        LOSSES,
+        "statistics_equal_dense",
+    ),
+    Change(
+        "objective-dft-weight-trained",
+        "dft_jax/objectives.py",
+        "return -jax.lax.stop_gradient(weight(stats, **parameters)) * stats.logp_BL",
+        "return -weight(stats, **parameters) * stats.logp_BL",
+        OBJECTIVES,
+    ),
+    Change(
+        "objective-mixed-turned-round",
+        "dft_jax/objectives.py",
+        "return alpha * jnp.exp(stats.logp_BL) + (1.0 - alpha)",
+        "return (1.0 - alpha) * jnp.exp(stats.logp_BL) + alpha",
+        OBJECTIVES,
+    ),
+    Change(
+        "objective-geometric-of-all-tokens",
+        "dft_jax/objectives.py",
+        "    count_BL = over_rows(is_trained_BL.astype(value_BL.dtype), stats.examples_BL)",
+        "    count_BL = jnp.full_like(value_BL, value_BL.shape[1])",
+        OBJECTIVES,
+    ),
+    Change(
+        "objective-talr-with-untrained",
+        "dft_jax/objectives.py",
+        "jnp.nanmedian(jnp.where(is_trained_BL, -stats.logp_BL, jnp.nan))",
+        "jnp.median(-stats.logp_BL)",
+        OBJECTIVES,
+    ),
+    Change(
+        "objective-asft-default",
+        "dft_jax/objectives.py",
+        "kl: float = 0.05",
+        "kl: float = 0.5",
+        OBJECTIVES,
+    ),
+]
+
+# ---- data and packing
+
+OF_DATA = [
+    Change(
+        "packing-one-segment",
+        "dft_jax/data/packing.py",
+        "segments[row, here] = segment",
+        "segments[row, here] = 1",
+        ("tests/data/test_packing.py",),
+    ),
+    Change(
+        "packing-positions-go-on",
+        "dft_jax/data/packing.py",
+        "positions[row, here] = np.arange(slots(example))",
+        "positions[row, here] = np.arange(here.start, here.stop)",
+        ("tests/data/test_packing.py",),
+    ),
+    Change(
+        "packing-mask-one-early",
+        "dft_jax/data/packing.py",
+        "mask[row, here] = example.trained[1:]",
+        "mask[row, here] = example.trained[:-1]",
+        ("tests/data/test_packing.py",),
+    ),
+    Change(
+        "data-hash-without-mask",
+        "dft_jax/data/loader.py",
+        " + example.trained.tobytes())",
+        ")",
+        ("tests/data/test_loader.py",),
+    ),
+]
+
+# ---- optimizer and step
+
+OF_TRAINING = [
+    Change(
+        "optimizer-decay-turned-round",
+        "dft_jax/optimizer.py",
+        'None if config.decay == "all" else _is_matrix',
+        '_is_matrix if config.decay == "all" else None',
+        ("tests/test_optimizer.py", "tests/test_train.py"),
+        "adamw or decay",
+    ),
+    Change(
+        "optimizer-small-gradients-scaled-up",
+        "dft_jax/optimizer.py",
+        "factor = largest / jnp.maximum(optax.tree.norm(grads), largest)",
+        "factor = largest / optax.tree.norm(grads)",
+        ("tests/test_optimizer.py", "tests/test_train.py"),
+        "adamw or clip or golden",
+    ),
+    Change(
+        "optimizer-second-moment-correction",
+        "dft_jax/optimizer.py",
+        "nu_hat = optax.tree.bias_correction(_like(nu, grads), b2, count)",
+        "nu_hat = optax.tree.bias_correction(_like(nu, grads), b1, count)",
+        ("tests/test_optimizer.py",),
+        "adamw",
+    ),
+    Change(
+        "optimizer-warmup-floor",
+        "dft_jax/optimizer.py",
+        "round(config.warmup_fraction * steps)",
+        "int(config.warmup_fraction * steps)",
+        ("tests/test_optimizer.py",),
+        "rates",
+    ),
+    Change(
+        "train-reference-resumed",
+        "dft_jax/train.py",
+        "init_params(config, job.source, model) if _needs_reference(job.objective) else None",
+        "jax.tree.map(jnp.copy, state.params) if _needs_reference(job.objective) else None",
+        ("tests/test_resume.py",),
+        "compares_with",
+    ),
+    Change(
+        "train-heldout-last-batch",
+        "dft_jax/train.py",
+        "total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)",
+        "total = sums",
+        ("tests/test_train.py",),
+        "held_out_metrics",
+    ),
+    Change(
+        "train-sums-averaged",
+        "dft_jax/train.py",
+        "return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)",
+        "return grads, jax.tree.map(lambda x: x.mean(axis=0), sums_A)",
+        ("tests/test_train.py",),
+        "same_curve",
+    ),
+    Change(
+        "train-rate-of-the-next-step",
+        "dft_jax/train.py",
+        "rate = schedule(optimizer_lib.update_count(state.opt_state))",
+        "rate = schedule(optimizer_lib.update_count(opt_state))",
+        ("tests/test_train.py", "tests/test_end_to_end.py"),
+        "rate or explains",
+    ),
+    Change(
+        "train-global-mean-of-micro-batches",
+        "dft_jax/train.py",
+        'n_tokens = n_tokens_A.sum() if config.train.loss_normalization == "global" else n_tokens_A',
+        "n_tokens = n_tokens_A",
+        ("tests/test_train.py",),
+        "same_curve",
+    ),
+    Change(
+        "metrics-flops-attention",
+        "dft_jax/metrics.py",
+        "(mean_length / 2)",
+        "mean_length",
+        ("tests/test_metrics.py",),
+    ),
+    Change(
+        "metrics-bins-closed-above",
+        "dft_jax/metrics.py",
+        "(p_BL >= edge)",
+        "(p_BL > edge)",
+        ("tests/test_metrics.py", "tests/test_tokens.py", "tests/test_losses.py"),
+        "histogram or bins or means",
+    ),
+]
+
+# ---- the model
+
+GOLDEN = ("tests/models/test_golden.py",)
+OF_MODELS = [
+    Change(
+        "model-norm-in-bfloat16",
+        "dft_jax/models/layers.py",
+        "x32 = x.astype(jnp.promote_types(jnp.float32, x.dtype))",
+        "x32 = x",
+        ("tests/models/test_layers.py",),
+    ),
+    Change(
+        "model-rope-in-bfloat16",
+        "dft_jax/models/layers.py",
+        "dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)",
+        "dtype = x_BLHK.dtype",
+        ("tests/models/test_layers.py",),
+    ),
+    Change(
+        "model-norms-after-rope",
+        "dft_jax/models/decoder.py",
+        "if c.qk_norm:",
+        "if c.qk_norm and False:",
+        GOLDEN,
+        "logits and qwen3",
+    ),
+    Change(
+        "model-cache-window-one-longer",
+        "dft_jax/models/attention.py",
+        "(age_BS >= 0) & (age_BS < window)",
+        "(age_BS >= 0) & (age_BS <= window)",
+        ("tests/test_sampling.py",),
+        "mistral",
+    ),
+    Change(
+        "model-cache-heads-in-another-order",
+        "dft_jax/models/attention.py",
+        "q_BGRK = q_BHK.reshape(B, G, H // G, K)",
+        "q_BGRK = q_BHK.reshape(B, H // G, G, K).swapaxes(1, 2)",
+        ("tests/test_sampling.py",),
+        "cache_gives or greedy_equals",
+    ),
+]
+
+# ---- sampling and scores
+
+SCORES = ("tests/evals/test_scores.py",)
+OF_EVALUATION = [
+    Change(
+        "sample-one-noise-for-both",
+        "dft_jax/drawing.py",
+        "noisy(logits_of(block_B), keys_B2[:, 1])",
+        "noisy(logits_of(block_B), keys_B2[:, 0])",
+        ("tests/test_sampling.py",),
+        "frequencies",
+    ),
+    Change(
+        "sample-temperature-not-within-blocks",
+        "dft_jax/drawing.py",
+        "jnp.where(is_greedy_B1, logits_BX, logits_BX / scale_B1 + noise_BX)",
+        "jnp.where(is_greedy_B1, logits_BX, logits_BX + noise_BX)",
+        ("tests/test_sampling.py",),
+        "frequencies",
+    ),
+    Change(
+        "sample-top-p-of-everything",
+        "dft_jax/drawing.py",
+        "jax.nn.softmax(jnp.where(is_kept_BV, scaled_BV, -jnp.inf), axis=1)",
+        "jax.nn.softmax(scaled_BV, axis=1)",
+        ("tests/test_sampling.py",),
+        "frequencies",
+    ),
+    Change(
+        "sample-entropy-unscaled",
+        "dft_jax/drawing.py",
+        "mean_BM = below_BM + weighted_BM / sum_BM / scale_B1",
+        "mean_BM = below_BM + weighted_BM / sum_BM",
+        ("tests/test_sampling.py",),
+        "frequencies or entropy",
+    ),
+    Change(
+        "scores-pass-at-k-with-replacement",
+        "dft_jax/evals/scores.py",
+        "(wrong_P[:, None] - j_K) / (n_samples - j_K)",
+        "(wrong_P[:, None] + 0 * j_K) / n_samples",
+        SCORES,
+    ),
+    Change(
+        "scores-variance-of-all",
+        "dft_jax/evals/scores.py",
+        "value_P.var(ddof=1)",
+        "value_P.var(ddof=0)",
+        SCORES,
+    ),
+    Change(
+        "scores-no-answer-votes",
+        "dft_jax/evals/scores.py",
+        "collections.Counter(each for each in classes_S if each is not None)",
+        "collections.Counter(classes_S)",
+        SCORES,
+    ),
+    Change(
+        "scores-imagined-by-draws",
+        "dft_jax/evals/scores.py",
+        "return -1 / math.sqrt(draws), 1 / math.sqrt(draws)",
+        "return -1 / draws, 1 / draws",
+        SCORES,
+    ),
+    Change(
+        "extract-first-bare-box",
+        "dft_jax/evals/extraction.py",
+        "return _accept(bare[-1])",
+        "return _accept(bare[0])",
+        ("tests/evals/test_extraction.py",),
+    ),
+    Change(
+        "stops-only-eos",
+        "dft_jax/data/stops.py",
+        "TEMPLATE: template.markers(), ",
+        "",
+        ("tests/data/test_stops.py",),
+    ),
+]
+
+# ---- what a run leaves behind
+
+OF_RUNS = [
+    Change(
+        "export-changed-as-written",
+        "dft_jax/rounding.py",
+        "np.count_nonzero(written != old)",
+        "np.count_nonzero(written != new)",
+        ("tests/test_export_rounding.py",),
+        "whole_arrays",
+    ),
+    Change(
+        "export-loss-of-the-weights",
+        "dft_jax/rounding.py",
+        "np.square(written - new).sum()",
+        "np.square(written - old).sum()",
+        ("tests/test_export_rounding.py",),
+        "whole_arrays",
+    ),
+    Change(
+        "fingerprint-without-template",
+        "dft_jax/run_directory.py",
+        '"chat_template_sha256": _sha256(Template(',
+        '"chat_template_sha256": _sha256("") or _sha256(Template(',
+        ("tests/test_resume.py",),
+        "another_run",
+    ),
+    Change(
+        "fingerprint-without-data",
+        "dft_jax/run_directory.py",
+        '"training_data_sha256": train.report["sha256"],',
+        '"training_data_sha256": "",',
+        ("tests/test_resume.py",),
+        "another_run",
+    ),
+    Change(
+        "plan-one-micro-batch",
+        "dft_jax/analysis/memory.py",
+        "min(setting.accumulation, 2)",
+        "1",
+        ("tests/test_plan.py",),
+        "account",
+    ),
+]
+
+CHANGES = [*OF_LOSSES, *OF_DATA, *OF_TRAINING, *OF_MODELS, *OF_EVALUATION, *OF_RUNS]
