@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "dft_jax": dft_jax.__version__,
-        "git": _git(Path(dft_jax.__file__).parent),
+        "git": commit_of(Path(dft_jax.__file__).parent),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _VERSIONS_OF},
         "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind},
@@ -72,15 +72,38 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _git(folder: Path) -> dict[str, Any] | None:
+def commit_of(package: Path) -> dict[str, Any] | None:
+    """The commit that a package's code is of: its checkout's, or the one that pip installed it from; None for neither.
+
+    A repository that a virtual environment lies in knows nothing of what is installed there.
+    """
+    # In a hook, or for another tool, these name a repository that is not the one around the package.
+    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in others}
+
     def git(*arguments):
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        how = dict(cwd=package, env=environment, capture_output=True, text=True, check=True)
+        return subprocess.run(["git", *arguments], **how).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        git("ls-files", "--error-unmatch", "__init__.py")
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == package.resolve().parent:
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
-        return None  # an installed wheel, or no git
+        pass  # no git, no repository, or one that does not hold the package
+    return _installed_from(package)
+
+
+def _installed_from(package: Path) -> dict[str, Any] | None:
+    """What pip says of a package that it installed from a commit; never the address, which may hold a token."""
+    try:
+        distribution = metadata.distribution(package.name)
+        if Path(distribution.locate_file(package.name)).resolve() != package.resolve():
+            return None  # another copy is installed
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        return {"commit": origin["vcs_info"]["commit_id"], "dirty": False}
+    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Writer:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import pathlib
+import subprocess
 import sys
 import threading
 import types
@@ -133,6 +135,58 @@ def test_a_service_that_works_gets_each_step_once(tmp_path, monkeypatch, capfd):
     assert asked["project"] == "p" and asked["settings"].init_timeout == writer._PATIENCE_S
     assert asked["settings"].disable_git and asked["settings"].x_disable_meta
     assert "warning" not in capfd.readouterr().err
+
+
+def git(folder, *arguments):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def package_in(folder):
+    (folder / "some_package").mkdir(parents=True)
+    (folder / "some_package" / "__init__.py").touch()
+    return folder / "some_package"
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A repository with a package at its top, a copy among its own files, and one in a virtual environment."""
+    own = package_in(tmp_path)
+    package_in(tmp_path / "third_party")
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a")
+    return own, package_in(tmp_path / ".venv" / "site-packages")
+
+
+def test_a_checkouts_commit_is_its_own(project, monkeypatch):
+    own, _ = project
+    head = git(own, "rev-parse", "HEAD")
+    assert writer.commit_of(own) == {"commit": head, "dirty": False}
+    monkeypatch.setenv("GIT_DIR", str(pathlib.Path(__file__).parents[1] / ".git"))
+    assert writer.commit_of(own) == {"commit": head, "dirty": False}, "inside a hook of another repository"
+    (own / "__init__.py").write_text("x = 1")
+    assert writer.commit_of(own) == {"commit": head, "dirty": True}
+
+
+def test_an_installed_packages_commit_is_not_that_of_the_repository_around_it(project, monkeypatch):
+    """But the one it was installed from, where pip says one, without the address, which may hold a token."""
+    own, installed = project
+    assert writer.commit_of(installed) is None
+    assert writer.commit_of(own.parent / "third_party" / "some_package") is None, "nobody could look it up"
+    git(own, "rm", "-q", "--cached", "__init__.py")
+    assert writer.commit_of(own) is None, "the repository does not hold it"
+    about = installed.parent / "some_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some_package\nVersion: 1.0\n")
+    origin = {"url": "https://token@host/x.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}
+    monkeypatch.syspath_prepend(str(installed.parent))
+    assert writer.commit_of(installed) is None, "from an index"
+    (about / "direct_url.json").write_text(json.dumps(origin))
+    assert writer.commit_of(installed) == {"commit": "c0ffee", "dirty": False}
+    assert writer.commit_of(own) is None, "another copy is installed"
 
 
 def board_id(folder, run_id, monkeypatch):
