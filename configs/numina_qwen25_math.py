@@ -8,7 +8,7 @@ Expect (the paper's avg@16 at T = 1, mean of five benchmarks, base / SFT / DFT):
 7b 21.3 / 23.6 / 37.2, llama3b 1.2 / 3.2 / 4.7, llama8b 1.0 / 6.3 / 11.0, deepseek7b 2.6 / 9.8 / 18.2. Not re-run here.
 
 The first 100,000 rows are taken, as the authors' code does. Their run kept parameters and moments in bf16
-(`--config.model.param_dtype=bfloat16`) and summed the means of eight micro-batches
+(`--config.model.param_dtype=bfloat16 --config.optimizer.rounding=nearest`) and summed the means of eight micro-batches
 (`--config.train.loss_normalization=official`); here masters are float32 and the mean is over the global batch's tokens.
 They train on the tokenizer's chat template; the Llama and DeepSeek base tokenizers may have none, so those sizes train
 on the prompt that the paper evaluates with. DeepSeekMath's hub repository may hold pickles only: convert it first.

@@ -34,7 +34,7 @@ _DEFAULT = {
         "path": "",  # folder or hub id of a Hugging Face checkpoint
         "revision": "main",
         "init": "checkpoint",  # or "random": only config.json and tokenizer are read
-        "param_dtype": "float32",  # master weights, and moments; "bfloat16" replicates the authors' run
+        "param_dtype": "float32",  # master weights, and moments; or "bfloat16": see optimizer.rounding
         "compute_dtype": "bfloat16",  # matrix products; logits, softmax and loss are float32 always
         "remat": "none",  # or "dots", "full": less memory, more arithmetic
         "attention": "auto",  # or a name of models/attention_backends.py: "blocked", "splash", "cudnn"
@@ -69,6 +69,7 @@ _DEFAULT = {
         "decay": "all",  # or "matrices": not norms and biases
         "moment_dtype": "param",  # that of the parameters; "bfloat16_first", "bfloat16": of one moment, of both
         "clip_norm": 1.0,
+        "rounding": "stochastic",  # of bfloat16 parameters; "nearest", as in the authors' run, loses small updates
     },
     "train": {
         "global_batch": 256,  # examples per update, over all devices
@@ -132,6 +133,7 @@ _CHOICES = {
     "optimizer.schedule": optimizer.SCHEDULES,
     "optimizer.decay": optimizer.DECAYS,
     "optimizer.moment_dtype": tuple(optimizer.MOMENT_DTYPES),
+    "optimizer.rounding": optimizer.ROUNDINGS,
     "train.loss_normalization": ("global", "official"),
     "checkpoint.verify": manifest.VERIFY,
     "export.dtype": ("auto", "source", "float32", "bfloat16"),
@@ -371,6 +373,9 @@ def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
     kept = {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
     if kept.get("data.date") == "":
         del kept["data.date"]  # no template writes one; runs from before the key was there have none either
+    rounds = config.model.get("param_dtype") == "bfloat16" and optimizer.rounding_of(config.optimizer) == "stochastic"
+    if not rounds:
+        kept.pop("optimizer.rounding", None)  # runs from before the key was there rounded to nearest, or not at all
     if kept.get("data.row_length") == 0:
         del kept["data.row_length"]  # runs from before the key was there have none, and mean the same
     return kept

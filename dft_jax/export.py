@@ -266,7 +266,7 @@ def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, 
 
 def restore(config: ConfigDict, model: Model, checkpoints: Checkpoints, step: int) -> TrainState:
     """The state of a checkpoint, in the precision it was trained in."""
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, lambda count: 0.0)
+    optimizer = optimizer_lib.make_optimizer(config.optimizer)
     with checkpoints:
         return checkpoints.restore(step, train.abstract_state(model, optimizer))
 

@@ -98,13 +98,22 @@ def best(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> S
     return None
 
 
-# Tried in this order where nothing fits: what each costs is said where the config has it.
+# Tried in this order where nothing fits: what each costs is said where the config has it, of the last also here.
 CHOICES = (
     {},
     {"optimizer.moment_dtype": "bfloat16_first"},
     {"optimizer.moment_dtype": "bfloat16"},
     {"model.param_dtype": "bfloat16"},
 )
+
+
+# Said where parameters are bfloat16.
+_SHORT = {
+    "stochastic": "bfloat16 parameters take small updates by chance (optimizer.rounding=stochastic): right on average,"
+    " with noise; optimizer/moved_share in metrics.jsonl has the share of weights that move",
+    "nearest": "bfloat16 parameters lose small updates (optimizer.rounding=nearest, as in the authors' run);"
+    " optimizer/update_lost in metrics.jsonl has how much",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +208,8 @@ def main() -> None:
         how = "with another choice: " if found.choice else ""
         how = f"on {found.n_devices} of these devices: " if found.n_devices > n_devices else how
         print(f"\nfits {how or 'so: '}{found}")
+    if "bfloat16" in (config.model.param_dtype, found and found.choice.get("model.param_dtype")):
+        print(_SHORT[config.optimizer.rounding])
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import dft_jax
-from dft_jax import errors, interrupts, metrics, models, system
+from dft_jax import errors, interrupts, metrics, models, optimizer, system
 from dft_jax.data.loader import Examples, Step
 from dft_jax.models import Model
 from dft_jax.writer import Writer
 
+_OF_UPDATE = ("learning_rate", "gradient_norm", "moved_share", "update_lost")  # those that there are
 _log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 
@@ -31,6 +32,7 @@ class Reporter:
         self.log, self.log_every, self.steps = log, config.log.every, steps
         self.throughput = _Throughput(model, examples.mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
+        self.rounding = RoundingWarning(config.optimizer)
         self.trace = Trace(config.profile, log.file.parent / "profile")
         self.compilations = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
@@ -78,13 +80,16 @@ class Reporter:
         with self.throughput.spent("device_wait_s"):
             sums = jax.device_get(sums)
         values = metrics.per_token(sums, "train") | self.throughput.of(sums, packed)
-        values |= {f"optimizer/{name}": float(sums[name]) for name in ("learning_rate", "gradient_norm")}
+        values |= {f"optimizer/{name}": float(sums[name]) for name in _OF_UPDATE if name in sums}
         values["optimizer/skipped"] = int(sums["skipped"])
         values["speed/compilations"] = self.compilations
         interrupts.outlook.step_s = values.get("speed/step_s", interrupts.outlook.step_s)
         is_finite = bool(sums["is_finite"])
         if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
+        warning = self.rounding.after(step, values)
+        if warning and not self.bar.disable:
+            print(f"warning: {warning}", file=sys.stderr)
         self.skips.count(step, is_finite, packed.where)
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values})
@@ -121,6 +126,35 @@ class Reporter:
 def peak_host_gib() -> float:
     """The most memory that this process had at once, in GiB."""
     return system.peak_kib() / 2**20
+
+
+class RoundingWarning:
+    """Says once that most bfloat16 parameters stayed as they were: at the first step of the full rate.
+
+    `config` is `config.optimizer`. Below that rate, while it warms up, it is no wonder.
+    """
+
+    _FEW = 0.5  # of the weights
+
+    def __init__(self, config: ConfigDict):
+        self.full_rate, self.rounding = 0.99 * config.learning_rate, optimizer.rounding_of(config)
+        self.is_over = False
+
+    def after(self, step: int, values: dict[str, Any]) -> str:
+        """The warning, if it is time for it; `values` are a row of metrics.jsonl."""
+        share = values.get("optimizer/moved_share")
+        if self.is_over or share is None or values["optimizer/learning_rate"] < self.full_rate:
+            return ""
+        self.is_over = True
+        if share >= self._FEW:
+            return ""
+        what = f"step {step}: {share:.1%} of the bfloat16 weights moved"
+        if self.rounding == "nearest":
+            lost = f"{values['optimizer/update_lost']:.1%} of the update was rounded away"
+            remedy = "config.optimizer.rounding='stochastic' keeps it on average"
+            return f"{what} and {lost}; {remedy}, config.model.param_dtype='float32' exactly"
+        how = "the others' updates are less than a step of bfloat16, and come by chance"
+        return f"{what}; {how}: right on average, with noise that float32 parameters do not have"
 
 
 class SkipGuard:

@@ -21,6 +21,7 @@ from dft_jax.data.chat import Template, today
 from dft_jax.data.loader import Examples
 from dft_jax.evals import prompts
 from dft_jax.models import Model, hf
+from dft_jax.optimizer import rounding_of
 
 _LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
 # What a checkpoint says of its run since it began, and keys that fingerprints of older versions lack.
@@ -79,11 +80,36 @@ def first_date(config: ConfigDict, workdir: Path) -> str:
 
     A run whose template writes the date reads the same on the next day, and on every host.
     """
-    file, recorded = workdir / "config.json", ""
-    if has_checkpoint(workdir):
-        with contextlib.suppress(errors.UserError):  # a damaged one is written anew
-            recorded = hf.read_json(file).get("data", {}).get("date", "")
+    recorded = _recorded(workdir).get("data", {}).get("date", "") if has_checkpoint(workdir) else ""
     return distributed.decided("date", config.data.get("date", "") or recorded or today(), lambda dates: dates[0])
+
+
+def _recorded(workdir: Path) -> dict[str, Any]:
+    """The config.json in `workdir`; empty where there is none, or a damaged one, which is written anew."""
+    with contextlib.suppress(errors.UserError):
+        return hf.read_json(workdir / "config.json")
+    return {}
+
+
+def with_first_rounding(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with rounding to nearest where the bfloat16 run in `workdir` began with it; process 0 says so.
+
+    Before `optimizer.rounding` was there, all did. `resume.allow_changed` can name it, to go on with the other.
+    """
+    recorded = _recorded(workdir)
+    is_short = {recorded.get("model", {}).get("param_dtype"), config.model.get("param_dtype")} == {"bfloat16"}
+    was_nearest = recorded.get("optimizer", {}).get("rounding", "nearest") == "nearest"
+    is_fixed = not any(_covers(one, "config.optimizer.rounding") for one in _allowed(config))
+    goes_on = is_short and was_nearest and is_fixed and has_checkpoint(workdir)
+    goes_on = distributed.decided("first rounding", goes_on, lambda answers: answers[0])
+    if not goes_on or rounding_of(config.optimizer) == "nearest":
+        return config
+    if jax.process_index() == 0:
+        change = "resume.allow_changed=optimizer.rounding changes that"
+        print(f"note: {workdir} began with optimizer.rounding=nearest and goes on with it; {change}", file=sys.stderr)
+    nearest = config.copy_and_resolve_references()
+    nearest.optimizer.rounding = "nearest"
+    return nearest
 
 
 def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
@@ -261,7 +287,7 @@ def open_workdir(
         held = checkpoints.run_of(step)
         run |= {name: held[name] for name in _SAID_ONCE if name in held}
         before = {name: fingerprint[name] for name in _LATER if name in fingerprint} | held["fingerprint"]
-        allowed = tuple(name.strip() for name in config.resume.allow_changed.split(",") if name.strip())
+        allowed = _allowed(config)
         _refuse_unknown(allowed, before.keys() | fingerprint.keys())
         changes = errors.differences(before, fingerprint)
         refused = [line for name, line in changes.items() if not any(_covers(one, name) for one in allowed)]
@@ -311,6 +337,11 @@ def _set_aside(folder: Path) -> None:
         folder.rename(place)
     what = "the run begins from nothing, and these evaluations are of an earlier one"
     print(f"note: {folder} is now {place.name}: {what}", file=sys.stderr, flush=True)
+
+
+def _allowed(config: ConfigDict) -> tuple[str, ...]:
+    """The names in `resume.allow_changed`."""
+    return tuple(name.strip() for name in config.resume.allow_changed.split(",") if name.strip())
 
 
 def _refuse_unknown(allowed: tuple[str, ...], names: set[str]) -> None:

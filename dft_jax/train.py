@@ -33,7 +33,7 @@ from dft_jax.data import loader
 from dft_jax.evals.in_training import Benchmarks
 from dft_jax.models import Model, hf, matmul_precision
 from dft_jax.progress import Reporter
-from dft_jax.types import Batch, Params, TrainState
+from dft_jax.types import Batch, Hyperparameters, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         is_new, start = restart is None, restart or 0
         state = init_state(config, job.source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
         reference = init_params(config, job.source, model) if _needs_reference(job.objective) else None
-        train_step = make_train_step(model, job.objective, optimizer, job.schedule, config, reference)
+        hyperparameters = make_hyperparameters(config, steps, model.mesh)
+        train_step = make_train_step(model, job.objective, optimizer, hyperparameters, config, reference)
         evaluate = make_evaluate(model, job.objective, job.heldout, config, reference)
         benchmarks = job.benchmarks
         benchmarks.begin(steps, start, job.train.report["sha256"], identity)
@@ -130,7 +131,6 @@ class Job:
     heldout: loader.Examples | None
     packed: loader.Steps
     steps: int
-    schedule: optax.Schedule
     optimizer: optax.GradientTransformationExtraArgs
     objective: objectives.Objective
     benchmarks: Benchmarks
@@ -143,7 +143,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     Raises:
       UserError: anything wrong with config, checkpoint or data, on any process; processes that differ.
     """
-    given, date = config, run_directory.first_date(config, workdir)
+    config = given = run_directory.with_first_rounding(config, workdir)
+    date = run_directory.first_date(config, workdir)
     with distributed.together("preparation"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
         writer.require_boards(config)
@@ -153,8 +154,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         benchmarks = Benchmarks(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)
         steps = n_steps(config, len(train))
-        schedule = optimizer_lib.make_schedule(config.optimizer, steps)
-        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+        optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = objectives.make_objective(config.objective)
         packed = make_steps(config, train, model)
         with_reference = _needs_reference(objective)
@@ -168,7 +168,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         model = models.with_attention(model, config.model.attention)
     distributed.agree("attention", {"attention": model.module.backend})
     read = (config, source, model, train, heldout)
-    return Job(*read, packed, steps, schedule, optimizer, objective, benchmarks, fingerprint)
+    return Job(*read, packed, steps, optimizer, objective, benchmarks, fingerprint)
 
 
 def _needs_reference(objective: objectives.Objective) -> bool:
@@ -274,8 +274,19 @@ def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict)
     return loss
 
 
+def make_hyperparameters(config: ConfigDict, steps: int, mesh: Mesh) -> Hyperparameters:
+    """Those of a run of `steps` updates, on the devices of `mesh`."""
+    values = Hyperparameters(optimizer_lib.rates(config.optimizer, steps), np.uint32(config.train.seed))
+    return jax.device_put(values, sharding.named(mesh))
+
+
 def make_train_step(
-    model: Model, objective: objectives.Objective, optimizer, schedule, config: ConfigDict, reference: Params = None
+    model: Model,
+    objective: objectives.Objective,
+    optimizer,
+    hyperparameters: Hyperparameters,
+    config: ConfigDict,
+    reference: Params = None,
 ) -> Callable:
     """Returns the jitted step(state, batch [A, B, L]) -> (state, sums over the step's trained tokens).
 
@@ -283,24 +294,30 @@ def make_train_step(
     number of micro-batches (A) and devices. With `loss_normalization="official"` each micro-batch is divided
     by its own count instead, and the means are added, as the authors' code does. A step with a non-finite
     loss or gradient changes nothing but `state.step`. `reference` are parameters for objectives that compare.
+
+    Rate, schedule and seed are arguments of the program (`hyperparameters`, arrays or their shapes), not part of it: a
+    sweep over them compiles once.
     """
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
     replicated = sharding.named(model.mesh)
     compiled = jax.jit(
-        make_update(model, objective, optimizer, schedule, config),
-        in_shardings=(None if reference is None else layouts.params, layouts, sharding.batch_sharding(model.mesh)),
+        make_update(model, objective, optimizer, config),
+        in_shardings=(
+            None if reference is None else layouts.params,
+            replicated,
+            layouts,
+            sharding.batch_sharding(model.mesh),
+        ),
         out_shardings=(layouts, replicated),
-        donate_argnums=1,
+        donate_argnums=2,
     )
-    return functools.partial(compiled, reference)
+    return functools.partial(compiled, reference, hyperparameters)
 
 
-def make_update(model: Model, objective: objectives.Objective, optimizer, schedule, config: ConfigDict) -> Callable:
-    """Returns update(reference, state, batch [A, B, L], peak=None) -> (state, sums), not jitted: see make_train_step.
-
-    Given `peak`, it is the rate at the top of `schedule`, which then has, as the one in `optimizer`, a peak of 1: so
-    one program serves every learning rate.
-    """
+def make_update(model: Model, objective: objectives.Objective, optimizer, config: ConfigDict) -> Callable:
+    """Returns update(reference, hyperparameters, state, batch [A, B, L]) -> (state, sums), not jitted: see
+    make_train_step."""
+    is_random = config.model.param_dtype == "bfloat16" and optimizer_lib.rounding_of(config.optimizer) == "stochastic"
     loss = make_loss(model, objective, config)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
 
@@ -319,17 +336,21 @@ def make_update(model: Model, objective: objectives.Objective, optimizer, schedu
         grads, sums_A = jax.lax.scan(accumulate, zeros, (batch, denominators_A))
         return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)
 
-    def train_step(reference, state: TrainState, batch: Batch, peak=None):
+    def train_step(reference, hyperparameters: Hyperparameters, state: TrainState, batch: Batch):
         grads, sums = gradients(reference, state.params, batch)
         gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
-        params, opt_state = optimizer_lib.apply(optimizer, grads, state.opt_state, state.params, is_finite, peak)
-        rate = schedule(optimizer_lib.update_count(state.opt_state))
+        rate = hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state)]
+        key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step) if is_random else None
+        params, opt_state, moved = optimizer_lib.apply(
+            optimizer, grads, state.opt_state, state.params, is_finite, rate, key
+        )
+        sums |= moved
         sums |= {
             "skipped": state.step + 1 - optimizer_lib.update_count(opt_state),
             "gradient_norm": gradient_norm,
             "is_finite": is_finite,
-            "learning_rate": rate if peak is None else rate * peak,
+            "learning_rate": rate,
         }
         return TrainState(state.step + 1, params, opt_state), sums
 

@@ -8,13 +8,14 @@ Shape letters, used in tensor names (`hidden_BLD`), einsum strings and annotatio
     N  positions flattened (B·L)                            G  key/value heads
     C  trained tokens in one chunk of the loss              R  query heads per key/value head (H = G·R)
     V  vocabulary                                           K  width of a head
+    U  updates of a run
 """
 
 import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Params = Any  # a plain nested dict of arrays
 
@@ -55,6 +56,18 @@ class TokenStats:
     reference_logp_BL: Float[Array, "B L"] | None = None  # log π_ref(target), π_ref the model before training
     kl_BL: Float[Array, "B L"] | None = None  # KL(π_ref ‖ π) over the whole vocabulary, nats
     top_entropy_BL: Float[Array, "B L"] | None = None  # entropy among the 20 most probable tokens, nats
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """Those that are arguments of the compiled step: runs that differ in nothing else share its program.
+
+    Such are the learning rate, its schedule with the warm-up, and the seed.
+    """
+
+    rates_U: Float[Array, " U"]  # learning rate of each update; the last one stands for all that follow
+    seed: UInt32[Array, ""]
 
 
 @jax.tree_util.register_dataclass

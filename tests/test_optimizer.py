@@ -21,13 +21,13 @@ DTYPES = {
 def after(moment_dtype, steps, b2=0.95):
     """A parameter of 4,096 values after updates with random gradients, and the optimizer's state."""
     config = tiny_config(**{"optimizer.moment_dtype": moment_dtype, "optimizer.b2": b2}).optimizer
-    optimizer = optimizer_lib.make_optimizer(config, lambda count: 1e-3)
-    apply = jax.jit(functools.partial(optimizer_lib.apply, optimizer))
+    optimizer = optimizer_lib.make_optimizer(config)
+    apply = jax.jit(functools.partial(optimizer_lib.apply, optimizer, rate=1e-3))
     params = {"kernel": jnp.zeros(4096)}
     state = optimizer.init(params)
     for seed in range(steps):
         grads = {"kernel": jnp.asarray(np.random.default_rng(seed).normal(size=4096), jnp.float32)}
-        params, state = apply(grads, state, params, jnp.asarray(True))
+        params, state, _ = apply(grads, state, params, jnp.asarray(True))
     return params["kernel"], state[-1][0]
 
 
@@ -64,6 +64,89 @@ def test_moments_have_their_dtype_and_the_update_hardly_changes(moment_dtype):
     assert error == 0 if moment_dtype == "param" else 1e-5 < error < 0.02
     one, _ = after(moment_dtype, 1)
     np.testing.assert_allclose(one, after("param", 1)[0], rtol=2**-7)
+
+
+STEP = 2**-7  # between 1 and 2 the values of bfloat16 lie so far apart
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_at_random_is_right_on_average(sign):
+    """An eighth of a step above a value: one in eight is rounded up, and none elsewhere."""
+    x = jnp.full(2**16, sign * (1 + STEP / 8), jnp.float32)
+    rounded = np.asarray(optimizer_lib._round(x, jax.random.key(3)), np.float32)
+    assert set(rounded) == {sign * np.float32(1), sign * np.float32(1 + STEP)}
+    assert abs((abs(rounded) > 1).mean() - 1 / 8) < 5 * np.sqrt(7 / 64 / 2**16)  # five standard errors
+
+
+def test_values_of_bfloat16_stay_as_they_are():
+    values = jnp.asarray([0.0, -0.0, 1.0, -2.5, 3e38, 1e-38, jnp.inf, -jnp.inf], jnp.bfloat16)
+    rounded = optimizer_lib._round(values.astype(jnp.float32), jax.random.key(0))
+    np.testing.assert_array_equal(rounded, values)
+
+
+def small_updates(n, key):
+    """A parameter of ones after n updates of an eighth of a step each, and what `moved` says of the last."""
+    params, update = {"kernel": jnp.ones(4096, jnp.bfloat16)}, {"kernel": jnp.full(4096, STEP / 8)}
+    for number in range(n):
+        before = params
+        if key is None:
+            params = optax.apply_updates(params, update)
+        else:
+            params = optimizer_lib.add_rounded(params, update, jax.random.fold_in(key, number))
+    said = optimizer_lib.moved(before, update, params)
+    return float(params["kernel"].astype(jnp.float32).mean()), jax.device_get(said)
+
+
+def test_small_updates_arrive_only_with_random_rounding():
+    mean, said = small_updates(32, None)
+    assert mean == 1 and said["moved_share"] == 0 and said["update_lost"] == 1
+    mean, said = small_updates(32, jax.random.key(0))
+    assert mean == pytest.approx(1 + 4 * STEP, abs=0.1 * STEP)
+    assert said["moved_share"] == pytest.approx(1 / 8, abs=0.03) and abs(said["update_lost"]) < 0.25
+
+
+def test_billions_of_weights_are_counted():
+    params = {name: jax.ShapeDtypeStruct((2**20, 2**11), jnp.bfloat16) for name in "ab"}  # 2 ** 32 in all
+    assert jax.eval_shape(optimizer_lib.moved, params, params, params)["moved_share"].dtype == jnp.float32
+
+
+def test_random_rounding_is_the_same_on_every_mesh(mesh1, mesh8):
+    from dft_jax import sharding
+
+    params = {"kernel": jnp.ones((16, 32), jnp.bfloat16), "other": jnp.ones((16, 32), jnp.bfloat16)}
+    updates = jax.tree.map(lambda p: jnp.full(p.shape, STEP / 3), params)
+    found = []
+    for mesh, axes in ((mesh1, ()), (mesh8, ("fsdp", "tensor"))):
+        layout = sharding.named(mesh, *axes)
+        here = jax.device_put((params, updates), layout)
+        add = jax.jit(lambda p, u: optimizer_lib.add_rounded(p, u, jax.random.key(7)), out_shardings=layout)
+        found.append(jax.device_get(add(*here)))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+    assert (found[0]["kernel"] != found[0]["other"]).any()  # each leaf has random numbers of its own
+
+
+def test_weight_decay_is_not_lost_beside_the_rest_of_an_update():
+    """In bfloat16, 1 + 0.002 is 1: what the authors' run makes of a decay of 0.1 on weights of 0.02."""
+
+    def update(rounding, decay):
+        changed = {"optimizer.rounding": rounding, "optimizer.weight_decay": decay}
+        optimizer = optimizer_lib.make_optimizer(tiny_config(**changed).optimizer)
+        params = {"kernel": jnp.full(8, 0.02, jnp.bfloat16)}
+        grads = {"kernel": jnp.full(8, 0.1, jnp.float32)}
+        return optimizer.update(grads, optimizer.init(params), params, rate=1.0)[0]["kernel"]
+
+    lost = update("nearest", 0.1) - update("nearest", 0.0)
+    kept = update("stochastic", 0.1) - update("stochastic", 0.0)
+    assert (lost == 0).all() and kept.dtype == jnp.float32
+    np.testing.assert_allclose(kept, -0.1 * 0.02, rtol=1e-2)
+
+
+def test_rates_are_the_schedule_to_the_bit_and_pad_with_the_last_one():
+    """As one compiled program after the other had them, when the schedule was part of the step."""
+    config = tiny_config(**{"optimizer.learning_rate": 5e-5}).optimizer
+    table, schedule = optimizer_lib.rates(config, 390), jax.jit(optimizer_lib.make_schedule(config, 390))
+    assert table.dtype == np.float32 and table.shape == (1024,) and (table[390:] == table[389]).all()
+    assert all(table[count] == schedule(count) for count in (*range(0, 390, 13), 39, 389))
 
 
 def test_what_bfloat16_cannot_hold_is_refused():

@@ -123,3 +123,23 @@ def test_peak_memory_of_the_host_is_reported(rows):
     assert len(peaks) == 50 and 0.1 < peaks[0] < 100 and np.diff(peaks).min() > -2 / 1024
     held = np.ones(2**26)  # half a GiB
     assert progress.peak_host_gib() >= max(peaks[0], held.nbytes / 2**30)
+
+
+def said(rounding, *rows):
+    """What RoundingWarning says after each row of (rate, share of weights moved, update lost)."""
+    config = tiny_config(**{"optimizer.rounding": rounding, "optimizer.learning_rate": 1e-5}).optimizer
+    watch, names = progress.RoundingWarning(config), ("learning_rate", "moved_share", "update_lost")
+    values = [{f"optimizer/{name}": v for name, v in zip(names, row, strict=True)} for row in rows]
+    return [watch.after(step, row) for step, row in enumerate(values, start=1)]
+
+
+def test_weights_that_do_not_move_are_told_of_once_and_at_the_full_rate():
+    quiet, warning, over = said("nearest", (5e-6, 0.01, 0.9), (1e-5, 0.14, 0.61), (1e-5, 0.1, 0.7))
+    assert quiet == over == ""
+    assert warning.startswith("step 2: 14.0% of the bfloat16 weights moved and 61.0% of the update was rounded away")
+    assert "config.optimizer.rounding='stochastic'" in warning
+    [warning] = said("stochastic", (1e-5, 0.4, 0.0))
+    assert "40.0% of the bfloat16 weights moved" in warning and "right on average" in warning
+    assert said("nearest", (1e-5, 0.5, 0.2), (1e-5, 0.1, 0.7)) == ["", ""]
+    watch = progress.RoundingWarning(tiny_config().optimizer)
+    assert watch.after(1, {"optimizer/learning_rate": 1.0}) == ""  # float32

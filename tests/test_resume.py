@@ -6,8 +6,19 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from dft_jax import assets, config as config_lib, errors, export, models, optimizer as optimizer_lib, progress, train
+from dft_jax import (
+    assets,
+    config as config_lib,
+    errors,
+    export,
+    models,
+    optimizer as optimizer_lib,
+    progress,
+    run_directory,
+    train,
+)
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import loader
@@ -163,7 +174,7 @@ def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
         model = models.build(hf.read_config(assets.TINY), make_mesh(*sizes))
         steps = train.make_steps(config(), examples, model)
         seen.append([steps[n].where for n in range(20)])
-        optimizer = optimizer_lib.make_optimizer(config().optimizer, lambda count: 0.0)
+        optimizer = optimizer_lib.make_optimizer(config().optimizer)
         state = Checkpoints(finished / "checkpoints").restore(4, train.abstract_state(model, optimizer))
         bits.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)])
     assert all(one == seen[0] for one in seen) and all(one == bits[0] for one in bits)
@@ -238,3 +249,59 @@ def test_runs_from_before_row_length_resume_and_another_row_is_another_run():
     changes = errors.differences(before, longer)
     assert list(changes.values()) == ["data.row_length: 'absent' -> 320"]
     assert config_lib.digest(config()) != config_lib.digest(config(**{"data.row_length": 320}))
+
+
+SHORT = {"model.param_dtype": "bfloat16"}
+
+
+def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_nearest(tmp_path, capfd):
+    """Its config.json has no such key and its fingerprint neither; a run that begins now rounds at random."""
+    new = config(**SHORT)
+    assert run_directory.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
+    held = json.loads(config_lib.to_json(new))
+    del held["optimizer"]["rounding"]
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    assert run_directory.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"  # nothing was saved
+    manifest = tmp_path / "checkpoints/4/manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert capfd.readouterr().err == ""
+    goes_on = run_directory.with_first_rounding(new, tmp_path)
+    assert goes_on.optimizer.rounding == "nearest"
+    assert "began with optimizer.rounding=nearest and goes on with it" in capfd.readouterr().err
+    (tmp_path / "config.json").write_text(config_lib.to_json(goes_on))  # as it is resumed
+    assert run_directory.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
+    named = config(**SHORT, **{"resume.allow_changed": "optimizer.rounding"})
+    assert run_directory.with_first_rounding(named, tmp_path).optimizer.rounding == "stochastic"
+    assert optimizer_lib.rounding_of(ConfigDict(held).optimizer) == "nearest"
+
+
+def test_rounding_is_in_a_fingerprint_only_where_it_says_something():
+    def key(**overrides):
+        return config_lib.kept_on_resume(config(**overrides)).get("optimizer.rounding", "absent")
+
+    assert key() == key(**{"optimizer.rounding": "nearest"}) == "absent"
+    assert key(**SHORT) == "stochastic" and key(**SHORT, **{"optimizer.rounding": "nearest"}) == "absent"
+
+
+@pytest.mark.slow
+def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch):
+    """The random numbers of a step come from seed and step; the metrics say what became of the updates."""
+    short = SHORT | {"model.compute_dtype": "bfloat16", "optimizer.learning_rate": 1e-4, "eval.every": 0}
+    whole = train.run(config(**short), tmp_path / "whole")
+    calls = iter(range(3))
+
+    def stop_at_the_fourth(**_):
+        if next(calls, None) is None:
+            raise errors.Stopped("a test")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train.interrupts, "check", stop_at_the_fourth)
+        with pytest.raises(errors.Stopped):
+            train.run(config(**short), tmp_path / "parts")
+    again = train.run(config(**short), tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
+    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    shares = [row["optimizer/moved_share"] for row in rows if "optimizer/moved_share" in row]
+    assert len(shares) == 4 and 0 < max(shares) < 0.5
+    assert all(abs(row["optimizer/update_lost"]) < 0.1 for row in rows if "optimizer/moved_share" in row)

@@ -161,14 +161,14 @@ def gradient_of(value):
 
 def poisoned_step(trainer, value, where):
     """The train step, with a non-finite number in the loss or in one leaf of the gradient."""
-    schedule = optimizer_lib.make_schedule(trainer.config.optimizer, trainer.config.train.steps)
+    given = train.make_hyperparameters(trainer.config, trainer.config.train.steps, trainer.mesh)
     model, objective = trainer.model, objectives.make_objective("sft")
     if where == "loss":
         objective = objectives.Objective(loss_of(value, True))
     else:
         poison = gradient_of(value)
         model = dataclasses.replace(model, apply=lambda params, batch: trainer.model.apply(poison(params), batch))
-    return train.make_train_step(model, objective, trainer.optimizer, schedule, trainer.config)
+    return train.make_train_step(model, objective, trainer.optimizer, given, trainer.config)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,41 @@ def test_bfloat16_parameters_train_in_bfloat16_throughout(mesh1):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(trainer.state.params))
 
 
+def test_a_sweep_compiles_once(mesh1):
+    """Rate, schedule, warm-up and seed are arguments: the program is the same, and does what each run asks."""
+    short = {"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16"}  # where the seed rounds
+    other = {"optimizer.learning_rate": 3e-3, "optimizer.schedule": "linear", "optimizer.warmup_fraction": 0.5}
+    runs = [Trainer(mesh1, **short), Trainer(mesh1, **short, **other, **{"train.seed": 5})]
+    batch, states = runs[0].batch(0), [run.state for run in runs]
+    one, two = (run.step.func.lower(*run.step.args, run.state, batch).as_text() for run in runs)
+    assert one == two
+    program = runs[0].step.func
+    for n in range(2):
+        sums = [None, None]
+        for i, run in enumerate(runs):
+            states[i], sums[i] = program(*run.step.args, states[i], runs[0].batch(n))
+            schedule = optimizer_lib.make_schedule(run.config.optimizer, 6)
+            assert sums[i]["learning_rate"] == jax.jit(schedule)(n)
+    assert program._cache_size() == 1
+    kernels = [np.asarray(state.params["layers"]["mlp"]["up"]["kernel"], np.float32) for state in states]
+    assert (kernels[0] != kernels[1]).any()
+
+
+def test_stochastic_rounding_depends_on_seed_and_step_alone(mesh1):
+    """At the same rate: another seed gives other bits, the same seed the same ones."""
+    short = {"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16", "optimizer.warmup_fraction": 0.0}
+    trainer = Trainer(mesh1, **short)
+    _, given = trainer.step.args
+    batch, found = trainer.batch(0), []
+    for seed in (0, 0, 1):
+        values = dataclasses.replace(given, seed=jax.device_put(np.uint32(seed), given.seed.sharding))
+        state = jax.tree.map(jnp.copy, trainer.state)
+        after, sums = trainer.step.func(None, values, state, batch)
+        found.append(np.asarray(after.params["embed"]).tobytes())
+    assert found[0] == found[1] != found[2]
+    assert 0.3 < sums["moved_share"] < 1 and abs(sums["update_lost"]) < 0.05
+
+
 def test_schedule_is_the_recipe():
     config = tiny_config().optimizer
     schedule = optimizer_lib.make_schedule(config, 100)
@@ -259,14 +294,14 @@ def test_schedule_is_the_recipe():
 def test_adamw_equals_a_hand_written_one(mesh1):
     """Three updates against the textbook in float64 numpy: clip, moments, bias correction, decoupled decay."""
     config = tiny_config().optimizer
-    optimizer = optimizer_lib.make_optimizer(config, lambda count: 1e-2)
+    optimizer = optimizer_lib.make_optimizer(config)
     rng = np.random.default_rng(0)
     param = {"kernel": jnp.asarray(rng.normal(size=5), jnp.float32)}
     state = optimizer.init(param)
     expected, m, v = np.asarray(param["kernel"]).astype(np.float64), 0.0, 0.0
     for t in range(1, 4):
         g = rng.normal(size=5)
-        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, param)
+        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, param, rate=1e-2)
         param = optax.apply_updates(param, updates)
         g = g * min(1.0, config.clip_norm / np.linalg.norm(g))
         m, v = config.b1 * m + (1 - config.b1) * g, config.b2 * v + (1 - config.b2) * g * g

@@ -42,12 +42,12 @@ class Trainer:
         self.mesh = mesh
         options = {name: config.model[name] for name in models.OPTIONS}
         self.model = models.build(hf.read_config(assets.TINY), mesh, **options)
-        schedule = optimizer_lib.make_schedule(config.optimizer, config.train.steps)
-        self.optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+        hyperparameters = train.make_hyperparameters(config, config.train.steps, mesh)
+        self.optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = objectives.Objective(loss_fn) if loss_fn else objectives.make_objective(config.objective)
         needs_reference = objectives.REFERENCE in objective.needs
         reference = train.init_params(config, assets.TINY, self.model) if needs_reference else None
-        self.step = train.make_train_step(self.model, objective, self.optimizer, schedule, config, reference)
+        self.step = train.make_train_step(self.model, objective, self.optimizer, hyperparameters, config, reference)
         self.state = train.init_state(config, assets.TINY, self.model, self.optimizer)
         self.packed = train.make_steps(config, tiny_examples(), self.model)
 

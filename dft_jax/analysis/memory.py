@@ -14,10 +14,11 @@ from dft_jax import models, objectives, optimizer as optimizer_lib, sharding, tr
 from dft_jax.analysis import liveness
 from dft_jax.data import loader
 from dft_jax.models import DecoderConfig, Model
-from dft_jax.types import Batch
+from dft_jax.types import Batch, Hyperparameters
 
 KINDS = ("parameters", "moments", "gradients", "activations", "head", "other", "batch")
 _GIB = 2**30
+_GIVEN = Hyperparameters(jax.ShapeDtypeStruct((1024,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Planner:
         }
         arguments = [
             *((leaf, "parameters", True) for leaf in jax.tree.leaves(self.reference(model))),
+            *((leaf, "batch", True) for leaf in jax.tree.leaves(_GIVEN)),
             *((leaf, "parameters", False) for leaf in jax.tree.leaves((state.step, state.params))),
             *((leaf, "moments", False) for leaf in jax.tree.leaves(state.opt_state)),
             *((leaf, "batch", True) for leaf in jax.tree.leaves(self.batch(setting.accumulation, setting.rows))),
@@ -97,7 +99,7 @@ class Planner:
         return models.build(architecture or self.architecture, sharding.abstract_mesh(mesh), **options)
 
     def optimizer(self):
-        return optimizer_lib.make_optimizer(self.config.optimizer, lambda count: 0.0)
+        return optimizer_lib.make_optimizer(self.config.optimizer)
 
     def reference(self, model: Model):
         """Parameters that the objective compares with; None where it does not."""
@@ -142,7 +144,6 @@ def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: i
     """The training step of one device, as JAX traces it."""
     model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
     objective, reference = objectives.make_objective(planner.config.objective), planner.reference(model)
-    schedule = optimizer_lib.make_schedule(planner.config.optimizer, 100)
-    step = train.make_train_step(model, objective, optimizer, schedule, planner.config, reference)
-    arguments = (reference, train.abstract_state(model, optimizer), planner.batch(accumulation, rows))
-    return jax.make_jaxpr(step.func)(*arguments)
+    step = train.make_train_step(model, objective, optimizer, _GIVEN, planner.config, reference)
+    arguments = (train.abstract_state(model, optimizer), planner.batch(accumulation, rows))
+    return jax.make_jaxpr(step.func)(*step.args, *arguments)

@@ -1,8 +1,8 @@
 """One process for all arms of a study: model, tokenizer and data are loaded once, and each program
 compiled once.
 
-Rate and seed of an arm are arguments: the rate multiplies a schedule whose peak is 1
-(train.make_update), and the seed decides which examples a step holds. A study that was stopped or
+Rates and seed of an arm are arguments of the programs (train.make_train_step), and the seed decides
+which examples a step holds. A study that was stopped or
 killed continues with the same command: phases with a done-file are skipped, and an arm in progress
 resumes from its checkpoint, or is trained again up to where it was.
 """
@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from dft_jax import (
@@ -38,7 +37,7 @@ from dft_jax.models import Model, hf
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
-from dft_jax.types import Params, TrainState
+from dft_jax.types import Batch, Hyperparameters, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +68,11 @@ class Laboratory:
 
     @functools.cached_property
     def optimizer(self):
-        """With a peak rate of 1, which an arm's own multiplies."""
-        return optimizer_lib.make_optimizer(self.spec.config.optimizer, self.schedule)
+        return optimizer_lib.make_optimizer(self.spec.config.optimizer)
 
-    @functools.cached_property
-    def schedule(self):
-        unit = self.spec.config.optimizer.copy_and_resolve_references().unlock()
-        unit.learning_rate = 1.0
-        return optimizer_lib.make_schedule(unit, self.spec.steps)
+    def hyperparameters(self, arm: Arm) -> Hyperparameters:
+        config = spec_lib.config_of(self.spec, arm)
+        return train.make_hyperparameters(config, self.spec.steps, self.model.mesh)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
@@ -272,8 +268,8 @@ class Study:
         self.records.write(phase, seconds, work, self.made_by, {"results": summary["results"]})
 
     def program(self, objective: str) -> Callable:
-        """step(state, batch, peak) -> (state, sums) of an objective, compiled for every row
-        count."""
+        """step(hyperparameters, state, batch) -> (state, sums) of an objective, compiled for every
+        row count."""
         programs = self.lab.programs
         if objective not in programs:
             programs[objective] = self._compile(objective)
@@ -282,29 +278,22 @@ class Study:
     def _compile(self, objective: str) -> Callable:
         lab, found = self.lab, objectives.make_objective(objective)
         reference = lab.base if objectives.REFERENCE in found.needs else None
-        layouts = jax.tree.map(lambda leaf: leaf.sharding, lab.abstract_state)
-        replicated = sharding.named(lab.model.mesh)
-        batch = sharding.batch_sharding(lab.model.mesh)
-        update = train.make_update(lab.model, found, lab.optimizer, lab.schedule, lab.spec.config)
-        jitted = jax.jit(
-            update,
-            in_shardings=(layouts.params if reference else None, layouts, batch, replicated),
-            out_shardings=(layouts, replicated),
-            donate_argnums=1,
+        given = self.lab.hyperparameters(self.lab.spec.arms[0])  # any: it is an argument
+        step = train.make_train_step(
+            lab.model, found, lab.optimizer, given, lab.spec.config, reference
         )
-        peak, compiled = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated), {}
+        compiled = {}
         for count in tqdm(lab.packer.row_counts, desc=f"compile {objective}", unit="shape", leave=False):
             self.clock.check()
             n_rows = count // lab.packer.accumulation
             shape = (lab.packer.accumulation, n_rows, lab.packer.row_length)
-            arguments = (
-                reference,
-                lab.abstract_state,
-                sharding.abstract_batch(shape, lab.model.mesh),
-                peak,
-            )
-            compiled[n_rows] = jitted.lower(*arguments).compile()
-        return lambda state, batch, peak: compiled[batch.tokens_BL.shape[1]](reference, state, batch, peak)
+            batch = sharding.abstract_batch(shape, lab.model.mesh)
+            compiled[n_rows] = step.func.lower(*step.args, lab.abstract_state, batch).compile()
+
+        def run(hyperparameters: Hyperparameters, state: TrainState, batch: Batch):
+            return compiled[batch.tokens_BL.shape[1]](reference, hyperparameters, state, batch)
+
+        return run
 
 
 class Training:
@@ -363,14 +352,14 @@ class Training:
 
     def _train(self, last: int) -> None:
         mesh = self.lab.model.mesh
-        peak = jax.device_put(np.float32(self.arm.learning_rate), sharding.named(mesh))
+        hyperparameters = self.lab.hyperparameters(self.arm)
         bar = tqdm(total=last, initial=self.step, desc=self.arm.name, unit="step", leave=False)
         with bar:
             while self.step < last:
                 self.clock.check()
                 packed = self.lab.packer.fill(self.numbers[self.step])
                 batch = sharding.device_batch(packed.batch, mesh, packed.n_rows)
-                self.state, sums = self.program(self.state, batch, peak)
+                self.state, sums = self.program(hyperparameters, self.state, batch)
                 self.step += 1
                 self.rows.append(self._row(jax.device_get(sums)))
                 bar.update()

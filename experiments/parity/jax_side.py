@@ -82,10 +82,10 @@ def pad(examples: list[Example]) -> dict[str, np.ndarray]:
 
 def first_step(config, objective: str, source: pathlib.Path, model, step: loader.Step) -> dict[str, float]:
     """Loss per trained token, gradient norm and mean p of the real training step, from the checkpoint's weights."""
-    schedule = optimizer_lib.make_schedule(config.optimizer, steps=100)
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+    optimizer = optimizer_lib.make_optimizer(config.optimizer)
+    given = train.make_hyperparameters(config, 100, model.mesh)
     state = train.init_state(config, source, model, optimizer)
-    train_step = train.make_train_step(model, objectives.make_objective(objective), optimizer, schedule, config)
+    train_step = train.make_train_step(model, objectives.make_objective(objective), optimizer, given, config)
     with train.matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
         sums = jax.device_get(train_step(state, batch)[1])

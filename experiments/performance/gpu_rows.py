@@ -139,7 +139,7 @@ def recipe(shape: str, rows: int, *, tiny: bool) -> dict:
     n = 8 if tiny else 32
     examples = workload.Examples(every.ids_NL[:n], every.lengths_N[:n], every.prompts_N[:n])
     batch = adapter.lay_out(examples, "padded", 128 if tiny else 2048, rows)[0]
-    optimizer = optimizer_lib.make_optimizer(adapter.make_config().optimizer, lambda _: 1e-5)
+    optimizer = optimizer_lib.make_optimizer(adapter.make_config().optimizer)
     state, layouts = begin(model, optimizer)
 
     def loss(params, micro):
@@ -152,7 +152,7 @@ def recipe(shape: str, rows: int, *, tiny: bool) -> dict:
             return jax.tree.map(jnp.add, total, grads), value
 
         grads, values = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, params), batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        updates, opt_state = optimizer.update(grads, opt_state, params, rate=1e-5)
         return jax.tree.map(jnp.add, params, updates), opt_state, values.mean()
 
     on_device, losses = jax.device_put(batch), []
@@ -220,13 +220,13 @@ def head(chunk_tokens: int, *, tiny: bool) -> dict:
 def optimizer(shape: str, *, tiny: bool) -> dict:
     """ms of clip, AdamW and the application of its update, float32."""
     model = build(shape, tiny)
-    chain = optimizer_lib.make_optimizer(adapter.make_config().optimizer, lambda _: 1e-5)
+    chain = optimizer_lib.make_optimizer(adapter.make_config().optimizer)
     state, layouts = begin(model, chain)
     grads = jax.jit(lambda tree: jax.tree.map(lambda p: p * 1e-3, tree))(state[0])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=layouts)
     def update(params, opt_state, grads):
-        updates, opt_state = chain.update(grads, opt_state, params)
+        updates, opt_state = chain.update(grads, opt_state, params, rate=1e-5)
         return jax.tree.map(jnp.add, params, updates), opt_state
 
     def once():

@@ -47,12 +47,12 @@ def compile_step(planner, setting, devices):
     mesh = jax.make_mesh(setting.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices])
     options = {name: config.model[name] for name in models.OPTIONS} | {"remat": setting.remat}
     model = models.build(planner.architecture, mesh, **options)
-    schedule = optimizer_lib.make_schedule(config.optimizer, 100)
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
-    step = train.make_train_step(model, objectives.make_objective(config.objective), optimizer, schedule, config)
+    optimizer = optimizer_lib.make_optimizer(config.optimizer)
+    given = train.make_hyperparameters(config, 100, mesh)
+    step = train.make_train_step(model, objectives.make_objective(config.objective), optimizer, given, config)
     batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
     with train.matmul_precision(config.model.compute_dtype):
-        return step.func.lower(None, train.abstract_state(model, optimizer), batch).compile()
+        return step.func.lower(*step.args, train.abstract_state(model, optimizer), batch).compile()
 
 
 def allocated_gib(compiled) -> tuple[float, float, float]:

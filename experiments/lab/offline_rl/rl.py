@@ -121,14 +121,14 @@ def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, samp
     """
     params = hf.load_params(hf.Checkpoint(Path(config.model.path)), model)
     reference = jax.tree.map(jnp.copy, params)
-    schedule = optimizer_lib.make_schedule(config.optimizer, config.train.steps)
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+    rates_U = optimizer_lib.rates(config.optimizer, config.train.steps)
+    optimizer = optimizer_lib.make_optimizer(config.optimizer)
     loss = {"dpo": dpo_loss, "grpo": grpo_loss}[objective]
 
     @jax.jit
-    def step(params, opt_state, batch, other):
+    def step(params, opt_state, batch, other, rate):
         value, grads = jax.value_and_grad(lambda p: loss(model, p, batch, other))(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        updates, opt_state = optimizer.update(grads, opt_state, params, rate=rate)
         return optax.apply_updates(params, updates), opt_state, value
 
     opt_state = optimizer.init(params)
@@ -142,6 +142,6 @@ def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, samp
                 examples, other = next(batches), reference
             else:
                 examples, other = rollouts.step(number, params)
-            params, opt_state, value = step(params, opt_state, rows_of(examples), other)
+            params, opt_state, value = step(params, opt_state, rows_of(examples), other, rates_U[number])
             assert np.isfinite(value), f"{objective}: loss {value} at step {number}"
     return params

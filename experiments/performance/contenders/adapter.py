@@ -49,13 +49,13 @@ class Trainee:
     """
 
     def __init__(self, config, model, objective: str, folder: str | Path | None):
-        schedule = optimizer_lib.make_schedule(config.optimizer, 10_000)
-        optimizer = optimizer_lib.make_optimizer(config.optimizer, schedule)
+        optimizer = optimizer_lib.make_optimizer(config.optimizer)
+        given = train.make_hyperparameters(config, 10_000, model.mesh)
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
         self.precision = functools.partial(train.matmul_precision, config.model.compute_dtype)
         self.train_step = train.make_train_step(
-            model, objectives.make_objective(objective), optimizer, schedule, config
+            model, objectives.make_objective(objective), optimizer, given, config
         )
         with self.precision():
             self.state = train.init_state(config, folder and Path(folder), model, optimizer)
