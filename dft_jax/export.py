@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -74,9 +75,10 @@ def export(
     """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in `source`.
 
     All is written to a temporary folder beside `out`, which then takes its name, replacing an earlier export. Every
-    process takes part; process 0 writes. `dtype` "source" is that of the checkpoint, so that an untouched checkpoint
-    comes out byte for byte; "auto" is the same unless rounding to it loses a tenth of what was trained, and then
-    float32. What rounding does is printed, and written to dft_jax.json; returned is how it is in the files.
+    process takes part; process 0 writes. `dtype` "source" is that of the checkpoint, of each tensor its own, so that an
+    untouched checkpoint comes out byte for byte; "auto" is the same unless rounding to it loses a tenth of what was
+    trained, and then float32. What rounding does is printed, and written to dft_jax.json; returned is how it is in the
+    files.
 
     A chat template of `origin` becomes the folder's own, so that it is prompted as it was trained; the one that was
     there stays, as additional_chat_templates/source.jinja.
@@ -92,26 +94,30 @@ def export(
     with errors.told(what, remedy, (OSError, SafetensorError)):  # safetensors has its own type for a full disk
         source_dtype = hf.source_dtype(source)
         base = hf.Checkpoint(source) if origin.init == "checkpoint" else None
-        asked = source_dtype if dtype in ("auto", "source") else dtype
-        measured = rounding.measure(params, model, base, asked)
-        loses = measured.lost_share >= MOST_LOST
-        written = measured.in_float32() if dtype == "auto" and loses else measured
+        keeps_types = dtype in ("auto", "source")
+        others = hf.other_dtypes(source) if keeps_types else {}
+        measured = rounding.measure(params, model, base, source_dtype if keeps_types else dtype, others)
+        smaller, written = _n_bytes(model, measured.dtype, others), measured
+        if dtype == "auto" and measured.lost_share >= MOST_LOST:
+            written, others, keeps_types = measured.in_float32(), {}, False
         if is_writer:
-            _announce(measured, written, dtype, base is None)
+            _announce(measured, written, dtype, base is None, (smaller, _n_bytes(model, written.dtype, others)))
         try:
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
                 temporary.mkdir(parents=True)
-                _copy_config(source, temporary, written.dtype)
+                _copy_config(source, temporary, None if keeps_types else written.dtype)
                 if origin.template_text is not None:
                     _set_template(temporary, origin.template_text)
                 _warn_of_tokenizer(temporary)
                 types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
+                if others:
+                    types["other_dtypes"] = others
                 losses = {"rounding": written.report()}
                 if written is not measured:
                     losses["rounding_in_source_dtype"] = measured.report()
                 write_json(temporary / PROVENANCE_NAME, origin.report() | types | losses)
-            _write_tensors(params, model, temporary, written.dtype, max_shard_gb)
+            _write_tensors(params, model, temporary, written.dtype, others, max_shard_gb)
             if is_writer:
                 _log.debug("export rename")
                 _replace(temporary, out)
@@ -127,17 +133,26 @@ def provenance(folder: Path) -> dict[str, Any] | None:
     return hf.read_json(file) if file.exists() else None
 
 
-def _announce(measured: rounding.Rounding, written: rounding.Rounding, asked: str, is_random: bool) -> None:
-    """Says what rounding does to the run, and how large the files are going to be."""
+def _n_bytes(model: Model, dtype: str, others: dict[str, str]) -> int:
+    """Of all tensors as they are written."""
+    return sum(
+        math.prod(shape) * jnp.dtype(others.get(name, dtype)).itemsize
+        for _, _, name, shape in hf.tensor_table(model)
+    )
+
+
+def _announce(
+    measured: rounding.Rounding, written: rounding.Rounding, asked: str, is_random: bool, sizes: tuple[int, int]
+) -> None:
+    """Says what rounding does to the run, and how large the files are going to be: `sizes` of both, in bytes."""
     n, update = measured.weights, "the weights" if is_random else "the update"
     moved = "" if is_random else f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
     lost = f"as {measured.dtype} {measured.lost_share:.2%} of {update}'s norm is lost"
     if not is_random:
         lost += f" and {measured.changed_as_written / n:.1%} of the weights differ"
-    size = n * jnp.dtype(written.dtype).itemsize / 1e9
+    smaller, size = (n_bytes / 1e9 for n_bytes in sizes)
     print(f"export: {moved}{lost}; written as {written.dtype}, {size:.3g} GB", file=sys.stderr)
     if written is not measured:
-        smaller = n * jnp.dtype(measured.dtype).itemsize / 1e9
         print(
             f"export: float32 keeps all of it; config.export.dtype='source' would be {smaller:.3g} GB", file=sys.stderr
         )
@@ -149,12 +164,15 @@ def _announce(measured: rounding.Rounding, written: rounding.Rounding, asked: st
         )
 
 
-def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard_gb: float) -> None:
+def _write_tensors(
+    params: Params, model: Model, to: Path, dtype: str, others: dict[str, str], max_shard_gb: float
+) -> None:
+    """Each tensor as `dtype`, or as the one that `others` has for it."""
     table = sorted(hf.tensor_table(model), key=lambda e: (e[1] is not None, e[1] or 0))  # in layer order
-    entries = {name: (path, layer, shape) for path, layer, name, shape in table}
+    entries = {name: (path, layer, shape, others.get(name, dtype)) for path, layer, name, shape in table}
     shards = split_state_dict_into_shards_factory(
         entries,
-        get_storage_size=lambda entry: int(np.prod(entry[2])) * jnp.dtype(dtype).itemsize,
+        get_storage_size=lambda entry: math.prod(entry[2]) * jnp.dtype(entry[3]).itemsize,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=int(max_shard_gb * 1e9),
     )
@@ -166,9 +184,10 @@ def _write_tensors(params: Params, model: Model, to: Path, dtype: str, max_shard
             for name in names:
                 interrupts.check()
                 _log.debug("export %s", name)
-                tensor = read(*entries[name])  # by all processes together
+                *place, own_dtype = entries[name]
+                tensor = read(*place)  # by all processes together
                 if is_writer:
-                    tensors[name] = np.ascontiguousarray(tensor.astype(dtype))
+                    tensors[name] = np.ascontiguousarray(tensor.astype(own_dtype))
                 progress.update()
             if is_writer:
                 _save(tensors, to / file_name)
@@ -183,13 +202,12 @@ def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
     flush(file)
 
 
-def _copy_config(source: Path, to: Path, dtype: str) -> None:
-    """config.json unchanged unless its dtype is another; generation config, tokenizer and templates as they are."""
+def _copy_config(source: Path, to: Path, dtype: str | None) -> None:
+    """config.json unchanged unless the weights get another `dtype`; generation config, tokenizer and templates as they
+    are."""
     raw = hf.read_json(source / "config.json")
-    keys = [key for key in ("dtype", "torch_dtype") if key in raw]
-    if not keys and dtype != hf.source_dtype(source):
-        keys = ["torch_dtype"]  # which older readers know as well
-    if all(raw.get(key) == dtype for key in keys):
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]  # which older readers know too
+    if dtype is None or all(raw.get(key) == dtype for key in keys):
         shutil.copyfile(source / "config.json", to / "config.json")
     else:
         write_json(to / "config.json", raw | dict.fromkeys(keys, dtype))

@@ -6,6 +6,7 @@ that is rounded away. Eight steps at 4e-5 on a 135M model: of the weights that m
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -25,12 +26,12 @@ class Rounding:
     Norms are Euclidean, over all weights. Without a base (random initial weights) the update is all of the parameters.
     """
 
-    dtype: str
+    dtype: str  # of most tensors; some may be written as another
     weights: int
     changed: int  # weights that differ from the base's
-    changed_as_written: int  # weights that still do as `dtype`
+    changed_as_written: int  # weights that still do as written
     update_norm: float  # of parameters - base
-    lost_norm: float  # of parameters as `dtype` - parameters
+    lost_norm: float  # of parameters as written - parameters
 
     @property
     def lost_share(self) -> float:
@@ -54,8 +55,16 @@ class Rounding:
         return dataclasses.replace(self, dtype="float32", changed_as_written=self.changed, lost_norm=0.0)
 
 
-def measure(params: Params, model: Model, base: hf.Checkpoint | None, dtype: str) -> Rounding:
+def measure(
+    params: Params,
+    model: Model,
+    base: hf.Checkpoint | None,
+    dtype: str,
+    others: Mapping[str, str] | None = None,
+) -> Rounding:
     """Compares `params` with the tensors of `base`, one tensor at a time; all processes take part, each in a share.
+
+    They are written as `dtype`, but for those that `others` names with another one.
 
     Host memory: one tensor of each, and 8 MiB blocks of their float64 copies.
 
@@ -72,7 +81,7 @@ def measure(params: Params, model: Model, base: hf.Checkpoint | None, dtype: str
         trained = read(path, layer, shape)  # by all processes together
         if number % jax.process_count() == jax.process_index():
             before = None if base is None else base.read(name)
-            sums += tensor_sums(trained, before, dtype)
+            sums += tensor_sums(trained, before, (others or {}).get(name, dtype))
     sums = np.array(distributed.decided("rounding", sums.tolist(), _added))
     return Rounding(
         dtype=dtype,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dft_jax import assets, errors, evaluate, export, models, rounding, train
 from dft_jax.analysis import quickstart
@@ -110,6 +110,46 @@ def test_auto_keeps_the_sources_type_where_it_loses_little(scale, base, tmp_path
         for name in ("model.safetensors", "config.json"):
             assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
         assert written.changed == written.changed_as_written == written.lost_norm == 0
+
+
+def mixed(folder, base, of_embedding, of_others):
+    """The base with its embedding in another type than all else."""
+    copy = shutil.copytree(base, folder / "mixed")
+    for name, array in (tensors := tensors_of(base)).items():
+        tensors[name] = array.astype(of_embedding if "embed" in name else of_others)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+@pytest.mark.parametrize("types", [(BFLOAT16, np.float32), (np.float32, BFLOAT16)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["auto", "source"])
+def test_each_tensor_keeps_its_own_type(dtype, types, base, tmp_path):
+    """Some checkpoints keep norms in float32. Without training all comes out byte for byte."""
+    source = mixed(tmp_path, base, *types)
+    model = models.build(hf.read_config(source), make_mesh())
+    params = hf.load_params(hf.Checkpoint(source), model)
+    written = export.export(params, model, source, tmp_path / "out", dtype=dtype)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    assert written.lost_norm == 0 and written.dtype == np.dtype(types[0]).name
+    held = export.provenance(tmp_path / "out")
+    assert len(held["other_dtypes"]) == len(tensors_of(base)) - 1
+    assert set(held["other_dtypes"].values()) == {np.dtype(types[1]).name}
+
+
+def test_what_is_lost_is_counted_in_each_tensors_type(base, tmp_path):
+    """All but the embedding is float32: what was trained there is kept."""
+    source = mixed(tmp_path, base, BFLOAT16, np.float32)
+    model, params = trained(source, 1e-5)
+    written = export.export(params, model, source, tmp_path / "out", dtype="source")
+    tensors, old = tensors_of(tmp_path / "out"), tensors_of(source)
+    assert {name for name in tensors if tensors[name].dtype == BFLOAT16} == {"model.embed_tokens.weight"}
+    exact = np.asarray(params["embed"], np.float64)
+    lost = np.linalg.norm(tensors["model.embed_tokens.weight"].astype(np.float64) - exact)
+    assert written.lost_norm == pytest.approx(lost) and lost > 0
+    assert tensors["model.norm.weight"].dtype == old["model.norm.weight"].dtype == np.float32
+    export.export(params, model, source, tmp_path / "named", dtype="bfloat16")
+    assert {array.dtype for array in tensors_of(tmp_path / "named").values()} == {BFLOAT16}
 
 
 @pytest.mark.parametrize("dtype", ["source", "bfloat16"])

@@ -110,6 +110,18 @@ def source_dtype(folder: Path) -> str:
     return dtype
 
 
+def other_dtypes(folder: Path) -> dict[str, str]:
+    """Name -> dtype of a checkpoint's tensors that have another than `source_dtype`: norms are kept in float32 by some.
+
+    Empty for a bare config.json.
+    """
+    if not (folder / INDEX_NAME).exists() and not (folder / SINGLE_NAME).exists():
+        return {}
+    checkpoint = Checkpoint(folder)
+    dtypes = {name: _DTYPES[dtype] for name, (_, dtype) in checkpoint.headers.items() if dtype in _DTYPES}
+    return {name: dtype for name, dtype in dtypes.items() if dtype != checkpoint.dtype}
+
+
 def tensor_name(path: tuple[str, ...], layer: int | None) -> str:
     """The checkpoint's name of a parameter, `layer` for those stacked over layers.
 
