@@ -183,7 +183,7 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
         else:
             model, _, plan = _plan(trial.base, probe)
             with train.matmul_precision("float32"):
-                runner.evaluate(plan, model, lambda: params, folder / probe, {"trial": trial.name})
+                runner.evaluate(plan, model, lambda: params, folder / probe, {"trial": trial.name, "inputs": file.stem})
             rows = _rows(trial, probe, root, step)
         if probe == "offline":
             _write_rejection(folder / probe)
