@@ -193,9 +193,10 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
 
 
 def _exported_from(source: Path) -> dict[str, Any]:
-    """The run, step and base that an export says it is of; empty of any other folder."""
+    """The run, step and base that an export says it is of; empty of any other folder, and where no base is named."""
     exported = provenance(source) or {}
-    return {name: exported.get(name) for name in ("run_id", "step", "base") if name in exported}
+    is_named = bool(report.base_of({"origin": exported}).get("path"))
+    return {name: exported.get(name) for name in ("run_id", "step", "base")} if is_named else {}
 
 
 def _trained_template(config: ConfigDict, workdir: Path) -> str:

@@ -49,6 +49,8 @@ class Origin:
 
     def report(self) -> dict[str, Any]:
         """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
+        is_folder = Path(self.path).is_absolute() or Path(self.path).is_dir()  # exports are published: its name will do
+        base = self.run.get("base") or {"revision": self.revision, "init": self.init}
         digest = self.template_text and hashlib.sha256(self.template_text.encode()).hexdigest()
         return {
             "format": 1,
@@ -58,7 +60,7 @@ class Origin:
             "template_source": Path(self.template).name,
             "template_sha256": digest,
             "run_id": self.run.get("run_id"),
-            "base": self.run.get("base") or {"path": self.path, "revision": self.revision, "init": self.init},
+            "base": base | {"path": Path(self.path).name if is_folder else self.path},
         }
 
 

@@ -22,3 +22,10 @@ def id_of(path: str, setting: str) -> str:
         what = f"no such file or folder (looked from {os.getcwd()}, where {Path(path).parent} is a folder)"
         raise errors.UserError(f"{setting}={path!r}: {what}; correct the path, or give {PREFIX}{path} for the hub's")
     return hub_id
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None of any other folder, of which nobody says one."""
+    folder = folder.absolute()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith(("models--", "datasets--"))
+    return folder.name if is_snapshot else None

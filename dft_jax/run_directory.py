@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib, distributed, errors, manifest, system, writer
+from dft_jax import config as config_lib, distributed, errors, hub, manifest, system, writer
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data.chat import Template, today
 from dft_jax.data.loader import Examples
@@ -321,7 +321,7 @@ def base_of(config: ConfigDict, source: Path, sha256: str | None) -> dict[str, A
     return {
         "path": str(Path(config.model.path).absolute()) if is_folder else config.model.path,
         "revision": None if is_folder else config.model.revision,
-        "commit": hf.commit_of(source),
+        "commit": hub.commit_of(source),
         "init": config.model.init,
         "sha256": sha256,
     }

@@ -1,6 +1,7 @@
 """Import and export: bytes in, the same bytes out; temporary folders only until the end."""
 
 import hashlib
+import json
 
 import jax
 import ml_dtypes
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dft_jax import errors, export, models
+from dft_jax import assets, errors, evaluate, export, models
 from dft_jax.models import hf
 from tests.conftest import GOLDEN, make_mesh
 
@@ -108,3 +109,18 @@ def test_parameters_lie_sharded(mesh8):
     assert up.addressable_shards[0].data.size == up.size // 4  # tensor 2 × fsdp 2, copied over data 2
     embed = params["embed"]
     assert embed.addressable_shards[0].data.size == embed.size // 4
+
+
+def test_an_export_says_what_it_is_of_but_not_where_a_folder_lies(tmp_path):
+    """It may be published. Its evaluations say the same."""
+    base = {"path": str(assets.LAB), "revision": None, "commit": None, "init": "checkpoint", "sha256": "aa"}
+    origin = export.Origin(step=3, path=str(assets.LAB), run={"run_id": "5f0c", "base": base, "fingerprint": {}})
+    said = origin.report()
+    assert (said["run_id"], said["base"]) == ("5f0c", base | {"path": "lab"})
+    assert str(assets.LAB.parent) not in json.dumps(said)
+    (tmp_path / "dft_jax.json").write_text(json.dumps(said))
+    assert evaluate._exported_from(tmp_path) == {"run_id": "5f0c", "step": 3, "base": base | {"path": "lab"}}
+    older = export.Origin(path="Qwen/Q", revision="v1").report()
+    assert (older["run_id"], older["base"]) == (None, {"path": "Qwen/Q", "revision": "v1", "init": "checkpoint"})
+    (tmp_path / "dft_jax.json").write_text(json.dumps(export.Origin().report()))
+    assert evaluate._exported_from(tmp_path) == {} == evaluate._exported_from(assets.LAB)

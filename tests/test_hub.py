@@ -57,7 +57,7 @@ def test_a_hub_id_is_said_to_be_one_with_its_commit(here, monkeypatch, capfd):
     assert hf.resolve("nobody/base", "main") == hf.resolve("hf://runs/base", "v1") == snapshot
     assert asked == [("nobody/base", "main"), ("runs/base", "v1")]
     assert f"note: model nobody/base is the hub's, main is commit {'c' * 40}" in capfd.readouterr().err
-    assert hf.commit_of(snapshot) == "c" * 40 and hf.commit_of(here) is None
+    assert hub.commit_of(snapshot) == "c" * 40 and hub.commit_of(here) is None
     base = run_directory.base_of(tiny_config(**{"model.path": "nobody/base"}), snapshot, "aa")
     assert (base["path"], base["revision"], base["commit"]) == ("nobody/base", "main", "c" * 40)
 

@@ -73,7 +73,7 @@ def resolve(path: str, revision: str) -> Path:
             f" failed ({type(error).__name__}); where there is a network: hf download {hub_id} --revision {revision}"
         ) from error
     if jax.process_index() == 0:
-        print(f"note: model {hub_id} is the hub's, {revision} is commit {commit_of(folder)}", file=sys.stderr)
+        print(f"note: model {hub_id} is the hub's, {revision} is commit {hub.commit_of(folder)}", file=sys.stderr)
     return folder
 
 
@@ -345,13 +345,6 @@ def joined_digest(hashes: dict[Path, str]) -> str:
     for file in sorted(hashes):
         total.update(f"{file.name}\0{hashes[file]}\n".encode())
     return total.hexdigest()
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit of a snapshot in the hub's cache; None of any other folder, of which nobody says one."""
-    folder = folder.absolute()
-    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
-    return folder.name if is_snapshot else None
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
