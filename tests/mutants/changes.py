@@ -181,6 +181,20 @@ OF_TRAINING = [
         "rates",
     ),
     Change(
+        "optimizer-rounding-always-down",
+        "dft_jax/optimizer.py",
+        " + jax.random.bits(key, x.shape, jnp.uint16)",
+        "",
+        ("tests/test_optimizer.py",),
+    ),
+    Change(
+        "optimizer-same-bits-for-each-leaf",
+        "dft_jax/optimizer.py",
+        "[jax.random.fold_in(key, number) for number in range(len(leaves))]",
+        "[key for _ in leaves]",
+        ("tests/test_optimizer.py",),
+    ),
+    Change(
         "train-reference-resumed",
         "dft_jax/train.py",
         "init_params(config, job.source, model) if _needs_reference(job.objective) else None",
@@ -207,8 +221,8 @@ OF_TRAINING = [
     Change(
         "train-rate-of-the-next-step",
         "dft_jax/train.py",
-        "rate = schedule(optimizer_lib.update_count(state.opt_state))",
-        "rate = schedule(optimizer_lib.update_count(opt_state))",
+        "hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state)]",
+        "hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state) + 1]",
         ("tests/test_train.py", "tests/test_end_to_end.py"),
         "rate or explains",
     ),
@@ -256,7 +270,14 @@ OF_MODELS = [
         ("tests/models/test_layers.py",),
     ),
     Change(
-        "model-norms-after-rope",
+        "model-embedding-gradient-in-bfloat16",
+        "dft_jax/models/layers.py",
+        "wide = jnp.promote_types(kind.dtype, jnp.float32)",
+        "wide = kind.dtype",
+        ("tests/models/test_layers.py",),
+    ),
+    Change(
+        "model-no-query-and-key-norms",
         "dft_jax/models/decoder.py",
         "if c.qk_norm:",
         "if c.qk_norm and False:",
