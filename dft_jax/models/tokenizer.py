@@ -7,6 +7,7 @@ of class Qwen2Tokenizer gets Qwen's splitting and NFC. Hence one object, made of
 which all text goes: training, prompts, completions, pages.
 """
 
+import copy
 import dataclasses
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer as Backend
+from tokenizers.decoders import Decoder
 
 from dft_jax import errors
 from dft_jax.models.files import read_json, refuse_code
@@ -55,6 +57,8 @@ class Tokenizer:
         # A file that was saved after training may hold both, and would cut and pad every example.
         backend.no_truncation()
         backend.no_padding()
+        if backend.decoder is not None:
+            backend.decoder = _without_cleanup(backend.decoder)
         self.special_tokens_map, self.chat_templates = settings.special_tokens_map, settings.chat_templates
         self.eos_ids = settings.eos_ids
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
@@ -136,6 +140,18 @@ class Tokenizer:
             others = f" by default (it has {', '.join(sorted(self.chat_templates))})" if self.chat_templates else ""
             raise ValueError(f"no chat template{others}")
         return self.chat_templates["default"]
+
+
+def _without_cleanup(decoder: Decoder) -> Decoder:
+    """The decoder with none of its steps taking out spaces before full stops, as that of word pieces may.
+
+    What is graded has to be what was sampled; `a .b` may be code.
+    """
+    state = decoder.__getstate__()  # JSON; the library has no other access to the steps of a sequence
+    if b'"cleanup":true' in state:
+        decoder = copy.copy(decoder)
+        decoder.__setstate__(state.replace(b'"cleanup":true', b'"cleanup":false'))
+    return decoder
 
 
 def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import transformers
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 
 from dft_jax import assets, errors
 from dft_jax.models import hf
@@ -79,6 +79,17 @@ def test_decoding_leaves_spaces_before_full_stops(name, tmp_path):
         ids = [*tokenizer.encode(one), tokenizer.eos_token_id]
         assert tokenizer.decode(ids, skip_special_tokens=True) == one
         assert tokenizer.decode(ids) == one + tokenizer.eos_token
+
+
+@pytest.mark.parametrize("is_sequence", [False, True])
+def test_a_decoder_that_cleans_up_is_one_that_does_not(is_sequence, tmp_path):
+    """That of word pieces does by default, by itself or among other steps, and then nothing else has to ask for it."""
+    folder, tokens = lookalikes.write("llama3", tmp_path), ["a", ".", "b", "?"]
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    cleans = decoders.WordPiece(cleanup=True)
+    backend.decoder = decoders.Sequence([cleans]) if is_sequence else cleans
+    backend.save(str(folder / "tokenizer.json"))
+    assert backend.decoder.decode(tokens) != "a . b ?" == hf.load_tokenizer(folder).backend.decoder.decode(tokens)
 
 
 def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path):
