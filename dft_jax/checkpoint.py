@@ -13,19 +13,17 @@ import logging
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from dft_jax import errors, interrupts, manifest, writer
+from dft_jax import distributed, errors, interrupts, manifest, writer
 from dft_jax.types import Params, TrainState
 
 _PATIENCE_S = 20.0
-_NONE, _DAMAGED = -1, -2  # instead of a step, between processes
 _log = logging.getLogger(__name__)  # the phases of a save, for whoever wants to interfere with them
 
 
@@ -70,35 +68,60 @@ class Checkpoints:
           UserError: there are checkpoints, and every one is damaged.
         """
         self.is_reader = self.is_reader and not repair
-        found = self._find(repair) if jax.process_index() == 0 else _NONE
-        found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        if found == _DAMAGED:
+        is_damaged = repair and not self._by_first("sweep", self._sweep)
+        tried: list[int] = []
+        while (step := self._by_first("candidate", self._candidate, tried)) is not None:
+            tried.append(step)
+            problems = self._problems(step)
+            if not problems:
+                if repair:  # a run may have been killed before it came to that
+                    self._by_first("retire", self._retire, step)
+                return step
+            is_damaged |= self._by_first("damaged", self._leave_out, step, problems, repair)
+        if is_damaged or self._by_first("earlier", self._has_damaged):
             what = "no good checkpoint is left; put one back, or remove the folder to start again"
             raise errors.UserError(f"{self.folder}: {what}")
-        return None if found == _NONE else found
+        return None
 
-    def _find(self, repair: bool) -> int:
-        damaged = repair and not self._sweep()
-        steps = sorted(self._steps())
-        while steps:
-            step = steps.pop()
-            folder = self.folder / str(step)
-            problems = manifest.problems(folder, step, self.verify)
-            if not problems:
-                if repair:
-                    self._retire(step)  # a run may have been killed before it came to that
-                return step
-            if not repair and not (folder / manifest.NAME).exists():
-                steps = sorted(self._steps())  # a run that goes on has let it go meanwhile, for a newer one
-                continue
-            damaged = True
-            place = folder.with_suffix(".damaged")
-            action = f"set aside as {place.name}" if repair else "left out"
-            _warn(f"{folder} is damaged and {action}: {'; '.join(problems[:3])}")
-            if repair:
-                shutil.rmtree(place, ignore_errors=True)
-                folder.rename(place)
-        return _DAMAGED if damaged or any(self.folder.glob("*.damaged")) else _NONE
+    def _by_first(self, topic: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        """What process 0 makes of the folder, on all of them."""
+
+        def told() -> Any:
+            with errors.told(f"{self.folder}: cannot be used", "make it readable and writable"):
+                return work(*arguments)
+
+        return distributed.by_first(f"checkpoint {topic}", told)
+
+    def _candidate(self, tried: list[int]) -> int | None:
+        return max(set(self._steps()) - set(tried), default=None)
+
+    def _problems(self, step: int) -> list[str]:
+        """How a checkpoint differs from its manifest. Every process hashes its share of the files:
+        18 GB take a minute."""
+        folder, by_content = self.folder / str(step), self.verify == "sha256"
+        _log.debug("verify %d", step)
+        sizes = "sizes" if by_content else self.verify
+        problems = self._by_first("sizes", manifest.problems, folder, step, sizes)
+        if problems or not by_content:
+            return problems
+        share = slice(jax.process_index(), None, jax.process_count())
+        return distributed.decided("checkpoint content", manifest.changed(folder, share), _joined)
+
+    def _leave_out(self, step: int, problems: list[str], repair: bool) -> bool:
+        """Sets a damaged checkpoint aside, or says that it is left out; False where it is gone."""
+        folder = self.folder / str(step)
+        if not repair and not (folder / manifest.NAME).exists():
+            return False  # a run that goes on has let it go meanwhile, for a newer one
+        place = folder.with_suffix(".damaged")
+        action = f"set aside as {place.name}" if repair else "left out"
+        _warn(f"{folder} is damaged and {action}: {'; '.join(problems[:3])}")
+        if repair:
+            shutil.rmtree(place, ignore_errors=True)
+            folder.rename(place)
+        return True
+
+    def _has_damaged(self) -> bool:
+        return any(self.folder.glob("*.damaged"))
 
     def _steps(self) -> list[int]:
         """Steps with a manifest."""
@@ -312,6 +335,10 @@ class Checkpoints:
             self.thread.shutdown()
             with self._told(self.saved):
                 self.orbax.close()  # raises once more what a metadata file ran into
+
+
+def _joined(everyone: list[list[str]]) -> list[str]:
+    return [line for lines in everyone for line in lines]
 
 
 def _warn(text: str) -> None:

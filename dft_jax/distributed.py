@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from dft_jax import errors
 
-_POLL_MS = 10_000
+_POLL_MS = 10_000  # of one question to the service, which is asked again
 _SHOWN = 60  # characters of a value in a message
 _ABSENT = "absent"
 
@@ -41,6 +41,33 @@ def decided(topic: str, mine: Any, decide: Callable[[list[Any]], Any]) -> Any:
         everyone = [json.loads(_wait(client, f"{key}/{number}")) for number in range(jax.process_count())]
         client.key_value_set(f"{key}/decision", json.dumps(decide(everyone)))
     return json.loads(_wait(client, f"{key}/decision"))
+
+
+def by_first(topic: str, work: Callable[[], Any]) -> Any:
+    """What `work` returns, plain JSON, on every process: process 0 does it, the others wait for it.
+
+    Raises:
+      UserError: that of `work`, on every process.
+    """
+
+    def decide(_: list[Any]) -> dict[str, Any]:
+        try:
+            return {"result": work(), "problems": []}
+        except errors.UserError as error:
+            return {"result": None, "problems": error.problems}
+
+    decision = decided(topic, None, decide)
+    _end_together(decision["problems"])
+    return decision["result"]
+
+
+def meet(topic: str) -> None:
+    """Waits until all processes are here, however far apart they come.
+
+    For before devices meet for the first time: on CPUs that fails where one process is 30 seconds
+    late, as after reading weights from a slower disk, or compiling what another had in its cache.
+    """
+    decided(topic, None, lambda _: None)
 
 
 @contextlib.contextmanager

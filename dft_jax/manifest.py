@@ -72,12 +72,19 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
         elif file.stat().st_size != size:
             found.append(f"{name} has {file.stat().st_size} bytes, not {size}")
     if verify == "sha256" and not found:
-        try:
-            hashes = _hashes(folder, [folder / name for name in files], is_new=False)
-        except OSError as error:
-            return [f"{error.filename} cannot be read ({error.strerror})"]
-        found = [f"{name} has another content" for name in files if hashes[name] != files[name]]
+        return changed(folder)
     return found
+
+
+def changed(folder: Path, share: slice = slice(None)) -> list[str]:
+    """The files, or a share of them, that have not the SHA-256 of the manifest, which was found to be whole."""
+    try:
+        files = json.loads((folder / NAME).read_text(encoding="utf-8"))["files"]
+        mine = sorted(files)[share]
+        hashes = _hashes(folder, [folder / name for name in mine], is_new=False)
+    except OSError as error:
+        return [f"{error.filename} cannot be read ({error.strerror})"]
+    return [f"{name} has another content" for name in mine if hashes[name] != files[name]]
 
 
 def digest(folder: Path) -> str:

@@ -59,9 +59,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     job = prepare(config, workdir)
     config, steps, model, optimizer = job.config, job.steps, job.model, job.optimizer
     with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
-        checkpoints, restart, identity = run_directory.open_workdir(
-            workdir, config, job.fingerprint, job.source
-        )
+        opened = run_directory.open_workdir(workdir, config, job.fingerprint, job.source)
+        checkpoints, restart, identity = opened
         stack.enter_context(checkpoints)
         abstract = abstract_state(model, optimizer)
         with distributed.together("room"):  # process 0 writes and looks
@@ -71,8 +70,8 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         is_new, start = restart is None, restart or 0
         state = init_state(config, job.source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
         reference = init_params(config, job.source, model) if _needs_reference(job.objective) else None
-        hyperparameters = make_hyperparameters(config, steps, model.mesh)
-        train_step = make_train_step(model, job.objective, optimizer, hyperparameters, config, reference)
+        given = make_hyperparameters(config, steps, model.mesh)
+        train_step = make_train_step(model, job.objective, optimizer, given, config, reference)
         evaluate = make_evaluate(model, job.objective, job.heldout, config, reference)
         benchmarks = job.benchmarks
         benchmarks.begin(steps, start, job.train.report["sha256"], identity)
@@ -92,6 +91,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
                 save()  # it may take hours
                 reporter.evaluate(step, lambda: benchmarks.run(step, state.params))
 
+        distributed.meet("state")  # devices meet for the first time
         try:
             interrupts.check()
             if start < steps:
@@ -374,6 +374,7 @@ def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: l
     counts = [count // packer.accumulation for count in packer.row_counts]
     for n_rows in tqdm(counts, desc="compile", unit="shape", leave=False, disable=jax.process_index() > 0):
         compiled(n_rows)
+    distributed.meet("compiled")
     return lambda state, batch: compiled(batch.tokens_BL.shape[1])(*first_arguments, state, batch)
 
 

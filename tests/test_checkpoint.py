@@ -1,5 +1,6 @@
 """Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by name."""
 
+import collections
 import json
 import shutil
 import types
@@ -9,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import checkpoint as checkpoint_lib, errors, manifest
+from dft_jax import checkpoint as checkpoint_lib, distributed, errors, manifest
 from dft_jax.checkpoint import Checkpoints, Gone
 from dft_jax.models import hf
 from dft_jax.types import TrainState
+from tests.faults import launch
 
 RUN = {"fingerprint": {"seed": 0}, "changes": []}
 
@@ -273,3 +275,100 @@ def test_the_clock_starts_with_each_save(tmp_path, monkeypatch):
         assert checkpoints.is_due(10) and not checkpoints.is_due(10.1) and not checkpoints.is_due(0)
         checkpoints.save(1, state(1), RUN)
         assert not checkpoints.is_due(10)
+
+
+class Service:
+    """The coordination service as one of two processes sees it: what the other one says comes late.
+
+    `others` has by topic what it says: its own values, or the decisions where it is process 0.
+    """
+
+    def __init__(self, others, late=3):
+        self.others, self.late, self.asked, self.mine = others, late, collections.Counter(), {}
+
+    def key_value_set(self, key, value):
+        self.mine[key] = value
+
+    def blocking_key_value_get(self, key, timeout_ms):
+        if key in self.mine:
+            return self.mine[key]
+        self.asked[key] += 1
+        if self.asked[key] <= self.late:
+            what = f"DEADLINE_EXCEEDED: GetKeyValue() timed out after {timeout_ms} ms"
+            raise jax.errors.JaxRuntimeError(what)
+        _, topic, *_ = key.split("/")
+        values = self.others.get(topic)
+        return json.dumps(values.pop(0) if values else None)
+
+
+def newest_as(index, others, folder, monkeypatch):
+    """The newest step as process `index` of two finds it, and what it asked the service."""
+    service, checkpoints = Service(others), Checkpoints(folder)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(distributed, "_client", lambda: service)
+    found = checkpoints.newest()
+    monkeypatch.undo()
+    return found, service.asked
+
+
+def done(result):
+    return {"result": result, "problems": []}
+
+
+def test_others_wait_for_the_first_process_as_long_as_it_takes(folder, monkeypatch):
+    """Longer than one question to the service may: it is asked again. No device is."""
+    answers = {
+        "checkpoint candidate": [done(3), done(2)],
+        "checkpoint sizes": [done([]), done([])],
+        "checkpoint content": [["3/state is another"], []],
+        "checkpoint damaged": [done(True)],
+    }
+    found, asked = newest_as(1, answers, folder, monkeypatch)
+    assert found == 2 and set(asked.values()) == {4}
+    assert names(folder) == ["2", "3"]
+
+
+def test_every_process_hashes_its_share(folder, monkeypatch):
+    """Between them all files, and what either finds counts."""
+    files = set(json.loads((folder / "3" / manifest.NAME).read_text())["files"])
+    hashed, original = [], manifest._hashes
+
+    def hashes(*arguments, **named):
+        hashed.append(original(*arguments, **named))
+        return hashed[-1]
+
+    first = {"checkpoint candidate": [done(3)], "checkpoint sizes": [done([])]}
+    for index, others in enumerate(({}, first)):
+        monkeypatch.setattr(manifest, "_hashes", hashes)
+        found, _ = newest_as(index, others | {"checkpoint content": [[]]}, folder, monkeypatch)
+        assert found == 3
+    assert hashed[0].keys() | hashed[1].keys() == files
+    assert not hashed[0].keys() & hashed[1].keys() and all(hashed)
+    others = {"checkpoint content": [["state/x has another content"], []]}
+    found, _ = newest_as(0, others, folder, monkeypatch)
+    assert found == 2  # of 3 the other process found a part damaged
+
+
+def test_a_folder_that_the_first_process_cannot_use_ends_all(folder, monkeypatch):
+    problem = {"result": None, "problems": ["/x: cannot be used"]}
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: None)
+    with pytest.raises(errors.UserError, match="/x: cannot be used"):
+        newest_as(1, {"checkpoint candidate": [problem]}, folder, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_first_process_may_take_longer_with_a_checkpoint_than_devices_wait(tmp_path):
+    """On CPUs they give up after 30 s when they meet for the first time."""
+    (tmp_path / "runs").mkdir()
+    workdir, quick = tmp_path / "runs/run", ("--config.eval.every=0",)
+
+    def run(steps, faults):
+        allowed = "--config.resume.allow_changed=train.steps,steps"
+        arguments = (*quick, f"--config.train.steps={steps}", allowed)
+        processes = launch.start_many(workdir, 2, faults, arguments=arguments)
+        assert [launch.wait(one) for one in processes] == [0, 0], launch.log(workdir)[-3000:]
+
+    run(2, {})
+    run(4, {0: launch.Fault("verify *", "sleep", argument=40.0)})
+    assert f"{launch.HURT} sleep" in launch.phases(workdir)

@@ -123,6 +123,12 @@ def test_what_is_asked_of_a_mesh_is_not_asked_of_the_default_backend():
     assert found == OF_ALL_DEVICES.keys()
 
 
+def test_processes_meet_on_devices_in_programs_only():
+    """Else through the coordination service: where one is 30 s late, a first meeting of devices fails."""
+    users = [module_of(file) for file in CORE if any("multihost_utils" in name for name in imports(file))]
+    assert users == ["dft_jax.distributed"]  # for where there is no service
+
+
 @pytest.mark.parametrize("file", CORE, ids=module_of)
 def test_no_torch_and_no_flax_outside_models(file):
     heads = {name.split(".")[0] for name in imports(file)}

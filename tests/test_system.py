@@ -5,11 +5,13 @@ import pathlib
 import resource
 import subprocess
 import sys
+from importlib import metadata
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from dft_jax import progress, system, workers
+from dft_jax import cli, progress, system, workers
 
 ROOT = pathlib.Path(__file__).parents[1]
 STAND_IN = ROOT / "tests/macos"
@@ -54,7 +56,7 @@ import resource
 from dft_jax import system
 for what in (resource.RLIMIT_CPU, resource.RLIMIT_AS):
     resource.setrlimit(what, (2**33, 2**33))
-assert system.limit_processor_s(2**34) and system.limit_processor_s(500) and system.limit_processor_s(600)
+assert all(system.limit_processor_s(seconds) for seconds in (2**34, 500, 600))
 assert resource.getrlimit(resource.RLIMIT_CPU) == (600, 2**33)
 assert system.limit_memory(2**34)
 assert resource.getrlimit(resource.RLIMIT_AS) == (2**33, 2**33)
@@ -91,6 +93,65 @@ def test_workers_without_limits_of_memory_work_and_it_is_said_once(monkeypatch, 
         worker.kill()
     workers._say_what_lacks.cache_clear()
     assert capfd.readouterr().err.count(NOTE) == 1
+
+
+@pytest.fixture
+def cache_settings():
+    """JAX's settings of the cache, put back afterwards."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in (*names, "jax_enable_compilation_cache")}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_compiled_programs_are_kept_by_backend_jaxlib_and_processor(
+    tmp_path, monkeypatch, cache_settings
+):
+    """A home may be shared by machines whose processors know other instructions."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    folders = []
+    for flags in ("flags : sse avx", "flags : sse avx amx", "flags : sse avx"):
+        monkeypatch.setattr(system, "processor", lambda flags=flags: flags)
+        jax.config.update("jax_compilation_cache_dir", None)
+        cli.keep_compilations()
+        folders.append(pathlib.Path(jax.config.jax_compilation_cache_dir))
+    assert folders[0] == folders[2] != folders[1] and all(folder.is_dir() for folder in folders)
+    assert folders[0].parent == tmp_path / "dft_jax/compilations"
+    assert folders[0].name.startswith(f"cpu-{metadata.version('jaxlib')}-")
+    cli.keep_compilations()  # what the user has set stays
+    assert pathlib.Path(jax.config.jax_compilation_cache_dir) == folders[2]
+
+
+def test_the_cache_is_kept_below_its_limit(tmp_path, monkeypatch, cache_settings):
+    """What was not used for longest goes, also what an older version left beside the folders."""
+    caches = tmp_path / "dft_jax/compilations"
+    (caches / "cpu-1").mkdir(parents=True)
+    for age, name in enumerate(("cpu-1/new", "cpu-1/used", "cpu-1/old", "jit_older_version")):
+        (caches / name).write_bytes(bytes(100))
+        os.utime(caches / name, (1e9 - age, 1e9 - age))
+    os.utime(caches / "cpu-1/old", (1e9 + 1, 1e9 - 2))  # read since
+    cli.prune(caches, 400)
+    assert len([file for file in caches.rglob("*") if file.is_file()]) == 4
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(cli, "CACHE_BYTES", 250)
+    jax.config.update("jax_compilation_cache_dir", None)
+    cli.keep_compilations()
+    assert {file.name for file in caches.rglob("*") if file.is_file()} == {"new", "old"}
+
+
+def test_a_processor_is_named_by_its_instructions(monkeypatch):
+    here = system.processor()
+    assert here == system.processor() and len(here) > 5
+    info = "processor : 0\nmodel name : X\nflags : sse avx\nbogomips : {}\nprocessor : 1\nflags : sse avx\n"
+    texts = [info.format(4000), info.format(4001), info.format(4000).replace("avx", "avx512")]
+    named = []
+    for text in texts:
+        monkeypatch.setattr(system.Path, "read_text", lambda _, text=text: text)
+        named.append(system.processor())
+    assert named[0] == named[1] != named[2]
 
 
 GRADES = r"""

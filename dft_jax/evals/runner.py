@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from dft_jax import distributed, errors, interrupts, writer
 from dft_jax.data.chat import TOKENIZER_BOXED, Template
@@ -254,7 +252,8 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
         if is_writer:
             check(plan, model, out, of)
             done = _done(plan, out)
-    is_missing = multihost_utils.broadcast_one_to_all(np.array([key not in done for key in plan.requests]))
+    is_missing = [key not in done for key in plan.requests]
+    is_missing = distributed.decided("missing", is_missing if is_writer else None, lambda lists: lists[0])
     missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
     summary, sampling = {}, Sampling()
     # Before the folder is said to be of this model: of a run that trains on, the checkpoint may be gone by now.
@@ -278,7 +277,7 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
             sampling.seconds = time.perf_counter() - began
         if is_writer:
             summary = _finish(plan, out, done, of, sampling)
-    multihost_utils.sync_global_devices("graded")  # a process that left would end the job some minutes later
+    distributed.meet("graded")  # a process that left would end the job some minutes later
     return summary
 
 

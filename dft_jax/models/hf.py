@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
-from dft_jax import errors, hub, sharding
+from dft_jax import distributed, errors, hub, sharding
 from dft_jax.models import Model
 from dft_jax.models.config import ConfigReader, DecoderConfig
 from dft_jax.models.families import FAMILIES
@@ -290,6 +290,7 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
                 arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
             layout = sharding.named(model.mesh, *leaf.sharding.spec[1:])
             arrays[path] = _write_layer(arrays[path], _place(host, layout, leaf.dtype), layer)
+    distributed.meet("weights")  # one disk may be minutes slower than another
     return unflatten_dict(arrays)
 
 
