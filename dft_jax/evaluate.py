@@ -160,7 +160,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         run, sha256 = checkpoints.run_of(step), checkpoints.digest(step)
 
         def identify():
-            origin = {"run_id": run.get("run_id"), "base": run.get("base")}
+            origin = {name: run.get(name) for name in ("run_id", "base", "data")}
             return {"name": folder.name, "step": step, "sha256": sha256, "origin": origin}
 
         def load():

@@ -25,7 +25,7 @@ from dft_jax.optimizer import rounding_of
 
 _LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
 # What a checkpoint says of its run since it began, and keys that fingerprints of older versions lack.
-_SAID_ONCE = ("run_id", "base")
+_SAID_ONCE = ("run_id", "base", "data")
 _LATER = ("weights_sha256_of_sample",)
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
 _LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
@@ -264,7 +264,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def open_workdir(
-    workdir: Path, config: ConfigDict, fingerprint: dict[str, Any], source: Path
+    workdir: Path, config: ConfigDict, fingerprint: dict[str, Any], source: Path, train: Examples
 ) -> tuple[Checkpoints, int | None, dict[str, Any]]:
     """The checkpoints in `workdir`, the step to go on from (None: the beginning), and what new ones say of the run.
 
@@ -282,7 +282,7 @@ def open_workdir(
         step = checkpoints.newest(repair=True)
     run = {"fingerprint": fingerprint, "changes": []}
     if step is None:
-        run |= _begin(workdir, config, source)
+        run |= _begin(workdir, config, source, train)
     else:
         held = checkpoints.run_of(step)
         run |= {name: held[name] for name in _SAID_ONCE if name in held}
@@ -297,8 +297,8 @@ def open_workdir(
     return checkpoints, step, run
 
 
-def _begin(workdir: Path, config: ConfigDict, source: Path) -> dict[str, Any]:
-    """What is said of a run once, when it begins from nothing: an id of its own, and the base it begins with.
+def _begin(workdir: Path, config: ConfigDict, source: Path, train: Examples) -> dict[str, Any]:
+    """What is said of a run once, when it begins from nothing: an id of its own, the base it begins with, the data.
 
     Evaluations that an earlier run left in the folder are set aside: they would pass for this one's.
     """
@@ -308,7 +308,7 @@ def _begin(workdir: Path, config: ConfigDict, source: Path) -> dict[str, Any]:
             _set_aside(workdir / "eval")
             is_random = config.model.init == "random"
             base = base_of(config, source, None if is_random else hf.digest(hf.Checkpoint(source).files))
-    mine = {"run_id": secrets.token_hex(8), "base": base}
+    mine = {"run_id": secrets.token_hex(8), "base": base, "data": data_of(train)}
     return distributed.decided("run", mine, lambda everyone: everyone[0])
 
 
@@ -325,6 +325,13 @@ def base_of(config: ConfigDict, source: Path, sha256: str | None) -> dict[str, A
         "init": config.model.init,
         "sha256": sha256,
     }
+
+
+def data_of(train: Examples) -> dict[str, Any]:
+    """The data that a run is trained on: where it was found, the hub's commit, and SHA-256 of tokens and masks."""
+    path = Path(train.report["path"])
+    place = str(path.absolute()) if path.exists() else train.report["path"]
+    return {"path": place, "commit": train.report["commit"], "sha256": train.report["sha256"]}
 
 
 def _set_aside(folder: Path) -> None:

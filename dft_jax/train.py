@@ -59,7 +59,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
     job = prepare(config, workdir)
     config, steps, model, optimizer = job.config, job.steps, job.model, job.optimizer
     with run_directory.locked(workdir), matmul_precision(config.model.compute_dtype), contextlib.ExitStack() as stack:
-        opened = run_directory.open_workdir(workdir, config, job.fingerprint, job.source)
+        opened = run_directory.open_workdir(workdir, config, job.fingerprint, job.source, job.train)
         checkpoints, restart, identity = opened
         stack.enter_context(checkpoints)
         abstract = abstract_state(model, optimizer)

@@ -23,6 +23,9 @@ OLD_FINGERPRINT = {"config.train.seed": 0, "steps": 4}  # of a version that look
 FINGERPRINT = OLD_FINGERPRINT | {"weights_sha256_of_sample": "aa"}
 
 
+EXAMPLES = types.SimpleNamespace(report={"path": "openai/gsm8k", "commit": "c" * 40, "sha256": "dd", "rows": {}})
+
+
 def lab_config(**overrides):
     config = quickstart.lab_config("sft")
     config.update_from_flattened_dict(overrides)
@@ -32,7 +35,7 @@ def lab_config(**overrides):
 def open_workdir(folder, fingerprint=FINGERPRINT, **overrides):
     folder.mkdir(exist_ok=True)
     config = lab_config(**overrides)
-    checkpoints, step, run = run_directory.open_workdir(folder, config, fingerprint, assets.LAB)
+    checkpoints, step, run = run_directory.open_workdir(folder, config, fingerprint, assets.LAB, EXAMPLES)
     checkpoints.close()
     return step, run
 
@@ -60,6 +63,7 @@ def test_a_run_says_once_what_it_is_made_of(tmp_path):
         "init": "checkpoint",
         "sha256": weights,
     }
+    assert run["data"] == {"path": "openai/gsm8k", "commit": "c" * 40, "sha256": "dd"}
     assert open_workdir(tmp_path / "run")[1]["run_id"] != run["run_id"], "it begins from nothing again"
     save(tmp_path / "run", 3, run)
     step, resumed = open_workdir(tmp_path / "run", **{"model.path": str(assets.LAB_CLEAN)})
@@ -70,16 +74,23 @@ def test_a_folder_says_what_its_run_is_made_of(tmp_path, monkeypatch):
     """From wherever it is read: paths are absolute. Of a run of before there were ids nobody knows."""
     monkeypatch.chdir(assets.LAB.parent)
     model = types.SimpleNamespace(module=types.SimpleNamespace(backend="masked"))
-    examples = types.SimpleNamespace(report={"sha256": "aa"})
 
     def described(run):
-        run_directory.describe_run(tmp_path, lab_config(**{"model.path": "lab"}), model, examples, None, run)
+        run_directory.describe_run(tmp_path, lab_config(**{"model.path": "lab"}), model, EXAMPLES, None, run)
         return [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "env")]
 
     config, environment = described({"run_id": "5f0c", "base": {"path": "x"}, "fingerprint": {}, "changes": []})
     assert config["model"]["path"] == str(assets.LAB)
     assert (environment["run_id"], environment["base"], environment["attention"]) == ("5f0c", {"path": "x"}, "masked")
     assert described({"fingerprint": {}, "changes": []})[1]["run_id"] is None
+
+
+def test_where_data_was_found_is_said_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").touch()
+    here, gone = (types.SimpleNamespace(report=EXAMPLES.report | {"path": path}) for path in ("train.jsonl", "x/y"))
+    assert run_directory.data_of(here)["path"] == str(tmp_path / "train.jsonl")
+    assert run_directory.data_of(gone) == {"path": "x/y", "commit": "c" * 40, "sha256": "dd"}
 
 
 def test_a_run_that_draws_its_weights_has_no_base_to_hash(tmp_path):

@@ -67,7 +67,8 @@ def load_examples(
     template = Template(config.template, tokenizer, date=config.get("date", ""))
     accountant = _Accountant()
     quiet = jax.process_index() > 0 or None  # None: unless stderr is a terminal
-    rows = itertools.islice(sources.read_rows(path, config, split), max_rows or None)
+    source = sources.open_rows(path, config, split)
+    rows = itertools.islice(source.rows, max_rows or None)
 
     def conversations() -> Iterator[tuple[str, list[Part]]]:
         for row in tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet):
@@ -98,7 +99,7 @@ def load_examples(
             f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the tokenizer is not this"
             " model's; copy the model's own tokenizer files"
         )
-    return Examples(examples, accountant.report(path, examples), places)
+    return Examples(examples, accountant.report(path, examples) | {"commit": source.commit}, places)
 
 
 def _tokenize(

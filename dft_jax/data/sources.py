@@ -4,6 +4,7 @@ import codecs
 import dataclasses
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,20 @@ class Row:
         return self.content
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Rows in their order, and the commit of the hub that they are of; None of what is no snapshot of it."""
+
+    rows: Iterator[Row]
+    commit: str | None = None
+
+
 def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
+    """The rows of `open_rows` alone."""
+    return open_rows(path, config, split).rows
+
+
+def open_rows(path: str, config: ConfigDict, split: str) -> Source:
     """Rows of `path` in order; the `value` of a malformed line raises BadRow.
 
     `path` is a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id (see hub.py), or a part of
@@ -46,17 +60,17 @@ def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
     """
     part = world.parse(path)
     if part is not None:
-        return (Row(f"world[{number}]", value) for number, value in enumerate(world.rows(**part)))
+        return Source(Row(f"world[{number}]", value) for number, value in enumerate(world.rows(**part)))
     place = Path(path)
     if place.is_file():
         if place.suffix not in _READERS:
             raise errors.UserError(f"data file {path}: unknown ending {place.suffix!r}; known: {', '.join(_READERS)}")
-        return _READERS[place.suffix](place, place.name)
+        return Source(_READERS[place.suffix](place, place.name))
     if place.is_dir():
-        return _read_folder(place, config.subset, split)
+        return Source(_read_folder(place, config.subset, split), hub.commit_of(place))
     if is_path(path):
         raise errors.UserError(f"data file {path!r} does not exist (looked from {Path.cwd()}); correct the path")
-    return _read_hub(hub.id_of(path, "data file"), config, split)
+    return _open_hub(hub.id_of(path, "data file"), config, split)
 
 
 def is_path(path: str) -> bool:
@@ -136,7 +150,7 @@ def _read_table(file: Path, name: str) -> Iterator[Row]:
             yield Row(f"{name}[{number}]", value)
 
 
-def _read_hub(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
+def _open_hub(path: str, config: ConfigDict, split: str) -> Source:
     import datasets
 
     datasets.logging.set_verbosity(logging.CRITICAL)  # it would log errors that are reported below
@@ -150,8 +164,15 @@ def _read_hub(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
             f"dataset {path!r} (subset {config.subset!r}, split {split!r}) could not be loaded: {why};"
             f" {_hub_remedy(path, why)}"
         ) from error
-    for number, value in enumerate(table):
-        yield Row(f"{path}[{number}]", value)
+    rows = (Row(f"{path}[{number}]", value) for number, value in enumerate(table))
+    return Source(rows, _commit_of(table))
+
+
+def _commit_of(table: Any) -> str | None:
+    """The commit that a dataset was loaded at: `datasets` names the folder of its arrow files by it."""
+    folders = {Path(file["filename"]).parent.name for file in table.cache_files}
+    commits = {name for name in folders if re.fullmatch("[0-9a-f]{40}", name)}
+    return commits.pop() if len(commits) == 1 else None
 
 
 def _hub_remedy(path: str, why: str) -> str:

@@ -55,7 +55,7 @@ class Benchmarks:
         """
         self.of = {"config_sha256": config_lib.digest(self.config), "training_data_sha256": data_sha256}
         if "run_id" in run:  # of an older version's run its evaluations have none either
-            self.of |= {"run_id": run["run_id"], "origin": {"base": run["base"]}}
+            self.of |= {"run_id": run["run_id"], "origin": {"base": run["base"], "data": run.get("data")}}
         if self.config.eval.benchmarks:
             every = self.config.eval.benchmarks_every
             self.steps = [*(range(every, last, every) if every else []), last]

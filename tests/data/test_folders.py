@@ -7,8 +7,10 @@ import pytest
 from ml_collections import ConfigDict
 from pyarrow import parquet
 
-from dft_jax import errors
-from dft_jax.data import folders, sources
+from dft_jax import assets, errors
+from dft_jax.data import folders, loader, sources
+from dft_jax.models import hf
+from tests.training import tiny_config
 
 ROWS = {
     # `datasets` would make floats of the ints, times of the dates, and null keys in every dict.
@@ -224,3 +226,35 @@ def test_the_remedy_for_a_dataset_of_the_hub(why, remedy, monkeypatch):
     with pytest.raises(errors.UserError) as caught:
         read("x/y")
     assert why[:30] in str(caught.value) and remedy in str(caught.value)
+
+
+class Table(list):
+    """Rows as `datasets` gives them, with the files that they are in."""
+
+    def __init__(self, rows, files):
+        super().__init__(rows)
+        self.cache_files = [{"filename": str(file)} for file in files]
+
+
+@pytest.mark.parametrize(
+    "folders, commit",
+    [(["c" * 40] * 2, "c" * 40), (["c" * 40, "d" * 40], None), (["main"], None), ([], None)],
+)
+def test_the_commit_of_a_dataset_is_that_of_its_files(folders, commit, monkeypatch):
+    import datasets
+
+    files = [f"/cache/x___y/main/0.0.0/{name}/y-train-{n}.arrow" for n, name in enumerate(folders)]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Table([{"a": 1}], files))
+    source = sources.open_rows("x/y", ConfigDict({"subset": "", "revision": "main"}), "train")
+    assert (source.commit, [row.value for row in source.rows]) == (commit, [{"a": 1}])
+
+
+def test_the_commit_of_a_folder_is_that_of_a_snapshot_and_in_its_account(tmp_path):
+    snapshot = tmp_path / "datasets--x--y" / "snapshots" / ("c" * 40)
+    for folder, commit in ((snapshot, "c" * 40), (tmp_path / "plain", None)):
+        folder.mkdir(parents=True)
+        (folder / "train.jsonl").write_text('{"prompt": "1+1?", "completion": "2"}\n')
+        config = tiny_config(**{"data.train": str(folder), "data.rows": "fields"}).data
+        examples = loader.load_examples(config.train, config, hf.load_tokenizer(assets.TINY), 264)
+        assert examples.report["commit"] == commit
+    assert sources.open_rows(str(tmp_path / "plain" / "train.jsonl"), ConfigDict(), "train").commit is None
