@@ -318,6 +318,19 @@ def test_weight_decay_mask_spares_norms_and_biases(mesh1):
     assert not decays["final_norm"]["scale"] and not decays["layers"]["attention"]["q"]["bias"]
 
 
+@pytest.mark.parametrize("decay, of_scale", [("all", 0.9), ("matrices", 1.0)])
+def test_what_decays_is_the_configs_choice(decay, of_scale):
+    """With a gradient of zero only the decay moves a weight: by 0.1 of it, at a rate of 1."""
+    config = tiny_config(**{"optimizer.decay": decay, "optimizer.weight_decay": 0.1}).optimizer
+    optimizer = optimizer_lib.make_optimizer(config)
+    params = {"up": {"kernel": jnp.ones(3)}, "norm": {"scale": jnp.ones(3)}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params, rate=1.0)
+    found = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(found["up"]["kernel"], 0.9, rtol=1e-6)
+    np.testing.assert_allclose(found["norm"]["scale"], of_scale, rtol=1e-6)
+
+
 def test_head_of_a_tied_model_is_its_embedding(mesh1):
     params = Trainer(mesh1).state.params
     assert models.head(params) is params["embed"] and "head" not in params

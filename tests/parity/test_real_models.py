@@ -103,6 +103,7 @@ def test_an_export_after_training_gives_the_logits_of_the_run(real, shared, tmp_
             "objective": "dft",
             "model.path": str(folder),
             "model.compute_dtype": "float32",
+            "mesh.data": 1,
             "mesh.fsdp": -1,
             "data.train": str(shared / "data/gsm8k_train.jsonl"),
             "data.rows": "gsm8k",
