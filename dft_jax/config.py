@@ -57,6 +57,7 @@ _DEFAULT = {
         "row_length": 0,  # positions of a packed row, at least max_length; 0: as many as max_length
         "max_rows": 0,  # the first rows of data.train; 0 for all
         "bad_rows": "refuse",  # or "drop": leave malformed rows out, counted
+        "max_lost_fraction": 0.5,  # of the rows of data.train that may be cut or dropped; 1 accepts all
     },
     "optimizer": {
         "learning_rate": 5e-5,
@@ -74,7 +75,7 @@ _DEFAULT = {
     "train": {
         "global_batch": 256,  # examples per update, over all devices
         "accumulation": 1,  # micro-batches per update
-        "epochs": 1.0,  # sets the number of steps …
+        "epochs": 1.0,  # passes over the data, rounded up to whole batches …
         "steps": 0,  # … unless this does
         "seed": 0,
         "loss_normalization": "global",  # tokens of the global batch; "official": sum of micro-batch means
@@ -153,6 +154,7 @@ _RANGES = {
         (lambda v: v >= 0, "at least 0", "checkpoint.every_minutes"),
         (lambda v: v > 0, "above 0", "optimizer.learning_rate optimizer.eps optimizer.clip_norm"),
         (lambda v: v > 0, "above 0", "train.epochs export.max_shard_gb"),
+        (lambda v: 0 <= v <= 1, "in [0, 1]", "data.max_lost_fraction"),
         (lambda v: 0 <= v < 1, "in [0, 1)", "optimizer.b1 optimizer.b2 optimizer.warmup_fraction"),
         (lambda v: 0 <= v < 2**32, f"at least 0 and below {2**32}", "train.seed"),
         (lambda v: v >= 1 or v == -1, "at least 1, or -1 for the rest", "mesh.data mesh.fsdp mesh.tensor"),
@@ -281,11 +283,38 @@ def _path_problems(given: dict[str, Any]) -> list[str]:
     problems += [f"config.{key}={given[key]!r}: no such file {remedy}" for key in absent]
     if path and path.startswith((".", "/")) and not Path(path).is_dir():
         problems.append(f"config.model.path={path!r}: no such folder {remedy}")
+    problems += _idle_problems(given)
     problems += chat.name_problems("config.data.template", template)
     problems += chat.date_problems("config.data.date", given.get("data.date", ""))
     if given.get("log.wandb_project") and not importlib.util.find_spec("wandb"):
         problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or empty it")
     return problems
+
+
+def _idle_problems(given: dict[str, Any]) -> list[str]:
+    """Settings that say which part of a dataset or model is meant, where there is none to choose from."""
+    default = flatten(get_default())
+    path = given.get("model.path", "")
+    data = [given[key] for key in ("data.train", "data.heldout") if given.get(key)]
+    from_hub = any(sources.is_hub_id(place) for place in data)
+    in_parts = from_hub or any(Path(place).is_dir() for place in data)
+    # Key -> whether it has an effect, and why it would have none.
+    has_effect = {
+        "model.revision": (not Path(path).is_dir(), f"model.path={path!r} is a folder"),
+        "data.revision": (from_hub, "the data is no dataset of the hub"),
+        "data.subset": (in_parts, "the data is neither of the hub nor a folder"),
+    }
+    for key, split in (("data.train", "data.split"), ("data.heldout", "data.heldout_split")):
+        place = given.get(key, "")
+        is_whole = bool(place) and not sources.is_hub_id(place) and not Path(place).is_dir()
+        has_effect[split] = (not is_whole, f"{key}={place!r} has no splits")
+    found = []
+    for key, (is_used, why) in has_effect.items():
+        value = given.get(key, default[key])
+        if value not in ("", default[key]) and not is_used:
+            remedy = f"remove it (--config.{key}={default[key]})"
+            found.append(f"config.{key}={value!r} has no effect: {why}; {remedy}")
+    return found
 
 
 def validate_on(config: ConfigDict, device_count: int) -> list[str]:
@@ -364,7 +393,8 @@ def to_json(config: ConfigDict) -> str:
 # model may move: the data's hash and the architecture are compared, and the parameters come from the checkpoint.
 _MAY_CHANGE = (
     *("mesh.", "eval.", "checkpoint.", "resume.", "export.", "log.", "profile", "data.train", "data.heldout"),
-    *("model.path", "model.revision", "model.remat", "model.attention", "train.loss_chunk_tokens"),
+    *("data.max_lost_fraction", "model.path", "model.revision", "model.remat", "model.attention"),
+    "train.loss_chunk_tokens",
 )
 
 

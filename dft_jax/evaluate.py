@@ -43,7 +43,7 @@ from dft_jax import (
     writer,
 )
 from dft_jax.checkpoint import Gone
-from dft_jax.data import chat, formats, loader
+from dft_jax.data import account, chat, formats, loader
 from dft_jax.data.chat import today
 from dft_jax.evals import predictions as predictions_lib, prompts, report, runner
 from dft_jax.export import open_run, provenance
@@ -199,6 +199,13 @@ def _exported_from(source: Path) -> dict[str, Any]:
     return {name: exported.get(name) for name in ("run_id", "step", "base")} if is_named else {}
 
 
+def refuse_idle_revision(paths: list[str], revision: str) -> None:
+    """UserError for a --revision where no model is of the hub."""
+    folders = [path for path in paths if Path(path).expanduser().is_dir()]
+    if revision != "main" and len(folders) == len(paths):
+        raise errors.UserError(f"--revision={revision} has no effect: {folders[0]} is a folder; remove it")
+
+
 def _trained_template(config: ConfigDict, workdir: Path) -> str:
     """What a run was trained with, as a value of --prompt. Of a .jinja file its folder has a copy."""
     name = config.data.template
@@ -279,6 +286,8 @@ def read_heldout(opened: Opened, out: Path) -> None:
     config.data.date = opened.date
     with distributed.together("held out"):
         examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
+    told = account.lines("--heldout", examples.report)
+    account.announce(told, account.warnings("--heldout", examples.report, "--context"))
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
     with run_directory.locked(out, "--out"):
         _write_heldout(opened, with_attention(model, config.model.attention), examples, config, out)
@@ -367,6 +376,7 @@ def main() -> None:
         errors.raise_if_any(asked.mistakes("--"))
     cli.join_processes()
     cli.keep_compilations()
+    refuse_idle_revision([_MODEL.value], _REVISION.value)
     evaluate_newest(asked, run_directory.local_folder(_OUT.value, "--out"))
 
 

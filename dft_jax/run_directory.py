@@ -29,6 +29,8 @@ _SAID_ONCE = ("run_id", "base", "data")
 _LATER = ("weights_sha256_of_sample",)
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
 _LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
+# Of a fingerprint: what these lead to is compared, whatever they are.
+_LED_TO_DATA = tuple(f"config.data.{key}" for key in ("subset", "split", "revision"))
 # Of each tensor, this many blocks of this many bytes stand for all of it when hosts compare their weights.
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 4, 4096
 _PROGRAM_OPTIONS = (
@@ -110,6 +112,20 @@ def with_first_rounding(config: ConfigDict, workdir: Path) -> ConfigDict:
     nearest = config.copy_and_resolve_references()
     nearest.optimizer.rounding = "nearest"
     return nearest
+
+
+def held_fingerprint(workdir: Path) -> dict[str, Any] | None:
+    """The fingerprint in the newest whole checkpoint of a folder, None where there is none; process 0 says it.
+
+    Nothing is verified, and nothing waits for another process: the folder may not be one for all of them yet.
+    """
+    found: dict[str, Any] | None = None
+    folders = [file.parent for file in (workdir / "checkpoints").glob(f"*/{manifest.NAME}")]
+    folders = [folder for folder in folders if folder.name.isdigit()]
+    for folder in sorted(folders, key=lambda folder: int(folder.name)):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # what is damaged is set aside later
+            found = json.loads((folder / "run" / "metadata").read_text(encoding="utf-8"))["fingerprint"]
+    return distributed.decided("held fingerprint", found, lambda everyone: everyone[0])
 
 
 def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
@@ -290,7 +306,7 @@ def open_workdir(
         allowed = _allowed(config)
         _refuse_unknown(allowed, before.keys() | fingerprint.keys())
         changes = errors.differences(before, fingerprint)
-        refused = [line for name, line in changes.items() if not any(_covers(one, name) for one in allowed)]
+        refused = refused_changes(changes, allowed)
         remedy = "undo the change, or give a new --workdir, or name what may change in config.resume.allow_changed"
         errors.raise_if_any(refused and [f"--workdir={workdir} holds another run: {remedy}", *refused])
         run["changes"] = held["changes"] + [f"step {step}: {line}" for line in changes.values()]
@@ -351,6 +367,12 @@ def _allowed(config: ConfigDict) -> tuple[str, ...]:
     return tuple(name.strip() for name in config.resume.allow_changed.split(",") if name.strip())
 
 
+def refused_changes(changes: dict[str, str], allowed: tuple[str, ...]) -> list[str]:
+    """Those lines of `changes` (by name) that no name in `allowed` covers, and that no other part compares."""
+    allowed += _LED_TO_DATA
+    return [line for name, line in changes.items() if not any(_covers(one, name) for one in allowed)]
+
+
 def _refuse_unknown(allowed: tuple[str, ...], names: set[str]) -> None:
     for name in allowed:
         if not any(_covers(name, known) for known in names):
@@ -364,24 +386,18 @@ def _covers(allowed: str, name: str) -> bool:
 
 
 def describe_run(
-    workdir: Path,
-    config: ConfigDict,
-    model: Model,
-    train: Examples,
-    heldout: Examples | None,
-    run: dict[str, Any],
+    workdir: Path, config: ConfigDict, model: Model, account: dict[str, Any], run: dict[str, Any]
 ) -> None:
     """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat template.
 
-    `run` is what `open_workdir` said of it.
+    `account` is of its data, and `run` what `open_workdir` said of it.
     """
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
         writer.write_text(workdir / "config.json", config_lib.to_json(with_absolute_paths(config)))
         made_of = {name: run.get(name) for name in _SAID_ONCE}  # of an older run nobody knows
         environment = writer.environment() | {"attention": model.module.backend}
         writer.write_json(workdir / "env.json", environment | made_of)
-        reports = {"train": train.report} | ({"heldout": heldout.report} if heldout else {})
-        writer.write_json(workdir / "data_report.json", reports)
+        writer.write_json(workdir / "data_report.json", account)
         if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported
             writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
 

@@ -29,7 +29,7 @@ from dft_jax import (
     sharding,
     writer,
 )
-from dft_jax.data import loader
+from dft_jax.data import account, loader, order
 from dft_jax.evals.in_training import Benchmarks
 from dft_jax.models import Model, hf, matmul_precision
 from dft_jax.progress import Reporter
@@ -64,9 +64,10 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         stack.enter_context(checkpoints)
         abstract = abstract_state(model, optimizer)
         with distributed.together("room"):  # process 0 writes and looks
-            run_directory.describe_run(workdir, config, model, job.train, job.heldout, identity)
+            run_directory.describe_run(workdir, config, model, job.account, identity)
             if restart != steps:
                 checkpoints.require_room(abstract)
+        tell_account(job)
         is_new, start = restart is None, restart or 0
         state = init_state(config, job.source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
         reference = init_params(config, job.source, model) if _needs_reference(job.objective) else None
@@ -130,11 +131,21 @@ class Job:
     train: loader.Examples
     heldout: loader.Examples | None
     packed: loader.Steps
-    steps: int
+    length: order.Length
     optimizer: optax.GradientTransformationExtraArgs
     objective: objectives.Objective
     benchmarks: Benchmarks
     fingerprint: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        return self.length.steps
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What data_report.json holds."""
+        reports = {"train": self.train.report, "length": self.length.report()}
+        return reports | ({"heldout": self.heldout.report} if self.heldout else {})
 
 
 def prepare(config: ConfigDict, workdir: Path) -> Job:
@@ -145,6 +156,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     """
     config = given = run_directory.with_first_rounding(config, workdir)
     date = run_directory.first_date(config, workdir)
+    held = run_directory.held_fingerprint(workdir)
+    version = order.version_of(held)
     with distributed.together("preparation"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
         writer.require_boards(config)
@@ -153,12 +166,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         config = run_directory.with_date(config, date, tokenizer)
         benchmarks = Benchmarks(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)
-        steps = n_steps(config, len(train))
+        if held is None:  # a run that began before this was looked at is finished as it is
+            errors.raise_if_any(account.refusals("data.train", train.report, config.data.max_lost_fraction))
+        length = length_of(config, len(train), version)
         optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = objectives.make_objective(config.objective)
-        packed = make_steps(config, train, model)
+        packed = make_steps(config, train, model, version)
         with_reference = _needs_reference(objective)
-        fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train, steps, with_reference)
+        fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train, length.steps, with_reference)
+        fingerprint |= order.as_fingerprint(version)
         row_counts = packed.packer.row_counts
         # As given: process 0's date must not take the place of another that was asked for.
         facts = run_directory.run_facts(given, fingerprint, row_counts, heldout, benchmarks.digest())
@@ -168,7 +184,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         model = models.with_attention(model, config.model.attention)
     distributed.agree("attention", {"attention": model.module.backend})
     read = (config, source, model, train, heldout)
-    return Job(*read, packed, steps, optimizer, objective, benchmarks, fingerprint)
+    return Job(*read, packed, length, optimizer, objective, benchmarks, fingerprint)
 
 
 def _needs_reference(objective: objectives.Objective) -> bool:
@@ -193,6 +209,15 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     return source, model, hf.load_tokenizer(source)
 
 
+def tell_account(job: Job) -> None:
+    """Says what is trained and what is not, before anything compiles."""
+    told, warned = account.lines("data.train", job.train.report), account.warnings("data.train", job.train.report)
+    if job.heldout:
+        told += account.lines("data.heldout", job.heldout.report)
+        warned += account.warnings("data.heldout", job.heldout.report)
+    account.announce([*told, job.length.line()], warned + job.length.warnings())
+
+
 def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examples, loader.Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
@@ -200,22 +225,35 @@ def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examp
     if not data.heldout:
         return train, None
     most = config.eval.max_examples
-    return train, loader.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
+    heldout = loader.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
+    heldout.report["also_trained"] = account.also_trained(heldout.where, heldout.examples, train.where, train.examples)
+    return train, heldout
 
 
-def make_steps(config: ConfigDict, examples: loader.Examples, model: Model) -> loader.Steps:
-    """The packed steps of the run."""
+def make_steps(
+    config: ConfigDict, examples: loader.Examples, model: Model, version: int = order.VERSION
+) -> loader.Steps:
+    """The packed steps of the run; `version` is that of data/order.py."""
     t = config.train
-    how = dict(global_batch=t.global_batch, seed=t.seed, accumulation=t.accumulation)
-    how |= dict(row_length=loader.row_length(config.data))
-    how |= dict(steps=n_steps(config, len(examples)), by_examples=t.loss_normalization == "official")
-    return loader.Steps(examples, model.mesh, **how)
+    return loader.Steps(
+        examples,
+        model.mesh,
+        steps=length_of(config, len(examples), version).steps,
+        global_batch=t.global_batch,
+        seed=t.seed,
+        version=version,
+        accumulation=t.accumulation,
+        row_length=loader.row_length(config.data),
+        by_examples=t.loss_normalization == "official",
+    )
 
 
-def n_steps(config: ConfigDict, n_examples: int) -> int:
-    """`train.steps`, or the whole global batches in `train.epochs` passes over the data (at least one)."""
-    by_epochs = int(config.train.epochs * n_examples / config.train.global_batch)
-    return config.train.steps or max(by_epochs, 1)
+def length_of(config: ConfigDict, n_examples: int, version: int = order.VERSION) -> order.Length:
+    """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of data/order.py."""
+    t = config.train
+    return order.length(
+        steps=t.steps, epochs=t.epochs, global_batch=t.global_batch, n_examples=n_examples, version=version
+    )
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:

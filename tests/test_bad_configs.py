@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from dft_jax import main
+from configs import tiny
+from dft_jax import config as config_lib, main
 from tests.commands import TINY, check_refused, run_command
 
 # Name -> (overrides of configs/tiny.py, what stderr must say: the value, the field and the remedy).
@@ -119,6 +120,21 @@ OVERRIDES = {
         ["--config.model.path=nobody/nothing"],
         ["model.path='nobody/nothing'", "where there is a network: hf download nobody/nothing --revision main"],
     ),
+    "revision of a folder": (
+        ["--config.model.revision=v2"],
+        [
+            "config.model.revision='v2' has no effect: model.path=",
+            "is a folder; remove it (--config.model.revision=main)",
+        ],
+    ),
+    "subset and revision of a file": (
+        ["--config.data.subset=main", "--config.data.revision=v2"],
+        ["data.subset='main' has no effect: the data is neither of the hub nor", "config.data.revision='v2' has no"],
+    ),
+    "split of a file": (
+        ["--config.data.split=validation"],
+        ["config.data.split='validation' has no effect: data.train=", "has no splits; remove it"],
+    ),
     "no data": (["--config.data.train="], ["config.data.train is empty", "give a .jsonl"]),
     "several at once, the mesh among them": (
         ["--config.train.steps=-1", "--config.objective=x", "--config.data.rows=x", "--config.mesh.tensor=3"],
@@ -139,6 +155,17 @@ OVERRIDES = {
         ["--workdir=gs://bucket/run", "give a local or mounted folder"],
     ),
 }
+
+
+@pytest.mark.parametrize("heldout", ["", "world(split=validation, n=8)"])
+def test_subset_and_revision_of_a_dataset_of_the_hub_are_settings_like_others(heldout, tmp_path):
+    """Also where only one of the two files is of the hub; a folder has subsets and splits, but no revision."""
+    config = tiny.get_config()
+    config.data.update(train="openai/gsm8k", heldout=heldout, subset="main", revision="v2", split="train[:100]")
+    assert config_lib.validate(config) == []
+    config.data.update(train=str(tmp_path), revision="", split="validation")
+    assert config_lib.validate(config) == []
+
 
 # Name -> (text after the colon of --config, what stderr must say).
 ARGUMENTS = {

@@ -21,7 +21,7 @@ from dft_jax import (
 )
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
-from dft_jax.data import loader
+from dft_jax.data import account, loader, order
 from dft_jax.models import hf
 from tests.conftest import make_mesh
 from tests.faults import launch, state as faults_state
@@ -305,3 +305,44 @@ def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch)
     shares = [row["optimizer/moved_share"] for row in rows if "optimizer/moved_share" in row]
     assert len(shares) == 4 and 0 < max(shares) < 0.5
     assert all(abs(row["optimizer/update_lost"]) < 0.1 for row in rows if "optimizer/moved_share" in row)
+
+
+def test_a_run_from_before_streams_had_versions_resumes_with_its_own(tmp_path, monkeypatch):
+    """Its epochs are rounded down and its later epochs have the orders of other seeds; a new run's do not."""
+    by_epochs = config(**{"train.steps": 0, "train.epochs": 1.5, "data.max_rows": 21})
+    new = train.prepare(by_epochs, tmp_path / "new")
+    assert new.steps == 4 and new.fingerprint[order.FINGERPRINT_KEY] == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(order, "VERSION", 1)
+        held = train.prepare(by_epochs, tmp_path / "new").fingerprint
+    assert order.FINGERPRINT_KEY not in held and held["steps"] == 3
+    for step, fingerprint in ((9, held), (10, held), (2, new.fingerprint)):
+        folder = tmp_path / "old" / "checkpoints" / str(step)
+        (folder / "run").mkdir(parents=True)
+        (folder / "run" / "metadata").write_text(json.dumps({"fingerprint": fingerprint}))
+        (folder / "manifest.json").write_text("{}")
+    (folder.parent / "10" / "run" / "metadata").write_text("damaged")
+    job = train.prepare(by_epochs, tmp_path / "old")
+    expected = order.batches(21, global_batch=8, seed=0, version=1)
+    assert job.fingerprint == held
+    assert [job.packed.stream[n] for n in range(9)] == [expected[n] for n in range(9)]
+    assert [new.packed.stream[n] for n in range(9)] != [expected[n] for n in range(9)]
+
+
+def test_data_that_is_mostly_cut_is_refused_for_a_new_run_only(finished, tmp_path, monkeypatch):
+    """A run that began before this was looked at resumes."""
+    monkeypatch.setattr(account, "refusals", lambda *_: ["too much is cut"])
+    with pytest.raises(errors.UserError, match="too much is cut"):
+        train.prepare(config(), tmp_path / "new")
+    assert train.prepare(config(), finished).steps == 4
+
+
+def test_how_the_data_is_named_may_change(finished):
+    """A subset that had no effect is refused by now; without it the old run resumes, for its data is the same."""
+    held = json.loads((finished / "checkpoints/4/run/metadata").read_text())
+    held["fingerprint"]["config.data.subset"] = "main"
+    job = train.prepare(config(), finished)
+    changes = errors.differences(held["fingerprint"], job.fingerprint)
+    assert list(changes) == ["config.data.subset"]
+    assert run_directory.refused_changes(changes, ()) == []
+    assert run_directory.refused_changes({"config.train.seed": "x"}, ()) == ["x"]

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from dft_jax import cli, config as config_lib, errors, train
-from dft_jax.data import formats, loader
+from dft_jax.data import account, formats, loader
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()
@@ -53,14 +53,21 @@ def main() -> None:
     config.model.init = "random"  # the rows do not depend on the weights, so they need not be here
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     _, model, tokenizer = train.load_model(config)
-    examples, _ = train.load_data(config, tokenizer, model)
+    examples, heldout = train.load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, seed=config.train.seed)
     settings |= dict(row_length=loader.row_length(config.data))
     step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
+    reports = {"train": examples.report} | ({"heldout": heldout.report} if heldout else {})
     print(json.dumps(examples.report, indent=2))
     marks = formats.calculator_marks(config.data)
     if marks:
         print(marks)
+    for name, report in reports.items():
+        account.announce(account.lines(f"data.{name}", report), account.warnings(f"data.{name}", report))
+    length = train.length_of(config, len(examples))
+    refused = account.refusals("data.train", examples.report, config.data.max_lost_fraction)
+    refused = [f"training refuses this: {line}" for line in refused]
+    account.announce([length.line()], length.warnings() + refused)
     print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")
     batch = Batch(*(getattr(step.batch, name)[0] for name in Batch.__dataclass_fields__))
     for row in range(min(_ROWS.value, step.n_rows)):

@@ -53,7 +53,7 @@ from dft_jax import (
 )
 from dft_jax.analysis import figures
 from dft_jax.analysis.compare import write_csv
-from dft_jax.data import loader
+from dft_jax.data import account, loader
 from dft_jax.evals.report import aligned
 from dft_jax.types import Batch
 
@@ -230,6 +230,8 @@ def read_examples(path: str, opened: dict[str, evaluate.Opened], config: ConfigD
         if read(name).report["sha256"] != examples.report["sha256"]:
             what = f"--models: {first} and {name} have different tokenizers or chat templates"
             raise errors.UserError(f"{what}: {path} is other tokens to each; give models that share one")
+    told = account.lines("--data", examples.report)
+    account.announce(told, account.warnings("--data", examples.report, "--context"))
     return examples
 
 
@@ -281,6 +283,7 @@ def main() -> None:
     cli.join_processes()
     cli.keep_compilations()
     given = [flags.FLAGS[name].value for name in ("revision", "tensor", "compute_dtype")]
+    evaluate.refuse_idle_revision(list(paths.values()), given[0])
     opened = {name: evaluate.open_model(path, *given) for name, path in paths.items()}
     config = settings(opened)
     examples = read_examples(_DATA.value, opened, config)

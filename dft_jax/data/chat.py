@@ -15,7 +15,7 @@ import numpy as np
 
 from dft_jax import errors
 from dft_jax.data import rendering
-from dft_jax.data.sources import BadRow, Message
+from dft_jax.data.sources import BadRow, Message, is_only_read
 
 _HELPFUL = "You are a helpful assistant."
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -146,11 +146,13 @@ class Template:
         end-of-turn marker (white space after the marker belongs to what follows).
 
         An earlier answer that the template shows otherwise once later turns follow is read, but not trained: nobody
-        would sample it in that form. Qwen3's template does so, which drops the thoughts of earlier answers.
+        would sample it in that form. Qwen3's template does so, which drops the thoughts of earlier answers. So is one
+        that says that it is only read.
 
         Raises:
           BadRow: the template cannot render the conversation, or not so that each prompt comes before its answer.
         """
+        only_read = [turn for turn, message in enumerate(messages) if is_only_read(message)]
         messages = [self._instructed(self._without_end(message)) for message in messages]
         if self.jinja is None:
             return self._style_parts(messages)
@@ -165,6 +167,8 @@ class Template:
         self._require_all(messages[: turns[-1]], prompts[-1])
         parts, done = [], 0
         for number, turn in enumerate(turns):
+            if turn in only_read:
+                continue
             is_last = number == len(turns) - 1
             answer, tail = self._answer(prompts[number], shown[number], messages[: turn + 1])
             answer += self.tokenizer.eos_token if is_last else tail.rstrip()
@@ -172,6 +176,8 @@ class Template:
             if is_last or prompts[-1].startswith(prompts[number] + answer):
                 parts += [Part(prompts[-1][done:start], False), Part(answer, True)]
                 done = start + len(answer)
+        if turns[-1] in only_read:
+            parts.append(Part(shown[-1][done:], False))
         return parts
 
     def prompt(self, question: str) -> str:
@@ -223,8 +229,12 @@ class Template:
             raise errors.UserError(f"{where}: {what}; {remedy}")
 
     def _without_end(self, message: Message) -> Message:
-        """An answer without the EOS that the data has at its end: one is added to it, and one is enough."""
+        """What a template sees of a message, an answer without the EOS that the data has at its end.
+
+        One EOS is added to it, and one is enough.
+        """
         eos, content = self.tokenizer.eos_token, message["content"]
+        message = {"role": message["role"], "content": content}
         if message["role"] != "assistant" or eos not in content:
             return message
         while content.rstrip().endswith(eos):
@@ -322,3 +332,5 @@ class Example:
     ids: np.ndarray  # int32 [n]
     trained: np.ndarray  # bool [n]
     cut_tokens: int  # tokens beyond the limit, EOS among them
+    n_characters: int = 0  # of the text, before the cut
+    lost_characters: str = ""  # those of them that the tokenizer has no token for

@@ -6,12 +6,12 @@ A new dataset is one function under `@row_format`: it turns a row into messages,
 import contextlib
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.sources import BadRow, Message, read_rows
+from dft_jax.data.sources import ONLY_READ, BadRow, Message, is_only_read, read_rows
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
@@ -23,14 +23,38 @@ _SAYS_NOTHING = {
     "prefix": False,
     "recipient": "all",
 }
+# Keys under which 0 or false says that an answer is read, not trained.
+_WEIGHTS = ("weight", "loss_weight", "loss", "train", "trainable")
 # Keys of a message that no template and no trainer reads.
 _BOOKKEEPING = frozenset("id message_id uuid timestamp created_at language lang source model metadata".split())
 # Fields of a row that would be part of its conversation, or of its training, to other trainers.
 _BESIDE_MESSAGES = "tools functions documents chat_template_kwargs images image videos audios weight".split()
+# Columns that, where a row format does not read them, were most likely meant to be part of what is trained.
+CHANGES_MEANING = frozenset((*_BESIDE_MESSAGES, *"instruction input context system system_prompt history".split()))
 _REMEDY = "remove it where that is right, else the row"
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
 ROW_FORMATS: dict[str, Callable[[dict, ConfigDict], list[Message]]] = {}
+
+
+class Columns(dict):
+    """A row that notes which of its columns a row format asks for."""
+
+    def __init__(self, row: dict[str, Any]):
+        super().__init__(row)
+        self.asked_for: set[str] = set()
+
+    def __getitem__(self, column: str) -> Any:
+        self.asked_for.add(column)
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Any = None) -> Any:
+        self.asked_for.add(column)
+        return super().get(column, default)
+
+    def filled(self) -> list[str]:
+        """The columns that say something."""
+        return [column for column, value in self.items() if not _says_nothing(column, value)]
 
 
 def row_format(function):
@@ -88,13 +112,28 @@ def math(row: dict, config: ConfigDict) -> list[Message]:
 
 
 @row_format
+def alpaca(row: dict, config: ConfigDict) -> list[Message]:
+    """{instruction, input, output}: `input`, where there is one, is on the lines after the instruction.
+
+    A text under `system` begins the conversation. Earlier turns under `history` are refused.
+    """
+    question, answer = _pair(row, "instruction", "output")
+    if not _says_nothing("input", row.get("input")):
+        question["content"] += f"\n{_text(row, 'input')}"
+    _refuse_beside(row, "instruction", (*_BESIDE_MESSAGES, "history"))
+    return _after_system(row, [question, answer], "instruction")
+
+
+@row_format
 def messages(row: dict, config: ConfigDict) -> list[Message]:
     """A conversation under `data.messages_field`: a list of {role, content}; only assistant turns are trained.
 
     Content may be a list of text parts, as {"type": "text", "text": "…"}, which are joined. A text under `system`
-    beside the list begins the conversation. What else a message or the row says of it is refused by name.
+    beside the list begins the conversation. An answer with `weight` 0 (or `train` false) is read, not trained. What
+    else a message or the row says of it is refused by name.
     """
-    return _conversation(row, config.messages_field)
+    field = config.messages_field
+    return _conversation(row, field, _list(row, field))
 
 
 @row_format
@@ -112,7 +151,7 @@ def sharegpt(row: dict, config: ConfigDict) -> list[Message]:
         if "value" in turn:
             others["content"] = turn["value"]
         renamed.append(others | {"role": _SHAREGPT_ROLES[turn["from"]]})
-    return _conversation(row | {"conversations": renamed}, "conversations")
+    return _conversation(row, "conversations", renamed)
 
 
 def calculator_marks(config: ConfigDict) -> str:
@@ -139,28 +178,40 @@ def _has_calculator_marks(conversation: list[Message]) -> bool:
     return any(_CALCULATOR_MARK.search(answer) for answer in answers)
 
 
-def _conversation(row: dict, field: str) -> list[Message]:
+def _conversation(row: dict, field: str, turns: list) -> list[Message]:
     """The messages of a row, and the text of its `system` before them; refuses what else belongs to them."""
-    result = [_message(message, number) for number, message in enumerate(_list(row, field))]
+    result = [_message(message, number) for number, message in enumerate(turns)]
     if result[-1]["role"] != "assistant":
         raise BadRow("the last message should be the assistant's; add the answer or remove the message")
-    for other in _BESIDE_MESSAGES:
-        if not _says_nothing(other, row.get(other)):
-            raise BadRow(f"field {other!r} beside {field!r} is not supported and would be lost; {_REMEDY}")
+    if all(is_only_read(message) for message in result if message["role"] == "assistant"):
+        raise BadRow("no answer is trained: all have weight 0; remove the row or set data.bad_rows='drop'")
+    _refuse_beside(row, field, _BESIDE_MESSAGES)
     texts = [message["content"].strip() for message in result]
     for other in ("prompt", "completion"):
         value = row.get(other)
         is_repeated = isinstance(value, str) and value.strip() in texts
         if not is_repeated and not _says_nothing(other, value):
             raise BadRow(f"field {other!r} beside {field!r} is in none of its messages; {_REMEDY}")
+    return _after_system(row, result, field)
+
+
+def _refuse_beside(row: dict, field: str, others: Iterable[str]) -> None:
+    """BadRow where a row has more than the conversation in `field`."""
+    for other in others:
+        if not _says_nothing(other, row.get(other)):
+            raise BadRow(f"field {other!r} beside {field!r} is not supported and would be lost; {_REMEDY}")
+
+
+def _after_system(row: dict, conversation: list[Message], field: str) -> list[Message]:
+    """The conversation that is in `field`, after the text in the row's `system`, where there is one."""
     if _says_nothing("system", row.get("system")):
-        return result
+        return conversation
     system = {"role": "system", "content": _text(row, "system")}
-    if result[0]["role"] != "system":
-        return [system, *result]
-    if result[0] != system:
+    if conversation[0]["role"] != "system":
+        return [system, *conversation]
+    if conversation[0] != system:
         raise BadRow(f"field 'system' differs from the system message in {field!r}; keep the right one")
-    return result
+    return conversation
 
 
 def _message(message: Any, number: int) -> Message:
@@ -172,7 +223,11 @@ def _message(message: Any, number: int) -> Message:
     role = message.get("role")
     if role not in ROLES:
         raise BadRow(f"message {number} has role {role!r}; it should be one of {', '.join(ROLES)}")
+    only_read = False
     for key, value in message.items():
+        if key in _WEIGHTS and isinstance(value, (int, float)) and value == 0:
+            only_read = True
+            continue
         is_known = key in ("role", "content") or key in _BOOKKEEPING
         if not is_known and not _says_nothing(key, value):
             shown = repr(value) if len(repr(value)) <= 40 else "…"
@@ -183,7 +238,10 @@ def _message(message: Any, number: int) -> Message:
         text = _text(message, "content", empty_is_fine=role != "assistant")
     except BadRow as error:
         raise BadRow(f"message {number}: {error}") from error
-    return {"role": role, "content": text}
+    read = {"role": role, "content": text}
+    if only_read and role == "assistant":  # others are never trained
+        read[ONLY_READ] = True
+    return read
 
 
 def _part(part: Any, number: int) -> str:

@@ -1,13 +1,11 @@
 """Examples in memory, and the endless stream of packed steps made from them.
 
 Step n is a function of (data, seed, n) alone: it holds examples n·G … (n+1)·G - 1 of a stream that visits
-every example once per epoch in an order drawn from the seed. So a run resumes exactly by counting, and sees
-the same steps on any number of devices and processes; each process fills only the rows it holds.
+every example once per epoch (see order.py). So a run resumes exactly by counting, and sees the same steps on
+any number of devices and processes; each process fills only the rows it holds.
 """
 
-import collections
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +18,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dft_jax import errors, sharding
-from dft_jax.data import formats, packing, sources
+from dft_jax.data import formats, order, packing, sources
+from dft_jax.data.account import Account
 from dft_jax.data.chat import Example, Part, Template
 from dft_jax.data.tokenize import tokenize
 from dft_jax.types import Batch
 
-_MAX_OFFENDERS, _SHOWN_BAD = 5, 3  # rows in the report, and in an error
 _TOKENIZE_AT_ONCE = 1024
 _STEPS_AHEAD = 4096  # whose packing decides the row counts; later steps that need more have counts of their own
 
@@ -57,7 +55,7 @@ def load_examples(
 ) -> Examples:
     """Reads, renders and tokenises all of `path`; `config` is `config.data`, `max_rows` 0 for all rows.
 
-    The report balances: rows read = used whole + truncated + dropped by reason, and
+    The report (account.py) balances: rows read = used whole + truncated + dropped by reason, and
     tokens read = used + cut off by truncation + dropped (a malformed row has no tokens to count).
 
     Raises:
@@ -65,32 +63,34 @@ def load_examples(
         usable at all, or token ids that the model's table does not have.
     """
     template = Template(config.template, tokenizer, date=config.get("date", ""))
-    accountant = _Accountant()
+    account = Account()
     quiet = jax.process_index() > 0 or None  # None: unless stderr is a terminal
     source = sources.open_rows(path, config, split)
     rows = itertools.islice(source.rows, max_rows or None)
 
     def conversations() -> Iterator[tuple[str, list[Part]]]:
         for row in tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet):
-            accountant.rows_read += 1
+            account.rows_read += 1
             try:
-                messages = formats.ROW_FORMATS[config.rows](row.value, config)
+                columns = formats.Columns(row.value)
+                messages = formats.ROW_FORMATS[config.rows](columns, config)
                 parts = template.parts(messages)
             except sources.BadRow as error:
-                accountant.bad_row(row.where, str(error))
+                account.bad_row(row.where, str(error))
                 continue
-            accountant.count_answers(row.where, messages, parts)
+            account.count_columns(columns)
+            account.count_answers(row.where, messages, parts)
             yield row.where, parts
 
     used: list[tuple[str, Example]] = []
     waiting = conversations()
     while some := list(itertools.islice(waiting, _TOKENIZE_AT_ONCE)):
-        used += _tokenize(some, template, config.max_length, accountant)
+        used += _tokenize(some, template, config.max_length, account)
     if config.bad_rows == "refuse":
-        accountant.refuse_bad_rows()
+        account.refuse_bad_rows()
     if not used:
-        why = ", ".join(f"{n} {reason}" for reason, n in accountant.dropped.items()) or "the file has no rows"
-        first = f"; first: {accountant.offenders[0]}" if accountant.offenders else ""
+        why = ", ".join(f"{n} {reason}" for reason, n in account.dropped.items()) or "the file has no rows"
+        first = f"; first: {account.offenders[0]}" if account.offenders else ""
         raise errors.UserError(f"{path}: no example to train on ({why}){first}; mend the rows or raise data.max_length")
     places, examples = [where for where, _ in used], [example for _, example in used]
     largest = max(int(example.ids.max()) for example in examples)
@@ -99,99 +99,23 @@ def load_examples(
             f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the tokenizer is not this"
             " model's; copy the model's own tokenizer files"
         )
-    return Examples(examples, accountant.report(path, examples) | {"commit": source.commit}, places)
+    report = account.report(path, config.max_length, places, examples)
+    return Examples(examples, report | {"commit": source.commit}, places)
 
 
 def _tokenize(
-    conversations: list[tuple[str, list[Part]]], template: Template, max_length: int, accountant
+    conversations: list[tuple[str, list[Part]]], template: Template, max_length: int, account: Account
 ) -> Iterator[tuple[str, Example]]:
     all_parts = [parts for _, parts in conversations]
     examples = tokenize(all_parts, template.tokenizer, template.first_ids, max_length)
     for (where, _), example in zip(conversations, examples, strict=True):
         if isinstance(example, sources.BadRow):
-            accountant.bad_row(where, str(example))
+            account.bad_row(where, str(example))
         elif len(example.ids) < 2 or not example.trained[1:].any():
-            accountant.drop(where, "prompt_too_long", len(example.ids) + example.cut_tokens)
+            account.drop(where, "prompt_too_long", len(example.ids) + example.cut_tokens)
         else:
-            accountant.use(where, example)
+            account.use(where, example)
             yield where, example
-
-
-class _Accountant:
-    """Counts what becomes of every row and token."""
-
-    def __init__(self):
-        self.rows_read = self.rows_truncated = self.tokens_cut = self.tokens_dropped = 0
-        self.dropped: collections.Counter[str] = collections.Counter()
-        self.offenders: list[str] = []
-        self.bad: list[str] = []
-        self.answers_trained = self.answers_read = 0
-
-    def _offender(self, where: str, text: str) -> None:
-        if len(self.offenders) < _MAX_OFFENDERS:
-            self.offenders.append(f"{where}: {text}")
-
-    def bad_row(self, where: str, problem: str) -> None:
-        self.dropped["bad_row"] += 1
-        self._offender(where, problem)
-        if len(self.bad) < _SHOWN_BAD:
-            self.bad.append(f"{where}: {problem}")
-
-    def refuse_bad_rows(self) -> None:
-        more = self.dropped["bad_row"] - len(self.bad)
-        tail = [f"… and {more} more bad rows; data.bad_rows='drop' leaves them all out, counted"] if more else []
-        errors.raise_if_any(self.bad + tail)
-
-    def count_answers(self, where: str, messages: list[sources.Message], parts: list[Part]) -> None:
-        n_trained = sum(part.trained for part in parts)
-        n_answers = sum(message["role"] == "assistant" for message in messages)
-        self.answers_trained += n_trained
-        self.answers_read += n_answers - n_trained
-        if n_trained < n_answers:
-            what = "the template shows the others differently once later turns follow"
-            self._offender(where, f"{n_trained} of {n_answers} answers are trained: {what}")
-
-    def drop(self, where: str, reason: str, n_tokens: int) -> None:
-        self.dropped[reason] += 1
-        self.tokens_dropped += n_tokens
-        self._offender(where, f"{reason} ({n_tokens} tokens)")
-
-    def use(self, where: str, example: Example) -> None:
-        if example.cut_tokens:
-            self.rows_truncated += 1
-            self.tokens_cut += example.cut_tokens
-            self._offender(where, f"truncated by {example.cut_tokens} tokens, EOS among them")
-
-    def report(self, path: str, examples: list[Example]) -> dict:
-        used_tokens = sum(len(example.ids) for example in examples)
-        return {
-            "path": path,
-            "rows": {
-                "read": self.rows_read,
-                "used_whole": len(examples) - self.rows_truncated,
-                "truncated": self.rows_truncated,
-                "dropped": dict(self.dropped),
-            },
-            "tokens": {
-                "read": used_tokens + self.tokens_cut + self.tokens_dropped,
-                "used": used_tokens,
-                "supervised": sum(int(example.trained[1:].sum()) for example in examples),
-                "truncated": self.tokens_cut,
-                "dropped": self.tokens_dropped,
-                "longest_example": max(len(example.ids) for example in examples),
-            },
-            "answers": {"trained": self.answers_trained, "only_read": self.answers_read},
-            "first_offenders": self.offenders,
-            "sha256": digest(examples),
-        }
-
-
-def digest(examples: list[Example]) -> str:
-    """SHA-256 of all tokens and masks."""
-    total = hashlib.sha256()
-    for example in examples:
-        total.update(len(example.ids).to_bytes(8, "little") + example.ids.tobytes() + example.trained.tobytes())
-    return total.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,17 +186,21 @@ class Packer:
         return Step(batch, n_rows, real_tokens, tuple(self.where[n] for n in numbers))
 
 
-def batches(n_examples: int, *, global_batch: int, seed: int) -> grain.MapDataset:
-    """The numbers of each step's examples, `[n]`: every example once an epoch, in an order drawn from the seed."""
-    order = grain.MapDataset.source(range(n_examples)).shuffle(seed=seed).repeat()
-    return order.batch(global_batch, batch_fn=list)
-
-
 class Steps:
-    """Random access to the packed steps of a run of `steps`: `steps[n]`."""
+    """Random access to the packed steps of a run of `steps`: `steps[n]`. `version` is that of order.py."""
 
-    def __init__(self, examples: Examples, mesh: Mesh, *, steps: int, global_batch: int, seed: int, **how_to_pack):
-        self.stream = batches(len(examples), global_batch=global_batch, seed=seed)
+    def __init__(
+        self,
+        examples: Examples,
+        mesh: Mesh,
+        *,
+        steps: int,
+        global_batch: int,
+        seed: int,
+        version: int = order.VERSION,
+        **how_to_pack,
+    ):
+        self.stream = order.batches(len(examples), global_batch=global_batch, seed=seed, version=version)
         ahead = [self.stream[n] for n in range(min(steps, _STEPS_AHEAD))]
         self.packer = Packer(examples, mesh, ahead, **how_to_pack)
 

@@ -15,7 +15,14 @@ from ml_collections import ConfigDict
 from dft_jax import errors, hub
 from dft_jax.data import folders, world
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# {"role": "system" | "user" | "assistant", "content": text}; with ONLY_READ an answer is read, not trained.
+Message = dict[str, Any]
+ONLY_READ = "only_read"
+
+
+def is_only_read(message: Message) -> bool:
+    """Whether an answer is there for those after it, and not trained."""
+    return message.get(ONLY_READ, False)
 
 
 class BadRow(ValueError):
@@ -78,6 +85,12 @@ def is_path(path: str) -> bool:
     if path.startswith(hub.PREFIX):
         return False
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in _READERS
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether rows of `path` would be fetched from the hub."""
+    is_world = path.lstrip().startswith("world(")
+    return not is_world and not Path(path).exists() and not is_path(path)
 
 
 def _read_folder(folder: Path, subset: str, split: str) -> Iterator[Row]:

@@ -48,7 +48,8 @@ def tokenize(
         ids = np.array(first_ids + encoding.ids, np.int32)
         trained = np.concatenate([np.zeros(len(first_ids), bool), trained])
         cut = max(0, len(ids) - max_length)
-        examples.append(Example(ids[:max_length], trained[:max_length], cut))
+        lost = tokenizer.without_token(text, encoding.ids)
+        examples.append(Example(ids[:max_length], trained[:max_length], cut, len(text), lost))
     return examples
 
 
@@ -72,7 +73,7 @@ def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokeni
     """
     ids = encoding.ids
     trained = np.zeros(len(ids), bool)
-    for (_, end), prompt_ids in zip(spans, before, strict=True):
+    for (start, end), prompt_ids in zip(spans, before, strict=True):
         n_prompt = len(prompt_ids)
         if ids[:n_prompt] != prompt_ids:
             raise BadRow(_merged(ids, prompt_ids, tokenizer))
@@ -80,8 +81,26 @@ def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokeni
         if end < len(text):
             # Tokens lie in the order of their text: the first that begins behind the part.
             last = bisect.bisect_left(encoding.offsets, end, key=lambda offsets: offsets[0])
+        _require_readable(text[start:end], ids[n_prompt:last], tokenizer)
         trained[n_prompt:last] = True
     return trained
+
+
+def _require_readable(answer: str, ids: list[int], tokenizer: Tokenizer) -> None:
+    """BadRow where the tokenizer has no token for anything that an answer says: the model would learn to say nothing.
+
+    What is left of it then is the end of the turn, a token of its own.
+    """
+    lost = tokenizer.without_token(answer, ids)
+    if not lost:
+        return
+    left = tokenizer.decode(id_ for id_ in ids if id_ not in tokenizer.added_ids)
+    if len("".join(left.split())) == 0:
+        shown = lost if len(lost) <= 40 else f"{lost[:39]}…"
+        raise BadRow(
+            f"the tokenizer has no token for anything in the answer ({shown!r}); remove the row, set"
+            " data.bad_rows='drop', or take a model whose tokenizer reads such text"
+        )
 
 
 def _merged(ids: list[int], prompt_ids: list[int], tokenizer: Tokenizer) -> str:

@@ -7,8 +7,10 @@ of class Qwen2Tokenizer gets Qwen's splitting and NFC. Hence one object, made of
 which all text goes: training, prompts, completions, pages.
 """
 
+import collections
 import copy
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -116,6 +118,33 @@ class Tokenizer:
             kept = [id_ for id_ in kept if id_ not in special]
         return self.backend.decode(kept, skip_special_tokens=False)
 
+    @functools.cached_property
+    def reads_all(self) -> bool:
+        """Whether every text has tokens: true of vocabularies that fall back to bytes."""
+        return not self._without_token(_EVERY_BYTE, self.encode(_EVERY_BYTE))
+
+    def without_token(self, text: str, ids: Iterable[int]) -> str:
+        """The characters of a text that none of its `ids` stands for, white space aside.
+
+        A vocabulary without bytes drops them, or has its unknown token for them. What the file's normaliser makes of
+        a character counts as the character.
+        """
+        return "" if self.reads_all else self._without_token(text, ids)
+
+    def _without_token(self, text: str, ids: Iterable[int]) -> str:
+        read = collections.Counter(self.decode(id_ for id_ in ids if id_ != self._unknown_id))
+        normaliser = self.backend.normalizer
+        spellings = [text] if normaliser is None else [text, normaliser.normalize_str(text)]
+        # Some files write spaces as "▁" when they normalise, others compose characters: the kinder spelling counts.
+        return min((_missing(spelling, read) for spelling in spellings), key=len)
+
+    @functools.cached_property
+    def _unknown_id(self) -> int | None:
+        model = self.backend.model
+        if hasattr(model, "unk_token"):
+            return None if model.unk_token is None else self.backend.token_to_id(model.unk_token)
+        return json.loads(self.backend.to_str())["model"].get("unk_id")  # of a Unigram model
+
     def convert_ids_to_tokens(self, id_: int) -> str | None:
         """The name of a token in the vocabulary."""
         return self.backend.id_to_token(int(id_))
@@ -152,6 +181,24 @@ def _without_cleanup(decoder: Decoder) -> Decoder:
         decoder = copy.copy(decoder)
         decoder.__setstate__(state.replace(b'"cleanup":true', b'"cleanup":false'))
     return decoder
+
+
+def _missing(text: str, read: collections.Counter[str]) -> str:
+    """The characters of `text`, each as often as it is not in `read`; white space aside."""
+    missing = collections.Counter("".join(text.split())) - read
+    return "".join(missing.elements())
+
+
+def _every_byte() -> str:
+    """Characters whose UTF-8 has every byte that UTF-8 can have; no vocabulary of characters has them all."""
+    ascii_ = [chr(code) for code in range(128) if not chr(code).isspace()]
+    two_bytes = [chr(code) for code in range(0x80, 0x800, 29)]  # each first byte, each second one
+    three_bytes = [chr((first << 12) + 0x915) for first in range(16) if first != 0xD] + ["\ud4e5"]
+    four_bytes = [chr(code) for code in (0x10400, 0x40000, 0x80000, 0xC0000, 0x100000)]
+    return " ".join(ascii_ + two_bytes + three_bytes + four_bytes)
+
+
+_EVERY_BYTE = _every_byte()
 
 
 def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:

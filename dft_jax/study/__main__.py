@@ -50,7 +50,8 @@ def _run(spec: spec_lib.Spec, folder) -> None:
 
     cli.keep_compilations()
     with interrupts.Interrupts():
-        lab = run.open_laboratory(spec)  # before there is a folder: what is refused leaves nothing
+        # Before there is a folder: what is refused leaves nothing.
+        lab = run.open_laboratory(spec, records.stream_version(folder))
         with run_directory.locked(folder, "--out"):
             run.Study(lab, folder, Clock(_MINUTES.value)).run()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax import errors, writer
+from dft_jax.data import order
 from dft_jax.study import spec as spec_lib
 from dft_jax.study.spec import Arm, Phase, Spec
 
@@ -68,7 +69,8 @@ class Records:
     def open_arm(self, arm: Arm | None, contents: dict[str, str]) -> None:
         """Writes the arm's inputs, or compares them with those that are there.
 
-        `contents` are digests of weights, tokenizer, training data and texts.
+        `contents` are digests of weights, tokenizer, training data and texts, and the order's
+        version.
 
         Raises:
           UserError: they differ.
@@ -113,6 +115,13 @@ class Records:
 
     def is_complete(self, arm: Arm | None) -> bool:
         return all(self.is_done(phase) for phase in spec_lib.phases_of(self.spec, arm))
+
+
+def stream_version(folder: Path) -> int:
+    """The version of data/order.py that the study in `folder` was begun with; a new one's where
+    there is none."""
+    held = sorted((folder / DONE).glob(f"*/{INPUTS}"))
+    return _read_json(held[0]).get(f"contents.{order.FINGERPRINT_KEY}", 1) if held else order.VERSION
 
 
 def _changes(held: dict[str, Any], inputs: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from dft_jax import (
     train,
 )
 from dft_jax.checkpoint import Checkpoints
-from dft_jax.data import loader
+from dft_jax.data import account, loader, order
 from dft_jax.data.chat import Template
 from dft_jax.evals import runner
 from dft_jax.models import Model, hf
@@ -63,7 +63,8 @@ class Laboratory:
     packer: loader.Packer
     texts: dict[str, HeldOut]
     plan: runner.Plan | None
-    contents: dict[str, str]
+    contents: dict[str, Any]
+    version: int  # of data/order.py
     programs: dict[str, Callable] = dataclasses.field(default_factory=dict)  # by objective
 
     @functools.cached_property
@@ -91,11 +92,14 @@ class Laboratory:
 
     def step_numbers(self, seed: int) -> Any:
         """`[n]` are the examples of step n, from 0."""
-        return loader.batches(len(self.examples), global_batch=self.spec.config.train.global_batch, seed=seed)
+        batch = self.spec.config.train.global_batch
+        return order.batches(
+            len(self.examples), global_batch=batch, seed=seed, version=self.version
+        )
 
 
-def open_laboratory(spec: Spec) -> Laboratory:
-    """Reads and checks everything; nothing is compiled yet.
+def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
+    """Reads and checks everything; nothing is compiled yet. `version` is that of data/order.py.
 
     Raises:
       UserError: anything wrong with config, checkpoint, texts or evaluation.
@@ -105,6 +109,9 @@ def open_laboratory(spec: Spec) -> Laboratory:
     source, model, tokenizer = train.load_model(config)
     refuse_undated(spec, tokenizer)
     examples, _ = train.load_data(config, tokenizer, model)
+    report = examples.report
+    errors.raise_if_any(account.refusals("data.train", report, config.data.max_lost_fraction))
+    account.announce(account.lines("data.train", report), account.warnings("data.train", report))
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
     plan = None
     if spec.evaluation:
@@ -115,6 +122,7 @@ def open_laboratory(spec: Spec) -> Laboratory:
         "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
         "contents.train_sha256": examples.report["sha256"],
     }
+    contents |= {f"contents.{key}": value for key, value in order.as_fingerprint(version).items()}
     contents |= {f"contents.{name}_sha256": text.sha256 for name, text in texts.items()}
     if plan:
         contents["contents.problems_sha256"] = plan.digest()
@@ -123,7 +131,8 @@ def open_laboratory(spec: Spec) -> Laboratory:
     # Steps of all seeds are padded to the same row counts, so that they share a program.
     ahead = []
     for seed in sorted({arm.seed for arm in spec.arms}):
-        numbers = loader.batches(len(examples), global_batch=config.train.global_batch, seed=seed)
+        batch = config.train.global_batch
+        numbers = order.batches(len(examples), global_batch=batch, seed=seed, version=version)
         ahead += [numbers[n] for n in range(spec.steps)]
     packer = loader.Packer(
         examples,
@@ -133,7 +142,7 @@ def open_laboratory(spec: Spec) -> Laboratory:
         row_length=loader.row_length(config.data),
         by_examples=config.train.loss_normalization == "official",
     )
-    return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents)
+    return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents, version)
 
 
 def refuse_undated(spec: Spec, tokenizer) -> None:
@@ -177,7 +186,7 @@ def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldO
     shards = sharding.batch_shards(model.mesh)
     rows = -(-spec.rows_at_once // shards) * shards
     packed = measures.pack(whole, loader.row_length(config), rows)
-    return HeldOut(packed, answers, len(whole), loader.digest(whole))
+    return HeldOut(packed, answers, len(whole), account.digest(whole))
 
 
 class Study:

@@ -17,7 +17,7 @@ run() { # name, objective, number of devices, trained tokens a chunk (on each de
   XLA_FLAGS="--xla_force_host_platform_device_count=$devices" JAX_PLATFORMS=cpu python -m dft_jax.main \
     --config=configs/gsm8k.py:objective="$objective" --workdir="$out/$name" \
     --config.model.path="$checkpoint" --config.model.compute_dtype=float32 \
-    --config.data.train="$train" --config.data.heldout="$heldout" --config.data.max_length=640 \
+    --config.data.train="$train" --config.data.heldout="$heldout" --config.data.subset= --config.data.max_length=640 \
     --config.eval.max_examples=32 --config.eval.every=50 \
     --config.train.global_batch=4 --config.train.steps=100 --config.train.loss_chunk_tokens="$chunk" \
     --config.optimizer.learning_rate=5e-4 "$@" 2>"$out/$name.log"

@@ -258,6 +258,35 @@ def test_answers_that_are_only_read_are_counted(opened, tmp_path):
     assert report["rows"] == {"read": 2, "used_whole": 2, "truncated": 0, "dropped": {}}
 
 
+def test_an_answer_of_weight_0_is_read_and_not_trained(opened):
+    """The text is that of the conversation without weights; what is left is trained as before, the last with EOS."""
+    template = Template("tokenizer", opened("smollm2"))
+    plain = conversation("p", "first", "q", "second", "r", "third")
+    whole = template.parts(plain)
+    all_text = "".join(part.text for part in whole)
+    assert [part.text for part in whole if part.trained] == ["first<|im_end|>", "second<|im_end|>", "third<|im_end|>"]
+    for turn in (1, 3):
+        weighted = [message | {"only_read": number == turn} for number, message in enumerate(plain)]
+        parts = template.parts(weighted)
+        expected = [part.text for part in whole if part.trained and plain[turn]["content"] not in part.text]
+        assert [part.text for part in parts if part.trained] == expected
+        assert "".join(part.text for part in parts) == all_text
+    last = template.parts([*plain[:5], plain[5] | {"only_read": True}])
+    assert [part.text for part in last if part.trained] == ["first<|im_end|>", "second<|im_end|>"]
+    assert "".join(part.text for part in last).rstrip() == all_text and not last[-1].trained
+
+
+def test_answers_that_are_meant_to_be_read_are_no_offence(opened, tmp_path):
+    asked, answered = conversation("p", "first")
+    row = {"messages": [asked, answered | {"weight": 0}, asked, answered | {"weight": 1}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    config = dated_config("tokenizer").data
+    config.rows = "messages"
+    tokenizer = opened("smollm2")
+    report = loader.load_examples(str(tmp_path / "a.jsonl"), config, tokenizer, len(tokenizer)).report
+    assert report["answers"] == {"trained": 1, "only_read": 1} and report["first_offenders"] == []
+
+
 def test_a_conversation_costs_one_request(opened, monkeypatch):
     template, requests = Template("tokenizer", opened("smollm2")), []
     render_all = rendering.render_all

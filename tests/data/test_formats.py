@@ -82,7 +82,7 @@ def test_neutral_keys_of_a_message_pass(keys):
 
 # Keys that would change what is trained, each dropped in silence before.
 MEANT = [
-    *[{"weight": 0}, {"weight": 0.5}, {"train": False}, {"loss": False}, {"trainable": 0}, {"loss_weight": 2}],
+    *[{"weight": 0.5}, {"weight": "0"}, {"weight": -1}, {"train": "no"}, {"loss_weight": 2}],
     *[{"reasoning_content": "1 and 1"}, {"thinking": "hm"}, {"name": "Ann"}, {"prefix": True}, {"wieght": 0}],
     *[{"tool_calls": [{"function": {"name": "add"}}]}, {"function_call": {"name": "add"}}, {"tool_call_id": "7"}],
     *[{"end_turn": False}, {"recipient": "python"}, {"refusal": "No."}, {"audio": {"id": 1}}, {"mask": 1}],
@@ -96,6 +96,52 @@ def test_other_keys_of_a_message_are_refused_by_name(keys):
         parsed(**with_key(**keys))
     with pytest.raises(BadRow, match=f"message 0 has {key}="):
         parsed(messages=[ASKED | keys, ANSWERED])
+
+
+@pytest.mark.parametrize("keys", [{"weight": 0}, {"loss_weight": 0.0}, {"train": False}, {"loss": False}], ids=str)
+def test_an_answer_of_weight_0_is_only_read(keys):
+    """So is one that says so in another way; a question is never trained."""
+    again = [ASKED, ANSWERED]
+    expected = [ASKED, ANSWERED | {"only_read": True}, *again]
+    assert parsed(messages=[ASKED, ANSWERED | keys, *again]) == expected
+    assert parsed(messages=[ASKED | keys, ANSWERED]) == [ASKED, ANSWERED]
+    turns = [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"} | keys]
+    assert parsed("sharegpt", conversations=[*turns, *turns[:1], {"from": "gpt", "value": "2"}]) == expected
+    with pytest.raises(BadRow, match="no answer is trained: all have weight 0; remove the row"):
+        parsed(**with_key(**keys))
+
+
+def test_alpaca():
+    """The input is part of the question, and a text under `system` stands before it."""
+    row = {"instruction": "Add the numbers.", "input": "2 and 3", "output": "5"}
+    asked = {"role": "user", "content": "Add the numbers.\n2 and 3"}
+    answered = {"role": "assistant", "content": "5"}
+    assert parsed("alpaca", **row) == [asked, answered]
+    assert parsed("alpaca", **row, system="Be brief.", history=[]) == [SYSTEM, asked, answered]
+    for nothing in ({"input": ""}, {"input": None}):
+        assert parsed("alpaca", **row | nothing)[0]["content"] == "Add the numbers."
+    assert parsed("alpaca", instruction="Say 5.", output="5") == [{"role": "user", "content": "Say 5."}, answered]
+    with pytest.raises(BadRow, match="field 'history' beside 'instruction' is not supported and would be lost"):
+        parsed("alpaca", **row, history=[["1+1?", "2"]])
+    with pytest.raises(BadRow, match="field 'input' should be text, not int"):
+        parsed("alpaca", **row | {"input": 3})
+
+
+@pytest.mark.parametrize(
+    "name, row, unread",
+    [
+        ("fields", {"prompt": "1+1?", "completion": "2", "input": "x", "weight": 0.5}, ["input", "weight"]),
+        ("alpaca", {"instruction": "1+1?", "output": "2", "text": "1+1? 2", "input": ""}, ["text"]),
+        ("messages", {"messages": [ASKED, ANSWERED], "source": "x", "tools": []}, ["source"]),
+        ("sharegpt", {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "2"}]}, []),
+        ("numina", {"problem": "1+1?", "solution": "2", "source": "x"}, ["source"]),
+    ],
+)
+def test_a_row_knows_which_of_its_columns_nobody_asked_for(name, row, unread):
+    columns = formats.Columns(row)
+    parsed_columns = formats.ROW_FORMATS[name](columns, CONFIG)
+    assert parsed_columns == formats.ROW_FORMATS[name](row, CONFIG)
+    assert [column for column in columns.filled() if column not in columns.asked_for] == unread
 
 
 def test_content_in_parts_is_joined():
@@ -196,7 +242,7 @@ def test_sharegpt():
         ([{"from": "observation", "value": "x"}], "message 0 is from 'observation'; it should be one of system, human"),
         ([{"role": "user", "content": "x"}], "message 0 is from None"),
         ([{"from": "human", "value": "x"}, {"from": "gpt"}], "message 1: field 'content' is missing"),
-        ([{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "weight": 0}], "message 1 has weight=0"),
+        ([{"from": "human", "value": "x"}, {"from": "gpt", "value": "y", "weight": 0.5}], "message 1 has weight=0.5"),
         (["x"], "message 0 should be an object with from and value, not str"),
         ([], "field 'conversations' should be a list of messages, not an empty list"),
     ],

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import transformers
-from tokenizers import Tokenizer, decoders
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import Unigram, WordLevel
 
 from dft_jax import assets, errors
-from dft_jax.models import hf
+from dft_jax.models import hf, tokenizer as ours
 from dft_jax.models.tokenizer import differs_in_transformers
 from tests import lookalikes, text
 from tests.conftest import GOLDEN
@@ -90,6 +91,48 @@ def test_a_decoder_that_cleans_up_is_one_that_does_not(is_sequence, tmp_path):
     backend.decoder = decoders.Sequence([cleans]) if is_sequence else cleans
     backend.save(str(folder / "tokenizer.json"))
     assert backend.decoder.decode(tokens) != "a . b ?" == hf.load_tokenizer(folder).backend.decoder.decode(tokens)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3", "mistral", "smollm2"])
+def test_vocabularies_with_bytes_read_all_text(name, tmp_path):
+    tokenizer = hf.load_tokenizer(lookalikes.write(name, tmp_path))
+    assert tokenizer.reads_all
+    assert all(tokenizer.without_token(one, []) == "" for one in STRINGS[:10]), "nothing is compared"
+
+
+def test_characters_without_a_token():
+    """They vanish without an unknown token, and are that token where there is one; white space does not count."""
+    laboratory = hf.load_tokenizer(assets.LAB)
+    assert not laboratory.reads_all
+    for one, lost in (("f(2)! is (2)", "(())!"), ("1 + 1 = 2", ""), ("很好。", "很好。"), ("a\tb\u00a0c", "")):
+        assert sorted(laboratory.without_token(one, laboratory.encode(one))) == sorted(lost)
+
+
+EOS = "</s>"
+
+
+@pytest.mark.parametrize(
+    "model, normaliser",
+    [
+        (Unigram([("?", 0.0), (EOS, 0.0), ("a", -1.0), ("é", -1.0)], unk_id=0), normalizers.NFC()),
+        (WordLevel({"?": 0, EOS: 1, "a": 2, "é": 3}, unk_token="?"), normalizers.NFC()),
+        (WordLevel({"?": 0, EOS: 1, "▁a": 2, "▁é": 3}, unk_token="?"), normalizers.Prepend("▁")),
+    ],
+    ids=["unigram", "words", "spaces"],
+)
+def test_an_unknown_token_stands_for_nothing(model, normaliser):
+    """Not even for the question mark that it is written as; what the normaliser changes is not lost."""
+    backend = Tokenizer(model)
+    backend.normalizer, backend.pre_tokenizer = normaliser, pre_tokenizers.Split("-", "removed")
+    backend.add_special_tokens([EOS])
+    if isinstance(normaliser, normalizers.Prepend):
+        backend.decoder = decoders.Replace("▁", " ")
+    tokenizer = ours.Tokenizer(backend, ours.Settings({"eos_token": EOS}))
+    assert not tokenizer.reads_all
+    asked = "a" if isinstance(normaliser, normalizers.Prepend) else "e\u0301"
+    assert tokenizer.without_token(asked, tokenizer.encode(asked)) == ""
+    assert tokenizer.without_token("b", tokenizer.encode("b")) == "b"
+    assert tokenizer.without_token("?", tokenizer.encode("?")) == "?"
 
 
 def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import assets, errors, interrupts, train
+from dft_jax.data import order
 from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
@@ -508,3 +509,13 @@ def test_a_wrong_command_is_told(arguments, words, command, tmp_path, monkeypatc
     outcome = command(*arguments)
     assert outcome.code == 2 and words in outcome.stderr and outcome.stderr.startswith("error: ")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_study_from_before_streams_had_versions_keeps_its_own(tmp_path):
+    """Arms of one study have their examples in orders of one kind."""
+    assert records_lib.stream_version(tmp_path) == order.VERSION
+    file = tmp_path / "done" / "base" / "inputs.json"
+    file.parent.mkdir(parents=True)
+    for held, version in (({}, 1), ({"contents.stream_version": 2}, 2)):
+        file.write_text(json.dumps(held))
+        assert records_lib.stream_version(tmp_path) == version
