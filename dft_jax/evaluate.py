@@ -44,7 +44,7 @@ from dft_jax import (
 )
 from dft_jax.checkpoint import Gone
 from dft_jax.data import account, chat, formats, loader
-from dft_jax.data.chat import today
+from dft_jax.data.chat import Template, today
 from dft_jax.evals import predictions as predictions_lib, prompts, report, runner
 from dft_jax.export import open_run, provenance
 from dft_jax.models import Model, hf, with_attention
@@ -139,7 +139,7 @@ class Opened:
     load: Callable[[], Params]
     what: str = ""
     weights_sha256_of_sample: str = ""  # of a Hugging Face folder, which each host may have on its own disk
-    date: str = ""  # of a run whose template writes the date
+    date: str = ""  # YYYY-MM-DD, of a run, or its export, whose template writes the date
     trained: str = ""  # the prompt that it was trained with; empty where nobody says
 
 
@@ -180,6 +180,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         origin = _exported_from(source) or {"base": base}
         return {"name": folder.absolute().name, "sha256": hf.joined_digest(hashes), "origin": origin}
 
+    exported = provenance(source) or {}
     what = f"{folder.absolute().name}: {hf.Checkpoint(source).dtype} weights, computed in {dtype}"
     return Opened(
         model,
@@ -188,7 +189,8 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         lambda: hf.load_params(hf.Checkpoint(source), model),
         what,
         run_directory.weights_sample(source),
-        trained=(provenance(source) or {}).get("template", ""),
+        date=exported.get("date", ""),
+        trained=exported.get("template", ""),
     )
 
 
@@ -259,6 +261,7 @@ def reading_config(opened: dict[str, Opened]) -> ConfigDict:
     max_length = min(given.context, *(each.model.config.max_length for each in opened.values()))
     fields = {"prompt_field": given.prompt_field, "completion_field": given.completion_field}
     config.data.update(rows=given.rows, template=_reading_prompt(opened), max_length=max_length, **fields)
+    config.data.date = reading_date(opened, config.data.template)
     config.train.global_batch = max(64, jax.device_count())
     return config
 
@@ -279,11 +282,26 @@ def _reading_prompt(opened: dict[str, Opened]) -> str:
     return asked
 
 
+def reading_date(opened: dict[str, Opened], prompt: str) -> str:
+    """The day that a dated prompt is given for all these models: the first that one was trained with, else today.
+
+    Empty where the prompt writes no date.
+    """
+    first, *_ = opened.values()
+    if not Template(prompt, first.tokenizer, setting="--prompt").is_dated:
+        return ""
+    known = {name: each.date for name, each in opened.items() if each.date}
+    date = distributed.decided("date", next(iter(known.values()), "") or today(), lambda dates: dates[0])
+    for name, own in known.items():
+        if own != date and jax.process_index() == 0:
+            print(f"warning: {name} was trained with the date {own} in its prompt, and reads {date}", file=sys.stderr)
+    return date
+
+
 def read_heldout(opened: Opened, out: Path) -> None:
     """Metrics of the completions in --heldout, token by token: nll, p and its histogram, entropy; as heldout.json."""
     model, config = opened.model, reading_config({"model": opened})
     vocab_size = model.config.vocab_size
-    config.data.date = opened.date
     with distributed.together("held out"):
         examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     told = account.lines("--heldout", examples.report)
@@ -300,6 +318,7 @@ def _write_heldout(opened: Opened, model: Model, examples: loader.Examples, conf
         "model": opened.identify(),
         "evaluated": opened.what,
         "prompt": prompt,
+        "date": config.data.date,
         "trained_with": opened.trained,
         "metrics": values,
         "p_bin_edges": metrics.P_BIN_EDGES,

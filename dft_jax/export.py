@@ -42,6 +42,7 @@ class Origin:
     step: int | None = None
     template: str = "tokenizer"  # what the run was trained under: data.template
     template_text: str | None = None  # of a .jinja file
+    date: str = ""  # YYYY-MM-DD, of a run whose template writes the date
     path: str = ""  # the base's, as the config had it
     revision: str = ""
     init: str = "checkpoint"  # or "random": then the source's weights, if it has any, are not where the run began
@@ -59,6 +60,7 @@ class Origin:
             "template": self.template if self.template_text is None else "tokenizer",
             "template_source": Path(self.template).name,
             "template_sha256": digest,
+            "date": self.date,
             "run_id": self.run.get("run_id"),
             "base": base | {"path": Path(self.path).name if is_folder else self.path},
         }
@@ -308,7 +310,8 @@ def origin_of(workdir: Path, config: ConfigDict, step: int, run: dict[str, Any])
             what = f"{config.data.template}, which the run was trained with, is not in {workdir}"
             print(f"warning: {what}: the export keeps the checkpoint's own chat template", file=sys.stderr)
     base = config.model
-    return Origin(config.objective, step, template, text, base.path, base.revision, base.init, run)
+    date = config.data.get("date", "")
+    return Origin(config.objective, step, template, text, date, base.path, base.revision, base.init, run)
 
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")

@@ -290,7 +290,8 @@ def main() -> None:
     with run_directory.locked(out, "--out"):
         scores = {name: score(each, examples, config, name) for name, each in opened.items()}
         if jax.process_index() == 0:
-            about = {"data": examples.report, "prompt": config.data.template, "environment": writer.environment()}
+            about = {"data": examples.report, "prompt": config.data.template, "date": config.data.date}
+            about["environment"] = writer.environment()
             about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
             with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
                 report(scores, examples, next(iter(opened.values())).tokenizer, about, out)

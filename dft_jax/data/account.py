@@ -199,7 +199,7 @@ def lines(name: str, report: dict[str, Any]) -> list[str]:
     found = [f"{name}: {counts}; {tokens['supervised']:,} trained tokens; {length}"]
     said = []
     if unread := report["columns"]["unread"]:
-        said.append(f"columns that data.rows does not read: {', '.join(unread)}")
+        said.append(f"columns that are not read: {', '.join(unread)}")
     if report["equal_rows"]["number"]:
         said.append(f"{report['equal_rows']['number']:,} rows equal an earlier one")
     if said:
@@ -221,9 +221,9 @@ def warnings(name: str, report: dict[str, Any], limit: str = _LIMIT) -> list[str
         found.append(f"{name}: {what}; each is trained as often as it is there")
     for column, n in report["columns"]["unread"].items():
         if column in formats.CHANGES_MEANING and n > _MANY_FILLED * n_read:
-            what = f"column {column!r} is filled in {n:,} of {n_read:,} rows, and data.rows does"
-            remedy = "take a row format that does, or put it into the prompt"
-            found.append(f"{name}: {what} not read it; {remedy}")
+            what = f"column {column!r} is filled in {n:,} of {n_read:,} rows, and not read"
+            formats_ = "alpaca does" if column == "input" else "others may"
+            found.append(f"{name}: {what} by this row format; {formats_}, or put it into the prompt")
     characters = report["characters"]
     if characters["without_token"] > _MANY_UNREADABLE * characters["used"]:
         what = f"the tokenizer has no token for {characters['without_token']:,} of"

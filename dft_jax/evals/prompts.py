@@ -53,6 +53,16 @@ def _chosen(trained: str, tokenizer: Any) -> Choice:
     return Choice("tokenizer", "the checkpoint's own chat template")
 
 
+def unread(benchmark: str, prompts: list[str], tokenizer: Any) -> list[str]:
+    """A warning where characters of a benchmark's prompts have no token, so that the model never sees them."""
+    lost = [text for prompt in prompts if (text := tokenizer.without_token(prompt, tokenizer.encode(prompt)))]
+    if not lost:
+        return []
+    shown = "".join(dict.fromkeys("".join(lost)))[:8]
+    what = f"{benchmark}: the tokenizer has no token for some characters (such as {shown!r})"
+    return [f"{what} in the prompts of {len(lost)} of {len(prompts)} problems; the model never sees them"]
+
+
 def shared(trained: dict[str, str]) -> str:
     """The one prompt that these models were trained with, as far as they say: name -> prompt or empty.
 

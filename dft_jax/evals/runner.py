@@ -150,6 +150,7 @@ class Plan:
     stops: Stops
     date: str  # that a dated template was given; empty for the others
     decode: Callable[[list[int]], str]
+    unread: list[str]  # warnings of prompts that have characters without a token
 
     def digest(self) -> str:
         """Of the problems and their answers: scores of others are other scores."""
@@ -173,7 +174,7 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: 
     errors.raise_if_any(settings.mistakes(prefix))  # auto may have chosen what goes with no instruction
     template = Template(settings.prompt, tokenizer, setting=name, instruction=instruction, date=date)
     max_length = min(settings.context, model.config.max_length)
-    problems, requests, prompts, mistakes = {}, {}, {}, []
+    problems, requests, prompts, mistakes, unread = {}, {}, {}, [], []
     for name in settings.benchmarks:
         problems[name] = benchmarks.load(name, settings.benchmark_data)[: settings.max_problems or None]
         for problem in problems[name]:
@@ -188,6 +189,8 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: 
                 for sample in range(settings.samples if temperature else 1):
                     request = Request(f"{name}/{problem.id}", sample, ids, temperature, limit)
                     requests[name, temperature, problem.id, sample] = request
+        own = [text for (benchmark, _), text in prompts.items() if benchmark == name]
+        unread += prompts_lib.unread(name, own, tokenizer)
     errors.raise_if_any(mistakes)
 
     def decode(ids: list[int]) -> str:
@@ -198,7 +201,7 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: 
     # Every id that the tokenizer has, and those that files of the checkpoint say end a text.
     options["vocab_size"] = max({*tokenizer.get_vocab().values(), *stops.ids}) + 1
     sampler = Sampler(model, stop_ids=stops.ids, max_length=max_length, **options)
-    return Plan(settings, problems, requests, prompts, choice, sampler, stops, template.date, decode)
+    return Plan(settings, problems, requests, prompts, choice, sampler, stops, template.date, decode, unread)
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
@@ -404,7 +407,7 @@ def _finish(
         predictions.append(Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]]))
     names = ("mode", "last_number", "answer_markers", "workers")
     rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
-    summary["warnings"] += plan.stops.warnings
+    summary["warnings"] += plan.stops.warnings + plan.unread
     summary["speed"] |= sampling.speed()
     summary["warnings"] += [plan.choice.warning] if plan.choice.warning else []
     others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan

@@ -75,9 +75,9 @@ def test_columns_that_nobody_reads_are_named(tmp_path, tokenizer):
     given = [row(f"{n}?", "5", input=f"{n} and 3", level=3, note=None) for n in range(50)]
     report = load(tmp_path, given, tokenizer).report
     assert report["columns"]["unread"] == {"input": 50, "level": 50}
-    assert "columns that data.rows does not read: input, level" in account.lines("data.train", report)[1]
+    assert "columns that are not read: input, level" in account.lines("data.train", report)[1]
     [warning] = account.warnings("data.train", report)
-    assert "column 'input' is filled in 50 of 50 rows" in warning
+    assert "column 'input' is filled in 50 of 50 rows, and not read by this row format; alpaca does" in warning
     rarely = [*rows(199), row("Add.", "5", input="2 and 3")]
     assert account.warnings("data.train", load(tmp_path, rarely, tokenizer).report) == []
     alpaca = [{"instruction": one["prompt"], "output": "5", "input": one["input"]} for one in given]

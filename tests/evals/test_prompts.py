@@ -2,16 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import pytest
 
-from dft_jax import assets, errors, evaluate, main, models, sharding
+from dft_jax import assets, config as config_lib, errors, evaluate, main, models, sharding
 from dft_jax.analysis import tokens
 from dft_jax.data import chat
 from dft_jax.data.chat import Template
 from dft_jax.evals import prompts, runner
-from dft_jax.export import PROVENANCE_NAME, Origin, export
+from dft_jax.export import PROVENANCE_NAME, Origin, export, origin_of
 from dft_jax.models import hf
 from tests.commands import TINY, run_command
 
@@ -179,3 +180,48 @@ def test_a_run_is_evaluated_and_read_as_it_was_trained(problems, tmp_path, capfd
 
 def enough(*arguments):
     raise errors.UserError("enough")
+
+
+def test_demonstrations_are_read_with_the_date_of_the_training(tmp_path, tokenizer, monkeypatch, capsys):
+    """Of several models the first that has one; today's only where nobody knows; none where none is written."""
+    dated = tmp_path / "dated.jinja"
+    dated.write_text("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}:")
+    monkeypatch.setattr(evaluate, "today", lambda: "2026-03-04")
+
+    def opened(**dates):
+        return {name: SimpleNamespace(tokenizer=tokenizer, date=date) for name, date in dates.items()}
+
+    assert evaluate.reading_date(opened(base="", sft="2026-01-02"), str(dated)) == "2026-01-02"
+    assert evaluate.reading_date(opened(base=""), str(dated)) == "2026-03-04"
+    assert evaluate.reading_date(opened(sft="2026-01-02"), "plain") == "" and capsys.readouterr().err == ""
+    assert evaluate.reading_date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated)) == "2026-01-02"
+    assert "warning: dft was trained with the date 2026-01-03 in its prompt" in capsys.readouterr().err
+
+
+def test_an_export_carries_the_date_of_its_run(exported, tmp_path):
+    config = config_lib.get_default()
+    config.data.date = "2026-01-02"
+    says = origin_of(tmp_path, config, 3).report()
+    assert says["date"] == "2026-01-02"
+    folder = shutil.copytree(exported, tmp_path / "says")
+    (folder / PROVENANCE_NAME).write_text(json.dumps(says))
+    assert evaluate.open_model(str(folder), "main", 1, None).date == "2026-01-02"
+    (folder / PROVENANCE_NAME).write_text('{"template": "plain"}')
+    assert evaluate.open_model(str(folder), "main", 1, None).date == ""
+
+
+def test_prompts_with_characters_without_a_token_are_warned_about(tokenizer):
+    laboratory = hf.load_tokenizer(assets.LAB)
+    asked = ["1+1?\n", "f(2)?\n", "很好?\n"]
+    [warning] = prompts.unread("gsm8k", asked, laboratory)
+    assert warning.startswith("gsm8k: the tokenizer has no token for some characters (such as '()很好')")
+    assert "in the prompts of 2 of 3 problems" in warning
+    assert prompts.unread("gsm8k", asked[:1], laboratory) == prompts.unread("gsm8k", asked, tokenizer) == []
+
+
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    folder, refuse = str(tmp_path), evaluate.refuse_idle_revision
+    with pytest.raises(errors.UserError, match="--revision=v2 has no effect: .* is a folder; remove it"):
+        refuse([folder], "v2")
+    refuse([folder], "main")
+    refuse([folder, "Qwen/Qwen2.5-Math-1.5B"], "v2")
