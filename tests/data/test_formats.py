@@ -133,6 +133,7 @@ def test_alpaca():
         ("fields", {"prompt": "1+1?", "completion": "2", "input": "x", "weight": 0.5}, ["input", "weight"]),
         ("alpaca", {"instruction": "1+1?", "output": "2", "text": "1+1? 2", "input": ""}, ["text"]),
         ("messages", {"messages": [ASKED, ANSWERED], "source": "x", "tools": []}, ["source"]),
+        ("messages", {"messages": [ASKED, ANSWERED], "prompt": "1+1?", "prompt_id": "a"}, ["prompt_id"]),
         ("sharegpt", {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "2"}]}, []),
         ("numina", {"problem": "1+1?", "solution": "2", "source": "x"}, ["source"]),
     ],
