@@ -201,7 +201,7 @@ def test_demonstrations_are_read_with_the_date_of_the_training(tmp_path, tokeniz
 def test_an_export_carries_the_date_of_its_run(exported, tmp_path):
     config = config_lib.get_default()
     config.data.date = "2026-01-02"
-    says = origin_of(tmp_path, config, 3).report()
+    says = origin_of(tmp_path, config, 3, {}).report()
     assert says["date"] == "2026-01-02"
     folder = shutil.copytree(exported, tmp_path / "says")
     (folder / PROVENANCE_NAME).write_text(json.dumps(says))
