@@ -172,7 +172,9 @@ def also_trained(
     places: list[str], heldout: list[Example], train_places: list[str], train: list[Example]
 ) -> dict[str, Any]:
     """How many held-out examples are trained too, as they are, or with another answer."""
-    trained = {_key(example): place for place, example in zip(train_places, train, strict=True)}
+    trained: dict[bytes, str] = {}
+    for place, example in zip(train_places, train, strict=True):
+        trained.setdefault(_key(example), place)
     prompts = {_prompt_key(example) for example in train}
     number, number_of_prompts, first = 0, 0, ""
     for place, example in zip(places, heldout, strict=True):
@@ -218,7 +220,7 @@ def warnings(name: str, report: dict[str, Any], limit: str = _LIMIT) -> list[str
     n_read, equal = report["rows"]["read"], report["equal_rows"]
     if equal["number"] > _MANY_EQUAL * n_read:
         what = f"{equal['number']:,} of {n_read:,} rows equal an earlier one ({equal['first']})"
-        found.append(f"{name}: {what}; each is trained as often as it is there")
+        found.append(f"{name}: {what}; each counts as often as it is there")
     for column, n in report["columns"]["unread"].items():
         if column in formats.CHANGES_MEANING and n > _MANY_FILLED * n_read:
             what = f"column {column!r} is filled in {n:,} of {n_read:,} rows, and not read"
