@@ -32,7 +32,8 @@ def test_a_run_explains_itself_and_exports(whole):
     environment = json.loads((whole / "env.json").read_text())
     assert environment["versions"]["jax"] and environment["devices"]["count"] == 1
     assert "--config=configs/tiny.py" in environment["command"] and environment["attention"] == "blocked"
-    assert json.loads((whole / "data_report.json").read_text())["train"]["rows"]["used_whole"] == 64
+    account = json.loads((whole / "data_report.json").read_text())
+    assert account["train"]["rows"]["used_whole"] == 64 and account["length"]["steps"] == 8
     training = [row for row in rows(whole) if "train/loss" in row]
     assert [row["step"] for row in training] == list(range(1, 9))
     wanted = "train/nll train/mean_p train/entropy train/token_accuracy train/p_histogram speed/tokens_per_s"

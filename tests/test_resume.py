@@ -337,6 +337,18 @@ def test_data_that_is_mostly_cut_is_refused_for_a_new_run_only(finished, tmp_pat
     assert train.prepare(config(), finished).steps == 4
 
 
+def test_what_is_not_trained_is_said_before_anything_compiles(tmp_path, capsys):
+    job = train.prepare(config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path)
+    capsys.readouterr()
+    train.tell_account(job)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("data.train: 64 rows read: 64 whole, 0 cut, 0 dropped; ")
+    assert [line for line in told if line.startswith("data.heldout: 8 rows read: 8 whole")]
+    assert "1 step of 128 examples = 2.00 epochs of 64" in told
+    assert any(line.startswith("warning: config.train.global_batch=128 is more than the 64 examples") for line in told)
+    assert job.account["length"]["epochs"] == 2.0 and job.account.keys() == {"train", "heldout", "length"}
+
+
 def test_how_the_data_is_named_may_change(finished):
     """A subset that had no effect is refused by now; without it the old run resumes, for its data is the same."""
     held = json.loads((finished / "checkpoints/4/run/metadata").read_text())
