@@ -230,8 +230,6 @@ def read_examples(path: str, opened: dict[str, evaluate.Opened], config: ConfigD
         if read(name).report["sha256"] != examples.report["sha256"]:
             what = f"--models: {first} and {name} have different tokenizers or chat templates"
             raise errors.UserError(f"{what}: {path} is other tokens to each; give models that share one")
-    told = account.lines("--data", examples.report)
-    account.announce(told, account.warnings("--data", examples.report, "--context"))
     return examples
 
 
@@ -288,6 +286,8 @@ def main() -> None:
     config = settings(opened)
     examples = read_examples(_DATA.value, opened, config)
     with run_directory.locked(out, "--out"):
+        told = account.lines("--data", examples.report)
+        account.announce(told, account.warnings("--data", examples.report, "--context"))
         scores = {name: score(each, examples, config, name) for name, each in opened.items()}
         if jax.process_index() == 0:
             about = {"data": examples.report, "prompt": config.data.template, "date": config.data.date}
