@@ -74,8 +74,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         given = make_hyperparameters(config, steps, model.mesh)
         train_step = make_train_step(model, job.objective, optimizer, given, config, reference)
         evaluate = make_evaluate(model, job.objective, job.heldout, config, reference)
-        benchmarks = job.benchmarks
-        benchmarks.begin(steps, start, job.train.report["sha256"], identity)
+        job.benchmarks.begin(steps, start, job.train.report["sha256"], identity)
         log = writer.Writer(workdir, config, resume_from=restart, run_id=identity.get("run_id"))
         reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, job.train, steps, start)))
 
@@ -88,9 +87,9 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
             is_due = step in (0, steps) or (config.eval.every and step % config.eval.every == 0)
             if is_due and not log.has(step, "heldout/"):
                 reporter.evaluate(step, lambda: evaluate(state.params))
-            if step in benchmarks.steps and not log.has(step, "eval/"):
+            if step in job.benchmarks.steps and not log.has(step, "eval/"):
                 save()  # it may take hours
-                reporter.evaluate(step, lambda: benchmarks.run(step, state.params))
+                reporter.evaluate(step, lambda: job.benchmarks.run(step, state.params))
 
         distributed.meet("state")  # devices meet for the first time
         try:
