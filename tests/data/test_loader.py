@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, processors
 
 from dft_jax import assets, config as config_lib
-from dft_jax.data import loader, packing
+from dft_jax.data import account, loader, packing
 from dft_jax.data.chat import STYLES, Example, Template
 from dft_jax.models import hf, tokenizer as ours
 from tests.conftest import make_mesh
@@ -225,11 +225,11 @@ def test_by_examples_gives_each_micro_batch_its_share(many):
 def test_the_hash_of_data_sees_every_token_and_every_mask(many):
     """One bit of one example: a token, or whether a token is trained."""
     first, *others = many.examples
-    digests = {loader.digest(many.examples)}
+    digests = {account.digest(many.examples)}
     for name in ("ids", "trained"):
         changed = getattr(first, name).copy()
         changed[-1] = changed[-1] ^ 1
-        digests.add(loader.digest([dataclasses.replace(first, **{name: changed}), *others]))
+        digests.add(account.digest([dataclasses.replace(first, **{name: changed}), *others]))
     assert len(digests) == 3
 
 
