@@ -76,7 +76,7 @@ def test_a_folder_says_what_its_run_is_made_of(tmp_path, monkeypatch):
     model = types.SimpleNamespace(module=types.SimpleNamespace(backend="masked"))
 
     def described(run):
-        run_directory.describe_run(tmp_path, lab_config(**{"model.path": "lab"}), model, EXAMPLES, None, run)
+        run_directory.describe_run(tmp_path, lab_config(**{"model.path": "lab"}), model, {"train": {}}, run)
         return [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "env")]
 
     config, environment = described({"run_id": "5f0c", "base": {"path": "x"}, "fingerprint": {}, "changes": []})
