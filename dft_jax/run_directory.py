@@ -284,7 +284,8 @@ def open_workdir(
 ) -> tuple[Checkpoints, int | None, dict[str, Any]]:
     """The checkpoints in `workdir`, the step to go on from (None: the beginning), and what new ones say of the run.
 
-    That is its fingerprint, the changes that were allowed since, and what was said when it began (see `_begin`).
+    Evaluations of steps that are going to be made again are set aside. What is said is its fingerprint, the changes
+    that were allowed since, and what was said when it began (see `_begin`).
 
     Raises:
       UserError: they are those of another run, and the change is not named in `resume.allow_changed`.
@@ -310,6 +311,9 @@ def open_workdir(
         remedy = "undo the change, or give a new --workdir, or name what may change in config.resume.allow_changed"
         errors.raise_if_any(refused and [f"--workdir={workdir} holds another run: {remedy}", *refused])
         run["changes"] = held["changes"] + [f"step {step}: {line}" for line in changes.values()]
+        with distributed.together("evaluations"):  # process 0 renames
+            if jax.process_index() == 0:
+                _set_aside(workdir, after=step)
     return checkpoints, step, run
 
 
@@ -321,7 +325,7 @@ def _begin(workdir: Path, config: ConfigDict, source: Path, train: Examples) -> 
     base: dict[str, Any] = {}
     with distributed.together("beginning"):  # process 0 writes and hashes
         if jax.process_index() == 0:
-            _set_aside(workdir / "eval")
+            _set_aside(workdir, after=-1)
             is_random = config.model.init == "random"
             base = base_of(config, source, None if is_random else hf.digest(hf.Checkpoint(source).files))
     mine = {"run_id": secrets.token_hex(8), "base": base, "data": data_of(train)}
@@ -350,16 +354,26 @@ def data_of(train: Examples) -> dict[str, Any]:
     return {"path": place, "commit": train.report["commit"], "sha256": train.report["sha256"]}
 
 
-def _set_aside(folder: Path) -> None:
-    """Renames what an earlier run left: eval -> eval.old-1."""
-    if not folder.exists():
+def _set_aside(workdir: Path, after: int) -> None:
+    """Renames evaluations of steps after `after`: eval/8 -> eval.old-1/8. Those steps are going to be made again.
+
+    Their checkpoints are gone. What is trained in their place may differ, by an earlier run, other weights or other
+    code, and would be given their scores. For -1, where a run begins from nothing, all that is there goes.
+    """
+    folder = workdir / "eval"
+    stale = [each for each in folder.glob("*") if after < 0 or (each.name.isdigit() and int(each.name) > after)]
+    if not stale:
         return
     number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.old-{n}").exists())
     place = folder.with_name(f"{folder.name}.old-{number}")
     with errors.told(f"{folder}: cannot be renamed", "move it away"):
-        folder.rename(place)
-    what = "the run begins from nothing, and these evaluations are of an earlier one"
-    print(f"note: {folder} is now {place.name}: {what}", file=sys.stderr, flush=True)
+        place.mkdir()
+        for each in stale:
+            each.rename(place / each.name)
+    begins = "from nothing" if after < 0 else f"again from step {after}"
+    names = ", ".join(sorted(each.name for each in stale))
+    what = f"the run begins {begins}, and these evaluations are of what was there before"
+    print(f"note: {folder}: {names} set aside in {place.name}: {what}", file=sys.stderr, flush=True)
 
 
 def _allowed(config: ConfigDict) -> tuple[str, ...]:

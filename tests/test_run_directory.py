@@ -127,12 +127,21 @@ def test_evaluations_of_an_earlier_run_are_set_aside(tmp_path, capfd):
         (tmp_path / "eval" / "2").mkdir(parents=True)
         (tmp_path / "eval" / "2" / "scores.json").write_text(str(number))
         _, run = open_workdir(tmp_path)
-        assert not (tmp_path / "eval").exists()
+        assert not list((tmp_path / "eval").iterdir())
         assert (tmp_path / f"eval.old-{number}" / "2" / "scores.json").read_text() == str(number)
-        assert f"eval is now eval.old-{number}: the run begins from nothing" in capfd.readouterr().err
-    (tmp_path / "eval").mkdir()
-    save(tmp_path, 3, run)
-    assert open_workdir(tmp_path)[0] == 3 and (tmp_path / "eval").exists(), "a run that goes on keeps its own"
+        assert f"eval: 2 set aside in eval.old-{number}: the run begins from nothing" in capfd.readouterr().err
+
+
+def test_a_run_that_goes_on_keeps_the_evaluations_up_to_there(tmp_path, capfd):
+    """A later one is of a checkpoint that was damaged or removed, whose step is made again, perhaps by other code."""
+    save(tmp_path, 3, open_workdir(tmp_path)[1])
+    for name in ("2", "3", "4", "10", "mine"):
+        (tmp_path / "eval" / name).mkdir(parents=True)
+    for _ in range(2):
+        assert open_workdir(tmp_path)[0] == 3
+        assert sorted(file.name for file in (tmp_path / "eval").iterdir()) == ["2", "3", "mine"]
+    assert [file.name for file in tmp_path.glob("eval.old-*")] == ["eval.old-1"]
+    assert "eval: 10, 4 set aside in eval.old-1: the run begins again from step 3" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -566,7 +566,7 @@ def test_training_does_not_report_the_scores_of_another_run(folder, capfd, monke
     shutil.rmtree(folder / "run" / "checkpoints")
     counts = count_sampled(monkeypatch)
     outcome = run_command(main.main, arguments, capfd, monkeypatch)
-    assert outcome.code == 0 and "eval is now eval.old-1" in outcome.stderr, outcome.stderr
+    assert outcome.code == 0 and "eval: 2 set aside in eval.old-1" in outcome.stderr, outcome.stderr
     assert counts == [2 * len(PROBLEMS)] and tree(folder / "run" / "eval.old-1") == first
     run_ids = [json.loads((folder / "run" / name / "2" / "evaluation.json").read_text())["run_id"] for name in EVALS]
     assert run_ids[0] != run_ids[1] == json.loads((folder / "run" / "env.json").read_text())["run_id"]
