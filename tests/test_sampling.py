@@ -272,11 +272,11 @@ def test_consecutive_tokens_are_drawn_independently():
 
 
 def test_rows_beyond_the_tokenizer_are_never_drawn():
-    """Hot, where they all would be; and the entropy is that of the tokens there are."""
+    """Hot, where 56 of the 96 rows would be; and the entropy is that of the 40 tokens there are."""
     asked = [Request("p", sample, (1, 2, 3), 50.0, 30) for sample in range(8)]
-    free, kept = (list(sampler(vocab_size=n).sample(asked)) for n in (None, 40))
-    assert max(id_ for c in free for id_ in c.ids) >= 40 > max(id_ for c in kept for id_ in c.ids)
-    assert all(c.entropy < np.log(40) + 1e-4 for c in kept) and all(c.entropy > np.log(40) + 0.1 for c in free)
+    made = list(sampler(vocab_size=40).sample(asked))
+    assert 30 < max(id_ for c in made for id_ in c.ids) < 40
+    assert all(np.log(40) - 0.1 < c.entropy < np.log(40) + 1e-4 for c in made)
 
 
 def test_completions_end_at_a_stop_token_or_are_cut():
