@@ -223,8 +223,8 @@ OF_TRAINING = [
         "dft_jax/train.py",
         "hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state)]",
         "hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state) + 1]",
-        ("tests/test_train.py", "tests/test_end_to_end.py"),
-        "rate or explains",
+        ("tests/test_train.py",),
+        "golden",
     ),
     Change(
         "train-global-mean-of-micro-batches",
