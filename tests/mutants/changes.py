@@ -138,9 +138,9 @@ OF_DATA = [
     ),
     Change(
         "data-hash-without-mask",
-        "dft_jax/data/loader.py",
-        " + example.trained.tobytes())",
-        ")",
+        "dft_jax/data/account.py",
+        "content = example.ids.tobytes() + example.trained.tobytes()\n        total",
+        "content = example.ids.tobytes()\n        total",
         ("tests/data/test_loader.py",),
     ),
 ]
