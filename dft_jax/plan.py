@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from dft_jax import cli, config as config_lib, errors, hub, models, sharding
 from dft_jax.analysis.memory import KINDS, Planner, Setting, settings
@@ -116,6 +117,12 @@ _SHORT = {
 }
 
 
+def of_parameters(config: ConfigDict, choice: dict[str, str]) -> str:
+    """What to know of parameters that are bfloat16, or are by `choice`; empty where they are not."""
+    dtype = choice.get("model.param_dtype", config.model.param_dtype)
+    return _SHORT[config.optimizer.rounding] if dtype == "bfloat16" else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
     """What fits: as the config is if `choice` is empty; on as many devices as asked for, or on more."""
@@ -208,8 +215,8 @@ def main() -> None:
         how = "with another choice: " if found.choice else ""
         how = f"on {found.n_devices} of these devices: " if found.n_devices > n_devices else how
         print(f"\nfits {how or 'so: '}{found}")
-    if "bfloat16" in (config.model.param_dtype, found and found.choice.get("model.param_dtype")):
-        print(_SHORT[config.optimizer.rounding])
+    if text := of_parameters(config, found.choice if found else {}):
+        print(text)
 
 
 if __name__ == "__main__":

@@ -137,3 +137,11 @@ def test_the_planner_counts_positions_of_rows_not_of_examples():
     before = planner.batch(2, 3).tokens_BL.shape
     planner.config.data.row_length = 1024
     assert (before, planner.batch(2, 3).tokens_BL.shape) == ((2, 3, 512), (2, 3, 1024))
+
+
+def test_what_bfloat16_parameters_cost_is_said_where_they_are_used_or_proposed():
+    config, short = config_lib.get_default(), {"model.param_dtype": "bfloat16"}
+    assert plan.of_parameters(config, {}) == plan.of_parameters(config, {"optimizer.moment_dtype": "bfloat16"}) == ""
+    assert "take small updates by chance" in plan.of_parameters(config, short)
+    config.update_from_flattened_dict(short | {"optimizer.rounding": "nearest"})
+    assert "lose small updates" in plan.of_parameters(config, {})

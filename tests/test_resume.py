@@ -303,7 +303,7 @@ def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     shares = [row["optimizer/moved_share"] for row in rows if "optimizer/moved_share" in row]
-    assert len(shares) == 4 and 0 < max(shares) < 0.5
+    assert len(shares) == 4 and min(shares) > 0 and max(shares) < 1
     assert all(abs(row["optimizer/update_lost"]) < 0.1 for row in rows if "optimizer/moved_share" in row)
 
 
