@@ -316,12 +316,12 @@ def test_a_run_from_before_streams_had_versions_resumes_with_its_own(tmp_path, m
         patched.setattr(order, "VERSION", 1)
         held = train.prepare(by_epochs, tmp_path / "new").fingerprint
     assert order.FINGERPRINT_KEY not in held and held["steps"] == 3
-    for step, fingerprint in ((9, held), (10, held), (2, new.fingerprint)):
+    for step, fingerprint in ((9, new.fingerprint), (10, held), (11, held)):
         folder = tmp_path / "old" / "checkpoints" / str(step)
         (folder / "run").mkdir(parents=True)
         (folder / "run" / "metadata").write_text(json.dumps({"fingerprint": fingerprint}))
         (folder / "manifest.json").write_text("{}")
-    (folder.parent / "10" / "run" / "metadata").write_text("damaged")
+    (folder / "run" / "metadata").write_text("damaged")
     job = train.prepare(by_epochs, tmp_path / "old")
     expected = order.batches(21, global_batch=8, seed=0, version=1)
     assert job.fingerprint == held

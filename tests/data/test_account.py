@@ -93,7 +93,7 @@ def test_equal_rows_are_counted(tmp_path, tokenizer):
 
 
 def test_heldout_rows_that_are_trained_are_named(tmp_path, tokenizer):
-    train = load(tmp_path, rows(20), tokenizer)
+    train = load(tmp_path, [*rows(20), *rows(1, first=18)], tokenizer)
     heldout = load(tmp_path, [*rows(3, first=18), row("5?", "six"), row("6?", "x")], tokenizer, name="test.jsonl")
     found = account.also_trained(heldout.where, heldout.examples, train.where, train.examples)
     assert found == {"rows": 2, "first": "test.jsonl:1 is train.jsonl:19", "prompts_with_another_answer": 2}
