@@ -271,6 +271,7 @@ def test_consecutive_tokens_are_drawn_independently():
     assert len({ids[:5] for ids in made}) == 64, "each problem has noise of its own"
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_tokenizer_are_never_drawn():
     """Hot, where 56 of the 96 rows would be; and the entropy is that of the 40 tokens there are."""
     asked = [Request("p", sample, (1, 2, 3), 50.0, 30) for sample in range(8)]
