@@ -79,8 +79,9 @@ class Checkpoints:
                 return step
             is_damaged |= self._by_first("damaged", self._leave_out, step, problems, repair)
         if is_damaged or self._by_first("earlier", self._has_damaged):
-            what = "no good checkpoint is left; put one back, or remove the folder to start again"
-            raise errors.UserError(f"{self.folder}: {what}")
+            # Who only reads is not told to remove anything of a run that may be at work.
+            remedy = "train again" if self.is_reader else "remove the folder to start again"
+            raise errors.UserError(f"{self.folder}: no good checkpoint is left; put one back, or {remedy}")
         return None
 
     def _by_first(self, topic: str, work: Callable[..., Any], *arguments: Any) -> Any:

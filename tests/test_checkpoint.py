@@ -80,6 +80,8 @@ def test_a_reader_moves_nothing_a_run_sets_aside(folder, capfd):
 def test_none_that_is_good_is_not_a_new_start(folder):
     for step in ("2", "3"):
         flip_bit(folder / step)
+    with pytest.raises(errors.UserError, match="no good checkpoint is left; put one back, or train again"):
+        Checkpoints(folder).newest()
     with pytest.raises(errors.UserError, match="no good checkpoint is left; put one back, or remove the folder"):
         Checkpoints(folder).newest(repair=True)
     with pytest.raises(errors.UserError, match="no good checkpoint is left"):  # nor the next time
