@@ -128,7 +128,7 @@ class Writer:
         if config.log.tensorboard:
             self.boards.append(_tensorboard(workdir, last_kept + 1))
         if config.log.wandb_project:
-            self.boards.append(_wandb(workdir, config, run_id or _id_of_folder(workdir)))
+            self.boards.append(_wandb(workdir, config, board_id(workdir, run_id)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not self.active or not values:
@@ -230,12 +230,17 @@ def _tensorboard(workdir: Path, first_step: int) -> _Board:
     return _Board("TensorBoard", TensorBoard)
 
 
-def _id_of_folder(workdir: Path) -> str:
-    """What runs of older versions are called at Weights & Biases; two in folders of one name were mixed there."""
-    return hashlib.sha256(str(workdir).encode()).hexdigest()[:16]
+def board_id(workdir: Path, run_id: str | None) -> str:
+    """What a run is called at Weights & Biases: the same each time it is resumed, and as no other is.
+
+    Folders of one path on two machines, or one after the other, hold runs of different ids; a copy of a folder, from
+    which another curve may branch off, has another path. Older runs have no id, and only their folder's name there.
+    """
+    named = str(workdir) if run_id is None else f"{run_id} {workdir}"
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
-def _wandb(workdir: Path, config: ConfigDict, run_id: str) -> _Board:
+def _wandb(workdir: Path, config: ConfigDict, id_: str) -> _Board:
     import wandb
 
     project, settings = config.log.wandb_project, config.to_dict()
@@ -247,7 +252,7 @@ def _wandb(workdir: Path, config: ConfigDict, run_id: str) -> _Board:
             # enough. Without a key it would ask for one, and wait; and without a network it would wait as well.
             limits = dict(init_timeout=_PATIENCE_S, login_timeout=_PATIENCE_S)
             private = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True, **limits)
-            self.run = wandb.init(id=run_id, resume="allow", settings=private, **about)
+            self.run = wandb.init(id=id_, resume="allow", settings=private, **about)
 
         def add(self, step: int, scalars: dict[str, float]) -> None:
             self.run.log(scalars, step=step)

@@ -189,20 +189,18 @@ def test_an_installed_packages_commit_is_not_that_of_the_repository_around_it(pr
     assert writer.commit_of(own) is None, "another copy is installed"
 
 
-def board_id(folder, run_id, monkeypatch):
-    folder.mkdir(exist_ok=True)
+def test_runs_are_told_apart_at_the_service(tmp_path, monkeypatch):
+    """A run that begins anew in its folder, one in a folder of that path elsewhere, and a copy are none of them it."""
+    run, anew, copy = (("runs/x", "a1"), ("runs/x", "b2"), ("runs/y", "a1"))
+    ids = [writer.board_id(pathlib.Path(folder), run_id) for folder, run_id in (run, anew, copy, run)]
+    assert len(set(ids)) == 3 and ids[0] == ids[3]
+    older = hashlib.sha256(b"runs/x").hexdigest()[:16]
+    assert writer.board_id(pathlib.Path("runs/x"), None) == older, "an older run goes on where it was"
     asked = {}
     monkeypatch.setitem(sys.modules, "wandb", wandb_that(lambda **options: asked.update(options) or Service()))
     config = tiny_config(**{"log.wandb_project": "p"})
-    writer.Writer(folder, config, resume_from=None, run_id=run_id).close()
-    return asked["id"]
-
-
-def test_runs_are_told_apart_at_the_service_by_their_ids(tmp_path, monkeypatch):
-    """Not by their folders, which have the same path on another machine, and for a run that begins anew."""
-    assert board_id(tmp_path / "here", "a1", monkeypatch) == board_id(tmp_path / "there", "a1", monkeypatch) == "a1"
-    older = board_id(tmp_path / "here", None, monkeypatch)
-    assert older == hashlib.sha256(str(tmp_path / "here").encode()).hexdigest()[:16], "an older run goes on there"
+    writer.Writer(tmp_path, config, resume_from=None, run_id="a1").close()
+    assert (asked["id"], asked["resume"]) == (writer.board_id(tmp_path, "a1"), "allow")
 
 
 def test_tensorboard_that_cannot_write_costs_a_warning(tmp_path, capfd):
