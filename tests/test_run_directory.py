@@ -1,15 +1,17 @@
 """A run's folder: what a run is made of, said once; what is left of an earlier run there passes for nobody's."""
 
+import importlib.machinery
 import json
 import re
 import shutil
+import sys
 import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from dft_jax import assets, errors, manifest, models, run_directory, train
+from dft_jax import assets, errors, manifest, models, run_directory, train, writer
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoint import Checkpoints
 from dft_jax.data import chat
@@ -18,6 +20,7 @@ from dft_jax.evals.in_training import Benchmarks
 from dft_jax.models import hf
 from dft_jax.types import TrainState
 from tests.conftest import make_mesh
+from tests.test_writer import Service, wandb_that
 
 OLD_FINGERPRINT = {"config.train.seed": 0, "steps": 4}  # of a version that looked at no weights
 FINGERPRINT = OLD_FINGERPRINT | {"weights_sha256_of_sample": "aa"}
@@ -191,12 +194,17 @@ def test_a_new_run_is_not_asked_as_the_one_before_it(tmp_path, laboratory):
 
 
 @pytest.mark.slow
-def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path):
-    """Begun anew, as a damaged run is, in the same folder with the same config."""
+def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path, monkeypatch):
+    """Begun anew, as a damaged run is, in the same folder with the same config; and their own curve."""
+    asked = []
+    service = wandb_that(lambda **options: asked.append(options["id"]) or Service())
+    service.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", service)
     base = shutil.copytree(assets.LAB, tmp_path / "base")
     config = lab_config(**{"model.path": str(base), "train.steps": 2, "train.global_batch": 8, "eval.every": 0})
     config.data.train = config.data.heldout = "world(split=validation, n=16)"
-    config.eval.update(benchmarks="lab", max_problems=8, context=128, samples=2)
+    config.eval.update(benchmarks="lab", max_problems=8, context=192, samples=2)
+    config.log.wandb_project = "p"
 
     def scores():
         run = train.run(config, tmp_path / "run")
@@ -213,6 +221,7 @@ def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     second, wrong, other_entropy = scores()
     assert right > 0.5 > wrong and entropy != other_entropy
+    assert asked == [writer.board_id(first.workdir, run.identity["run_id"]) for run in (first, second)]
     assert first.identity["base"]["sha256"] != second.identity["base"]["sha256"]
     environment = json.loads((tmp_path / "run" / "env.json").read_text())
     assert (environment["run_id"], environment["base"]) == (second.identity["run_id"], second.identity["base"])
