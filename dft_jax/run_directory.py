@@ -93,17 +93,24 @@ def _recorded(workdir: Path) -> dict[str, Any]:
     return {}
 
 
+def _began_nearest(config: ConfigDict, workdir: Path) -> bool:
+    """Whether a bfloat16 run goes on in `workdir` that rounds to nearest, and nothing is to change about that."""
+    if config_lib.validate(config) or not has_checkpoint(workdir):
+        return False
+    if any(_covers(one, "config.optimizer.rounding") for one in _allowed(config)):
+        return False
+    recorded = _recorded(workdir)
+    dtypes = {config.model.param_dtype, recorded.get("model", {}).get("param_dtype")}
+    rounding = recorded.get("optimizer", {}).get("rounding", "nearest")
+    return dtypes == {"bfloat16"} and rounding == "nearest"
+
+
 def with_first_rounding(config: ConfigDict, workdir: Path) -> ConfigDict:
     """The config with rounding to nearest where the bfloat16 run in `workdir` began with it; process 0 says so.
 
     Before `optimizer.rounding` was there, all did. `resume.allow_changed` can name it, to go on with the other.
     """
-    recorded = _recorded(workdir)
-    is_short = {recorded.get("model", {}).get("param_dtype"), config.model.get("param_dtype")} == {"bfloat16"}
-    was_nearest = recorded.get("optimizer", {}).get("rounding", "nearest") == "nearest"
-    is_fixed = not any(_covers(one, "config.optimizer.rounding") for one in _allowed(config))
-    goes_on = is_short and was_nearest and is_fixed and has_checkpoint(workdir)
-    goes_on = distributed.decided("first rounding", goes_on, lambda answers: answers[0])
+    goes_on = distributed.decided("first rounding", _began_nearest(config, workdir), lambda answers: answers[0])
     if not goes_on or rounding_of(config.optimizer) == "nearest":
         return config
     if jax.process_index() == 0:

@@ -123,6 +123,17 @@ def test_what_is_asked_of_a_mesh_is_not_asked_of_the_default_backend():
     assert found == OF_ALL_DEVICES.keys()
 
 
+def test_what_systems_do_each_in_their_own_way_is_in_one_module():
+    """There it is tested with what macOS lacks (tests/macos)."""
+    words = re.compile(r"\b(fcntl|resource|prctl|sched_\w+affinity|RLIMIT_\w+)\b|/proc/|sys\.platform")
+    found = set()
+    for file in CORE:
+        code = ast.unparse(parsed(file))
+        if words.search(code) and module_of(file) != "dft_jax.system":
+            found.add(module_of(file))
+    assert found == set()
+
+
 def test_processes_meet_on_devices_in_programs_only():
     """Else through the coordination service: where one is 30 s late, a first meeting of devices fails."""
     users = [module_of(file) for file in CORE if any("multihost_utils" in name for name in imports(file))]
