@@ -547,6 +547,12 @@ def test_from_a_training_config_and_of_a_run(folder, capfd, monkeypatch):
     assert ours == read_rows(folder / "run" / "eval" / "3" / "predictions.jsonl")
     summary = json.loads((folder / "out" / "scores.json").read_text())
     assert (summary["model"]["name"], summary["model"]["step"]) == ("run", 3)
+    made_of = json.loads((folder / "run" / "env.json").read_text())
+    origin = {name: made_of[name] for name in ("run_id", "base", "data")}
+    assert summary["model"]["origin"] == origin and origin["run_id"] and origin["data"]["sha256"]
+    in_training = json.loads((folder / "run" / "eval" / "3" / "scores.json").read_text())["model"]
+    assert in_training["run_id"] == origin["run_id"] and in_training["origin"]["base"] == origin["base"]
+    assert f"run {origin['run_id']}, step 3, begun with {assets.TINY}, random weights" in outcome.stdout
 
 
 EVALS = ("eval.old-1", "eval")
