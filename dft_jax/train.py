@@ -71,6 +71,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         is_new, start = restart is None, restart or 0
         state = init_state(config, job.source, model, optimizer) if is_new else checkpoints.restore(restart, abstract)
         reference = init_params(config, job.source, model) if _needs_reference(job.objective) else None
+        distributed.meet("state")  # devices meet for the first time, as soon as an array is on all of them
         given = make_hyperparameters(config, steps, model.mesh)
         train_step = make_train_step(model, job.objective, optimizer, given, config, reference)
         evaluate = make_evaluate(model, job.objective, job.heldout, config, reference)
@@ -91,7 +92,6 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
                 save()  # it may take hours
                 reporter.evaluate(step, lambda: job.benchmarks.run(step, state.params))
 
-        distributed.meet("state")  # devices meet for the first time
         try:
             interrupts.check()
             if start < steps:
