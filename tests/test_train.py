@@ -248,30 +248,42 @@ def test_bfloat16_parameters_train_in_bfloat16_throughout(mesh1):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(trainer.state.params))
 
 
-def test_a_sweep_compiles_once(mesh1):
-    """Rate, schedule, warm-up and seed are arguments: the program is the same, and does what each run asks."""
-    short = {"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16"}  # where the seed rounds
+SHORT = {"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16"}  # where the seed rounds
+
+
+@pytest.fixture(scope="module")
+def sweep(mesh1):
+    """Two runs of one sweep, and a batch for both."""
     other = {"optimizer.learning_rate": 3e-3, "optimizer.schedule": "linear", "optimizer.warmup_fraction": 0.5}
-    runs = [Trainer(mesh1, **short), Trainer(mesh1, **short, **other, **{"train.seed": 5})]
-    batch, states = runs[0].batch(0), [run.state for run in runs]
+    runs = [Trainer(mesh1, **SHORT), Trainer(mesh1, **SHORT, **other, **{"train.seed": 5})]
+    return runs, runs[0].batch(0)
+
+
+def test_a_sweep_compiles_once(sweep):
+    """Rate, schedule, warm-up and seed are arguments: the program is the same."""
+    runs, batch = sweep
     one, two = (run.step.func.lower(*run.step.args, run.state, batch).as_text() for run in runs)
     assert one == two
-    program = runs[0].step.func
+
+
+@pytest.mark.slow
+def test_one_program_does_what_each_run_of_a_sweep_asks(sweep):
+    runs, batch = sweep
+    states, program = [jax.tree.map(jnp.copy, run.state) for run in runs], runs[0].step.func
     for n in range(2):
-        sums = [None, None]
         for i, run in enumerate(runs):
-            states[i], sums[i] = program(*run.step.args, states[i], runs[0].batch(n))
+            states[i], sums = program(*run.step.args, states[i], batch)
             schedule = optimizer_lib.make_schedule(run.config.optimizer, 6)
-            assert sums[i]["learning_rate"] == jax.jit(schedule)(n)
+            assert sums["learning_rate"] == jax.jit(schedule)(n)
     assert program._cache_size() == 1
     kernels = [np.asarray(state.params["layers"]["mlp"]["up"]["kernel"], np.float32) for state in states]
     assert (kernels[0] != kernels[1]).any()
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_depends_on_seed_and_step_alone(mesh1):
     """At the same rate: another seed gives other bits, the same seed the same ones."""
-    short = {"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16", "optimizer.warmup_fraction": 0.0}
-    trainer = Trainer(mesh1, **short)
+    trainer = Trainer(mesh1, **SHORT, **{"optimizer.warmup_fraction": 0.0})
     _, given = trainer.step.args
     batch, found = trainer.batch(0), []
     for seed in (0, 0, 1):
