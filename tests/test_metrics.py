@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dft_jax import metrics
+from dft_jax.types import TokenStats
 
 
 def test_flops_of_a_token_by_counting():
@@ -18,6 +19,19 @@ def test_flops_of_a_token_by_counting():
     counted = 3 * (2 * 100 + forward * L / (L + 1))
     found = metrics.training_flops_per_token(100, layers, heads, K, L)
     assert found == pytest.approx(counted) and found == 2040
+
+
+def test_tokens_are_counted_in_their_bins():
+    """One token in the middle of each bin, two in the last, and an untrained one that counts nowhere."""
+    edges = np.array(metrics.P_BIN_EDGES)
+    p = np.append((edges[1:] + edges[:-1]) / 2, [1.0, 0.55])
+    mask = np.arange(len(p)) < len(p) - 1
+    zeros = np.zeros_like(p)
+    stats = TokenStats(np.log(p)[None], zeros[None], zeros[None] > 0, mask[None].astype(int))
+    sums = metrics.token_sums(stats, np.float32(0), mask[None])
+    assert sums["p_histogram"].tolist() == [1.0] * (len(edges) - 2) + [2.0]
+    assert sums["tokens"] == len(p) - 1
+    np.testing.assert_allclose(sums["p"], p[:-1].sum(), rtol=1e-6)
 
 
 def test_means_per_token_by_hand():

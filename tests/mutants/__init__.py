@@ -7,5 +7,5 @@
 Each change (tests/mutants/changes.py) is made in a copy of the tree, and the tests named with it are
 run there until one fails. A change that no test notices is a test that is missing, or is
 equivalent: then it has no place in the list. tests/test_mutants.py looks that every change still
-fits the code; the last whole run is in tests/mutants/score.csv.
+fits the code; score.csv has what each gave when it was last made.
 """

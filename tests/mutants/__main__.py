@@ -43,13 +43,26 @@ def is_noticed(tree: pathlib.Path, change: Change) -> bool:
     return done.returncode == 1
 
 
+def record(change: Change, noticed: bool) -> None:
+    """Writes what came out into the score, in the place of what an earlier run of it gave."""
+    rows = {}
+    if SCORE.exists():
+        with open(SCORE, newline="") as handle:
+            rows = {row["change"]: row for row in csv.DictReader(handle)}
+    rows[change.name] = {"change": change.name, "file": change.file, "noticed": noticed}
+    with open(SCORE, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, ["change", "file", "noticed"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[each.name] for each in CHANGES if each.name in rows)
+
+
 def main() -> None:
     words = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     chosen = [change for change in CHANGES if not words or any(w in change.name for w in words)]
     if "--list" in sys.argv:
         print("\n".join(f"{change.name:28} {change.file}" for change in chosen))
         return
-    rows = []
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         tree = pathlib.Path(folder)
         make_tree(tree)
@@ -60,15 +73,11 @@ def main() -> None:
             noticed = is_noticed(tree, change)
             file.write_text(original)
             seconds = time.monotonic() - begin
-            rows.append({"change": change.name, "file": change.file, "noticed": noticed})
+            found.append(noticed)
             print(f"{'noticed' if noticed else 'NOT NOTICED':12} {change.name} ({seconds:.0f} s)", flush=True)
-    print(f"{sum(row['noticed'] for row in rows)} of {len(rows)} noticed")
-    if not words:
-        with open(SCORE, "w", newline="") as handle:
-            writer = csv.DictWriter(handle, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    sys.exit(not all(row["noticed"] for row in rows))
+            record(change, noticed)
+    print(f"{sum(found)} of {len(found)} noticed")
+    sys.exit(not all(found))
 
 
 if __name__ == "__main__":

@@ -242,12 +242,11 @@ OF_TRAINING = [
         ("tests/test_metrics.py",),
     ),
     Change(
-        "metrics-bins-closed-above",
+        "metrics-bins-one-too-high",
         "dft_jax/metrics.py",
-        "(p_BL >= edge)",
-        "(p_BL > edge)",
-        ("tests/test_metrics.py", "tests/test_tokens.py", "tests/test_losses.py"),
-        "histogram or bins or means",
+        "P_BIN_EDGES[1:-1])",
+        "P_BIN_EDGES[:-2])",
+        ("tests/test_metrics.py",),
     ),
 ]
 
