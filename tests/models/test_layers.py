@@ -70,7 +70,8 @@ def has_own_gradients(mesh) -> bool:
     model = models.build(hf.read_config(GOLDEN / "qwen2_tied"), mesh)
     rows_BL = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     batch = Batch(rows_BL, rows_BL, jax.ShapeDtypeStruct((2, 8), jnp.bool), rows_BL, rows_BL)
-    return "custom_vjp_call" in str(jax.make_jaxpr(model.apply)(model.abstract_params, batch))
+    program = str(jax.make_jaxpr(model.apply)(model.abstract_params, batch))
+    return program.count("custom_vjp_call") > 1  # the embedding has one, wherever it runs
 
 
 @pytest.mark.parametrize("default", ["cpu", "tpu"])
