@@ -105,6 +105,7 @@ def _child(arguments: list[str], fault: Fault | None, log: str, environment: dic
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    time.tzset()  # TZ may be among them, and was read when this process was forked
     if clock_s:
         true_time = time.time
         time.time = lambda: true_time() + clock_s
