@@ -306,8 +306,7 @@ def read_heldout(opened: Opened, out: Path) -> None:
         examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
     with run_directory.locked(out, "--out"):
-        told = account.lines("--heldout", examples.report)
-        account.announce(told, account.warnings("--heldout", examples.report, "--context"))
+        account.tell("--heldout", examples.report, "--context")
         _write_heldout(opened, with_attention(model, config.model.attention), examples, config, out)
 
 

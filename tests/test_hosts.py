@@ -12,6 +12,7 @@ import pytest
 from dft_jax import assets, distributed, errors, run_directory
 from dft_jax.analysis import quickstart
 from tests.faults import launch
+from tests.marks import slow_but
 
 LAB = [f"--config.model.path={assets.LAB}", "--config.model.init=checkpoint"]
 DATED = "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -87,9 +88,7 @@ DIFFERENCES = {
 FAST = ("rate", "weights")
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in FAST else pytest.mark.slow) for case in DIFFERENCES]
-)
+@pytest.mark.parametrize("case", slow_but(FAST, list(DIFFERENCES)))
 def test_hosts_that_differ_are_refused(case, tmp_path):
     options, words = DIFFERENCES[case]
     codes, log, phases = start(tmp_path, options(tmp_path))

@@ -63,7 +63,7 @@ def main() -> None:
     if marks:
         print(marks)
     for name, report in reports.items():
-        account.announce(account.lines(f"data.{name}", report), account.warnings(f"data.{name}", report))
+        account.tell(f"data.{name}", report)
     length = train.length_of(config, len(examples))
     refused = account.refusals("data.train", examples.report, config.data.max_lost_fraction)
     refused = [f"training refuses this: {line}" for line in refused]

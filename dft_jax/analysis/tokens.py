@@ -286,8 +286,7 @@ def main() -> None:
     config = settings(opened)
     examples = read_examples(_DATA.value, opened, config)
     with run_directory.locked(out, "--out"):
-        told = account.lines("--data", examples.report)
-        account.announce(told, account.warnings("--data", examples.report, "--context"))
+        account.tell("--data", examples.report, "--context")
         scores = {name: score(each, examples, config, name) for name, each in opened.items()}
         if jax.process_index() == 0:
             about = {"data": examples.report, "prompt": config.data.template, "date": config.data.date}

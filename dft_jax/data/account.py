@@ -137,15 +137,18 @@ def digest(examples: list[Example]) -> str:
     """SHA-256 of all tokens and masks."""
     total = hashlib.sha256()
     for example in examples:
-        content = example.ids.tobytes() + example.trained.tobytes()
-        total.update(len(example.ids).to_bytes(8, "little") + content)
+        total.update(len(example.ids).to_bytes(8, "little") + _content(example))
     return total.hexdigest()
+
+
+def _content(example: Example) -> bytes:
+    """Its tokens and its mask."""
+    return example.ids.tobytes() + example.trained.tobytes()
 
 
 def _key(example: Example) -> bytes:
     """Equal for equal tokens and masks."""
-    content = example.ids.tobytes() + example.trained.tobytes()
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return hashlib.blake2b(_content(example), digest_size=16).digest()
 
 
 def _prompt_key(example: Example) -> bytes:
@@ -270,6 +273,11 @@ def _losses(report: dict[str, Any], limit: str) -> str:
     n_lost = rows["read"] - rows["used_whole"]
     lost = f"{n_lost:,} of {rows['read']:,} rows ({_lost_share(report):.1%}) are not trained whole"
     return f"{lost}: {', '.join(reasons)}; {', '.join(remedies)}"
+
+
+def tell(name: str, report: dict[str, Any], limit: str = _LIMIT) -> None:
+    """Says the account of one file and what to know of it; `name` and `limit` as in `warnings`."""
+    announce(lines(name, report), warnings(name, report, limit))
 
 
 def announce(told: list[str], warned: list[str]) -> None:

@@ -111,7 +111,7 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     examples, _ = train.load_data(config, tokenizer, model)
     report = examples.report
     errors.raise_if_any(account.refusals("data.train", report, config.data.max_lost_fraction))
-    account.announce(account.lines("data.train", report), account.warnings("data.train", report))
+    account.tell("data.train", report)
     texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
     plan = None
     if spec.evaluation:
@@ -287,7 +287,7 @@ class Study:
     def _compile(self, objective: str) -> Callable:
         lab, found = self.lab, objectives.make_objective(objective)
         reference = lab.base if objectives.REFERENCE in found.needs else None
-        given = self.lab.hyperparameters(self.lab.spec.arms[0])  # any: it is an argument
+        given = lab.hyperparameters(lab.spec.arms[0])  # any: it is an argument
         step = train.make_train_step(
             lab.model, found, lab.optimizer, given, lab.spec.config, reference
         )

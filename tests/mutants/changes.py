@@ -139,8 +139,8 @@ OF_DATA = [
     Change(
         "data-hash-without-mask",
         "dft_jax/data/account.py",
-        "content = example.ids.tobytes() + example.trained.tobytes()\n        total",
-        "content = example.ids.tobytes()\n        total",
+        "return example.ids.tobytes() + example.trained.tobytes()",
+        "return example.ids.tobytes()",
         ("tests/data/test_loader.py",),
     ),
 ]
