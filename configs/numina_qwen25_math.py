@@ -14,7 +14,8 @@ They train on the tokenizer's chat template; the Llama and DeepSeek base tokeniz
 on the prompt that the paper evaluates with. DeepSeekMath's hub repository may hold pickles only: convert it first.
 """
 
-from dft_jax import config as config_lib, errors
+from dft_jax import config as config_lib
+from dft_jax.runtime import errors
 
 _SIZES = {
     "1.5b": ("Qwen/Qwen2.5-Math-1.5B", 5e-5),

@@ -11,13 +11,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax import errors, manifest, objectives, optimizer
-from dft_jax.data import chat, formats, sources
+from dft_jax.checkpoints import manifest
+from dft_jax.data import formats, templates as chat
+from dft_jax.data.sources import rows as sources
 from dft_jax.evals.runner import Settings
-from dft_jax.models import REMAT_POLICIES, DecoderConfig
-from dft_jax.models.attention_backends import BACKENDS
-from dft_jax.progress import parse_steps
+from dft_jax.losses import objectives
+from dft_jax.models.attention.kernels import BACKENDS
+from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
+from dft_jax.runtime import errors
 from dft_jax.sharding import MESH_AXES, mesh_sizes
+from dft_jax.training import optimizer
+from dft_jax.training.reporter import parse_steps
 
 
 def plain(value: Any) -> Any:

@@ -30,24 +30,23 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import (
-    cli,
-    config as config_lib,
-    distributed,
-    errors,
-    interrupts,
-    metrics,
-    objectives,
-    run_directory,
-    train,
-    writer,
-)
-from dft_jax.checkpoint import Gone
-from dft_jax.data import account, chat, formats, loader
-from dft_jax.data.chat import Template, today
-from dft_jax.evals import predictions as predictions_lib, prompts, report, runner
+from dft_jax import config as config_lib
+from dft_jax.checkpoints.manager import Gone
+from dft_jax.commands import cli
+from dft_jax.data import account, batches as loader, formats, templates as chat
+from dft_jax.data.templates import Template, today
+from dft_jax.evals import prompts, records as predictions_lib, report, runner
 from dft_jax.export import open_run, provenance
-from dft_jax.models import Model, hf, with_attention
+from dft_jax.losses import objectives
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.model import Model, with_attention
+from dft_jax.runtime import distributed, errors, interrupts
+from dft_jax.training import (
+    identity as run_directory,
+    loop as train,
+    metrics,
+    metrics_log as writer,
+)
 from dft_jax.types import Params
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, hub id, or run directory.")

@@ -23,11 +23,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from dft_jax import cli, errors, interrupts, optimizer as optimizer_lib, rounding, run_directory, train
-from dft_jax.checkpoint import Checkpoints
-from dft_jax.models import Model, hf, tokenizer as tokenizer_lib
+from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.commands import cli
+from dft_jax.models.hf import checkpoint as hf, rounding, tokenizer as tokenizer_lib
+from dft_jax.models.model import Model
+from dft_jax.runtime import errors, interrupts
+from dft_jax.training import identity as run_directory, loop as train, optimizer as optimizer_lib
+from dft_jax.training.metrics_log import flush, write_json
 from dft_jax.types import Params, TrainState
-from dft_jax.writer import flush, write_json
 
 PROVENANCE_NAME = "dft_jax.json"
 MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take

@@ -10,8 +10,10 @@ it saved, the same command goes on; anything else is a fault.
 import jax
 from absl import flags
 
-from dft_jax import cli, errors, interrupts, run_directory, train
+from dft_jax.commands import cli
 from dft_jax.export import export, origin_of
+from dft_jax.runtime import errors, interrupts
+from dft_jax.training import identity as run_directory, loop as train
 
 _CONFIG = cli.define_config()
 

@@ -21,11 +21,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerat
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import cli, config as config_lib, errors, hub, models, sharding
-from dft_jax.analysis.memory import KINDS, Planner, Setting, settings
-from dft_jax.data import loader
-from dft_jax.models import REMAT_POLICIES, DecoderConfig, hf
-from dft_jax.models.config import Rope
+from dft_jax import config as config_lib, sharding
+from dft_jax.commands import cli
+from dft_jax.data import batches as loader
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
+from dft_jax.models.spec import Rope
+from dft_jax.planner.memory import KINDS, Planner, Setting, settings
+from dft_jax.runtime import errors, hub
 
 # Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version; NVIDIA's datasheets
 # of A100, H100, H200 and DGX B200). What they write as GB, drivers report as GiB within 1 %: 81,559 MiB for an H100.

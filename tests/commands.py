@@ -7,7 +7,7 @@ import sys
 import jax
 from absl import flags
 
-from dft_jax import errors
+from dft_jax.runtime import errors
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = f"--config={ROOT}/configs/tiny.py"

@@ -8,7 +8,7 @@ import json
 import numpy as np
 
 from tests.conftest import GOLDEN, make_mesh
-from tests.training import Trainer
+from tests.tiny_trainer import Trainer
 
 FILE = GOLDEN / "curves.json"
 STEPS = 6

@@ -9,7 +9,8 @@ import termios
 import pytest
 
 from configs import tiny
-from dft_jax import assets, main, train
+from dft_jax import assets, main
+from dft_jax.training import loop as train
 from tests import commands
 from tests.commands import ROOT, TINY, Outcome, assert_refused, run_command, tree
 from tests.conftest import GOLDEN

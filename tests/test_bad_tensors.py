@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dft_jax import assets, errors, main, models
-from dft_jax.models import hf
+from dft_jax import assets, main
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.runtime import errors
 from tests.commands import TINY, run_command
 from tests.conftest import GOLDEN, make_mesh
 from tests.mutations import (

@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from dft_jax import config as config_lib, objectives
+from dft_jax import config as config_lib
+from dft_jax.losses import objectives
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.py"))

@@ -9,8 +9,10 @@ import zoneinfo
 
 import pytest
 
-from dft_jax import assets, distributed, errors, run_directory
+from dft_jax import assets
 from dft_jax.analysis import quickstart
+from dft_jax.runtime import distributed, errors
+from dft_jax.training import identity as run_directory
 from tests.faults import launch
 from tests.marks import slow_but
 

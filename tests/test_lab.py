@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from dft_jax import config as config_lib, errors
+from dft_jax import config as config_lib
 from dft_jax.evals import scores
+from dft_jax.runtime import errors
 from experiments.intervals import coverage
 from experiments.lab import results, run, trials
 from tests.commands import ROOT, run_command

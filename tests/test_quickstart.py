@@ -2,8 +2,9 @@
 
 import pytest
 
-from dft_jax import sampling, train
 from dft_jax.analysis import quickstart
+from dft_jax.sampling import sampler as sampling
+from dft_jax.training import loop as train
 from tests.commands import run_command
 
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from dft_jax.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
+from dft_jax.runtime.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 LAUNCHERS = {

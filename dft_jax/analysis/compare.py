@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from dft_jax import cli, errors, writer
 from dft_jax.analysis import pairing
+from dft_jax.commands import cli
 from dft_jax.evals import report, saved, scores, significance
 from dft_jax.evals.runner import SCORES_NAME
+from dft_jax.runtime import errors
+from dft_jax.training import metrics_log as writer
 
 _OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv and comparison.png.", allow_override=True)
 

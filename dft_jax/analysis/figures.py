@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dft_jax import metrics
 from dft_jax.analysis.compare import COLOURS
-from dft_jax.data.chat import Example
+from dft_jax.data.templates import Example
+from dft_jax.training import metrics
 
 N_BINS = len(metrics.P_BIN_EDGES) - 1
 CHANGE_EDGES = (0.02, 0.1, 0.3)  # of p, where the colour of a change becomes stronger

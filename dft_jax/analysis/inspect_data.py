@@ -12,8 +12,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from dft_jax import cli, config as config_lib, errors, train
-from dft_jax.data import account, formats, loader
+from dft_jax import config as config_lib
+from dft_jax.commands import cli
+from dft_jax.data import account, batches as loader, formats
+from dft_jax.runtime import errors
+from dft_jax.training import loop as train
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dft_jax.evals import benchmarks, scores
+from dft_jax.evals import scores
+from dft_jax.evals.tasks import benchmarks
 
 Cell = tuple[str, float | None]  # benchmark and temperature
 

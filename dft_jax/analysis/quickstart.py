@@ -15,10 +15,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import assets, cli, config as config_lib, errors, interrupts, run_directory, train
+from dft_jax import assets, config as config_lib
 from dft_jax.analysis import compare, figures
+from dft_jax.commands import cli
 from dft_jax.evals import runner
-from dft_jax.models import hf
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.runtime import errors, interrupts
+from dft_jax.training import identity as run_directory, loop as train
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 

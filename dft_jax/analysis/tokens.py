@@ -39,22 +39,21 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dft_jax import (
-    cli,
-    errors,
-    evaluate,
-    losses,
-    metrics,
-    models,
-    run_directory,
-    sharding,
-    train,
-    writer,
-)
+from dft_jax import evaluate, sharding
 from dft_jax.analysis import figures
 from dft_jax.analysis.compare import write_csv
-from dft_jax.data import account, loader
+from dft_jax.commands import cli
+from dft_jax.data import account, batches as loader
 from dft_jax.evals.report import aligned
+from dft_jax.losses import fused as losses
+from dft_jax.models import model as models
+from dft_jax.runtime import errors
+from dft_jax.training import (
+    identity as run_directory,
+    loop as train,
+    metrics,
+    metrics_log as writer,
+)
 from dft_jax.types import Batch
 
 _MODELS = flags.DEFINE_list("models", None, "Checkpoints, each with name= before it or not, separated by commas.")

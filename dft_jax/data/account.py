@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dft_jax import errors
 from dft_jax.data import formats
-from dft_jax.data.chat import Example, Part
-from dft_jax.data.sources import Message, is_only_read
+from dft_jax.data.sources.rows import Message, is_only_read
+from dft_jax.data.templates import Example, Part
+from dft_jax.runtime import errors
 
 _MAX_OFFENDERS, _SHOWN_BAD, _SHOWN_CHARACTERS = 5, 3, 8  # in the report, and in messages
 _KEPT = 0.99  # of the rows, by the length that is proposed

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.sources import ONLY_READ, BadRow, Message, is_only_read, read_rows
+from dft_jax.data.sources.rows import ONLY_READ, BadRow, Message, is_only_read, read_rows
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}

@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from dft_jax.data.chat import Example
+from dft_jax.data.templates import Example
 from dft_jax.types import Batch
 
 

@@ -11,8 +11,8 @@ whatever draws random numbers (the filter `random`, `lipsum`) is refused.
 import datetime
 from typing import Any
 
-from dft_jax import system, workers
-from dft_jax.workers import Worker
+from dft_jax.runtime import sandbox as workers, system
+from dft_jax.runtime.sandbox import Worker
 
 RENDER_S = 10.0  # for one conversation, which takes some microseconds
 MEMORY_GB = 1.0

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dft_jax.data.chat import Template
+from dft_jax.data.templates import Template
 
 TOKENIZER, TEMPLATE, GENERATION = "tokenizer", "template", "generation_config.json"
 

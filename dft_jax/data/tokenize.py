@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dft_jax.data.chat import Example, Part
-from dft_jax.data.sources import BadRow
-from dft_jax.models.tokenizer import Tokenizer
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.templates import Example, Part
+from dft_jax.models.hf.tokenizer import Tokenizer
 
 
 def tokenize(

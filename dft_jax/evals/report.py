@@ -12,10 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dft_jax import errors, interrupts, progress, writer
-from dft_jax.evals import benchmarks, grading, scores
-from dft_jax.evals.benchmarks import Problem
-from dft_jax.evals.predictions import Prediction, groups
+from dft_jax.evals import scores
+from dft_jax.evals.graders import pool as grading
+from dft_jax.evals.records import Prediction, groups
+from dft_jax.evals.tasks import benchmarks
+from dft_jax.evals.tasks.benchmarks import Problem
+from dft_jax.runtime import errors, interrupts
+from dft_jax.training import metrics_log as writer, reporter as progress
 
 Problems = dict[str, list[Problem]]
 

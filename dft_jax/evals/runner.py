@@ -20,16 +20,19 @@ from typing import Any
 
 import jax
 
-from dft_jax import distributed, errors, interrupts, writer
-from dft_jax.data.chat import TOKENIZER_BOXED, Template
-from dft_jax.data.sources import BadRow
+from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import Stops, find_stops
-from dft_jax.evals import benchmarks, extraction, grading, prompts as prompts_lib, report
-from dft_jax.evals.predictions import Prediction
+from dft_jax.data.templates import TOKENIZER_BOXED, Template
+from dft_jax.evals import prompts as prompts_lib, report
+from dft_jax.evals.graders import extraction, pool as grading
+from dft_jax.evals.records import Prediction
 from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
-from dft_jax.models import Model
-from dft_jax.models.hf import read_json
-from dft_jax.sampling import Completion, Request, Sampler
+from dft_jax.evals.tasks import benchmarks
+from dft_jax.models.hf.checkpoint import read_json
+from dft_jax.models.model import Model
+from dft_jax.runtime import distributed, errors, interrupts
+from dft_jax.sampling.sampler import Completion, Request, Sampler
+from dft_jax.training import metrics_log as writer
 from dft_jax.types import Params
 
 EVALUATION_NAME, JOURNAL_NAME = "evaluation.json", "journal.jsonl"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dft_jax.models.config import DecoderConfig, Rope, Yarn
+from dft_jax.models.spec import DecoderConfig, Rope, Yarn
 
 
 def _param(module: nn.Module, name, init, shape, axes, dtype):

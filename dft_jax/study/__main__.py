@@ -16,9 +16,11 @@ or the next phase would not fit into --minutes; all of it is saved, and the same
 
 from absl import flags
 
-from dft_jax import cli, errors, interrupts, run_directory
+from dft_jax.commands import cli
+from dft_jax.runtime import errors, interrupts
 from dft_jax.study import records, report, spec as spec_lib
 from dft_jax.study.clock import Clock
+from dft_jax.training import identity as run_directory
 
 _SPEC = flags.DEFINE_string("spec", None, "File with get_spec(argument), and after a colon its argument.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the study.", allow_override=True)

@@ -23,10 +23,13 @@ from jaxtyping import Array, Float, Int
 from scipy.interpolate import CubicHermiteSpline
 from tqdm import tqdm
 
-from dft_jax import interrupts, metrics, models, sharding
+from dft_jax import sharding
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
-from dft_jax.models import Model
+from dft_jax.data.templates import Example
+from dft_jax.models import model as models
+from dft_jax.models.model import Model
+from dft_jax.runtime import interrupts
+from dft_jax.training import metrics
 from dft_jax.types import Batch, Params
 
 BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))  # T from 4 down to 1/4

@@ -15,10 +15,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dft_jax import errors, writer
 from dft_jax.data import order
+from dft_jax.runtime import errors
 from dft_jax.study import spec as spec_lib
 from dft_jax.study.spec import Arm, Phase, Spec
+from dft_jax.training import metrics_log as writer
 
 DONE, INPUTS = "done", "inputs.json"
 

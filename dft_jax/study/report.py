@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dft_jax import writer
 from dft_jax.analysis import figures
 from dft_jax.analysis.compare import COLOURS, write_csv
 from dft_jax.evals import scores
@@ -17,6 +16,7 @@ from dft_jax.study import measures as measures_lib, spec as spec_lib
 from dft_jax.study.measures import Measures
 from dft_jax.study.records import Records
 from dft_jax.study.spec import Arm, Phase, Spec
+from dft_jax.training import metrics_log as writer
 
 REPORT_NAME, RESULTS_NAME, PICTURE_NAME = "report.md", "results.csv", "curves.png"
 

@@ -19,24 +19,20 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from dft_jax import (
-    config as config_lib,
-    errors,
-    export,
-    models,
-    objectives,
-    optimizer as optimizer_lib,
-    sharding,
-    train,
-)
-from dft_jax.checkpoint import Checkpoints
-from dft_jax.data import account, loader, order
-from dft_jax.data.chat import Template
+from dft_jax import config as config_lib, export, sharding
+from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.data import account, batches as loader, order
+from dft_jax.data.templates import Template
 from dft_jax.evals import runner
-from dft_jax.models import Model, hf
+from dft_jax.losses import objectives
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.model import Model
+from dft_jax.runtime import errors
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
+from dft_jax.training import loop as train, optimizer as optimizer_lib
 from dft_jax.types import Batch, Hyperparameters, Params, TrainState
 
 

@@ -10,7 +10,8 @@ import argparse
 import collections
 import re
 
-from dft_jax.evals import benchmarks, grading
+from dft_jax.evals.graders import pool as grading
+from dft_jax.evals.tasks import benchmarks
 
 
 def answers(reference: str) -> dict[str, tuple[str, str]]:

@@ -21,7 +21,7 @@ from importlib import metadata
 
 import math_verify
 
-from dft_jax.evals import extraction, grading
+from dft_jax.evals.graders import extraction, pool as grading
 
 COLUMNS = ("id", "options", "expected", "direct", "latex", "pool", "whole")
 WORDS = {1: "correct", 0: "wrong"}

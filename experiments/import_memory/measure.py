@@ -40,8 +40,9 @@ def rss_gb() -> float:
 
 
 def build(folder: pathlib.Path, param_dtype: str):
-    from dft_jax import models, sharding
-    from dft_jax.models import hf
+    from dft_jax import sharding
+    from dft_jax.models import model as models
+    from dft_jax.models.hf import checkpoint as hf
 
     return models.build(hf.read_config(folder), sharding.make_mesh(1, -1, 1), param_dtype=param_dtype)
 
@@ -51,7 +52,7 @@ def write(folder: pathlib.Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from dft_jax.models import hf
+    from dft_jax.models.hf import checkpoint as hf
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -68,7 +69,7 @@ def write(folder: pathlib.Path) -> None:
 def measure(folder: pathlib.Path, param_dtype: str) -> None:
     import jax
 
-    from dft_jax.models import hf
+    from dft_jax.models.hf import checkpoint as hf
 
     model = build(folder, param_dtype)
     checkpoint = hf.Checkpoint(folder)

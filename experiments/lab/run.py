@@ -20,8 +20,10 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dft_jax import cli, errors, run_directory
 from dft_jax.analysis import compare
+from dft_jax.commands import cli
+from dft_jax.runtime import errors
+from dft_jax.training import identity as run_directory
 from experiments.lab import selection
 from experiments.lab.trials import PROBES, Trial, is_done, measure, parse, use_cache
 

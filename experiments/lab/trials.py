@@ -20,11 +20,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import assets, errors, train, writer
+from dft_jax import assets
 from dft_jax.analysis import quickstart
 from dft_jax.config import plain
-from dft_jax.evals import benchmarks, runner
-from dft_jax.models import hf
+from dft_jax.evals import runner
+from dft_jax.evals.tasks import benchmarks
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.runtime import errors
+from dft_jax.training import loop as train, metrics_log as writer
 
 BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
 CHAIN = "family=chain, levels=2-4, n=2500"

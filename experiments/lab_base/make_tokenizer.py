@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dft_jax.assets import LAB
-from dft_jax.data import world
+from dft_jax.data.sources import world
 from experiments.tiny.make_tiny import write_model
 
 _SPECIALS = ["<|endoftext|>"]

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 import transformers
 
-from dft_jax import export, models, train
-from dft_jax.models import hf
+from dft_jax import export
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.training import loop as train
 from dft_jax.types import Batch
 
 LIMIT = 1e-4

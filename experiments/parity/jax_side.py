@@ -22,10 +22,13 @@ import jax
 import numpy as np
 
 import dft_jax
-from dft_jax import config as config_lib, metrics, models, objectives, optimizer as optimizer_lib, sharding, train
-from dft_jax.data import loader
-from dft_jax.data.chat import Example
-from dft_jax.models import hf
+from dft_jax import config as config_lib, sharding
+from dft_jax.data import batches as loader
+from dft_jax.data.templates import Example
+from dft_jax.losses import objectives
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.training import loop as train, metrics, optimizer as optimizer_lib
 
 IGNORED = -100
 
@@ -56,7 +59,7 @@ def random_examples(vocab_size: int, max_length: int, n: int) -> loader.Examples
 
 
 def load(arguments: argparse.Namespace, config):
-    """(checkpoint folder, model, examples): through `dft_jax.train` for real data, else without a tokenizer."""
+    """(checkpoint folder, model, examples): through `dft_jax.training.loop` for real data, else without a tokenizer."""
     if arguments.data:
         source, model, tokenizer = train.load_model(config)
         return source, model, train.load_data(config, tokenizer, model)[0]

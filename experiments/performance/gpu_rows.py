@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dft_jax import metrics, models, optimizer as optimizer_lib, train
-from dft_jax.models import hf
-from dft_jax.sampling import Request, Sampler
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.sampling.sampler import Request, Sampler
+from dft_jax.training import loop as train, metrics, optimizer as optimizer_lib
 from dft_jax.types import Batch
 from experiments.performance import workload
 from experiments.performance.contenders import adapter

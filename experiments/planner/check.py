@@ -40,7 +40,10 @@ def compile_step(planner, setting, devices):
     """The training step of `planner` under `setting`, compiled for these devices."""
     import jax
 
-    from dft_jax import models, objectives, optimizer as optimizer_lib, sharding, train
+    from dft_jax import sharding
+    from dft_jax.losses import objectives
+    from dft_jax.models import model as models
+    from dft_jax.training import loop as train, optimizer as optimizer_lib
 
     config = planner.config
     n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
@@ -99,7 +102,7 @@ def main() -> None:
     from jax.experimental import topologies
 
     from dft_jax import config as config_lib, plan
-    from dft_jax.analysis import memory
+    from dft_jax.planner import memory
 
     devices, cases, compiler = jax.devices(), CPU_CASES, "cpu"
     if arguments.topology:

@@ -10,8 +10,8 @@ import argparse
 import csv
 
 from dft_jax import config as config_lib, plan
-from dft_jax.analysis.memory import KINDS, Planner, settings
-from dft_jax.models import REMAT_POLICIES
+from dft_jax.models.model import REMAT_POLICIES
+from dft_jax.planner.memory import KINDS, Planner, settings
 
 MODELS = ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-7B", "meta-llama/Llama-3.1-8B")
 # A v5p-8 has eight cores on four chips, and a device is a chip; a v5e-8 has eight chips of one core.

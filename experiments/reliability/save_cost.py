@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 
-from dft_jax import checkpoint, manifest
+from dft_jax.checkpoints import manager as checkpoint, manifest
 from dft_jax.types import TrainState
 
 OUT = pathlib.Path(__file__).with_name("save_cost.csv")
@@ -49,8 +49,8 @@ def main() -> None:
     gb = 12 * side * side * 4 / 1e9
     folder = pathlib.Path(tempfile.mkdtemp(prefix="save_cost"))
     phases, rows = Phases(), []
-    logging.getLogger("dft_jax.checkpoint").setLevel(logging.DEBUG)
-    logging.getLogger("dft_jax.checkpoint").addHandler(phases)
+    logging.getLogger("dft_jax.checkpoints.manager").setLevel(logging.DEBUG)
+    logging.getLogger("dft_jax.checkpoints.manager").addHandler(phases)
     for number in range(1, options.rounds + 1):
         with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
             checkpoints.save(number, state, {"fingerprint": {}, "changes": []})

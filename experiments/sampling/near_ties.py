@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dft_jax import drawing, evaluate, sampling
+from dft_jax import evaluate
 from dft_jax.evals import runner
-from dft_jax.models import inference
+from dft_jax.models import cached as inference
+from dft_jax.sampling import categorical as drawing, sampler as sampling
 
 OTHERS = ("killed_and_resumed", "other_order_and_slots", "eight_devices")
 

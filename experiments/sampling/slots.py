@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from dft_jax import evaluate
-from dft_jax.sampling import Request, Sampler
+from dft_jax.sampling.sampler import Request, Sampler
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def prompts(vocab_size: int) -> list[list[int]]:
 
 def jax_side(folder: str, greedy: bool):
     from dft_jax import evaluate
-    from dft_jax.sampling import Request, Sampler
+    from dft_jax.sampling.sampler import Request, Sampler
 
     opened = evaluate.open_model(folder, "main", 1, "float32")
     sampler = Sampler(opened.model, stop_ids=[], max_length=PROMPT_TOKENS + NEW_TOKENS, slots=PROMPTS)

@@ -24,11 +24,15 @@ import optax
 from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
-from dft_jax import losses, metrics, models, objectives, sharding, train
+from dft_jax import sharding
 from dft_jax.analysis.compare import COLOURS
 from dft_jax.analysis.quickstart import lab_config
-from dft_jax.data import loader, packing, world
-from dft_jax.models import hf
+from dft_jax.data import batches as loader, packing
+from dft_jax.data.sources import world
+from dft_jax.losses import fused as losses, objectives
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.training import loop as train, metrics
 
 parser = argparse.ArgumentParser()
 beside = Path(__file__).parent if "__file__" in globals() else Path.cwd()

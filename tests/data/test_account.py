@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from dft_jax import assets, config as config_lib, errors
-from dft_jax.data import account, loader
-from dft_jax.models import hf
+from dft_jax import assets, config as config_lib
+from dft_jax.data import account, batches as loader
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.runtime import errors
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 from dft_jax import config as config_lib
 from dft_jax.data import formats
-from dft_jax.data.sources import BadRow
+from dft_jax.data.sources.rows import BadRow
 
 CONFIG = config_lib.get_default().data
 
@@ -41,7 +41,8 @@ def test_gsm8k_boxed_needs_the_answer_after_hashes(answer):
 
 def test_gsm8k_boxed_on_the_real_problems(shared):
     """Every answer keeps its steps, loses every mark, and ends in the benchmark's own answer."""
-    from dft_jax.evals import benchmarks, extraction
+    from dft_jax.evals.graders import extraction
+    from dft_jax.evals.tasks import benchmarks
 
     file = shared / "data" / "gsm8k_test.jsonl"
     problems = benchmarks.load("gsm8k", str(file))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
+from dft_jax.data.templates import Example
 
 
 def test_picture_of_best_fit():

@@ -5,11 +5,12 @@ import time
 import pytest
 import transformers
 
-from dft_jax import assets, errors
+from dft_jax import assets
 from dft_jax.data import rendering
-from dft_jax.data.chat import STYLES, Template
-from dft_jax.data.sources import BadRow
-from dft_jax.models import hf
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.templates import STYLES, Template
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.runtime import errors
 from tests.marks import slow_but
 from tests.mutations import edit, overrides_for
 

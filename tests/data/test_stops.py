@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from dft_jax.data.chat import Template
 from dft_jax.data.stops import find_stops
-from dft_jax.models import hf
+from dft_jax.data.templates import Template
+from dft_jax.models.hf import checkpoint as hf
 from tests import lookalikes
 
 

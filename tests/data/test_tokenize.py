@@ -7,10 +7,10 @@ import pytest
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from dft_jax.data.chat import Part, Template
-from dft_jax.data.sources import BadRow
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.templates import Part, Template
 from dft_jax.data.tokenize import tokenize
-from dft_jax.models import hf
+from dft_jax.models.hf import checkpoint as hf
 from tests import lookalikes, text
 
 # Tokenizer and template -> what the template writes after an answer.

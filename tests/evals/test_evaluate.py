@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import evaluate
-from dft_jax.evals import grading
+from dft_jax.evals.graders import pool as grading
 from tests import commands
 from tests.commands import ROOT, run_command, tree
 

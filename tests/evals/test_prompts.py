@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dft_jax import assets, config as config_lib, errors, evaluate, main, models, sharding
+from dft_jax import assets, config as config_lib, evaluate, main, sharding
 from dft_jax.analysis import tokens
-from dft_jax.data import chat
-from dft_jax.data.chat import Template
+from dft_jax.data import templates as chat
+from dft_jax.data.templates import Template
 from dft_jax.evals import prompts, runner
 from dft_jax.export import PROVENANCE_NAME, Origin, export, origin_of
-from dft_jax.models import hf
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.runtime import errors
 from tests.commands import TINY, run_command
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

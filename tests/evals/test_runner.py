@@ -12,14 +12,18 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, errors, evaluate, interrupts, main, models, run_directory, sampling, sharding
-from dft_jax.checkpoint import Gone
-from dft_jax.data.chat import Template
+from dft_jax import assets, evaluate, main, sharding
+from dft_jax.checkpoints.manager import Gone
 from dft_jax.data.stops import find_stops
+from dft_jax.data.templates import Template
 from dft_jax.evals import report, runner
-from dft_jax.evals.predictions import Prediction
+from dft_jax.evals.records import Prediction
 from dft_jax.export import Origin, export
-from dft_jax.models import hf
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.runtime import errors, interrupts
+from dft_jax.sampling import sampler as sampling
+from dft_jax.training import identity as run_directory
 from tests import commands
 from tests.commands import ROOT, TINY, run_command, tree
 from tests.faults.launch import free_port

@@ -6,7 +6,8 @@ import random
 import shutil
 from collections.abc import Iterator
 
-from dft_jax import checkpoint, errors
+from dft_jax.checkpoints import manager as checkpoint
+from dft_jax.runtime import errors
 from tests.faults import launch, state
 
 KINDS = ("bit flip", "truncation", "zeroed page", "deletion", "swapped files")

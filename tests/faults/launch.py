@@ -109,7 +109,8 @@ def _child(arguments: list[str], fault: Fault | None, log: str, environment: dic
     if clock_s:
         true_time = time.time
         time.time = lambda: true_time() + clock_s
-    from dft_jax import errors, main
+    from dft_jax import main
+    from dft_jax.runtime import errors
 
     product = logging.getLogger("dft_jax")
     product.setLevel(logging.DEBUG)

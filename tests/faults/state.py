@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dft_jax import manifest
+from dft_jax.checkpoints import manifest
 from tests.faults import launch
 
 DEBRIS = ("*tmp*", "*.removed", "*.unfinished", "*.old", "*.damaged", ".sha256*")

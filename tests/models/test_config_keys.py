@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dft_jax.models import hf
+from dft_jax.models.hf import checkpoint as hf
 from tests.conftest import GOLDEN
 
 # What programs leave in a config.json. Values with an effect: test_bad_checkpoints.

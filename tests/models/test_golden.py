@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import models
-from dft_jax.models import hf
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 from tests.marks import slow_but
@@ -42,7 +42,7 @@ def golden():
 
 def test_there_are_cases_for_every_family():
     families = {hf.read_json(GOLDEN / case / "config.json")["model_type"] for case in CASES}
-    assert families == set(models.hf.FAMILIES)
+    assert families == set(hf.FAMILIES)
 
 
 @pytest.mark.parametrize("case", CASES)

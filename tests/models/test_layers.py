@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import models, sharding
-from dft_jax.models import hf, layers
-from dft_jax.models.config import Rope
+from dft_jax import sharding
+from dft_jax.models import layers, model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.spec import Rope
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 

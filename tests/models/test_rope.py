@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from dft_jax import errors
-from dft_jax.models import hf
-from dft_jax.models.config import ConfigReader, Rope, Yarn
+from dft_jax.models.hf import checkpoint as hf
 from dft_jax.models.layers import rope_frequencies
+from dft_jax.models.spec import ConfigReader, Rope, Yarn
+from dft_jax.runtime import errors
 from tests.conftest import GOLDEN
 
 QWEN25 = Yarn(1e6, "yarn", factor=4.0, original_context=32768)

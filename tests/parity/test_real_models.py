@@ -16,10 +16,12 @@ import pytest
 torch = pytest.importorskip("torch")
 import transformers
 
-from dft_jax import config as config_lib, export, models, train
-from dft_jax.data.chat import Template
-from dft_jax.models import hf
-from dft_jax.sampling import Request, Sampler
+from dft_jax import config as config_lib, export
+from dft_jax.data.templates import Template
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.sampling.sampler import Request, Sampler
+from dft_jax.training import loop as train
 from tests.conftest import make_mesh
 from tests.parity.test_transformers import jax_logits, torch_logits
 

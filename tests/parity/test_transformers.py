@@ -8,11 +8,12 @@ import pytest
 torch = pytest.importorskip("torch")
 import transformers
 
-from dft_jax import assets, models
+from dft_jax import assets
 from dft_jax.export import Origin, export
-from dft_jax.models import hf
-from dft_jax.models.config import ConfigReader
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
 from dft_jax.models.layers import rope_frequencies
+from dft_jax.models.spec import ConfigReader
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 

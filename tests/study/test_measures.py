@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from dft_jax import assets, models, train
-from dft_jax.data.chat import Example, Part
+from dft_jax import assets
+from dft_jax.data.templates import Example, Part
 from dft_jax.data.tokenize import tokenize
-from dft_jax.models import hf
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
 from dft_jax.study import measures
+from dft_jax.training import loop as train
 from dft_jax.types import Batch
-from tests.training import tiny_config, tiny_examples
+from tests.tiny_trainer import tiny_config, tiny_examples
 
 N, D, V = 96, 16, 50
 

@@ -9,13 +9,15 @@ import time
 import numpy as np
 import pytest
 
-from dft_jax import assets, errors, interrupts, train
+from dft_jax import assets
 from dft_jax.data import order
+from dft_jax.runtime import errors, interrupts
 from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
+from dft_jax.training import loop as train
 from tests.commands import run_command
-from tests.training import tiny_config
+from tests.tiny_trainer import tiny_config
 
 TEXTS = (
     Text("seen", str(assets.TINY / "heldout.jsonl"), "gsm8k", 8, answer_mark="####"),

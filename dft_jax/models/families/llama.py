@@ -1,6 +1,6 @@
 """Llama 2 and 3.x, DeepSeekMath: no biases by default, RoPE scaling `linear`, `llama3` or `yarn`."""
 
-from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.spec import ConfigReader, DecoderConfig, read_common
 
 HF_MODEL_TYPE = "llama"
 

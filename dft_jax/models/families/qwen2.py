@@ -1,6 +1,6 @@
 """Qwen2 and Qwen2.5, Math and Coder included: biases on q, k and v; full attention."""
 
-from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.spec import ConfigReader, DecoderConfig, read_common
 
 HF_MODEL_TYPE = "qwen2"
 

@@ -1,6 +1,6 @@
 """Qwen3, dense: a norm on each query and key head, and a head width of its own; full attention."""
 
-from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.spec import ConfigReader, DecoderConfig, read_common
 
 HF_MODEL_TYPE = "qwen3"
 

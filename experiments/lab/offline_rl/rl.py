@@ -18,11 +18,15 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from dft_jax import losses, models, optimizer as optimizer_lib, train
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
-from dft_jax.evals import grading, runner
-from dft_jax.models import Model, hf
+from dft_jax.data.templates import Example
+from dft_jax.evals import runner
+from dft_jax.evals.graders import pool as grading
+from dft_jax.losses import fused as losses
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.model import Model
+from dft_jax.training import loop as train, optimizer as optimizer_lib
 from dft_jax.types import Batch
 
 BETA = 0.1  # of DPO

@@ -6,10 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dft_jax import config as config_lib, losses, models, objectives, optimizer as optimizer_lib, sharding, train
+from dft_jax import config as config_lib, sharding
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
-from dft_jax.models import hf
+from dft_jax.data.templates import Example
+from dft_jax.losses import fused as losses, objectives
+from dft_jax.models import model as models
+from dft_jax.models.hf import checkpoint as hf
+from dft_jax.training import loop as train, optimizer as optimizer_lib
 from dft_jax.types import Batch
 from experiments.performance.workload import Examples
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import jax
 
-from dft_jax import assets, config as config_lib, train
+from dft_jax import assets, config as config_lib
+from dft_jax.training import loop as train
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -65,7 +66,7 @@ def main() -> None:
     log.addHandler(counter)
     log.propagate = False
     train.run(config, arguments.workdir)
-    assert counter.is_after, "the log of dft_jax.train does not say when a step begins any more"
+    assert counter.is_after, "the log of dft_jax.training.loop does not say when a step begins any more"
     total = sum(counter.after.values())
     lines = (Path(arguments.workdir) / "metrics.jsonl").read_text().splitlines()
     row_counts = sorted({row["data/rows"] for row in map(json.loads, lines) if "data/rows" in row})

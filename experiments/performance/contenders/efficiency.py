@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from dft_jax import config as config_lib
-from dft_jax.data import loader, packing
-from dft_jax.models import hf
+from dft_jax.data import batches as loader, packing
+from dft_jax.models.hf import checkpoint as hf
 from experiments.performance.contenders import adapter
 from experiments.performance.workload import math_lengths, random_examples
 

@@ -6,7 +6,7 @@ python -m experiments.performance.contenders.generate_ours --folder=HF --example
 import argparse
 
 import dft_jax
-from dft_jax.sampling import Request, Sampler
+from dft_jax.sampling.sampler import Request, Sampler
 from experiments.performance.contenders import adapter
 from experiments.performance.protocol import Meter, versions
 from experiments.performance.workload import Examples

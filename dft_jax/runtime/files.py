@@ -1,0 +1,67 @@
+"""The files of a checkpoint's folder: only plain ones, JSON read strictly, and never code."""
+
+import codecs
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dft_jax.runtime import errors
+
+FETCH = "fetch the file again"
+
+
+def check_file(file: Path) -> None:
+    """Refuses what only stands for a file of a checkpoint: a link that leads elsewhere, a git-lfs pointer.
+
+    An export copies the tokenizer's files, so a link in a cloned checkpoint would carry any file of this machine along.
+    The hub's cache is made of links, to blobs of its own.
+    """
+    target = Path(os.path.realpath(file))
+    is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
+    if not is_blob and not target.is_relative_to(os.path.realpath(file.parent)):
+        raise errors.UserError(
+            f"{file} is a link out of its folder, to {target}; copy that file here if it belongs here"
+        )
+    if file.is_file() and begins(file).startswith(b"version https://git-lfs"):
+        raise errors.UserError(f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
+    if file.is_file() and begins(file).startswith(codecs.BOM_UTF8):  # other programs refuse it, and an export too
+        raise errors.UserError(f"{file} begins with a byte order mark (BOM); re-save it as UTF-8 without one")
+
+
+def begins(file: Path) -> bytes:
+    """The first bytes of a file, which tell what it is."""
+    with open(file, "rb") as handle:
+        return handle.read(32)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_json(file: Path, remedy: str = FETCH) -> dict[str, Any]:
+    """A JSON object from a file; UserError names file and line, and the remedy for one that is not whole."""
+    if not file.is_file():
+        raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
+    check_file(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+        value = json.loads(text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:  # a key twice, NaN, 5000 digits; nested too deep
+        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}")
+    return value
+
+
+def refuse_code(raw: dict[str, Any], file: Path) -> None:
+    """UserError where a file of the checkpoint asks for code of the checkpoint to be run."""
+    if "auto_map" in raw:
+        raise errors.UserError(
+            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
+            " nothing needs that code"
+        )
