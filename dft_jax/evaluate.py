@@ -36,17 +36,21 @@ from dft_jax.commands import cli
 from dft_jax.data import account, batches as loader, formats, templates as chat
 from dft_jax.data.templates import Template, today
 from dft_jax.evals import prompts, records as predictions_lib, report, runner
-from dft_jax.export import open_run, provenance
+from dft_jax.export import open_run
 from dft_jax.losses import objectives
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.export import provenance
+from dft_jax.models.hf.locate import tokenizer_files
+from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
 from dft_jax.models.model import Model, with_attention
-from dft_jax.runtime import distributed, errors, interrupts
+from dft_jax.runtime import compilation_cache, distributed, environment, errors, files, folders, interrupts
 from dft_jax.training import (
     identity as run_directory,
     loop as train,
     metrics,
-    metrics_log as writer,
 )
+from dft_jax.training.job import load_model
+from dft_jax.training.step import make_evaluate
 from dft_jax.types import Params
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, hub id, or run directory.")
@@ -100,12 +104,12 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
     problems = predictions_lib.load_problems(predictions, data)
     predictions = predictions_lib.refer(predictions, problems)
     _make_writable(out, file)
-    with run_directory.locked(out, "--out"):
+    with folders.locked(out, "--out"):
         rows, summary = report.grade(predictions, problems, **grader)
         summary["predictions"] = {"file": file.name, "sha256": digest, "rows": len(predictions)}
         with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
-            writer.write_text(out / GRADED_NAME, "".join(json.dumps(row) + "\n" for row in rows))
-            writer.write_json(out / runner.SCORES_NAME, summary)
+            files.write_text(out / GRADED_NAME, "".join(json.dumps(row) + "\n" for row in rows))
+            files.write_json(out / runner.SCORES_NAME, summary)
     return summary
 
 
@@ -170,24 +174,24 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     config = config_lib.get_default()
     values = {"model.path": str(folder) if folder.is_dir() else path, "model.revision": revision}
     config.update_from_flattened_dict(changes | values | {"model.param_dtype": dtype, "data.max_length": 2})
-    source, model, tokenizer = train.load_model(config)
+    source, model, tokenizer = load_model(config)
 
     def identify_checkpoint():
-        weights = hf.Checkpoint(source).files
-        hashes = hf.sha256_of({source / "config.json", *weights, *hf.tokenizer_files(source)})
-        base = run_directory.base_of(config, source, hf.joined_digest({file: hashes[file] for file in weights}))
+        weights = Checkpoint(source).files
+        hashes = files.sha256_of({source / "config.json", *weights, *tokenizer_files(source)})
+        base = run_directory.base_of(config, source, files.joined_digest({file: hashes[file] for file in weights}))
         origin = _exported_from(source) or {"base": base}
-        return {"name": folder.absolute().name, "sha256": hf.joined_digest(hashes), "origin": origin}
+        return {"name": folder.absolute().name, "sha256": files.joined_digest(hashes), "origin": origin}
 
     exported = provenance(source) or {}
-    what = f"{folder.absolute().name}: {hf.Checkpoint(source).dtype} weights, computed in {dtype}"
+    what = f"{folder.absolute().name}: {Checkpoint(source).dtype} weights, computed in {dtype}"
     return Opened(
         model,
         tokenizer,
         identify_checkpoint,
-        lambda: hf.load_params(hf.Checkpoint(source), model),
+        lambda: hf.load_params(Checkpoint(source), model),
         what,
-        run_directory.weights_sample(source),
+        weights_sample(source),
         date=exported.get("date", ""),
         trained=exported.get("template", ""),
     )
@@ -215,7 +219,7 @@ def _trained_template(config: ConfigDict, workdir: Path) -> str:
 
 def agree(opened: Opened, asked: runner.Settings) -> None:
     """UserError where the processes of one evaluation have not all been given the same."""
-    facts = run_directory.process_facts()
+    facts = environment.process_facts()
     facts |= {"model": opened.what, "weights_sha256_of_sample": opened.weights_sha256_of_sample}
     facts |= {f"settings.{name}": value for name, value in dataclasses.asdict(asked).items()}
     distributed.agree("evaluation", facts)
@@ -234,7 +238,7 @@ def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
     prompts_sha256 = hashlib.sha256(texts.encode()).hexdigest()
     _announce(plan.choice)
     distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})
-    with run_directory.locked(out, "--out"):
+    with folders.locked(out, "--out"):
         of = opened.identify() | {"evaluated": opened.what} if jax.process_index() == 0 else {}
         summary = runner.evaluate(plan, opened.model, opened.load, out, of)
     if jax.process_index() == 0:
@@ -304,13 +308,13 @@ def read_heldout(opened: Opened, out: Path) -> None:
     with distributed.together("held out"):
         examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
-    with run_directory.locked(out, "--out"):
+    with folders.locked(out, "--out"):
         account.tell("--heldout", examples.report, "--context")
         _write_heldout(opened, with_attention(model, config.model.attention), examples, config, out)
 
 
 def _write_heldout(opened: Opened, model: Model, examples: loader.Examples, config: ConfigDict, out: Path) -> None:
-    values = train.make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
+    values = make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
     prompt = config.data.template
     report_ = {
         "model": opened.identify(),
@@ -321,10 +325,10 @@ def _write_heldout(opened: Opened, model: Model, examples: loader.Examples, conf
         "metrics": values,
         "p_bin_edges": metrics.P_BIN_EDGES,
     }
-    report_ |= {"data": examples.report, "environment": writer.environment()}
+    report_ |= {"data": examples.report, "environment": environment.describe()}
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
-        writer.write_json(out / HELDOUT_NAME, report_)
+        files.write_json(out / HELDOUT_NAME, report_)
         for name, value in values.items():
             if not isinstance(value, list):
                 print(f"{name:32s} {value:.6g}")
@@ -392,9 +396,9 @@ def main() -> None:
     if asked.benchmarks:
         errors.raise_if_any(asked.mistakes("--"))
     cli.join_processes()
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     refuse_idle_revision([_MODEL.value], _REVISION.value)
-    evaluate_newest(asked, run_directory.local_folder(_OUT.value, "--out"))
+    evaluate_newest(asked, folders.local_folder(_OUT.value, "--out"))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import jax
 from absl import flags
 
 from dft_jax.commands import cli
-from dft_jax.export import export, origin_of
-from dft_jax.runtime import errors, interrupts
-from dft_jax.training import identity as run_directory, loop as train
+from dft_jax.export import origin_of
+from dft_jax.models.hf.export import export
+from dft_jax.runtime import compilation_cache, errors, folders, interrupts
+from dft_jax.training import loop as train
 
 _CONFIG = cli.define_config()
 
@@ -21,14 +22,14 @@ _CONFIG = cli.define_config()
 def main() -> None:
     cli.parse(required=["config", "workdir"])
     cli.join_processes()
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     with interrupts.Interrupts():
         run = train.run(_CONFIG.value, flags.FLAGS.workdir)  # a flag of dft_jax.export
         settings, exported = run.config.export, ""
         if settings.enabled:
             out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
             origin = origin_of(run.workdir, run.config, int(run.state.step), run.identity)
-            with run_directory.locked(run.workdir):
+            with folders.locked(run.workdir):
                 export(run.state.params, run.model, run.source, out, origin=origin, **options)
             exported = f", {out} loads in transformers"
     if jax.process_index() == 0:

@@ -25,7 +25,7 @@ from dft_jax import config as config_lib, sharding
 from dft_jax.commands import cli
 from dft_jax.data import batches as loader
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
 from dft_jax.models.spec import Rope
 from dft_jax.planner.memory import KINDS, Planner, Setting, settings
@@ -63,7 +63,7 @@ def read_architecture(path: str, revision: str) -> DecoderConfig:
     if path in ARCHITECTURES:
         return ARCHITECTURES[path]
     if Path(path).is_dir():
-        return hf.read_config(Path(path))
+        return read_config(Path(path))
     hub_id = hub.id_of(path, "config.model.path")
     import huggingface_hub
 
@@ -74,7 +74,7 @@ def read_architecture(path: str, revision: str) -> DecoderConfig:
             f"config.model.path={path!r} is not a folder, and its config.json could not be fetched"
             f" ({type(error).__name__}); give a folder that has one, or one of {', '.join(ARCHITECTURES)}"
         ) from error
-    return hf.read_config(Path(file).parent)
+    return read_config(Path(file).parent)
 
 
 def fitting(

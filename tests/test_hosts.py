@@ -11,6 +11,7 @@ import pytest
 
 from dft_jax import assets
 from dft_jax.analysis import quickstart
+from dft_jax.models.hf.safetensors import weights_sample
 from dft_jax.runtime import distributed, errors
 from dft_jax.training import identity as run_directory
 from tests.faults import launch
@@ -189,14 +190,14 @@ def test_every_tensor_counts_in_the_sample_of_weights(tmp_path):
     """A tensor changed anywhere in bulk, as by another fine-tune, gives another sample; a copy gives the same."""
     from safetensors.numpy import load_file, save_file
 
-    whole = run_directory.weights_sample(assets.LAB)
+    whole = weights_sample(assets.LAB)
     copy = shutil.copytree(assets.LAB, tmp_path / "copy")
-    assert run_directory.weights_sample(copy) == whole
+    assert weights_sample(copy) == whole
     tensors = load_file(copy / "model.safetensors")
     for name in tensors:
         changed = tensors | {name: tensors[name] * 1.01}
         save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
-        assert run_directory.weights_sample(copy) != whole, name
+        assert weights_sample(copy) != whole, name
 
 
 def test_a_runs_facts_cover_its_whole_config():

@@ -8,8 +8,11 @@ from dft_jax import assets, config as config_lib, sharding
 from dft_jax.data import batches as loader
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
-from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.job import make_steps
+from dft_jax.training.state import init_params, init_state
+from dft_jax.training.step import make_hyperparameters, make_train_step
 
 
 def tiny_config(**overrides):
@@ -34,7 +37,7 @@ def tiny_config(**overrides):
 @functools.cache
 def tiny_examples():
     config = tiny_config()
-    return loader.load_examples(config.data.train, config.data, hf.load_tokenizer(assets.TINY), 264, max_rows=64)
+    return loader.load_examples(config.data.train, config.data, load_tokenizer(assets.TINY), 264, max_rows=64)
 
 
 class Trainer:
@@ -44,15 +47,15 @@ class Trainer:
         self.config = config = tiny_config(**overrides)
         self.mesh = mesh
         options = {name: config.model[name] for name in models.OPTIONS}
-        self.model = models.build(hf.read_config(assets.TINY), mesh, **options)
-        hyperparameters = train.make_hyperparameters(config, config.train.steps, mesh)
+        self.model = models.build(read_config(assets.TINY), mesh, **options)
+        hyperparameters = make_hyperparameters(config, config.train.steps, mesh)
         self.optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = objectives.Objective(loss_fn) if loss_fn else objectives.make_objective(config.objective)
         needs_reference = objectives.REFERENCE in objective.needs
-        reference = train.init_params(config, assets.TINY, self.model) if needs_reference else None
-        self.step = train.make_train_step(self.model, objective, self.optimizer, hyperparameters, config, reference)
-        self.state = train.init_state(config, assets.TINY, self.model, self.optimizer)
-        self.packed = train.make_steps(config, tiny_examples(), self.model)
+        reference = init_params(config, assets.TINY, self.model) if needs_reference else None
+        self.step = make_train_step(self.model, objective, self.optimizer, hyperparameters, config, reference)
+        self.state = init_state(config, assets.TINY, self.model, self.optimizer)
+        self.packed = make_steps(config, tiny_examples(), self.model)
 
     def batch(self, n):
         packed = self.packed[n]

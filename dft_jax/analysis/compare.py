@@ -23,8 +23,7 @@ from dft_jax.analysis import pairing
 from dft_jax.commands import cli
 from dft_jax.evals import report, saved, scores, significance
 from dft_jax.evals.runner import SCORES_NAME
-from dft_jax.runtime import errors
-from dft_jax.training import metrics_log as writer
+from dft_jax.runtime import errors, files
 
 _OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv and comparison.png.", allow_override=True)
 
@@ -355,7 +354,7 @@ def write_csv(rows: list[dict[str, Any]], file: Path, columns: Iterable[str] = (
     table = csv.DictWriter(sheet, list(columns or dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    writer.write_text(file, sheet.getvalue())
+    files.write_text(file, sheet.getvalue())
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from dft_jax import config as config_lib
 from dft_jax.commands import cli
 from dft_jax.data import account, batches as loader, formats
 from dft_jax.runtime import errors
-from dft_jax.training import loop as train
+from dft_jax.training.job import length_of, load_data, load_model
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()
@@ -55,8 +55,8 @@ def main() -> None:
     config.mesh.update(data=-1, fsdp=1, tensor=1)
     config.model.init = "random"  # the rows do not depend on the weights, so they need not be here
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    _, model, tokenizer = train.load_model(config)
-    examples, heldout = train.load_data(config, tokenizer, model)
+    _, model, tokenizer = load_model(config)
+    examples, heldout = load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, seed=config.train.seed)
     settings |= dict(row_length=loader.row_length(config.data))
     step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
@@ -67,7 +67,7 @@ def main() -> None:
         print(marks)
     for name, report in reports.items():
         account.tell(f"data.{name}", report)
-    length = train.length_of(config, len(examples))
+    length = length_of(config, len(examples))
     refused = account.refusals("data.train", examples.report, config.data.max_lost_fraction)
     refused = [f"training refuses this: {line}" for line in refused]
     account.announce([length.line()], length.warnings() + refused)

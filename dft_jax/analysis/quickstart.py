@@ -19,9 +19,11 @@ from dft_jax import assets, config as config_lib
 from dft_jax.analysis import compare, figures
 from dft_jax.commands import cli
 from dft_jax.evals import runner
-from dft_jax.models.hf import checkpoint as hf
-from dft_jax.runtime import errors, interrupts
-from dft_jax.training import identity as run_directory, loop as train
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.runtime import compilation_cache, errors, folders, interrupts
+from dft_jax.training import loop as train
+from dft_jax.training.job import load_model
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 
@@ -106,19 +108,19 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     cli.parse(required=[])
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     # Not the flag's default: other commands have the flag too, and one process may import several.
-    out, start = run_directory.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
+    out, start = folders.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
     config = lab_config("sft")
-    source, model, tokenizer = train.load_model(config)
+    source, model, tokenizer = load_model(config)
     plan = runner.plan(settings(), tokenizer, model)
 
     def evaluate(name: str, load, step: int, **of: Any) -> None:
         with train.matmul_precision(config.model.compute_dtype):
             runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step} | of)
 
-    with run_directory.locked(out, "--out"), interrupts.Interrupts():
-        evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)
+    with folders.locked(out, "--out"), interrupts.Interrupts():
+        evaluate("base", lambda: hf.load_params(Checkpoint(source), model), 0)
         for objective in OBJECTIVES:
             run = train.run(lab_config(objective), out / objective)
             own = {name: run.identity[name] for name in ("run_id",) if name in run.identity}

@@ -47,12 +47,10 @@ from dft_jax.data import account, batches as loader
 from dft_jax.evals.report import aligned
 from dft_jax.losses import fused as losses
 from dft_jax.models import model as models
-from dft_jax.runtime import errors
+from dft_jax.runtime import compilation_cache, environment, errors, files, folders
 from dft_jax.training import (
-    identity as run_directory,
     loop as train,
     metrics,
-    metrics_log as writer,
 )
 from dft_jax.types import Batch
 
@@ -256,12 +254,12 @@ def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, abou
     shares = {name: each["p_histogram"] for name, each in summaries.items()}
 
     _save(out / "tokens.npz", lambda handle: np.savez_compressed(handle, **arrays))
-    writer.write_json(out / "summary.json", about | {"p_bin_edges": metrics.P_BIN_EDGES, "models": summaries})
+    files.write_json(out / "summary.json", about | {"p_bin_edges": metrics.P_BIN_EDGES, "models": summaries})
     write_csv([row for rows in rows_of.values() for row in rows], out / "changed.csv", _CHANGED_COLUMNS)
     _save(out / "histogram.png", lambda handle: figures.plot_histogram(shares, handle))
     shown = {name: (own.p_T, own.entropy_T) for name, own in scores.items()}
     page = figures.token_page(shown, examples.examples[: _EXAMPLES.value], tokenizer)
-    writer.write_text(out / "tokens.html", page)
+    files.write_text(out / "tokens.html", page)
     print(summary_table(summaries))
     for name, rows in rows_of.items():
         print(f"\n{name} against {first}\n{changes_table(rows)}")
@@ -271,25 +269,25 @@ def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, abou
 def _save(file: Path, save: Callable[[BinaryIO], None]) -> None:
     content = io.BytesIO()
     save(content)
-    writer.write_atomically(file, content.getvalue())
+    files.write_atomically(file, content.getvalue())
 
 
 def main() -> None:
     cli.parse(required=["models", "data", "out"])
-    paths, out = read_models(_MODELS.value), run_directory.local_folder(_OUT.value, "--out")
+    paths, out = read_models(_MODELS.value), folders.local_folder(_OUT.value, "--out")
     cli.join_processes()
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     given = [flags.FLAGS[name].value for name in ("revision", "tensor", "compute_dtype")]
     evaluate.refuse_idle_revision(list(paths.values()), given[0])
     opened = {name: evaluate.open_model(path, *given) for name, path in paths.items()}
     config = settings(opened)
     examples = read_examples(_DATA.value, opened, config)
-    with run_directory.locked(out, "--out"):
+    with folders.locked(out, "--out"):
         account.tell("--data", examples.report, "--context")
         scores = {name: score(each, examples, config, name) for name, each in opened.items()}
         if jax.process_index() == 0:
             about = {"data": examples.report, "prompt": config.data.template, "date": config.data.date}
-            about["environment"] = writer.environment()
+            about["environment"] = environment.describe()
             about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
             with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
                 report(scores, examples, next(iter(opened.values())).tokenizer, about, out)

@@ -21,8 +21,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dft_jax.checkpoints import manifest
-from dft_jax.runtime import distributed, errors, interrupts
-from dft_jax.training import metrics_log as writer
+from dft_jax.runtime import distributed, errors, files, interrupts
 from dft_jax.types import Params, TrainState
 
 _PATIENCE_S = 20.0
@@ -179,7 +178,7 @@ class Checkpoints:
             self.orbax.wait_until_finished()
             _log.debug("commit %d", step)
             manifest.write(folder, step)
-            writer.flush(self.folder)
+            files.flush(self.folder)
             outlook.save_s = time.monotonic() - self.saved_at
         finally:
             outlook.save_began = None

@@ -1,14 +1,11 @@
 """Command lines: absl flags and ml_collections configs, with every mistake as one clear line and exit code 2."""
 
-import contextlib
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,9 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dft_jax import config as config_lib
-from dft_jax.runtime import errors, system
+from dft_jax.runtime import errors
 
-CACHE_BYTES = 4 * 2**30  # of compiled programs, in all
 _HEARTBEAT_S = 30  # after which a silent process counts as dead, and ends the others
 
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the job's other processes (TPU pod, srun, …).")
@@ -81,51 +77,6 @@ def join_processes() -> None:
             jax.distributed.initialize(address, count, index, heartbeat_timeout_seconds=_HEARTBEAT_S)
         elif _DISTRIBUTED.value:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S)
-
-
-def keep_compilations() -> None:
-    """Keeps compiled programs in the user's cache (or where JAX_COMPILATION_CACHE_DIR says), for the next start.
-
-    Not those of several CPU devices: read back, they no longer keep their collectives in order, and wait for each other
-    for ever (XLA with jax 0.10.2).
-    """
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        jax.config.update("jax_enable_compilation_cache", False)
-    elif not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        caches = home / "dft_jax" / "compilations"
-        with contextlib.suppress(OSError):  # a home that cannot be written: every start compiles
-            cache = caches / machine_name()
-            cache.mkdir(parents=True, exist_ok=True)
-            prune(caches, CACHE_BYTES)
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def machine_name() -> str:
-    """Names what compiled programs depend on: backend, jaxlib, and the processor's instructions.
-
-    Homes are shared by machines: a program for instructions that another processor lacks is refused
-    at each start, with a page of errors, or ends the process.
-    """
-    jaxlib = importlib.metadata.version("jaxlib")
-    processor = hashlib.sha256(system.processor().encode()).hexdigest()[:12]
-    return f"{jax.default_backend()}-{jaxlib}-{processor}"
-
-
-def prune(folder: Path, most_bytes: int) -> None:
-    """Removes the files that were not used for longest, until the rest has at most so many bytes.
-
-    JAX has a limit of its own, which a run that is killed while it writes an entry breaks for good.
-    """
-    files = [(file, file.stat()) for file in folder.rglob("*") if file.is_file()]
-    files.sort(key=lambda found: max(found[1].st_atime, found[1].st_mtime))
-    size = sum(stat.st_size for _, stat in files)
-    for file, stat in files:
-        if size <= most_bytes:
-            return
-        file.unlink(missing_ok=True)  # another process may do the same
-        size -= stat.st_size
 
 
 def call_file(given: str, flag: str, function: str, kind: str, example: str, remedy: str) -> Any:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax.evals.saved import ANOTHER_FOLDER
-from dft_jax.models.hf.checkpoint import read_json
 from dft_jax.runtime import errors
+from dft_jax.runtime.files import read_json
 
 AUTO = "auto"
 _NAMED = "as named, or as the evaluation was begun"

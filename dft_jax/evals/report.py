@@ -17,8 +17,8 @@ from dft_jax.evals.graders import pool as grading
 from dft_jax.evals.records import Prediction, groups
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.evals.tasks.benchmarks import Problem
-from dft_jax.runtime import errors, interrupts
-from dft_jax.training import metrics_log as writer, reporter as progress
+from dft_jax.runtime import environment, errors, interrupts
+from dft_jax.training import reporter as progress
 
 Problems = dict[str, list[Problem]]
 
@@ -99,7 +99,7 @@ def grade(
             "grading_s": round(time.perf_counter() - began, 3),
             "peak_host_gib": round(progress.peak_host_gib(), 3),
         },
-        "environment": writer.environment(),
+        "environment": environment.describe(),
     }
     return rows, summary
 

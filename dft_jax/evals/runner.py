@@ -28,11 +28,10 @@ from dft_jax.evals.graders import extraction, pool as grading
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
 from dft_jax.evals.tasks import benchmarks
-from dft_jax.models.hf.checkpoint import read_json
 from dft_jax.models.model import Model
-from dft_jax.runtime import distributed, errors, interrupts
+from dft_jax.runtime import distributed, errors, files, interrupts
+from dft_jax.runtime.files import read_json
 from dft_jax.sampling.sampler import Completion, Request, Sampler
-from dft_jax.training import metrics_log as writer
 from dft_jax.types import Params
 
 EVALUATION_NAME, JOURNAL_NAME = "evaluation.json", "journal.jsonl"
@@ -325,7 +324,7 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
     with errors.told(f"{out}: cannot be written", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
         if not (out / EVALUATION_NAME).exists():
-            writer.write_json(out / EVALUATION_NAME, identity)
+            files.write_json(out / EVALUATION_NAME, identity)
 
 
 def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
@@ -339,7 +338,7 @@ def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
                 row = _checked(json.loads(line))
             except (TypeError, ValueError) as error:
                 if number == len(lines) and not line.endswith(b"\n"):  # the half line of a killed run
-                    writer.write_text(file, b"".join(lines[:-1]).decode())
+                    files.write_text(file, b"".join(lines[:-1]).decode())
                     continue
                 remedy = "remove the line, to have it sampled again"
                 raise errors.UserError(f"{file}:{number}: not a completion ({error}); {remedy}") from error
@@ -418,7 +417,7 @@ def _finish(
         what = f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"
         summary["warnings"].append(f"{what}; no score here is of them")
     (out / SCORES_NAME).unlink(missing_ok=True)  # it would belong to other predictions, were this killed in between
-    writer.write_text(out / PREDICTIONS_NAME, "".join(json.dumps(row) + "\n" for row in rows + others))
-    writer.write_json(out / SCORES_NAME, summary | asked)
+    files.write_text(out / PREDICTIONS_NAME, "".join(json.dumps(row) + "\n" for row in rows + others))
+    files.write_json(out / SCORES_NAME, summary | asked)
     (out / JOURNAL_NAME).unlink(missing_ok=True)
     return summary | asked

@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dft_jax.models.hf.checkpoint import read_json
 from dft_jax.runtime import errors
+from dft_jax.runtime.files import read_json
 
 # What to do about an evaluation.json that is not whole: its samples may depend on anything.
 ANOTHER_FOLDER = "give another folder, or remove this one"

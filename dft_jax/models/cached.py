@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
-from dft_jax.models.attention.masked import CACHE_SPEC
+from dft_jax.models.attention.cached import CACHE_SPEC
 from dft_jax.models.decoder import Layer
 from dft_jax.models.layers import RMSNorm, embed
 from dft_jax.models.model import Model, head

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
 from dft_jax.models import layers
-from dft_jax.models.attention.masked import cached_attention, causal_attention
+from dft_jax.models.attention.cached import cached_attention
+from dft_jax.models.attention.masked import causal_attention
 from dft_jax.models.spec import DecoderConfig
 
 # What the backward pass finds saved: everything, the results of matrix products, or only each layer's input.

@@ -16,7 +16,9 @@ from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.models.model import DecoderConfig, Model
 from dft_jax.planner import liveness
-from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.state import abstract_state
+from dft_jax.training.step import make_train_step
 from dft_jax.types import Batch, Hyperparameters
 
 KINDS = ("parameters", "moments", "gradients", "activations", "head", "other", "batch")
@@ -63,7 +65,7 @@ class Planner:
         # Gradients are accumulated in a buffer of their own from two micro-batches on, however many there are.
         step = _trace(self, tensor, setting.remat, setting.rows, min(setting.accumulation, 2))
         model, optimizer = self.build(setting.mesh), self.optimizer()
-        state = train.abstract_state(model, optimizer)
+        state = abstract_state(model, optimizer)
         whole_params = jax.tree.leaves(_device_model(self, tensor, setting.remat).abstract_params)
         shares = {
             whole.shape: _n_bytes(mine) / _n_bytes(whole)
@@ -147,6 +149,6 @@ def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: i
     """The training step of one device, as JAX traces it."""
     model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
     objective, reference = objectives.make_objective(planner.config.objective), planner.reference(model)
-    step = train.make_train_step(model, objective, optimizer, _GIVEN, planner.config, reference)
-    arguments = (train.abstract_state(model, optimizer), planner.batch(accumulation, rows))
+    step = make_train_step(model, objective, optimizer, _GIVEN, planner.config, reference)
+    arguments = (abstract_state(model, optimizer), planner.batch(accumulation, rows))
     return jax.make_jaxpr(step.func)(*step.args, *arguments)

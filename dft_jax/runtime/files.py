@@ -1,10 +1,16 @@
 """The files of a checkpoint's folder: only plain ones, JSON read strictly, and never code."""
 
 import codecs
+import concurrent.futures
+import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import jax
+from tqdm import tqdm
 
 from dft_jax.runtime import errors
 
@@ -65,3 +71,68 @@ def refuse_code(raw: dict[str, Any], file: Path) -> None:
             f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
             " nothing needs that code"
         )
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Writes under a temporary name, flushes to disk, then renames: the final name never holds half a file."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(temporary)
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # of a full disk
+        raise
+    flush(file.parent)
+
+
+def flush(path: Path) -> None:
+    """Makes what is written in a file, or renamed in a folder, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(file: Path, text: str) -> None:
+    """As `write_atomically`, by process 0 alone."""
+    if jax.process_index() == 0:
+        write_atomically(file, text)
+
+
+def write_json(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def digest(files: Iterable[Path]) -> str:
+    """One SHA-256 of the names and contents of files, in the order of their names."""
+    return joined_digest(sha256_of(files))
+
+
+def sha256_of(files: Iterable[Path]) -> dict[Path, str]:
+    """The SHA-256 of each file's content."""
+    files = sorted(files)
+
+    def of(file: Path) -> str:
+        with open(file, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # hashing leaves the interpreter to others
+        hashed = threads.map(of, files)
+        how = dict(desc="hash", unit="file", leave=False, delay=1, disable=jax.process_index() > 0)
+        return dict(zip(files, tqdm(hashed, total=len(files), **how), strict=True))
+
+
+def joined_digest(hashes: dict[Path, str]) -> str:
+    """What `digest` makes of files whose own SHA-256 are known.
+
+    Raises:
+      ValueError: no files. The hash of nothing would be the same for any two things that are gone.
+    """
+    if not hashes:
+        raise ValueError("there are no files to hash")
+    total = hashlib.sha256()
+    for file in sorted(hashes):
+        total.update(f"{file.name}\0{hashes[file]}\n".encode())
+    return total.hexdigest()

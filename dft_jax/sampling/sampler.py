@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dft_jax import sharding
 from dft_jax.models import cached as inference
-from dft_jax.models.attention.masked import CACHE_SPEC
+from dft_jax.models.attention.cached import CACHE_SPEC
 from dft_jax.models.model import Model
 from dft_jax.sampling.categorical import draw
 from dft_jax.types import Params

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax.data import order
-from dft_jax.runtime import errors
+from dft_jax.runtime import environment, errors, files
 from dft_jax.study import spec as spec_lib
 from dft_jax.study.spec import Arm, Phase, Spec
-from dft_jax.training import metrics_log as writer
 
 DONE, INPUTS = "done", "inputs.json"
 
@@ -86,7 +85,7 @@ class Records:
             inputs = held | inputs
         with errors.told(f"{file}: cannot be written", "make room, or give another --out"):
             file.parent.mkdir(parents=True, exist_ok=True)
-            writer.write_json(file, inputs)
+            files.write_json(file, inputs)
 
     def write(
         self,
@@ -109,7 +108,7 @@ class Records:
         file = self.folder / phase.file
         with errors.told(f"{file}: cannot be written", "make room, then run the same command again"):
             file.parent.mkdir(parents=True, exist_ok=True)
-            writer.write_text(file, json.dumps(dataclasses.asdict(done)) + "\n")
+            files.write_text(file, json.dumps(dataclasses.asdict(done)) + "\n")
 
     def is_done(self, phase: Phase) -> bool:
         return self.read(phase) is not None
@@ -148,10 +147,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def made_by() -> dict[str, Any]:
     """What a reader of a done-file needs to know of the machine and the code."""
-    environment = writer.environment()
+    described = environment.describe()
     names = ("git", "python", "devices")
-    found = {name: environment[name] for name in names}
-    return found | {"jax": environment["versions"]["jax"]}
+    found = {name: described[name] for name in names}
+    return found | {"jax": described["versions"]["jax"]}
 
 
 def status(records: Records) -> str:

@@ -12,11 +12,11 @@ from scipy import stats
 from dft_jax.analysis import figures
 from dft_jax.analysis.compare import COLOURS, write_csv
 from dft_jax.evals import scores
+from dft_jax.runtime import files
 from dft_jax.study import measures as measures_lib, spec as spec_lib
 from dft_jax.study.measures import Measures
 from dft_jax.study.records import Records
 from dft_jax.study.spec import Arm, Phase, Spec
-from dft_jax.training import metrics_log as writer
 
 REPORT_NAME, RESULTS_NAME, PICTURE_NAME = "report.md", "results.csv", "curves.png"
 
@@ -245,7 +245,7 @@ def write(records: Records, folder: Path) -> str:
     """Writes the report's files into `folder`; returns its text."""
     rows = rows_of(records)
     text = text_of(records, rows)
-    writer.write_text(folder / REPORT_NAME, text)
+    files.write_text(folder / REPORT_NAME, text)
     table = []
     for row in rows:
         arm = {"objective": spec_lib.BASE, "learning_rate": "", "seed": ""}
@@ -257,7 +257,7 @@ def write(records: Records, folder: Path) -> str:
         write_csv(table, folder / RESULTS_NAME)
         content = io.BytesIO()
         draw(records, rows, content)
-        writer.write_atomically(folder / PICTURE_NAME, content.getvalue())
+        files.write_atomically(folder / PICTURE_NAME, content.getvalue())
     return f"{text}\n{folder}: {REPORT_NAME}, {RESULTS_NAME}, {PICTURE_NAME}"
 
 

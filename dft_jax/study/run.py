@@ -19,20 +19,25 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from dft_jax import config as config_lib, export, sharding
+from dft_jax import config as config_lib, sharding
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import account, batches as loader, order
 from dft_jax.data.templates import Template
 from dft_jax.evals import runner
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.export import export
+from dft_jax.models.hf.locate import tokenizer_files
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, files
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
 from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.training.job import load_data, load_model
+from dft_jax.training.state import abstract_state, init_params
+from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Hyperparameters, Params, TrainState
 
 
@@ -69,11 +74,11 @@ class Laboratory:
 
     def hyperparameters(self, arm: Arm) -> Hyperparameters:
         config = spec_lib.config_of(self.spec, arm)
-        return train.make_hyperparameters(config, self.spec.steps, self.model.mesh)
+        return make_hyperparameters(config, self.spec.steps, self.model.mesh)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        return train.abstract_state(self.model, self.optimizer)
+        return abstract_state(self.model, self.optimizer)
 
     @functools.cached_property
     def measure(self) -> Callable:
@@ -102,9 +107,9 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     """
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    source, model, tokenizer = train.load_model(config)
+    source, model, tokenizer = load_model(config)
     refuse_undated(spec, tokenizer)
-    examples, _ = train.load_data(config, tokenizer, model)
+    examples, _ = load_data(config, tokenizer, model)
     report = examples.report
     errors.raise_if_any(account.refusals("data.train", report, config.data.max_lost_fraction))
     account.tell("data.train", report)
@@ -115,7 +120,7 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
         plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained)
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
-        "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
+        "contents.tokenizer_sha256": files.digest(tokenizer_files(source)),
         "contents.train_sha256": examples.report["sha256"],
     }
     contents |= {f"contents.{key}": value for key, value in order.as_fingerprint(version).items()}
@@ -123,7 +128,7 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     if plan:
         contents["contents.problems_sha256"] = plan.digest()
     model = models.with_attention(model, config.model.attention)
-    base = train.init_params(config, source, model)
+    base = init_params(config, source, model)
     # Steps of all seeds are padded to the same row counts, so that they share a program.
     ahead = []
     for seed in sorted({arm.seed for arm in spec.arms}):
@@ -156,7 +161,7 @@ def weights_digest(config, source: Path) -> str:
     """Of the checkpoint's weights; of random ones the seed says all."""
     if config.model.init == "random":
         return f"random, seed {config.train.seed}"
-    return hf.digest(hf.Checkpoint(source).files)
+    return files.digest(Checkpoint(source).files)
 
 
 def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldOut:
@@ -243,7 +248,7 @@ class Study:
         out, settings = self.folder / "exports" / arm.name, self.lab.spec.config.export
         out.parent.mkdir(parents=True, exist_ok=True)
         options = dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
-        export.export(params, self.lab.model, self.lab.source, out, **options)
+        export(params, self.lab.model, self.lab.source, out, **options)
 
     def _heldout(self, phase: Phase, params: Params) -> None:
         begin, results = time.monotonic(), {}
@@ -284,7 +289,7 @@ class Study:
         lab, found = self.lab, objectives.make_objective(objective)
         reference = lab.base if objectives.REFERENCE in found.needs else None
         given = lab.hyperparameters(lab.spec.arms[0])  # any: it is an argument
-        step = train.make_train_step(
+        step = make_train_step(
             lab.model, found, lab.optimizer, given, lab.spec.config, reference
         )
         compiled = {}

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data.batches import Examples
 from dft_jax.data.templates import Template, today
 from dft_jax.evals import prompts
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import tokenizer_files
+from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
 from dft_jax.models.model import Model
-from dft_jax.runtime import distributed, errors, hub, system
-from dft_jax.training import metrics_log as writer
+from dft_jax.runtime import distributed, environment, errors, files, hub
+from dft_jax.runtime.environment import process_facts
 from dft_jax.training.optimizer import rounding_of
 
-_LOCK_NAME, _TEMPLATE_NAME = ".lock", "chat_template.jinja"
+_TEMPLATE_NAME = "chat_template.jinja"
 # What a checkpoint says of its run since it began, and keys that fingerprints of older versions lack.
 _SAID_ONCE = ("run_id", "base", "data")
 _LATER = ("weights_sha256_of_sample",)
@@ -35,50 +36,6 @@ _LATER = ("weights_sha256_of_sample",)
 _LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
 # Of a fingerprint: what these lead to is compared, whatever they are.
 _LED_TO_DATA = tuple(f"config.data.{key}" for key in ("subset", "split", "revision"))
-# Of each tensor, this many blocks of this many bytes stand for all of it when hosts compare their weights.
-_SAMPLED_BLOCKS, _BLOCK_BYTES = 4, 4096
-_PROGRAM_OPTIONS = (
-    "jax_enable_x64",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_default_matmul_precision",
-    "jax_numpy_dtype_promotion",
-)
-
-
-def local_folder(path: str, flag: str = "--workdir") -> Path:
-    """`path` with ~ expanded; UserError for a bucket, which would become a folder named `gs:`."""
-    if "://" in path:
-        raise errors.UserError(f"{flag}={path}: give a local or mounted folder; buckets can be mounted")
-    return Path(path).expanduser().absolute()
-
-
-@contextlib.contextmanager
-def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
-    """Makes the folder, and keeps other jobs out of it for as long as the context, or the process, lasts.
-
-    Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked. All processes enter
-    this, and all end in the same error.
-
-    Raises:
-      UserError: the folder cannot be made, another job is at work in it, or it is not one folder for all processes.
-    """
-    with distributed.together("lock"):
-        with errors.told(f"{flag}={folder}: cannot be used", "give another folder"):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
-        try:
-            if jax.process_index() == 0:
-                system.lock(lock)
-        except BlockingIOError as error:
-            lock.close()
-            what = "another process is at work there; wait for it, stop it, or give another folder"
-            raise errors.UserError(f"{flag}={folder}: {what}") from error
-        except OSError:
-            pass  # no locks here
-    with lock:
-        _require_shared(folder, flag)
-        yield
 
 
 def first_date(config: ConfigDict, workdir: Path) -> str:
@@ -93,7 +50,7 @@ def first_date(config: ConfigDict, workdir: Path) -> str:
 def _recorded(workdir: Path) -> dict[str, Any]:
     """The config.json in `workdir`; empty where there is none, or a damaged one, which is written anew."""
     with contextlib.suppress(errors.UserError):
-        return hf.read_json(workdir / "config.json")
+        return files.read_json(workdir / "config.json")
     return {}
 
 
@@ -151,45 +108,6 @@ def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
     return dated
 
 
-def _require_shared(folder: Path, flag: str) -> None:
-    """UserError where a process has another folder under this name: half of each checkpoint would be elsewhere."""
-    if jax.process_count() == 1:
-        return
-    word, file = secrets.token_hex(8), folder / _LOCK_NAME
-    with distributed.together("folder written"):
-        if jax.process_index() == 0:
-            with errors.told(f"{flag}={folder}: cannot be written", "give another"):
-                file.write_text(word)
-                writer.flush(file)
-    word = distributed.decided("folder", word, lambda words: words[0])
-    with distributed.together("folder read"):
-        if file.read_text() != word:
-            what = "is not the folder that process 0 has under this name"
-            raise errors.UserError(f"{flag}={folder}: {what}; give one on a file system that all hosts share")
-
-
-def process_facts() -> dict[str, Any]:
-    """What must be the same on every process of a job besides its settings: packages, code, devices, options.
-
-    Other versions and options make other programs, whose collectives wait for each other or mix what does not belong
-    together; other numbers of devices shift which rows a process fills.
-    """
-    here = Path(__file__).parents[1]
-    environment = writer.environment()
-    facts = {f"versions.{name}": version for name, version in environment["versions"].items()}
-    facts["versions.dft_jax"] = environment["dft_jax"]
-    facts["code_sha256"] = hf.digest(here.rglob("*.py"))
-    facts["devices.local_count"] = jax.local_device_count()
-    facts["devices.kind"] = jax.local_devices()[0].device_kind
-    for name in _PROGRAM_OPTIONS:
-        facts[f"options.{name}"] = str(getattr(jax.config, name, None))
-    for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
-        # Where a host dumps its programs is its own business.
-        flags = [flag for flag in os.environ.get(name, "").split() if not flag.startswith("--xla_dump")]
-        facts[f"environment.{name}"] = " ".join(flags)
-    return facts
-
-
 def run_facts(
     config: ConfigDict,
     fingerprint: dict[str, Any],
@@ -208,33 +126,6 @@ def run_facts(
     return facts
 
 
-def weights_sample(source: Path) -> str:
-    """SHA-256 of the headers of a checkpoint's weights and of four blocks of 4 KiB of each tensor.
-
-    Two fine-tunes of one model differ in nearly every block, so this tells them apart in milliseconds, where a whole
-    hash of 7B weights takes a minute. What it cannot see is a change of a few bytes elsewhere, as by a broken disk.
-    """
-    total = hashlib.sha256()
-    for file in sorted(hf.Checkpoint(source).files):
-        with open(file, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            header = handle.read(length)
-            total.update(f"{file.name} {file.stat().st_size}\n".encode() + header)
-            for name, entry in sorted(json.loads(header).items()):
-                if name != "__metadata__":
-                    begin, end = entry["data_offsets"]
-                    for offset in _sampled(begin, end):
-                        handle.seek(8 + length + offset)
-                        total.update(handle.read(min(_BLOCK_BYTES, end - offset)))
-    return total.hexdigest()
-
-
-def _sampled(begin: int, end: int) -> list[int]:
-    """Where the sampled blocks of the bytes from `begin` to `end` start: at the first, the last, and between."""
-    last = max(begin, end - _BLOCK_BYTES)
-    return [begin + (last - begin) * i // (_SAMPLED_BLOCKS - 1) for i in range(_SAMPLED_BLOCKS)]
-
-
 def fingerprint(
     config: ConfigDict, source: Path, model: Model, tokenizer: Any, train: Examples, steps: int, reference: bool
 ) -> dict[str, Any]:
@@ -251,13 +142,13 @@ def fingerprint(
     found |= {
         "steps": steps,
         "training_data_sha256": train.report["sha256"],
-        "tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
+        "tokenizer_sha256": files.digest(tokenizer_files(source)),
         "chat_template_sha256": _sha256(Template(config.data.template, tokenizer, date=config.data.date).text),
     }
     if config.model.init == "checkpoint":
         found["weights_sha256_of_sample"] = weights_sample(source)  # of the base, whose parameters it began with
     if reference and config.model.init == "checkpoint":
-        found["reference_sha256"] = hf.digest(hf.Checkpoint(source).files)
+        found["reference_sha256"] = files.digest(Checkpoint(source).files)
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
 
 
@@ -272,7 +163,7 @@ def refuse_moved(config: ConfigDict, workdir: Path) -> None:
     """
     held: dict[str, Any] = {}
     with contextlib.suppress(errors.UserError):  # of no run, or a damaged one that is written anew
-        held = hf.read_json(workdir / "config.json")
+        held = files.read_json(workdir / "config.json")
     problems = []
     for key, given in config_lib.paths(config).items():
         section, name = key.split(".")
@@ -338,7 +229,7 @@ def _begin(workdir: Path, config: ConfigDict, source: Path, train: Examples) -> 
         if jax.process_index() == 0:
             _set_aside(workdir, after=-1)
             is_random = config.model.init == "random"
-            base = base_of(config, source, None if is_random else hf.digest(hf.Checkpoint(source).files))
+            base = base_of(config, source, None if is_random else files.digest(Checkpoint(source).files))
     mine = {"run_id": secrets.token_hex(8), "base": base, "data": data_of(train)}
     return distributed.decided("run", mine, lambda everyone: everyone[0])
 
@@ -418,13 +309,13 @@ def describe_run(
     `account` is of its data, and `run` what `open_workdir` said of it.
     """
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
-        writer.write_text(workdir / "config.json", config_lib.to_json(with_absolute_paths(config)))
+        files.write_text(workdir / "config.json", config_lib.to_json(with_absolute_paths(config)))
         made_of = {name: run.get(name) for name in _SAID_ONCE}  # of an older run nobody knows
-        environment = writer.environment() | {"attention": model.module.backend}
-        writer.write_json(workdir / "env.json", environment | made_of)
-        writer.write_json(workdir / "data_report.json", account)
+        described = environment.describe() | {"attention": model.module.backend}
+        files.write_json(workdir / "env.json", described | made_of)
+        files.write_json(workdir / "data_report.json", account)
         if config.data.template.endswith(".jinja"):  # the file may change, or go, before the run is exported
-            writer.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
+            files.write_text(workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8"))
 
 
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:

@@ -6,13 +6,10 @@ import importlib
 import json
 import math
 import os
-import platform
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,90 +17,9 @@ import jax
 from ml_collections import ConfigDict
 
 from dft_jax.runtime import errors
+from dft_jax.runtime.files import write_text
 
 _PATIENCE_S = 30.0  # with a service that does not answer
-_VERSIONS_OF = "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
-
-
-def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes under a temporary name, flushes to disk, then renames: the final name never holds half a file."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        flush(temporary)
-        os.replace(temporary, file)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # of a full disk
-        raise
-    flush(file.parent)
-
-
-def flush(path: Path) -> None:
-    """Makes what is written in a file, or renamed in a folder, outlast a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(file: Path, text: str) -> None:
-    """As `write_atomically`, by process 0 alone."""
-    if jax.process_index() == 0:
-        write_atomically(file, text)
-
-
-def write_json(file: Path, value: Any) -> None:
-    write_text(file, json.dumps(value, indent=2) + "\n")
-
-
-def environment() -> dict[str, Any]:
-    """What a reader of the numbers needs to know about where they were made."""
-    import dft_jax
-
-    return {
-        "dft_jax": dft_jax.__version__,
-        "git": commit_of(Path(dft_jax.__file__).parent),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in _VERSIONS_OF},
-        "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind},
-        "processes": jax.process_count(),
-        "command": sys.argv,
-    }
-
-
-def commit_of(package: Path) -> dict[str, Any] | None:
-    """The commit that a package's code is of: its checkout's, or the one that pip installed it from; None for neither.
-
-    A repository that a virtual environment lies in knows nothing of what is installed there.
-    """
-    # In a hook, or for another tool, these name a repository that is not the one around the package.
-    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE")
-    environment = {name: value for name, value in os.environ.items() if name not in others}
-
-    def git(*arguments):
-        how = dict(cwd=package, env=environment, capture_output=True, text=True, check=True)
-        return subprocess.run(["git", *arguments], **how).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")
-        if Path(git("rev-parse", "--show-toplevel")).resolve() == package.resolve().parent:
-            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        pass  # no git, no repository, or one that does not hold the package
-    return _installed_from(package)
-
-
-def _installed_from(package: Path) -> dict[str, Any] | None:
-    """What pip says of a package that it installed from a commit; never the address, which may hold a token."""
-    try:
-        distribution = metadata.distribution(package.name)
-        if Path(distribution.locate_file(package.name)).resolve() != package.resolve():
-            return None  # another copy is installed
-        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-        return {"commit": origin["vcs_info"]["commit_id"], "dirty": False}
-    except (metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class Writer:

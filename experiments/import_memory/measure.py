@@ -16,6 +16,10 @@ import resource
 import subprocess
 import sys
 
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.hf.tensors import tensor_table
+
 CONFIG = {
     "model_type": "qwen2",
     "vocab_size": 151_936,
@@ -42,9 +46,8 @@ def rss_gb() -> float:
 def build(folder: pathlib.Path, param_dtype: str):
     from dft_jax import sharding
     from dft_jax.models import model as models
-    from dft_jax.models.hf import checkpoint as hf
 
-    return models.build(hf.read_config(folder), sharding.make_mesh(1, -1, 1), param_dtype=param_dtype)
+    return models.build(read_config(folder), sharding.make_mesh(1, -1, 1), param_dtype=param_dtype)
 
 
 def write(folder: pathlib.Path) -> None:
@@ -52,12 +55,11 @@ def write(folder: pathlib.Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from dft_jax.models.hf import checkpoint as hf
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rng, weight_map = np.random.default_rng(0), {}
-    for _, layer, name, shape in hf.tensor_table(build(folder, "bfloat16")):
+    for _, layer, name, shape in tensor_table(build(folder, "bfloat16")):
         file = f"model-{0 if layer is None else layer + 1:05d}.safetensors"
         weight_map.setdefault(file, {})[name] = rng.normal(size=shape).astype(ml_dtypes.bfloat16)
     for file, tensors in weight_map.items():
@@ -69,17 +71,17 @@ def write(folder: pathlib.Path) -> None:
 def measure(folder: pathlib.Path, param_dtype: str) -> None:
     import jax
 
-    from dft_jax.models.hf import checkpoint as hf
+    from dft_jax.models.hf import load as hf
 
     model = build(folder, param_dtype)
-    checkpoint = hf.Checkpoint(folder)
+    checkpoint = Checkpoint(folder)
     hf.check_tensors(checkpoint, model)
     before = rss_gb()
     params = jax.block_until_ready(hf.load_params(checkpoint, model))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
     item_bytes = 4 if param_dtype == "float32" else 2
-    largest = max(math.prod(shape) for *_, shape in hf.tensor_table(model)) * item_bytes / 1e9
+    largest = max(math.prod(shape) for *_, shape in tensor_table(model)) * item_bytes / 1e9
     print(f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB")
     print(f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above the arrays")
 

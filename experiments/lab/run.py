@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from dft_jax.analysis import compare
 from dft_jax.commands import cli
-from dft_jax.runtime import errors
-from dft_jax.training import identity as run_directory
+from dft_jax.runtime import errors, folders
 from experiments.lab import selection
 from experiments.lab.trials import PROBES, Trial, is_done, measure, parse, use_cache
 
@@ -135,7 +134,7 @@ def main() -> None:
     # A trial by itself is made again, wherever it was made before.
     default = tempfile.mkdtemp(prefix="trial") if names == ["trial"] else "runs/lab"
     root = Path(_ROOT.value or default).expanduser().absolute()
-    with run_directory.locked(root, "--root"):  # two launchers would train the same trial twice, into the same files
+    with folders.locked(root, "--root"):  # two launchers would train the same trial twice, into the same files
         if names == ["trial"]:
             for row in carry_out([(trial, _PROBE.value)], root, 1, "trial"):
                 print({key: row[key] for key in ("benchmark", "temperature", "step", "avg", "pass", "maj", "correct")})

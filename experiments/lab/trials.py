@@ -25,9 +25,11 @@ from dft_jax.analysis import quickstart
 from dft_jax.config import plain
 from dft_jax.evals import runner
 from dft_jax.evals.tasks import benchmarks
-from dft_jax.models.hf import checkpoint as hf
-from dft_jax.runtime import errors
-from dft_jax.training import loop as train, metrics_log as writer
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.runtime import errors, files
+from dft_jax.training import loop as train
+from dft_jax.training.job import load_model
 
 BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
 CHAIN = "family=chain, levels=2-4, n=2500"
@@ -138,7 +140,7 @@ def _settings(probe: str) -> runner.Settings:
 @functools.cache
 def _plan(base: str, probe: str) -> tuple[Any, Any, runner.Plan]:
     """Model, tokenizer and plan, compiled once for all trials of a process."""
-    _, model, tokenizer = train.load_model(config_of(Trial(base=base), Path()))
+    _, model, tokenizer = load_model(config_of(Trial(base=base), Path()))
     return model, tokenizer, runner.plan(_settings(probe), tokenizer, model)
 
 
@@ -149,7 +151,7 @@ def sampled(root: Path) -> Path:
 
 @functools.cache
 def _weights(base: str) -> str:
-    return hf.digest(hf.Checkpoint(BASES[base]).files)
+    return files.digest(Checkpoint(BASES[base]).files)
 
 
 def rows_file(trial: Trial, probe: str, root: Path) -> Path:
@@ -192,7 +194,7 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
             _write_rejection(folder / probe)
         seconds = round(time.perf_counter() - start, 1)
         file.parent.mkdir(exist_ok=True)
-        writer.write_json(file, [{**row, "seconds": seconds if row is rows[0] else 0.0} for row in rows])
+        files.write_json(file, [{**row, "seconds": seconds if row is rows[0] else 0.0} for row in rows])
     return [{**row, "trial": trial.name} for row in json.loads(file.read_text())]
 
 
@@ -200,7 +202,7 @@ def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
     """Parameters and the number of steps; taken from the checkpoint where the training is done."""
     if trial.objective == "none":
         model, *_ = _plan(trial.base, "validation")
-        return hf.load_params(hf.Checkpoint(BASES[trial.base]), model), 0
+        return hf.load_params(Checkpoint(BASES[trial.base]), model), 0
     config = config_of(trial, root)
     if trial.data == "rejection" or trial.objective == "dpo":
         measure(Trial(objective="none", steps=0), "offline", root)
@@ -219,7 +221,7 @@ def _write_rejection(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     problems = {p.id: p.question for p in benchmarks.load("lab_train")}
     kept = [{"question": problems[r["id"]], "answer": r["completion"]} for r in rows if r["verdict"] == "correct"]
-    writer.write_text(folder / REJECTION_NAME, "".join(json.dumps(row) + "\n" for row in kept))
+    files.write_text(folder / REJECTION_NAME, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _rows(trial: Trial, probe: str, root: Path, step: int) -> list[dict[str, Any]]:

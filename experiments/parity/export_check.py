@@ -20,8 +20,10 @@ import transformers
 
 from dft_jax import export
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
+from dft_jax.models.hf.safetensors import weights_dtype
 from dft_jax.training import loop as train
+from dft_jax.training.job import load_data
 from dft_jax.types import Batch
 
 LIMIT = 1e-4
@@ -37,7 +39,7 @@ def load_sequences(run: train.Run, n: int, length: int) -> list[np.ndarray]:
     """Token ids of the first `n` training examples, cut to `length`; only their rows are read."""
     config = run.config.copy_and_resolve_references()
     config.data.max_rows, config.data.heldout = n, ""
-    examples, _ = train.load_data(config, hf.load_tokenizer(run.source), run.model)
+    examples, _ = load_data(config, load_tokenizer(run.source), run.model)
     return [example.ids[:length] for example in examples.examples]
 
 
@@ -77,7 +79,7 @@ def main() -> None:
     simulate_devices(arguments.run)
     run = export.load_run(arguments.run)
     folder = arguments.run / "export"
-    dtype = hf.source_dtype(folder)
+    dtype = weights_dtype(folder)
     sequences = load_sequences(run, arguments.examples, arguments.length)
     ours, theirs = jax_logits(run, sequences, dtype), torch_logits(folder, sequences)
     worst = max(np.abs(a - b).max() for a, b in zip(ours, theirs, strict=True))

@@ -27,8 +27,13 @@ from dft_jax.data import batches as loader
 from dft_jax.data.templates import Example
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.locate import read_config, resolve
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import loop as train, metrics, optimizer as optimizer_lib
+from dft_jax.training.job import load_data, load_model
+from dft_jax.training.state import init_state
+from dft_jax.training.step import make_hyperparameters, make_train_step
 
 IGNORED = -100
 
@@ -61,11 +66,11 @@ def random_examples(vocab_size: int, max_length: int, n: int) -> loader.Examples
 def load(arguments: argparse.Namespace, config):
     """(checkpoint folder, model, examples): through `dft_jax.training.loop` for real data, else without a tokenizer."""
     if arguments.data:
-        source, model, tokenizer = train.load_model(config)
-        return source, model, train.load_data(config, tokenizer, model)[0]
-    source = hf.resolve(config.model.path, config.model.revision)
-    model = models.build(hf.read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
-    hf.check_tensors(hf.Checkpoint(source), model)
+        source, model, tokenizer = load_model(config)
+        return source, model, load_data(config, tokenizer, model)[0]
+    source = resolve(config.model.path, config.model.revision)
+    model = models.build(read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
+    hf.check_tensors(Checkpoint(source), model)
     return source, model, random_examples(model.config.vocab_size, config.data.max_length, 4 * arguments.examples)
 
 
@@ -86,9 +91,9 @@ def pad(examples: list[Example]) -> dict[str, np.ndarray]:
 def first_step(config, objective: str, source: pathlib.Path, model, step: loader.Step) -> dict[str, float]:
     """Loss per trained token, gradient norm and mean p of the real training step, from the checkpoint's weights."""
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    given = train.make_hyperparameters(config, 100, model.mesh)
-    state = train.init_state(config, source, model, optimizer)
-    train_step = train.make_train_step(model, objectives.make_objective(objective), optimizer, given, config)
+    given = make_hyperparameters(config, 100, model.mesh)
+    state = init_state(config, source, model, optimizer)
+    train_step = make_train_step(model, objectives.make_objective(objective), optimizer, given, config)
     with train.matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
         sums = jax.device_get(train_step(state, batch)[1])

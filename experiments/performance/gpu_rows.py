@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import read_config
 from dft_jax.sampling.sampler import Request, Sampler
 from dft_jax.training import loop as train, metrics, optimizer as optimizer_lib
+from dft_jax.training.state import abstract_state
 from dft_jax.types import Batch
 from experiments.performance import workload
 from experiments.performance.contenders import adapter
@@ -55,7 +56,7 @@ def build(shape: str, tiny: bool, **settings):
     """The model of a shape on one device; `settings` as in models.build."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config_json(shape, tiny)))
-        return models.build(hf.read_config(Path(folder)), adapter.one_device_mesh(), **settings)
+        return models.build(read_config(Path(folder)), adapter.one_device_mesh(), **settings)
 
 
 def timed(work: Callable[[], object], tiny: bool, rounds: int = 9) -> np.ndarray:
@@ -127,7 +128,7 @@ def dense_loss(hidden_BLD, head_VD, batch: Batch, objective: str):
 
 def begin(model, optimizer) -> tuple[list, tuple]:
     """[params, optimizer state] on the device, and how they are laid out: a step that keeps this compiles once."""
-    abstract = train.abstract_state(model, optimizer)
+    abstract = abstract_state(model, optimizer)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, (abstract.params, abstract.opt_state))
     params = model.init(jax.random.key(0))
     return [params, jax.jit(optimizer.init, out_shardings=layouts[1])(params)], layouts

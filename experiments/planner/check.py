@@ -13,6 +13,9 @@ import os
 import sys
 import time
 
+from dft_jax.training.state import abstract_state
+from dft_jax.training.step import make_hyperparameters, make_train_step
+
 FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
     xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib compile_s""".split()
 MODEL = "Qwen/Qwen2.5-Math-1.5B"
@@ -51,11 +54,11 @@ def compile_step(planner, setting, devices):
     options = {name: config.model[name] for name in models.OPTIONS} | {"remat": setting.remat}
     model = models.build(planner.architecture, mesh, **options)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    given = train.make_hyperparameters(config, 100, mesh)
-    step = train.make_train_step(model, objectives.make_objective(config.objective), optimizer, given, config)
+    given = make_hyperparameters(config, 100, mesh)
+    step = make_train_step(model, objectives.make_objective(config.objective), optimizer, given, config)
     batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
     with train.matmul_precision(config.model.compute_dtype):
-        return step.func.lower(*step.args, train.abstract_state(model, optimizer), batch).compile()
+        return step.func.lower(*step.args, abstract_state(model, optimizer), batch).compile()
 
 
 def allocated_gib(compiled) -> tuple[float, float, float]:

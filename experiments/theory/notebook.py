@@ -31,8 +31,10 @@ from dft_jax.data import batches as loader, packing
 from dft_jax.data.sources import world
 from dft_jax.losses import fused as losses, objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import loop as train, metrics
+from dft_jax.training.job import load_data, load_model
 
 parser = argparse.ArgumentParser()
 beside = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -80,9 +82,9 @@ BATCH = 8 if OPTIONS.small else 64
 config = lab_config("dft")
 config.data.train = "world(split=train, family=chain, levels=2-4, n=256, noise=0.15)"
 config.data.heldout = ""
-source, model, tokenizer = train.load_model(config)
-examples, _ = train.load_data(config, tokenizer, model)
-params = hf.load_params(hf.Checkpoint(source), model)
+source, model, tokenizer = load_model(config)
+examples, _ = load_data(config, tokenizer, model)
+params = hf.load_params(Checkpoint(source), model)
 
 one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES)
 

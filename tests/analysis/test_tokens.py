@@ -20,8 +20,11 @@ from dft_jax.data import batches as loader
 from dft_jax.data.templates import Example
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
-from dft_jax.training import loop as train, metrics
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.locate import load_tokenizer
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.training import metrics
+from dft_jax.training.job import load_model
 from dft_jax.types import TokenStats
 from tests import commands
 from tests.commands import run_command
@@ -78,7 +81,7 @@ def done(tuned, tmp_path_factory):
 def examples():
     config = config_lib.get_default()
     config.data.update(rows="gsm8k", template="plain", max_length=192)
-    return loader.load_examples(DATA, config.data, hf.load_tokenizer(assets.LAB), 223).examples
+    return loader.load_examples(DATA, config.data, load_tokenizer(assets.LAB), 223).examples
 
 
 def dense_logits(folder, examples):
@@ -86,8 +89,8 @@ def dense_logits(folder, examples):
     config = config_lib.get_default()
     config.update_from_flattened_dict({"model.path": str(folder), "model.compute_dtype": "float32"})
     config.update_from_flattened_dict({"mesh.data": jax.device_count(), "data.max_length": 192})
-    source, model, _ = train.load_model(config)
-    params = hf.load_params(hf.Checkpoint(source), model)
+    source, model, _ = load_model(config)
+    params = hf.load_params(Checkpoint(source), model)
     tokens_BL = np.zeros((len(examples), max(len(example.ids) for example in examples)), np.int32)
     segments_BL = np.zeros_like(tokens_BL)
     for row, example in enumerate(examples):
@@ -213,7 +216,7 @@ def test_page_shows_every_trained_token(done, examples):
 
 
 def test_page_escapes_and_shows_pieces_of_characters():
-    tokenizer = hf.load_tokenizer(assets.TINY)
+    tokenizer = load_tokenizer(assets.TINY)
     ids = np.array(tokenizer("q<i>?\n<b>&\n€")["input_ids"], np.int32)
     example = Example(ids, np.arange(len(ids)) >= 6, 0)
     p_T = np.linspace(0, 1, len(ids) - 6, dtype=np.float32)
@@ -228,7 +231,7 @@ def test_page_escapes_and_shows_pieces_of_characters():
 
 
 def test_page_shows_how_far_each_token_moved():
-    tokenizer = hf.load_tokenizer(assets.TINY)
+    tokenizer = load_tokenizer(assets.TINY)
     ids = np.array(tokenizer("q?abcdefg")["input_ids"], np.int32)
     example = Example(ids, np.arange(len(ids)) >= 2, 0)
     before_T = np.float32([0.5, 0.5, 0.5, 0.5, 0.9, 0.9, 0.001])
@@ -246,7 +249,7 @@ def test_page_shows_how_far_each_token_moved():
 
 def test_later_turns_of_the_user_stay_where_they_are():
     """Of a conversation the prompt is what stands before the first answer."""
-    tokenizer = hf.load_tokenizer(assets.TINY)
+    tokenizer = load_tokenizer(assets.TINY)
     ids = np.array(tokenizer("qqabrrcd")["input_ids"], np.int32)
     example = Example(ids, np.array([0, 0, 1, 1, 0, 0, 1, 1], bool), 0)
     p_T = np.full(4, 0.5, np.float32)
@@ -269,7 +272,7 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
     commands._reset_flags()
     tokens.flags.FLAGS(["tokens"])
     tokens.report(
-        scores, loader.Examples(examples, {}, ["a"] * len(examples)), hf.load_tokenizer(assets.LAB), {}, tmp_path
+        scores, loader.Examples(examples, {}, ["a"] * len(examples)), load_tokenizer(assets.LAB), {}, tmp_path
     )
     assert (tmp_path / "changed.csv").read_text() == ",".join(tokens._CHANGED_COLUMNS) + "\n"
     assert "against" not in capsys.readouterr().out

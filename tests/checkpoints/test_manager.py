@@ -12,8 +12,7 @@ import pytest
 
 from dft_jax.checkpoints import manager as checkpoint_lib, manifest
 from dft_jax.checkpoints.manager import Checkpoints, Gone
-from dft_jax.models.hf import checkpoint as hf
-from dft_jax.runtime import distributed, errors
+from dft_jax.runtime import distributed, errors, files
 from dft_jax.types import TrainState
 from tests.faults import launch
 
@@ -186,17 +185,17 @@ def test_only_the_run_itself_is_told_to_remove_what_cannot_be_read(folder):
 
 
 def test_a_checkpoints_digest_is_that_of_its_files_without_reading_them(folder):
-    files = [file for file in (folder / "3").rglob("*") if file.is_file()]
-    whole = hf.digest(files)
+    saved = [file for file in (folder / "3").rglob("*") if file.is_file()]
+    whole = files.digest(saved)
     assert Checkpoints(folder).digest(3) == whole != Checkpoints(folder).digest(2)
     flip_bit(folder / "3")
-    assert Checkpoints(folder).digest(3) == whole != hf.digest(files)
+    assert Checkpoints(folder).digest(3) == whole != files.digest(saved)
 
 
 def test_nothing_has_no_digest(folder):
     """It would be one identity for all checkpoints that are gone."""
     with pytest.raises(ValueError, match="no files"):
-        hf.digest([])
+        files.digest([])
     manifest_of_nothing = {"step": 3, "files": {}}
     (folder / "3" / manifest.NAME).write_text(json.dumps(manifest_of_nothing))
     with pytest.raises(errors.UserError, match="names no file"):

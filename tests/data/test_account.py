@@ -7,13 +7,13 @@ import pytest
 
 from dft_jax import assets, config as config_lib
 from dft_jax.data import account, batches as loader
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 def load(folder, given, tokenizer, name="train.jsonl", **changes):
@@ -109,7 +109,7 @@ def test_heldout_rows_that_are_trained_are_named(tmp_path, tokenizer):
 
 def test_characters_without_a_token_are_counted(tmp_path):
     """The laboratory's tokenizer has no token for parentheses, nor for Chinese."""
-    laboratory = hf.load_tokenizer(assets.LAB)
+    laboratory = load_tokenizer(assets.LAB)
     given = [*rows(10), row("f(2)?", "2 is 2"), row("9?", "很好 2")]
     report = load(tmp_path, given, laboratory).report
     characters = report["characters"]
@@ -125,7 +125,7 @@ def test_characters_without_a_token_are_counted(tmp_path):
 
 def test_an_answer_without_any_token_is_refused(tmp_path):
     """It would be trained on EOS alone: the model learns to say nothing."""
-    laboratory = hf.load_tokenizer(assets.LAB)
+    laboratory = load_tokenizer(assets.LAB)
     with pytest.raises(errors.UserError, match=r"train.jsonl:11: .* no token for anything in the answer \('很好。'\)"):
         load(tmp_path, [*rows(10), row("9?", "很好。")], laboratory)
     dropped = load(tmp_path, [*rows(10), row("9?", "很好。")], laboratory, bad_rows="drop").report

@@ -11,13 +11,14 @@ from tokenizers import Tokenizer, processors
 from dft_jax import assets, config as config_lib
 from dft_jax.data import account, batches as loader, packing
 from dft_jax.data.templates import STYLES, Example, Template
-from dft_jax.models.hf import checkpoint as hf, tokenizer as ours
+from dft_jax.models.hf import tokenizer as ours
+from dft_jax.models.hf.locate import load_tokenizer
 from tests.conftest import make_mesh
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 def data_config(**changes):
@@ -241,7 +242,7 @@ def test_in_order_visits_each_once(many):
 
 def test_gsm8k_with_the_real_tokenizer(shared):
     """Real problems through the real vocabulary: all used, EOS at every end, rows well filled."""
-    tokenizer = hf.load_tokenizer(shared / "tokenizers/qwen2")
+    tokenizer = load_tokenizer(shared / "tokenizers/qwen2")
     config = data_config(rows="gsm8k", max_length=1024)
     path = str(shared / "data/gsm8k_train.jsonl")
     examples = loader.load_examples(path, config, tokenizer, len(tokenizer), max_rows=1500)

@@ -9,7 +9,7 @@ from dft_jax import assets
 from dft_jax.data import rendering
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import STYLES, Template
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 from tests.marks import slow_but
 from tests.mutations import edit, overrides_for
@@ -20,7 +20,7 @@ QUESTION = [{"role": "user", "content": "1+1?"}]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from tests import lookalikes
 
 
@@ -18,7 +18,7 @@ def stops(tmp_path):
         folder = lookalikes.write("smollm2", tmp_path / "folder", **changes)
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
         (folder / "config.json").write_text(json.dumps({"eos_token_id": model, "vocab_size": 900}))
-        return find_stops(Template(style, hf.load_tokenizer(folder)))
+        return find_stops(Template(style, load_tokenizer(folder)))
 
     return find
 
@@ -53,7 +53,7 @@ def test_two_answers_to_what_ends_a_text_are_warned_about(stops):
 
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen2.5-coder-0.5b-instruct"])
 def test_real_models(name, real_models):
-    tokenizer = hf.load_tokenizer(real_models / name)
+    tokenizer = load_tokenizer(real_models / name)
     end = tokenizer.get_vocab()["<|im_end|>"]
     found = find_stops(Template("tokenizer", tokenizer))
     assert found.ids == [end] and found.warnings == []

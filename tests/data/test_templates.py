@@ -10,7 +10,7 @@ from dft_jax.checkpoints import manifest
 from dft_jax.data import batches as loader, rendering
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Template
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 from dft_jax.training import identity as run_directory
 from tests import lookalikes
@@ -18,12 +18,12 @@ from tests import lookalikes
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 @pytest.fixture
 def opened(tmp_path):
-    return lambda name, **changes: hf.load_tokenizer(lookalikes.write(name, tmp_path / name, **changes))
+    return lambda name, **changes: load_tokenizer(lookalikes.write(name, tmp_path / name, **changes))
 
 
 @pytest.fixture

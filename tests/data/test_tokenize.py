@@ -10,7 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Part, Template
 from dft_jax.data.tokenize import tokenize
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from tests import lookalikes, text
 
 # Tokenizer and template -> what the template writes after an answer.
@@ -33,7 +33,7 @@ def opened(tmp_path_factory):
     def open_one(name):
         path = lookalikes.write(name, folder / name)
         backend = Tokenizer.from_file(str(path / "tokenizer.json"))
-        return hf.load_tokenizer(path), lambda one: backend.encode(one, add_special_tokens=False).ids
+        return load_tokenizer(path), lambda one: backend.encode(one, add_special_tokens=False).ids
 
     return open_one
 

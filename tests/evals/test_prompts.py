@@ -12,9 +12,10 @@ from dft_jax.analysis import tokens
 from dft_jax.data import templates as chat
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts, runner
-from dft_jax.export import PROVENANCE_NAME, Origin, export, origin_of
+from dft_jax.export import origin_of
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.export import PROVENANCE_NAME, Origin, export
+from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.runtime import errors
 from tests.commands import TINY, run_command
 
@@ -23,7 +24,7 @@ BOXED = "Please reason step by step, and put your final answer within \\boxed{}.
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 class Bare:
@@ -101,7 +102,7 @@ def problems(tmp_path_factory):
 def exported(tmp_path_factory):
     """An export that says nothing of its prompt, as one of another program."""
     folder = tmp_path_factory.mktemp("exported") / "model"
-    model = models.build(hf.read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
+    model = models.build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
     export(model.init(jax.random.key(0)), model, assets.TINY, folder, origin=Origin(init="random"))
     (folder / PROVENANCE_NAME).unlink(missing_ok=True)
     return folder
@@ -213,7 +214,7 @@ def test_an_export_carries_the_date_of_its_run(exported, tmp_path):
 
 
 def test_prompts_with_characters_without_a_token_are_warned_about(tokenizer):
-    laboratory = hf.load_tokenizer(assets.LAB)
+    laboratory = load_tokenizer(assets.LAB)
     asked = ["1+1?\n", "f(2)?\n", "很好?\n"]
     [warning] = prompts.unread("gsm8k", asked, laboratory)
     assert warning.startswith("gsm8k: the tokenizer has no token for some characters (such as '()很好')")

@@ -18,12 +18,13 @@ from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import report, runner
 from dft_jax.evals.records import Prediction
-from dft_jax.export import Origin, export
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
-from dft_jax.runtime import errors, interrupts
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.runtime import errors, folders, interrupts
 from dft_jax.sampling import sampler as sampling
-from dft_jax.training import identity as run_directory
 from tests import commands
 from tests.commands import ROOT, TINY, run_command, tree
 from tests.faults.launch import free_port
@@ -35,7 +36,7 @@ PROBLEMS = [{"question": f"What is {i}+{i}?" * (1 + i), "answer": f"…\n#### {2
 def checkpoint(tmp_path_factory):
     """The embedded model with random weights, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    model = models.build(hf.read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
+    model = models.build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
     export(model.init(jax.random.key(0)), model, assets.TINY, folder, origin=Origin(init="random"))
     return folder
 
@@ -188,7 +189,7 @@ def test_samples_problems_and_temperatures_can_be_added(run, folder, monkeypatch
 
 def test_scores_of_known_completions(run, folder, checkpoint, monkeypatch):
     """Even problems are answered rightly by every sample, problem 1 by the first one, the others never."""
-    tokenizer = hf.load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
 
     def sample(self, params, requests, progress=True):
         for request in requests:
@@ -223,7 +224,7 @@ def test_changed_answers_are_scored_anew(run, folder, monkeypatch):
 def test_killed_between_predictions_and_scores(run, folder, monkeypatch):
     run("--samples=1")
     whole = comparable(folder)
-    write_json = runner.writer.write_json
+    write_json = runner.files.write_json
 
     def die(file, value):
         if file.name == "scores.json":
@@ -231,7 +232,7 @@ def test_killed_between_predictions_and_scores(run, folder, monkeypatch):
         write_json(file, value)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(runner.writer, "write_json", die)
+        patch.setattr(runner.files, "write_json", die)
         run("--samples=1", "--mode=paper")
     assert not (folder / "out" / "scores.json").exists()
     run("--samples=1")
@@ -461,7 +462,7 @@ def test_a_second_job_in_one_folder_is_refused_at_once(kind, checkpoint, folder,
     }[kind]
     arguments += [f"--benchmark_data={folder}/data", f"--out={folder}/out"]
     expected = [f"--out={folder}/out: another process is at work there", "wait for it"]
-    with run_directory.locked(folder / "out", "--out"):
+    with folders.locked(folder / "out", "--out"):
         commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
 
 
@@ -498,11 +499,11 @@ def test_only_what_the_tokenizer_has_is_sampled(checkpoint, folder, tmp_path):
     """The embedded model has 264 rows for 259 tokens. An id that a file says ends a text may still be drawn."""
 
     def vocab_size(source):
-        model = models.build(hf.read_config(source), sharding.make_mesh(-1, 1, 1))
+        model = models.build(read_config(source), sharding.make_mesh(-1, 1, 1))
         settings = runner.Settings(benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain")
-        return runner.plan(settings, hf.load_tokenizer(source), model).sampler.vocab_size
+        return runner.plan(settings, load_tokenizer(source), model).sampler.vocab_size
 
-    assert vocab_size(checkpoint) == 259 < hf.read_config(checkpoint).vocab_size == 264
+    assert vocab_size(checkpoint) == 259 < read_config(checkpoint).vocab_size == 264
     ends = shutil.copytree(checkpoint, tmp_path / "ends")
     (ends / "generation_config.json").write_text(json.dumps({"eos_token_id": 261}))
     assert vocab_size(ends) == 262
@@ -626,8 +627,8 @@ def test_heldout_metrics_equal_all_logits_at_once(checkpoint, folder, capfd, mon
     outcome = run_command(evaluate.main, [*arguments, f"--out={folder}/out"], capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr
     found = json.loads((folder / "out" / "heldout.json").read_text())
-    model = models.build(hf.read_config(checkpoint), sharding.make_mesh(-1, 1, 1))
-    params, tokenizer = hf.load_params(hf.Checkpoint(checkpoint), model), hf.load_tokenizer(checkpoint)
+    model = models.build(read_config(checkpoint), sharding.make_mesh(-1, 1, 1))
+    params, tokenizer = hf.load_params(Checkpoint(checkpoint), model), load_tokenizer(checkpoint)
     p = []
     for row in rows:
         prompt = Template("plain", tokenizer).prompt_ids(row["question"])
@@ -646,7 +647,7 @@ def test_heldout_metrics_equal_all_logits_at_once(checkpoint, folder, capfd, mon
 
 
 def test_stop_tokens_come_from_tokenizer_and_style(shared):
-    qwen = hf.load_tokenizer(shared / "tokenizers" / "qwen2")
+    qwen = load_tokenizer(shared / "tokenizers" / "qwen2")
     endoftext, im_end = 151643, 151645
     expected = {"qwen-boxed": [endoftext, im_end], "qwen25-math-cot": [endoftext, im_end], "plain": [endoftext]}
     expected |= {"deepseek-math": [endoftext], "llama-base-boxed": [endoftext], "tokenizer": [endoftext, im_end]}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import read_config
 from tests.conftest import GOLDEN
 
 # What programs leave in a config.json. Values with an effect: test_bad_checkpoints.
@@ -33,7 +33,7 @@ PLAIN = {"partial_rotary_factor": 1, "embd_pdrop": 0.0, "alibi": False, "_attn_i
 def test_keys_without_effect_pass(extra, tmp_path):
     raw = json.loads((GOLDEN / "llama" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | extra))
-    assert hf.read_config(tmp_path) == hf.read_config(GOLDEN / "llama")
+    assert read_config(tmp_path) == read_config(GOLDEN / "llama")
 
 
 def test_real_checkpoints_load():
@@ -44,4 +44,4 @@ def test_real_checkpoints_load():
     checkpoints = sorted(file.parent for file in Path(folder).glob("*/config.json"))
     assert checkpoints
     for checkpoint in checkpoints:
-        assert hf.read_config(checkpoint).num_layers > 0
+        assert read_config(checkpoint).num_layers > 0

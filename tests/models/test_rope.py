@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.config_reader import ConfigReader
+from dft_jax.models.hf.locate import read_config
 from dft_jax.models.layers import rope_frequencies
-from dft_jax.models.spec import ConfigReader, Rope, Yarn
+from dft_jax.models.spec import Rope, Yarn
 from dft_jax.runtime import errors
 from tests.conftest import GOLDEN
 
@@ -107,9 +108,9 @@ def test_the_attention_factor(given, expected):
 
 def test_a_yarn_checkpoint_reads_as_far_as_it_was_stretched():
     """Qwen2.5's file says 32768 there, another of the same model 131072."""
-    assert hf.read_config(GOLDEN / "qwen2_yarn").max_length == 4 * 32
-    assert hf.read_config(GOLDEN / "llama_yarn").max_length == 8 * 32
-    assert hf.read_config(GOLDEN / "llama3").max_length == 8 * 32
+    assert read_config(GOLDEN / "qwen2_yarn").max_length == 4 * 32
+    assert read_config(GOLDEN / "llama_yarn").max_length == 8 * 32
+    assert read_config(GOLDEN / "llama3").max_length == 8 * 32
 
 
 def test_other_ropes_are_described_as_before():

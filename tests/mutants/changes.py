@@ -204,7 +204,7 @@ OF_TRAINING = [
     ),
     Change(
         "train-heldout-last-batch",
-        "dft_jax/training/loop.py",
+        "dft_jax/training/step.py",
         "total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)",
         "total = sums",
         ("tests/training/test_step.py",),
@@ -212,7 +212,7 @@ OF_TRAINING = [
     ),
     Change(
         "train-sums-averaged",
-        "dft_jax/training/loop.py",
+        "dft_jax/training/step.py",
         "return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)",
         "return grads, jax.tree.map(lambda x: x.mean(axis=0), sums_A)",
         ("tests/training/test_step.py",),
@@ -220,7 +220,7 @@ OF_TRAINING = [
     ),
     Change(
         "train-rate-of-the-next-step",
-        "dft_jax/training/loop.py",
+        "dft_jax/training/step.py",
         "hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state)]",
         "hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state) + 1]",
         ("tests/training/test_step.py",),
@@ -228,7 +228,7 @@ OF_TRAINING = [
     ),
     Change(
         "train-global-mean-of-micro-batches",
-        "dft_jax/training/loop.py",
+        "dft_jax/training/step.py",
         'n_tokens = n_tokens_A.sum() if config.train.loss_normalization == "global" else n_tokens_A',
         "n_tokens = n_tokens_A",
         ("tests/training/test_step.py",),
@@ -285,7 +285,7 @@ OF_MODELS = [
     ),
     Change(
         "model-cache-window-one-longer",
-        "dft_jax/models/attention/masked.py",
+        "dft_jax/models/attention/cached.py",
         "(age_BS >= 0) & (age_BS < window)",
         "(age_BS >= 0) & (age_BS <= window)",
         ("tests/sampling/test_sampler.py",),
@@ -293,7 +293,7 @@ OF_MODELS = [
     ),
     Change(
         "model-cache-heads-in-another-order",
-        "dft_jax/models/attention/masked.py",
+        "dft_jax/models/attention/cached.py",
         "q_BGRK = q_BHK.reshape(B, G, H // G, K)",
         "q_BGRK = q_BHK.reshape(B, H // G, G, K).swapaxes(1, 2)",
         ("tests/sampling/test_sampler.py",),

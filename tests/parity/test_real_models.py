@@ -16,10 +16,13 @@ import pytest
 torch = pytest.importorskip("torch")
 import transformers
 
-from dft_jax import config as config_lib, export
+from dft_jax import config as config_lib
 from dft_jax.data.templates import Template
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.export import export
+from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.sampling.sampler import Request, Sampler
 from dft_jax.training import loop as train
 from tests.conftest import make_mesh
@@ -46,9 +49,9 @@ if not FOLDERS:
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name, scope="module")
 def real(request):
     """(folder, model, params, tokenizer) in float32 on one device; freed before the next one is loaded."""
-    model = models.build(hf.read_config(request.param), make_mesh())
-    params = hf.load_params(hf.Checkpoint(request.param), model)
-    yield request.param, model, params, hf.load_tokenizer(request.param)
+    model = models.build(read_config(request.param), make_mesh())
+    params = hf.load_params(Checkpoint(request.param), model)
+    yield request.param, model, params, load_tokenizer(request.param)
     jax.tree.map(lambda leaf: leaf.delete(), params)
     gc.collect()
 
@@ -67,7 +70,7 @@ def torch_model(folder):
 def torch_greedy(folder) -> tuple[tuple[int, ...], ...]:
     """What `transformers` writes greedily after each prompt, at most NEW tokens, up to its first stop token."""
     model, made = torch_model(folder), []
-    for ids in prompts(folder, hf.load_tokenizer(folder)):
+    for ids in prompts(folder, load_tokenizer(folder)):
         text = model.generate(
             torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, use_cache=True, repetition_penalty=1.0
         )
@@ -120,7 +123,7 @@ def test_an_export_after_training_gives_the_logits_of_the_run(real, shared, tmp_
     )
     run = train.run(config, tmp_path / "run")
     assert int(run.state.step) == 10
-    export.export(run.state.params, run.model, folder, tmp_path / "export", dtype="float32")
+    export(run.state.params, run.model, folder, tmp_path / "export", dtype="float32")
     for ids in prompts(folder, tokenizer)[:2]:
         tokens_BL = np.array([ids], np.int32)
         # In float64, so that what is measured is our rounding alone: in float32 each side adds its own.

@@ -9,11 +9,13 @@ torch = pytest.importorskip("torch")
 import transformers
 
 from dft_jax import assets
-from dft_jax.export import Origin, export
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.config_reader import ConfigReader
+from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.layers import rope_frequencies
-from dft_jax.models.spec import ConfigReader
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 
@@ -78,8 +80,8 @@ def test_yarn_frequencies_are_those_of_transformers(scaling, theta, head_dim):
 
 def perturbed_golden(case, mesh):
     """(params, model): a golden checkpoint with every parameter moved, as a fine-tuning run would have left it."""
-    model = models.build(hf.read_config(GOLDEN / case), mesh)
-    params = hf.load_params(hf.Checkpoint(GOLDEN / case), model)
+    model = models.build(read_config(GOLDEN / case), mesh)
+    params = hf.load_params(Checkpoint(GOLDEN / case), model)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
@@ -127,7 +129,7 @@ def test_a_bfloat16_export_holds_the_rounded_params_and_says_so(case, mesh1, tmp
 
 
 def test_the_tokenizer_of_an_export_is_that_of_its_source(mesh1, tmp_path):
-    model = models.build(hf.read_config(assets.TINY), mesh1)
+    model = models.build(read_config(assets.TINY), mesh1)
     export(model.init(jax.random.key(0)), model, assets.TINY, tmp_path / "export", origin=Origin(init="random"))
     source = transformers.AutoTokenizer.from_pretrained(assets.TINY)
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 
 from dft_jax import assets, config as config_lib, plan
 from dft_jax.data.sources import rows as sources
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import resolve
 from dft_jax.runtime import errors, hub
-from dft_jax.training import identity as run_directory, loop as train
+from dft_jax.training import identity as run_directory
+from dft_jax.training.job import prepare
 from tests.tiny_trainer import tiny_config
 
 
@@ -36,7 +37,7 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: hf.resolve("runs/base", "main"),
+        lambda: resolve("runs/base", "main"),
         lambda: plan.read_architecture("runs/base", "main"),
         lambda: sources.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
     ],
@@ -56,7 +57,7 @@ def test_a_hub_id_is_said_to_be_one_with_its_commit(here, monkeypatch, capfd):
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hf.resolve("nobody/base", "main") == hf.resolve("hf://runs/base", "v1") == snapshot
+    assert resolve("nobody/base", "main") == resolve("hf://runs/base", "v1") == snapshot
     assert asked == [("nobody/base", "main"), ("runs/base", "v1")]
     assert f"note: model nobody/base is the hub's, main is commit {'c' * 40}" in capfd.readouterr().err
     assert hub.commit_of(snapshot) == "c" * 40 and hub.commit_of(here) is None
@@ -90,7 +91,7 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
     run_directory.refuse_moved(kept, workdir)
     config.data.train = str(assets.TINY / "train.jsonl")
     with pytest.raises(errors.UserError, match="config.model.path='runs/base': no such file .* the run began with"):
-        train.prepare(config, workdir)
+        prepare(config, workdir)
     config.model.path = "Qwen/Qwen2.5-Math-1.5B"
     run_directory.refuse_moved(config, workdir)  # what is meant is another thing, which the weights will show
     (workdir / "config.json").write_text(json.dumps({"model": []}))

@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from dft_jax.commands import cli
-from dft_jax.runtime import sandbox as workers, system
+from dft_jax.runtime import compilation_cache, sandbox as workers, system
 from dft_jax.training import reporter as progress
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -117,12 +117,12 @@ def test_compiled_programs_are_kept_by_backend_jaxlib_and_processor(
     for flags in ("flags : sse avx", "flags : sse avx amx", "flags : sse avx"):
         monkeypatch.setattr(system, "processor", lambda flags=flags: flags)
         jax.config.update("jax_compilation_cache_dir", None)
-        cli.keep_compilations()
+        compilation_cache.keep_compilations()
         folders.append(pathlib.Path(jax.config.jax_compilation_cache_dir))
     assert folders[0] == folders[2] != folders[1] and all(folder.is_dir() for folder in folders)
     assert folders[0].parent == tmp_path / "dft_jax/compilations"
     assert folders[0].name.startswith(f"cpu-{metadata.version('jaxlib')}-")
-    cli.keep_compilations()  # what the user has set stays
+    compilation_cache.keep_compilations()  # what the user has set stays
     assert pathlib.Path(jax.config.jax_compilation_cache_dir) == folders[2]
 
 
@@ -134,13 +134,13 @@ def test_the_cache_is_kept_below_its_limit(tmp_path, monkeypatch, cache_settings
         (caches / name).write_bytes(bytes(100))
         os.utime(caches / name, (1e9 - age, 1e9 - age))
     os.utime(caches / "cpu-1/old", (1e9 + 1, 1e9 - 2))  # read since
-    cli.prune(caches, 400)
+    compilation_cache.prune(caches, 400)
     assert len([file for file in caches.rglob("*") if file.is_file()]) == 4
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(cli, "CACHE_BYTES", 250)
     jax.config.update("jax_compilation_cache_dir", None)
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     assert {file.name for file in caches.rglob("*") if file.is_file()} == {"new", "old"}
 
 

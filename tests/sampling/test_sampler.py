@@ -11,7 +11,9 @@ import pytest
 from scipy import stats
 
 from dft_jax.models import cached as inference, model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.sampling import sampler as sampling
 from dft_jax.sampling.categorical import draw
 from dft_jax.sampling.sampler import Request, Sampler
@@ -24,8 +26,8 @@ NEW = 40
 
 @functools.cache
 def load(case, sizes=(1, 1, 1)):
-    model = models.build(hf.read_config(GOLDEN / case), make_mesh(*sizes))
-    return model, hf.load_params(hf.Checkpoint(GOLDEN / case), model)
+    model = models.build(read_config(GOLDEN / case), make_mesh(*sizes))
+    return model, hf.load_params(Checkpoint(GOLDEN / case), model)
 
 
 class Loaded:

@@ -13,9 +13,11 @@ from dft_jax import assets
 from dft_jax.data.templates import Example, Part
 from dft_jax.data.tokenize import tokenize
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.study import measures
 from dft_jax.training import loop as train
+from dft_jax.training.job import load_model
+from dft_jax.training.state import init_params
 from dft_jax.types import Batch
 from tests.tiny_trainer import tiny_config, tiny_examples
 
@@ -146,8 +148,8 @@ def test_packed_places_are_the_trained_tokens_once_each():
 @pytest.fixture(scope="module")
 def tiny():
     config = tiny_config()
-    source, model, tokenizer = train.load_model(config)
-    return model, train.init_params(config, source, model), tokenizer
+    source, model, tokenizer = load_model(config)
+    return model, init_params(config, source, model), tokenizer
 
 
 @pytest.mark.slow
@@ -210,7 +212,7 @@ def demonstration(tokenizer, answer, prompt="question \\boxed{7}"):
     ],
 )
 def test_answer_places_spell_the_answer(answer, mark, expected):
-    tokenizer = hf.load_tokenizer(assets.TINY)
+    tokenizer = load_tokenizer(assets.TINY)
     example = demonstration(tokenizer, answer)
     places = measures.answer_places(example, tokenizer, mark)
     if expected is None:

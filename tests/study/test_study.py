@@ -16,6 +16,7 @@ from dft_jax.study import clock as clock_lib, records as records_lib, report, ru
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
 from dft_jax.training import loop as train
+from dft_jax.training.job import load_model
 from tests.commands import run_command
 from tests.tiny_trainer import tiny_config
 
@@ -390,7 +391,7 @@ def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
     for date, is_refused in (("", True), ("2026-07-26", False)):
         changes = {"data.template": str(tmp_path / "dated.jinja"), "data.date": date}
         spec = make_spec(config=tiny_config(**CONFIG | changes))
-        _, _, tokenizer = train.load_model(spec.config)
+        _, _, tokenizer = load_model(spec.config)
         if is_refused:
             with pytest.raises(errors.UserError, match="config.data.date = "):
                 run.refuse_undated(spec, tokenizer)

@@ -19,9 +19,11 @@ from dft_jax.data import templates as chat
 from dft_jax.evals import runner
 from dft_jax.evals.scheduled import Benchmarks
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
-from dft_jax.runtime import errors
+from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.safetensors import SINGLE_NAME, Checkpoint
+from dft_jax.runtime import errors, files
 from dft_jax.training import identity as run_directory, loop as train, metrics_log as writer
+from dft_jax.training.job import load_model
 from dft_jax.types import TrainState
 from tests.conftest import make_mesh
 from tests.training.test_metrics_log import Service, wandb_that
@@ -62,7 +64,7 @@ def pretend_checkpoint(workdir):
 def test_a_run_says_once_what_it_is_made_of(tmp_path):
     step, run = open_workdir(tmp_path / "run")
     assert step is None and re.fullmatch("[0-9a-f]{16}", run["run_id"])
-    weights = hf.digest(hf.Checkpoint(assets.LAB).files)
+    weights = files.digest(Checkpoint(assets.LAB).files)
     assert run["base"] == {
         "path": str(assets.LAB),
         "revision": None,
@@ -123,7 +125,7 @@ def test_the_fingerprint_tells_weights_apart(tmp_path):
     config, found = lab_config(), []
     for source in (assets.LAB, assets.LAB_CLEAN):
         config.model.path = str(source)
-        _, model, tokenizer = train.load_model(config)
+        _, model, tokenizer = load_model(config)
         examples = type("Examples", (), {"report": {"sha256": "the same"}})
         found.append(run_directory.fingerprint(config, source, model, tokenizer, examples, 4, False))
     assert list(errors.differences(*found)) == ["weights_sha256_of_sample"]
@@ -153,8 +155,8 @@ def test_a_run_that_goes_on_keeps_the_evaluations_up_to_there(tmp_path, capfd):
 
 @pytest.fixture(scope="module")
 def laboratory():
-    model = models.build(hf.read_config(assets.LAB), make_mesh())
-    return model, hf.load_tokenizer(assets.LAB)
+    model = models.build(read_config(assets.LAB), make_mesh())
+    return model, load_tokenizer(assets.LAB)
 
 
 def benchmarks(workdir, laboratory, **overrides):
@@ -217,9 +219,9 @@ def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path, monkey
         return run, row["eval/lab_T0_avg_at_1"], row["eval/lab_T1_mean_token_entropy"]
 
     first, right, entropy = scores()
-    checkpoint = hf.Checkpoint(base)
+    checkpoint = Checkpoint(base)
     noise = {name: jax.random.normal(jax.random.key(0), shape) for name, (shape, _) in checkpoint.headers.items()}
-    hf_save(noise, base / hf.SINGLE_NAME)
+    hf_save(noise, base / SINGLE_NAME)
     with pytest.raises(errors.UserError, match="weights_sha256_of_sample"):
         train.run(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from dft_jax.runtime import errors
+from dft_jax.runtime import environment, errors, files
 from dft_jax.training import metrics_log as writer
 from tests.tiny_trainer import tiny_config
 
@@ -50,14 +50,14 @@ def test_not_a_number_is_null(tmp_path):
 
 
 def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
-    writer.write_json(tmp_path / "a.json", {"old": 1})
+    files.write_json(tmp_path / "a.json", {"old": 1})
 
     def fail(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(writer.os, "replace", fail)
     with pytest.raises(OSError):
-        writer.write_json(tmp_path / "a.json", {"new": 1})
+        files.write_json(tmp_path / "a.json", {"new": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
 
 
@@ -165,29 +165,29 @@ def project(tmp_path):
 def test_a_checkouts_commit_is_its_own(project, monkeypatch):
     own, _ = project
     head = git(own, "rev-parse", "HEAD")
-    assert writer.commit_of(own) == {"commit": head, "dirty": False}
+    assert environment.commit_of(own) == {"commit": head, "dirty": False}
     monkeypatch.setenv("GIT_DIR", str(pathlib.Path(__file__).parents[2] / ".git"))
-    assert writer.commit_of(own) == {"commit": head, "dirty": False}, "inside a hook of another repository"
+    assert environment.commit_of(own) == {"commit": head, "dirty": False}, "inside a hook of another repository"
     (own / "__init__.py").write_text("x = 1")
-    assert writer.commit_of(own) == {"commit": head, "dirty": True}
+    assert environment.commit_of(own) == {"commit": head, "dirty": True}
 
 
 def test_an_installed_packages_commit_is_not_that_of_the_repository_around_it(project, monkeypatch):
     """But the one it was installed from, where pip says one, without the address, which may hold a token."""
     own, installed = project
-    assert writer.commit_of(installed) is None
-    assert writer.commit_of(own.parent / "third_party" / "some_package") is None, "nobody could look it up"
+    assert environment.commit_of(installed) is None
+    assert environment.commit_of(own.parent / "third_party" / "some_package") is None, "nobody could look it up"
     git(own, "rm", "-q", "--cached", "__init__.py")
-    assert writer.commit_of(own) is None, "the repository does not hold it"
+    assert environment.commit_of(own) is None, "the repository does not hold it"
     about = installed.parent / "some_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: some_package\nVersion: 1.0\n")
     origin = {"url": "https://token@host/x.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}
     monkeypatch.syspath_prepend(str(installed.parent))
-    assert writer.commit_of(installed) is None, "from an index"
+    assert environment.commit_of(installed) is None, "from an index"
     (about / "direct_url.json").write_text(json.dumps(origin))
-    assert writer.commit_of(installed) == {"commit": "c0ffee", "dirty": False}
-    assert writer.commit_of(own) is None, "another copy is installed"
+    assert environment.commit_of(installed) == {"commit": "c0ffee", "dirty": False}
+    assert environment.commit_of(own) is None, "another copy is installed"
 
 
 def test_runs_are_told_apart_at_the_service(tmp_path, monkeypatch):

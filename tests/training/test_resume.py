@@ -13,7 +13,7 @@ from dft_jax.analysis import quickstart
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import account, batches as loader, order
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.runtime import errors
 from dft_jax.training import (
     identity as run_directory,
@@ -21,6 +21,8 @@ from dft_jax.training import (
     optimizer as optimizer_lib,
     reporter as progress,
 )
+from dft_jax.training.job import make_steps, prepare, tell_account
+from dft_jax.training.state import abstract_state
 from tests.conftest import make_mesh
 from tests.faults import launch, state as faults_state
 from tests.tiny_trainer import tiny_config
@@ -104,7 +106,7 @@ def other_model(folder, name, **changes):
 
 def other_template(folder):
     """The tokenizer's own template with a comment before it: the very same text and tokens come out."""
-    own = hf.load_tokenizer(assets.TINY).get_chat_template()
+    own = load_tokenizer(assets.TINY).get_chat_template()
     (folder / "same.jinja").write_text("{#- renamed -#}" + own)
     return {"data.template": str(folder / "same.jinja")}
 
@@ -165,15 +167,15 @@ MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 
 @pytest.mark.slow
 def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
     examples = loader.load_examples(
-        str(assets.TINY / "train.jsonl"), config().data, hf.load_tokenizer(assets.TINY), 264
+        str(assets.TINY / "train.jsonl"), config().data, load_tokenizer(assets.TINY), 264
     )
     seen, bits = [], []
     for sizes in MESHES:
-        model = models.build(hf.read_config(assets.TINY), make_mesh(*sizes))
-        steps = train.make_steps(config(), examples, model)
+        model = models.build(read_config(assets.TINY), make_mesh(*sizes))
+        steps = make_steps(config(), examples, model)
         seen.append([steps[n].where for n in range(20)])
         optimizer = optimizer_lib.make_optimizer(config().optimizer)
-        state = Checkpoints(finished / "checkpoints").restore(4, train.abstract_state(model, optimizer))
+        state = Checkpoints(finished / "checkpoints").restore(4, abstract_state(model, optimizer))
         bits.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)])
     assert all(one == seen[0] for one in seen) and all(one == bits[0] for one in bits)
     assert len(set(seen[0])) == 20 and len(bits[0]) > 40
@@ -311,11 +313,11 @@ def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch)
 def test_a_run_from_before_streams_had_versions_resumes_with_its_own(tmp_path, monkeypatch):
     """Its epochs are rounded down and its later epochs have the orders of other seeds; a new run's do not."""
     by_epochs = config(**{"train.steps": 0, "train.epochs": 1.5, "data.max_rows": 21})
-    new = train.prepare(by_epochs, tmp_path / "new")
+    new = prepare(by_epochs, tmp_path / "new")
     assert new.steps == 4 and new.fingerprint[order.FINGERPRINT_KEY] == 2
     with monkeypatch.context() as patched:
         patched.setattr(order, "VERSION", 1)
-        held = train.prepare(by_epochs, tmp_path / "new").fingerprint
+        held = prepare(by_epochs, tmp_path / "new").fingerprint
     assert order.FINGERPRINT_KEY not in held and held["steps"] == 3
     for step, fingerprint in ((9, new.fingerprint), (10, held), (11, held)):
         folder = tmp_path / "old" / "checkpoints" / str(step)
@@ -323,7 +325,7 @@ def test_a_run_from_before_streams_had_versions_resumes_with_its_own(tmp_path, m
         (folder / "run" / "metadata").write_text(json.dumps({"fingerprint": fingerprint}))
         (folder / "manifest.json").write_text("{}")
     (folder / "run" / "metadata").write_text("damaged")
-    job = train.prepare(by_epochs, tmp_path / "old")
+    job = prepare(by_epochs, tmp_path / "old")
     expected = order.batches(21, global_batch=8, seed=0, version=1)
     assert job.fingerprint == held
     assert [job.packed.stream[n] for n in range(9)] == [expected[n] for n in range(9)]
@@ -334,14 +336,14 @@ def test_data_that_is_mostly_cut_is_refused_for_a_new_run_only(finished, tmp_pat
     """A run that began before this was looked at resumes."""
     monkeypatch.setattr(account, "refusals", lambda *_: ["too much is cut"])
     with pytest.raises(errors.UserError, match="too much is cut"):
-        train.prepare(config(), tmp_path / "new")
-    assert train.prepare(config(), finished).steps == 4
+        prepare(config(), tmp_path / "new")
+    assert prepare(config(), finished).steps == 4
 
 
 def test_what_is_not_trained_is_said_before_anything_compiles(tmp_path, capsys):
-    job = train.prepare(config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path)
+    job = prepare(config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path)
     capsys.readouterr()
-    train.tell_account(job)
+    tell_account(job)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("data.train: 64 rows read: 64 whole, 0 cut, 0 dropped; ")
     assert [line for line in told if line.startswith("data.heldout: 8 rows read: 8 whole")]
@@ -354,7 +356,7 @@ def test_how_the_data_is_named_may_change(finished):
     """A subset that had no effect is refused by now; without it the old run resumes, for its data is the same."""
     held = json.loads((finished / "checkpoints/4/run/metadata").read_text())
     held["fingerprint"]["config.data.subset"] = "main"
-    job = train.prepare(config(), finished)
+    job = prepare(config(), finished)
     changes = errors.differences(held["fingerprint"], job.fingerprint)
     assert list(changes) == ["config.data.subset"]
     assert run_directory.refused_changes(changes, ()) == []

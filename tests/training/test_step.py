@@ -13,7 +13,8 @@ from dft_jax.data import packing
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.runtime import errors
-from dft_jax.training import loop as train, optimizer as optimizer_lib, reporter as progress
+from dft_jax.training import optimizer as optimizer_lib, reporter as progress
+from dft_jax.training.step import make_evaluate, make_hyperparameters, make_loss, make_train_step
 from tests import commands
 from tests.conftest import make_mesh
 from tests.make_curves import FILE, curve
@@ -57,7 +58,7 @@ def test_held_out_metrics_are_those_of_all_batches(mesh1):
     found = []
     for size in (8, 20):
         trainer.config.train.global_batch = size
-        evaluate = train.make_evaluate(trainer.model, objectives.make_objective("sft"), heldout, trainer.config)
+        evaluate = make_evaluate(trainer.model, objectives.make_objective("sft"), heldout, trainer.config)
         found.append(evaluate(trainer.state.params))
     in_parts, at_once = found
     assert in_parts["heldout/supervised_tokens"] == sum(e.trained[1:].sum() for e in heldout.examples)
@@ -86,7 +87,7 @@ def test_objectives_with_a_reference(objective, first_as, plain_curves, mesh1, m
 
 def make_gradient(trainer):
     """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch, as a function of the batch."""
-    loss = train.make_loss(trainer.model, objectives.make_objective("dft"), trainer.config)
+    loss = make_loss(trainer.model, objectives.make_objective("dft"), trainer.config)
     compiled = jax.jit(jax.grad(lambda params, batch: loss(params, batch, batch.mask_BL.sum())[0]))
     return lambda batch: compiled(trainer.state.params, batch)
 
@@ -121,7 +122,7 @@ def test_official_normalisation_adds_micro_batch_means(mesh1):
 def test_gradients_equal_finite_differences(mesh1):
     """Central differences of the whole model's nll along random directions."""
     trainer = Trainer(mesh1)
-    loss = train.make_loss(trainer.model, objectives.make_objective("sft"), trainer.config)
+    loss = make_loss(trainer.model, objectives.make_objective("sft"), trainer.config)
     batch = jax.tree.map(lambda x: x[0], trainer.packed[0].batch)
     n = batch.mask_BL.sum()
     value = jax.jit(lambda params: loss(params, batch, n)[0])
@@ -164,14 +165,14 @@ def gradient_of(value):
 
 def poisoned_step(trainer, value, where):
     """The train step, with a non-finite number in the loss or in one leaf of the gradient."""
-    given = train.make_hyperparameters(trainer.config, trainer.config.train.steps, trainer.mesh)
+    given = make_hyperparameters(trainer.config, trainer.config.train.steps, trainer.mesh)
     model, objective = trainer.model, objectives.make_objective("sft")
     if where == "loss":
         objective = objectives.Objective(loss_of(value, True))
     else:
         poison = gradient_of(value)
         model = dataclasses.replace(model, apply=lambda params, batch: trainer.model.apply(poison(params), batch))
-    return train.make_train_step(model, objective, trainer.optimizer, given, trainer.config)
+    return make_train_step(model, objective, trainer.optimizer, given, trainer.config)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Mistral 7B: Llama with a sliding window on every layer (null for none, as from v0.2 on)."""
 
-from dft_jax.models.spec import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.hf.config_reader import ConfigReader, read_common
+from dft_jax.models.spec import DecoderConfig
 
 HF_MODEL_TYPE = "mistral"
 

@@ -1,6 +1,7 @@
 """Qwen2 and Qwen2.5, Math and Coder included: biases on q, k and v; full attention."""
 
-from dft_jax.models.spec import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.hf.config_reader import ConfigReader, read_common
+from dft_jax.models.spec import DecoderConfig
 
 HF_MODEL_TYPE = "qwen2"
 

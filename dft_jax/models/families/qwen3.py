@@ -1,6 +1,7 @@
 """Qwen3, dense: a norm on each query and key head, and a head width of its own; full attention."""
 
-from dft_jax.models.spec import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.hf.config_reader import ConfigReader, read_common
+from dft_jax.models.spec import DecoderConfig
 
 HF_MODEL_TYPE = "qwen3"
 

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, interrupts
 from dft_jax.types import Params
@@ -59,7 +61,7 @@ class Rounding:
 def measure(
     params: Params,
     model: Model,
-    base: hf.Checkpoint | None,
+    base: Checkpoint | None,
     dtype: str,
     others: Mapping[str, str] | None = None,
 ) -> Rounding:
@@ -73,7 +75,7 @@ def measure(
       Stopped: a signal asked for it.
     """
     read = hf.tensor_reader(params, model)
-    table = list(hf.tensor_table(model))
+    table = list(tensor_table(model))
     sums = np.zeros(5)
     for number, (path, layer, name, shape) in enumerate(
         tqdm(table, desc="measure", unit="tensor", leave=False, disable=jax.process_index() > 0)

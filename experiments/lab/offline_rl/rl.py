@@ -24,7 +24,8 @@ from dft_jax.evals import runner
 from dft_jax.evals.graders import pool as grading
 from dft_jax.losses import fused as losses
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
 from dft_jax.training import loop as train, optimizer as optimizer_lib
 from dft_jax.types import Batch
@@ -123,7 +124,7 @@ def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, samp
 
     Schedule, optimizer, steps and seed are those of the config; the data and the batch are as said above.
     """
-    params = hf.load_params(hf.Checkpoint(Path(config.model.path)), model)
+    params = hf.load_params(Checkpoint(Path(config.model.path)), model)
     reference = jax.tree.map(jnp.copy, params)
     rates_U = optimizer_lib.rates(config.optimizer, config.train.steps)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)

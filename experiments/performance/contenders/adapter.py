@@ -11,8 +11,12 @@ from dft_jax.data import packing
 from dft_jax.data.templates import Example
 from dft_jax.losses import fused as losses, objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.training.state import init_state
+from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch
 from experiments.performance.workload import Examples
 
@@ -37,12 +41,12 @@ def make_config(compute_dtype: str = "float32", **changes):
 def build(config, folder: str | Path):
     """The model of a checkpoint on one device."""
     options = {name: config.model[name] for name in models.OPTIONS}
-    model = models.build(hf.read_config(Path(folder)), one_device_mesh(), **options)
+    model = models.build(read_config(Path(folder)), one_device_mesh(), **options)
     return models.with_attention(model, config.model.attention)
 
 
 def load_params(folder: str | Path, model):
-    return hf.load_params(hf.Checkpoint(Path(folder)), model)
+    return hf.load_params(Checkpoint(Path(folder)), model)
 
 
 class Trainee:
@@ -53,15 +57,15 @@ class Trainee:
 
     def __init__(self, config, model, objective: str, folder: str | Path | None):
         optimizer = optimizer_lib.make_optimizer(config.optimizer)
-        given = train.make_hyperparameters(config, 10_000, model.mesh)
+        given = make_hyperparameters(config, 10_000, model.mesh)
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
         self.precision = functools.partial(train.matmul_precision, config.model.compute_dtype)
-        self.train_step = train.make_train_step(
+        self.train_step = make_train_step(
             model, objectives.make_objective(objective), optimizer, given, config
         )
         with self.precision():
-            self.state = train.init_state(config, folder and Path(folder), model, optimizer)
+            self.state = init_state(config, folder and Path(folder), model, optimizer)
 
     def step(self, batches: list[Batch]) -> None:
         """`batches` are numpy arrays [A, B, L], as the loader makes them."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from dft_jax import config as config_lib
 from dft_jax.data import batches as loader, packing
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from experiments.performance.contenders import adapter
 from experiments.performance.workload import math_lengths, random_examples
 
@@ -29,7 +29,7 @@ def drawn_examples() -> loader.Examples:
 def real_examples(data: str, tokenizer: str) -> loader.Examples:
     config = config_lib.get_default()
     config.data.rows, config.data.max_length = "gsm8k", _ROW
-    return loader.load_examples(data, config.data, hf.load_tokenizer(Path(tokenizer)), vocab_size=151_936)
+    return loader.load_examples(data, config.data, load_tokenizer(Path(tokenizer)), vocab_size=151_936)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pyarrow import parquet
 from dft_jax import assets
 from dft_jax.data import batches as loader
 from dft_jax.data.sources import folders, rows as sources
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 from tests.tiny_trainer import tiny_config
 
@@ -257,6 +257,6 @@ def test_the_commit_of_a_folder_is_that_of_a_snapshot_and_in_its_account(tmp_pat
         folder.mkdir(parents=True)
         (folder / "train.jsonl").write_text('{"prompt": "1+1?", "completion": "2"}\n')
         config = tiny_config(**{"data.train": str(folder), "data.rows": "fields"}).data
-        examples = loader.load_examples(config.train, config, hf.load_tokenizer(assets.TINY), 264)
+        examples = loader.load_examples(config.train, config, load_tokenizer(assets.TINY), 264)
         assert examples.report["commit"] == commit
     assert sources.open_rows(str(tmp_path / "plain" / "train.jsonl"), ConfigDict(), "train").commit is None

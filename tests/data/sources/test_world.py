@@ -7,7 +7,7 @@ import pytest
 from dft_jax import assets
 from dft_jax.data.sources import world
 from dft_jax.data.sources.rows import read_rows
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 from tests.marks import slow_but
 
@@ -95,7 +95,7 @@ def test_data_names_it_like_a_file():
 
 
 def test_tokenizer_has_a_token_for_every_word():
-    tokenizer = hf.load_tokenizer(assets.LAB)
+    tokenizer = load_tokenizer(assets.LAB)
     for family, levels in FAMILIES:
         for row in world.rows("test", family, levels, 100, noise=0.1):
             text = f"{row['question']}\n{row['answer']}"

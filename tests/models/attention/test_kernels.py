@@ -18,7 +18,9 @@ from dft_jax.models import model as models
 from dft_jax.models.attention import kernels as attention_backends, select as attention_choice
 from dft_jax.models.attention.kernels import BACKENDS, blocked
 from dft_jax.models.attention.masked import causal_attention
-from dft_jax.models.hf import checkpoint as hf
+from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.spec import DecoderConfig, Rope
 from dft_jax.runtime import errors
 from dft_jax.types import Batch
@@ -173,9 +175,9 @@ def test_a_model_with_splash_is_the_same_model(splash, monkeypatch, mesh8):
     monkeypatch.setattr(models, "choose_attention", lambda asked, *_: asked)
     results = []
     for attention in ("blocked", "splash"):
-        model = models.build(hf.read_config(GOLDEN / "mistral"), mesh8, remat="full")
+        model = models.build(read_config(GOLDEN / "mistral"), mesh8, remat="full")
         model = models.with_attention(model, attention)
-        params = hf.load_params(hf.Checkpoint(GOLDEN / "mistral"), model)
+        params = hf.load_params(Checkpoint(GOLDEN / "mistral"), model)
         results.append(jax.jit(jax.grad(lambda p, model=model: jnp.sin(model.apply(p, batch)).sum()))(params))
     assert model.module.backend == "splash"
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), *results)

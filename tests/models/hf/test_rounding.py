@@ -13,12 +13,15 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from dft_jax import assets, evaluate, export
+from dft_jax import assets, evaluate, export as export_command
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.models import model as models
-from dft_jax.models.hf import checkpoint as hf, rounding
-from dft_jax.runtime import errors
+from dft_jax.models.hf import load as hf, rounding
+from dft_jax.models.hf.export import MOST_LOST, PROVENANCE_NAME, Origin, export, provenance
+from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
+from dft_jax.runtime import errors, files
 from dft_jax.training import loop as train
 from tests.commands import run_command
 from tests.conftest import make_mesh
@@ -31,16 +34,16 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def base(tmp_path_factory):
     """The laboratory's model as a bfloat16 checkpoint, as pretrained models are."""
     folder = tmp_path_factory.mktemp("base") / "base"
-    model = models.build(hf.read_config(assets.LAB), make_mesh())
-    export.export(hf.load_params(hf.Checkpoint(assets.LAB), model), model, assets.LAB, folder, dtype="bfloat16")
-    (folder / export.PROVENANCE_NAME).unlink()
+    model = models.build(read_config(assets.LAB), make_mesh())
+    export(hf.load_params(Checkpoint(assets.LAB), model), model, assets.LAB, folder, dtype="bfloat16")
+    (folder / PROVENANCE_NAME).unlink()
     return folder
 
 
 def trained(base, scale, mesh=None):
     """The base with noise of this standard deviation on each weight, as float32."""
-    model = models.build(hf.read_config(base), mesh or make_mesh())
-    params = flatten_dict(hf.load_params(hf.Checkpoint(base), model))
+    model = models.build(read_config(base), mesh or make_mesh())
+    params = flatten_dict(hf.load_params(Checkpoint(base), model))
     for number, (path, leaf) in enumerate(sorted(params.items())):
         noise = scale * jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype)
         params[path] = jax.device_put(leaf + noise, leaf.sharding)
@@ -71,9 +74,9 @@ def oracle(base, exported_float32, dtype):
 def test_the_loss_is_that_of_whole_arrays(sizes, base, tmp_path, monkeypatch):
     monkeypatch.setattr(rounding, "_AT_ONCE", 1000)  # no tensor is a whole number of blocks
     model, params = trained(base, 1e-5, make_mesh(*sizes))
-    export.export(params, model, base, tmp_path / "out", dtype="float32")
+    export(params, model, base, tmp_path / "out", dtype="float32")
     expected = oracle(base, tmp_path / "out", BFLOAT16)
-    found = dataclasses.asdict(rounding.measure(params, model, hf.Checkpoint(base), "bfloat16"))
+    found = dataclasses.asdict(rounding.measure(params, model, Checkpoint(base), "bfloat16"))
     assert found.pop("dtype") == "bfloat16"
     assert found == pytest.approx(expected, rel=1e-12)
     assert expected["changed"] > 0.9 * expected["weights"] and expected["lost_norm"] > 0.5 * expected["update_norm"]
@@ -81,13 +84,13 @@ def test_the_loss_is_that_of_whole_arrays(sizes, base, tmp_path, monkeypatch):
 
 def test_auto_writes_float32_where_the_sources_type_loses_a_tenth(base, tmp_path, capfd):
     model, params = trained(base, 1e-5)
-    written = export.export(params, model, base, tmp_path / "out")
+    written = export(params, model, base, tmp_path / "out")
     said = capfd.readouterr().err
     tensors = tensors_of(tmp_path / "out")
     assert {array.dtype for array in tensors.values()} == {np.dtype("float32")}
-    config = hf.read_json(tmp_path / "out/config.json")
-    assert config["torch_dtype"] == "float32" and hf.source_dtype(tmp_path / "out") == "float32"
-    held = json.loads((tmp_path / "out" / export.PROVENANCE_NAME).read_text())
+    config = files.read_json(tmp_path / "out/config.json")
+    assert config["torch_dtype"] == "float32" and weights_dtype(tmp_path / "out") == "float32"
+    held = json.loads((tmp_path / "out" / PROVENANCE_NAME).read_text())
     assert (held["dtype"], held["asked_dtype"], held["source_dtype"]) == ("float32", "auto", "bfloat16")
     expected = oracle(base, tmp_path / "out", BFLOAT16)
     in_source = held["rounding_in_source_dtype"]
@@ -97,7 +100,7 @@ def test_auto_writes_float32_where_the_sources_type_loses_a_tenth(base, tmp_path
     assert held["rounding"]["changed_share_as_written"] == held["rounding"]["changed_share"] > 0.9
     assert f"as bfloat16 {in_source['lost_share']:.2%} of the update's norm is lost" in said
     assert "written as float32, 0.00" in said and "float32 keeps all of it" in said
-    again = hf.load_params(hf.Checkpoint(tmp_path / "out"), model)
+    again = hf.load_params(Checkpoint(tmp_path / "out"), model)
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
@@ -105,8 +108,8 @@ def test_auto_writes_float32_where_the_sources_type_loses_a_tenth(base, tmp_path
 def test_auto_keeps_the_sources_type_where_it_loses_little(scale, base, tmp_path, capfd):
     """An update far above the rounding, and none at all: that comes out byte for byte."""
     model, params = trained(base, scale)
-    written = export.export(params, model, base, tmp_path / "out")
-    assert written.dtype == "bfloat16" and written.lost_share < export.MOST_LOST
+    written = export(params, model, base, tmp_path / "out")
+    assert written.dtype == "bfloat16" and written.lost_share < MOST_LOST
     assert {array.dtype for array in tensors_of(tmp_path / "out").values()} == {BFLOAT16}
     assert "warning" not in capfd.readouterr().err
     if scale == 0.0:
@@ -129,13 +132,13 @@ def mixed(folder, base, of_embedding, of_others):
 def test_each_tensor_keeps_its_own_type(dtype, types, base, tmp_path):
     """Some checkpoints keep norms in float32. Without training all comes out byte for byte."""
     source = mixed(tmp_path, base, *types)
-    model = models.build(hf.read_config(source), make_mesh())
-    params = hf.load_params(hf.Checkpoint(source), model)
-    written = export.export(params, model, source, tmp_path / "out", dtype=dtype)
+    model = models.build(read_config(source), make_mesh())
+    params = hf.load_params(Checkpoint(source), model)
+    written = export(params, model, source, tmp_path / "out", dtype=dtype)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     assert written.lost_norm == 0 and written.dtype == np.dtype(types[0]).name
-    held = export.provenance(tmp_path / "out")
+    held = provenance(tmp_path / "out")
     assert len(held["other_dtypes"]) == len(tensors_of(base)) - 1
     assert set(held["other_dtypes"].values()) == {np.dtype(types[1]).name}
 
@@ -144,33 +147,33 @@ def test_what_is_lost_is_counted_in_each_tensors_type(base, tmp_path):
     """All but the embedding is float32: what was trained there is kept."""
     source = mixed(tmp_path, base, BFLOAT16, np.float32)
     model, params = trained(source, 1e-5)
-    written = export.export(params, model, source, tmp_path / "out", dtype="source")
+    written = export(params, model, source, tmp_path / "out", dtype="source")
     tensors, old = tensors_of(tmp_path / "out"), tensors_of(source)
     assert {name for name in tensors if tensors[name].dtype == BFLOAT16} == {"model.embed_tokens.weight"}
     exact = np.asarray(params["embed"], np.float64)
     lost = np.linalg.norm(tensors["model.embed_tokens.weight"].astype(np.float64) - exact)
     assert written.lost_norm == pytest.approx(lost) and lost > 0
     assert tensors["model.norm.weight"].dtype == old["model.norm.weight"].dtype == np.float32
-    export.export(params, model, source, tmp_path / "named", dtype="bfloat16")
+    export(params, model, source, tmp_path / "named", dtype="bfloat16")
     assert {array.dtype for array in tensors_of(tmp_path / "named").values()} == {BFLOAT16}
 
 
 @pytest.mark.parametrize("dtype", ["source", "bfloat16"])
 def test_a_type_asked_for_by_name_is_written_with_a_warning(dtype, base, tmp_path, capfd):
     model, params = trained(base, 1e-5)
-    written = export.export(params, model, base, tmp_path / "out", dtype=dtype)
+    written = export(params, model, base, tmp_path / "out", dtype=dtype)
     assert written.dtype == "bfloat16"
     said = capfd.readouterr().err
     assert f"warning: config.export.dtype={dtype!r}: rounding to bfloat16 loses {written.lost_share:.1%}" in said
-    held = export.provenance(tmp_path / "out")
+    held = provenance(tmp_path / "out")
     assert held["rounding"]["lost_share"] == written.lost_share > 0.5 and "rounding_in_source_dtype" not in held
 
 
 def test_random_weights_are_measured_against_their_rounding_alone(base, tmp_path, capfd):
     """They did not begin with the source's tensors, although it has some."""
-    model = models.build(hf.read_config(base), make_mesh())
+    model = models.build(read_config(base), make_mesh())
     params = model.init(jax.random.key(0))
-    written = export.export(params, model, base, tmp_path / "out", origin=export.Origin(init="random"))
+    written = export(params, model, base, tmp_path / "out", origin=Origin(init="random"))
     flat = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]).astype(np.float64)
     assert written.dtype == "bfloat16" and written.update_norm == pytest.approx(np.linalg.norm(flat))
     assert 0 < written.lost_share < 0.01 and "differ from the base" not in capfd.readouterr().err
@@ -188,13 +191,13 @@ def test_what_a_type_cannot_hold_is_lost(base):
 @pytest.mark.parametrize("held", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}])
 def test_each_key_for_the_type_says_what_was_written(held, base, tmp_path):
     source = shutil.copytree(base, tmp_path / "source")
-    config = {key: value for key, value in hf.read_json(source / "config.json").items() if "dtype" not in key}
+    config = {key: value for key, value in files.read_json(source / "config.json").items() if "dtype" not in key}
     (source / "config.json").write_text(json.dumps(config | held))
     model, params = trained(base, 0.0)
-    export.export(params, model, source, tmp_path / "same")
+    export(params, model, source, tmp_path / "same")
     assert (tmp_path / "same/config.json").read_bytes() == (source / "config.json").read_bytes()
-    export.export(params, model, source, tmp_path / "out", dtype="float32")
-    written = hf.read_json(tmp_path / "out/config.json")
+    export(params, model, source, tmp_path / "out", dtype="float32")
+    written = files.read_json(tmp_path / "out/config.json")
     keys = list(held) or ["torch_dtype"]
     assert {key: written[key] for key in written if "dtype" in key} == dict.fromkeys(keys, "float32")
 
@@ -217,7 +220,7 @@ def with_templates(base, folder, place):
         if name == "chat_template.jinja":
             (source / name).write_text(template)
         else:
-            settings = hf.read_json(source / name) | {"chat_template": template}
+            settings = files.read_json(source / name) | {"chat_template": template}
             (source / name).write_text(json.dumps(settings))
     return source
 
@@ -233,7 +236,7 @@ def test_additional_templates_are_kept(base, tmp_path):
     for name, text in OTHERS.items():
         (source / f"additional_chat_templates/{name}.jinja").write_text(text)
     model, params = trained(base, 0.0)
-    export.export(params, model, source, tmp_path / "out")
+    export(params, model, source, tmp_path / "out")
     for name, text in OTHERS.items():
         assert (tmp_path / f"out/additional_chat_templates/{name}.jinja").read_text() == text
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == {"default": OWN, **OTHERS}
@@ -246,7 +249,7 @@ def test_an_additional_template_that_leads_elsewhere_is_refused(base, tmp_path):
     (tmp_path / "secret").write_text("x")
     (source / "additional_chat_templates/a.jinja").symlink_to(tmp_path / "secret")
     with pytest.raises(errors.UserError, match="is a link out of its folder"):
-        hf.load_tokenizer(source)
+        load_tokenizer(source)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -254,16 +257,16 @@ def test_the_template_a_run_was_trained_with_is_the_exports_own(place, base, tmp
     """And the source's stays, by name, wherever it was."""
     source = with_templates(base, tmp_path, place)
     model, params = trained(base, 0.0)
-    origin = export.Origin("dft", 8, "/somewhere/mine.jinja", TRAINED)
-    export.export(params, model, source, tmp_path / "out", origin=origin)
+    origin = Origin("dft", 8, "/somewhere/mine.jinja", TRAINED)
+    export(params, model, source, tmp_path / "out", origin=origin)
     assert rendered(tmp_path / "out") == "<trained>hi"
-    settings = hf.read_json(tmp_path / "out/tokenizer_config.json")
+    settings = files.read_json(tmp_path / "out/tokenizer_config.json")
     assert settings.get("chat_template", TRAINED) == TRAINED  # readers that look there first
     if place != "none":
         assert rendered(tmp_path / "out", chat_template="source") == "<own>hi"
     if place == "list":
         assert rendered(tmp_path / "out", chat_template="rag") == "x"
-    held = export.provenance(tmp_path / "out")
+    held = provenance(tmp_path / "out")
     assert (held["template"], held["template_source"]) == ("tokenizer", "mine.jinja")
     assert (held["objective"], held["step"]) == ("dft", 8)
 
@@ -293,12 +296,12 @@ def run(base, tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_keeps_its_template_for_its_export(run, tmp_path, capfd, monkeypatch):
     """The file may have changed since, or be gone."""
-    outcome = run_command(export.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch)
+    outcome = run_command(export_command.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch)
     assert outcome.code == 0 and "exported step 2" in outcome.stdout, outcome.stderr
     assert rendered(tmp_path / "out", add_generation_prompt=True) == "<trained>hi<answer>"
-    assert export.provenance(tmp_path / "out")["template_source"] == "mine.jinja"
+    assert provenance(tmp_path / "out")["template_source"] == "mine.jinja"
     (run / "chat_template.jinja").rename(run / "moved")  # a run of before it was kept
-    outcome = run_command(export.main, [f"--workdir={run}", f"--out={tmp_path}/old"], capfd, monkeypatch)
+    outcome = run_command(export_command.main, [f"--workdir={run}", f"--out={tmp_path}/old"], capfd, monkeypatch)
     (run / "moved").rename(run / "chat_template.jinja")
     assert outcome.code == 0 and "the export keeps the checkpoint's own chat template" in outcome.stderr
     assert not (tmp_path / "old/chat_template.jinja").exists()
@@ -312,7 +315,7 @@ def test_an_export_reads_no_moments(run, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
         Checkpoints, "restore_params", lambda self, step, tree: read.append(step) or original(self, step, tree)
     )
-    outcome = run_command(export.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch)
+    outcome = run_command(export_command.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch)
     assert outcome.code == 0 and read == [2]
 
 
@@ -352,8 +355,8 @@ def heldout(opened_from, out, capfd, monkeypatch):
 def test_a_run_and_its_export_are_evaluated_alike_and_named(base, tmp_path, capfd, monkeypatch):
     """The run's float32 masters, the float32 export and the bfloat16 one: the first two are the same numbers."""
     run = lab_run(base, tmp_path / "run", **{"optimizer.learning_rate": 1e-4})
-    export.export(run.state.params, run.model, base, tmp_path / "auto")
-    export.export(run.state.params, run.model, base, tmp_path / "rounded", dtype="source")
+    export(run.state.params, run.model, base, tmp_path / "auto")
+    export(run.state.params, run.model, base, tmp_path / "rounded", dtype="source")
     of_run, said = heldout(tmp_path / "run", tmp_path / "a", capfd, monkeypatch)
     assert "evaluating run, step 2: its float32 weights, computed in float32" in said
     assert of_run["evaluated"] in said
@@ -372,7 +375,7 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
     runs.mkdir()
     codes = [launch.wait(process) for process in launch.start_many(runs / "two", 2, {}, arguments=options)]
     assert codes == [0, 0], launch.log(runs / "two")[-3000:]
-    held = export.provenance(runs / "two/export")
+    held = provenance(runs / "two/export")
     expected = oracle(base, runs / "two/export", BFLOAT16)
     measured = held.get("rounding_in_source_dtype", held["rounding"])
     for name, value in expected.items():

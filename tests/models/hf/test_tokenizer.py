@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import Unigram, WordLevel
 
 from dft_jax import assets
-from dft_jax.models.hf import checkpoint as hf, tokenizer as ours
+from dft_jax.models.hf import tokenizer as ours
+from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.tokenizer import differs_in_transformers
 from dft_jax.runtime import errors
 from tests import lookalikes, text
@@ -27,7 +28,7 @@ def ids_of_file(folder, strings):
 
 
 def ids_of_product(folder, strings):
-    return hf.load_tokenizer(folder)(strings, add_special_tokens=False)["input_ids"]
+    return load_tokenizer(folder)(strings, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("name", lookalikes.MAKERS)
@@ -52,30 +53,30 @@ def test_ids_of_real_models_are_those_of_the_file(name, real_models, request):
 
 def test_digits_stay_digits(tmp_path):
     """SmolLM2's class is GPT2Tokenizer, which knows no Digits step: two spaces before a digit were one token."""
-    tokenizer = hf.load_tokenizer(lookalikes.write("smollm2", tmp_path))
+    tokenizer = load_tokenizer(lookalikes.write("smollm2", tmp_path))
     pieces = [tokenizer.convert_ids_to_tokens(id_) for id_ in tokenizer.encode("6  52")]
     assert pieces in (["6", "ĠĠ", "5", "2"], ["6", "Ġ", "Ġ", "5", "2"])
 
 
 def test_no_normalisation_that_the_file_does_not_ask_for(tmp_path):
     """A folder of class Qwen2Tokenizer got NFC and Qwen's splitting, whatever its file said."""
-    tokenizer = hf.load_tokenizer(lookalikes.write("qwen2_class", tmp_path / "plain"))
+    tokenizer = load_tokenizer(lookalikes.write("qwen2_class", tmp_path / "plain"))
     assert tokenizer.encode("e\u0301") != tokenizer.encode("\u00e9")
     assert tokenizer.decode(tokenizer.encode("e\u0301")) == "e\u0301"
-    with_nfc = hf.load_tokenizer(lookalikes.write("qwen3", tmp_path / "nfc"))
+    with_nfc = load_tokenizer(lookalikes.write("qwen3", tmp_path / "nfc"))
     assert with_nfc.encode("e\u0301") == with_nfc.encode("\u00e9")
 
 
 def test_spaces_stay(tmp_path):
     """transformers 5.8 made a DeepSeekMath tokenizer that lost every space."""
-    tokenizer = hf.load_tokenizer(lookalikes.write("deepseek_math", tmp_path))
+    tokenizer = load_tokenizer(lookalikes.write("deepseek_math", tmp_path))
     assert tokenizer.decode(tokenizer.encode("What is 1 + 1?")) == "What is 1 + 1?"
 
 
 @pytest.mark.parametrize("name", lookalikes.MAKERS)
 def test_decoding_leaves_spaces_before_full_stops(name, tmp_path):
     """Llama 3's tokenizer_config.json asks for a clean-up that makes 'a.b' of 'a .b': graded text, and code."""
-    tokenizer = hf.load_tokenizer(lookalikes.write(name, tmp_path, clean_up_tokenization_spaces=True))
+    tokenizer = load_tokenizer(lookalikes.write(name, tmp_path, clean_up_tokenization_spaces=True))
     for one in ("a .b", "we have 12 .5", "3 , 4 ?", "do n't"):
         assert tokenizer.decode(tokenizer.encode(one)) == one
         ids = [*tokenizer.encode(one), tokenizer.eos_token_id]
@@ -91,19 +92,19 @@ def test_a_decoder_that_cleans_up_is_one_that_does_not(is_sequence, tmp_path):
     cleans = decoders.WordPiece(cleanup=True)
     backend.decoder = decoders.Sequence([cleans]) if is_sequence else cleans
     backend.save(str(folder / "tokenizer.json"))
-    assert backend.decoder.decode(tokens) != "a . b ?" == hf.load_tokenizer(folder).backend.decoder.decode(tokens)
+    assert backend.decoder.decode(tokens) != "a . b ?" == load_tokenizer(folder).backend.decoder.decode(tokens)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3", "mistral", "smollm2"])
 def test_vocabularies_with_bytes_read_all_text(name, tmp_path):
-    tokenizer = hf.load_tokenizer(lookalikes.write(name, tmp_path))
+    tokenizer = load_tokenizer(lookalikes.write(name, tmp_path))
     assert tokenizer.reads_all
     assert all(tokenizer.without_token(one, []) == "" for one in STRINGS[:10]), "nothing is compared"
 
 
 def test_characters_without_a_token():
     """They vanish without an unknown token, and are that token where there is one; white space does not count."""
-    laboratory = hf.load_tokenizer(assets.LAB)
+    laboratory = load_tokenizer(assets.LAB)
     assert not laboratory.reads_all
     for one, lost in (("f(2)! is (2)", "(())!"), ("1 + 1 = 2", ""), ("很好。", "很好。"), ("a\tb\u00a0c", "")):
         assert sorted(laboratory.without_token(one, laboratory.encode(one))) == sorted(lost)
@@ -148,7 +149,7 @@ def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path):
 
 
 def test_what_a_text_begins_with(tmp_path):
-    begins = {name: hf.load_tokenizer(lookalikes.write(name, tmp_path / name)) for name in lookalikes.MAKERS}
+    begins = {name: load_tokenizer(lookalikes.write(name, tmp_path / name)) for name in lookalikes.MAKERS}
     with_bos = {name for name, tokenizer in begins.items() if tokenizer.first_ids == [tokenizer.bos_token_id]}
     # DeepSeekMath's file has no step that adds BOS; its tokenizer_config.json says add_bos_token.
     assert with_bos == {"llama3", "mistral", "deepseek_math"}
@@ -158,7 +159,7 @@ def test_what_a_text_begins_with(tmp_path):
 def test_special_tokens_of_old_folders_stand_in_a_file_of_their_own(tmp_path):
     folder = lookalikes.write("smollm2", tmp_path, eos_token=None)
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>", "lstrip": false}}')
-    assert hf.load_tokenizer(folder).eos_token == "<|im_end|>"
+    assert load_tokenizer(folder).eos_token == "<|im_end|>"
 
 
 def test_a_special_token_that_the_file_does_not_mark_is_still_one_token(tmp_path):
@@ -167,14 +168,14 @@ def test_a_special_token_that_the_file_does_not_mark_is_still_one_token(tmp_path
     raw = json.loads((folder / "tokenizer.json").read_text())
     raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] != "<|im_end|>"]
     (folder / "tokenizer.json").write_text(json.dumps(raw))
-    tokenizer = hf.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     assert tokenizer.encode("2<|im_end|>")[1:] == [tokenizer.eos_token_id] == [2]
     assert tokenizer.decode([5, 2], skip_special_tokens=True) == tokenizer.decode([5])
 
 
 def test_templates_in_every_place(tmp_path):
     def template(folder):
-        return hf.load_tokenizer(folder).get_chat_template()
+        return load_tokenizer(folder).get_chat_template()
 
     several = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     assert template(lookalikes.write("smollm2", tmp_path / "a", chat_template=several)) == "d"
@@ -189,14 +190,14 @@ def test_templates_in_every_place(tmp_path):
 def test_vocabulary_with_merges(shared, tmp_path):
     """Without tokenizer.json the class says how text is split; nothing else can, so another class is refused."""
     source = shared / "tokenizers" / "qwen2"
-    tokenizer = hf.load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", 151643)
     assert tokenizer.decode(tokenizer.encode("a .b 12")) == "a .b 12" and len(tokenizer.encode("12")) == 2
     folder = shutil.copytree(source, tmp_path / "other", copy_function=shutil.copyfile)
     raw = json.loads((folder / "tokenizer_config.json").read_text())
     folder.joinpath("tokenizer_config.json").write_text(json.dumps(raw | {"tokenizer_class": "LlamaTokenizer"}))
     with pytest.raises(errors.UserError, match="no tokenizer.json, and vocab.json and merges.txt do not say"):
-        hf.load_tokenizer(folder)
+        load_tokenizer(folder)
 
 
 def dropout(folder):
@@ -260,7 +261,7 @@ def test_wrong_folders_are_refused_by_name(case, tmp_path):
     folder = lookalikes.write("smollm2", tmp_path)
     change(folder)
     with pytest.raises(errors.UserError) as refusal:
-        hf.load_tokenizer(folder)
+        load_tokenizer(folder)
     for part in expected:
         assert part in str(refusal.value)
 
@@ -268,7 +269,7 @@ def test_wrong_folders_are_refused_by_name(case, tmp_path):
 def test_what_transformers_makes_of_an_exported_folder_is_said(tmp_path, monkeypatch):
     """Whichever classes its version rebuilds: one that reads the file is silent, one that loses digits is named."""
     folder = lookalikes.write("smollm2", tmp_path / "a")
-    tokenizer = hf.load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     read = transformers.PreTrainedTokenizerFast.from_pretrained
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda folder, **_: read(folder))
     assert differs_in_transformers(folder, tokenizer) == ""
@@ -286,4 +287,4 @@ def test_what_transformers_makes_of_an_exported_folder_is_said(tmp_path, monkeyp
 
 def test_golden_folders_have_no_tokenizer():
     with pytest.raises(errors.UserError, match="no tokenizer.json, nor a vocabulary"):
-        hf.load_tokenizer(GOLDEN / "llama")
+        load_tokenizer(GOLDEN / "llama")
