@@ -12,8 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax.checkpoints import manifest
-from dft_jax.data import formats, templates as chat
-from dft_jax.data.sources import rows as sources
+from dft_jax.data import formats, templates
+from dft_jax.data.sources import rows
 from dft_jax.evals.runner import Settings
 from dft_jax.losses import objectives
 from dft_jax.models.attention.kernels import BACKENDS
@@ -279,7 +279,7 @@ def _path_problems(given: dict[str, Any]) -> list[str]:
         problems.append("config.model.path is empty: give the folder or hub id of a Hugging Face checkpoint")
     if given.get("data.train") == "":
         problems.append("config.data.train is empty: give a .jsonl, .json or .parquet file, a folder or a hub dataset")
-    absent = [key for key in ("data.train", "data.heldout") if sources.is_path(given.get(key, ""))]
+    absent = [key for key in ("data.train", "data.heldout") if rows.is_path(given.get(key, ""))]
     absent = [key for key in absent if not Path(given[key]).exists()]
     if template.endswith(".jinja") and not Path(template).is_file():
         absent.append("data.template")
@@ -288,8 +288,8 @@ def _path_problems(given: dict[str, Any]) -> list[str]:
     if path and path.startswith((".", "/")) and not Path(path).is_dir():
         problems.append(f"config.model.path={path!r}: no such folder {remedy}")
     problems += _idle_problems(given)
-    problems += chat.name_problems("config.data.template", template)
-    problems += chat.date_problems("config.data.date", given.get("data.date", ""))
+    problems += templates.name_problems("config.data.template", template)
+    problems += templates.date_problems("config.data.date", given.get("data.date", ""))
     if given.get("log.wandb_project") and not importlib.util.find_spec("wandb"):
         problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or empty it")
     return problems
@@ -300,7 +300,7 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
     default = flatten(get_default())
     path = given.get("model.path", "")
     data = [given[key] for key in ("data.train", "data.heldout") if given.get(key)]
-    from_hub = any(sources.is_hub_id(place) for place in data)
+    from_hub = any(rows.is_hub_id(place) for place in data)
     in_parts = from_hub or any(Path(place).is_dir() for place in data)
     # Key -> whether it has an effect, and why it would have none.
     has_effect = {
@@ -310,7 +310,7 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
     }
     for key, split in (("data.train", "data.split"), ("data.heldout", "data.heldout_split")):
         place = given.get(key, "")
-        is_whole = bool(place) and not sources.is_hub_id(place) and not Path(place).is_dir()
+        is_whole = bool(place) and not rows.is_hub_id(place) and not Path(place).is_dir()
         has_effect[split] = (not is_whole, f"{key}={place!r} has no splits")
     found = []
     for key, (is_used, why) in has_effect.items():

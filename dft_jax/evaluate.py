@@ -33,23 +33,20 @@ from ml_collections import ConfigDict
 from dft_jax import config as config_lib
 from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import cli
-from dft_jax.data import account, batches as loader, formats, templates as chat
+from dft_jax.data import account, batches, formats, templates
 from dft_jax.data.templates import Template, today
-from dft_jax.evals import prompts, records as predictions_lib, report, runner
+from dft_jax.evals import prompts, records, report, runner
 from dft_jax.export import open_run
 from dft_jax.losses import objectives
-from dft_jax.models.hf import load as hf
 from dft_jax.models.hf.export import provenance
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
 from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import compilation_cache, distributed, environment, errors, files, folders, interrupts
-from dft_jax.training import (
-    identity as run_directory,
-    loop as train,
-    metrics,
-)
+from dft_jax.training import identity, metrics
 from dft_jax.training.job import load_model
+from dft_jax.training.loop import matmul_precision
 from dft_jax.training.step import make_evaluate
 from dft_jax.types import Params
 
@@ -99,10 +96,10 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
     Raises:
       UserError: anything wrong with the completions, the benchmarks or `out`, before the first is graded.
     """
-    predictions = predictions_lib.read_predictions(file)
+    predictions = records.read_predictions(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    problems = predictions_lib.load_problems(predictions, data)
-    predictions = predictions_lib.refer(predictions, problems)
+    problems = records.load_problems(predictions, data)
+    predictions = records.refer(predictions, problems)
     _make_writable(out, file)
     with folders.locked(out, "--out"):
         rows, summary = report.grade(predictions, problems, **grader)
@@ -179,7 +176,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
     def identify_checkpoint():
         weights = Checkpoint(source).files
         hashes = files.sha256_of({source / "config.json", *weights, *tokenizer_files(source)})
-        base = run_directory.base_of(config, source, files.joined_digest({file: hashes[file] for file in weights}))
+        base = identity.base_of(config, source, files.joined_digest({file: hashes[file] for file in weights}))
         origin = _exported_from(source) or {"base": base}
         return {"name": folder.absolute().name, "sha256": files.joined_digest(hashes), "origin": origin}
 
@@ -189,7 +186,7 @@ def open_model(path: str, revision: str, tensor: int, compute_dtype: str | None)
         model,
         tokenizer,
         identify_checkpoint,
-        lambda: hf.load_params(Checkpoint(source), model),
+        lambda: load_params(Checkpoint(source), model),
         what,
         weights_sample(source),
         date=exported.get("date", ""),
@@ -214,7 +211,7 @@ def refuse_idle_revision(paths: list[str], revision: str) -> None:
 def _trained_template(config: ConfigDict, workdir: Path) -> str:
     """What a run was trained with, as a value of --prompt. Of a .jinja file its folder has a copy."""
     name = config.data.template
-    return str(run_directory.template_file(workdir) or name) if name.endswith(".jinja") else name
+    return str(identity.template_file(workdir) or name) if name.endswith(".jinja") else name
 
 
 def agree(opened: Opened, asked: runner.Settings) -> None:
@@ -277,7 +274,7 @@ def _reading_prompt(opened: dict[str, Opened]) -> str:
         choice = prompts.choose(asked, prompts.shared(trained), tokenizer)
         _announce(choice)
         return choice.name
-    errors.raise_if_any(chat.name_problems("--prompt", asked))
+    errors.raise_if_any(templates.name_problems("--prompt", asked))
     for name, own in trained.items():
         choice = prompts.choose(asked, own, tokenizer)
         if choice.warning and jax.process_index() == 0:
@@ -306,14 +303,14 @@ def read_heldout(opened: Opened, out: Path) -> None:
     model, config = opened.model, reading_config({"model": opened})
     vocab_size = model.config.vocab_size
     with distributed.together("held out"):
-        examples = loader.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
+        examples = batches.load_examples(_HELDOUT.value, config.data, opened.tokenizer, vocab_size, split="test")
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
     with folders.locked(out, "--out"):
         account.tell("--heldout", examples.report, "--context")
         _write_heldout(opened, with_attention(model, config.model.attention), examples, config, out)
 
 
-def _write_heldout(opened: Opened, model: Model, examples: loader.Examples, config: ConfigDict, out: Path) -> None:
+def _write_heldout(opened: Opened, model: Model, examples: batches.Examples, config: ConfigDict, out: Path) -> None:
     values = make_evaluate(model, objectives.make_objective("sft"), examples, config)(opened.load())
     prompt = config.data.template
     report_ = {
@@ -366,7 +363,7 @@ def _evaluate(asked: runner.Settings, out: Path) -> None:
     agree(opened, asked)
     if jax.process_index() == 0:
         print(f"evaluating {opened.what}", file=sys.stderr)
-    with train.matmul_precision(str(opened.model.module.compute_dtype)):
+    with matmul_precision(str(opened.model.module.compute_dtype)):
         if asked.benchmarks:
             with interrupts.Interrupts():
                 sample(opened, asked, out)

@@ -16,8 +16,9 @@ from dft_jax.commands import cli
 from dft_jax.models.hf.export import Origin, export
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files, folders
-from dft_jax.training import identity as run_directory, loop as train, optimizer as optimizer_lib
+from dft_jax.training import identity as run_directory, optimizer as optimizer_lib
 from dft_jax.training.job import load_model
+from dft_jax.training.loop import Run
 from dft_jax.training.state import abstract_state
 from dft_jax.types import TrainState
 
@@ -49,11 +50,11 @@ def restore(config: ConfigDict, model: Model, checkpoints: Checkpoints, step: in
         return checkpoints.restore(step, abstract_state(model, optimizer))
 
 
-def load_run(workdir: Path) -> train.Run:
+def load_run(workdir: Path) -> Run:
     """A run with its newest whole checkpoint."""
     config, source, model, _, checkpoints, step = open_run(workdir)
     identity = checkpoints.run_of(step)
-    return train.Run(workdir, config, source, model, restore(config, model, checkpoints, step), identity)
+    return Run(workdir, config, source, model, restore(config, model, checkpoints, step), identity)
 
 
 def origin_of(workdir: Path, config: ConfigDict, step: int, run: dict[str, Any]) -> Origin:

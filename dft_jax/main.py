@@ -14,7 +14,7 @@ from dft_jax.commands import cli
 from dft_jax.export import origin_of
 from dft_jax.models.hf.export import export
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
-from dft_jax.training import loop as train
+from dft_jax.training import loop
 
 _CONFIG = cli.define_config()
 
@@ -24,7 +24,7 @@ def main() -> None:
     cli.join_processes()
     compilation_cache.keep_compilations()
     with interrupts.Interrupts():
-        run = train.run(_CONFIG.value, flags.FLAGS.workdir)  # a flag of dft_jax.export
+        run = loop.run(_CONFIG.value, flags.FLAGS.workdir)  # a flag of dft_jax.export
         settings, exported = run.config.export, ""
         if settings.enabled:
             out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)

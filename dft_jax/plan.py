@@ -16,6 +16,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dft_jax.data import batches
+from dft_jax.models.model import parameter_count
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
 from absl import flags
@@ -23,8 +26,6 @@ from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib, sharding
 from dft_jax.commands import cli
-from dft_jax.data import batches as loader
-from dft_jax.models import model as models
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
 from dft_jax.models.spec import Rope
@@ -203,12 +204,12 @@ def main() -> None:
     planner, mesh = Planner(config, architecture), sharding.mesh_sizes(*mesh, n_devices)
     step_rows = min(_STEP_ROWS.value or config.train.global_batch, config.train.global_batch)
     has_gib = DEVICES_GIB[_DEVICE.value]
-    n_params = models.parameter_count(planner.build(mesh).abstract_params)
+    n_params = parameter_count(planner.build(mesh).abstract_params)
     print(
         f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype}, products in"
         f" {config.model.compute_dtype}, moments {config.optimizer.moment_dtype}, {config.objective}\n"
         f"{n_devices} × {_DEVICE.value} of {has_gib} GiB; mesh data={mesh[0]} × fsdp={mesh[1]} ×"
-        f" tensor={mesh[2]}; {_count(step_rows, 'row')} of {loader.row_length(config.data)} tokens a step\n"
+        f" tensor={mesh[2]}; {_count(step_rows, 'row')} of {batches.row_length(config.data)} tokens a step\n"
     )
     for line in table(planner, mesh, step_rows, has_gib):
         print(line, flush=True)

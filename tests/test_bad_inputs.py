@@ -10,7 +10,7 @@ import pytest
 
 from configs import tiny
 from dft_jax import assets, main
-from dft_jax.training import loop as train
+from dft_jax.training.loop import run
 from tests import commands
 from tests.commands import ROOT, TINY, Outcome, assert_refused, run_command, tree
 from tests.conftest import GOLDEN
@@ -267,7 +267,7 @@ def finished_run(tmp_path_factory):
     settings = tiny.get_config()
     settings.update_from_flattened_dict(SMALL_RUN | {"data.train": str(folder / "a.jsonl")})
     commands.compiled.clear()
-    train.run(settings, folder / "run")
+    run(settings, folder / "run")
     return folder / "run", folder / "a.jsonl", tuple(commands.compiled)
 
 

@@ -13,11 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dft_jax import assets, main
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import tensor_table
+from dft_jax.models.model import build
 from dft_jax.runtime import errors
 from tests.commands import TINY, run_command
 from tests.conftest import GOLDEN, make_mesh
@@ -360,7 +360,7 @@ def test_sound_checkpoints_are_accepted(case, refused, tmp_path):
     source, mutate = SOUND[case]
     refused(overrides_for(source, mutate, tmp_path), ["no usable tokenizer"])
     folder = tmp_path / "model"
-    hf.load_params(Checkpoint(folder), models.build(read_config(folder), make_mesh()))
+    load_params(Checkpoint(folder), build(read_config(folder), make_mesh()))
 
 
 def test_there_are_enough_cases():
@@ -372,7 +372,7 @@ def test_there_are_enough_cases():
 @pytest.fixture(scope="module")
 def weights():
     """A whole checkpoint's tensors for the architecture of the tiny tokenizer."""
-    model = models.build(read_config(assets.TINY), make_mesh())
+    model = build(read_config(assets.TINY), make_mesh())
     rng = np.random.default_rng(0)
     return {name: rng.normal(0, 0.02, shape).astype(np.float32) for _, _, name, shape in tensor_table(model)}
 

@@ -3,8 +3,8 @@
 import pytest
 
 from dft_jax.analysis import quickstart
-from dft_jax.sampling import sampler as sampling
-from dft_jax.training import loop as train
+from dft_jax.sampling import sampler
+from dft_jax.training import loop
 from tests.commands import run_command
 
 
@@ -30,7 +30,7 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
     assert "At temperature 1, DFT is " in outcome.stdout and "The untouched base at temperature 0.3" in outcome.stdout
     for name in ("curves.png", "histogram.png", "comparison.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(sampling.Sampler, "sample", lambda *_: pytest.fail("sampled again"))
-    monkeypatch.setattr(train, "init_state", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(sampler.Sampler, "sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(loop, "init_state", lambda *_: pytest.fail("trained again"))
     again = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
     assert again.code == 0 and again.stdout.splitlines()[:-1] == lines[:-1]

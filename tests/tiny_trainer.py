@@ -5,10 +5,10 @@ import functools
 import jax
 
 from dft_jax import assets, config as config_lib, sharding
-from dft_jax.data import batches as loader
+from dft_jax.data import batches
 from dft_jax.losses import objectives
-from dft_jax.models import model as models
 from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.model import OPTIONS, build
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.job import make_steps
 from dft_jax.training.state import init_params, init_state
@@ -37,7 +37,7 @@ def tiny_config(**overrides):
 @functools.cache
 def tiny_examples():
     config = tiny_config()
-    return loader.load_examples(config.data.train, config.data, load_tokenizer(assets.TINY), 264, max_rows=64)
+    return batches.load_examples(config.data.train, config.data, load_tokenizer(assets.TINY), 264, max_rows=64)
 
 
 class Trainer:
@@ -46,8 +46,8 @@ class Trainer:
     def __init__(self, mesh, loss_fn=None, **overrides):
         self.config = config = tiny_config(**overrides)
         self.mesh = mesh
-        options = {name: config.model[name] for name in models.OPTIONS}
-        self.model = models.build(read_config(assets.TINY), mesh, **options)
+        options = {name: config.model[name] for name in OPTIONS}
+        self.model = build(read_config(assets.TINY), mesh, **options)
         hyperparameters = make_hyperparameters(config, config.train.steps, mesh)
         self.optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = objectives.Objective(loss_fn) if loss_fn else objectives.make_objective(config.objective)

@@ -6,6 +6,8 @@ python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
 import json
 import os
 
+from dft_jax.data import batches
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
 import jax
@@ -14,7 +16,7 @@ from absl import flags
 
 from dft_jax import config as config_lib
 from dft_jax.commands import cli
-from dft_jax.data import account, batches as loader, formats
+from dft_jax.data import account, formats
 from dft_jax.runtime import errors
 from dft_jax.training.job import length_of, load_data, load_model
 from dft_jax.types import Batch
@@ -58,8 +60,8 @@ def main() -> None:
     _, model, tokenizer = load_model(config)
     examples, heldout = load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, seed=config.train.seed)
-    settings |= dict(row_length=loader.row_length(config.data))
-    step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
+    settings |= dict(row_length=batches.row_length(config.data))
+    step = batches.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
     reports = {"train": examples.report} | ({"heldout": heldout.report} if heldout else {})
     print(json.dumps(examples.report, indent=2))
     marks = formats.calculator_marks(config.data)

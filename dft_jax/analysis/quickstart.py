@@ -19,10 +19,10 @@ from dft_jax import assets, config as config_lib
 from dft_jax.analysis import compare, figures
 from dft_jax.commands import cli
 from dft_jax.evals import runner
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
-from dft_jax.training import loop as train
+from dft_jax.training import loop
 from dft_jax.training.job import load_model
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
@@ -116,13 +116,13 @@ def main() -> None:
     plan = runner.plan(settings(), tokenizer, model)
 
     def evaluate(name: str, load, step: int, **of: Any) -> None:
-        with train.matmul_precision(config.model.compute_dtype):
+        with loop.matmul_precision(config.model.compute_dtype):
             runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step} | of)
 
     with folders.locked(out, "--out"), interrupts.Interrupts():
-        evaluate("base", lambda: hf.load_params(Checkpoint(source), model), 0)
+        evaluate("base", lambda: load_params(Checkpoint(source), model), 0)
         for objective in OBJECTIVES:
-            run = train.run(lab_config(objective), out / objective)
+            run = loop.run(lab_config(objective), out / objective)
             own = {name: run.identity[name] for name in ("run_id",) if name in run.identity}
             evaluate(objective, lambda run=run: run.state.params, int(run.state.step), **own)
     made = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])

@@ -45,13 +45,11 @@ from dft_jax.analysis.compare import write_csv
 from dft_jax.commands import cli
 from dft_jax.data import account, batches as loader
 from dft_jax.evals.report import aligned
-from dft_jax.losses import fused as losses
-from dft_jax.models import model as models
+from dft_jax.losses import fused
+from dft_jax.models.model import head, with_attention
 from dft_jax.runtime import compilation_cache, environment, errors, files, folders
-from dft_jax.training import (
-    loop as train,
-    metrics,
-)
+from dft_jax.training import metrics
+from dft_jax.training.loop import matmul_precision
 from dft_jax.types import Batch
 
 _MODELS = flags.DEFINE_list("models", None, "Checkpoints, each with name= before it or not, separated by commas.")
@@ -109,7 +107,7 @@ def numbered(examples: loader.Examples) -> loader.Examples:
 
 def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict, name: str) -> Scores:
     """Reads the examples once; the parameters are loaded here and gone afterwards."""
-    model = models.with_attention(opened.model, config.model.attention)
+    model = with_attention(opened.model, config.model.attention)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def score_batch(params, batch: Batch, numbers: Batch):
@@ -119,7 +117,7 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
         def stats(hidden_BLD):
             where = (batch.targets_BL, batch.mask_BL, batch.segments_BL)
             how = dict(chunk_tokens=config.train.loss_chunk_tokens, mesh=model.mesh)
-            return losses.token_stats(hidden_BLD, models.head(params), *where, **how)
+            return fused.token_stats(hidden_BLD, head(params), *where, **how)
 
         own = stats(hidden_BLD)
         gradient_BL = gradient_norm(own.logp_BL, stats(2 * hidden_BLD).logp_BL)
@@ -130,7 +128,7 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
     scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)
     params = opened.load()
     quiet = jax.process_index() > 0 or None  # None is quiet unless stderr is a terminal
-    with train.matmul_precision(str(model.module.compute_dtype)):
+    with matmul_precision(str(model.module.compute_dtype)):
         for pair in tqdm(zip(*passes, strict=True), desc=name, total=len(passes[0]), unit="batch", disable=quiet):
             batches = (sharding.device_batch(step.batch, model.mesh, step.n_rows) for step in pair)
             mask_BL, number_BL, values = jax.device_get(score_batch(params, *batches))

@@ -11,7 +11,7 @@ whatever draws random numbers (the filter `random`, `lipsum`) is refused.
 import datetime
 from typing import Any
 
-from dft_jax.runtime import sandbox as workers, system
+from dft_jax.runtime import sandbox, system
 from dft_jax.runtime.sandbox import Worker
 
 RENDER_S = 10.0  # for one conversation, which takes some microseconds
@@ -19,9 +19,9 @@ MEMORY_GB = 1.0
 MOST_CHARACTERS = 2**24
 # What a template may do to end a run, by the outcome that `render` gives for it.
 RUNAWAY = {
-    workers.LATE: f"took more than {RENDER_S:.0f} s",
-    workers.DEAD: "ended the process that rendered it",
-    workers.REFUSED: "tried to act, where it should only write text",
+    sandbox.LATE: f"took more than {RENDER_S:.0f} s",
+    sandbox.DEAD: "ended the process that rendered it",
+    sandbox.REFUSED: "tried to act, where it should only write text",
     "memory": f"needed more than {MEMORY_GB:g} GiB of memory",
     "long": f"wrote more than {MOST_CHARACTERS:,} characters",
     "random": "drew a random number, so no run could be repeated",
@@ -74,7 +74,7 @@ def render_all(
 
 def serve(pipe_number: str, wall_s: str) -> None:
     """The entry point of the worker: conversations come in, text or what went wrong goes out."""
-    workers.serve(pipe_number, wall_s, _prepare, compiles=_CODE_NAME)
+    sandbox.serve(pipe_number, wall_s, _prepare, compiles=_CODE_NAME)
 
 
 class _Clock:
@@ -95,7 +95,7 @@ def _refuse_random(*_: Any, **__: Any) -> None:
     raise _RandomError
 
 
-def _prepare() -> workers.Answer:
+def _prepare() -> sandbox.Answer:
     import sys
 
     import jinja2.debug
@@ -107,7 +107,7 @@ def _prepare() -> workers.Answer:
     # All that draws in the template language.
     jinja2.defaults.DEFAULT_FILTERS["random"] = jinja2.defaults.DEFAULT_NAMESPACE["lipsum"] = _refuse_random
     chat_template_utils.datetime = _Clock
-    workers.limit_memory(system.mapped_kib() * 1024 + int(MEMORY_GB * 2**30))
+    sandbox.limit_memory(system.mapped_kib() * 1024 + int(MEMORY_GB * 2**30))
 
     def one(template: str, variables: dict[str, Any], messages: list[dict], add_generation_prompt: bool) -> list[str]:
         try:

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 
 from dft_jax.evals import scores
-from dft_jax.evals.graders import pool as grading
+from dft_jax.evals.graders import pool
 from dft_jax.evals.records import Prediction, groups
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.evals.tasks.benchmarks import Problem
 from dft_jax.runtime import environment, errors, interrupts
-from dft_jax.training import reporter as progress
+from dft_jax.training import reporter
 
 Problems = dict[str, list[Problem]]
 
@@ -58,7 +58,7 @@ def grade(
     # Of several processes only one grades; the others could not call `check` as often.
     how = {"check": interrupts.check} if jax.process_count() == 1 else {}
     how["truncated"] = [p.row.get("truncated") is True for p in predictions]
-    with grading.Grader(**settings) as grader:
+    with pool.Grader(**settings) as grader:
         graded = grader.grade(items, **how)
         meanings = _meanings(grader, predictions, graded)
     rows = [
@@ -66,7 +66,7 @@ def grade(
         for p, g in zip(predictions, graded, strict=True)
     ]
     if settings["mode"] == "paper":
-        with grading.Grader(**settings | {"mode": "strict"}) as grader:
+        with pool.Grader(**settings | {"mode": "strict"}) as grader:
             for row, strict in zip(rows, grader.grade(items, **how), strict=True):
                 row["strict_verdict"] = strict.verdict
     last_number = settings["last_number"] or settings["mode"] == "paper"
@@ -89,7 +89,7 @@ def grade(
         # last_number: whether it was the fallback, asked for or by the paper's rules.
         "grader": {
             "mode": settings["mode"],
-            "rules": grading.RULES,
+            "rules": pool.RULES,
             "last_number": last_number,
             "answer_markers": list(settings["answer_markers"]),
             "versions": versions,
@@ -97,14 +97,14 @@ def grade(
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),
-            "peak_host_gib": round(progress.peak_host_gib(), 3),
+            "peak_host_gib": round(reporter.peak_host_gib(), 3),
         },
         "environment": environment.describe(),
     }
     return rows, summary
 
 
-def _meanings(grader: grading.Grader, predictions: list[Prediction], graded: list[grading.Graded]) -> list[int | None]:
+def _meanings(grader: pool.Grader, predictions: list[Prediction], graded: list[pool.Graded]) -> list[int | None]:
     """What each prediction's answer means, as in `Scored`; one sample of a problem is compared with nothing."""
     of_problem = collections.defaultdict(list)
     for place, prediction in enumerate(predictions):
@@ -148,7 +148,7 @@ def score(name: str, group: list[Scored], problems: list[Problem] | None) -> dic
         "majority_correct_of_problem": dict(zip(of_problem, majority_P.tolist(), strict=True)),
         "sha256_of_problem": _digests(of_problem, problems),
         "sha256_is_of": "reference" if problems is None else "question and reference",
-        "verdicts": {verdict: counts[verdict] for verdict in grading.VERDICTS},
+        "verdicts": {verdict: counts[verdict] for verdict in pool.VERDICTS},
         "mean_length_characters": float(np.mean([len(row["completion"]) for row in rows])),
         "mean_length_tokens": _mean_of(rows, "tokens"),
         "mean_token_entropy": None if entropy is None else round(entropy, 4),

@@ -24,7 +24,7 @@ from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import Stops, find_stops
 from dft_jax.data.templates import TOKENIZER_BOXED, Template
 from dft_jax.evals import prompts as prompts_lib, report
-from dft_jax.evals.graders import extraction, pool as grading
+from dft_jax.evals.graders import extraction, pool
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
 from dft_jax.evals.tasks import benchmarks
@@ -123,7 +123,7 @@ class Settings:
                 not self.instruction or self.prompt != TOKENIZER_BOXED,
                 f"empty with prompt={TOKENIZER_BOXED}, which has one",
             ),
-            "mode": (self.mode in grading.MODES, " or ".join(grading.MODES)),
+            "mode": (self.mode in pool.MODES, " or ".join(pool.MODES)),
             "answer_markers": (
                 bool(self.answer_markers) and set(self.answer_markers) <= set(extraction.MARKERS),
                 f"one or more of {', '.join(extraction.MARKERS)}",

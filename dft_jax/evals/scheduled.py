@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dft_jax import config as config_lib
 from dft_jax.evals import prompts, runner
 from dft_jax.models.model import Model
-from dft_jax.training import identity as run_directory
+from dft_jax.training import identity
 
 
 class Benchmarks:
@@ -31,7 +31,7 @@ class Benchmarks:
 
     def _continued(self, asked: runner.Settings) -> runner.Settings:
         """A resumed run is asked as before, so that its curve is one; a prompt that is named counts more."""
-        if not run_directory.has_checkpoint(self.folder.parent):
+        if not identity.has_checkpoint(self.folder.parent):
             return asked  # those evaluations are of an earlier run
         done = sorted(self.folder.glob(f"*/{runner.EVALUATION_NAME}"), key=lambda file: file.stat().st_mtime)
         if asked.prompt != prompts.AUTO or not done:

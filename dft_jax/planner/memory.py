@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dft_jax import sharding
-from dft_jax.data import batches as loader
+from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.models.model import DecoderConfig, Model
@@ -113,7 +113,7 @@ class Planner:
 
     def batch(self, accumulation: int, rows: int) -> Batch:
         integers, booleans = (
-            jax.ShapeDtypeStruct((accumulation, rows, loader.row_length(self.config.data)), dtype)
+            jax.ShapeDtypeStruct((accumulation, rows, batches.row_length(self.config.data)), dtype)
             for dtype in ("int32", "bool")
         )
         return Batch(integers, integers, booleans, integers, integers)

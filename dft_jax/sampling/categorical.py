@@ -6,7 +6,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from dft_jax.models import cached as inference
+from dft_jax.models import cached
 
 _NEVER = float(jnp.finfo(jnp.float32).min)  # a logit that is never drawn; finite, so that 0 · _NEVER is 0
 
@@ -52,7 +52,7 @@ def draw(
         entropy_B = _entropy(summaries, scale_B1, vocab_size)
 
         def logits_of(block_B):
-            head_BDW = inference.head_rows(head_UDMW, block_B, mesh)
+            head_BDW = cached.head_rows(head_UDMW, block_B, mesh)
             logits_BW = jnp.einsum("BD,BDW->BW", hidden_BD, head_BDW, preferred_element_type=max_BM.dtype)
             return jnp.where(_is_token(block_B, vocab_size), logits_BW, _NEVER)
 
@@ -68,7 +68,7 @@ def draw(
     stands_for_BM = max_BM + jnp.where(is_greedy_B1, 0.0, scale_B1 * jnp.log(sum_BM))
     block_B = jnp.argmax(noisy(stands_for_BM, keys_B2[:, 0]), axis=1)
     within_B = jnp.argmax(noisy(logits_of(block_B), keys_B2[:, 1]), axis=1)
-    return (block_B * inference.VOCAB_BLOCK + within_B).astype(jnp.int32), entropy_B
+    return (block_B * cached.VOCAB_BLOCK + within_B).astype(jnp.int32), entropy_B
 
 
 def _logits(hidden_BD, head_DMW, blocks_M, vocab_size: int) -> Float[Array, "B M W"]:
@@ -79,7 +79,7 @@ def _logits(hidden_BD, head_DMW, blocks_M, vocab_size: int) -> Float[Array, "B M
 
 
 def _is_token(blocks_X, vocab_size: int) -> Bool[Array, "X W"]:
-    W = inference.VOCAB_BLOCK
+    W = cached.VOCAB_BLOCK
     return blocks_X[:, None] * W + jnp.arange(W)[None, :] < vocab_size
 
 
@@ -106,7 +106,7 @@ def _in_chunks(make, head_UDMW):
 
 def _real_blocks(summaries, vocab_size: int):
     """Without the blocks that only pad the head."""
-    n_blocks = -(-vocab_size // inference.VOCAB_BLOCK)
+    n_blocks = -(-vocab_size // cached.VOCAB_BLOCK)
     return jax.tree.map(lambda x_BM: x_BM[:, :n_blocks], summaries)
 
 

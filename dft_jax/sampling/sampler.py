@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from dft_jax import sharding
-from dft_jax.models import cached as inference
+from dft_jax.models import cached
 from dft_jax.models.attention.cached import CACHE_SPEC
 from dft_jax.models.model import Model
 from dft_jax.sampling.categorical import draw
@@ -66,7 +66,7 @@ class Slots:
     """
 
     hidden_BD: Float[Array, "B D"]
-    cache: inference.Cache
+    cache: cached.Cache
     lengths_B: Int[Array, " B"]  # tokens in the cache
     outputs_BT: Int[Array, "B T"]
     made_B: Int[Array, " B"]
@@ -152,7 +152,7 @@ class Sampler:
         self.n_slots = self._rounded(slots)
         self.n_prompts = self._rounded(min(8, slots))  # prefilled at once
         self.usage = Usage()
-        self._unstack = jax.jit(functools.partial(inference.unstack, model=model))
+        self._unstack = jax.jit(functools.partial(cached.unstack, model=model))
         self._prefill = jax.jit(functools.partial(_prefill, model=model))
         self._admit = jax.jit(functools.partial(_admit, model=model), donate_argnums=0)
         drawing = dict(vocab_size=self.vocab_size, mesh=model.mesh, top_k=top_k, top_p=top_p)
@@ -220,7 +220,7 @@ class Sampler:
 
     def _prefill_block(
         self, params, block
-    ) -> tuple[tuple[Array, inference.Cache], collections.deque[tuple[int, Request]]]:
+    ) -> tuple[tuple[Array, cached.Cache], collections.deque[tuple[int, Request]]]:
         longest = max(len(ids) for ids, _ in block)
         tokens_BL = np.zeros((self.n_prompts, _bucket(longest, _SMALLEST_PROMPT, self.max_length)), np.int32)
         lengths_B = np.zeros(self.n_prompts, np.int32)
@@ -312,7 +312,7 @@ def _empty(*, n_slots: int, size: int, n_outputs: int, model: Model) -> Slots:
 
 
 def _prefill(params, tokens_BL, lengths_B, *, model: Model):
-    hidden_BD, cache = inference.prefill(params, model, tokens_BL, lengths_B)
+    hidden_BD, cache = cached.prefill(params, model, tokens_BL, lengths_B)
     # Any slot may take any prompt, so every device of the batch axes has all of them.
     return sharding.pin(hidden_BD, model.mesh), sharding.pin(cache, model.mesh, None, "tensor")
 
@@ -381,7 +381,7 @@ def _decode(params, slots: Slots, least_active, *, model: Model, stop_ids, drawi
         active_B = was_active_B & ~stops_B
         # Idle slots compute too; what they write is beyond their end, and never read.
         places_B = jnp.where(active_B, slots.lengths_B, size - 1)
-        hidden_BD, cache = inference.decode(params, model, token_B, places_B, slots.cache)
+        hidden_BD, cache = cached.decode(params, model, token_B, places_B, slots.cache)
         column_B = jnp.where(was_active_B, slots.made_B, slots.outputs_BT.shape[1])
         outputs_BT = slots.outputs_BT.at[rows_B, column_B].set(token_B, mode="drop")
         slots = dataclasses.replace(

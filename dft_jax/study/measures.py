@@ -26,8 +26,7 @@ from tqdm import tqdm
 from dft_jax import sharding
 from dft_jax.data import packing
 from dft_jax.data.templates import Example
-from dft_jax.models import model as models
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, head
 from dft_jax.runtime import interrupts
 from dft_jax.training import metrics
 from dft_jax.types import Batch, Params
@@ -117,7 +116,7 @@ def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValu
         rows = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
         hidden_BLD = model.apply(params, rows)
         hidden_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[index_P]
-        return token_values(hidden_PD, models.head(params), rows.targets_BL.reshape(-1)[index_P])
+        return token_values(hidden_PD, head(params), rows.targets_BL.reshape(-1)[index_P])
 
     return measure
 

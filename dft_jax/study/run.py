@@ -21,21 +21,21 @@ from tqdm import tqdm
 
 from dft_jax import config as config_lib, sharding
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.data import account, batches as loader, order
+from dft_jax.data import account, batches, order
 from dft_jax.data.templates import Template
 from dft_jax.evals import runner
 from dft_jax.losses import objectives
-from dft_jax.models import model as models
 from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import errors, files
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
-from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.job import load_data, load_model
+from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import abstract_state, init_params
 from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Hyperparameters, Params, TrainState
@@ -60,8 +60,8 @@ class Laboratory:
     source: Path
     model: Model
     base: Params
-    examples: loader.Examples
-    packer: loader.Packer
+    examples: batches.Examples
+    packer: batches.Packer
     texts: dict[str, HeldOut]
     plan: runner.Plan | None
     contents: dict[str, Any]
@@ -127,7 +127,7 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     contents |= {f"contents.{name}_sha256": text.sha256 for name, text in texts.items()}
     if plan:
         contents["contents.problems_sha256"] = plan.digest()
-    model = models.with_attention(model, config.model.attention)
+    model = with_attention(model, config.model.attention)
     base = init_params(config, source, model)
     # Steps of all seeds are padded to the same row counts, so that they share a program.
     ahead = []
@@ -135,12 +135,12 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
         batch = config.train.global_batch
         numbers = order.batches(len(examples), global_batch=batch, seed=seed, version=version)
         ahead += [numbers[n] for n in range(spec.steps)]
-    packer = loader.Packer(
+    packer = batches.Packer(
         examples,
         model.mesh,
         ahead,
         accumulation=config.train.accumulation,
-        row_length=loader.row_length(config.data),
+        row_length=batches.row_length(config.data),
         by_examples=config.train.loss_normalization == "official",
     )
     return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents, version)
@@ -172,7 +172,7 @@ def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldO
     """
     config = spec.config.data.copy_and_resolve_references().unlock()
     config.rows = text.rows
-    read = loader.load_examples(text.path, config, tokenizer, model.config.vocab_size, split="test")
+    read = batches.load_examples(text.path, config, tokenizer, model.config.vocab_size, split="test")
     longest = text.max_length or config.max_length
     whole = [e for e in read.examples if not e.cut_tokens and len(e.ids) <= longest]
     whole = whole[: text.max_examples or None]
@@ -186,7 +186,7 @@ def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldO
             raise errors.UserError(f"texts: {text.name}: no example has {text.answer_mark!r}; correct answer_mark")
     shards = sharding.batch_shards(model.mesh)
     rows = -(-spec.rows_at_once // shards) * shards
-    packed = measures.pack(whole, loader.row_length(config), rows)
+    packed = measures.pack(whole, batches.row_length(config), rows)
     return HeldOut(packed, answers, len(whole), account.digest(whole))
 
 
@@ -205,7 +205,7 @@ class Study:
         Raises:
           Stopped: a signal, or the time is over; what is done so far is saved.
         """
-        with train.matmul_precision(self.lab.spec.config.model.compute_dtype):
+        with matmul_precision(self.lab.spec.config.model.compute_dtype):
             self._run_base()
             for arm in self.lab.spec.arms:
                 if not self.records.is_complete(arm):

@@ -9,16 +9,15 @@ import optax
 from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib, sharding
-from dft_jax.data import account, batches as loader, order
+from dft_jax.data import account, batches, order
 from dft_jax.evals.scheduled import Benchmarks
 from dft_jax.losses import objectives
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import check_tensors
 from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
 from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
-from dft_jax.models.model import Model
+from dft_jax.models.model import OPTIONS, Model, build, with_attention
 from dft_jax.runtime import distributed, errors
-from dft_jax.training import identity as run_directory, metrics_log as writer, optimizer as optimizer_lib
+from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +27,9 @@ class Job:
     config: ConfigDict  # with the run's date, where its template writes one
     source: Path
     model: Model
-    train: loader.Examples
-    heldout: loader.Examples | None
-    packed: loader.Steps
+    train: batches.Examples
+    heldout: batches.Examples | None
+    packed: batches.Steps
     length: order.Length
     optimizer: optax.GradientTransformationExtraArgs
     objective: objectives.Objective
@@ -54,16 +53,16 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     Raises:
       UserError: anything wrong with config, checkpoint or data, on any process; processes that differ.
     """
-    config = given = run_directory.with_first_rounding(config, workdir)
-    date = run_directory.first_date(config, workdir)
-    held = run_directory.held_fingerprint(workdir)
+    config = given = identity.with_first_rounding(config, workdir)
+    date = identity.first_date(config, workdir)
+    held = identity.held_fingerprint(workdir)
     version = order.version_of(held)
     with distributed.together("preparation"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-        writer.require_boards(config)
-        run_directory.refuse_moved(config, workdir)
+        metrics_log.require_boards(config)
+        identity.refuse_moved(config, workdir)
         source, model, tokenizer = load_model(config)
-        config = run_directory.with_date(config, date, tokenizer)
+        config = identity.with_date(config, date, tokenizer)
         benchmarks = Benchmarks(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)
         if held is None:  # a run that began before this was looked at is finished as it is
@@ -73,15 +72,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         objective = objectives.make_objective(config.objective)
         packed = make_steps(config, train, model, version)
         with_reference = needs_reference(objective)
-        fingerprint = run_directory.fingerprint(config, source, model, tokenizer, train, length.steps, with_reference)
+        fingerprint = identity.fingerprint(config, source, model, tokenizer, train, length.steps, with_reference)
         fingerprint |= order.as_fingerprint(version)
         row_counts = packed.packer.row_counts
         # As given: process 0's date must not take the place of another that was asked for.
-        facts = run_directory.run_facts(given, fingerprint, row_counts, heldout, benchmarks.digest())
+        facts = identity.run_facts(given, fingerprint, row_counts, heldout, benchmarks.digest())
     distributed.agree("run", facts)
     # The choice of a kernel compiles a small program, with collectives on some meshes: not before all agree.
     with distributed.together("attention"):
-        model = models.with_attention(model, config.model.attention)
+        model = with_attention(model, config.model.attention)
     distributed.agree("attention", {"attention": model.module.backend})
     read = (config, source, model, train, heldout)
     return Job(*read, packed, length, optimizer, objective, benchmarks, fingerprint)
@@ -100,10 +99,10 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     source = resolve(config.model.path, config.model.revision)
     architecture = read_config(source)
     errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))
-    options = {name: config.model[name] for name in models.OPTIONS}
-    model = models.build(architecture, sharding.make_mesh(**config.mesh), **options)
+    options = {name: config.model[name] for name in OPTIONS}
+    model = build(architecture, sharding.make_mesh(**config.mesh), **options)
     if config.model.init == "checkpoint":
-        hf.check_tensors(Checkpoint(source), model)
+        check_tensors(Checkpoint(source), model)
     else:
         weights_dtype(source)  # nothing else looks at it before the export, which should not be what refuses it
     return source, model, load_tokenizer(source)
@@ -118,24 +117,24 @@ def tell_account(job: Job) -> None:
     account.announce([*told, job.length.line()], warned + job.length.warnings())
 
 
-def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[loader.Examples, loader.Examples | None]:
+def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[batches.Examples, batches.Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
-    train = loader.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
+    train = batches.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
     if not data.heldout:
         return train, None
     most = config.eval.max_examples
-    heldout = loader.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
+    heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
     heldout.report["also_trained"] = account.also_trained(heldout.where, heldout.examples, train.where, train.examples)
     return train, heldout
 
 
 def make_steps(
-    config: ConfigDict, examples: loader.Examples, model: Model, version: int = order.VERSION
-) -> loader.Steps:
+    config: ConfigDict, examples: batches.Examples, model: Model, version: int = order.VERSION
+) -> batches.Steps:
     """The packed steps of the run; `version` is that of data/order.py."""
     t = config.train
-    return loader.Steps(
+    return batches.Steps(
         examples,
         model.mesh,
         steps=length_of(config, len(examples), version).steps,
@@ -143,7 +142,7 @@ def make_steps(
         seed=t.seed,
         version=version,
         accumulation=t.accumulation,
-        row_length=loader.row_length(config.data),
+        row_length=batches.row_length(config.data),
         by_examples=t.loss_normalization == "official",
     )
 

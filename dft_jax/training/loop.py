@@ -11,10 +11,7 @@ from ml_collections import ConfigDict
 from dft_jax import sharding
 from dft_jax.models.model import Model, matmul_precision
 from dft_jax.runtime import distributed, errors, folders, interrupts
-from dft_jax.training import (
-    identity as run_directory,
-    metrics_log as writer,
-)
+from dft_jax.training import identity as run_directory, metrics_log
 from dft_jax.training.job import needs_reference, prepare, tell_account
 from dft_jax.training.reporter import Reporter
 from dft_jax.training.state import abstract_state, init_params, init_state
@@ -62,7 +59,7 @@ def run(config: ConfigDict, workdir: str | Path) -> Run:
         train_step = make_train_step(model, job.objective, optimizer, given, config, reference)
         evaluate = make_evaluate(model, job.objective, job.heldout, config, reference)
         job.benchmarks.begin(steps, start, job.train.report["sha256"], identity)
-        log = writer.Writer(workdir, config, resume_from=restart, run_id=identity.get("run_id"))
+        log = metrics_log.Writer(workdir, config, resume_from=restart, run_id=identity.get("run_id"))
         reporter = stack.enter_context(contextlib.closing(Reporter(config, model, log, job.train, steps, start)))
 
         def save() -> None:

@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 import dft_jax
 from dft_jax.data.batches import Examples, Step
-from dft_jax.models import model as models
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, parameter_count
 from dft_jax.runtime import errors, interrupts, system
 from dft_jax.training import metrics, optimizer
 from dft_jax.training.metrics_log import Writer
@@ -220,7 +219,7 @@ class _Throughput:
     def __init__(self, model: Model, mean_length: float):
         c = model.config
         n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size  # a row is read, nothing is multiplied
-        n_matmul = models.parameter_count(model.abstract_params) - n_lookup
+        n_matmul = parameter_count(model.abstract_params) - n_lookup
         self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length)
         self.device = model.mesh.local_devices[0]
         peak = metrics.peak_flops(self.device.device_kind)

@@ -8,7 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dft_jax import sharding
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
 from dft_jax.types import Params, TrainState
@@ -36,7 +36,7 @@ def init_params(config: ConfigDict, source: Path, model: Model) -> Params:
     """The checkpoint's parameters, or random ones from the seed."""
     if config.model.init == "random":
         return model.init(jax.random.key(config.train.seed))
-    return hf.load_params(Checkpoint(source), model)
+    return load_params(Checkpoint(source), model)
 
 
 def init_state(config: ConfigDict, source: Path, model: Model, optimizer) -> TrainState:

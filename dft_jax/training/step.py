@@ -13,10 +13,9 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dft_jax import sharding
-from dft_jax.data import batches as loader
-from dft_jax.losses import fused as losses, objectives
-from dft_jax.models import model as models
-from dft_jax.models.model import Model
+from dft_jax.data import batches
+from dft_jax.losses import fused, objectives
+from dft_jax.models.model import Model, head
 from dft_jax.runtime import distributed, interrupts
 from dft_jax.training import metrics, optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
@@ -30,13 +29,13 @@ def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict)
     """
 
     def loss(params, batch: Batch, denominator, reference=None):
-        total, stats = losses.loss_and_stats(
+        total, stats = fused.loss_and_stats(
             model.apply(params, batch),
-            models.head(params),
+            head(params),
             batch.targets_BL,
             batch.mask_BL,
             batch.segments_BL,
-            None if reference is None else (model.apply(reference, batch), models.head(reference)),
+            None if reference is None else (model.apply(reference, batch), head(reference)),
             objective=objective,
             chunk_tokens=config.train.loss_chunk_tokens,
             mesh=model.mesh,
@@ -129,7 +128,7 @@ def make_update(model: Model, objective: objectives.Objective, optimizer, config
     return train_step
 
 
-def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: loader.Packer) -> Callable:
+def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: batches.Packer) -> Callable:
     """As `train_step`, compiled for every row count that its steps have, so that nothing compiles while training.
 
     Args:
@@ -153,7 +152,7 @@ def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: l
 def make_evaluate(
     model: Model,
     objective: objectives.Objective,
-    heldout: loader.Examples | None,
+    heldout: batches.Examples | None,
     config: ConfigDict,
     reference: Params = None,
 ) -> Callable:
@@ -161,8 +160,8 @@ def make_evaluate(
     if heldout is None:
         return lambda params: {}
     loss = make_loss(model, objective, config)
-    sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
-    steps = loader.OnePass(heldout, model.mesh, **sizes)
+    sizes = dict(global_batch=config.train.global_batch, row_length=batches.row_length(config.data))
+    steps = batches.OnePass(heldout, model.mesh, **sizes)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def eval_step(reference, params, batch: Batch):

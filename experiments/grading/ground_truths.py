@@ -10,7 +10,7 @@ import argparse
 import collections
 import re
 
-from dft_jax.evals.graders import pool as grading
+from dft_jax.evals.graders import pool
 from dft_jax.evals.tasks import benchmarks
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--benchmark_data", required=True)
     folder = arguments.parse_args().benchmark_data
-    with grading.Grader(workers=1) as grader:
+    with pool.Grader(workers=1) as grader:
         for name in benchmarks.BENCHMARKS:
             cases = [
                 (problem, kind, answer, expected)

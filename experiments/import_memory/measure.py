@@ -71,13 +71,13 @@ def write(folder: pathlib.Path) -> None:
 def measure(folder: pathlib.Path, param_dtype: str) -> None:
     import jax
 
-    from dft_jax.models.hf import load as hf
+    from dft_jax.models.hf.load import check_tensors, load_params
 
     model = build(folder, param_dtype)
     checkpoint = Checkpoint(folder)
-    hf.check_tensors(checkpoint, model)
+    check_tensors(checkpoint, model)
     before = rss_gb()
-    params = jax.block_until_ready(hf.load_params(checkpoint, model))
+    params = jax.block_until_ready(load_params(checkpoint, model))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
     item_bytes = 4 if param_dtype == "float32" else 2

@@ -25,10 +25,10 @@ from dft_jax.analysis import quickstart
 from dft_jax.config import plain
 from dft_jax.evals import runner
 from dft_jax.evals.tasks import benchmarks
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.runtime import errors, files
-from dft_jax.training import loop as train
+from dft_jax.training import loop
 from dft_jax.training.job import load_model
 
 BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
@@ -187,7 +187,7 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
             ]
         else:
             model, _, plan = _plan(trial.base, probe)
-            with train.matmul_precision("float32"):
+            with loop.matmul_precision("float32"):
                 runner.evaluate(plan, model, lambda: params, folder / probe, {"trial": trial.name, "inputs": file.stem})
             rows = _rows(trial, probe, root, step)
         if probe == "offline":
@@ -202,7 +202,7 @@ def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
     """Parameters and the number of steps; taken from the checkpoint where the training is done."""
     if trial.objective == "none":
         model, *_ = _plan(trial.base, "validation")
-        return hf.load_params(Checkpoint(BASES[trial.base]), model), 0
+        return load_params(Checkpoint(BASES[trial.base]), model), 0
     config = config_of(trial, root)
     if trial.data == "rejection" or trial.objective == "dpo":
         measure(Trial(objective="none", steps=0), "offline", root)
@@ -212,7 +212,7 @@ def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
         # Not kept: a second probe trains again.
         answers = sampled(root) / "predictions.jsonl"
         return rl.run(trial.objective, config, *_plan(trial.base, "offline"), answers), trial.steps
-    run = train.run(config, folder)
+    run = loop.run(config, folder)
     return run.state.params, int(run.state.step)
 
 

@@ -19,11 +19,11 @@ import torch
 import transformers
 
 from dft_jax import export
-from dft_jax.models import model as models
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import weights_dtype
-from dft_jax.training import loop as train
+from dft_jax.models.model import build, head
 from dft_jax.training.job import load_data
+from dft_jax.training.loop import Run
 from dft_jax.types import Batch
 
 LIMIT = 1e-4
@@ -35,7 +35,7 @@ def simulate_devices(workdir: pathlib.Path) -> None:
     jax.config.update("jax_num_cpu_devices", math.prod(size for size in mesh.values() if size != -1))
 
 
-def load_sequences(run: train.Run, n: int, length: int) -> list[np.ndarray]:
+def load_sequences(run: Run, n: int, length: int) -> list[np.ndarray]:
     """Token ids of the first `n` training examples, cut to `length`; only their rows are read."""
     config = run.config.copy_and_resolve_references()
     config.data.max_rows, config.data.heldout = n, ""
@@ -43,9 +43,9 @@ def load_sequences(run: train.Run, n: int, length: int) -> list[np.ndarray]:
     return [example.ids[:length] for example in examples.examples]
 
 
-def jax_logits(run: train.Run, sequences: list[np.ndarray], dtype: str) -> list[np.ndarray]:
+def jax_logits(run: Run, sequences: list[np.ndarray], dtype: str) -> list[np.ndarray]:
     """Logits [L, V] of each sequence from the checkpoint's parameters, rounded to `dtype`, in float32."""
-    model = models.build(run.model.config, run.model.mesh, compute_dtype="float32")
+    model = build(run.model.config, run.model.mesh, compute_dtype="float32")
     params = jax.tree.map(lambda leaf: leaf.astype(dtype).astype("float32"), run.state.params)
     rows = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
 
@@ -55,7 +55,7 @@ def jax_logits(run: train.Run, sequences: list[np.ndarray], dtype: str) -> list[
         positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
         ones_BL = jnp.ones((B, L), jnp.int32)
         hidden_BLD = model.apply(params, Batch(tokens_BL, tokens_BL, ones_BL > 0, ones_BL, positions_BL))
-        return jnp.einsum("LD,VD->LV", hidden_BLD[0], models.head(params))
+        return jnp.einsum("LD,VD->LV", hidden_BLD[0], head(params))
 
     with jax.default_matmul_precision("highest"):
         return [np.asarray(run_once(params, np.broadcast_to(ids, (rows, len(ids))))) for ids in sequences]

@@ -23,15 +23,16 @@ import numpy as np
 
 import dft_jax
 from dft_jax import config as config_lib, sharding
-from dft_jax.data import batches as loader
+from dft_jax.data import batches
 from dft_jax.data.templates import Example
 from dft_jax.losses import objectives
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import check_tensors
 from dft_jax.models.hf.locate import read_config, resolve
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.training import loop as train, metrics, optimizer as optimizer_lib
+from dft_jax.models.model import build
+from dft_jax.training import metrics, optimizer as optimizer_lib
 from dft_jax.training.job import load_data, load_model
+from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import init_state
 from dft_jax.training.step import make_hyperparameters, make_train_step
 
@@ -51,7 +52,7 @@ def make_config(arguments: argparse.Namespace):
     return config
 
 
-def random_examples(vocab_size: int, max_length: int, n: int) -> loader.Examples:
+def random_examples(vocab_size: int, max_length: int, n: int) -> batches.Examples:
     """`n` examples of a third to the whole of `max_length` random ids, a random head of each not trained."""
     generator = np.random.default_rng(0)
     examples = []
@@ -60,7 +61,7 @@ def random_examples(vocab_size: int, max_length: int, n: int) -> loader.Examples
         prompt = generator.integers(1, length // 2, endpoint=True)
         ids = generator.integers(vocab_size, size=length, dtype=np.int32)
         examples.append(Example(ids, np.arange(length) >= prompt, 0))
-    return loader.Examples(examples, {}, [""] * len(examples))
+    return batches.Examples(examples, {}, [""] * len(examples))
 
 
 def load(arguments: argparse.Namespace, config):
@@ -69,8 +70,8 @@ def load(arguments: argparse.Namespace, config):
         source, model, tokenizer = load_model(config)
         return source, model, load_data(config, tokenizer, model)[0]
     source = resolve(config.model.path, config.model.revision)
-    model = models.build(read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
-    hf.check_tensors(Checkpoint(source), model)
+    model = build(read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
+    check_tensors(Checkpoint(source), model)
     return source, model, random_examples(model.config.vocab_size, config.data.max_length, 4 * arguments.examples)
 
 
@@ -88,13 +89,13 @@ def pad(examples: list[Example]) -> dict[str, np.ndarray]:
     return batch
 
 
-def first_step(config, objective: str, source: pathlib.Path, model, step: loader.Step) -> dict[str, float]:
+def first_step(config, objective: str, source: pathlib.Path, model, step: batches.Step) -> dict[str, float]:
     """Loss per trained token, gradient norm and mean p of the real training step, from the checkpoint's weights."""
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, model.mesh)
     state = init_state(config, source, model, optimizer)
     train_step = make_train_step(model, objectives.make_objective(objective), optimizer, given, config)
-    with train.matmul_precision(config.model.compute_dtype):
+    with matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
         sums = jax.device_get(train_step(state, batch)[1])
     means = metrics.per_token(sums, "train")
@@ -122,7 +123,7 @@ def main() -> None:
     arguments = parse_arguments()
     config = make_config(arguments)
     source, model, examples = load(arguments, config)
-    steps = loader.Steps(
+    steps = batches.Steps(
         examples,
         model.mesh,
         steps=1,

@@ -19,7 +19,8 @@ import numpy as np
 from dft_jax.models import model as models
 from dft_jax.models.hf.locate import read_config
 from dft_jax.sampling.sampler import Request, Sampler
-from dft_jax.training import loop as train, metrics, optimizer as optimizer_lib
+from dft_jax.training import metrics, optimizer as optimizer_lib
+from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import abstract_state
 from dft_jax.types import Batch
 from experiments.performance import workload
@@ -275,7 +276,7 @@ def gate(*, tiny: bool) -> dict:
 
     sizes = (256, 64, 512) if tiny else (4096, 1536, 32_768)
     for objective in ("sft", "dft"):
-        with train.matmul_precision("float32"):
+        with matmul_precision("float32"):
             hidden_BLD, head_VD, batch = head_problem(*sizes, jnp.float32)
             ours = adapter.mean_head_loss(objective, adapter.one_device_mesh(), sizes[0] // 4)
             dense = functools.partial(dense_loss, objective=objective)

@@ -45,19 +45,20 @@ def compile_step(planner, setting, devices):
 
     from dft_jax import sharding
     from dft_jax.losses import objectives
-    from dft_jax.models import model as models
-    from dft_jax.training import loop as train, optimizer as optimizer_lib
+    from dft_jax.models.model import OPTIONS, build
+    from dft_jax.training import optimizer as optimizer_lib
+    from dft_jax.training.loop import matmul_precision
 
     config = planner.config
     n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
     mesh = jax.make_mesh(setting.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices])
-    options = {name: config.model[name] for name in models.OPTIONS} | {"remat": setting.remat}
-    model = models.build(planner.architecture, mesh, **options)
+    options = {name: config.model[name] for name in OPTIONS} | {"remat": setting.remat}
+    model = build(planner.architecture, mesh, **options)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, mesh)
     step = make_train_step(model, objectives.make_objective(config.objective), optimizer, given, config)
     batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
-    with train.matmul_precision(config.model.compute_dtype):
+    with matmul_precision(config.model.compute_dtype):
         return step.func.lower(*step.args, abstract_state(model, optimizer), batch).compile()
 
 

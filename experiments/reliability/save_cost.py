@@ -13,12 +13,14 @@ import statistics
 import tempfile
 import time
 
+from dft_jax.checkpoints import manager
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
 
-from dft_jax.checkpoints import manager as checkpoint, manifest
+from dft_jax.checkpoints import manifest
 from dft_jax.types import TrainState
 
 OUT = pathlib.Path(__file__).with_name("save_cost.csv")
@@ -52,7 +54,7 @@ def main() -> None:
     logging.getLogger("dft_jax.checkpoints.manager").setLevel(logging.DEBUG)
     logging.getLogger("dft_jax.checkpoints.manager").addHandler(phases)
     for number in range(1, options.rounds + 1):
-        with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
+        with manager.Checkpoints(folder, keep=1) as checkpoints:
             checkpoints.save(number, state, {"fingerprint": {}, "changes": []})
             returned = time.perf_counter()
         began, committed, whole = (phases.at[f"{phase} {number}"] for phase in ("save", "commit", "whole"))

@@ -19,8 +19,8 @@ import numpy as np
 
 from dft_jax import evaluate
 from dft_jax.evals import runner
-from dft_jax.models import cached as inference
-from dft_jax.sampling import categorical as drawing, sampler as sampling
+from dft_jax.models import cached
+from dft_jax.sampling import categorical, sampler
 
 OTHERS = ("killed_and_resumed", "other_order_and_slots", "eight_devices")
 
@@ -30,12 +30,12 @@ def read(folder: Path) -> dict[tuple, dict]:
     return {(row["benchmark"], row["temperature"], row["id"], row["sample"]): row for row in rows}
 
 
-def margin(opened, params, request: sampling.Request, ids: tuple[int, ...]) -> float:
+def margin(opened, params, request: sampler.Request, ids: tuple[int, ...]) -> float:
     """The smallest gap between the best and the second best score in drawing the token after `ids`."""
     model = opened.model
     prompt = np.array([[*request.prompt_ids, *ids]], np.int32)
-    hidden_BD, _ = inference.prefill(params, model, prompt, np.array([prompt.shape[1]]))
-    words = (0, *sampling._words(request.problem), request.sample, len(ids))
+    hidden_BD, _ = cached.prefill(params, model, prompt, np.array([prompt.shape[1]]))
+    words = (0, *sampler._words(request.problem), request.sample, len(ids))
     key = jax.random.key(words[0], impl="threefry2x32")
     for word in words[1:]:
         key = jax.random.fold_in(key, word)
@@ -43,10 +43,10 @@ def margin(opened, params, request: sampling.Request, ids: tuple[int, ...]) -> f
     scale_B1 = jnp.full((1, 1), request.temperature or 1.0)
 
     def summaries_of(*chunk):
-        return drawing._summaries(drawing._logits(hidden_BD, *chunk, vocab_size), scale_B1)
+        return categorical._summaries(categorical._logits(hidden_BD, *chunk, vocab_size), scale_B1)
 
-    summaries = drawing._in_chunks(summaries_of, head_UDMW)
-    max_BM, sum_BM, _ = drawing._real_blocks(summaries, vocab_size)
+    summaries = categorical._in_chunks(summaries_of, head_UDMW)
+    max_BM, sum_BM, _ = categorical._real_blocks(summaries, vocab_size)
     keys = jax.random.split(key)
     block_M, noise = max_BM[0], 0.0
     if request.temperature:
@@ -55,7 +55,7 @@ def margin(opened, params, request: sampling.Request, ids: tuple[int, ...]) -> f
     best = jnp.sort(block_M + noise)
     gaps = [float(best[-1] - best[-2])]
     block = jnp.argmax(block_M + noise)
-    logits_W = hidden_BD[0] @ inference.head_rows(head_UDMW, block[None], model.mesh)[0] / (request.temperature or 1.0)
+    logits_W = hidden_BD[0] @ cached.head_rows(head_UDMW, block[None], model.mesh)[0] / (request.temperature or 1.0)
     if request.temperature:
         logits_W = logits_W + jax.random.gumbel(keys[1], logits_W.shape, mode="high")
     best = jnp.sort(logits_W)
@@ -90,7 +90,7 @@ def main() -> None:
         runner.Settings(**values | {"benchmark_data": arguments.benchmark_data}), opened.tokenizer, opened.model
     )
     params = opened.load()
-    unstacked = jax.jit(functools.partial(inference.unstack, model=opened.model))(params)
+    unstacked = jax.jit(functools.partial(cached.unstack, model=opened.model))(params)
     requests = {plan.requests[key]: key for _, key in differing}
     ids_of = {requests[completion.request]: completion.ids for completion in plan.sampler.sample(params, requests)}
     for (name, key), row in differing.items():

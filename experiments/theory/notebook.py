@@ -14,6 +14,12 @@ import os
 import re
 from pathlib import Path
 
+from dft_jax.data import batches
+from dft_jax.losses import fused
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.model import build, head
+from dft_jax.training.loop import matmul_precision
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # float64 is wanted, and nothing here is large
 
 import jax
@@ -27,13 +33,11 @@ from scipy.special import softmax
 from dft_jax import sharding
 from dft_jax.analysis.compare import COLOURS
 from dft_jax.analysis.quickstart import lab_config
-from dft_jax.data import batches as loader, packing
+from dft_jax.data import packing
 from dft_jax.data.sources import world
-from dft_jax.losses import fused as losses, objectives
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.losses import objectives
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.training import loop as train, metrics
+from dft_jax.training import metrics
 from dft_jax.training.job import load_data, load_model
 
 parser = argparse.ArgumentParser()
@@ -84,14 +88,14 @@ config.data.train = "world(split=train, family=chain, levels=2-4, n=256, noise=0
 config.data.heldout = ""
 source, model, tokenizer = load_model(config)
 examples, _ = load_data(config, tokenizer, model)
-params = hf.load_params(Checkpoint(source), model)
+params = load_params(Checkpoint(source), model)
 
 one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES)
 
 
 def on_one_device(dtype: str):
     """The model and its parameters in this precision, whatever devices training would take."""
-    decoder = models.build(model.config, one_device, param_dtype=dtype, compute_dtype=dtype, attention_block=128)
+    decoder = build(model.config, one_device, param_dtype=dtype, compute_dtype=dtype, attention_block=128)
     return decoder, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), params)
 
 
@@ -105,7 +109,7 @@ first_BL = jax.tree.map(lambda x_BL: x_BL[:BATCH], rows_BL)
 
 def logits(params, batch):
     """Dense logits [B, L, V]: the plain way, which shares nothing with losses.token_stats."""
-    return jnp.einsum("BLD,VD->BLV", exact.apply(params, batch), models.head(params))
+    return jnp.einsum("BLD,VD->BLV", exact.apply(params, batch), head(params))
 
 
 def logp(params, batch):
@@ -157,15 +161,15 @@ with jax.enable_x64(True):
 
 
 def project_loss(params, batch):
-    inputs = (model.apply(params, batch), models.head(params), batch.targets_BL, batch.mask_BL, batch.segments_BL)
-    return objectives.make_objective("dft")(losses.token_stats(*inputs, chunk_tokens=256, mesh=model.mesh)).sum()
+    inputs = (model.apply(params, batch), head(params), batch.targets_BL, batch.mask_BL, batch.segments_BL)
+    return objectives.make_objective("dft")(fused.token_stats(*inputs, chunk_tokens=256, mesh=model.mesh)).sum()
 
 
-first = loader.Examples(examples.examples[:BATCH], examples.report, examples.where[:BATCH])
-packed = loader.OnePass(first, model.mesh, global_batch=BATCH, row_length=config.data.max_length)
+first = batches.Examples(examples.examples[:BATCH], examples.report, examples.where[:BATCH])
+packed = batches.OnePass(first, model.mesh, global_batch=BATCH, row_length=config.data.max_length)
 step = next(iter(packed))
 packed_BL = jax.tree.map(lambda x_ABL: x_ABL[0], sharding.device_batch(step.batch, model.mesh, step.n_rows))
-with train.matmul_precision("float32"):
+with matmul_precision("float32"):
     project_gradient = jax.jit(jax.grad(project_loss))(params, packed_BL)
 why = "float32: 1e-7 a rounding, sums over 2,762 tokens that partly cancel"
 name = "the project's DFT gradient, float32 and packed, against dense float64"
@@ -226,7 +230,7 @@ def norm_of_token(batch_L, position, d_logits_V):
 
     def logits_V(params):
         batch_1L = jax.tree.map(lambda x_L: x_L[None], batch_L)
-        return jnp.einsum("D,VD->V", plain.apply(params, batch_1L)[0, position], models.head(params))
+        return jnp.einsum("D,VD->V", plain.apply(params, batch_1L)[0, position], head(params))
 
     return optax.tree.norm(jax.vjp(logits_V, params32)[1](d_logits_V))
 

@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from dft_jax import assets, config as config_lib, evaluate
 from dft_jax.analysis import figures, tokens
-from dft_jax.data import batches as loader
+from dft_jax.data import batches
 from dft_jax.data.templates import Example
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import metrics
@@ -81,7 +81,7 @@ def done(tuned, tmp_path_factory):
 def examples():
     config = config_lib.get_default()
     config.data.update(rows="gsm8k", template="plain", max_length=192)
-    return loader.load_examples(DATA, config.data, load_tokenizer(assets.LAB), 223).examples
+    return batches.load_examples(DATA, config.data, load_tokenizer(assets.LAB), 223).examples
 
 
 def dense_logits(folder, examples):
@@ -90,7 +90,7 @@ def dense_logits(folder, examples):
     config.update_from_flattened_dict({"model.path": str(folder), "model.compute_dtype": "float32"})
     config.update_from_flattened_dict({"mesh.data": jax.device_count(), "data.max_length": 192})
     source, model, _ = load_model(config)
-    params = hf.load_params(Checkpoint(source), model)
+    params = load_params(Checkpoint(source), model)
     tokens_BL = np.zeros((len(examples), max(len(example.ids) for example in examples)), np.int32)
     segments_BL = np.zeros_like(tokens_BL)
     for row, example in enumerate(examples):
@@ -272,7 +272,7 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
     commands._reset_flags()
     tokens.flags.FLAGS(["tokens"])
     tokens.report(
-        scores, loader.Examples(examples, {}, ["a"] * len(examples)), load_tokenizer(assets.LAB), {}, tmp_path
+        scores, batches.Examples(examples, {}, ["a"] * len(examples)), load_tokenizer(assets.LAB), {}, tmp_path
     )
     assert (tmp_path / "changed.csv").read_text() == ",".join(tokens._CHANGED_COLUMNS) + "\n"
     assert "against" not in capsys.readouterr().out

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax.checkpoints import manager as checkpoint_lib, manifest
+from dft_jax.checkpoints import manager, manifest
 from dft_jax.checkpoints.manager import Checkpoints, Gone
 from dft_jax.runtime import distributed, errors, files
 from dft_jax.types import TrainState
@@ -269,7 +269,7 @@ def test_what_the_clock_saved_does_not_push_out_what_the_steps_did(tmp_path):
 
 def test_the_clock_starts_with_each_save(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(checkpoint_lib.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(manager.time, "monotonic", lambda: now[0])
     with Checkpoints(tmp_path) as checkpoints:
         now[0] += 599
         assert not checkpoints.is_due(10)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer, processors
 
 from dft_jax import assets, config as config_lib
-from dft_jax.data import account, batches as loader, packing
+from dft_jax.data import account, batches, packing
 from dft_jax.data.templates import STYLES, Example, Template
 from dft_jax.models.hf import tokenizer as ours
 from dft_jax.models.hf.locate import load_tokenizer
@@ -35,7 +35,7 @@ def write_rows(tmp_path, rows):
 
 
 def load(tmp_path, values, tokenizer, **changes):
-    return loader.load_examples(write_rows(tmp_path, values), data_config(**changes), tokenizer, 264)
+    return batches.load_examples(write_rows(tmp_path, values), data_config(**changes), tokenizer, 264)
 
 
 def trained_text(example, tokenizer):
@@ -118,7 +118,7 @@ def test_a_tokenizer_that_begins_texts_with_bos_begins_the_prompt_with_it(tmp_pa
     llama = ours.Tokenizer(backend, ours.Settings({"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}))
     config = data_config(template="plain")
     file = write_rows(tmp_path, [{"prompt": "1+1?", "completion": "2"}])
-    (example,) = loader.load_examples(file, config, llama, 264).examples
+    (example,) = batches.load_examples(file, config, llama, 264).examples
     assert llama.decode(example.ids) == "<|im_start|>1+1?\n2<|endoftext|>"
     assert trained_text(example, llama) == "2<|endoftext|>"
 
@@ -141,7 +141,7 @@ def test_every_file_format_gives_the_same_examples(tmp_path, tokenizer):
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     paths = [tmp_path / "a.jsonl", tmp_path / "a.json", tmp_path / "a.parquet", folder]
-    digests = {loader.load_examples(str(p), data_config(), tokenizer, 264).report["sha256"] for p in paths}
+    digests = {batches.load_examples(str(p), data_config(), tokenizer, 264).report["sha256"] for p in paths}
     assert len(digests) == 1
 
 
@@ -168,7 +168,7 @@ def many(tokenizer, tmp_path_factory):
 def steps_of(examples, mesh=None, accumulation=1, seed=0):
     mesh = mesh or make_mesh()
     how = dict(steps=40, global_batch=8, seed=seed, accumulation=accumulation, row_length=128)
-    return loader.Steps(examples, mesh, **how)
+    return batches.Steps(examples, mesh, **how)
 
 
 def contents(step):
@@ -217,7 +217,7 @@ def test_rows_come_in_few_counts(many):
 def test_by_examples_gives_each_micro_batch_its_share(many):
     """As the authors' micro-batches: two examples each of eight, wherever rows would have had room for more."""
     how = dict(accumulation=4, row_length=128, by_examples=True)
-    step = loader.Steps(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
+    step = batches.Steps(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
     segments = np.asarray(step.batch.segments_BL)
     assert [int(segments[a].max(axis=1).sum()) for a in range(4)] == [2, 2, 2, 2]
     assert contents(step) == contents(steps_of(many)[0])
@@ -235,7 +235,7 @@ def test_the_hash_of_data_sees_every_token_and_every_mask(many):
 
 
 def test_in_order_visits_each_once(many):
-    steps = loader.OnePass(many, make_mesh(), global_batch=8, row_length=128)
+    steps = batches.OnePass(many, make_mesh(), global_batch=8, row_length=128)
     seen = [item for step in steps for item in contents(step)]
     assert len(seen) == 50 and len(set(seen)) >= 45
 
@@ -245,7 +245,7 @@ def test_gsm8k_with_the_real_tokenizer(shared):
     tokenizer = load_tokenizer(shared / "tokenizers/qwen2")
     config = data_config(rows="gsm8k", max_length=1024)
     path = str(shared / "data/gsm8k_train.jsonl")
-    examples = loader.load_examples(path, config, tokenizer, len(tokenizer), max_rows=1500)
+    examples = batches.load_examples(path, config, tokenizer, len(tokenizer), max_rows=1500)
     assert examples.report["rows"] == {"read": 1500, "used_whole": 1500, "truncated": 0, "dropped": {}}
     assert all(example.ids[-1] == tokenizer.eos_token_id for example in examples.examples)
     text = tokenizer.decode(examples.examples[0].ids)
@@ -259,11 +259,11 @@ def test_rows_can_be_longer_than_examples():
     """Of 101 tokens one fits a row of 160, and three a row of 320; what is trained is the same."""
     ids = np.arange(101, dtype=np.int32)
     own = [Example(ids + n, ids > 50, 0) for n in range(12)]
-    examples, mesh, tokens, efficiency = loader.Examples(own, {}, ["a"] * 12), make_mesh(), [], []
+    examples, mesh, tokens, efficiency = batches.Examples(own, {}, ["a"] * 12), make_mesh(), [], []
     for row_length in (0, 320):
         config = data_config(max_length=160, row_length=row_length)
-        how = dict(steps=2, global_batch=6, accumulation=1, seed=0, row_length=loader.row_length(config))
-        step = loader.Steps(examples, mesh, **how)[0]
+        how = dict(steps=2, global_batch=6, accumulation=1, seed=0, row_length=batches.row_length(config))
+        step = batches.Steps(examples, mesh, **how)[0]
         assert step.batch.tokens_BL.shape[-1] == (row_length or 160)
         tokens.append(sorted(step.batch.targets_BL[step.batch.mask_BL].tolist()))
         efficiency.append(step.efficiency)
@@ -274,4 +274,4 @@ def test_rows_can_be_longer_than_examples():
 def test_a_config_from_before_row_length_has_rows_of_max_length():
     config = config_lib.get_default().data.to_dict()
     del config["row_length"]
-    assert loader.row_length(ConfigDict(config).lock()) == config["max_length"]
+    assert batches.row_length(ConfigDict(config).lock()) == config["max_length"]

@@ -7,12 +7,12 @@ import pytest
 
 from dft_jax import assets, config as config_lib
 from dft_jax.checkpoints import manifest
-from dft_jax.data import batches as loader, rendering
+from dft_jax.data import batches, rendering
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Template
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
-from dft_jax.training import identity as run_directory
+from dft_jax.training import identity
 from tests import lookalikes
 
 
@@ -171,17 +171,17 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
     What was left there without a checkpoint is of an earlier start: one from nothing has a day of its own.
     """
     tokenizer, days = opened("llama3"), iter(["2026-01-31", "2026-02-01", "2026-02-02"])
-    monkeypatch.setattr(run_directory, "today", lambda: next(days))
+    monkeypatch.setattr(identity, "today", lambda: next(days))
     data, checkpoint = tmp_path / "a.jsonl", tmp_path / "checkpoints/2" / manifest.NAME
     data.write_text('{"prompt": "1+1?", "completion": "2"}\n')
 
     def start():
         config = dated_config("tokenizer")
-        config = run_directory.with_date(config, run_directory.first_date(config, tmp_path), tokenizer)
+        config = identity.with_date(config, identity.first_date(config, tmp_path), tokenizer)
         (tmp_path / "config.json").write_text(config_lib.to_json(config))
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.touch()
-        examples = loader.load_examples(str(data), config.data, tokenizer, len(tokenizer))
+        examples = batches.load_examples(str(data), config.data, tokenizer, len(tokenizer))
         return config.data.date, tokenizer.decode(examples.examples[0].ids), config_lib.kept_on_resume(config)
 
     first, second = start(), start()
@@ -191,12 +191,12 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
     assert start()[0] == "2026-02-01"
     other = dated_config("tokenizer")
     other.data.date = "2001-02-03"
-    assert run_directory.first_date(other, tmp_path) == "2001-02-03"
+    assert identity.first_date(other, tmp_path) == "2001-02-03"
 
 
 def test_a_run_without_a_dated_template_has_no_date(tokenizer):
     """Its fingerprint is that of runs from before the key was there, which resume."""
-    config = run_directory.with_date(dated_config("tokenizer"), "2026-01-02", tokenizer)
+    config = identity.with_date(dated_config("tokenizer"), "2026-01-02", tokenizer)
     assert config.data.date == "" and "data.date" not in config_lib.kept_on_resume(config)
 
 
@@ -255,7 +255,7 @@ def test_answers_that_are_only_read_are_counted(opened, tmp_path):
     config = dated_config("tokenizer").data
     config.rows = "messages"
     tokenizer = opened("qwen3")
-    report = loader.load_examples(str(file), config, tokenizer, len(tokenizer)).report
+    report = batches.load_examples(str(file), config, tokenizer, len(tokenizer)).report
     assert report["answers"] == {"trained": 2, "only_read": 1}
     assert report["first_offenders"][0].startswith("a.jsonl:1: 1 of 2 answers are trained: the template shows")
     assert report["rows"] == {"read": 2, "used_whole": 2, "truncated": 0, "dropped": {}}
@@ -286,7 +286,7 @@ def test_answers_that_are_meant_to_be_read_are_no_offence(opened, tmp_path):
     config = dated_config("tokenizer").data
     config.rows = "messages"
     tokenizer = opened("smollm2")
-    report = loader.load_examples(str(tmp_path / "a.jsonl"), config, tokenizer, len(tokenizer)).report
+    report = batches.load_examples(str(tmp_path / "a.jsonl"), config, tokenizer, len(tokenizer)).report
     assert report["answers"] == {"trained": 1, "only_read": 1} and report["first_offenders"] == []
 
 

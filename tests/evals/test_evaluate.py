@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dft_jax import evaluate
-from dft_jax.evals.graders import pool as grading
+from dft_jax.evals.graders import pool
 from tests import commands
 from tests.commands import ROOT, run_command, tree
 
@@ -61,16 +61,16 @@ class StubGrader:
 
     def _grade(self, completion, reference):
         if "\\boxed{" not in completion:
-            return grading.Graded("no_answer", None)
+            return pool.Graded("no_answer", None)
         answer = completion.rpartition("\\boxed{")[2].partition("}")[0]
         verdict = {"slow": "timeout", "bad": "error", reference: "correct"}.get(answer, "wrong")
-        return grading.Graded(verdict, answer)
+        return pool.Graded(verdict, answer)
 
 
 @pytest.fixture
 def run(folder, capfd, monkeypatch):
     """run(rows, *flags): grades these rows, with the stub, against the four problems; returns outcome and scores."""
-    monkeypatch.setattr(grading, "Grader", StubGrader)
+    monkeypatch.setattr(pool, "Grader", StubGrader)
 
     def run(rows, *arguments):
         write_rows(folder / "predictions.jsonl", rows)
@@ -105,7 +105,7 @@ def test_scores_of_a_small_file(run, folder):
         assert 0 <= interval[0] < interval[1] <= 1
     assert set(result["pass_at_k_interval_95"]) == {"1", "2", "4"}
     expected = {"correct": 4, "wrong": 4, "no_answer": 2, "timeout": 1, "error": 1}
-    assert result["verdicts"] == expected and set(expected) == set(grading.VERDICTS)
+    assert result["verdicts"] == expected and set(expected) == set(pool.VERDICTS)
     assert result["mean_length_tokens"] == pytest.approx((46 + 80 + 120) / 12)
     assert result["mean_length_characters"] == pytest.approx(np.mean([len(r["completion"]) for r in FOUR_SAMPLES]))
     assert result["truncation_rate"] == pytest.approx(5 / 12)
@@ -148,7 +148,7 @@ def test_order_of_rows_and_first_sample_number_do_not_matter(run):
 
 def test_own_references_need_no_benchmark_data(folder, capfd, monkeypatch):
     """Neither a file nor the hub is asked, and by default the output stands beside the input."""
-    monkeypatch.setattr(grading, "Grader", StubGrader)
+    monkeypatch.setattr(pool, "Grader", StubGrader)
     rows = [row("60", 0, boxed("1"), reference="1"), {**row("7", 0, boxed("1"), reference="2"), "benchmark": "gsm8k"}]
     write_rows(folder / "predictions.jsonl", rows)
     outcome = run_command(evaluate.main, [f"--grade={folder}/predictions.jsonl"], capfd, monkeypatch)
@@ -171,7 +171,7 @@ def test_a_reference_that_is_a_solution_is_read(run):
 def test_what_marks_an_answer_is_recorded(run):
     _, summary = run([row("60", 0, "Answer: 61")], "--answer_markers=box,is")
     assert summary["grader"]["answer_markers"] == ["box", "is"]
-    assert summary["grader"]["rules"] == grading.RULES
+    assert summary["grader"]["rules"] == pool.RULES
 
 
 def test_what_could_be_taken_for_granted_is_said(run):
@@ -337,7 +337,7 @@ class NoGrader:
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_and_nothing_is_written(case, folder, capfd, monkeypatch):
     content, arguments, expected = BAD[case]
-    monkeypatch.setattr(grading, "Grader", NoGrader)
+    monkeypatch.setattr(pool, "Grader", NoGrader)
     if content is not None:
         (folder / "predictions.jsonl").write_bytes(content)
     fixed = [f"--grade={folder}/predictions.jsonl", f"--benchmark_data={folder}/data", f"--out={folder}/out"]

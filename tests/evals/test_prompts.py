@@ -9,13 +9,13 @@ import pytest
 
 from dft_jax import assets, config as config_lib, evaluate, main, sharding
 from dft_jax.analysis import tokens
-from dft_jax.data import templates as chat
+from dft_jax.data import templates
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts, runner
 from dft_jax.export import origin_of
-from dft_jax.models import model as models
 from dft_jax.models.hf.export import PROVENANCE_NAME, Origin, export
 from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.model import build
 from dft_jax.runtime import errors
 from tests.commands import TINY, run_command
 
@@ -79,8 +79,8 @@ def test_the_instruction_is_at_the_end_of_the_question(tokenizer):
 
 
 def test_names_of_prompts():
-    assert chat.name_problems("--prompt", "tokenizer-boxed") == []
-    assert "did you mean 'tokenizer-boxed'" in chat.name_problems("--prompt", "tokeniser-boxed")[0]
+    assert templates.name_problems("--prompt", "tokenizer-boxed") == []
+    assert "did you mean 'tokenizer-boxed'" in templates.name_problems("--prompt", "tokeniser-boxed")[0]
     assert "auto" in runner.Settings().prompt
 
 
@@ -102,7 +102,7 @@ def problems(tmp_path_factory):
 def exported(tmp_path_factory):
     """An export that says nothing of its prompt, as one of another program."""
     folder = tmp_path_factory.mktemp("exported") / "model"
-    model = models.build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
+    model = build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
     export(model.init(jax.random.key(0)), model, assets.TINY, folder, origin=Origin(init="random"))
     (folder / PROVENANCE_NAME).unlink(missing_ok=True)
     return folder

@@ -18,13 +18,13 @@ from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import report, runner
 from dft_jax.evals.records import Prediction
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
 from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import Batch, build, head
 from dft_jax.runtime import errors, folders, interrupts
-from dft_jax.sampling import sampler as sampling
+from dft_jax.sampling import sampler
 from tests import commands
 from tests.commands import ROOT, TINY, run_command, tree
 from tests.faults.launch import free_port
@@ -36,7 +36,7 @@ PROBLEMS = [{"question": f"What is {i}+{i}?" * (1 + i), "answer": f"…\n#### {2
 def checkpoint(tmp_path_factory):
     """The embedded model with random weights, as a Hugging Face folder."""
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    model = models.build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
+    model = build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
     export(model.init(jax.random.key(0)), model, assets.TINY, folder, origin=Origin(init="random"))
     return folder
 
@@ -80,14 +80,14 @@ def comparable(folder):
 
 def count_sampled(monkeypatch):
     """A list that gets the number of requests of every call of the sampler."""
-    counts, sample = [], sampling.Sampler.sample
+    counts, sample = [], sampler.Sampler.sample
 
     def counted(self, params, requests, progress=True):
         requests = list(requests)
         counts.append(len(requests))
         return sample(self, params, requests, progress)
 
-    monkeypatch.setattr(sampling.Sampler, "sample", counted)
+    monkeypatch.setattr(sampler.Sampler, "sample", counted)
     return counts
 
 
@@ -139,7 +139,7 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
     class Killed(BaseException):
         pass
 
-    sample = sampling.Sampler.sample
+    sample = sampler.Sampler.sample
 
     def die_after_seven(self, params, requests, progress=True):
         for number, completion in enumerate(sample(self, params, requests, progress)):
@@ -148,7 +148,7 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
             yield completion
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(sampling.Sampler, "sample", die_after_seven)
+        patch.setattr(sampler.Sampler, "sample", die_after_seven)
         run("--temperature=1")
     assert sorted(tree(folder / "out")) == [".lock", "evaluation.json", "journal.jsonl"]
     with open(folder / "out" / "journal.jsonl", "a") as journal:
@@ -196,9 +196,9 @@ def test_scores_of_known_completions(run, folder, checkpoint, monkeypatch):
             number = int(request.problem.partition("/")[2])
             is_right = number % 2 == 0 or (number == 1 and request.sample == 0)
             ids = tokenizer(f"#### {2 * number if is_right else 1000}")["input_ids"]
-            yield sampling.Completion(request, (*ids, tokenizer.eos_token_id), False, 0.5)
+            yield sampler.Completion(request, (*ids, tokenizer.eos_token_id), False, 0.5)
 
-    monkeypatch.setattr(sampling.Sampler, "sample", sample)
+    monkeypatch.setattr(sampler.Sampler, "sample", sample)
     _, summary = run("--temperature=1", "--nolast_number")
     greedy, sampled = summary["results"]
     assert greedy["avg_at_k"]["mean"] == pytest.approx(4 / 6)
@@ -342,9 +342,9 @@ def test_damaged_files_of_a_folder_are_refused_by_name(run, folder, checkpoint, 
 def test_logits_that_are_not_finite_are_an_error_and_no_score(run, folder, monkeypatch):
     def sample(self, params, requests, progress=True):
         for request in requests:
-            yield sampling.Completion(request, (1, 2), True, float("nan"))
+            yield sampler.Completion(request, (1, 2), True, float("nan"))
 
-    monkeypatch.setattr(sampling.Sampler, "sample", sample)
+    monkeypatch.setattr(sampler.Sampler, "sample", sample)
     with pytest.raises(AssertionError, match="gsm8k '0': the model's logits are not finite"):
         run("--samples=1")
     assert not (folder / "out" / "scores.json").exists()
@@ -499,7 +499,7 @@ def test_only_what_the_tokenizer_has_is_sampled(checkpoint, folder, tmp_path):
     """The embedded model has 264 rows for 259 tokens. An id that a file says ends a text may still be drawn."""
 
     def vocab_size(source):
-        model = models.build(read_config(source), sharding.make_mesh(-1, 1, 1))
+        model = build(read_config(source), sharding.make_mesh(-1, 1, 1))
         settings = runner.Settings(benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain")
         return runner.plan(settings, load_tokenizer(source), model).sampler.vocab_size
 
@@ -627,16 +627,16 @@ def test_heldout_metrics_equal_all_logits_at_once(checkpoint, folder, capfd, mon
     outcome = run_command(evaluate.main, [*arguments, f"--out={folder}/out"], capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr
     found = json.loads((folder / "out" / "heldout.json").read_text())
-    model = models.build(read_config(checkpoint), sharding.make_mesh(-1, 1, 1))
-    params, tokenizer = hf.load_params(Checkpoint(checkpoint), model), load_tokenizer(checkpoint)
+    model = build(read_config(checkpoint), sharding.make_mesh(-1, 1, 1))
+    params, tokenizer = load_params(Checkpoint(checkpoint), model), load_tokenizer(checkpoint)
     p = []
     for row in rows:
         prompt = Template("plain", tokenizer).prompt_ids(row["question"])
         ids = [*prompt, *tokenizer(row["answer"] + tokenizer.eos_token)["input_ids"]]
         tokens_BL = np.tile(np.array(ids, np.int32), (8, 1))
         positions_BL = np.tile(np.arange(len(ids), dtype=np.int32), (8, 1))
-        batch = models.Batch(tokens_BL, tokens_BL, tokens_BL > 0, np.ones_like(tokens_BL), positions_BL)
-        logits_LV = np.asarray(model.apply(params, batch)[0] @ models.head(params).T, np.float64)
+        batch = Batch(tokens_BL, tokens_BL, tokens_BL > 0, np.ones_like(tokens_BL), positions_BL)
+        logits_LV = np.asarray(model.apply(params, batch)[0] @ head(params).T, np.float64)
         p_LV = np.exp(logits_LV) / np.exp(logits_LV).sum(axis=1, keepdims=True)
         p += [p_LV[i - 1, ids[i]] for i in range(len(prompt), len(ids))]
     assert found["metrics"]["heldout/supervised_tokens"] == len(p)

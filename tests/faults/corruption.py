@@ -6,7 +6,7 @@ import random
 import shutil
 from collections.abc import Iterator
 
-from dft_jax.checkpoints import manager as checkpoint
+from dft_jax.checkpoints import manager
 from dft_jax.runtime import errors
 from tests.faults import launch, state
 
@@ -85,7 +85,7 @@ def corruptions(whole: pathlib.Path, folder: pathlib.Path, count: int, seed: int
 
 def _judge(workdir: pathlib.Path, older: int, newest: int, good: str) -> str:
     """What is wrong with how the damage was met; nothing where all is well."""
-    with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
+    with manager.Checkpoints(workdir / "checkpoints") as checkpoints:
         try:
             found = checkpoints.newest(repair=True)
         except errors.UserError as error:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax.losses import fused as losses, objectives
+from dft_jax.losses import fused, objectives
 from tests.conftest import make_mesh
 from tests.marks import slow_but
 
@@ -44,10 +44,10 @@ def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, me
     inputs, settings = (targets_BL, mask_BL, segments_BL, reference), dict(chunk_tokens=chunk_tokens, mesh=mesh)
 
     def trained(hidden_BLD, head_VD):
-        return scale * losses.loss_and_stats(hidden_BLD, head_VD, *inputs, objective=objective, **settings)[0]
+        return scale * fused.loss_and_stats(hidden_BLD, head_VD, *inputs, objective=objective, **settings)[0]
 
     def two_passes(hidden_BLD, head_VD):
-        stats = losses.token_stats(hidden_BLD, head_VD, *inputs, **settings, top_tokens=objectives.TOP_TOKENS)
+        stats = fused.token_stats(hidden_BLD, head_VD, *inputs, **settings, top_tokens=objectives.TOP_TOKENS)
         return scale * jnp.where(mask_BL, objective(stats), 0).sum()
 
     def dense(hidden_BLD, head_VD):
@@ -62,7 +62,7 @@ def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, me
             kl_BL=(jnp.exp(reference_BLV) * (reference_BLV - logp_BLV)).sum(axis=-1),
             top_entropy_BL=-(top_BLK * jnp.log(top_BLK)).sum(axis=-1),
         )
-        stats = losses.TokenStats(logp_BL, zeros, zeros > 1, examples_BL, **costly)
+        stats = fused.TokenStats(logp_BL, zeros, zeros > 1, examples_BL, **costly)
         return scale * jnp.where(mask_BL, objective(stats), 0).sum()
 
     ways = (trained, two_passes, dense)
@@ -102,7 +102,7 @@ def test_logits_are_made_once_where_the_objective_allows(name, products, mesh1):
     def loss(hidden_BLD, head_VD):
         arguments = (hidden_BLD, head_VD, targets_BL, mask_BL, np.ones_like(targets_BL), reference)
         how = dict(objective=objectives.make_objective(name), chunk_tokens=4, mesh=mesh1)
-        return losses.loss_and_stats(*arguments, **how)[0]
+        return fused.loss_and_stats(*arguments, **how)[0]
 
     text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden_BLD, head_VD))
     assert text.count("dot_general[") == products
@@ -112,7 +112,7 @@ def test_statistics_equal_dense(mesh8):
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()
     _, logp_BLV = dense_logp(hidden_BLD, head_VD, targets_BL)
     targets_BL = np.where(np.arange(L) % 2, np.asarray(logp_BLV.argmax(-1)), targets_BL).astype(np.int32)
-    stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=4, mesh=mesh8)
+    stats = fused.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=4, mesh=mesh8)
     logp_BL, logp_BLV = dense_logp(hidden_BLD, head_VD, targets_BL)
     entropy_BL = -(jnp.exp(logp_BLV) * logp_BLV).sum(-1)
     np.testing.assert_allclose(stats.logp_BL, np.where(mask_BL, logp_BL, 0), rtol=1e-5, atol=1e-5)
@@ -127,7 +127,7 @@ def test_gradient_of_dft_is_that_of_minus_p_and_p_times_that_of_sft(mesh1):
 
         def total(loss_of_logp):
             def f(hidden_BLD):
-                stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=8, mesh=mesh1)
+                stats = fused.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=8, mesh=mesh1)
                 return jnp.where(mask_BL, loss_of_logp(stats), 0).sum()
 
             return jax.jit(jax.grad(f))(hidden_BLD)
@@ -147,7 +147,7 @@ def test_logit_gradient_is_p_times_one_minus_p_on_the_target(mesh1):
         targets_BL, mask_BL = np.array([[4, 0, 7]], np.int32), np.ones((1, 3), bool)
 
         def loss(logits_BLD, name):
-            stats = losses.token_stats(logits_BLD, jnp.eye(D), targets_BL, mask_BL, chunk_tokens=2, mesh=mesh1)
+            stats = fused.token_stats(logits_BLD, jnp.eye(D), targets_BL, mask_BL, chunk_tokens=2, mesh=mesh1)
             return objectives.make_objective(name)(stats).sum()
 
         gradient = jax.jit(jax.grad(loss), static_argnums=1)
@@ -186,7 +186,7 @@ def test_bf16_inputs_keep_float32_statistics(mesh1):
     hidden_BLD = jnp.asarray(rng.normal(size=(B, L, 64)), jnp.bfloat16)
     head_VD = jnp.asarray(rng.normal(size=(4096, 64)), jnp.bfloat16)
     targets_BL, mask_BL = rng.integers(4096, size=(B, L)).astype(np.int32), np.ones((B, L), bool)
-    stats = losses.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=16, mesh=mesh1)
+    stats = fused.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=16, mesh=mesh1)
     assert stats.logp_BL.dtype == jnp.float32
     with jax.enable_x64(True):
         exact_BL, _ = dense_logp(np.asarray(hidden_BLD, np.float64), np.asarray(head_VD, np.float64), targets_BL)
@@ -205,7 +205,7 @@ def test_memory_does_not_grow_with_the_full_logits(mesh1):
     def temporary_bytes(length):
         def f(hidden_BLD, head_VD, targets_BL, mask_BL):
             how = dict(objective=objectives.make_objective("dft"), chunk_tokens=chunk, mesh=mesh1)
-            return losses.loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, targets_BL, **how)[0]
+            return fused.loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, targets_BL, **how)[0]
 
         shapes = [((1, length, D), np.float32), ((vocab, D), np.float32), ((1, length), np.int32), ((1, length), bool)]
         arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]

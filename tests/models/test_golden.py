@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax.models import model as models
 from dft_jax.models.families import FAMILIES
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import check_tensors, load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import build, head
 from dft_jax.runtime import files
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
@@ -21,10 +21,10 @@ CASES = sorted(file.parent.name for file in GOLDEN.glob("*/logits.npz"))
 def logits_of(case, mesh, tokens_BL, segments_BL=None, positions_BL=None, **options):
     """Logits [B, L, V] of a golden checkpoint, all kinds of options at their defaults."""
     config = read_config(GOLDEN / case)
-    model = models.build(config, mesh, **options)
+    model = build(config, mesh, **options)
     checkpoint = Checkpoint(GOLDEN / case)
-    hf.check_tensors(checkpoint, model)
-    params = hf.load_params(checkpoint, model)
+    check_tensors(checkpoint, model)
+    params = load_params(checkpoint, model)
     B, L = tokens_BL.shape
     if segments_BL is None:
         segments_BL = np.ones((B, L), np.int32)
@@ -34,7 +34,7 @@ def logits_of(case, mesh, tokens_BL, segments_BL=None, positions_BL=None, **opti
     @jax.jit
     def run(params, batch):
         hidden_BLD = model.apply(params, batch)
-        return jnp.einsum("BLD,VD->BLV", hidden_BLD, models.head(params).astype(hidden_BLD.dtype))
+        return jnp.einsum("BLD,VD->BLV", hidden_BLD, head(params).astype(hidden_BLD.dtype))
 
     return np.asarray(run(params, batch))
 
@@ -111,8 +111,8 @@ def test_rematerialisation_changes_nothing(remat, golden, mesh1):
     batch = Batch(tokens_BL, tokens_BL, segments_BL > 0, segments_BL, positions_BL)
     results = []
     for policy in ("none", remat):
-        model = models.build(config, mesh1, remat=policy)
-        params = hf.load_params(Checkpoint(GOLDEN / "qwen2_tied"), model)
+        model = build(config, mesh1, remat=policy)
+        params = load_params(Checkpoint(GOLDEN / "qwen2_tied"), model)
         results.append(jax.jit(jax.grad(lambda p, model=model: (model.apply(p, batch) ** 2).sum()))(params))
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)

@@ -13,18 +13,19 @@ import jax
 import numpy as np
 import pytest
 
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.model import build
+from dft_jax.training import loop
+
 torch = pytest.importorskip("torch")
 import transformers
 
 from dft_jax import config as config_lib
 from dft_jax.data.templates import Template
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
 from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.sampling.sampler import Request, Sampler
-from dft_jax.training import loop as train
 from tests.conftest import make_mesh
 from tests.parity.test_transformers import jax_logits, torch_logits
 
@@ -49,8 +50,8 @@ if not FOLDERS:
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name, scope="module")
 def real(request):
     """(folder, model, params, tokenizer) in float32 on one device; freed before the next one is loaded."""
-    model = models.build(read_config(request.param), make_mesh())
-    params = hf.load_params(Checkpoint(request.param), model)
+    model = build(read_config(request.param), make_mesh())
+    params = load_params(Checkpoint(request.param), model)
     yield request.param, model, params, load_tokenizer(request.param)
     jax.tree.map(lambda leaf: leaf.delete(), params)
     gc.collect()
@@ -121,7 +122,7 @@ def test_an_export_after_training_gives_the_logits_of_the_run(real, shared, tmp_
             "log.tensorboard": False,
         }
     )
-    run = train.run(config, tmp_path / "run")
+    run = loop.run(config, tmp_path / "run")
     assert int(run.state.step) == 10
     export(run.state.params, run.model, folder, tmp_path / "export", dtype="float32")
     for ids in prompts(folder, tokenizer)[:2]:

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.model import build, head
+
 torch = pytest.importorskip("torch")
 import transformers
 
 from dft_jax import assets
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
 from dft_jax.models.hf.config_reader import ConfigReader
 from dft_jax.models.hf.export import Origin, export
 from dft_jax.models.hf.locate import read_config
@@ -50,7 +51,7 @@ def jax_logits(params, model, tokens_BL) -> np.ndarray:
 
     @jax.jit
     def run(params):
-        return jnp.einsum("BLD,VD->BLV", model.apply(params, batch), models.head(params))
+        return jnp.einsum("BLD,VD->BLV", model.apply(params, batch), head(params))
 
     return np.asarray(run(params))
 
@@ -80,8 +81,8 @@ def test_yarn_frequencies_are_those_of_transformers(scaling, theta, head_dim):
 
 def perturbed_golden(case, mesh):
     """(params, model): a golden checkpoint with every parameter moved, as a fine-tuning run would have left it."""
-    model = models.build(read_config(GOLDEN / case), mesh)
-    params = hf.load_params(Checkpoint(GOLDEN / case), model)
+    model = build(read_config(GOLDEN / case), mesh)
+    params = load_params(Checkpoint(GOLDEN / case), model)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
@@ -129,7 +130,7 @@ def test_a_bfloat16_export_holds_the_rounded_params_and_says_so(case, mesh1, tmp
 
 
 def test_the_tokenizer_of_an_export_is_that_of_its_source(mesh1, tmp_path):
-    model = models.build(read_config(assets.TINY), mesh1)
+    model = build(read_config(assets.TINY), mesh1)
     export(model.init(jax.random.key(0)), model, assets.TINY, tmp_path / "export", origin=Origin(init="random"))
     source = transformers.AutoTokenizer.from_pretrained(assets.TINY)
     exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")

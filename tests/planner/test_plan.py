@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from dft_jax import config as config_lib, plan
-from dft_jax.models import model as models
-from dft_jax.models.model import DecoderConfig
+from dft_jax.models.model import DecoderConfig, parameter_count
 from dft_jax.models.spec import Rope
 from dft_jax.planner import liveness, memory
 from experiments.planner import check
@@ -106,7 +105,7 @@ def test_moments_in_bfloat16_take_half():
 def test_architectures_are_the_published_ones():
     counts = [1_543_714_304, 7_615_616_512, 3_212_749_824, 8_030_261_248, 6_910_365_696]
     planners = [memory.Planner(config_lib.get_default(), architecture) for architecture in plan.ARCHITECTURES.values()]
-    assert [models.parameter_count(planner.build((1, 1, 1)).abstract_params) for planner in planners] == counts
+    assert [parameter_count(planner.build((1, 1, 1)).abstract_params) for planner in planners] == counts
 
 
 def test_the_command_says_what_fits_without_devices_or_weights(capfd, monkeypatch):

@@ -8,10 +8,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from dft_jax import assets, config as config_lib, plan
-from dft_jax.data.sources import rows as sources
+from dft_jax.data.sources import rows
 from dft_jax.models.hf.locate import resolve
 from dft_jax.runtime import errors, hub
-from dft_jax.training import identity as run_directory
+from dft_jax.training import identity
 from dft_jax.training.job import prepare
 from tests.tiny_trainer import tiny_config
 
@@ -39,7 +39,7 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
     [
         lambda: resolve("runs/base", "main"),
         lambda: plan.read_architecture("runs/base", "main"),
-        lambda: sources.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
+        lambda: rows.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
     ],
     ids=["model", "plan", "data"],
 )
@@ -61,7 +61,7 @@ def test_a_hub_id_is_said_to_be_one_with_its_commit(here, monkeypatch, capfd):
     assert asked == [("nobody/base", "main"), ("runs/base", "v1")]
     assert f"note: model nobody/base is the hub's, main is commit {'c' * 40}" in capfd.readouterr().err
     assert hub.commit_of(snapshot) == "c" * 40 and hub.commit_of(here) is None
-    base = run_directory.base_of(tiny_config(**{"model.path": "nobody/base"}), snapshot, "aa")
+    base = identity.base_of(tiny_config(**{"model.path": "nobody/base"}), snapshot, "aa")
     assert (base["path"], base["revision"], base["commit"]) == ("nobody/base", "main", "c" * 40)
 
 
@@ -70,29 +70,29 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
     (here / "runs" / "train.jsonl").touch()
     given = {"model.path": "runs/base", "data.train": "runs/train.jsonl", "data.heldout": "", "eval.benchmark_data": ""}
     config = tiny_config(**given)
-    kept = run_directory.with_absolute_paths(config)
+    kept = identity.with_absolute_paths(config)
     assert config_lib.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
     assert config_lib.paths(config) == {key: path for key, path in given.items() if path}
     assert config_lib.digest(config) != config_lib.digest(kept), "so evaluations go by what was given"
     workdir = here / "runs" / "mine"
-    run_directory.refuse_moved(config, workdir)  # there is no run yet
+    identity.refuse_moved(config, workdir)  # there is no run yet
     workdir.mkdir()
     (workdir / "config.json").write_text(config_lib.to_json(kept))
-    run_directory.refuse_moved(config, workdir)
+    identity.refuse_moved(config, workdir)
     os.mkdir(here / "elsewhere")
     monkeypatch.chdir(here / "elsewhere")
     with pytest.raises(errors.UserError) as error:
-        run_directory.refuse_moved(config, workdir)
+        identity.refuse_moved(config, workdir)
     assert [line.partition(":")[0] for line in error.value.problems] == [
         "config.model.path='runs/base'",
         "config.data.train='runs/train.jsonl'",
     ]
     assert f"the run began with {here}/runs/base: give that" in str(error.value)
-    run_directory.refuse_moved(kept, workdir)
+    identity.refuse_moved(kept, workdir)
     config.data.train = str(assets.TINY / "train.jsonl")
     with pytest.raises(errors.UserError, match="config.model.path='runs/base': no such file .* the run began with"):
         prepare(config, workdir)
     config.model.path = "Qwen/Qwen2.5-Math-1.5B"
-    run_directory.refuse_moved(config, workdir)  # what is meant is another thing, which the weights will show
+    identity.refuse_moved(config, workdir)  # what is meant is another thing, which the weights will show
     (workdir / "config.json").write_text(json.dumps({"model": []}))
-    run_directory.refuse_moved(config, workdir)
+    identity.refuse_moved(config, workdir)

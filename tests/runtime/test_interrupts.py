@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from dft_jax.runtime import errors, interrupts
-from dft_jax.training import loop as train, reporter as progress
+from dft_jax.training import reporter
+from dft_jax.training.loop import run
 from tests.faults import launch
 from tests.tiny_trainer import tiny_config
 
@@ -94,7 +95,7 @@ def test_what_remains_is_told_from_what_was_measured(monkeypatch):
 def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
     """A run whose device seems to take so long for each step; SIGTERM in the middle of one. Steps that began."""
     began, waited = [], []
-    flush, watched, wait = progress.Reporter.flush, progress.Reporter.watched, progress.Reporter.wait
+    flush, watched, wait = reporter.Reporter.flush, reporter.Reporter.watched, reporter.Reporter.wait
 
     def slow_flush(self):
         if self.behind is not None:
@@ -109,11 +110,11 @@ def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
         began.append(step)
         return watched(self, step)
 
-    monkeypatch.setattr(progress.Reporter, "flush", slow_flush)
-    monkeypatch.setattr(progress.Reporter, "watched", noted)
-    monkeypatch.setattr(progress.Reporter, "wait", lambda self: waited.append(1) or wait(self))
+    monkeypatch.setattr(reporter.Reporter, "flush", slow_flush)
+    monkeypatch.setattr(reporter.Reporter, "watched", noted)
+    monkeypatch.setattr(reporter.Reporter, "wait", lambda self: waited.append(1) or wait(self))
     with contextlib.suppress(errors.Stopped), interrupts.Interrupts():
-        train.run(tiny_config(**{"train.steps": 6, "checkpoint.every": 100}), tmp_path)
+        run(tiny_config(**{"train.steps": 6, "checkpoint.every": 100}), tmp_path)
     return began, len(waited)
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dft_jax.runtime import sandbox as workers, system
+from dft_jax.runtime import sandbox, system
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENTRY = "tests.runtime.test_sandbox:serve"
@@ -19,10 +19,10 @@ def serve(pipe_number, wall_s, megabytes):
     """The entry point of the workers here: requests name what to do."""
 
     def prepare():
-        workers.limit_memory(system.mapped_kib() * 1024 + int(megabytes) * 2**20)
+        sandbox.limit_memory(system.mapped_kib() * 1024 + int(megabytes) * 2**20)
         return lambda request: (_do(*request), False)
 
-    workers.serve(pipe_number, wall_s, prepare, compiles="<ours>")
+    sandbox.serve(pipe_number, wall_s, prepare, compiles="<ours>")
 
 
 def _do(what, argument):
@@ -51,7 +51,7 @@ def _do(what, argument):
 
 @pytest.fixture
 def worker():
-    worker = workers.Worker(ENTRY, 1.0, 200)
+    worker = sandbox.Worker(ENTRY, 1.0, 200)
     yield worker
     worker.kill()
 
@@ -65,7 +65,7 @@ def test_requests_are_answered_one_by_one(worker):
 def test_a_late_worker_is_over(worker):
     assert worker.ask(["echo", 1]) == 1
     start = time.monotonic()
-    assert worker.ask(["hang", 9]) == workers.LATE and worker.is_over
+    assert worker.ask(["hang", 9]) == sandbox.LATE and worker.is_over
     assert 1 <= time.monotonic() - start < 3
     worker.kill()
     worker.kill()  # a second time changes nothing
@@ -73,7 +73,7 @@ def test_a_late_worker_is_over(worker):
 
 
 def test_a_dead_worker_is_over(worker):
-    assert worker.ask(["die", 0]) == workers.DEAD and worker.is_over
+    assert worker.ask(["die", 0]) == sandbox.DEAD and worker.is_over
 
 
 def test_memory_is_limited(worker):
@@ -84,14 +84,14 @@ def test_memory_is_limited(worker):
 def test_whoever_tries_to_act_is_refused(worker, tmp_path):
     """Whatever the answer, and only that request."""
     for request in (["write", str(tmp_path / "canary")], ["start", "true"], ["compile", "<string>"]):
-        assert worker.ask(request) == workers.REFUSED
+        assert worker.ask(request) == sandbox.REFUSED
     assert isinstance(worker.ask(["compile", "<ours>"]), int) and worker.ask(["echo", 1]) == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_of_the_environment_gets_there(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    worker = workers.Worker(ENTRY, 1.0, 200)
+    worker = sandbox.Worker(ENTRY, 1.0, 200)
     names = worker.ask(["environment", None]).keys()
     assert names - {"LC_CTYPE"} <= {"PATH", "LD_LIBRARY_PATH", "TZ", "PYTHONHASHSEED", "PYTHONPATH"}
     block = pathlib.Path(f"/proc/{worker.process.pid}/environ")
@@ -100,7 +100,7 @@ def test_nothing_of_the_environment_gets_there(monkeypatch):
 
 
 def test_a_worker_that_does_not_start_says_why():
-    worker = workers.Worker("tests.runtime.test_sandbox:no_such_function", 1.0)
+    worker = sandbox.Worker("tests.runtime.test_sandbox:no_such_function", 1.0)
     with pytest.raises(RuntimeError, match=r"(?s)did not start.*cannot import name 'no_such_function'"):
         worker.ask(1)
 

@@ -12,8 +12,8 @@ import jax
 import pytest
 
 from dft_jax.commands import cli
-from dft_jax.runtime import compilation_cache, sandbox as workers, system
-from dft_jax.training import reporter as progress
+from dft_jax.runtime import compilation_cache, sandbox, system
+from dft_jax.training import reporter
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAND_IN = ROOT / "tests/macos"
@@ -41,10 +41,10 @@ def macos(monkeypatch):
 
 def test_peak_memory_is_one_number_in_one_unit(macos, monkeypatch):
     """macOS counts bytes, others without /proc count KiB; who asks gets KiB, or GiB of them."""
-    assert system.peak_kib() == 3 * 2**20 and progress.peak_host_gib() == 3
+    assert system.peak_kib() == 3 * 2**20 and reporter.peak_host_gib() == 3
     monkeypatch.setattr(system.sys, "platform", "freebsd")
     macos.ru_maxrss = 3 * 2**20
-    assert system.peak_kib() == 3 * 2**20 and progress.peak_host_gib() == 3
+    assert system.peak_kib() == 3 * 2**20 and reporter.peak_host_gib() == 3
 
 
 def test_a_limit_that_the_system_lacks_is_left_out(macos):
@@ -87,13 +87,13 @@ def test_windows_ends_in_one_line():
 def test_workers_without_limits_of_memory_work_and_it_is_said_once(monkeypatch, capfd):
     monkeypatch.syspath_prepend(str(STAND_IN))  # workers get it from here
     monkeypatch.setattr(system, "sys", SimpleNamespace(platform="darwin"))
-    workers._say_what_lacks.cache_clear()
+    sandbox._say_what_lacks.cache_clear()
     for _ in range(2):
-        worker = workers.Worker("tests.runtime.test_sandbox:serve", 20.0, 200)
+        worker = sandbox.Worker("tests.runtime.test_sandbox:serve", 20.0, 200)
         assert worker.ask(["echo", 5]) == 5
         assert worker.ask(["fill", 300 * 2**20]) == 300 * 2**20
         worker.kill()
-    workers._say_what_lacks.cache_clear()
+    sandbox._say_what_lacks.cache_clear()
     assert capfd.readouterr().err.count(NOTE) == 1
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dft_jax.models import cached as inference, model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.models import cached
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import build
 from dft_jax.sampling import sampler as sampling
 from dft_jax.sampling.categorical import draw
 from dft_jax.sampling.sampler import Request, Sampler
@@ -26,8 +27,8 @@ NEW = 40
 
 @functools.cache
 def load(case, sizes=(1, 1, 1)):
-    model = models.build(read_config(GOLDEN / case), make_mesh(*sizes))
-    return model, hf.load_params(Checkpoint(GOLDEN / case), model)
+    model = build(read_config(GOLDEN / case), make_mesh(*sizes))
+    return model, load_params(Checkpoint(GOLDEN / case), model)
 
 
 class Loaded:
@@ -93,7 +94,7 @@ def stats_logsumexp(x_LV):
 
 
 VOCAB, WIDTH, ROWS = 1100, 8, 20_000
-HEAD_SHAPE = (3, 2, inference.VOCAB_BLOCK, WIDTH)  # six blocks in three chunks; the vocabulary ends in the fifth
+HEAD_SHAPE = (3, 2, cached.VOCAB_BLOCK, WIDTH)  # six blocks in three chunks; the vocabulary ends in the fifth
 
 
 def drawn(logits_V, temperature, parts=10, **filters):

@@ -12,11 +12,11 @@ from scipy import optimize, special
 from dft_jax import assets
 from dft_jax.data.templates import Example, Part
 from dft_jax.data.tokenize import tokenize
-from dft_jax.models import model as models
 from dft_jax.models.hf.locate import load_tokenizer
+from dft_jax.models.model import head
 from dft_jax.study import measures
-from dft_jax.training import loop as train
 from dft_jax.training.job import load_model
+from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import init_params
 from dft_jax.types import Batch
 from tests.tiny_trainer import tiny_config, tiny_examples
@@ -157,7 +157,7 @@ def test_a_model_on_a_text_equals_its_examples_alone(tiny):
     model, params, _ = tiny
     examples = tiny_examples().examples[:5]
     text = measures.pack(examples, row_length=160, rows=8)
-    with train.matmul_precision("float32"):
+    with matmul_precision("float32"):
         found = measures.measure_text(measures.make_measure(model), params, text, None, model.mesh)
         apply = jax.jit(model.apply)
         logp = []
@@ -167,7 +167,7 @@ def test_a_model_on_a_text_equals_its_examples_alone(tiny):
             ones = np.ones_like(tokens_BL)
             positions = np.broadcast_to(np.arange(160, dtype=np.int32), tokens_BL.shape)
             hidden_LD = np.asarray(apply(params, Batch(tokens_BL, tokens_BL, ones > 0, ones, positions))[0], np.float64)
-            logits_LV = hidden_LD @ np.asarray(models.head(params), np.float64).T
+            logits_LV = hidden_LD @ np.asarray(head(params), np.float64).T
             places = np.flatnonzero(example.trained)
             logp_LV = special.log_softmax(logits_LV[places - 1], axis=-1)
             logp.append(logp_LV[np.arange(len(places)), example.ids[places]])

@@ -15,7 +15,7 @@ from dft_jax.runtime import errors, interrupts
 from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
-from dft_jax.training import loop as train
+from dft_jax.training import loop
 from dft_jax.training.job import load_model
 from tests.commands import run_command
 from tests.tiny_trainer import tiny_config
@@ -266,7 +266,7 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
     the run's own."""
     for arm in (ARMS[0], ARMS[3]):
         config = spec_lib.config_of(finished.spec, arm)
-        train.run(config, tmp_path / arm.name)
+        loop.run(config, tmp_path / arm.name)
         lines = (tmp_path / arm.name / "metrics.jsonl").read_text().splitlines()
         expected = [row for row in map(json.loads, lines) if "train/nll" in row]
         found = []

@@ -15,14 +15,14 @@ from dft_jax import assets
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoints import manifest
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.data import templates as chat
+from dft_jax.data import templates
 from dft_jax.evals import runner
 from dft_jax.evals.scheduled import Benchmarks
-from dft_jax.models import model as models
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import SINGLE_NAME, Checkpoint
+from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
-from dft_jax.training import identity as run_directory, loop as train, metrics_log as writer
+from dft_jax.training import identity, loop, metrics_log
 from dft_jax.training.job import load_model
 from dft_jax.types import TrainState
 from tests.conftest import make_mesh
@@ -44,7 +44,7 @@ def lab_config(**overrides):
 def open_workdir(folder, fingerprint=FINGERPRINT, **overrides):
     folder.mkdir(exist_ok=True)
     config = lab_config(**overrides)
-    checkpoints, step, run = run_directory.open_workdir(folder, config, fingerprint, assets.LAB, EXAMPLES)
+    checkpoints, step, run = identity.open_workdir(folder, config, fingerprint, assets.LAB, EXAMPLES)
     checkpoints.close()
     return step, run
 
@@ -85,7 +85,7 @@ def test_a_folder_says_what_its_run_is_made_of(tmp_path, monkeypatch):
     model = types.SimpleNamespace(module=types.SimpleNamespace(backend="masked"))
 
     def described(run):
-        run_directory.describe_run(tmp_path, lab_config(**{"model.path": "lab"}), model, {"train": {}}, run)
+        identity.describe_run(tmp_path, lab_config(**{"model.path": "lab"}), model, {"train": {}}, run)
         return [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "env")]
 
     config, environment = described({"run_id": "5f0c", "base": {"path": "x"}, "fingerprint": {}, "changes": []})
@@ -98,8 +98,8 @@ def test_where_data_was_found_is_said_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").touch()
     here, gone = (types.SimpleNamespace(report=EXAMPLES.report | {"path": path}) for path in ("train.jsonl", "x/y"))
-    assert run_directory.data_of(here)["path"] == str(tmp_path / "train.jsonl")
-    assert run_directory.data_of(gone) == {"path": "x/y", "commit": "c" * 40, "sha256": "dd"}
+    assert identity.data_of(here)["path"] == str(tmp_path / "train.jsonl")
+    assert identity.data_of(gone) == {"path": "x/y", "commit": "c" * 40, "sha256": "dd"}
 
 
 def test_a_run_that_draws_its_weights_has_no_base_to_hash(tmp_path):
@@ -127,7 +127,7 @@ def test_the_fingerprint_tells_weights_apart(tmp_path):
         config.model.path = str(source)
         _, model, tokenizer = load_model(config)
         examples = type("Examples", (), {"report": {"sha256": "the same"}})
-        found.append(run_directory.fingerprint(config, source, model, tokenizer, examples, 4, False))
+        found.append(identity.fingerprint(config, source, model, tokenizer, examples, 4, False))
     assert list(errors.differences(*found)) == ["weights_sha256_of_sample"]
 
 
@@ -155,7 +155,7 @@ def test_a_run_that_goes_on_keeps_the_evaluations_up_to_there(tmp_path, capfd):
 
 @pytest.fixture(scope="module")
 def laboratory():
-    model = models.build(read_config(assets.LAB), make_mesh())
+    model = build(read_config(assets.LAB), make_mesh())
     return model, load_tokenizer(assets.LAB)
 
 
@@ -191,12 +191,12 @@ def test_a_new_run_is_not_asked_as_the_one_before_it(tmp_path, laboratory):
     (tmp_path / "config.json").write_text(json.dumps({"data": {"date": "2001-02-03"}}))
     config = lab_config()
     assert benchmarks(tmp_path, laboratory).plan.settings.prompt == "plain"
-    assert run_directory.first_date(config, tmp_path) == chat.today()
+    assert identity.first_date(config, tmp_path) == templates.today()
     pretend_checkpoint(tmp_path)
     assert benchmarks(tmp_path, laboratory).plan.settings.prompt == "qwen-boxed"
-    assert run_directory.first_date(config, tmp_path) == "2001-02-03"
+    assert identity.first_date(config, tmp_path) == "2001-02-03"
     (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "2.damaged")
-    assert not run_directory.has_checkpoint(tmp_path)
+    assert not identity.has_checkpoint(tmp_path)
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path, monkey
     config.log.wandb_project = "p"
 
     def scores():
-        run = train.run(config, tmp_path / "run")
+        run = loop.run(config, tmp_path / "run")
         rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
         (row,) = (row for row in rows if "eval/lab_T0_avg_at_1" in row)
         return run, row["eval/lab_T0_avg_at_1"], row["eval/lab_T1_mean_token_entropy"]
@@ -223,11 +223,11 @@ def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path, monkey
     noise = {name: jax.random.normal(jax.random.key(0), shape) for name, (shape, _) in checkpoint.headers.items()}
     hf_save(noise, base / SINGLE_NAME)
     with pytest.raises(errors.UserError, match="weights_sha256_of_sample"):
-        train.run(config, tmp_path / "run")
+        loop.run(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     second, wrong, other_entropy = scores()
     assert right > 0.5 > wrong and entropy != other_entropy
-    assert asked == [writer.board_id(first.workdir, run.identity["run_id"]) for run in (first, second)]
+    assert asked == [metrics_log.board_id(first.workdir, run.identity["run_id"]) for run in (first, second)]
     assert first.identity["base"]["sha256"] != second.identity["base"]["sha256"]
     environment = json.loads((tmp_path / "run" / "env.json").read_text())
     assert (environment["run_id"], environment["base"]) == (second.identity["run_id"], second.identity["base"])

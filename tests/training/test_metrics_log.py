@@ -11,7 +11,7 @@ import types
 import pytest
 
 from dft_jax.runtime import environment, errors, files
-from dft_jax.training import metrics_log as writer
+from dft_jax.training import metrics_log
 from tests.tiny_trainer import tiny_config
 
 
@@ -22,7 +22,7 @@ def rows(folder):
 
 
 def write(folder, resume_from, steps):
-    log = writer.Writer(folder, tiny_config(), resume_from=resume_from)
+    log = metrics_log.Writer(folder, tiny_config(), resume_from=resume_from)
     for step in steps:
         log.write(step, {"train/loss": step / 2})
     log.close()
@@ -43,7 +43,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_again(tmp_p
 
 
 def test_not_a_number_is_null(tmp_path):
-    log = writer.Writer(tmp_path, tiny_config(), resume_from=None)
+    log = metrics_log.Writer(tmp_path, tiny_config(), resume_from=None)
     log.write(1, {"train/loss": float("nan"), "optimizer/gradient_norm": float("inf")})
     log.close()
     assert rows(tmp_path) == [{"step": 1, "train/loss": None, "optimizer/gradient_norm": None}]
@@ -55,7 +55,7 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(writer.os, "replace", fail)
+    monkeypatch.setattr(metrics_log.os, "replace", fail)
     with pytest.raises(OSError):
         files.write_json(tmp_path / "a.json", {"new": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
@@ -110,8 +110,8 @@ SERVICES = {
 def test_a_service_that_is_down_costs_a_warning(case, tmp_path, monkeypatch, capfd):
     init, words = SERVICES[case]
     monkeypatch.setitem(sys.modules, "wandb", wandb_that(init))
-    monkeypatch.setattr(writer, "_PATIENCE_S", 0.3)
-    log = writer.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
+    monkeypatch.setattr(metrics_log, "_PATIENCE_S", 0.3)
+    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
     for step in range(3):
         log.write(step, {"train/loss": step / 2})
     log.close()
@@ -128,12 +128,12 @@ def test_a_service_that_works_gets_each_step_once(tmp_path, monkeypatch, capfd):
         return service
 
     monkeypatch.setitem(sys.modules, "wandb", wandb_that(init))
-    log = writer.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
+    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
     log.write(1, {"train/loss": 0.5, "train/p_histogram": [0.5, 0.5]})
     log.write(2, {"train/loss": 0.25})
     log.close()
     assert service.rows == [(1, {"train/loss": 0.5}), (2, {"train/loss": 0.25})]
-    assert asked["project"] == "p" and asked["settings"].init_timeout == writer._PATIENCE_S
+    assert asked["project"] == "p" and asked["settings"].init_timeout == metrics_log._PATIENCE_S
     assert asked["settings"].disable_git and asked["settings"].x_disable_meta
     assert "warning" not in capfd.readouterr().err
 
@@ -193,20 +193,20 @@ def test_an_installed_packages_commit_is_not_that_of_the_repository_around_it(pr
 def test_runs_are_told_apart_at_the_service(tmp_path, monkeypatch):
     """A run that begins anew in its folder, one in a folder of that path elsewhere, and a copy are none of them it."""
     run, anew, copy = (("runs/x", "a1"), ("runs/x", "b2"), ("runs/y", "a1"))
-    ids = [writer.board_id(pathlib.Path(folder), run_id) for folder, run_id in (run, anew, copy, run)]
+    ids = [metrics_log.board_id(pathlib.Path(folder), run_id) for folder, run_id in (run, anew, copy, run)]
     assert len(set(ids)) == 3 and ids[0] == ids[3]
     older = hashlib.sha256(b"runs/x").hexdigest()[:16]
-    assert writer.board_id(pathlib.Path("runs/x"), None) == older, "an older run goes on where it was"
+    assert metrics_log.board_id(pathlib.Path("runs/x"), None) == older, "an older run goes on where it was"
     asked = {}
     monkeypatch.setitem(sys.modules, "wandb", wandb_that(lambda **options: asked.update(options) or Service()))
     config = tiny_config(**{"log.wandb_project": "p"})
-    writer.Writer(tmp_path, config, resume_from=None, run_id="a1").close()
-    assert (asked["id"], asked["resume"]) == (writer.board_id(tmp_path, "a1"), "allow")
+    metrics_log.Writer(tmp_path, config, resume_from=None, run_id="a1").close()
+    assert (asked["id"], asked["resume"]) == (metrics_log.board_id(tmp_path, "a1"), "allow")
 
 
 def test_tensorboard_that_cannot_write_costs_a_warning(tmp_path, capfd):
     (tmp_path / "tensorboard").write_text("a file where its folder should be")
-    log = writer.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
+    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
     log.write(1, {"train/loss": 0.5})
     log.close()
     said = capfd.readouterr().err
@@ -215,7 +215,7 @@ def test_tensorboard_that_cannot_write_costs_a_warning(tmp_path, capfd):
 
 
 def test_tensorboard_has_what_was_written(tmp_path):
-    log = writer.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
+    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
     log.write(1, {"train/loss": 0.5})
     log.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
@@ -227,4 +227,4 @@ def test_a_package_that_cannot_be_imported_is_refused(key, package, tmp_path, mo
     monkeypatch.setitem(sys.modules, package, None)
     config = tiny_config(**{f"log.{key}": True if key == "tensorboard" else "p"})
     with pytest.raises(errors.UserError, match=f"config.log.{key} is set, but {package} cannot .*pip install"):
-        writer.require_boards(config)
+        metrics_log.require_boards(config)

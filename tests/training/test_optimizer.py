@@ -10,7 +10,7 @@ import pytest
 
 from dft_jax import config as config_lib
 from dft_jax.runtime import errors
-from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.training import loop, optimizer as optimizer_lib
 from tests.tiny_trainer import tiny_config
 
 DTYPES = {
@@ -166,7 +166,7 @@ def test_what_bfloat16_cannot_hold_is_refused():
 def test_a_run_goes_on_with_the_same_moments_and_not_with_others(tmp_path, monkeypatch):
     def run(folder, **overrides):
         changed = {"train.steps": 4, "checkpoint.every": 2, "optimizer.moment_dtype": "bfloat16"} | overrides
-        return train.run(tiny_config(**changed), tmp_path / folder)
+        return loop.run(tiny_config(**changed), tmp_path / folder)
 
     whole = run("whole")
     calls = iter(range(3))
@@ -175,7 +175,7 @@ def test_a_run_goes_on_with_the_same_moments_and_not_with_others(tmp_path, monke
         if next(calls, None) is None:
             raise errors.Stopped("a test")
 
-    monkeypatch.setattr(train.interrupts, "check", stop_at_the_fourth)
+    monkeypatch.setattr(loop.interrupts, "check", stop_at_the_fourth)
     with pytest.raises(errors.Stopped):
         run("parts")
     monkeypatch.undo()

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax.training import loop as train, metrics_log as writer, reporter as progress
+from dft_jax.training import metrics_log, reporter as progress
+from dft_jax.training.loop import run
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
 
@@ -23,7 +24,7 @@ def rows(tmp_path_factory):
     files = {"data.train": str(data), "data.heldout": str(data), "data.rows": "fields", "eval.max_examples": 12}
     config = tiny_config(**files, **{"train.steps": 50, "eval.every": 10, "profile": "20,21"})
     config.mesh.update(data=2, fsdp=2, tensor=2)
-    train.run(config, folder)
+    run(config, folder)
     return folder, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -67,7 +68,7 @@ def reporter(tmp_path, mesh1):
     built = Trainer(mesh1).model
     model = SimpleNamespace(**built.__dict__, mesh=built.mesh)
     config = tiny_config()
-    log = writer.Writer(tmp_path, config, resume_from=None)
+    log = metrics_log.Writer(tmp_path, config, resume_from=None)
     made = progress.Reporter(config, model, log, tiny_examples(), steps=3, start=0)
     yield made
     made.close()

@@ -11,16 +11,11 @@ from ml_collections import ConfigDict
 from dft_jax import assets, config as config_lib, export
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.data import account, batches as loader, order
-from dft_jax.models import model as models
+from dft_jax.data import account, batches, order
 from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.model import build
 from dft_jax.runtime import errors
-from dft_jax.training import (
-    identity as run_directory,
-    loop as train,
-    optimizer as optimizer_lib,
-    reporter as progress,
-)
+from dft_jax.training import identity, loop, optimizer as optimizer_lib, reporter
 from dft_jax.training.job import make_steps, prepare, tell_account
 from dft_jax.training.state import abstract_state
 from tests.conftest import make_mesh
@@ -45,7 +40,7 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [2, 4])
-@pytest.mark.parametrize("where", [(Checkpoints, "save"), (progress.Reporter, "evaluate")], ids=["save", "evaluate"])
+@pytest.mark.parametrize("where", [(Checkpoints, "save"), (reporter.Reporter, "evaluate")], ids=["save", "evaluate"])
 def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_path, monkeypatch):
     """Before the first checkpoint (2) and at the very end (4): no row twice, none missing."""
     original = getattr(*where)
@@ -58,9 +53,9 @@ def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_pa
     with monkeypatch.context() as patched:
         patched.setattr(*where, die)
         with pytest.raises(Killed):
-            train.run(config(), tmp_path)
+            loop.run(config(), tmp_path)
     assert killed_at not in steps_of(tmp_path, "heldout/nll")
-    run = train.run(config(), tmp_path)
+    run = loop.run(config(), tmp_path)
     assert int(run.state.step) == 4
     assert steps_of(tmp_path, "heldout/nll") == [0, 2, 4]
     assert steps_of(tmp_path, "train/nll") == [1, 2, 3, 4]
@@ -71,7 +66,7 @@ def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_pa
 def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path, monkeypatch):
     """Not with the one that it resumes from: the same parameters in the end, bit for bit, as without a stop."""
     overrides = {"objective": objective, "eval.every": 0, "data.heldout": ""}
-    whole = train.run(config(**overrides), tmp_path / "whole")
+    whole = loop.run(config(**overrides), tmp_path / "whole")
     save = Checkpoints.save
 
     def die(self, step, *arguments):
@@ -82,8 +77,8 @@ def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "save", die)
         with pytest.raises(Killed):
-            train.run(config(**overrides), tmp_path / "stopped")
-    resumed = train.run(config(**overrides), tmp_path / "stopped")
+            loop.run(config(**overrides), tmp_path / "stopped")
+    resumed = loop.run(config(**overrides), tmp_path / "stopped")
     assert [int(run.state.step) for run in (whole, resumed)] == [4, 4]
     assert steps_of(tmp_path / "stopped", "train/nll") == [1, 2, 3, 4]
     jax.tree.map(np.testing.assert_array_equal, resumed.state.params, whole.state.params)
@@ -92,7 +87,7 @@ def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    train.run(config(), folder)
+    loop.run(config(), folder)
     return folder
 
 
@@ -140,7 +135,7 @@ CHANGES = {
 def test_another_run_is_refused(change, finished, tmp_path):
     overrides, words = CHANGES[change]
     with pytest.raises(errors.UserError) as refusal:
-        train.run(config(**(overrides(tmp_path) if callable(overrides) else overrides)), finished)
+        loop.run(config(**(overrides(tmp_path) if callable(overrides) else overrides)), finished)
     assert words in str(refusal.value) and "give a new --workdir" in str(refusal.value)
 
 
@@ -149,16 +144,16 @@ def test_a_named_change_is_accepted_and_remembered(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     changed = {"train.steps": 6, "optimizer.learning_rate": 1e-3}
     with pytest.raises(errors.UserError, match="config.optimizer.learning_rate: 0.01 -> 0.001"):
-        train.run(config(**changed, **{"resume.allow_changed": "train.steps, steps"}), folder)
+        loop.run(config(**changed, **{"resume.allow_changed": "train.steps, steps"}), folder)
     with pytest.raises(
         errors.UserError, match="'train.stpes' is not in a run's fingerprint .did you mean 'train.steps'"
     ):
-        train.run(config(**changed, **{"resume.allow_changed": "train.stpes"}), folder)
-    run = train.run(config(**changed, **{"resume.allow_changed": "train.steps,steps,optimizer"}), folder)
+        loop.run(config(**changed, **{"resume.allow_changed": "train.stpes"}), folder)
+    run = loop.run(config(**changed, **{"resume.allow_changed": "train.steps,steps,optimizer"}), folder)
     assert int(run.state.step) == 6
     changes = Checkpoints(folder / "checkpoints").run_of(6)["changes"]
     assert "step 4: config.optimizer.learning_rate: 0.01 -> 0.001" in changes and len(changes) == 3
-    assert int(train.run(config(**changed), folder).state.step) == 6  # from now on it is the run that it is
+    assert int(loop.run(config(**changed), folder).state.step) == 6  # from now on it is the run that it is
 
 
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 1, 1)]
@@ -166,12 +161,12 @@ MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 
 
 @pytest.mark.slow
 def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
-    examples = loader.load_examples(
+    examples = batches.load_examples(
         str(assets.TINY / "train.jsonl"), config().data, load_tokenizer(assets.TINY), 264
     )
     seen, bits = [], []
     for sizes in MESHES:
-        model = models.build(read_config(assets.TINY), make_mesh(*sizes))
+        model = build(read_config(assets.TINY), make_mesh(*sizes))
         steps = make_steps(config(), examples, model)
         seen.append([steps[n].where for n in range(20)])
         optimizer = optimizer_lib.make_optimizer(config().optimizer)
@@ -182,7 +177,7 @@ def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
 
 
 def test_what_only_says_how_may_change(finished):
-    run = train.run(config(**{"log.every": 2, "mesh.fsdp": 2, "train.loss_chunk_tokens": 64}), finished)
+    run = loop.run(config(**{"log.every": 2, "mesh.fsdp": 2, "train.loss_chunk_tokens": 64}), finished)
     assert int(run.state.step) == 4
 
 
@@ -193,18 +188,18 @@ def test_another_reference_is_refused(tmp_path):
     config.train.update(steps=2, global_batch=8)
     config.data.train = config.data.heldout = "world(split=validation, n=16)"
     config.model.path = str(shutil.copytree(assets.LAB, tmp_path / "base"))
-    run = train.run(config, tmp_path / "run")
+    run = loop.run(config, tmp_path / "run")
     assert int(run.state.step) == 2
-    assert int(train.run(config, tmp_path / "run").state.step) == 2  # the same is taken up again
+    assert int(loop.run(config, tmp_path / "run").state.step) == 2  # the same is taken up again
     shutil.copy(assets.LAB_CLEAN / "model.safetensors", tmp_path / "base")
     with pytest.raises(errors.UserError, match="reference_sha256"):
-        train.run(config, tmp_path / "run")
+        loop.run(config, tmp_path / "run")
 
 
 def saved_steps(folder, monkeypatch, **overrides):
     saved, save = [], Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, *a: saved.append(step) or save(self, step, *a))
-    train.run(config(**{"checkpoint.every": 100, "eval.every": 0} | overrides), folder)
+    loop.run(config(**{"checkpoint.every": 100, "eval.every": 0} | overrides), folder)
     return saved
 
 
@@ -222,7 +217,7 @@ def test_a_run_of_before_there_were_minutes_goes_on(finished, tmp_path):
     fingerprint = Checkpoints(folder / "checkpoints").run_of(4)["fingerprint"]
     assert not [key for key in fingerprint if "checkpoint" in key or "export" in key]
     assert int(export.load_run(folder).state.step) == 4
-    assert int(train.run(config(), folder).state.step) == 4
+    assert int(loop.run(config(), folder).state.step) == 4
 
 
 @pytest.mark.slow
@@ -257,25 +252,25 @@ SHORT = {"model.param_dtype": "bfloat16"}
 def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_nearest(tmp_path, capfd):
     """Its config.json has no such key and its fingerprint neither; a run that begins now rounds at random."""
     new = config(**SHORT)
-    assert run_directory.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
+    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
     held = json.loads(config_lib.to_json(new))
     del held["optimizer"]["rounding"]
     (tmp_path / "config.json").write_text(json.dumps(held))
-    assert run_directory.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"  # nothing was saved
+    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"  # nothing was saved
     manifest = tmp_path / "checkpoints/4/manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.touch()
     assert capfd.readouterr().err == ""
-    goes_on = run_directory.with_first_rounding(new, tmp_path)
+    goes_on = identity.with_first_rounding(new, tmp_path)
     assert goes_on.optimizer.rounding == "nearest"
     assert "began with optimizer.rounding=nearest and goes on with it" in capfd.readouterr().err
     (tmp_path / "config.json").write_text(config_lib.to_json(goes_on))  # as it is resumed
-    assert run_directory.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
+    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
     broken = new.copy_and_resolve_references().unlock()
     del broken.resume  # refused a moment later, in words
-    assert run_directory.with_first_rounding(broken, tmp_path) is broken
+    assert identity.with_first_rounding(broken, tmp_path) is broken
     named = config(**SHORT, **{"resume.allow_changed": "optimizer.rounding"})
-    assert run_directory.with_first_rounding(named, tmp_path).optimizer.rounding == "stochastic"
+    assert identity.with_first_rounding(named, tmp_path).optimizer.rounding == "stochastic"
     assert optimizer_lib.rounding_of(ConfigDict(held).optimizer) == "nearest"
 
 
@@ -291,7 +286,7 @@ def test_rounding_is_in_a_fingerprint_only_where_it_says_something():
 def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch):
     """The random numbers of a step come from seed and step; the metrics say what became of the updates."""
     short = SHORT | {"model.compute_dtype": "bfloat16", "optimizer.learning_rate": 1e-4, "eval.every": 0}
-    whole = train.run(config(**short), tmp_path / "whole")
+    whole = loop.run(config(**short), tmp_path / "whole")
     calls = iter(range(3))
 
     def stop_at_the_fourth(**_):
@@ -299,10 +294,10 @@ def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch)
             raise errors.Stopped("a test")
 
     with monkeypatch.context() as patched:
-        patched.setattr(train.interrupts, "check", stop_at_the_fourth)
+        patched.setattr(loop.interrupts, "check", stop_at_the_fourth)
         with pytest.raises(errors.Stopped):
-            train.run(config(**short), tmp_path / "parts")
-    again = train.run(config(**short), tmp_path / "parts")
+            loop.run(config(**short), tmp_path / "parts")
+    again = loop.run(config(**short), tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     shares = [row["optimizer/moved_share"] for row in rows if "optimizer/moved_share" in row]
@@ -359,5 +354,5 @@ def test_how_the_data_is_named_may_change(finished):
     job = prepare(config(), finished)
     changes = errors.differences(held["fingerprint"], job.fingerprint)
     assert list(changes) == ["config.data.subset"]
-    assert run_directory.refused_changes(changes, ()) == []
-    assert run_directory.refused_changes({"config.train.seed": "x"}, ()) == ["x"]
+    assert identity.refused_changes(changes, ()) == []
+    assert identity.refused_changes({"config.train.seed": "x"}, ()) == ["x"]

@@ -11,9 +11,9 @@ import pytest
 
 from dft_jax.data import packing
 from dft_jax.losses import objectives
-from dft_jax.models import model as models
+from dft_jax.models.model import build, head
 from dft_jax.runtime import errors
-from dft_jax.training import optimizer as optimizer_lib, reporter as progress
+from dft_jax.training import optimizer as optimizer_lib, reporter
 from dft_jax.training.step import make_evaluate, make_hyperparameters, make_loss, make_train_step
 from tests import commands
 from tests.conftest import make_mesh
@@ -204,7 +204,7 @@ def test_a_non_finite_number_at_a_masked_position_is_not_seen(mesh1):
 
 
 def test_too_many_skips_in_a_row_end_the_run():
-    guard = progress.SkipGuard(3)
+    guard = reporter.SkipGuard(3)
     for step, finite in enumerate([False, False, True, False, False], start=1):
         guard.count(step, finite, ("a.jsonl:3",))
     with pytest.raises(errors.UserError, match="step 6: .*in a row.*learning_rate") as refusal:
@@ -328,7 +328,7 @@ def test_adamw_equals_a_hand_written_one(mesh1):
 
 
 def test_weight_decay_mask_spares_norms_and_biases(mesh1):
-    model = models.build(Trainer(mesh1).model.config, mesh1)
+    model = build(Trainer(mesh1).model.config, mesh1)
     decays = optimizer_lib._is_matrix(model.abstract_params)
     assert decays["embed"] and decays["layers"]["mlp"]["up"]["kernel"]
     assert not decays["final_norm"]["scale"] and not decays["layers"]["attention"]["q"]["bias"]
@@ -349,4 +349,4 @@ def test_what_decays_is_the_configs_choice(decay, of_scale):
 
 def test_head_of_a_tied_model_is_its_embedding(mesh1):
     params = Trainer(mesh1).state.params
-    assert models.head(params) is params["embed"] and "head" not in params
+    assert head(params) is params["embed"] and "head" not in params

@@ -20,9 +20,9 @@ from multiprocessing.connection import wait
 
 from tqdm import tqdm
 
-from dft_jax.evals.graders import equality, extraction, latex, paper as paper_rules, spelling
+from dft_jax.evals.graders import equality, extraction, latex, paper, spelling
 from dft_jax.evals.graders.equality import prepare, strict_equal
-from dft_jax.runtime import sandbox as workers
+from dft_jax.runtime import sandbox
 from dft_jax.runtime.sandbox import Worker
 from dft_jax.runtime.system import peak_kib
 
@@ -31,7 +31,7 @@ VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error"
 MODES = ("strict", "paper")
 RULES = 2  # the strict mode's; 1 took trailing letters for units, lists for sets, and rounded to six decimals
 COMPARED = 8  # texts of one problem that are compared each with each when answers are sorted by meaning
-_WITHOUT_REPLY = {workers.LATE: "timeout", workers.DEAD: "error", workers.REFUSED: "error"}
+_WITHOUT_REPLY = {sandbox.LATE: "timeout", sandbox.DEAD: "error", sandbox.REFUSED: "error"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +64,14 @@ class Grader:
     ):
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
-        if workers < 1 or wall_s <= 0 or memory_gb < 0.5:
-            raise ValueError(f"{workers=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB")
+        if sandbox < 1 or wall_s <= 0 or memory_gb < 0.5:
+            raise ValueError(f"{sandbox=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB")
         unknown = [marker for marker in answer_markers if marker not in extraction.MARKERS]
         if unknown or not answer_markers:
             raise ValueError(f"{answer_markers=}: choose from {', '.join(extraction.MARKERS)}")
         self.mode, self.last_number, self.answer_markers = mode, last_number, tuple(answer_markers)
         self.wall_s, self.memory_gb = wall_s, memory_gb
-        self.wanted = workers
+        self.wanted = sandbox
         self.workers: list[Worker] = []
 
     def __enter__(self) -> "Grader":
@@ -114,7 +114,7 @@ class Grader:
     def extract(self, completion: str, truncated: bool = False) -> str | None:
         """The answer's text as this grader's mode finds it."""
         if self.mode == "paper":
-            return paper_rules.extract(completion)
+            return paper.extract(completion)
         return extraction.extract(
             completion, last_number=self.last_number, markers=self.answer_markers, truncated=truncated
         )
@@ -185,8 +185,8 @@ def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
     """The entry point of a worker: pairs of answer and reference come in, verdicts go out."""
     limit = int(float(memory_gb) * 2**30)
 
-    def start() -> workers.Answer:
-        workers.limit_memory(limit)
+    def start() -> sandbox.Answer:
+        sandbox.limit_memory(limit)
         prepare()
         compare = {"strict": strict_equal, "paper": paper_equal}[mode]
         for reference in ("\\frac{1}{2}", "x=1", "(1,2)", "\\{1,2\\}", "x^2+\\sqrt{3}"):
@@ -202,10 +202,10 @@ def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
 
         return answer
 
-    workers.serve(pipe_number, wall_s, start)
+    sandbox.serve(pipe_number, wall_s, start)
 
 
-def judge(compare: paper_rules.Equal, answer: str, reference: str) -> str:
+def judge(compare: paper.Equal, answer: str, reference: str) -> str:
     """The verdict of one comparison in this process."""
     try:
         return "correct" if compare(answer, reference) else "wrong"
@@ -216,7 +216,7 @@ def judge(compare: paper_rules.Equal, answer: str, reference: str) -> str:
 
 
 def paper_equal(answer: str, reference: str) -> bool:
-    return paper_rules.equal(answer, reference, _close_or_equal)
+    return paper.equal(answer, reference, _close_or_equal)
 
 
 def _close_or_equal(answer: str, reference: str) -> bool:
@@ -226,7 +226,7 @@ def _close_or_equal(answer: str, reference: str) -> bool:
     if latex.verify_as_published(*parsed):
         return True
     numbers = [_value(side) for side in parsed]
-    return None not in numbers and paper_rules.close(*numbers)
+    return None not in numbers and paper.close(*numbers)
 
 
 def _value(parsed: list) -> float | None:

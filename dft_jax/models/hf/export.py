@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from dft_jax.models.hf import load as hf, rounding, tokenizer as tokenizer_lib
+from dft_jax.models.hf import rounding, tokenizer as tokenizer_lib
+from dft_jax.models.hf.load import tensor_reader
 from dft_jax.models.hf.locate import ADDITIONAL_TEMPLATES, additional_templates, load_tokenizer, tokenizer_files
 from dft_jax.models.hf.safetensors import INDEX_NAME, Checkpoint, other_dtypes, weights_dtype
 from dft_jax.models.hf.tensors import tensor_table
@@ -177,7 +178,7 @@ def _write_tensors(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=int(max_shard_gb * 1e9),
     )
-    read = hf.tensor_reader(params, model)
+    read = tensor_reader(params, model)
     is_writer = jax.process_index() == 0
     with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
         for file_name, names in shards.filename_to_tensors.items():

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import tensor_reader
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import Model
@@ -74,7 +74,7 @@ def measure(
     Raises:
       Stopped: a signal asked for it.
     """
-    read = hf.tensor_reader(params, model)
+    read = tensor_reader(params, model)
     table = list(tensor_table(model))
     sums = np.zeros(5)
     for number, (path, layer, name, shape) in enumerate(

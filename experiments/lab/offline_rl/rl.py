@@ -21,13 +21,13 @@ from tqdm import tqdm
 from dft_jax.data import packing
 from dft_jax.data.templates import Example
 from dft_jax.evals import runner
-from dft_jax.evals.graders import pool as grading
-from dft_jax.losses import fused as losses
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.evals.graders import pool
+from dft_jax.losses import fused
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import Model
-from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.models.model import Model, head
+from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.loop import matmul_precision
 from dft_jax.types import Batch
 
 BETA = 0.1  # of DPO
@@ -37,9 +37,9 @@ QUESTIONS, SAMPLES = 8, 4  # of a step of GRPO; DPO reads half as many pairs as 
 
 def sequence_logp(model: Model, params, batch: Batch, reference=None):
     """Σ log p over each row's trained tokens [B], and of the reference model."""
-    pair = None if reference is None else (model.apply(reference, batch), models.head(reference))
-    args = (model.apply(params, batch), models.head(params), batch.targets_BL, batch.mask_BL, None, pair)
-    stats = losses.token_stats(*args, chunk_tokens=1024, mesh=model.mesh)
+    pair = None if reference is None else (model.apply(reference, batch), head(reference))
+    args = (model.apply(params, batch), head(params), batch.targets_BL, batch.mask_BL, None, pair)
+    stats = fused.token_stats(*args, chunk_tokens=1024, mesh=model.mesh)
     return stats.logp_BL.sum(axis=1), 0.0 if reference is None else stats.reference_logp_BL.sum(axis=1)
 
 
@@ -96,7 +96,7 @@ class Rollouts:
         self.plan, self.benchmark = plan, benchmark
         self.problems = plan.problems[benchmark]
         self.order = np.random.default_rng(seed).permutation(len(self.problems))
-        self.grader = grading.Grader(workers=1)
+        self.grader = pool.Grader(workers=1)
         self.seed = seed
 
     def step(self, number: int, params) -> tuple[list[Example], np.ndarray]:
@@ -124,7 +124,7 @@ def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, samp
 
     Schedule, optimizer, steps and seed are those of the config; the data and the batch are as said above.
     """
-    params = hf.load_params(Checkpoint(Path(config.model.path)), model)
+    params = load_params(Checkpoint(Path(config.model.path)), model)
     reference = jax.tree.map(jnp.copy, params)
     rates_U = optimizer_lib.rates(config.optimizer, config.train.steps)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
@@ -141,7 +141,7 @@ def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, samp
         batches = dpo_steps(load_pairs(sampled, tokenizer, plan), config.train.seed)
     else:
         rollouts = Rollouts(plan, "lab_train", config.train.seed)
-    with train.matmul_precision(config.model.compute_dtype):
+    with matmul_precision(config.model.compute_dtype):
         for number in tqdm(range(config.train.steps), desc=objective, unit="step"):
             if objective == "dpo":
                 examples, other = next(batches), reference

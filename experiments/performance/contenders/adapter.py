@@ -9,12 +9,13 @@ import numpy as np
 from dft_jax import config as config_lib, sharding
 from dft_jax.data import packing
 from dft_jax.data.templates import Example
-from dft_jax.losses import fused as losses, objectives
+from dft_jax.losses import fused, objectives
 from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf import load
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.training import loop as train, optimizer as optimizer_lib
+from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import init_state
 from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch
@@ -46,7 +47,7 @@ def build(config, folder: str | Path):
 
 
 def load_params(folder: str | Path, model):
-    return hf.load_params(Checkpoint(Path(folder)), model)
+    return load.load_params(Checkpoint(Path(folder)), model)
 
 
 class Trainee:
@@ -60,7 +61,7 @@ class Trainee:
         given = make_hyperparameters(config, 10_000, model.mesh)
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
-        self.precision = functools.partial(train.matmul_precision, config.model.compute_dtype)
+        self.precision = functools.partial(matmul_precision, config.model.compute_dtype)
         self.train_step = make_train_step(
             model, objectives.make_objective(objective), optimizer, given, config
         )
@@ -122,6 +123,6 @@ def mean_head_loss(objective: str, mesh, chunk_tokens: int):
 
     def loss(hidden_BLD, head_VD, batch: Batch):
         where = (batch.targets_BL, batch.mask_BL, batch.segments_BL)
-        return losses.loss_and_stats(hidden_BLD, head_VD, *where, **how)[0] / batch.mask_BL.sum()
+        return fused.loss_and_stats(hidden_BLD, head_VD, *where, **how)[0] / batch.mask_BL.sum()
 
     return loss

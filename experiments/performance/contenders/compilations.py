@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 
 from dft_jax import assets, config as config_lib
-from dft_jax.training import loop as train
+from dft_jax.training.loop import run
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -65,7 +65,7 @@ def main() -> None:
     log.setLevel(logging.DEBUG)
     log.addHandler(counter)
     log.propagate = False
-    train.run(config, arguments.workdir)
+    run(config, arguments.workdir)
     assert counter.is_after, "the log of dft_jax.training.loop does not say when a step begins any more"
     total = sum(counter.after.values())
     lines = (Path(arguments.workdir) / "metrics.jsonl").read_text().splitlines()

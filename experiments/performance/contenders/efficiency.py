@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dft_jax import config as config_lib
-from dft_jax.data import batches as loader, packing
+from dft_jax.data import batches, packing
 from dft_jax.models.hf.locate import load_tokenizer
 from experiments.performance.contenders import adapter
 from experiments.performance.workload import math_lengths, random_examples
@@ -21,15 +21,15 @@ from experiments.performance.workload import math_lengths, random_examples
 _BATCH, _ROW = 256, 2048
 
 
-def drawn_examples() -> loader.Examples:
+def drawn_examples() -> batches.Examples:
     examples = adapter.as_examples(random_examples(1000, math_lengths(32 * _BATCH, _ROW)))
-    return loader.Examples(examples, {}, [""] * len(examples))
+    return batches.Examples(examples, {}, [""] * len(examples))
 
 
-def real_examples(data: str, tokenizer: str) -> loader.Examples:
+def real_examples(data: str, tokenizer: str) -> batches.Examples:
     config = config_lib.get_default()
     config.data.rows, config.data.max_length = "gsm8k", _ROW
-    return loader.load_examples(data, config.data, load_tokenizer(Path(tokenizer)), vocab_size=151_936)
+    return batches.load_examples(data, config.data, load_tokenizer(Path(tokenizer)), vocab_size=151_936)
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     mesh = adapter.one_device_mesh()
     n_steps = len(examples) // _BATCH
     how = dict(steps=n_steps, global_batch=_BATCH, seed=0, accumulation=1, row_length=_ROW)
-    steps = loader.Steps(examples, mesh, **how)
+    steps = batches.Steps(examples, mesh, **how)
     real = positions = least_rows = 0
     for number in range(n_steps):
         step = steps[number]

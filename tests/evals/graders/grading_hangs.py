@@ -52,7 +52,7 @@ HEAVY = [  # large, but decided: `wrong`, or `timeout` on a slow machine
 
 def timed(grader, answer: str) -> dict:
     """Verdict, seconds and peak of one answer; an easy item first, so that no start of a worker is in its time."""
-    from dft_jax.evals.graders import pool as grading
+    from dft_jax.evals.graders import pool
 
     easy = grader.grade([("\\boxed{2+3}", "5")], progress=False)[0].verdict
     process, peaks, done = grader.workers[0].process.pid, [0], threading.Event()
@@ -60,7 +60,7 @@ def timed(grader, answer: str) -> dict:
     def sample():
         while not done.wait(0.02):
             try:
-                peaks.append(grading.peak_kib(process))
+                peaks.append(pool.peak_kib(process))
             except (OSError, TypeError):
                 return  # killed
 

@@ -7,6 +7,8 @@ event of Python's audit hooks that a comparison has no business to raise.
 import json
 import sys
 
+from dft_jax.evals.graders import pool
+
 _CALLS = [
     "open('CANARY','w').write('x')",
     "__import__('os').system('touch CANARY')",
@@ -73,11 +75,11 @@ def is_suspect(event: str, args: tuple) -> bool:
 
 
 if __name__ == "__main__":
-    from dft_jax.evals.graders import pool as grading
+    from dft_jax.evals.graders import pool
 
     sys.dont_write_bytecode = True
-    grading.prepare()
-    comparisons = {"strict": grading.strict_equal, "paper": grading.paper_equal}
+    pool.prepare()
+    comparisons = {"strict": pool.strict_equal, "paper": pool.paper_equal}
     for compare in comparisons.values():
         for warm in ("2x+1", "(1,2)", r"\frac{1}{2}", "x=1"):
             compare("x+3", warm)
@@ -90,5 +92,5 @@ if __name__ == "__main__":
     sys.addaudithook(record)
     for answer, reference in json.load(sys.stdin):
         for compare in comparisons.values():
-            verdicts.append(grading.judge(compare, answer, reference))
+            verdicts.append(pool.judge(compare, answer, reference))
     print(json.dumps({"events": seen, "verdicts": verdicts}))

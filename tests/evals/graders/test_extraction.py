@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from dft_jax.evals.graders import extraction, paper as paper_rules
+from dft_jax.evals.graders import extraction, paper
 
 FOUND = [
     (r"so \boxed{5}.", "5"),
@@ -118,7 +118,7 @@ def test_what_marks_an_answer_is_an_option(marker, text):
 )
 def test_a_hyphen_after_a_digit_is_no_sign(text, number):
     assert extraction.find_last_number(text) == number
-    assert paper_rules.extract("3-5") == "-5"  # as the original reads it
+    assert paper.extract("3-5") == "-5"  # as the original reads it
 
 
 def test_the_last_number_only_on_request():
@@ -146,7 +146,7 @@ def test_megabytes_take_no_time(text):
     for last_number in (False, True):
         answer = extraction.extract(text, last_number=last_number, markers=extraction.MARKERS, truncated=True)
         assert answer is None or len(answer) <= extraction.ANSWER_CHARS
-    paper_rules.extract(text)
+    paper.extract(text)
     assert time.monotonic() - start < 5
 
 
@@ -155,10 +155,10 @@ def test_an_answer_at_the_end_of_megabytes_is_found():
 
 
 def test_the_paper_takes_more_for_an_answer():
-    assert paper_rules.extract("I add 3 and 4 and get 7 apples") == "7"
-    assert paper_rules.extract(r"\boxed{12") == "12"
-    assert paper_rules.extract("So the answer is 8.") == "8"
-    assert paper_rules.extract("no digits at all") is None
+    assert paper.extract("I add 3 and 4 and get 7 apples") == "7"
+    assert paper.extract(r"\boxed{12") == "12"
+    assert paper.extract("So the answer is 8.") == "8"
+    assert paper.extract("no digits at all") is None
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import time
 
 import pytest
 
-from dft_jax.evals.graders import extraction, pool as grading
+from dft_jax.evals.graders import extraction, pool
 from dft_jax.evals.graders.pool import Graded, Grader
-from dft_jax.runtime import sandbox as workers
+from dft_jax.runtime import sandbox
 from tests.evals.graders.grading_hangs import HANGS, HEAVY
 from tests.evals.graders.grading_payloads import PAYLOADS
 
 HERE = pathlib.Path(__file__).parent
-SOURCES = sorted(pathlib.Path(grading.__file__).parents[1].rglob("*.py"))
+SOURCES = sorted(pathlib.Path(pool.__file__).parents[1].rglob("*.py"))
 PAIRS = [json.loads(line) for line in (HERE / "labelled_pairs.jsonl").read_text().splitlines()]
 BOXED = [(f"Thus \\boxed{{{pair['answer']}}}.", pair["reference"]) for pair in PAIRS]
 
@@ -78,7 +78,7 @@ def test_the_recorder_sees_what_sympy_would_do():
     assert "compile" in done.stdout and "exec" in done.stdout
 
 
-@pytest.mark.parametrize("mode", grading.MODES)
+@pytest.mark.parametrize("mode", pool.MODES)
 def test_no_payload_does_anything(mode, tmp_path, request):
     canary = tmp_path / "canary"
     grader = request.getfixturevalue(mode)
@@ -90,7 +90,7 @@ def test_no_payload_does_anything(mode, tmp_path, request):
 
 
 def test_the_guard_refuses(tmp_path):
-    guard = workers.Guard()
+    guard = sandbox.Guard()
     source = compile("1", "<string>", "exec")
     module = compile("1", __file__, "exec")
     refused = [("compile", ("1", "<string>")), ("exec", (source,)), ("open", ("f", "w", os.O_WRONLY | os.O_CREAT))]
@@ -157,8 +157,8 @@ def test_labelled_pairs(verdicts):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_neither_workers_nor_order_matter(workers, verdicts):
     order = list(range(len(BOXED)))
-    random.Random(workers).shuffle(order)
-    with Grader(workers=workers) as grader:
+    random.Random(sandbox).shuffle(order)
+    with Grader(workers=sandbox) as grader:
         graded = grader.grade([BOXED[i] for i in order], progress=False)
     assert [one.verdict for one in graded] == [verdicts[i] for i in order]
 

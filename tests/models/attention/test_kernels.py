@@ -15,10 +15,10 @@ import pytest
 
 from dft_jax import config as config_lib
 from dft_jax.models import model as models
-from dft_jax.models.attention import kernels as attention_backends, select as attention_choice
+from dft_jax.models.attention import kernels, select
 from dft_jax.models.attention.kernels import BACKENDS, blocked
 from dft_jax.models.attention.masked import causal_attention
-from dft_jax.models.hf import load as hf
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.spec import DecoderConfig, Rope
@@ -41,7 +41,7 @@ ARCHITECTURE = architecture(window=4096)  # of most tests: compiled once
 
 @pytest.fixture
 def splash(monkeypatch):
-    monkeypatch.setitem(BACKENDS, "splash", functools.partial(attention_backends.splash, interpret=True))
+    monkeypatch.setitem(BACKENDS, "splash", functools.partial(kernels.splash, interpret=True))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def draw(L, H=4, G=2, K=16, B=2):
 )
 def test_packed_equals_separate(backend, window, dtype, mesh, splash, request):
     c = architecture(window=window)
-    found = attention_choice.packed_errors(backend, c, request.getfixturevalue(mesh), dtype, BLOCK)
+    found = select.packed_errors(backend, c, request.getfixturevalue(mesh), dtype, BLOCK)
     assert found.keys() == {"output", "dq", "dk", "dv"}
     assert max(found.values()) < {"bfloat16": 0.06, "float32": 1e-4}[dtype]  # tighter than what is asked of a kernel
 
@@ -159,7 +159,7 @@ BROKEN = [
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda f: f.__name__)
 def test_a_broken_backend_is_found_out(broken, monkeypatch, mesh1):
     monkeypatch.setitem(BACKENDS, "broken", lambda q, k, v, s, **how: broken(q, k, v, segments_BL=s, **how))
-    problem = attention_choice.mistake("broken", ARCHITECTURE, mesh1, "bfloat16", BLOCK)
+    problem = select.mistake("broken", ARCHITECTURE, mesh1, "bfloat16", BLOCK)
     assert problem and problem.startswith("mixes what is packed together")
     assert ("output" in problem) == (broken is not gradient_leaks)
 
@@ -177,7 +177,7 @@ def test_a_model_with_splash_is_the_same_model(splash, monkeypatch, mesh8):
     for attention in ("blocked", "splash"):
         model = models.build(read_config(GOLDEN / "mistral"), mesh8, remat="full")
         model = models.with_attention(model, attention)
-        params = hf.load_params(Checkpoint(GOLDEN / "mistral"), model)
+        params = load_params(Checkpoint(GOLDEN / "mistral"), model)
         results.append(jax.jit(jax.grad(lambda p, model=model: jnp.sin(model.apply(p, batch)).sum()))(params))
     assert model.module.backend == "splash"
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), *results)
@@ -186,7 +186,7 @@ def test_a_model_with_splash_is_the_same_model(splash, monkeypatch, mesh8):
 def test_runs_of_segments():
     """The example of the docstring; a row with too many; all padding."""
     segments_BL = np.array([[7, 7, 7, 2, 0, 0], [1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0]])
-    starts_BM, lengths_BM = attention_backends.runs(segments_BL, 4)
+    starts_BM, lengths_BM = kernels.runs(segments_BL, 4)
     np.testing.assert_array_equal(starts_BM, [[0, 3, 4, -1, -1], [0, 1, 2, 3, 4], [0, -1, -1, -1, -1]])
     np.testing.assert_array_equal(lengths_BM, [[3, 1, 2, -1], [1, 1, 1, 1], [6, -1, -1, -1]])
 
@@ -213,7 +213,7 @@ def stand_in(sdpa, q_BLHK, k_BLHK, v_BLHK, *, q_seqlen, kv_seqlen, q_offsets, kv
 def test_cudnn_is_told_the_segments(window, mesh, sdpa, monkeypatch, request):
     monkeypatch.setattr(sdpa, "dot_product_attention", functools.partial(stand_in, sdpa))
     c = architecture(window=window)
-    assert attention_choice.mistake("cudnn", c, request.getfixturevalue(mesh), "bfloat16", BLOCK) is None
+    assert select.mistake("cudnn", c, request.getfixturevalue(mesh), "bfloat16", BLOCK) is None
 
 
 @pytest.mark.parametrize("longest, fits", [(4, True), (1, False)])
@@ -256,8 +256,8 @@ def test_cudnn_lowers_for_cuda(mesh, sdpa, monkeypatch, request):
 def test_without_the_private_call_auto_is_blocked(monkeypatch, mesh1, capfd):
     """A JAX that has moved it costs speed, not a traceback; asked for by name it is an error."""
     monkeypatch.setitem(sys.modules, private_jax.CUDNN, None)
-    monkeypatch.setattr(attention_choice, "_NATIVE", {"cpu": "cudnn"})
-    monkeypatch.setattr(attention_choice, "unmet", lambda *_: None)
+    monkeypatch.setattr(select, "_NATIVE", {"cpu": "cudnn"})
+    monkeypatch.setattr(select, "unmet", lambda *_: None)
     assert choose("auto", mesh1) == "blocked"
     assert capfd.readouterr().err.startswith("attention: blocked (cudnn does not run here (")
     with pytest.raises(errors.UserError, match="config.model.attention='cudnn' does not run here"):
@@ -265,7 +265,7 @@ def test_without_the_private_call_auto_is_blocked(monkeypatch, mesh1, capfd):
 
 
 def choose(asked, mesh):
-    return attention_choice.choose_attention(asked, ARCHITECTURE, mesh, "bfloat16", BLOCK)
+    return select.choose_attention(asked, ARCHITECTURE, mesh, "bfloat16", BLOCK)
 
 
 def test_a_resumed_run_may_have_another():
@@ -279,8 +279,8 @@ def test_auto_on_cpus_is_blocked_and_says_nothing(mesh1, capfd):
 
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch):
-    monkeypatch.setattr(attention_choice, "_NATIVE", {"cpu": "splash"})
-    monkeypatch.setattr(attention_choice, "unmet", lambda *_: None)
+    monkeypatch.setattr(select, "_NATIVE", {"cpu": "splash"})
+    monkeypatch.setattr(select, "unmet", lambda *_: None)
 
 
 @pytest.mark.slow
@@ -326,5 +326,5 @@ def test_a_failure_of_what_was_asked_for_is_an_error(as_on_an_accelerator, monke
 )
 def test_what_a_backend_needs(name, device, K, dtype, is_met):
     device = types.SimpleNamespace(device_kind="a device", **device)
-    problem = attention_choice.unmet(name, device, architecture(K=K), dtype)
+    problem = select.unmet(name, device, architecture(K=K), dtype)
     assert problem is None if is_met else f"{dtype}, head_dim {K}" in problem

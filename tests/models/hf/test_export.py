@@ -10,17 +10,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from dft_jax import assets, evaluate
-from dft_jax.models import model as models
 from dft_jax.models.hf import export as export_lib, load as hf
 from dft_jax.models.hf.export import Origin, export
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
 from tests.conftest import GOLDEN, make_mesh
 
 
 def load(case, mesh, **options):
-    model = models.build(read_config(GOLDEN / case), mesh, **options)
+    model = build(read_config(GOLDEN / case), mesh, **options)
     return model, hf.load_params(Checkpoint(GOLDEN / case), model)
 
 

@@ -16,13 +16,14 @@ from safetensors.numpy import load_file, save_file
 from dft_jax import assets, evaluate, export as export_command
 from dft_jax.analysis import quickstart
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.models import model as models
-from dft_jax.models.hf import load as hf, rounding
+from dft_jax.models.hf import rounding
 from dft_jax.models.hf.export import MOST_LOST, PROVENANCE_NAME, Origin, export, provenance
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
+from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
-from dft_jax.training import loop as train
+from dft_jax.training import loop
 from tests.commands import run_command
 from tests.conftest import make_mesh
 from tests.faults import launch
@@ -34,16 +35,16 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def base(tmp_path_factory):
     """The laboratory's model as a bfloat16 checkpoint, as pretrained models are."""
     folder = tmp_path_factory.mktemp("base") / "base"
-    model = models.build(read_config(assets.LAB), make_mesh())
-    export(hf.load_params(Checkpoint(assets.LAB), model), model, assets.LAB, folder, dtype="bfloat16")
+    model = build(read_config(assets.LAB), make_mesh())
+    export(load_params(Checkpoint(assets.LAB), model), model, assets.LAB, folder, dtype="bfloat16")
     (folder / PROVENANCE_NAME).unlink()
     return folder
 
 
 def trained(base, scale, mesh=None):
     """The base with noise of this standard deviation on each weight, as float32."""
-    model = models.build(read_config(base), mesh or make_mesh())
-    params = flatten_dict(hf.load_params(Checkpoint(base), model))
+    model = build(read_config(base), mesh or make_mesh())
+    params = flatten_dict(load_params(Checkpoint(base), model))
     for number, (path, leaf) in enumerate(sorted(params.items())):
         noise = scale * jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype)
         params[path] = jax.device_put(leaf + noise, leaf.sharding)
@@ -100,7 +101,7 @@ def test_auto_writes_float32_where_the_sources_type_loses_a_tenth(base, tmp_path
     assert held["rounding"]["changed_share_as_written"] == held["rounding"]["changed_share"] > 0.9
     assert f"as bfloat16 {in_source['lost_share']:.2%} of the update's norm is lost" in said
     assert "written as float32, 0.00" in said and "float32 keeps all of it" in said
-    again = hf.load_params(Checkpoint(tmp_path / "out"), model)
+    again = load_params(Checkpoint(tmp_path / "out"), model)
     jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
@@ -132,8 +133,8 @@ def mixed(folder, base, of_embedding, of_others):
 def test_each_tensor_keeps_its_own_type(dtype, types, base, tmp_path):
     """Some checkpoints keep norms in float32. Without training all comes out byte for byte."""
     source = mixed(tmp_path, base, *types)
-    model = models.build(read_config(source), make_mesh())
-    params = hf.load_params(Checkpoint(source), model)
+    model = build(read_config(source), make_mesh())
+    params = load_params(Checkpoint(source), model)
     written = export(params, model, source, tmp_path / "out", dtype=dtype)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
@@ -171,7 +172,7 @@ def test_a_type_asked_for_by_name_is_written_with_a_warning(dtype, base, tmp_pat
 
 def test_random_weights_are_measured_against_their_rounding_alone(base, tmp_path, capfd):
     """They did not begin with the source's tensors, although it has some."""
-    model = models.build(read_config(base), make_mesh())
+    model = build(read_config(base), make_mesh())
     params = model.init(jax.random.key(0))
     written = export(params, model, base, tmp_path / "out", origin=Origin(init="random"))
     flat = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]).astype(np.float64)
@@ -279,7 +280,7 @@ def lab_run(base, folder, **changes):
     config.train.update(steps=2, global_batch=8)
     config.optimizer.learning_rate = 1e-5
     config.update_from_flattened_dict(changes)
-    return train.run(config, folder)
+    return loop.run(config, folder)
 
 
 @pytest.fixture(scope="module")
