@@ -1,4 +1,5 @@
-"""A run as a Hugging Face folder that `transformers` loads: sharded safetensors, config and tokenizer.
+"""A run as a Hugging Face folder that `transformers` loads: sharded safetensors, config and
+tokenizer.
 
 python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 """
@@ -23,11 +24,14 @@ from dft_jax.training.state import abstract_state
 from dft_jax.types import TrainState
 
 
-def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, Any, Checkpoints, int]:
-    """A run's config, source checkpoint, model, tokenizer, checkpoints and the newest whole step; nothing is loaded.
+def open_run(
+    workdir: Path, **overrides: Any
+) -> tuple[ConfigDict, Path, Model, Any, Checkpoints, int]:
+    """A run's config, source checkpoint, model, tokenizer, checkpoints and the newest whole step;
+    nothing is loaded.
 
-    The model is sharded over this machine's devices, whatever mesh trained it; `overrides` change other keys of the
-    config for it, as in `{"mesh.tensor": 2}`.
+    The model is sharded over this machine's devices, whatever mesh trained it; `overrides` change
+    other keys of the config for it, as in `{"mesh.tensor": 2}`.
     """
     file = workdir / "config.json"
     if not file.exists():
@@ -65,16 +69,26 @@ def origin_of(workdir: Path, config: ConfigDict, step: int, run: dict[str, Any])
         if text is None:
             template = "tokenizer"
             what = f"{config.data.template}, which the run was trained with, is not in {workdir}"
-            print(f"warning: {what}: the export keeps the checkpoint's own chat template", file=sys.stderr)
+            print(
+                f"warning: {what}: the export keeps the checkpoint's own chat template",
+                file=sys.stderr,
+            )
     base = config.model
     date = config.data.get("date", "")
-    return Origin(config.objective, step, template, text, date, base.path, base.revision, base.init, run)
+    return Origin(
+        config.objective, step, template, text, date, base.path, base.revision, base.init, run
+    )
 
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; an interrupted run there is resumed."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; by default the run's export/.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["auto", "source", "float32", "bfloat16"], "Of the weights; by default the run's export.dtype."
+    "dtype",
+    None,
+    ["auto", "source", "float32", "bfloat16"],
+    "Of the weights; by default the run's export.dtype.",
 )
 
 
@@ -83,7 +97,9 @@ def main() -> None:
     workdir = folders.local_folder(_WORKDIR.value)
     out = Path(_OUT.value).expanduser().absolute() if _OUT.value else workdir / "export"
     if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise errors.UserError(f"--out={out} exists and is not empty; give a new folder, or remove it first")
+        raise errors.UserError(
+            f"--out={out} exists and is not empty; give a new folder, or remove it first"
+        )
     config, source, model, _, checkpoints, step = open_run(workdir)
     with checkpoints:
         run = checkpoints.run_of(step)

@@ -3,8 +3,8 @@
 python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
 python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
 
-Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 stopped by SIGTERM or SIGINT with all of
-it saved, the same command goes on; anything else is a fault.
+Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 stopped by SIGTERM or
+SIGINT with all of it saved, the same command goes on; anything else is a fault.
 """
 
 import jax
@@ -27,7 +27,10 @@ def main() -> None:
         run = loop.run(_CONFIG.value, flags.FLAGS.workdir)  # a flag of dft_jax.export
         settings, exported = run.config.export, ""
         if settings.enabled:
-            out, options = run.workdir / "export", dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
+            out, options = (
+                run.workdir / "export",
+                dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb),
+            )
             origin = origin_of(run.workdir, run.config, int(run.state.step), run.identity)
             with folders.locked(run.workdir):
                 export(run.state.params, run.model, run.source, out, origin=origin, **options)

@@ -1,4 +1,6 @@
-"""The shape of the codebase: imports point down, files and functions stay short, nothing heavy in the core."""
+"""The shape of the codebase: imports point down, files and functions stay short, nothing heavy in
+the core.
+"""
 
 import ast
 import functools
@@ -74,7 +76,9 @@ def test_imports_point_down(file):
     for name in imports(file):
         assert not name.startswith(("configs", "experiments", "tests")), f"{module} imports {name}"
         if name.startswith("dft_jax."):
-            assert rank(name) <= rank(module), f"{module} (rank {rank(module)}) imports {name} (rank {rank(name)})"
+            assert rank(name) <= rank(module), (
+                f"{module} (rank {rank(module)}) imports {name} (rank {rank(name)})"
+            )
 
 
 # Where a module that JAX says is private may be named, and what happens where it is gone.
@@ -109,14 +113,20 @@ def test_what_is_asked_of_a_mesh_is_not_asked_of_the_default_backend():
     for file in CORE:
         for node in ast.walk(parsed(file)):
             names = ("default_backend", "devices", "local_devices")
-            if isinstance(node, ast.Attribute) and node.attr in names and ast.unparse(node.value) == "jax":
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in names
+                and ast.unparse(node.value) == "jax"
+            ):
                 found.add(str(file.relative_to(ROOT)))
     assert found == OF_ALL_DEVICES.keys()
 
 
 def test_what_systems_do_each_in_their_own_way_is_in_one_module():
     """There it is tested with what macOS lacks (tests/macos)."""
-    words = re.compile(r"\b(fcntl|resource|prctl|sched_\w+affinity|RLIMIT_\w+)\b|/proc/|sys\.platform")
+    words = re.compile(
+        r"\b(fcntl|resource|prctl|sched_\w+affinity|RLIMIT_\w+)\b|/proc/|sys\.platform"
+    )
     found = set()
     for file in CORE:
         code = ast.unparse(parsed(file))
@@ -126,8 +136,12 @@ def test_what_systems_do_each_in_their_own_way_is_in_one_module():
 
 
 def test_processes_meet_on_devices_in_programs_only():
-    """Else through the coordination service: where one is 30 s late, a first meeting of devices fails."""
-    users = [module_of(file) for file in CORE if any("multihost_utils" in name for name in imports(file))]
+    """Else through the coordination service: where one is 30 s late, a first meeting of devices
+    fails.
+    """
+    users = [
+        module_of(file) for file in CORE if any("multihost_utils" in name for name in imports(file))
+    ]
     assert users == ["dft_jax.runtime.distributed"]  # for where there is no service
 
 
@@ -153,17 +167,25 @@ def test_files_and_functions_are_short():
 @pytest.mark.parametrize("file", CORE, ids=module_of)
 def test_public_functions_say_what_they_do(file):
     tree = parsed(file)
-    assert file.name == "__init__.py" and not file.read_text().strip() or ast.get_docstring(tree), file
+    assert file.name == "__init__.py" and not file.read_text().strip() or ast.get_docstring(tree), (
+        file
+    )
     for node in tree.body:
-        is_public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        is_public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith(
+            "_"
+        )
         if is_public and node.end_lineno - node.lineno > 8:
-            assert ast.get_docstring(node) or node.name == "main", f"{file}:{node.lineno} {node.name}"
+            assert ast.get_docstring(node) or node.name == "main", (
+                f"{file}:{node.lineno} {node.name}"
+            )
 
 
 def test_configs_name_their_command():
     for file in sorted((ROOT / "configs").glob("*.py")):
         text = ast.get_docstring(parsed(file))
-        assert f"python -m dft_jax.main --config=configs/{file.name}" in text and "xpect" in text, file
+        assert f"python -m dft_jax.main --config=configs/{file.name}" in text and "xpect" in text, (
+            file
+        )
 
 
 def test_every_package_ships():
@@ -174,7 +196,8 @@ def test_every_package_ships():
 
 # Packages whose name is not that of what they hold, and what comes with another.
 PACKAGE_OF = {"absl": "absl-py", "orbax": "orbax-checkpoint", "math_verify": "math-verify"}
-PACKAGE_OF |= {"latex2sympy2_extended": "math-verify", "mpmath": "sympy", "wandb": None}  # None: optional
+# None: optional
+PACKAGE_OF |= {"latex2sympy2_extended": "math-verify", "mpmath": "sympy", "wandb": None}
 
 
 def test_what_is_imported_is_required():
@@ -189,7 +212,9 @@ def test_what_is_imported_is_required():
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
-    """What setup.py promises is what the tests were run with; a longer version pads with zeros or names a patch."""
+    """What setup.py promises is what the tests were run with; a longer version pads with zeros or
+    names a patch.
+    """
     setup = (ROOT / "setup.py").read_text()
     bounds = dict(re.findall(r'"([\w-]+)(?:[>=]=)([\d.]+)', setup))
     lines = (ROOT / "constraints/oldest.txt").read_text().splitlines()
@@ -199,4 +224,6 @@ def test_the_oldest_versions_are_the_lower_bounds():
     assert unbounded == [], "give it a lower bound"
     assert exact.keys() == {name for name in bounds if f'"{name}' in required}
     for name, version in exact.items():
-        assert (version + ".").startswith(bounds[name] + "."), f"{name}: {version} is not {bounds[name]}"
+        assert (version + ".").startswith(bounds[name] + "."), (
+            f"{name}: {version} is not {bounds[name]}"
+        )

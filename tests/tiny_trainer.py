@@ -37,7 +37,9 @@ def tiny_config(**overrides):
 @functools.cache
 def tiny_examples():
     config = tiny_config()
-    return batches.load_examples(config.data.train, config.data, load_tokenizer(assets.TINY), 264, max_rows=64)
+    return batches.load_examples(
+        config.data.train, config.data, load_tokenizer(assets.TINY), 264, max_rows=64
+    )
 
 
 class Trainer:
@@ -50,10 +52,16 @@ class Trainer:
         self.model = build(read_config(assets.TINY), mesh, **options)
         hyperparameters = make_hyperparameters(config, config.train.steps, mesh)
         self.optimizer = optimizer_lib.make_optimizer(config.optimizer)
-        objective = objectives.Objective(loss_fn) if loss_fn else objectives.make_objective(config.objective)
+        objective = (
+            objectives.Objective(loss_fn)
+            if loss_fn
+            else objectives.make_objective(config.objective)
+        )
         needs_reference = objectives.REFERENCE in objective.needs
         reference = init_params(config, assets.TINY, self.model) if needs_reference else None
-        self.step = make_train_step(self.model, objective, self.optimizer, hyperparameters, config, reference)
+        self.step = make_train_step(
+            self.model, objective, self.optimizer, hyperparameters, config, reference
+        )
         self.state = init_state(config, assets.TINY, self.model, self.optimizer)
         self.packed = make_steps(config, tiny_examples(), self.model)
 

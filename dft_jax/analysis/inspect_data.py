@@ -1,4 +1,5 @@
-"""Shows what a config trains on: the account of the data and a few packed rows, trained tokens highlighted.
+"""Shows what a config trains on: the account of the data and a few packed rows, trained tokens
+highlighted.
 
 python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
 """
@@ -33,7 +34,8 @@ def row_as_text(batch: Batch, row: int, tokenizer) -> str:
     A token is shown where it is a target; the first of each example is only read.
     """
     tokens_L, targets_L, mask_L, segments_L = (
-        np.asarray(x)[row] for x in (batch.tokens_BL, batch.targets_BL, batch.mask_BL, batch.segments_BL)
+        np.asarray(x)[row]
+        for x in (batch.tokens_BL, batch.targets_BL, batch.mask_BL, batch.segments_BL)
     )
     lines = []
     for segment in range(1, segments_L.max() + 1):
@@ -43,12 +45,18 @@ def row_as_text(batch: Batch, row: int, tokenizer) -> str:
         changes = np.flatnonzero(np.diff(trained)) + 1
         runs = zip(np.split(ids, changes), np.split(trained, changes), strict=True)
         text = "".join(
-            f"{_TRAINED}{tokenizer.decode(run)}{_PLAIN}" if flags_of_run[0] else tokenizer.decode(run)
+            f"{_TRAINED}{tokenizer.decode(run)}{_PLAIN}"
+            if flags_of_run[0]
+            else tokenizer.decode(run)
             for run, flags_of_run in runs
         )
-        lines.append(f"{_DIM}── example {segment}: {here.sum()} positions, {trained.sum()} trained{_PLAIN}\n{text}")
+        lines.append(
+            f"{_DIM}── example {segment}: {here.sum()} positions, {trained.sum()} trained{_PLAIN}\n{text}"
+        )
     padding = int((segments_L == 0).sum())
-    return "\n".join([*lines, f"{_DIM}── padding: {padding} of {len(segments_L)} positions{_PLAIN}"])
+    return "\n".join(
+        [*lines, f"{_DIM}── padding: {padding} of {len(segments_L)} positions{_PLAIN}"]
+    )
 
 
 def main() -> None:
@@ -73,7 +81,9 @@ def main() -> None:
     refused = account.refusals("data.train", examples.report, config.data.max_lost_fraction)
     refused = [f"training refuses this: {line}" for line in refused]
     account.announce([length.line()], length.warnings() + refused)
-    print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")
+    print(
+        f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full"
+    )
     batch = Batch(*(getattr(step.batch, name)[0] for name in Batch.__dataclass_fields__))
     for row in range(min(_ROWS.value, step.n_rows)):
         print(f"\n{_DIM}══ row {row}{_PLAIN}\n{row_as_text(batch, row, tokenizer)}")

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: Orbax writes them in the background, a manifest says that one is whole, only whole ones count.
+"""Checkpoints of a run: Orbax writes them in the background, a manifest says that one is whole,
+only whole ones count.
 
 checkpoints/8/state, 8/run     parameters, moments and step; which run and data these are
 checkpoints/8/manifest.json    written last: a folder without it is the debris of a killed run
@@ -29,14 +30,17 @@ _log = logging.getLogger(__name__)  # the phases of a save, for whoever wants to
 
 
 class Gone(errors.UserError):
-    """A checkpoint that was there is no longer: the run that trains on has let it go for a newer one."""
+    """A checkpoint that was there is no longer: the run that trains on has let it go for a newer
+    one.
+    """
 
 
 class Checkpoints:
     """The checkpoints in `folder`. The step number is all the data position there is.
 
     Args:
-      keep: whole checkpoints to keep; others go when a newer one is whole: first those between the steps of `every`
+      keep: whole checkpoints to keep; others go when a newer one is whole: first those between the
+      steps of `every`
         (saved by the clock, or for a signal), then the oldest.
       verify: how they are compared with their manifests before use: "sha256", "sizes" or "off".
       every: the steps at which the run saves anyway are multiples of this.
@@ -63,7 +67,8 @@ class Checkpoints:
     def newest(self, *, repair: bool = False) -> int | None:
         """The newest step that is whole, None where no saving ever ended.
 
-        With `repair`, which is for the run that is going to write here, what is not whole is set aside.
+        With `repair`, which is for the run that is going to write here, what is not whole is set
+        aside.
 
         Raises:
           UserError: there are checkpoints, and every one is damaged.
@@ -82,7 +87,9 @@ class Checkpoints:
         if is_damaged or self._by_first("earlier", self._has_damaged):
             # Who only reads is not told to remove anything of a run that may be at work.
             remedy = "train again" if self.is_reader else "remove the folder to start again"
-            raise errors.UserError(f"{self.folder}: no good checkpoint is left; put one back, or {remedy}")
+            raise errors.UserError(
+                f"{self.folder}: no good checkpoint is left; put one back, or {remedy}"
+            )
         return None
 
     def _by_first(self, topic: str, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -131,11 +138,19 @@ class Checkpoints:
         return [int(name) for name in names if name.isdigit()]
 
     def _sweep(self) -> bool:
-        """Clears up after a run that was killed while it saved or removed; False for what no such run leaves behind."""
+        """Clears up after a run that was killed while it saved or removed; False for what no such
+        run leaves behind.
+        """
         self._remove_temporary()
-        orphans = [f for f in self.folder.iterdir() if f.name.isdigit() and not (f / manifest.NAME).exists()]
+        orphans = [
+            f
+            for f in self.folder.iterdir()
+            if f.name.isdigit() and not (f / manifest.NAME).exists()
+        ]
         if len(orphans) > 1 and not self._steps():
-            _warn(f"{self.folder}: {len(orphans)} checkpoints and no {manifest.NAME}; were they copied without?")
+            _warn(
+                f"{self.folder}: {len(orphans)} checkpoints and no {manifest.NAME}; were they copied without?"
+            )
             return False
         for folder in orphans:
             _warn(f"{folder} has no {manifest.NAME}, so its saving never ended; it is not used")
@@ -152,7 +167,8 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
-        """Starts saving, unless `step` is the last that was; `run` (plain JSON) says which run and data these are.
+        """Starts saving, unless `step` is the last that was; `run` (plain JSON) says which run and
+        data these are.
 
         Raises:
           UserError: the save before this one failed, or there is no room for this one.
@@ -214,14 +230,18 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _told(self, step: int | None):
-        """Disks fill up and folders vanish: an OSError says so, or one of Orbax's or TensorStore's that names the file.
+        """Disks fill up and folders vanish: an OSError says so, or one of Orbax's or TensorStore's
+        that names the file.
 
-        All else is nothing that the user could mend here, such as a collective whose other process is gone.
+        All else is nothing that the user could mend here, such as a collective whose other process
+        is gone.
         """
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            is_of_files = isinstance(error, OSError) and not isinstance(error, TimeoutError | ConnectionError)
+            is_of_files = isinstance(error, OSError) and not isinstance(
+                error, TimeoutError | ConnectionError
+            )
             if not is_of_files and str(self.folder) not in str(error):
                 raise
             if jax.process_index() == 0:
@@ -232,7 +252,8 @@ class Checkpoints:
             ) from error
 
     def require_room(self, state: Any) -> None:
-        """UserError where the disk has no room for one more checkpoint of `state` (arrays or their shapes).
+        """UserError where the disk has no room for one more checkpoint of `state` (arrays or their
+        shapes).
 
         Process 0 looks: the others may come here while it still lets an old one go.
         """
@@ -261,8 +282,9 @@ class Checkpoints:
     def _reading(self, step: int):
         """Without verification, reading a damaged checkpoint ends in one of many exceptions.
 
-        A run renames the whole folder before it removes it, so what was read is whole if the manifest is still there
-        afterwards. Without a look, an array whose file went meanwhile might be read as zeros.
+        A run renames the whole folder before it removes it, so what was read is whole if the
+        manifest is still there afterwards. Without a look, an array whose file went meanwhile might
+        be read as zeros.
 
         Raises:
           Gone: it is not there any more.
@@ -283,11 +305,18 @@ class Checkpoints:
     def _require(self, folder: Path) -> None:
         if not (folder / manifest.NAME).exists():
             what = "is gone, let go by the run for a newer checkpoint"
-            raise Gone(f"{folder}: {what}; run the same command again, or let the run keep more (checkpoint.keep)")
+            raise Gone(
+                f"{folder}: {what}; run the same command again, or let the run keep more (checkpoint.keep)"
+            )
 
     def _refuse_others(self, step: int, wanted: Any, part: str = "") -> None:
-        """UserError where arrays under `part` are not there as wanted: Orbax would cast or reshape silently."""
-        old, new = _table(self.orbax.metadata(self.folder / str(step)).item_metadata["state"]), _table(wanted)
+        """UserError where arrays under `part` are not there as wanted: Orbax would cast or reshape
+        silently.
+        """
+        old, new = (
+            _table(self.orbax.metadata(self.folder / str(step)).item_metadata["state"]),
+            _table(wanted),
+        )
         different = [
             f"{self.folder / str(step)}: {path} is {old.get(path, 'absent')}, this run has {new.get(path, 'absent')};"
             " give another --workdir"
@@ -323,7 +352,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Waits for the save in progress; not for long if this process of many failed, perhaps alone."""
+        """Waits for the save in progress; not for long if this process of many failed, perhaps
+        alone.
+        """
         if jax.process_count() == 1 or kind is None or issubclass(kind, errors.Stopped):
             self.close()
         elif self.saving is not None:
@@ -348,7 +379,9 @@ def _warn(text: str) -> None:
 
 
 def _table(tree: Any) -> dict[str, tuple]:
-    """Shapes and dtypes by path, without the kinds of its nodes: Orbax gives dataclasses back as dicts."""
+    """Shapes and dtypes by path, without the kinds of its nodes: Orbax gives dataclasses back as
+    dicts.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
     return {name(path): (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}

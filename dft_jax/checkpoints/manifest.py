@@ -1,7 +1,8 @@
-"""The manifest of a checkpoint: the size and SHA-256 of its every file, written last, so that it says "this is whole".
+"""The manifest of a checkpoint: the size and SHA-256 of its every file, written last, so that it
+says "this is whole".
 
-Orbax has no checksum of array data: a flipped bit is restored as if nothing were. A folder without a manifest is one
-whose saving never ended; a folder that differs from its manifest is damaged.
+Orbax has no checksum of array data: a flipped bit is restored as if nothing were. A folder without
+a manifest is one whose saving never ended; a folder that differs from its manifest is damaged.
 """
 
 import concurrent.futures
@@ -23,10 +24,11 @@ _PART_TIMEOUT_S = 600.0
 
 
 def write(folder: Path, step: int) -> None:
-    """Every process hashes its share of the files; process 0 gathers the shares and writes the manifest.
+    """Every process hashes its share of the files; process 0 gathers the shares and writes the
+    manifest.
 
-    Runs in a thread beside training, so processes meet through the folder (all of them see it, as Orbax needs too)
-    and not through the devices.
+    Runs in a thread beside training, so processes meet through the folder (all of them see it, as
+    Orbax needs too) and not through the devices.
 
     Raises:
       OSError: a file cannot be read or written.
@@ -51,7 +53,9 @@ def write(folder: Path, step: int) -> None:
 
 
 def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
-    """How the files of a checkpoint differ from its manifest, one line each; `verify` is one of VERIFY."""
+    """How the files of a checkpoint differ from its manifest, one line each; `verify` is one of
+    VERIFY.
+    """
     if verify == "off":
         return []
     try:
@@ -76,7 +80,9 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
 
 
 def changed(folder: Path, share: slice = slice(None)) -> list[str]:
-    """The files, or a share of them, that have not the SHA-256 of the manifest, which was found to be whole."""
+    """The files, or a share of them, that have not the SHA-256 of the manifest, which was found to
+    be whole.
+    """
     try:
         files = json.loads((folder / NAME).read_text(encoding="utf-8"))["files"]
         mine = sorted(files)[share]
@@ -87,7 +93,8 @@ def changed(folder: Path, share: slice = slice(None)) -> list[str]:
 
 
 def digest(folder: Path) -> str:
-    """One SHA-256 of a checkpoint's files, that of models/hf.py's `digest`, from the manifest: no data is read.
+    """One SHA-256 of a checkpoint's files, that of models/hf.py's `digest`, from the manifest: no
+    data is read.
 
     Raises:
       OSError, ValueError: there is no manifest, or it names no file.
@@ -105,9 +112,11 @@ def _text(step: int, files: dict) -> str:
 
 
 def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
-    """{relative name: {bytes, sha256}}, several files at a time (hashing leaves the interpreter to others).
+    """{relative name: {bytes, sha256}}, several files at a time (hashing leaves the interpreter to
+    others).
 
-    New files are flushed to the disk as well: the manifest must not outlast a power cut that they do not.
+    New files are flushed to the disk as well: the manifest must not outlast a power cut that they
+    do not.
     """
 
     def of(file: Path) -> tuple[str, dict]:
@@ -119,5 +128,12 @@ def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
         hashed = threads.map(of, files)
-        how = dict(desc="verify", total=len(files), unit="file", leave=False, delay=2, disable=is_new or None)
+        how = dict(
+            desc="verify",
+            total=len(files),
+            unit="file",
+            leave=False,
+            delay=2,
+            disable=is_new or None,
+        )
         return dict(tqdm(hashed, **how))

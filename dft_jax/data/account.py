@@ -228,7 +228,9 @@ def warnings(name: str, report: dict[str, Any], limit: str = _LIMIT) -> list[str
         if column in formats.CHANGES_MEANING and n > _MANY_FILLED * n_read:
             what = f"column {column!r} is filled in {n:,} of {n_read:,} rows, and not read"
             formats_ = "alpaca does" if column == "input" else "others may"
-            found.append(f"{name}: {what} by this row format; {formats_}, or put it into the prompt")
+            found.append(
+                f"{name}: {what} by this row format; {formats_}, or put it into the prompt"
+            )
     characters = report["characters"]
     if characters["without_token"] > _MANY_UNREADABLE * characters["used"]:
         what = f"the tokenizer has no token for {characters['without_token']:,} of"

@@ -1,8 +1,8 @@
 """Examples in memory, and the endless stream of packed steps made from them.
 
-Step n is a function of (data, seed, n) alone: it holds examples n·G … (n+1)·G - 1 of a stream that visits
-every example once per epoch (see order.py). So a run resumes exactly by counting, and sees the same steps on
-any number of devices and processes; each process fills only the rows it holds.
+Step n is a function of (data, seed, n) alone: it holds examples n·G … (n+1)·G - 1 of a stream that
+visits every example once per epoch (see order.py). So a run resumes exactly by counting, and sees
+the same steps on any number of devices and processes; each process fills only the rows it holds.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ from dft_jax.runtime import errors
 from dft_jax.types import Batch
 
 _TOKENIZE_AT_ONCE = 1024
-_STEPS_AHEAD = 4096  # whose packing decides the row counts; later steps that need more have counts of their own
+# whose packing decides the row counts; later steps that need more have counts of their own
+_STEPS_AHEAD = 4096
 
 
 @dataclasses.dataclass
@@ -48,20 +49,30 @@ class Examples:
 
 
 def row_length(config: ConfigDict) -> int:
-    """Positions of a packed row; `config` is `config.data`, of a run that may be older than the key."""
+    """Positions of a packed row; `config` is `config.data`, of a run that may be older than the
+    key.
+    """
     return config.get("row_length", 0) or config.max_length
 
 
 def load_examples(
-    path: str, config: ConfigDict, tokenizer, vocab_size: int, *, split: str = "train", max_rows: int = 0
+    path: str,
+    config: ConfigDict,
+    tokenizer,
+    vocab_size: int,
+    *,
+    split: str = "train",
+    max_rows: int = 0,
 ) -> Examples:
-    """Reads, renders and tokenises all of `path`; `config` is `config.data`, `max_rows` 0 for all rows.
+    """Reads, renders and tokenises all of `path`; `config` is `config.data`, `max_rows` 0 for all
+    rows.
 
     The report (account.py) balances: rows read = used whole + truncated + dropped by reason, and
     tokens read = used + cut off by truncation + dropped (a malformed row has no tokens to count).
 
     Raises:
-      UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line), nothing
+      UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line),
+      nothing
         usable at all, or token ids that the model's table does not have.
     """
     template = Template(config.template, tokenizer, date=config.get("date", ""))
@@ -71,7 +82,9 @@ def load_examples(
     rows = itertools.islice(source.rows, max_rows or None)
 
     def conversations() -> Iterator[tuple[str, list[Part]]]:
-        for row in tqdm(rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet):
+        for row in tqdm(
+            rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet
+        ):
             account.rows_read += 1
             try:
                 columns = formats.Columns(row.value)
@@ -91,9 +104,14 @@ def load_examples(
     if config.bad_rows == "refuse":
         account.refuse_bad_rows()
     if not used:
-        why = ", ".join(f"{n} {reason}" for reason, n in account.dropped.items()) or "the file has no rows"
+        why = (
+            ", ".join(f"{n} {reason}" for reason, n in account.dropped.items())
+            or "the file has no rows"
+        )
         first = f"; first: {account.offenders[0]}" if account.offenders else ""
-        raise errors.UserError(f"{path}: no example to train on ({why}){first}; mend the rows or raise data.max_length")
+        raise errors.UserError(
+            f"{path}: no example to train on ({why}){first}; mend the rows or raise data.max_length"
+        )
     places, examples = [where for where, _ in used], [example for _, example in used]
     largest = max(int(example.ids.max()) for example in examples)
     if largest >= vocab_size:
@@ -106,7 +124,10 @@ def load_examples(
 
 
 def _tokenize(
-    conversations: list[tuple[str, list[Part]]], template: Template, max_length: int, account: Account
+    conversations: list[tuple[str, list[Part]]],
+    template: Template,
+    max_length: int,
+    account: Account,
 ) -> Iterator[tuple[str, Example]]:
     all_parts = [parts for _, parts in conversations]
     examples = tokenize(all_parts, template.tokenizer, template.first_ids, max_length)
@@ -122,7 +143,9 @@ def _tokenize(
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The packed rows of one step that this process holds, [A, b, L], out of `n_rows` (B) on all processes."""
+    """The packed rows of one step that this process holds, [A, b, L], out of `n_rows` (B) on all
+    processes.
+    """
 
     batch: Batch
     n_rows: int
@@ -139,9 +162,10 @@ class Step:
 class Packer:
     """Turns lists of example numbers into packed steps of few different sizes.
 
-    `ahead` are the steps that are going to be made; the row counts that all steps are padded to come from them.
-    With `by_examples` each micro-batch holds its share of the step's examples, as replicating a recipe that
-    treats micro-batches one by one needs; else rows are packed together and dealt to micro-batches in turn.
+    `ahead` are the steps that are going to be made; the row counts that all steps are padded to
+    come from them. With `by_examples` each micro-batch holds its share of the step's examples, as
+    replicating a recipe that treats micro-batches one by one needs; else rows are packed together
+    and dealt to micro-batches in turn.
     """
 
     def __init__(
@@ -157,8 +181,12 @@ class Packer:
         self.examples, self.where, self.mesh = examples.examples, examples.where, mesh
         self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
         self.multiple = accumulation * sharding.batch_shards(mesh)
-        watched = tqdm(ahead, desc="pack", unit="step", leave=False, delay=2, disable=jax.process_index() > 0)
-        self.row_counts = packing.row_counts([self._needed(self._pack(step)) for step in watched], self.multiple)
+        watched = tqdm(
+            ahead, desc="pack", unit="step", leave=False, delay=2, disable=jax.process_index() > 0
+        )
+        self.row_counts = packing.row_counts(
+            [self._needed(self._pack(step)) for step in watched], self.multiple
+        )
 
     def _needed(self, micro_batches: list[list[list[int]]]) -> int:
         return self.accumulation * max(map(len, micro_batches))
@@ -169,7 +197,9 @@ class Packer:
         groups = np.array_split(numbers, A) if self.by_examples else [numbers]
         packed = []
         for group in groups:
-            rows = packing.best_fit([packing.slots(self.examples[n]) for n in group], self.row_length)
+            rows = packing.best_fit(
+                [packing.slots(self.examples[n]) for n in group], self.row_length
+            )
             packed.append([[int(group[i]) for i in row] for row in rows])
         return packed if self.by_examples else [packed[0][a::A] for a in range(A)]
 
@@ -177,19 +207,26 @@ class Packer:
         """The step of these examples: the rows that the devices of this process hold."""
         micro_batches = self._pack(numbers)
         needed = packing.round_up(self._needed(micro_batches), self.multiple)
-        n_rows = next((count for count in self.row_counts if count >= needed), needed) // self.accumulation
+        n_rows = (
+            next((count for count in self.row_counts if count >= needed), needed)
+            // self.accumulation
+        )
         mine = sharding.process_rows(self.mesh, n_rows)
         filled = []
         for rows in micro_batches:
             rows = rows + [[]] * (n_rows - len(rows))
-            filled.append(packing.fill_rows(self.examples, [rows[b] for b in mine], self.row_length))
+            filled.append(
+                packing.fill_rows(self.examples, [rows[b] for b in mine], self.row_length)
+            )
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
         real_tokens = sum(packing.slots(self.examples[n]) for n in numbers)
         return Step(batch, n_rows, real_tokens, tuple(self.where[n] for n in numbers))
 
 
 class Steps:
-    """Random access to the packed steps of a run of `steps`: `steps[n]`. `version` is that of order.py."""
+    """Random access to the packed steps of a run of `steps`: `steps[n]`. `version` is that of
+    order.py.
+    """
 
     def __init__(
         self,
@@ -202,7 +239,9 @@ class Steps:
         version: int = order.VERSION,
         **how_to_pack,
     ):
-        self.stream = order.batches(len(examples), global_batch=global_batch, seed=seed, version=version)
+        self.stream = order.batches(
+            len(examples), global_batch=global_batch, seed=seed, version=version
+        )
         ahead = [self.stream[n] for n in range(min(steps, _STEPS_AHEAD))]
         self.packer = Packer(examples, mesh, ahead, **how_to_pack)
 
@@ -212,7 +251,9 @@ class Steps:
     def iterate(self, start: int) -> Iterator[Step]:
         """Steps from number `start` on, made ahead of time in threads."""
         filled = self.stream.slice(slice(start, None)).map(self.packer.fill)
-        return iter(filled.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        return iter(
+            filled.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        )
 
 
 class OnePass:
@@ -220,7 +261,9 @@ class OnePass:
 
     def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int):
         everything = list(range(len(examples)))
-        self.batches = [everything[i : i + global_batch] for i in range(0, len(everything), global_batch)]
+        self.batches = [
+            everything[i : i + global_batch] for i in range(0, len(everything), global_batch)
+        ]
         self.packer = Packer(examples, mesh, self.batches, accumulation=1, row_length=row_length)
 
     def __len__(self) -> int:

@@ -27,7 +27,11 @@ def find_stops(template: Template) -> Stops:
     answer; a model that is not stopped there writes on to the limit.
     """
     tokenizer = template.tokenizer
-    sources = {TOKENIZER: [tokenizer.eos_token_id], TEMPLATE: template.markers(), **tokenizer.eos_ids}
+    sources = {
+        TOKENIZER: [tokenizer.eos_token_id],
+        TEMPLATE: template.markers(),
+        **tokenizer.eos_ids,
+    }
     declared = tokenizer.eos_ids.get(GENERATION, [])
     warnings = []
     if declared and tokenizer.eos_token_id not in declared:

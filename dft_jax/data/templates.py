@@ -1,4 +1,5 @@
-"""Conversations to text, cut into parts of which some are trained (data/tokenize.py makes token ids of them).
+"""Conversations to text, cut into parts of which some are trained (data/tokenize.py makes token ids
+of them).
 
 Two messages under the template `qwen-boxed` (· trained, the rest not):
 
@@ -25,8 +26,9 @@ _LLAMA = (
     "<|start_header_id|>system<|end_header_id|>\n\n{system}{end}\n"
     "<|start_header_id|>user<|end_header_id|>\n\n{user}{end}\n<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
-# Prompts by name for one question: what stands before the answer, `{input}` being the question. `qwen-boxed`,
-# `llama-base-boxed` and `deepseek-math` are those of the paper's evaluation; its training matches `qwen25-math-cot`.
+# Prompts by name for one question: what stands before the answer, `{input}` being the question.
+# `qwen-boxed`, `llama-base-boxed` and `deepseek-math` are those of the paper's evaluation; its
+# training matches `qwen25-math-cot`.
 STYLES = {
     "plain": "{input}\n",
     "qwen-boxed": _QWEN.format(system=_HELPFUL, user=_ASKED),
@@ -52,7 +54,9 @@ def date_problems(setting: str, date: str) -> list[str]:
     """What is wrong with a date for templates; empty is none."""
     if not date or re.fullmatch(r"\d{4}-\d{2}-\d{2}", date) and _is_day(date):
         return []
-    return [f"{setting}={date!r} should be a day, as in 2026-07-26, or empty for the day on which the run begins"]
+    return [
+        f"{setting}={date!r} should be a day, as in 2026-07-26, or empty for the day on which the run begins"
+    ]
 
 
 def _is_day(date: str) -> bool:
@@ -81,17 +85,20 @@ def name_problems(setting: str, name: str) -> list[str]:
     if name in known or name.endswith(".jinja"):
         return []
     hint = errors.did_you_mean(name, known)
-    return [f"{setting}={name!r} is unknown{hint}; known: {', '.join(known)}, or a path to a .jinja file"]
+    return [
+        f"{setting}={name!r} is unknown{hint}; known: {', '.join(known)}, or a path to a .jinja file"
+    ]
 
 
 class Template:
-    """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja file.
+    """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja
+    file.
 
     `tokenizer-boxed` is `tokenizer` with an instruction.
 
-    `first_ids` is what stands before the text: the begin-of-sequence token for a style, if the tokenizer begins texts
-    with one (Llama's and DeepSeek's do; inference engines then prompt with it), and nothing for a chat template, which
-    writes its own.
+    `first_ids` is what stands before the text: the begin-of-sequence token for a style, if the
+    tokenizer begins texts with one (Llama's and DeepSeek's do; inference engines then prompt with
+    it), and nothing for a chat template, which writes its own.
 
     Args:
       setting: what the user calls the template, for messages.
@@ -99,11 +106,19 @@ class Template:
       date: YYYY-MM-DD, which a template that writes the date is given; empty for today's.
 
     Raises:
-      UserError: no such template, or one that no answer can be trained under: it is empty, leaves the question out, is
+      UserError: no such template, or one that no answer can be trained under: it is empty, leaves
+      the question out, is
         not the same every time, or runs away.
     """
 
-    def __init__(self, name: str, tokenizer, setting: str = "data.template", instruction: str = "", date: str = ""):
+    def __init__(
+        self,
+        name: str,
+        tokenizer,
+        setting: str = "data.template",
+        instruction: str = "",
+        date: str = "",
+    ):
         errors.raise_if_any(name_problems(setting, name))
         self.name, self.tokenizer, self.setting, self.jinja = name, tokenizer, setting, None
         self.first_ids: list[int] = []
@@ -111,14 +126,19 @@ class Template:
         self.instruction = _BOXED if name == TOKENIZER_BOXED else instruction
         if name in ("tokenizer", TOKENIZER_BOXED):
             try:
-                self.jinja = tokenizer.get_chat_template()  # the default one where there are several
+                # the default one where there are several
+                self.jinja = tokenizer.get_chat_template()
             except ValueError as error:
                 raise errors.UserError(
                     f"{setting}={name!r}, but the checkpoint's tokenizer has {error};"
                     f" choose one of {', '.join(STYLES)} or a .jinja file"
                 ) from error
         elif name.endswith(".jinja"):
-            with errors.told(f"{setting}={name!r} cannot be read", "give a UTF-8 file", (OSError, UnicodeDecodeError)):
+            with errors.told(
+                f"{setting}={name!r} cannot be read",
+                "give a UTF-8 file",
+                (OSError, UnicodeDecodeError),
+            ):
                 self.jinja = Path(name).read_text(encoding="utf-8-sig")  # a BOM is no text
         else:
             self.first_ids = tokenizer.first_ids
@@ -141,16 +161,18 @@ class Template:
     def parts(self, messages: list[Message]) -> list[Part]:
         """The conversation cut into untrained text and assistant text; the last answer ends in EOS.
 
-        The last answer is trained as the paper does: its text and EOS, whatever the template would put after it. It
-        makes no difference whether it is the only one. An earlier one is trained as the template renders it, up to its
-        end-of-turn marker (white space after the marker belongs to what follows).
+        The last answer is trained as the paper does: its text and EOS, whatever the template would
+        put after it. It makes no difference whether it is the only one. An earlier one is trained
+        as the template renders it, up to its end-of-turn marker (white space after the marker
+        belongs to what follows).
 
-        An earlier answer that the template shows otherwise once later turns follow is read, but not trained: nobody
-        would sample it in that form. Qwen3's template does so, which drops the thoughts of earlier answers. So is one
-        that says that it is only read.
+        An earlier answer that the template shows otherwise once later turns follow is read, but not
+        trained: nobody would sample it in that form. Qwen3's template does so, which drops the
+        thoughts of earlier answers. So is one that says that it is only read.
 
         Raises:
-          BadRow: the template cannot render the conversation, or not so that each prompt comes before its answer.
+          BadRow: the template cannot render the conversation, or not so that each prompt comes
+          before its answer.
         """
         only_read = [turn for turn, message in enumerate(messages) if is_only_read(message)]
         messages = [self._instructed(self._without_end(message)) for message in messages]
@@ -199,13 +221,17 @@ class Template:
         return self.first_ids + self.tokenizer.encode(self.prompt(question))
 
     def markers(self) -> list[int]:
-        """Tokens that end an answer besides EOS: the end of a turn where the style, or the chat template, has one."""
+        """Tokens that end an answer besides EOS: the end of a turn where the style, or the chat
+        template, has one.
+        """
         if self.jinja is None:
             known = self.tokenizer.get_vocab()
             return sorted(known[marker] for marker in _STOPS.get(self.name, ()) if marker in known)
         # The template shows its marker: it is the special token right after an answer.
         try:
-            tail = self._tail([{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}])
+            tail = self._tail(
+                [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+            )
         except BadRow:  # a template for questions only has no marker
             return []
         first = self.tokenizer.encode(tail.lstrip())[:1]
@@ -222,14 +248,21 @@ class Template:
         except BadRow:
             return  # a template for other conversations than this one; its rows will tell
         if _QUESTION not in prompt:
-            what = "the template leaves the question out" if prompt.strip() else "the template writes nothing"
+            what = (
+                "the template leaves the question out"
+                if prompt.strip()
+                else "the template writes nothing"
+            )
             raise errors.UserError(f"{where}: {what}; {remedy}")
         if _ADDRESS.search(prompt):
-            what = f"the template writes {_ADDRESS.search(prompt)[0]!r}, which is another every time"
+            what = (
+                f"the template writes {_ADDRESS.search(prompt)[0]!r}, which is another every time"
+            )
             raise errors.UserError(f"{where}: {what}; {remedy}")
 
     def _without_end(self, message: Message) -> Message:
-        """What a template sees of a message, an answer without the EOS that the data has at its end.
+        """What a template sees of a message, an answer without the EOS that the data has at its
+        end.
 
         One EOS is added to it, and one is enough.
         """
@@ -240,11 +273,15 @@ class Template:
         while content.rstrip().endswith(eos):
             content = content.rstrip().removesuffix(eos)
         if not content.strip():
-            raise BadRow(f"the answer is nothing but {eos!r}; remove the row or set data.bad_rows='drop'")
+            raise BadRow(
+                f"the answer is nothing but {eos!r}; remove the row or set data.bad_rows='drop'"
+            )
         return {**message, "content": content}
 
     def _require_all(self, messages: list[Message], prompt: str) -> None:
-        """BadRow where the text of a question or of the system is not in the prompt for the last answer."""
+        """BadRow where the text of a question or of the system is not in the prompt for the last
+        answer.
+        """
         for number, message in enumerate(messages):
             if message["role"] != "assistant" and message["content"].strip() not in prompt:
                 what = f"leaves message {number} (of the {message['role']}) out, or changes it"
@@ -257,7 +294,10 @@ class Template:
                 " for conversations set data.template='tokenizer' or a .jinja file"
             )
         question, answer = messages
-        return [Part(self._prompt(question), False), Part(answer["content"] + self.tokenizer.eos_token, True)]
+        return [
+            Part(self._prompt(question), False),
+            Part(answer["content"] + self.tokenizer.eos_token, True),
+        ]
 
     def _answer(self, prompt: str, shown: str, messages: list[Message]) -> tuple[str, str]:
         """What the template makes of the last message, an answer, and what it writes after it.
@@ -268,18 +308,25 @@ class Template:
         """
         tail = self._tail(messages)
         if not shown.endswith(tail):
-            raise BadRow(f"template {self.name!r} ends this answer otherwise than others; mend one of them")
+            raise BadRow(
+                f"template {self.name!r} ends this answer otherwise than others; mend one of them"
+            )
         thought = _OPENS.search(prompt)
         if thought is None:
             if not shown.startswith(prompt):
-                raise BadRow(f"template {self.name!r} does not keep the prompt before an answer as it was")
+                raise BadRow(
+                    f"template {self.name!r} does not keep the prompt before an answer as it was"
+                )
             return shown[len(prompt) :].removesuffix(tail), tail
         # The prompt has opened a thought, which the answer goes on with and has to close.
         answer = shown[len(prompt) :].removesuffix(tail)
         if not shown.startswith(prompt) or _THOUGHT in answer:
             if not shown.startswith(prompt[: thought.start()]):
-                raise BadRow(f"template {self.name!r} does not keep the prompt before an answer as it was")
-            # The template shows the answer without its thought, or opens the thought again: as the data has it, then.
+                raise BadRow(
+                    f"template {self.name!r} does not keep the prompt before an answer as it was"
+                )
+            # The template shows the answer without its thought, or opens the thought again: as the
+            # data has it, then.
             answer = messages[-1]["content"].lstrip().removeprefix(_THOUGHT)
             if prompt.endswith("\n"):
                 answer = answer.removeprefix("\n")
@@ -295,7 +342,9 @@ class Template:
         shape = tuple(message["role"] for message in messages)
         if shape not in self._tails:
             probe = [*messages[:-1], {"role": "assistant", "content": _ANSWER}]
-            before, found, tail = self._render(probe, add_generation_prompt=False).rpartition(_ANSWER)
+            before, found, tail = self._render(probe, add_generation_prompt=False).rpartition(
+                _ANSWER
+            )
             if not found:
                 raise BadRow(f"template {self.name!r} leaves the answer out; mend it")
             self._tails[shape] = tail
@@ -305,8 +354,12 @@ class Template:
         return self._render_all([(messages, add_generation_prompt)])[0]
 
     def _render_all(self, asked: list[tuple[list[Message], bool]]) -> list[str]:
-        """The text of several beginnings of a conversation, with a prompt for the next answer or without."""
-        rendered = rendering.render_all(self.jinja, self.tokenizer.special_tokens_map, asked, self.date)
+        """The text of several beginnings of a conversation, with a prompt for the next answer or
+        without.
+        """
+        rendered = rendering.render_all(
+            self.jinja, self.tokenizer.special_tokens_map, asked, self.date
+        )
         outcome, text = rendered[-1]
         if outcome == "text":
             return [text for _, text in rendered]
@@ -323,7 +376,8 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Token ids and loss mask of one conversation, cut on the right at the limit (see data/tokenize.py).
+    """Token ids and loss mask of one conversation, cut on the right at the limit (see
+    data/tokenize.py).
 
     ids      p p p c c e      prompt, completion, EOS
     trained  0 0 0 1 1 1      the mask of each id as a target

@@ -1,4 +1,6 @@
-"""Completions in a file, made here or by any other engine: a row each, checked before anything is graded."""
+"""Completions in a file, made here or by any other engine: a row each, checked before anything is
+graded.
+"""
 
 import collections
 import dataclasses
@@ -21,7 +23,9 @@ LARGEST_ENTROPY = 100  # nats; ln of the largest vocabulary is below 20
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One completion and where it stands. `row` is the line as read; `reference` the answer it is graded against."""
+    """One completion and where it stands. `row` is the line as read; `reference` the answer it is
+    graded against.
+    """
 
     where: str
     row: dict[str, Any]
@@ -36,7 +40,8 @@ def read_predictions(file: Path) -> list[Prediction]:
     """The completions of a file, in order.
 
     Raises:
-      UserError: no such file, malformed rows, nothing in it, one sample twice, samples missing of some problems.
+      UserError: no such file, malformed rows, nothing in it, one sample twice, samples missing of
+      some problems.
     """
     if not file.is_file():
         raise errors.UserError(f"{file}: no such file (looked from {Path.cwd()}); correct the path")
@@ -56,7 +61,9 @@ def read_predictions(file: Path) -> list[Prediction]:
         key = (prediction.benchmark, prediction.temperature, prediction.id, prediction.sample)
         if key in place_of:
             what = f"sample {prediction.sample} of {prediction.benchmark} {prediction.id!r} is on {place_of[key]} too"
-            mistakes.append(f"{row.where}: {what}; number the samples of a problem 0, 1, 2 …, or remove one")
+            mistakes.append(
+                f"{row.where}: {what}; number the samples of a problem 0, 1, 2 …, or remove one"
+            )
         place_of.setdefault(key, row.where)
         predictions.append(prediction)
     errors.raise_if_any(mistakes)
@@ -67,7 +74,9 @@ def read_predictions(file: Path) -> list[Prediction]:
         for prediction in group:
             samples_of[prediction.id].append(prediction.sample)
         remedy = "add them, or leave the problem out: a missing sample is no wrong answer"
-        mistakes += [f"{file.name}: {name}: {what}; {remedy}" for what in scores.rectangle(samples_of)]
+        mistakes += [
+            f"{file.name}: {name}: {what}; {remedy}" for what in scores.rectangle(samples_of)
+        ]
     errors.raise_if_any(mistakes)
     return predictions
 
@@ -90,7 +99,15 @@ def _prediction(where: str, row: dict[str, Any]) -> Prediction:
     reference = row.get("reference")
     if reference is not None:
         reference = benchmarks.final_answer(reference)
-    return Prediction(where, row, row["benchmark"], str(row["id"]), row["sample"], row.get("temperature"), reference)
+    return Prediction(
+        where,
+        row,
+        row["benchmark"],
+        str(row["id"]),
+        row["sample"],
+        row.get("temperature"),
+        reference,
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -113,14 +130,19 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-# Field -> (test, what it should be, whether it has to be there). An empty completion is an answer like others.
+# Field -> (test, what it should be, whether it has to be there). An empty completion is an answer
+# like others.
 _FIELDS = {
     "benchmark": (_is_text, "the name of a benchmark", True),
     "id": (_is_id, "the problem's id, text or a whole number below 2**53", True),
     "sample": (_is_count, f"the number of the sample, from 0 to {LARGEST_COUNT}", True),
     "completion": (lambda value: isinstance(value, str), "the text of the model", True),
     "temperature": (_is_temperature, "a number from 0 (greedy) to 10", False),
-    "entropy": (_is_entropy, f"the mean entropy of its tokens in nats, from 0 to {LARGEST_ENTROPY}", False),
+    "entropy": (
+        _is_entropy,
+        f"the mean entropy of its tokens in nats, from 0 to {LARGEST_ENTROPY}",
+        False,
+    ),
     "reference": (_is_text, "the right answer as text", False),
     "truncated": (lambda value: isinstance(value, bool), "true or false", False),
     "tokens": (_is_count, f"the completion's length in tokens, from 0 to {LARGEST_COUNT}", False),
@@ -128,7 +150,9 @@ _FIELDS = {
 
 
 def groups(predictions: list[Prediction]) -> dict[tuple[str, float | None], list[Prediction]]:
-    """The predictions that are scored together: those of one benchmark at one temperature, None where none is given."""
+    """The predictions that are scored together: those of one benchmark at one temperature, None
+    where none is given.
+    """
     found = collections.defaultdict(list)
     for prediction in predictions:
         found[prediction.benchmark, prediction.temperature].append(prediction)
@@ -136,24 +160,39 @@ def groups(predictions: list[Prediction]) -> dict[tuple[str, float | None], list
 
 
 def load_problems(predictions: list[Prediction], data: str) -> dict[str, list[benchmarks.Problem]]:
-    """The problems of each benchmark: of `data` where it is given, else from the hub where a reference is wanting."""
+    """The problems of each benchmark: of `data` where it is given, else from the hub where a
+    reference is wanting.
+    """
     names = list(dict.fromkeys(prediction.benchmark for prediction in predictions))
     if data and Path(data).is_file() and len(names) > 1:
         names = ", ".join(names)
-        raise errors.UserError(f"--benchmark_data={data} is one file for {names}; give the folder of their files")
-    without_reference = {prediction.benchmark for prediction in predictions if prediction.reference is None}
+        raise errors.UserError(
+            f"--benchmark_data={data} is one file for {names}; give the folder of their files"
+        )
+    without_reference = {
+        prediction.benchmark for prediction in predictions if prediction.reference is None
+    }
     wanted = [name for name in names if data or name in without_reference]
     return {name: benchmarks.load(name, data) for name in wanted}
 
 
-def refer(predictions: list[Prediction], problems: dict[str, list[benchmarks.Problem]]) -> list[Prediction]:
-    """Every prediction with a reference: its own, or the benchmark's. UserError for ids the benchmark does not have."""
-    answers = {name: {problem.id: problem.answer for problem in list_} for name, list_ in problems.items()}
+def refer(
+    predictions: list[Prediction], problems: dict[str, list[benchmarks.Problem]]
+) -> list[Prediction]:
+    """Every prediction with a reference: its own, or the benchmark's. UserError for ids the
+    benchmark does not have.
+    """
+    answers = {
+        name: {problem.id: problem.answer for problem in list_} for name, list_ in problems.items()
+    }
     mistakes, referred = [], []
     for prediction in predictions:
         known = answers.get(prediction.benchmark)
         if known is not None and prediction.id not in known:
-            close = errors.did_you_mean(prediction.id, list(known)) or f" (one is {next(iter(known))!r})"
+            close = (
+                errors.did_you_mean(prediction.id, list(known))
+                or f" (one is {next(iter(known))!r})"
+            )
             what = f"{prediction.benchmark} has no problem {prediction.id!r}{close}"
             mistakes.append(f"{prediction.where}: {what}; write the benchmark's own ids")
             continue

@@ -1,4 +1,6 @@
-"""scores.json, read back: checked key by key, so that a file that was cut or edited is refused by name."""
+"""scores.json, read back: checked key by key, so that a file that was cut or edited is refused by
+name.
+"""
 
 import math
 from pathlib import Path

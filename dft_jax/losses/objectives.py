@@ -1,8 +1,8 @@
 """Per-token objectives: pure functions from token statistics to per-token losses.
 
 Each is `loss_t = -sg(weight_t) · log p_t` with its own weight (sg: stop-gradient), so the gradient
-of token t is that of SFT scaled by `weight_t`; `asft` adds a divergence to it. A new objective is one
-more function under `@objective`; its keyword arguments are its parameters, its defaults are the
+of token t is that of SFT scaled by `weight_t`; `asft` adds a divergence to it. A new objective is
+one more function under `@objective`; its keyword arguments are its parameters, its defaults are the
 published ones. A config names it as `dft` or with parameters as `mixed(alpha=0.8)`.
 """
 
@@ -24,15 +24,19 @@ Loss = Callable[..., Float[Array, "B L"]]
 Range = tuple[Callable[[float], bool], str]
 
 # What a statistic costs is paid only by the objectives that need it.
-REFERENCE = "reference"  # another forward pass, with the parameters before training: reference_logp_BL, kl_BL
+# another forward pass, with the parameters before training: reference_logp_BL, kl_BL
+REFERENCE = "reference"
 TOP_ENTROPY = "top_entropy"  # a partial sort of the vocabulary: top_entropy_BL
-OTHER_TOKENS = "other_tokens"  # a loss that depends on tokens besides its own: logits made twice (losses.py)
+# a loss that depends on tokens besides its own: logits made twice (losses.py)
+OTHER_TOKENS = "other_tokens"
 TOP_TOKENS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """loss(stats) -> [B, L]; `needs` names what is costly: statistics that `stats` must have, or OTHER_TOKENS."""
+    """loss(stats) -> [B, L]; `needs` names what is costly: statistics that `stats` must have, or
+    OTHER_TOKENS.
+    """
 
     loss: Loss
     needs: tuple[str, ...] = ()
@@ -79,7 +83,9 @@ def sft(stats: TokenStats):
 
 @objective()
 def dft(stats: TokenStats):
-    """Dynamic fine-tuning: weight p, so the gradient is exactly that of -p (arXiv 2508.05629, eq. 9)."""
+    """Dynamic fine-tuning: weight p, so the gradient is exactly that of -p (arXiv 2508.05629, eq.
+    9).
+    """
     return jnp.exp(stats.logp_BL)
 
 
@@ -109,34 +115,43 @@ def mixed(stats: TokenStats, alpha: float = 0.75):
 
 @objective(OTHER_TOKENS)
 def sentence(stats: TokenStats):
-    """Weight Π p over the example's trained tokens: DFT by the sentence, as in the paper's ablation (it loses)."""
+    """Weight Π p over the example's trained tokens: DFT by the sentence, as in the paper's ablation
+    (it loses).
+    """
     return jnp.exp(_of_example(stats)[0])
 
 
 @objective(OTHER_TOKENS)
 def geometric(stats: TokenStats):
-    """Weight (Π p)^(1/n), n the example's trained tokens: the other sentence-level weight of the paper's ablation."""
+    """Weight (Π p)^(1/n), n the example's trained tokens: the other sentence-level weight of the
+    paper's ablation.
+    """
     total_BL, count_BL = _of_example(stats)
     return jnp.exp(total_BL / jnp.maximum(count_BL, 1))
 
 
 @register(REFERENCE, kl=_NOT_NEGATIVE)
 def asft(stats: TokenStats, kl: float = 0.05):
-    """DFT + kl · KL(π_ref ‖ π): anchored, so that it stays near the model it began from (arXiv 2509.23753)."""
+    """DFT + kl · KL(π_ref ‖ π): anchored, so that it stays near the model it began from (arXiv
+    2509.23753).
+    """
     return dft(stats) + kl * stats.kl_BL
 
 
 @objective(REFERENCE, OTHER_TOKENS, largest=_NOT_NEGATIVE)
 def iw_sft(stats: TokenStats, largest: float = 16.0):
-    """The sequence's importance weight against the model before training, length-normalised and clipped:
-    min(exp(mean_t(log π - log π_ref)), largest) (arXiv 2507.12856)."""
+    """The sequence's importance weight against the model before training, length-normalised and
+    clipped: min(exp(mean_t(log π - log π_ref)), largest) (arXiv 2507.12856).
+    """
     total_BL, count_BL = _of_example(stats, stats.logp_BL - stats.reference_logp_BL)
     return jnp.minimum(jnp.exp(total_BL / jnp.maximum(count_BL, 1)), largest)
 
 
 @objective(TOP_ENTROPY)
 def eaft(stats: TokenStats):
-    """Entropy among the 20 most probable tokens over ln 20: small where the model is sure (arXiv 2601.02151)."""
+    """Entropy among the 20 most probable tokens over ln 20: small where the model is sure (arXiv
+    2601.02151).
+    """
     return stats.top_entropy_BL / math.log(TOP_TOKENS)
 
 
@@ -144,7 +159,8 @@ def eaft(stats: TokenStats):
 def talr(stats: TokenStats, floor: float = 0.01):
     """Weight max(p^(1/τ), floor), τ the median loss of the micro-batch's tokens (arXiv 2509.20758).
 
-    Where the model is sure of most tokens τ is nearly 0, and all tokens that it is not sure of have the floor's weight.
+    Where the model is sure of most tokens τ is nearly 0, and all tokens that it is not sure of have
+    the floor's weight.
     """
     is_trained_BL = stats.examples_BL > 0
     tau = jnp.nanmedian(jnp.where(is_trained_BL, -stats.logp_BL, jnp.nan))
@@ -153,8 +169,11 @@ def talr(stats: TokenStats, floor: float = 0.01):
     return jnp.maximum(jnp.exp(stats.logp_BL / tau), floor)
 
 
-def _of_example(stats: TokenStats, value_BL=None) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """At each token, Σ log p (or of another value) over the trained tokens of its example, and their number.
+def _of_example(
+    stats: TokenStats, value_BL=None
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """At each token, Σ log p (or of another value) over the trained tokens of its example, and
+    their number.
 
     examples_BL   1  1  0  2  2      logp_BL  -1 -2  0 -3 -1
     Σ log p      -3 -3  .  -4 -4     number    2  2  .  2  2
@@ -174,11 +193,14 @@ def make_objective(spec: str) -> Objective:
     """The objective that `spec` names: `dft`, `power(alpha=0.5)`, …
 
     Raises:
-      UserError: unknown name or parameter, or a value out of range; the message lists the legal ones.
+      UserError: unknown name or parameter, or a value out of range; the message lists the legal
+      ones.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", spec)
     if not match:
-        raise errors.UserError(f"objective={spec!r}: expected a name such as 'dft' or 'power(alpha=0.5)'")
+        raise errors.UserError(
+            f"objective={spec!r}: expected a name such as 'dft' or 'power(alpha=0.5)'"
+        )
     name, arguments = match[1], match[2] or ""
     if name not in OBJECTIVES:
         raise errors.UserError(
@@ -197,5 +219,7 @@ def make_objective(spec: str) -> Objective:
         with contextlib.suppress(ValueError):
             parameters[key] = float(value)
         if not is_legal(parameters[key]):
-            raise errors.UserError(f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}")
+            raise errors.UserError(
+                f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}"
+            )
     return Objective(functools.partial(known.loss, **parameters), known.needs)

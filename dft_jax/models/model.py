@@ -16,13 +16,25 @@ from dft_jax.models.decoder import REMAT_POLICIES, Decoder
 from dft_jax.models.spec import DecoderConfig
 from dft_jax.types import Batch, Params
 
-OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")  # of `build`, and of config.model
-__all__ = ["OPTIONS", "REMAT_POLICIES", "DecoderConfig", "Model", "build", "head", "matmul_precision", "with_attention"]
+# of `build`, and of config.model
+OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")
+__all__ = [
+    "OPTIONS",
+    "REMAT_POLICIES",
+    "DecoderConfig",
+    "Model",
+    "build",
+    "head",
+    "matmul_precision",
+    "with_attention",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A decoder on a mesh. `abstract_params` holds shape, dtype and sharding of every leaf; nothing is allocated."""
+    """A decoder on a mesh. `abstract_params` holds shape, dtype and sharding of every leaf; nothing
+    is allocated.
+    """
 
     config: DecoderConfig
     module: Decoder
@@ -44,8 +56,12 @@ def build(
     remat: str = "none",
     attention_block: int = 512,
 ) -> Model:
-    """The model of `config` on `mesh`: `init(key)` gives random params, `apply(params, batch)` hidden states."""
-    module = Decoder(config, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), mesh, remat, attention_block)
+    """The model of `config` on `mesh`: `init(key)` gives random params, `apply(params, batch)`
+    hidden states.
+    """
+    module = Decoder(
+        config, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), mesh, remat, attention_block
+    )
     rows = sharding.batch_shards(mesh)
 
     def init_boxed(key):
@@ -57,7 +73,9 @@ def build(
         return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout)
 
     boxes = jax.eval_shape(lambda: init_boxed(jax.random.key(0)))
-    abstract_params = jax.tree.map(abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    abstract_params = jax.tree.map(
+        abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    )
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
 
     init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)), out_shardings=layouts)
@@ -69,15 +87,21 @@ def _apply(module: Decoder, params: Params, batch: Batch):
 
 
 def with_attention(model: Model, asked: str) -> Model:
-    """The model with the backend that `config.model.attention` comes to; as built it has the one that runs anywhere."""
+    """The model with the backend that `config.model.attention` comes to; as built it has the one
+    that runs anywhere.
+    """
     dtype, block = str(model.module.compute_dtype), model.module.block
     with matmul_precision(dtype):
-        module = model.module.clone(backend=choose_attention(asked, model.config, model.mesh, dtype, block))
+        module = model.module.clone(
+            backend=choose_attention(asked, model.config, model.mesh, dtype, block)
+        )
     return dataclasses.replace(model, module=module, apply=functools.partial(_apply, module))
 
 
 def matmul_precision(compute_dtype: str):
-    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or tf32."""
+    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or
+    tf32.
+    """
     return jax.default_matmul_precision("highest" if compute_dtype == "float32" else "default")
 
 

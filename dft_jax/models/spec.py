@@ -6,8 +6,9 @@ from typing import ClassVar
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions. `type` is `default`, `linear` or `llama3`, or `yarn` for the class below; the other fields
-    serve the scaled types."""
+    """Rotary positions. `type` is `default`, `linear` or `llama3`, or `yarn` for the class below;
+    the other fields serve the scaled types.
+    """
 
     theta: float
     type: str = "default"
@@ -16,16 +17,19 @@ class Rope:
     high_freq_factor: float = 4.0
     original_context: int = 0
 
-    # What cos and sin are multiplied by. No field: it would be in the fingerprint of every run, and old ones lack it.
+    # What cos and sin are multiplied by. No field: it would be in the fingerprint of every run, and
+    # old ones lack it.
     attention_factor: ClassVar[float] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Yarn(Rope):
-    """YaRN (arXiv 2309.00071): dimensions that turn fewer than `beta_slow` times within the original context are
-    divided by `factor`, those that turn more than `beta_fast` times are kept, between them is a linear ramp.
+    """YaRN (arXiv 2309.00071): dimensions that turn fewer than `beta_slow` times within the
+    original context are divided by `factor`, those that turn more than `beta_fast` times are kept,
+    between them is a linear ramp.
 
-    `truncate` widens the ramp to whole dimensions. Both queries and keys are multiplied by `attention_factor`.
+    `truncate` widens the ramp to whole dimensions. Both queries and keys are multiplied by
+    `attention_factor`.
     """
 
     beta_fast: float = 32.0
@@ -36,7 +40,9 @@ class Yarn(Rope):
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that shapes the computation. Sizes in elements; `sliding_window` in tokens, None for none."""
+    """Everything that shapes the computation. Sizes in elements; `sliding_window` in tokens, None
+    for none.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -55,5 +61,3 @@ class DecoderConfig:
     qk_norm: bool = False
     sliding_window: int | None = None
     init_std: float = 0.02
-
-

@@ -1,9 +1,11 @@
-"""How much memory a traced computation holds at once: a walk over its jaxpr, which neither compiles nor runs it.
+"""How much memory a traced computation holds at once: a walk over its jaxpr, which neither compiles
+nor runs it.
 
 Four rules stand for what a compiler does with memory:
 
 - element-wise operations, casts, broadcasts, slices and reshapes are fused into what reads them: they take no memory
-  until a matrix product, a loop or another operation that needs its operands in memory reads them, or they are results;
+  until a matrix product, a loop or another operation that needs its operands in memory reads them,
+  or they are results;
 - a result takes the place of an operand of its size that nothing reads any more, where it can be made in place;
 - what is made from nothing is made first, as by XLA: the zeros that loops fill or add to are there from the beginning;
 - a loop holds its operands and its stacked results, and besides what one trip holds; a loop of one trip is none.
@@ -27,15 +29,21 @@ _FUSED = frozenset(
     select_n sharding_constraint shift_right_logical sign sin slice split sqrt square squeeze stack
     stop_gradient sub tanh transpose xor""".split()
 )
-_REDUCTIONS = frozenset("reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin".split())
+_REDUCTIONS = frozenset(
+    "reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin".split()
+)
 _IN_PLACE = frozenset("scatter scatter-add dynamic_update_slice psum pmax pmin".split())
 # Calls whose inside is part of what surrounds them.
-_CALLS = frozenset("jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call custom_vjp_call".split())
+_CALLS = frozenset(
+    "jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call custom_vjp_call".split()
+)
 
 
 @dataclasses.dataclass(eq=False)
 class Array:
-    """Memory on one device: `n_bytes` of it, with `room` (by default as much) for a result that takes its place."""
+    """Memory on one device: `n_bytes` of it, with `room` (by default as much) for a result that
+    takes its place.
+    """
 
     n_bytes: float
     shape: tuple[int, ...]
@@ -51,7 +59,9 @@ class Array:
 
 
 class _Value:
-    """A variable of the computation: in memory, or to be computed, when it is read, from the arrays in `of`."""
+    """A variable of the computation: in memory, or to be computed, when it is read, from the arrays
+    in `of`.
+    """
 
     def __init__(self, aval, of: Sequence[Array] = (), in_memory: bool = False):
         self.aval, self.of, self.in_memory = aval, set(of), in_memory
@@ -81,16 +91,24 @@ class _Event:
     inside: list[Array] = dataclasses.field(default_factory=list)  # of one trip, where it is a loop
 
 
-def peak(closed: core.ClosedJaxpr, inputs: Sequence[Array], shares: Mapping[tuple[int, ...], float]) -> list[Array]:
+def peak(
+    closed: core.ClosedJaxpr, inputs: Sequence[Array], shares: Mapping[tuple[int, ...], float]
+) -> list[Array]:
     """The arrays that are in memory when they take most, on one device.
 
     Args:
-      closed: the computation, with the shapes that its arrays have on one device when nothing is sharded.
-      inputs: the arrays of its arguments; `last=math.inf` keeps one to the end, else its room can be used again.
-      shares: shape -> the fraction of an array of this shape that lies on one device; all others, and those inside
+      closed: the computation, with the shapes that its arrays have on one device when nothing is
+      sharded.
+      inputs: the arrays of its arguments; `last=math.inf` keeps one to the end, else its room can
+      be used again.
+      shares: shape -> the fraction of an array of this shape that lies on one device; all others,
+      and those inside
         `shard_map`, are whole.
     """
-    values = [_Value(var.aval, [array], in_memory=True) for var, array in zip(closed.jaxpr.invars, inputs, strict=True)]
+    values = [
+        _Value(var.aval, [array], in_memory=True)
+        for var, array in zip(closed.jaxpr.invars, inputs, strict=True)
+    ]
     return _walk(closed.jaxpr, values, shares, is_local=False)
 
 
@@ -108,7 +126,9 @@ def _walk(jaxpr, inputs: list[_Value], shares, is_local: bool) -> list[Array]:
     for number, event in enumerate(schedule.events):
         dying = [array for array in event.read if array.last == number and array in live]
         for array, in_place in event.made:
-            replaced = next((old for old in dying if in_place and old.room == array.n_bytes > 0), None)
+            replaced = next(
+                (old for old in dying if in_place and old.room == array.n_bytes > 0), None
+            )
             if replaced is None:
                 held += array.n_bytes
             else:
@@ -128,7 +148,9 @@ def _walk(jaxpr, inputs: list[_Value], shares, is_local: bool) -> list[Array]:
 
 
 def _inline(jaxpr, inputs, operations, is_local, casts) -> list[_Value | None]:
-    """Appends the operations of `jaxpr` and of the calls in it; returns its results, None for literals."""
+    """Appends the operations of `jaxpr` and of the calls in it; returns its results, None for
+    literals.
+    """
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     values |= {var: _Value(var.aval, in_memory=True) for var in jaxpr.constvars}
 
@@ -146,11 +168,15 @@ def _inline(jaxpr, inputs, operations, is_local, casts) -> list[_Value | None]:
         elif name == "scan" and params["length"] == 1:
             results = _inline_scan(equation, operands, operations, is_local, casts)
         else:
-            cast = (id(operands[0]), params["new_dtype"]) if name == "convert_element_type" else None
+            cast = (
+                (id(operands[0]), params["new_dtype"]) if name == "convert_element_type" else None
+            )
             results = casts.get(cast) or [_Value(var.aval) for var in equation.outvars]
             if cast is None or cast not in casts:  # the same cast twice is one
                 loop = _loop(equation) if name in ("scan", "while") else None
-                operations.append(_Operation(name, params, [v for v in operands if v], results, is_local, loop))
+                operations.append(
+                    _Operation(name, params, [v for v in operands if v], results, is_local, loop)
+                )
                 if cast is not None and operands[0]:
                     casts[cast] = results
         values |= zip(equation.outvars, results, strict=True)
@@ -158,7 +184,9 @@ def _inline(jaxpr, inputs, operations, is_local, casts) -> list[_Value | None]:
 
 
 def _inline_scan(equation, operands, operations, is_local, casts) -> list[_Value]:
-    """A loop of one trip: the slices of its operands are fused, and so is the stacking of its results."""
+    """A loop of one trip: the slices of its operands are fused, and so is the stacking of its
+    results.
+    """
     loop, inputs = _loop(equation), _filled(equation, operands)
     body = loop.body
     for index in range(loop.n_constants + loop.n_carried, len(inputs)):
@@ -167,15 +195,19 @@ def _inline_scan(equation, operands, operations, is_local, casts) -> list[_Value
     results = _inline(body, inputs, operations, is_local, casts)
     stacked = [_Value(var.aval) for var in equation.outvars]
     for result, value in zip(results, stacked, strict=True):
-        operations.append(_Operation("expand_dims", {}, [result] if result else [], [value], is_local))
+        operations.append(
+            _Operation("expand_dims", {}, [result] if result else [], [value], is_local)
+        )
     return stacked
 
 
 def _loop(equation) -> _Loop:
-    """A scan or a while loop, read from the shapes: JAX 0.12 no longer has these numbers among a scan's parameters.
+    """A scan or a while loop, read from the shapes: JAX 0.12 no longer has these numbers among a
+    scan's parameters.
 
-    A body's operands are constants, carried values, and a slice of each array that is looped over, in this order;
-    its results are carried values, and a slice of each that is stacked. A slice has one dimension less.
+    A body's operands are constants, carried values, and a slice of each array that is looped over,
+    in this order; its results are carried values, and a slice of each that is stacked. A slice has
+    one dimension less.
     """
     if equation.primitive.name == "while":
         body, n_carried = _open(equation.params["body_jaxpr"]), len(equation.outvars)
@@ -218,12 +250,16 @@ def _needed(operations: list[_Operation], outputs: list[_Value | None]) -> list[
 
 
 class _Schedule:
-    """What is made and read, event after event, and what is made before all; each array learns its last reader."""
+    """What is made and read, event after event, and what is made before all; each array learns its
+    last reader.
+    """
 
     def __init__(self, shares):
         self.shares, self.events, self.early = shares, [], []
 
-    def fill(self, operations: list[_Operation], outputs: list[_Value | None], is_local: bool) -> None:
+    def fill(
+        self, operations: list[_Operation], outputs: list[_Value | None], is_local: bool
+    ) -> None:
         for operation in operations:
             if operation.name in _FUSED:
                 for value in operation.outputs:
@@ -242,7 +278,8 @@ class _Schedule:
     def _run(self, operation: _Operation) -> None:
         inside, n_in_place = [], len(operation.outputs) if operation.name in _IN_PLACE else 0
         if operation.name not in _REDUCTIONS:
-            # The update of a slice is written where it belongs; only what it is written into has to be there.
+            # The update of a slice is written where it belongs; only what it is written into has to
+            # be there.
             n_stored = 1 if operation.name == "dynamic_update_slice" else None
             self._store(operation.inputs[:n_stored], operation.is_local)
         if operation.name in ("scan", "while", "cond"):
@@ -260,16 +297,26 @@ class _Schedule:
         self._add(_Event(made, read, inside))
 
     def _trip(self, operation: _Operation) -> tuple[list[Array], int]:
-        """What one trip holds beside the loop's operands and results, and the number of results that it carries."""
+        """What one trip holds beside the loop's operands and results, and the number of results
+        that it carries.
+        """
         if operation.name == "cond":
             branches = core.jaxprs_in_params(operation.params)
-            insides = [self._body(branch, len(branch.invars), 0, operation.is_local) for branch in branches]
+            insides = [
+                self._body(branch, len(branch.invars), 0, operation.is_local) for branch in branches
+            ]
             return max(insides, key=total), 0
         loop = operation.loop
-        return self._body(loop.body, loop.n_constants, loop.n_carried, operation.is_local), loop.n_carried
+        return self._body(
+            loop.body, loop.n_constants, loop.n_carried, operation.is_local
+        ), loop.n_carried
 
-    def _body(self, jaxpr: core.Jaxpr, n_constants: int, n_carried: int, is_local: bool) -> list[Array]:
-        """Constants and carried values lie outside; slices of the rest are read from there as by a fused operation."""
+    def _body(
+        self, jaxpr: core.Jaxpr, n_constants: int, n_carried: int, is_local: bool
+    ) -> list[Array]:
+        """Constants and carried values lie outside; slices of the rest are read from there as by a
+        fused operation.
+        """
         inputs = []
         for number, var in enumerate(jaxpr.invars):
             outside = self._array(var.aval, is_local)

@@ -23,7 +23,9 @@ from dft_jax.types import Batch, Hyperparameters
 
 KINDS = ("parameters", "moments", "gradients", "activations", "head", "other", "batch")
 _GIB = 2**30
-_GIVEN = Hyperparameters(jax.ShapeDtypeStruct((1024,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32))
+_GIVEN = Hyperparameters(
+    jax.ShapeDtypeStruct((1024,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Planner:
     def memory(self, setting: Setting) -> dict[str, float]:
         """GiB of one device by kind, at the moment of the step when they are most."""
         tensor = setting.mesh[2]
-        # Gradients are accumulated in a buffer of their own from two micro-batches on, however many there are.
+        # Gradients are accumulated in a buffer of their own from two micro-batches on, however many
+        # there are.
         step = _trace(self, tensor, setting.remat, setting.rows, min(setting.accumulation, 2))
         model, optimizer = self.build(setting.mesh), self.optimizer()
         state = abstract_state(model, optimizer)
@@ -76,10 +79,15 @@ class Planner:
             *((leaf, "batch", True) for leaf in jax.tree.leaves(_GIVEN)),
             *((leaf, "parameters", False) for leaf in jax.tree.leaves((state.step, state.params))),
             *((leaf, "moments", False) for leaf in jax.tree.leaves(state.opt_state)),
-            *((leaf, "batch", True) for leaf in jax.tree.leaves(self.batch(setting.accumulation, setting.rows))),
+            *(
+                (leaf, "batch", True)
+                for leaf in jax.tree.leaves(self.batch(setting.accumulation, setting.rows))
+            ),
         ]
         inputs = [
-            liveness.Array(_n_bytes(leaf), leaf.shape, leaf.dtype, kind=kind, last=math.inf if is_kept else -1)
+            liveness.Array(
+                _n_bytes(leaf), leaf.shape, leaf.dtype, kind=kind, last=math.inf if is_kept else -1
+            )
             for leaf, kind, is_kept in arguments
         ]
         account = dict.fromkeys(KINDS, 0.0)
@@ -88,7 +96,9 @@ class Planner:
         return account
 
     def _kind(self, array: liveness.Array, shares, tensor: int) -> str:
-        """What an array is that the step has made, by its shape; one cast of all layers' weights counts as saved."""
+        """What an array is that the step has made, by its shape; one cast of all layers' weights
+        counts as saved.
+        """
         like_gradients = array.dtype in (jnp.float32, self.config.model.param_dtype)
         if array.shape in shares and not array.is_whole and like_gradients:
             return "gradients"
@@ -97,11 +107,18 @@ class Planner:
         return "activations" if array.is_stacked else "other"
 
     def build(
-        self, mesh: tuple[int, int, int], architecture: DecoderConfig | None = None, remat: str = "none"
+        self,
+        mesh: tuple[int, int, int],
+        architecture: DecoderConfig | None = None,
+        remat: str = "none",
     ) -> Model:
-        """The model of this architecture, or of another, on a mesh of devices that need not be there."""
+        """The model of this architecture, or of another, on a mesh of devices that need not be
+        there.
+        """
         options = {name: self.config.model[name] for name in models.OPTIONS} | {"remat": remat}
-        return models.build(architecture or self.architecture, sharding.abstract_mesh(mesh), **options)
+        return models.build(
+            architecture or self.architecture, sharding.abstract_mesh(mesh), **options
+        )
 
     def optimizer(self):
         return optimizer_lib.make_optimizer(self.config.optimizer)
@@ -132,7 +149,9 @@ def _cut(size: int, ways: int) -> int:
 
 @functools.cache
 def _device_model(planner: Planner, tensor: int, remat: str) -> Model:
-    """A model of the heads, feed-forward and vocabulary that one of `tensor` devices has, alone in the world."""
+    """A model of the heads, feed-forward and vocabulary that one of `tensor` devices has, alone in
+    the world.
+    """
     a = planner.architecture
     architecture = dataclasses.replace(
         a,
@@ -148,7 +167,10 @@ def _device_model(planner: Planner, tensor: int, remat: str) -> Model:
 def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: int):
     """The training step of one device, as JAX traces it."""
     model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
-    objective, reference = objectives.make_objective(planner.config.objective), planner.reference(model)
+    objective, reference = (
+        objectives.make_objective(planner.config.objective),
+        planner.reference(model),
+    )
     step = make_train_step(model, objective, optimizer, _GIVEN, planner.config, reference)
     arguments = (abstract_state(model, optimizer), planner.batch(accumulation, rows))
     return jax.make_jaxpr(step.func)(*step.args, *arguments)

@@ -14,10 +14,11 @@ CACHE_BYTES = 4 * 2**30  # of compiled programs, in all
 
 
 def keep_compilations() -> None:
-    """Keeps compiled programs in the user's cache (or where JAX_COMPILATION_CACHE_DIR says), for the next start.
+    """Keeps compiled programs in the user's cache (or where JAX_COMPILATION_CACHE_DIR says), for
+    the next start.
 
-    Not those of several CPU devices: read back, they no longer keep their collectives in order, and wait for each other
-    for ever (XLA with jax 0.10.2).
+    Not those of several CPU devices: read back, they no longer keep their collectives in order, and
+    wait for each other for ever (XLA with jax 0.10.2).
     """
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)

@@ -1,8 +1,10 @@
-"""What the processes of a job settle with each other before, and beside, the programs on their devices.
+"""What the processes of a job settle with each other before, and beside, the programs on their
+devices.
 
-It goes through JAX's coordination service, not through device collectives: those need a program that all have compiled
-alike, which is just what is still in question, and on CPUs they give up when a process comes 30 seconds late. Here a
-process waits for as long as the others live; one that dies ends them (cli.py: the heartbeat).
+It goes through JAX's coordination service, not through device collectives: those need a program
+that all have compiled alike, which is just what is still in question, and on CPUs they give up when
+a process comes 30 seconds late. Here a process waits for as long as the others live; one that dies
+ends them (cli.py: the heartbeat).
 """
 
 import collections
@@ -25,9 +27,11 @@ _rounds: collections.Counter[str] = collections.Counter()
 
 
 def decided(topic: str, mine: Any, decide: Callable[[list[Any]], Any]) -> Any:
-    """decide([process 0's `mine`, process 1's, …]), made by process 0 and the same on every process.
+    """decide([process 0's `mine`, process 1's, …]), made by process 0 and the same on every
+    process.
 
-    All processes call this, with the same topics in the same order. Values are plain JSON; the decision as well.
+    All processes call this, with the same topics in the same order. Values are plain JSON; the
+    decision as well.
     """
     if jax.process_count() == 1:
         return _plain(decide([_plain(mine)]))
@@ -38,7 +42,9 @@ def decided(topic: str, mine: Any, decide: Callable[[list[Any]], Any]) -> Any:
     key = f"dft_jax/{topic}/{_rounds[topic]}"
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(mine))
     if jax.process_index() == 0:
-        everyone = [json.loads(_wait(client, f"{key}/{number}")) for number in range(jax.process_count())]
+        everyone = [
+            json.loads(_wait(client, f"{key}/{number}")) for number in range(jax.process_count())
+        ]
         client.key_value_set(f"{key}/decision", json.dumps(decide(everyone)))
     return json.loads(_wait(client, f"{key}/decision"))
 
@@ -72,9 +78,11 @@ def meet(topic: str) -> None:
 
 @contextlib.contextmanager
 def together(topic: str) -> Iterator[None]:
-    """Around what each process does by itself: where one of them meets a UserError, all end with it, at this place.
+    """Around what each process does by itself: where one of them meets a UserError, all end with
+    it, at this place.
 
-    Otherwise the others would wait for it in their next collective until the heartbeat ends them, with another code.
+    Otherwise the others would wait for it in their next collective until the heartbeat ends them,
+    with another code.
 
     Raises:
       UserError: with the problems of all processes, named where not all have them.
@@ -103,8 +111,8 @@ def agree(topic: str, mine: dict[str, Any]) -> None:
 def _end_together(problems: list[str]) -> None:
     """As errors.raise_if_any, for problems that all processes have alike.
 
-    They leave the coordination service first, which waits for all: it lives in process 0, and whoever is still there
-    when that ends is aborted, with another exit code than its own.
+    They leave the coordination service first, which waits for all: it lives in process 0, and
+    whoever is still there when that ends is aborted, with another exit code than its own.
     """
     if problems and jax.process_count() > 1:
         with contextlib.suppress(Exception):  # a process died meanwhile
@@ -120,7 +128,9 @@ def differences(everyone: list[dict[str, Any]]) -> list[str]:
     lines = []
     for name in sorted(names):
         expected = everyone[0].get(name, _ABSENT)
-        others = [number for number, facts in enumerate(everyone) if facts.get(name, _ABSENT) != expected]
+        others = [
+            number for number, facts in enumerate(everyone) if facts.get(name, _ABSENT) != expected
+        ]
         if others:
             found = everyone[others[0]].get(name, _ABSENT)
             text = f"process {others[0]} has {name} = {_shown(found)}, process 0 has {_shown(expected)}"
@@ -136,7 +146,9 @@ def _shown(value: Any) -> str:
 
 
 def _merged(everyone: list[list[str]]) -> list[str]:
-    """The problems of all processes, each once; those that not all have with the numbers of who has them."""
+    """The problems of all processes, each once; those that not all have with the numbers of who has
+    them.
+    """
     having: dict[str, list[int]] = {}
     for number, problems in enumerate(everyone):
         for problem in problems:
@@ -152,7 +164,9 @@ def _merged(everyone: list[list[str]]) -> list[str]:
 
 
 def _client() -> Any:
-    """The coordination service's client. JAX has no public name for it; without it the devices carry the values."""
+    """The coordination service's client. JAX has no public name for it; without it the devices
+    carry the values.
+    """
     try:
         from jax._src import distributed
     except ImportError:

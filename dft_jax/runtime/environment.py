@@ -13,7 +13,9 @@ import jax
 
 from dft_jax.runtime import files
 
-_VERSIONS_OF = "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
+_VERSIONS_OF = (
+    "jax jaxlib flax optax orbax-checkpoint grain transformers datasets numpy safetensors".split()
+)
 
 
 def describe() -> dict[str, Any]:
@@ -32,11 +34,13 @@ def describe() -> dict[str, Any]:
 
 
 def commit_of(package: Path) -> dict[str, Any] | None:
-    """The commit that a package's code is of: its checkout's, or the one that pip installed it from; None for neither.
+    """The commit that a package's code is of: its checkout's, or the one that pip installed it
+    from; None for neither.
 
     A repository that a virtual environment lies in knows nothing of what is installed there.
     """
-    # In a hook, or for another tool, these name a repository that is not the one around the package.
+    # In a hook, or for another tool, these name a repository that is not the one around the
+    # package.
     others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE")
     environment = {name: value for name, value in os.environ.items() if name not in others}
 
@@ -54,7 +58,9 @@ def commit_of(package: Path) -> dict[str, Any] | None:
 
 
 def _installed_from(package: Path) -> dict[str, Any] | None:
-    """What pip says of a package that it installed from a commit; never the address, which may hold a token."""
+    """What pip says of a package that it installed from a commit; never the address, which may hold
+    a token.
+    """
     try:
         distribution = metadata.distribution(package.name)
         if Path(distribution.locate_file(package.name)).resolve() != package.resolve():
@@ -75,10 +81,11 @@ _PROGRAM_OPTIONS = (
 
 
 def process_facts() -> dict[str, Any]:
-    """What must be the same on every process of a job besides its settings: packages, code, devices, options.
+    """What must be the same on every process of a job besides its settings: packages, code,
+    devices, options.
 
-    Other versions and options make other programs, whose collectives wait for each other or mix what does not belong
-    together; other numbers of devices shift which rows a process fills.
+    Other versions and options make other programs, whose collectives wait for each other or mix
+    what does not belong together; other numbers of devices shift which rows a process fills.
     """
     here = Path(__file__).parents[1]
     described = describe()
@@ -91,6 +98,8 @@ def process_facts() -> dict[str, Any]:
         facts[f"options.{name}"] = str(getattr(jax.config, name, None))
     for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"):
         # Where a host dumps its programs is its own business.
-        flags = [flag for flag in os.environ.get(name, "").split() if not flag.startswith("--xla_dump")]
+        flags = [
+            flag for flag in os.environ.get(name, "").split() if not flag.startswith("--xla_dump")
+        ]
         facts[f"environment.{name}"] = " ".join(flags)
     return facts

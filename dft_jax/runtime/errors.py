@@ -33,7 +33,9 @@ class UserError(ValueError):
         lines = [printable(text) for text in texts]
         if len(lines) > _MAX_LINES:
             hidden = len(lines) - _MAX_LINES + 1
-            lines = lines[: _MAX_LINES - 1] + [f"error: … and {hidden} more problems; mend these first"]
+            lines = lines[: _MAX_LINES - 1] + [
+                f"error: … and {hidden} more problems; mend these first"
+            ]
         return "\n".join(lines)
 
 
@@ -43,7 +45,9 @@ def printable(text: str) -> str:
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end. Like KeyboardInterrupt it is no Exception, so nothing mends it by mistake."""
+    """A signal asked the run to end. Like KeyboardInterrupt it is no Exception, so nothing mends it
+    by mistake.
+    """
 
 
 class KeyTwice(ValueError):
@@ -73,8 +77,9 @@ def told(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (OSError,)
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     """Decorates a command's main().
 
-    A UserError becomes its message on stderr and exit code 2, Stopped a line and 42. Where there are several
-    processes, whatever else is raised ends this one at once: a normal exit would wait for the others at a barrier.
+    A UserError becomes its message on stderr and exit code 2, Stopped a line and 42. Where there
+    are several processes, whatever else is raised ends this one at once: a normal exit would wait
+    for the others at a barrier.
     """
 
     @functools.wraps(main)
@@ -86,7 +91,11 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
             _exit(EXIT_USER_ERROR)
         except Stopped as stopped:
             with contextlib.suppress(OSError):  # nobody may be reading any more
-                print(f"stopped by {stopped}; the same command goes on from there", file=sys.stderr, flush=True)
+                print(
+                    f"stopped by {stopped}; the same command goes on from there",
+                    file=sys.stderr,
+                    flush=True,
+                )
             sys.exit(EXIT_RESUMABLE)
         except Exception:
             if not _is_one_of_many():
@@ -117,7 +126,10 @@ def first_line(error: Exception) -> str:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """`name: old -> new`, by name, for all that differs between two dicts."""
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return {name: f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}" for name in names}
+    return {
+        name: f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
+        for name in names
+    }
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,10 +18,11 @@ FETCH = "fetch the file again"
 
 
 def check_file(file: Path) -> None:
-    """Refuses what only stands for a file of a checkpoint: a link that leads elsewhere, a git-lfs pointer.
+    """Refuses what only stands for a file of a checkpoint: a link that leads elsewhere, a git-lfs
+    pointer.
 
-    An export copies the tokenizer's files, so a link in a cloned checkpoint would carry any file of this machine along.
-    The hub's cache is made of links, to blobs of its own.
+    An export copies the tokenizer's files, so a link in a cloned checkpoint would carry any file of
+    this machine along. The hub's cache is made of links, to blobs of its own.
     """
     target = Path(os.path.realpath(file))
     is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
@@ -30,9 +31,14 @@ def check_file(file: Path) -> None:
             f"{file} is a link out of its folder, to {target}; copy that file here if it belongs here"
         )
     if file.is_file() and begins(file).startswith(b"version https://git-lfs"):
-        raise errors.UserError(f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
-    if file.is_file() and begins(file).startswith(codecs.BOM_UTF8):  # other programs refuse it, and an export too
-        raise errors.UserError(f"{file} begins with a byte order mark (BOM); re-save it as UTF-8 without one")
+        raise errors.UserError(
+            f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+        )
+    # other programs refuse it, and an export too
+    if file.is_file() and begins(file).startswith(codecs.BOM_UTF8):
+        raise errors.UserError(
+            f"{file} begins with a byte order mark (BOM); re-save it as UTF-8 without one"
+        )
 
 
 def begins(file: Path) -> bytes:
@@ -46,21 +52,32 @@ def _refuse_constant(name: str) -> None:
 
 
 def read_json(file: Path, remedy: str = FETCH) -> dict[str, Any]:
-    """A JSON object from a file; UserError names file and line, and the remedy for one that is not whole."""
+    """A JSON object from a file; UserError names file and line, and the remedy for one that is not
+    whole.
+    """
     if not file.is_file():
         raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
     check_file(file)
     try:
         text = file.read_text(encoding="utf-8")
-        value = json.loads(text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant
+        )
     except UnicodeDecodeError as error:
         raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {remedy}") from error
     except json.JSONDecodeError as error:
-        raise errors.UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}") from error
-    except (OSError, ValueError, RecursionError) as error:  # a key twice, NaN, 5000 digits; nested too deep
-        raise errors.UserError(f"{file}: cannot be read ({errors.first_line(error)}); {remedy}") from error
+        raise errors.UserError(
+            f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}"
+        ) from error
+    # a key twice, NaN, 5000 digits; nested too deep
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.UserError(
+            f"{file}: cannot be read ({errors.first_line(error)}); {remedy}"
+        ) from error
     if not isinstance(value, dict):
-        raise errors.UserError(f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}")
+        raise errors.UserError(
+            f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}"
+        )
     return value
 
 
@@ -74,7 +91,9 @@ def refuse_code(raw: dict[str, Any], file: Path) -> None:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes under a temporary name, flushes to disk, then renames: the final name never holds half a file."""
+    """Writes under a temporary name, flushes to disk, then renames: the final name never holds half
+    a file.
+    """
     temporary = file.with_name(f"{file.name}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -118,7 +137,8 @@ def sha256_of(files: Iterable[Path]) -> dict[Path, str]:
         with open(file, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
 
-    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # hashing leaves the interpreter to others
+    # hashing leaves the interpreter to others
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
         hashed = threads.map(of, files)
         how = dict(desc="hash", unit="file", leave=False, delay=1, disable=jax.process_index() > 0)
         return dict(zip(files, tqdm(hashed, total=len(files), **how), strict=True))

@@ -15,19 +15,23 @@ _LOCK_NAME = ".lock"
 def local_folder(path: str, flag: str = "--workdir") -> Path:
     """`path` with ~ expanded; UserError for a bucket, which would become a folder named `gs:`."""
     if "://" in path:
-        raise errors.UserError(f"{flag}={path}: give a local or mounted folder; buckets can be mounted")
+        raise errors.UserError(
+            f"{flag}={path}: give a local or mounted folder; buckets can be mounted"
+        )
     return Path(path).expanduser().absolute()
 
 
 @contextlib.contextmanager
 def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
-    """Makes the folder, and keeps other jobs out of it for as long as the context, or the process, lasts.
+    """Makes the folder, and keeps other jobs out of it for as long as the context, or the process,
+    lasts.
 
-    Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked. All processes enter
-    this, and all end in the same error.
+    Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked. All
+    processes enter this, and all end in the same error.
 
     Raises:
-      UserError: the folder cannot be made, another job is at work in it, or it is not one folder for all processes.
+      UserError: the folder cannot be made, another job is at work in it, or it is not one folder
+      for all processes.
     """
     with distributed.together("lock"):
         with errors.told(f"{flag}={folder}: cannot be used", "give another folder"):
@@ -48,7 +52,9 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
 
 
 def _require_shared(folder: Path, flag: str) -> None:
-    """UserError where a process has another folder under this name: half of each checkpoint would be elsewhere."""
+    """UserError where a process has another folder under this name: half of each checkpoint would
+    be elsewhere.
+    """
     if jax.process_count() == 1:
         return
     word, file = secrets.token_hex(8), folder / _LOCK_NAME
@@ -61,4 +67,6 @@ def _require_shared(folder: Path, flag: str) -> None:
     with distributed.together("folder read"):
         if file.read_text() != word:
             what = "is not the folder that process 0 has under this name"
-            raise errors.UserError(f"{flag}={folder}: {what}; give one on a file system that all hosts share")
+            raise errors.UserError(
+                f"{flag}={folder}: {what}; give one on a file system that all hosts share"
+            )

@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT: the first asks a run to save and end with exit code 42, a third ends it at once.
+"""SIGTERM and SIGINT: the first asks a run to save and end with exit code 42, a third ends it at
+once.
 
-The main thread asks between its steps, with `check`, whether its handler has run. A thread hears signals as they
-arrive, also while the main thread waits for a step or a compilation, where handlers wait: it tells the user what is
-still to be done and for about how long, or ends the process.
+The main thread asks between its steps, with `check`, whether its handler has run. A thread hears
+signals as they arrive, also while the main thread waits for a step or a compilation, where handlers
+wait: it tells the user what is still to be done and for about how long, or ends the process.
 """
 
 import contextlib
@@ -25,9 +26,12 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from dft_jax.runtime import errors
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ECHO_S = 1.0  # launchers send one signal to a group and pass it on as well: so soon after the first it is the same
-# Steps are dispatched one ahead of the one that runs, so a signal waits for two of them. From this length on a step is
-# awaited first: the device then idles for the host's 10 ms or so between two steps, which is half a percent of this.
+# launchers send one signal to a group and pass it on as well: so soon after the first it is the
+# same
+ECHO_S = 1.0
+# Steps are dispatched one ahead of the one that runs, so a signal waits for two of them. From this
+# length on a step is awaited first: the device then idles for the host's 10 ms or so between two
+# steps, which is half a percent of this.
 LONG_STEP_S = 2.0
 
 _current: "Interrupts | None" = None
@@ -35,7 +39,8 @@ _current: "Interrupts | None" = None
 
 @dataclasses.dataclass
 class Outlook:
-    """What is known of how long a stop will take. The run writes it, the thread that hears signals reads it.
+    """What is known of how long a stop will take. The run writes it, the thread that hears signals
+    reads it.
 
     Times are of time.monotonic(), in seconds.
     """
@@ -75,13 +80,16 @@ class Agreed:
 
 
 def check(*, save_is_due: bool = False, at_once: bool = False) -> bool:
-    """To be called, by all processes alike, wherever a run can be left and taken up again; free when nothing catches.
+    """To be called, by all processes alike, wherever a run can be left and taken up again; free
+    when nothing catches.
 
-    From the first call on there is something to save; before it a signal ends the process at once (with 42 as well).
+    From the first call on there is something to save; before it a signal ends the process at once
+    (with 42 as well).
 
     Args:
       save_is_due: process 0's clock says that it is time to save.
-      at_once: wait for the others' answers, instead of reading at the next call what they say at this one.
+      at_once: wait for the others' answers, instead of reading at the next call what they say at
+      this one.
 
     Returns:
       Whether all processes should save now.
@@ -116,7 +124,9 @@ class Interrupts:
         outlook = Outlook()
         reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
-        self.thread = threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True)
+        self.thread = threading.Thread(
+            target=self._watch, args=(reader,), name="signals", daemon=True
+        )
         self.thread.start()
         self.old_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         self.old_handlers = self._arm()
@@ -133,7 +143,8 @@ class Interrupts:
         sys.stderr = self.old_stderr
         signal.set_wakeup_fd(self.old_writer)
         for number, handler in self.old_handlers.items():
-            # All is saved and the process is on its way out with 42: nothing should change that code any more.
+            # All is saved and the process is on its way out with 42: nothing should change that
+            # code any more.
             signal.signal(number, signal.SIG_IGN if kind is errors.Stopped else handler)
         os.close(self.writer)  # ends the thread
         self.thread.join()
@@ -155,25 +166,31 @@ class Interrupts:
             if count == 1:
                 _say(f"{name}: {outlook.remaining()}; then it ends")
             elif count == 2:
-                _say(f"{name} again: {outlook.remaining()}; a third signal ends at once, and loses what is not saved")
+                _say(
+                    f"{name} again: {outlook.remaining()}; a third signal ends at once, and loses what is not saved"
+                )
             else:
                 os._exit(128 + number)
         os.close(reader)
 
     def agree(self, save_is_due: bool, at_once: bool) -> Agreed:
-        """What all processes know, of this call or (unless `at_once`) at the latest of the one before.
+        """What all processes know, of this call or (unless `at_once`) at the latest of the one
+        before.
 
-        Their answers are added up on the devices and read one call late, like metrics, so nobody waits for them.
+        Their answers are added up on the devices and read one call late, like metrics, so nobody
+        waits for them.
         """
         if not self.is_working:
-            self._arm()  # again: the runtimes of accelerators install handlers of their own when they start
+            # again: the runtimes of accelerators install handlers of their own when they start
+            self._arm()
         self.is_working = True
         is_long = outlook.step_s is None or outlook.step_s >= LONG_STEP_S
         if jax.process_count() == 1:
             self.agreed = Agreed(self.handled is not None, save_is_due, is_long)
             return self.agreed
         before = self._read()
-        is_due = save_is_due and not before.save  # that it is due was agreed before it could be done
+        # that it is due was agreed before it could be done
+        is_due = save_is_due and not before.save
         self.pending = _sum_of_all(self.handled is not None, is_due, is_long)
         now = self._read() if at_once else Agreed(steps_are_long=before.steps_are_long)
         self.agreed = Agreed(before.stop or now.stop, before.save or now.save, now.steps_are_long)
@@ -188,11 +205,15 @@ class Interrupts:
 
 
 def _sum_of_all(stop: bool, save_is_due: bool, steps_are_long: bool) -> jax.Array:
-    """A collective over all devices: how many say each of the three. The last two are asked of process 0 alone."""
+    """A collective over all devices: how many say each of the three. The last two are asked of
+    process 0 alone.
+    """
     is_first = jax.process_index() == 0
     mine = np.array([stop, is_first and save_is_due, is_first and steps_are_long], np.int32)
     layout, total = _adder()
-    return total(jax.make_array_from_process_local_data(layout, np.tile(mine, (jax.local_device_count(), 1))))
+    return total(
+        jax.make_array_from_process_local_data(layout, np.tile(mine, (jax.local_device_count(), 1)))
+    )
 
 
 @functools.cache
@@ -208,7 +229,9 @@ def _say(text: str) -> None:
 
 
 class _Forgiving:
-    """stderr whose reader may be gone: Ctrl-C ends the `tee` behind a run as well, which must not cost the state."""
+    """stderr whose reader may be gone: Ctrl-C ends the `tee` behind a run as well, which must not
+    cost the state.
+    """
 
     def __init__(self, stream):
         self.stream = stream

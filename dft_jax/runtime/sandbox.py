@@ -1,7 +1,9 @@
-"""Processes that may hang, run out of memory or die: started bare, limited, and killed when they are late.
+"""Processes that may hang, run out of memory or die: started bare, limited, and killed when they
+are late.
 
-For work that text from outside decides: comparing a model's answers, rendering a checkpoint's chat template. An entry
-point runs in a new interpreter, calls `serve` there, and answers one request at a time:
+For work that text from outside decides: comparing a model's answers, rendering a checkpoint's chat
+template. An entry point runs in a new interpreter, calls `serve` there, and answers one request at
+a time:
 
     parent    Worker("module:function", wall_s, ...)    give(request)            poll() -> reply, LATE, DEAD or REFUSED
     worker    function(pipe, wall_s, ...) -> serve                   answer(request) -> reply
@@ -28,12 +30,14 @@ _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "TZ")
 
 
 class Worker:
-    """One process and the parent's end of its pipe; `request` is what it is at work on, None for nothing.
+    """One process and the parent's end of its pipe; `request` is what it is at work on, None for
+    nothing.
 
     The process ends with its parent, however that ends: by then it reads the end of the pipe.
 
     Args:
-      entry: "module:function", called there with the pipe's number, wall_s and the arguments, all as text.
+      entry: "module:function", called there with the pipe's number, wall_s and the arguments, all
+      as text.
       wall_s: seconds for one request.
     """
 
@@ -46,10 +50,14 @@ class Worker:
         self.pipe, theirs = Pipe()
         module, function = entry.split(":")
         code = f"import sys; from {module} import {function}; {function}(*sys.argv[1:])"
-        # Nothing of the parent's environment, where keys and tokens lie, reaches a process that reads text from
-        # outside; a fixed hash seed makes sympy walk its sets in the same order in every worker.
+        # Nothing of the parent's environment, where keys and tokens lie, reaches a process that
+        # reads text from outside; a fixed hash seed makes sympy walk its sets in the same order in
+        # every worker.
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        environment |= {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment |= {
+            "PYTHONHASHSEED": "0",
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", code, *map(str, (theirs.fileno(), wall_s, *arguments))],
             stdin=subprocess.DEVNULL,
@@ -57,7 +65,8 @@ class Worker:
             stderr=self.log,
             pass_fds=[theirs.fileno()],
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the parent, which may want to finish what it does
+            # Ctrl-C is for the parent, which may want to finish what it does
+            start_new_session=True,
         )
         theirs.close()
         self.kill = weakref.finalize(self, _end, self.process, self.pipe, self.log)
@@ -72,7 +81,9 @@ class Worker:
             pass  # it is dead, which poll() finds out
 
     def poll(self) -> Any:
-        """The reply if there is one by now, else None; `is_over` tells whether the process has to be replaced."""
+        """The reply if there is one by now, else None; `is_over` tells whether the process has to
+        be replaced.
+        """
         try:
             message = self.pipe.recv_bytes() if self.pipe.poll() else None
         except (EOFError, OSError):
@@ -89,7 +100,9 @@ class Worker:
         return None
 
     def ask(self, request: Any) -> Any:
-        """Gives a request as soon as the worker is ready, and waits for its reply, LATE, DEAD or REFUSED."""
+        """Gives a request as soon as the worker is ready, and waits for its reply, LATE, DEAD or
+        REFUSED.
+        """
         reply = None
         while reply is None:
             if self.ready and self.request is None:
@@ -99,7 +112,9 @@ class Worker:
         return reply
 
     def _end_as(self, outcome: str, why: str) -> str:
-        """The outcome of a worker that is over; RuntimeError with its last words where it never was at work."""
+        """The outcome of a worker that is over; RuntimeError with its last words where it never was
+        at work.
+        """
         self.is_over = True
         if self.ready:
             return outcome
@@ -124,11 +139,13 @@ def _end(process: subprocess.Popen, pipe: Connection, log: Any) -> None:
     log.close()
 
 
-# ---- what runs in a worker ------------------------------------------------------------------------------------------
+# ---- what runs in a worker
+# ------------------------------------------------------------------------------------------
 
 _lacking: list[str] = []  # of this worker: limits that the system does not have
 
-Answer = Callable[[Any], tuple[Any, bool]]  # request -> reply, and whether this process should not go on after it
+# request -> reply, and whether this process should not go on after it
+Answer = Callable[[Any], tuple[Any, bool]]
 
 _REFUSED = (
     "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.kill os.remove os.rename os.rmdir os.mkdir "
@@ -139,9 +156,11 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Guard:
-    """An audit hook that lets a worker import modules and compute, and refuses everything else that acts.
+    """An audit hook that lets a worker import modules and compute, and refuses everything else that
+    acts.
 
-    `compiles` is the one name under which text may become code, where that is what the worker is for.
+    `compiles` is the one name under which text may become code, where that is what the worker is
+    for.
     """
 
     def __init__(self, compiles: str | None = None):
@@ -168,8 +187,11 @@ class Guard:
         return name.startswith("<") and not name.startswith("<frozen ") and name != self.compiles
 
 
-def serve(pipe_number: str, wall_s: str, prepare: Callable[[], Answer], compiles: str | None = None) -> None:
-    """The worker's loop: requests come in, replies go out, until the parent closes the pipe or is gone.
+def serve(
+    pipe_number: str, wall_s: str, prepare: Callable[[], Answer], compiles: str | None = None
+) -> None:
+    """The worker's loop: requests come in, replies go out, until the parent closes the pipe or is
+    gone.
 
     `prepare` imports, limits the memory and returns what answers; only then is the guard set.
     """
@@ -185,7 +207,8 @@ def serve(pipe_number: str, wall_s: str, prepare: Callable[[], Answer], compiles
             request = json.loads(pipe.recv_bytes())
         except EOFError:
             return
-        # Should the parent be killed while this computes, nobody would end it: the kernel does, some seconds later.
+        # Should the parent be killed while this computes, nobody would end it: the kernel does,
+        # some seconds later.
         seconds = int(time.process_time() + 2 * float(wall_s)) + 5
         system.limit_processor_s(seconds)
         reply, is_over = answer(request)
@@ -198,6 +221,8 @@ def serve(pipe_number: str, wall_s: str, prepare: Callable[[], Answer], compiles
 
 
 def limit_memory(n_bytes: int) -> None:
-    """Limits the address space of this worker, where the system does that; the parent says once where it does not."""
+    """Limits the address space of this worker, where the system does that; the parent says once
+    where it does not.
+    """
     if not system.limit_memory(n_bytes):
         _lacking.append("memory")

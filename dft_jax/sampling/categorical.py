@@ -1,4 +1,6 @@
-"""One token from each row's final hidden state: exact draws from the softmax, without all logits at once."""
+"""One token from each row's final hidden state: exact draws from the softmax, without all logits at
+once.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.models import cached
 
-_NEVER = float(jnp.finfo(jnp.float32).min)  # a logit that is never drawn; finite, so that 0 · _NEVER is 0
+# a logit that is never drawn; finite, so that 0 · _NEVER is 0
+_NEVER = float(jnp.finfo(jnp.float32).min)
 
 
 def draw(
@@ -22,7 +25,8 @@ def draw(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """A token for each row, exactly from softmax(logits / temperature), and that distribution's entropy in nats.
+    """A token for each row, exactly from softmax(logits / temperature), and that distribution's
+    entropy in nats.
 
     The largest of logit/T + Gumbel noise over all tokens is such a draw, and it can be found in two
     steps with noise for few of them: the largest of a block is distributed as its log-sum-exp plus
@@ -31,7 +35,8 @@ def draw(
     the two best are as close as that; with an inverse of the cumulative distribution it would
     change most tokens of the far tail.
 
-    Rows of the head from `vocab_size` on are no tokens: they are never drawn, and have no part in the distribution.
+    Rows of the head from `vocab_size` on are no tokens: they are never drawn, and have no part in
+    the distribution.
 
     At temperature 0 the most probable token is taken, and the entropy is that of temperature 1.
     """
@@ -48,19 +53,25 @@ def draw(
         def logits_of(block_B):
             return jnp.take_along_axis(logits_BMW, block_B[:, None, None], axis=1)[:, 0]
     else:
-        summaries = _in_chunks(lambda *c: _summaries(_logits(hidden_BD, *c, vocab_size), scale_B1), head_UDMW)
+        summaries = _in_chunks(
+            lambda *c: _summaries(_logits(hidden_BD, *c, vocab_size), scale_B1), head_UDMW
+        )
         entropy_B = _entropy(summaries, scale_B1, vocab_size)
 
         def logits_of(block_B):
             head_BDW = cached.head_rows(head_UDMW, block_B, mesh)
-            logits_BW = jnp.einsum("BD,BDW->BW", hidden_BD, head_BDW, preferred_element_type=max_BM.dtype)
+            logits_BW = jnp.einsum(
+                "BD,BDW->BW", hidden_BD, head_BDW, preferred_element_type=max_BM.dtype
+            )
             return jnp.where(_is_token(block_B, vocab_size), logits_BW, _NEVER)
 
     max_BM, sum_BM, _ = _real_blocks(summaries, vocab_size)
     keys_B2 = jax.vmap(jax.random.split)(keys_B)
 
     def noisy(logits_BX, keys_B):
-        noise_BX = jax.vmap(lambda key: jax.random.gumbel(key, logits_BX.shape[1:], mode="high"))(keys_B)
+        noise_BX = jax.vmap(lambda key: jax.random.gumbel(key, logits_BX.shape[1:], mode="high"))(
+            keys_B
+        )
         return jnp.where(is_greedy_B1, logits_BX, logits_BX / scale_B1 + noise_BX)
 
     # As a logit that stands for its block: scale · logsumexp(logits / scale); the largest one where
@@ -84,7 +95,8 @@ def _is_token(blocks_X, vocab_size: int) -> Bool[Array, "X W"]:
 
 
 def _summaries(logits_BMW, scale_B1):
-    """Of each block: the largest logit m, Σ w with w = exp((logit − m)/scale), and Σ w · (logit − m).
+    """Of each block: the largest logit m, Σ w with w = exp((logit − m)/scale), and Σ w · (logit −
+    m).
 
     The differences to m, not the logits: where all logits are near 10,000, their weighted mean has
     errors of 0.001 to 1, and the entropy, which is made of small differences, is off by nats.
@@ -98,10 +110,14 @@ def _summaries(logits_BMW, scale_B1):
 
 
 def _in_chunks(make, head_UDMW):
-    """The arrays [B, blocks, …] that `make(head_DMW, blocks_M)` gives for the whole head, one chunk at a time."""
+    """The arrays [B, blocks, …] that `make(head_DMW, blocks_M)` gives for the whole head, one chunk
+    at a time.
+    """
     U, _, M, _ = head_UDMW.shape
     made_UBM = lax.map(lambda chunk: make(*chunk), (head_UDMW, jnp.arange(U * M).reshape(U, M)))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], U * M, *x.shape[3:]), made_UBM)
+    return jax.tree.map(
+        lambda x: x.swapaxes(0, 1).reshape(x.shape[1], U * M, *x.shape[3:]), made_UBM
+    )
 
 
 def _real_blocks(summaries, vocab_size: int):
@@ -123,7 +139,8 @@ def _entropy(summaries, scale_B1, vocab_size: int) -> Float[Array, " B"]:
 
 
 def _most_probable(scaled_BV: Float[Array, "B V"], top_k: int, top_p: float) -> Bool[Array, "B V"]:
-    """The top_k largest, and of these the fewest that hold the share top_p; equal ones stay together.
+    """The top_k largest, and of these the fewest that hold the share top_p; equal ones stay
+    together.
 
     Without sorting: the bits of a float, the sign mended, are in the order of the floats, so the
     threshold is found bit by bit in 32 passes.
@@ -133,7 +150,9 @@ def _most_probable(scaled_BV: Float[Array, "B V"], top_k: int, top_p: float) -> 
     order_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)
 
     def at_least(weights_BV, wanted):
-        """Which tokens are above the highest threshold where those above it weigh at least `wanted`."""
+        """Which tokens are above the highest threshold where those above it weigh at least
+        `wanted`.
+        """
 
         def try_bit(i, threshold_B):
             candidate_B = threshold_B | (sign >> i.astype(jnp.uint32))

@@ -1,8 +1,10 @@
-"""Completions from a model: prompts are prefilled once, samples decoded in slots that never wait for each other.
+"""Completions from a model: prompts are prefilled once, samples decoded in slots that never wait
+for each other.
 
-A slot holds one completion in progress. One `while_loop` on the devices makes a token in every slot, until enough of
-them are finished; the host then takes what is finished and puts waiting samples there. What a sample is depends on
-(seed, problem, sample number) alone: not on its slot, its neighbours, or the order of the work.
+A slot holds one completion in progress. One `while_loop` on the devices makes a token in every
+slot, until enough of them are finished; the host then takes what is finished and puts waiting
+samples there. What a sample is depends on (seed, problem, sample number) alone: not on its slot,
+its neighbours, or the order of the work.
 """
 
 import collections
@@ -25,13 +27,15 @@ from dft_jax.models.model import Model
 from dft_jax.sampling.categorical import draw
 from dft_jax.types import Params
 
-_SMALLEST_PROMPT, _SMALLEST_CACHE = 64, 256  # tokens; the lengths of arrays are these times powers of two
+# tokens; the lengths of arrays are these times powers of two
+_SMALLEST_PROMPT, _SMALLEST_CACHE = 64, 256
 _STEPS_AT_ONCE = 64  # tokens of a slot between two looks of the host
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One completion to be made. `problem` names the prompt, whose noise it determines with `sample`.
+    """One completion to be made. `problem` names the prompt, whose noise it determines with
+    `sample`.
 
     A `temperature` of 0 is greedy. The completion has at most `max_new_tokens` tokens.
     """
@@ -47,8 +51,8 @@ class Request:
 class Completion:
     """`ids` ends in a stop token unless the limit cut it.
 
-    `entropy` is the mean over its tokens of the entropy of the distribution they were drawn from, in nats, before
-    top-k and top-p; of a greedy one, that of the model's own distribution.
+    `entropy` is the mean over its tokens of the entropy of the distribution they were drawn from,
+    in nats, before top-k and top-p; of a greedy one, that of the model's own distribution.
     """
 
     request: Request
@@ -60,7 +64,8 @@ class Completion:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """What the devices know of B completions in progress. S is the length of the cache, T that of the longest output.
+    """What the devices know of B completions in progress. S is the length of the cache, T that of
+    the longest output.
 
     The token that is drawn next comes from `hidden_BD`; it is number `made_B` of its completion.
     """
@@ -88,9 +93,10 @@ class Usage:
 class Progress:
     """A bar that moves with every token, and says how long the rest takes.
 
-    How many tokens there will be is not known before the end. With n completions finished after t tokens, finished
-    and unfinished ones together, the mean length is estimated as t/n, as for lifetimes of which some still last; but
-    no completion is thought longer than its limit. Before the first is finished, all are as long as they may be.
+    How many tokens there will be is not known before the end. With n completions finished after t
+    tokens, finished and unfinished ones together, the mean length is estimated as t/n, as for
+    lifetimes of which some still last; but no completion is thought longer than its limit. Before
+    the first is finished, all are as long as they may be.
     """
 
     def __init__(self, requests: list[Request], quiet: bool):
@@ -122,16 +128,20 @@ class Progress:
 
 
 class Sampler:
-    """Makes completions with one model. What it compiles serves every call, whatever the parameters.
+    """Makes completions with one model. What it compiles serves every call, whatever the
+    parameters.
 
     Args:
       stop_ids: tokens that end a completion.
       max_length: tokens of prompt and completion together; the cache grows up to it as needed.
-      slots: completions in progress at once, at most; rounded up to what the mesh's batch axes divide.
-      top_k, top_p: keep the k most probable tokens (0: all), then the fewest that hold the share p. Tokens as
+      slots: completions in progress at once, at most; rounded up to what the mesh's batch axes
+      divide. top_k, top_p: keep the k most probable tokens (0: all), then the fewest that hold the
+      share p. Tokens as
         probable as the last one kept are kept too.
-      vocab_size: ids below this may be drawn; by default all that the model has rows for. Tables are often padded
-        beyond the tokenizer's last token, and an id from there would count as a token that nobody sees in the text.
+      vocab_size: ids below this may be drawn; by default all that the model has rows for. Tables
+      are often padded
+        beyond the tokenizer's last token, and an id from there would count as a token that nobody
+        sees in the text.
     """
 
     def __init__(
@@ -159,13 +169,17 @@ class Sampler:
         decode = functools.partial(_decode, model=model, stop_ids=self.stop_ids, drawing=drawing)
         self._decode = jax.jit(decode, donate_argnums=1)
         self._grow = jax.jit(functools.partial(_grow, model=model), static_argnames="size")
-        self._empty = jax.jit(functools.partial(_empty, model=model), static_argnames=("n_slots", "size", "n_outputs"))
+        self._empty = jax.jit(
+            functools.partial(_empty, model=model), static_argnames=("n_slots", "size", "n_outputs")
+        )
 
-    def sample(self, params: Params, requests: Iterable[Request], progress: bool = True) -> Iterator[Completion]:
+    def sample(
+        self, params: Params, requests: Iterable[Request], progress: bool = True
+    ) -> Iterator[Completion]:
         """Yields a completion for every request, as they are finished.
 
-        `params` are as trained; a copy in the compute dtype is made, and freed at the end. All processes of a job call
-        this with the same requests, and get the same completions.
+        `params` are as trained; a copy in the compute dtype is made, and freed at the end. All
+        processes of a job call this with the same requests, and get the same completions.
         """
         requests = list(requests)
         if not requests:
@@ -175,11 +189,14 @@ class Sampler:
         n_slots = min(self.n_slots, self._rounded(len(requests)))
         sizes = {
             "size": _bucket(1, _SMALLEST_CACHE, self.max_length),
-            "n_outputs": _bucket(max(r.max_new_tokens for r in requests), _SMALLEST_PROMPT, self.max_length),
+            "n_outputs": _bucket(
+                max(r.max_new_tokens for r in requests), _SMALLEST_PROMPT, self.max_length
+            ),
         }
         slots = self._empty(n_slots=n_slots, **sizes)
         in_slot: dict[int, Request] = {}
-        ready: collections.deque[tuple[int, Request]] = collections.deque()  # (row of `prefilled`, request)
+        # (row of `prefilled`, request)
+        ready: collections.deque[tuple[int, Request]] = collections.deque()
         prefilled, made_B = None, np.zeros(n_slots, np.int32)
         quiet = not progress or jax.process_index() > 0
         with Progress(requests, quiet) as progress_bar:
@@ -188,7 +205,9 @@ class Sampler:
                     if not ready:
                         prefilled, ready = self._prefill_block(params, blocks.popleft())
                     slots = self._fill(slots, n_slots, prefilled, ready, in_slot)
-                longest = max(len(request.prompt_ids) + int(made_B[slot]) for slot, request in in_slot.items())
+                longest = max(
+                    len(request.prompt_ids) + int(made_B[slot]) for slot, request in in_slot.items()
+                )
                 slots = self._with_room(slots, longest + 1)
                 # A few idle slots cost less than a stop for each.
                 least_active = n_slots - n_slots // 32 if blocks or ready else 1
@@ -206,30 +225,44 @@ class Sampler:
         shards = sharding.batch_shards(self.model.mesh)
         return -(-n_rows // shards) * shards
 
-    def _prompt_blocks(self, requests: list[Request]) -> collections.deque[list[tuple[tuple[int, ...], list[Request]]]]:
-        """Blocks of prompts to prefill together, each of one bucket of lengths, each prompt with all its requests."""
+    def _prompt_blocks(
+        self, requests: list[Request]
+    ) -> collections.deque[list[tuple[tuple[int, ...], list[Request]]]]:
+        """Blocks of prompts to prefill together, each of one bucket of lengths, each prompt with
+        all its requests.
+        """
         of_prompt, of_length = collections.defaultdict(list), collections.defaultdict(list)
         for request in requests:
             n_prompt = len(request.prompt_ids)
-            assert n_prompt > 0 and 0 < request.max_new_tokens <= self.max_length - n_prompt, request
+            assert n_prompt > 0 and 0 < request.max_new_tokens <= self.max_length - n_prompt, (
+                request
+            )
             of_prompt[request.prompt_ids].append(request)
         for ids, own in of_prompt.items():
             of_length[_bucket(len(ids), _SMALLEST_PROMPT, self.max_length)].append((ids, own))
         n, groups = self.n_prompts, (of_length[length] for length in sorted(of_length))
-        return collections.deque(prompts[i : i + n] for prompts in groups for i in range(0, len(prompts), n))
+        return collections.deque(
+            prompts[i : i + n] for prompts in groups for i in range(0, len(prompts), n)
+        )
 
     def _prefill_block(
         self, params, block
     ) -> tuple[tuple[Array, cached.Cache], collections.deque[tuple[int, Request]]]:
         longest = max(len(ids) for ids, _ in block)
-        tokens_BL = np.zeros((self.n_prompts, _bucket(longest, _SMALLEST_PROMPT, self.max_length)), np.int32)
+        tokens_BL = np.zeros(
+            (self.n_prompts, _bucket(longest, _SMALLEST_PROMPT, self.max_length)), np.int32
+        )
         lengths_B = np.zeros(self.n_prompts, np.int32)
         for row, (ids, _) in enumerate(block):
             tokens_BL[row, : len(ids)], lengths_B[row] = ids, len(ids)
         prefilled = self._prefill(params, self._place(tokens_BL), self._place(lengths_B))
-        return prefilled, collections.deque((row, request) for row, (_, own) in enumerate(block) for request in own)
+        return prefilled, collections.deque(
+            (row, request) for row, (_, own) in enumerate(block) for request in own
+        )
 
-    def _fill(self, slots: Slots, n_slots: int, prefilled, ready, in_slot: dict[int, Request]) -> Slots:
+    def _fill(
+        self, slots: Slots, n_slots: int, prefilled, ready, in_slot: dict[int, Request]
+    ) -> Slots:
         """Puts ready requests into the idle slots, as far as they go."""
         columns = {
             "is_new": np.zeros(n_slots, bool),
@@ -243,15 +276,26 @@ class Sampler:
             row, request = ready.popleft()
             in_slot[slot] = request
             noise = (self.seed, *_words(request.problem), request.sample)
-            values = (True, row, len(request.prompt_ids), request.max_new_tokens, request.temperature, noise)
+            values = (
+                True,
+                row,
+                len(request.prompt_ids),
+                request.max_new_tokens,
+                request.temperature,
+                noise,
+            )
             for column, value in zip(columns.values(), values, strict=True):
                 column[slot] = value
         _, cache = prefilled
         slots = self._with_room(slots, cache[0][0].shape[2])
-        return self._admit(slots, prefilled, {name: self._place(column) for name, column in columns.items()})
+        return self._admit(
+            slots, prefilled, {name: self._place(column) for name, column in columns.items()}
+        )
 
     def _with_room(self, slots: Slots, n_tokens: int) -> Slots:
-        """A cache of at least `n_tokens` places; the others are made from time to time, by doubling."""
+        """A cache of at least `n_tokens` places; the others are made from time to time, by
+        doubling.
+        """
         if n_tokens <= slots.cache[0][0].shape[2]:
             return slots
         return self._grow(slots, size=_bucket(n_tokens, _SMALLEST_CACHE, self.max_length))
@@ -259,15 +303,21 @@ class Sampler:
     def _completion(self, request: Request, slot: int, report: dict[str, np.ndarray]) -> Completion:
         n = int(report["made"][slot])
         ids = tuple(report["outputs"][slot, :n].tolist())
-        return Completion(request, ids, ids[-1] not in self.stop_ids, float(report["entropy_sums"][slot]) / n)
+        return Completion(
+            request, ids, ids[-1] not in self.stop_ids, float(report["entropy_sums"][slot]) / n
+        )
 
     def _place(self, host: np.ndarray) -> jax.Array:
         """On every device of every process."""
-        return jax.make_array_from_callback(host.shape, sharding.named(self.model.mesh), lambda index: host[index])
+        return jax.make_array_from_callback(
+            host.shape, sharding.named(self.model.mesh), lambda index: host[index]
+        )
 
 
 def _bucket(n: int, smallest: int, largest: int) -> int:
-    """The first of smallest · 1, 2, 4, … that is at least n, but not above `largest`: few lengths, few compilations."""
+    """The first of smallest · 1, 2, 4, … that is at least n, but not above `largest`: few lengths,
+    few compilations.
+    """
     size = smallest
     while size < n:
         size *= 2
@@ -280,7 +330,8 @@ def _words(text: str) -> tuple[int, int]:
     return int.from_bytes(digest[:4]), int.from_bytes(digest[4:8])
 
 
-# ---- what runs on the devices ---------------------------------------------------------------------------------------
+# ---- what runs on the devices
+# ---------------------------------------------------------------------------------------
 
 
 def _pinned(slots: Slots, model: Model) -> Slots:
@@ -375,7 +426,9 @@ def _decode(params, slots: Slots, least_active, *, model: Model, stop_ids, drawi
         was_active_B = slots.active_B
         keys_B = jax.random.wrap_key_data(slots.keys_B, impl="threefry2x32")
         keys_B = jax.vmap(jax.random.fold_in)(keys_B, slots.made_B)
-        token_B, entropy_B = draw(slots.hidden_BD, params["head"], keys_B, slots.temperatures_B, **drawing)
+        token_B, entropy_B = draw(
+            slots.hidden_BD, params["head"], keys_B, slots.temperatures_B, **drawing
+        )
         made_B = slots.made_B + was_active_B
         stops_B = jnp.isin(token_B, jnp.array(stop_ids, jnp.int32)) | (made_B >= slots.limits_B)
         active_B = was_active_B & ~stops_B

@@ -21,11 +21,17 @@ from dft_jax.runtime import compilation_cache, errors, folders, interrupts
 from dft_jax.study import records, report, spec as spec_lib
 from dft_jax.study.clock import Clock
 
-_SPEC = flags.DEFINE_string("spec", None, "File with get_spec(argument), and after a colon its argument.")
+_SPEC = flags.DEFINE_string(
+    "spec", None, "File with get_spec(argument), and after a colon its argument."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder of the study.", allow_override=True)
-_MINUTES = flags.DEFINE_float("minutes", 0.0, "Begin no phase that would end later than this; 0: no limit.", 0.0)
+_MINUTES = flags.DEFINE_float(
+    "minutes", 0.0, "Begin no phase that would end later than this; 0: no limit.", 0.0
+)
 _STATUS = flags.DEFINE_bool("status", False, "Print what is done and what is left, and end.")
-_REPORT = flags.DEFINE_bool("report", False, "Write report.md, results.csv and curves.png, and end.")
+_REPORT = flags.DEFINE_bool(
+    "report", False, "Write report.md, results.csv and curves.png, and end."
+)
 
 
 def main() -> None:
@@ -35,7 +41,9 @@ def main() -> None:
     found = records.Records(folder, spec)
     if _STATUS.value or _REPORT.value:
         if not folder.is_dir():
-            raise errors.UserError(f"--out={folder}: no such folder; correct the path, or run the study first")
+            raise errors.UserError(
+                f"--out={folder}: no such folder; correct the path, or run the study first"
+            )
         if _STATUS.value:
             print(records.status(found))
         if _REPORT.value:

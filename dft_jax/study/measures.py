@@ -139,7 +139,9 @@ class PackedText:
     n_tokens: list[int]
 
 
-def pack(examples: list[Example], row_length: int, rows: int, chunk_tokens: int = CHUNK_TOKENS) -> PackedText:
+def pack(
+    examples: list[Example], row_length: int, rows: int, chunk_tokens: int = CHUNK_TOKENS
+) -> PackedText:
     """Packs examples, longest first, into batches of `rows` rows."""
     packed = packing.best_fit([packing.slots(example) for example in examples], row_length)
     packed += [[] for _ in range(-len(packed) % rows)]
@@ -155,7 +157,9 @@ def pack(examples: list[Example], row_length: int, rows: int, chunk_tokens: int 
     for number, (batch, index) in enumerate(zip(batches, where, strict=True)):
         numbers = packed[number * rows : (number + 1) * rows]
         segment_of = batch.segments_BL.reshape(-1)[index]
-        example_of = [numbers[i // row_length][s - 1] for i, s in zip(index, segment_of, strict=True)]
+        example_of = [
+            numbers[i // row_length][s - 1] for i, s in zip(index, segment_of, strict=True)
+        ]
         text.index_P.append(np.pad(index, (0, padded - len(index))).astype(np.int32))
         text.example_P.append(np.array(example_of, np.int32))
         # A token's place as a target: one after the position that predicts it.
@@ -269,7 +273,9 @@ def measure_text(
     return summarise(whole, np.concatenate(examples), np.concatenate(places), answers)
 
 
-def summarise(values: TokenValues, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None) -> Measures:
+def summarise(
+    values: TokenValues, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None
+) -> Measures:
     """Sums in float64, whatever the values were made in."""
     p_T = np.exp(values.logp_P)
     n_examples = int(example_T.max()) + 1

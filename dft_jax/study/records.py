@@ -58,7 +58,9 @@ class Records:
             done = Done(**json.loads(file.read_text(encoding="utf-8")))
         wanted = spec_lib.digest(spec_lib.inputs_of(self.spec, phase.arm), phase.kind)
         if done.inputs_sha256 != wanted:
-            raise errors.UserError([f"{file} has other inputs than the spec; {_REMEDY}", *self._changes(phase.arm)])
+            raise errors.UserError(
+                [f"{file} has other inputs than the spec; {_REMEDY}", *self._changes(phase.arm)]
+            )
         return done
 
     def _changes(self, arm: Arm | None) -> list[str]:
@@ -106,7 +108,9 @@ class Records:
             results=results,
         )
         file = self.folder / phase.file
-        with errors.told(f"{file}: cannot be written", "make room, then run the same command again"):
+        with errors.told(
+            f"{file}: cannot be written", "make room, then run the same command again"
+        ):
             file.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(file, json.dumps(dataclasses.asdict(done)) + "\n")
 
@@ -121,7 +125,9 @@ def stream_version(folder: Path) -> int:
     """The version of data/order.py that the study in `folder` was begun with; a new one's where
     there is none."""
     held = sorted((folder / DONE).glob(f"*/{INPUTS}"))
-    return _read_json(held[0]).get(f"contents.{order.FINGERPRINT_KEY}", 1) if held else order.VERSION
+    return (
+        _read_json(held[0]).get(f"contents.{order.FINGERPRINT_KEY}", 1) if held else order.VERSION
+    )
 
 
 def _changes(held: dict[str, Any], inputs: dict[str, Any]) -> list[str]:

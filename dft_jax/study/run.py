@@ -87,7 +87,9 @@ class Laboratory:
     def initial_state(self) -> TrainState:
         """The model as it is, copied: a step writes over its state."""
         layouts = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        params = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=layouts.params)(self.base)
+        params = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=layouts.params)(
+            self.base
+        )
         opt_state = jax.jit(self.optimizer.init, out_shardings=layouts.opt_state)(params)
         return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)
 
@@ -117,7 +119,9 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     plan = None
     if spec.evaluation:
         date, trained = config.data.date, config.data.template
-        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained)
+        plan = runner.plan(
+            spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained
+        )
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
         "contents.tokenizer_sha256": files.digest(tokenizer_files(source)),
@@ -147,7 +151,9 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
 
 
 def refuse_undated(spec: Spec, tokenizer) -> None:
-    """UserError where a template writes the date and the spec has none: a study goes over several days."""
+    """UserError where a template writes the date and the spec has none: a study goes over several
+    days.
+    """
     names = [spec.config.data.template, *([spec.evaluation.prompt] if spec.evaluation else [])]
     for name in names:
         if Template(name, tokenizer).is_dated and not spec.config.data.date:
@@ -172,18 +178,26 @@ def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldO
     """
     config = spec.config.data.copy_and_resolve_references().unlock()
     config.rows = text.rows
-    read = batches.load_examples(text.path, config, tokenizer, model.config.vocab_size, split="test")
+    read = batches.load_examples(
+        text.path, config, tokenizer, model.config.vocab_size, split="test"
+    )
     longest = text.max_length or config.max_length
     whole = [e for e in read.examples if not e.cut_tokens and len(e.ids) <= longest]
     whole = whole[: text.max_examples or None]
     if len(whole) < text.max_examples or not whole:
-        what = f"texts: {text.name}: {len(whole)} examples of at most {longest} tokens in {text.path}"
+        what = (
+            f"texts: {text.name}: {len(whole)} examples of at most {longest} tokens in {text.path}"
+        )
         raise errors.UserError(f"{what}; ask for fewer, or for longer ones")
     answers = None
     if text.answer_mark:
-        answers = [measures.answer_places(example, tokenizer, text.answer_mark) for example in whole]
+        answers = [
+            measures.answer_places(example, tokenizer, text.answer_mark) for example in whole
+        ]
         if not any(answers):
-            raise errors.UserError(f"texts: {text.name}: no example has {text.answer_mark!r}; correct answer_mark")
+            raise errors.UserError(
+                f"texts: {text.name}: no example has {text.answer_mark!r}; correct answer_mark"
+            )
     shards = sharding.batch_shards(model.mesh)
     rows = -(-spec.rows_at_once // shards) * shards
     packed = measures.pack(whole, batches.row_length(config), rows)
@@ -215,7 +229,11 @@ class Study:
         self.records.open_arm(None, self.lab.contents)
         for phase in spec_lib.phases_of(self.lab.spec, None):
             if not self.records.is_done(phase):
-                work = {"heldout": 1} if phase.kind == "heldout" else {"evaluate": len(self.lab.plan.requests)}
+                work = (
+                    {"heldout": 1}
+                    if phase.kind == "heldout"
+                    else {"evaluate": len(self.lab.plan.requests)}
+                )
                 self.clock.require(str(phase), work)
                 do = self._heldout if phase.kind == "heldout" else self._evaluate
                 do(phase, self.lab.base)
@@ -289,11 +307,11 @@ class Study:
         lab, found = self.lab, objectives.make_objective(objective)
         reference = lab.base if objectives.REFERENCE in found.needs else None
         given = lab.hyperparameters(lab.spec.arms[0])  # any: it is an argument
-        step = make_train_step(
-            lab.model, found, lab.optimizer, given, lab.spec.config, reference
-        )
+        step = make_train_step(lab.model, found, lab.optimizer, given, lab.spec.config, reference)
         compiled = {}
-        for count in tqdm(lab.packer.row_counts, desc=f"compile {objective}", unit="shape", leave=False):
+        for count in tqdm(
+            lab.packer.row_counts, desc=f"compile {objective}", unit="shape", leave=False
+        ):
             self.clock.check()
             n_rows = count // lab.packer.accumulation
             shape = (lab.packer.accumulation, n_rows, lab.packer.row_length)
@@ -336,7 +354,9 @@ class Training:
     def _is_usable(self, step: int) -> bool:
         """Whether nothing before `step` is missing: a done-file may have been removed, to have it
         made again."""
-        before = [phase for phase in spec_lib.phases_of(self.lab.spec, self.arm) if phase.step <= step]
+        before = [
+            phase for phase in spec_lib.phases_of(self.lab.spec, self.arm) if phase.step <= step
+        ]
         needed = [p for p in before if p.kind == "train" or (p.kind == "heldout" and p.step < step)]
         return all(self.study.records.is_done(phase) for phase in needed)
 
@@ -355,7 +375,9 @@ class Training:
             seconds = time.monotonic() - begin
             self.clock.learn("train", seconds, last - first)
             if not records.is_done(train_phase):
-                records.write(train_phase, seconds, last - first, self.study.made_by, {"steps": self.rows})
+                records.write(
+                    train_phase, seconds, last - first, self.study.made_by, {"steps": self.rows}
+                )
         self.rows = []
         if not is_measured:
             self.study._heldout(heldout, self.state.params)

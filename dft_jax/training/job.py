@@ -22,7 +22,9 @@ from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that a run needs before anything is compiled or allocated, checked, and the same on all processes."""
+    """All that a run needs before anything is compiled or allocated, checked, and the same on all
+    processes.
+    """
 
     config: ConfigDict  # with the run's date, where its template writes one
     source: Path
@@ -51,7 +53,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     """Reads and checks everything; every process by itself, then compared.
 
     Raises:
-      UserError: anything wrong with config, checkpoint or data, on any process; processes that differ.
+      UserError: anything wrong with config, checkpoint or data, on any process; processes that
+      differ.
     """
     config = given = identity.with_first_rounding(config, workdir)
     date = identity.first_date(config, workdir)
@@ -66,19 +69,24 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
         benchmarks = Benchmarks(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)
         if held is None:  # a run that began before this was looked at is finished as it is
-            errors.raise_if_any(account.refusals("data.train", train.report, config.data.max_lost_fraction))
+            errors.raise_if_any(
+                account.refusals("data.train", train.report, config.data.max_lost_fraction)
+            )
         length = length_of(config, len(train), version)
         optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = objectives.make_objective(config.objective)
         packed = make_steps(config, train, model, version)
         with_reference = needs_reference(objective)
-        fingerprint = identity.fingerprint(config, source, model, tokenizer, train, length.steps, with_reference)
+        fingerprint = identity.fingerprint(
+            config, source, model, tokenizer, train, length.steps, with_reference
+        )
         fingerprint |= order.as_fingerprint(version)
         row_counts = packed.packer.row_counts
         # As given: process 0's date must not take the place of another that was asked for.
         facts = identity.run_facts(given, fingerprint, row_counts, heldout, benchmarks.digest())
     distributed.agree("run", facts)
-    # The choice of a kernel compiles a small program, with collectives on some meshes: not before all agree.
+    # The choice of a kernel compiles a small program, with collectives on some meshes: not before
+    # all agree.
     with distributed.together("attention"):
         model = with_attention(model, config.model.attention)
     distributed.agree("attention", {"attention": model.module.backend})
@@ -91,7 +99,8 @@ def needs_reference(objective: objectives.Objective) -> bool:
 
 
 def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
-    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all checked.
+    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all
+    checked.
 
     Of the config only `model`, `mesh` and `data.max_length` matter.
     """
@@ -104,20 +113,26 @@ def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
     if config.model.init == "checkpoint":
         check_tensors(Checkpoint(source), model)
     else:
-        weights_dtype(source)  # nothing else looks at it before the export, which should not be what refuses it
+        # nothing else looks at it before the export, which should not be what refuses it
+        weights_dtype(source)
     return source, model, load_tokenizer(source)
 
 
 def tell_account(job: Job) -> None:
     """Says what is trained and what is not, before anything compiles."""
-    told, warned = account.lines("data.train", job.train.report), account.warnings("data.train", job.train.report)
+    told, warned = (
+        account.lines("data.train", job.train.report),
+        account.warnings("data.train", job.train.report),
+    )
     if job.heldout:
         told += account.lines("data.heldout", job.heldout.report)
         warned += account.warnings("data.heldout", job.heldout.report)
     account.announce([*told, job.length.line()], warned + job.length.warnings())
 
 
-def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[batches.Examples, batches.Examples | None]:
+def load_data(
+    config: ConfigDict, tokenizer, model: Model
+) -> tuple[batches.Examples, batches.Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
     train = batches.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
@@ -125,7 +140,9 @@ def load_data(config: ConfigDict, tokenizer, model: Model) -> tuple[batches.Exam
         return train, None
     most = config.eval.max_examples
     heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
-    heldout.report["also_trained"] = account.also_trained(heldout.where, heldout.examples, train.where, train.examples)
+    heldout.report["also_trained"] = account.also_trained(
+        heldout.where, heldout.examples, train.where, train.examples
+    )
     return train, heldout
 
 
@@ -148,8 +165,14 @@ def make_steps(
 
 
 def length_of(config: ConfigDict, n_examples: int, version: int = order.VERSION) -> order.Length:
-    """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of data/order.py."""
+    """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of
+    data/order.py.
+    """
     t = config.train
     return order.length(
-        steps=t.steps, epochs=t.epochs, global_batch=t.global_batch, n_examples=n_examples, version=version
+        steps=t.steps,
+        epochs=t.epochs,
+        global_batch=t.global_batch,
+        n_examples=n_examples,
+        version=version,
     )

@@ -32,19 +32,37 @@ def token_sums(stats: TokenStats, loss: Float[Array, ""], mask_BL) -> dict[str, 
 
 
 def per_token(sums: dict, area: str) -> dict:
-    """Host-side: means per trained token, named `area/what`; the histogram as fractions in `P_BIN_EDGES`' bins."""
+    """Host-side: means per trained token, named `area/what`; the histogram as fractions in
+    `P_BIN_EDGES`' bins.
+    """
     n = max(float(sums["tokens"]), 1.0)
-    sum_of = {"loss": "loss", "nll": "nll", "mean_p": "p", "entropy": "entropy", "token_accuracy": "correct"}
+    sum_of = {
+        "loss": "loss",
+        "nll": "nll",
+        "mean_p": "p",
+        "entropy": "entropy",
+        "token_accuracy": "correct",
+    }
     means = {f"{area}/{name}": float(sums[key]) / n for name, key in sum_of.items()}
     means[f"{area}/supervised_tokens"] = int(sums["tokens"])
-    means[f"{area}/p_histogram"] = histogram = [float(count) / n for count in np.asarray(sums["p_histogram"])]
+    means[f"{area}/p_histogram"] = histogram = [
+        float(count) / n for count in np.asarray(sums["p_histogram"])
+    ]
     means[f"{area}/share_of_p_below_0.01"] = sum(histogram[: P_BIN_EDGES.index(0.01)])
     return means
 
 
-# Dense bf16 peak of one device, FLOP/s, by a part of `device.device_kind`; from the makers' datasheets.
+# Dense bf16 peak of one device, FLOP/s, by a part of `device.device_kind`; from the makers'
+# datasheets.
 _PEAK_FLOPS = {
-    **{"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v6": 918e12},  # "TPU v5": v5p
+    # "TPU v5": v5p
+    **{
+        "TPU v4": 275e12,
+        "TPU v5 lite": 197e12,
+        "TPU v5e": 197e12,
+        "TPU v5": 459e12,
+        "TPU v6": 918e12,
+    },
     **{"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12},
 }
 
@@ -57,10 +75,11 @@ def peak_flops(device_kind: str) -> float | None:
 def training_flops_per_token(
     n_matmul_params: int, n_layers: int, n_heads: int, head_dim: int, mean_length: float
 ) -> float:
-    """FLOPs forward and backward of one token: 6 a parameter used in a product, and causal attention over its
-    example, of `mean_length` tokens on average.
+    """FLOPs forward and backward of one token: 6 a parameter used in a product, and causal
+    attention over its example, of `mean_length` tokens on average.
 
-    Recomputation (rematerialisation, the head's second pass) is not counted: it is cost, not useful work.
+    Recomputation (rematerialisation, the head's second pass) is not counted: it is cost, not useful
+    work.
     """
     attention = 6 * 2 * n_layers * n_heads * head_dim * (mean_length / 2)
     return 6 * n_matmul_params + attention

@@ -1,4 +1,6 @@
-"""A run's directory and its metrics: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+"""A run's directory and its metrics: metrics.jsonl always, TensorBoard and Weights & Biases when
+asked.
+"""
 
 import contextlib
 import hashlib
@@ -25,8 +27,16 @@ _PATIENCE_S = 30.0  # with a service that does not answer
 class Writer:
     """Appends rows of metrics; only process 0 writes."""
 
-    def __init__(self, workdir: Path, config: ConfigDict, *, resume_from: int | None, run_id: str | None = None):
-        """`resume_from` is the step of the checkpoint that the run goes on from; None for a run from the start.
+    def __init__(
+        self,
+        workdir: Path,
+        config: ConfigDict,
+        *,
+        resume_from: int | None,
+        run_id: str | None = None,
+    ):
+        """`resume_from` is the step of the checkpoint that the run goes on from; None for a run
+        from the start.
 
         `run_id` is the run's own; runs of older versions have none.
         """
@@ -50,7 +60,10 @@ class Writer:
         if not self.active or not values:
             return
         # JSON has no NaN.
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in values.items()
+        }
         with self._told():
             self.rows.write(json.dumps({"step": step, **finite}) + "\n")
             self.rows.flush()
@@ -65,10 +78,14 @@ class Writer:
                 os.fsync(self.rows.fileno())
 
     def _told(self):
-        return errors.told(f"{self.file}: cannot be written", "make it possible, then run the same command again")
+        return errors.told(
+            f"{self.file}: cannot be written", "make it possible, then run the same command again"
+        )
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether a row from before the run was taken up again has a metric of this kind at this step."""
+        """Whether a row from before the run was taken up again has a metric of this kind at this
+        step.
+        """
         return any(at == step and name.startswith(prefix) for at, name in self.kept_metrics)
 
     def close(self) -> None:
@@ -79,8 +96,9 @@ class Writer:
 
 
 def require_boards(config: ConfigDict) -> None:
-    """UserError where a package that the config asks for cannot be imported. A service that is down is another thing:
-    it may come back, and the run goes on without it."""
+    """UserError where a package that the config asks for cannot be imported. A service that is down
+    is another thing: it may come back, and the run goes on without it.
+    """
     wanted = {"tensorboardX": ("config.log.tensorboard", config.log.tensorboard)}
     wanted["wandb"] = ("config.log.wandb_project", config.log.wandb_project)
     for package, (key, is_wanted) in wanted.items():
@@ -91,8 +109,8 @@ def require_boards(config: ConfigDict) -> None:
 
 
 class _Board:
-    """Somewhere else that the metrics go, in a thread of its own: a service that is down, or hangs, costs nothing but
-    a warning. metrics.jsonl has it all.
+    """Somewhere else that the metrics go, in a thread of its own: a service that is down, or hangs,
+    costs nothing but a warning. metrics.jsonl has it all.
 
     Args:
       open_: makes what has add(step, scalars) and close(); called in the thread.
@@ -126,7 +144,9 @@ class _Board:
             self._warn(f"not everything has arrived within {_PATIENCE_S:g} s")
 
     def _warn(self, text: str) -> None:
-        print(f"warning: {self.name}: {text}; metrics.jsonl has it all", file=sys.stderr, flush=True)
+        print(
+            f"warning: {self.name}: {text}; metrics.jsonl has it all", file=sys.stderr, flush=True
+        )
 
 
 def _tensorboard(workdir: Path, first_step: int) -> _Board:
@@ -147,10 +167,12 @@ def _tensorboard(workdir: Path, first_step: int) -> _Board:
 
 
 def board_id(workdir: Path, run_id: str | None) -> str:
-    """What a run is called at Weights & Biases: the same each time it is resumed, and as no other is.
+    """What a run is called at Weights & Biases: the same each time it is resumed, and as no other
+    is.
 
-    Folders of one path on two machines, or one after the other, hold runs of different ids; a copy of a folder, from
-    which another curve may branch off, has another path. Older runs have no id, and only their folder's name there.
+    Folders of one path on two machines, or one after the other, hold runs of different ids; a copy
+    of a folder, from which another curve may branch off, has another path. Older runs have no id,
+    and only their folder's name there.
     """
     named = str(workdir) if run_id is None else f"{run_id} {workdir}"
     return hashlib.sha256(named.encode()).hexdigest()[:16]
@@ -164,10 +186,13 @@ def _wandb(workdir: Path, config: ConfigDict, id_: str) -> _Board:
     class WeightsAndBiases:
         def __init__(self):
             about = dict(project=project, dir=workdir, config=settings)
-            # It would keep the address of the git remote, which may hold a token, and the command; env.json says
-            # enough. Without a key it would ask for one, and wait; and without a network it would wait as well.
+            # It would keep the address of the git remote, which may hold a token, and the command;
+            # env.json says enough. Without a key it would ask for one, and wait; and without a
+            # network it would wait as well.
             limits = dict(init_timeout=_PATIENCE_S, login_timeout=_PATIENCE_S)
-            private = wandb.Settings(disable_git=True, disable_code=True, x_disable_meta=True, **limits)
+            private = wandb.Settings(
+                disable_git=True, disable_code=True, x_disable_meta=True, **limits
+            )
             self.run = wandb.init(id=id_, resume="allow", settings=private, **about)
 
         def add(self, step: int, scalars: dict[str, float]) -> None:
@@ -180,7 +205,9 @@ def _wandb(workdir: Path, config: ConfigDict, id_: str) -> _Board:
 
 
 def _rows_up_to(file: Path, step: int) -> list[dict[str, Any]]:
-    """A resumed run repeats the steps after its checkpoint; their first rows go, so that each step has one."""
+    """A resumed run repeats the steps after its checkpoint; their first rows go, so that each step
+    has one.
+    """
     rows = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):  # the half line of a killed run

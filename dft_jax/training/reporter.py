@@ -1,4 +1,6 @@
-"""What a run says of itself while it goes on: metrics one step late, where the time went, skipped steps, a profile."""
+"""What a run says of itself while it goes on: metrics one step late, where the time went, skipped
+steps, a profile.
+"""
 
 import contextlib
 import logging
@@ -19,17 +21,29 @@ from dft_jax.runtime import errors, interrupts, system
 from dft_jax.training import metrics, optimizer
 from dft_jax.training.metrics_log import Writer
 
-_OF_UPDATE = ("learning_rate", "gradient_norm", "moved_share", "update_lost")  # those that there are
+# those that there are
+_OF_UPDATE = ("learning_rate", "gradient_norm", "moved_share", "update_lost")
 _log = logging.getLogger(__name__)  # phases, as in checkpoint.py
 
 
 class Reporter:
-    """Takes each step's sums as they are dispatched and reports the step before, so devices never wait for the host."""
+    """Takes each step's sums as they are dispatched and reports the step before, so devices never
+    wait for the host.
+    """
 
     _SHOWN = ("train/loss", "train/nll", "speed/tokens_per_s")
-    _COMPILED = "/jax/core/compile/backend_compile_duration"  # jax.monitoring's name of a compilation
+    # jax.monitoring's name of a compilation
+    _COMPILED = "/jax/core/compile/backend_compile_duration"
 
-    def __init__(self, config: ConfigDict, model: Model, log: Writer, examples: Examples, steps: int, start: int):
+    def __init__(
+        self,
+        config: ConfigDict,
+        model: Model,
+        log: Writer,
+        examples: Examples,
+        steps: int,
+        start: int,
+    ):
         self.log, self.log_every, self.steps = log, config.log.every, steps
         self.throughput = _Throughput(model, examples.mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
@@ -39,7 +53,9 @@ class Reporter:
         jax.monitoring.register_event_duration_secs_listener(self._count)
         self.behind: tuple[int, dict, Step] | None = None
         quiet = jax.process_index() > 0
-        self.bar = tqdm(total=steps, initial=start, desc=config.objective, unit="step", disable=quiet)
+        self.bar = tqdm(
+            total=steps, initial=start, desc=config.objective, unit="step", disable=quiet
+        )
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
@@ -54,7 +70,9 @@ class Reporter:
 
     @contextlib.contextmanager
     def watched(self, step: int) -> Iterator[None]:
-        """Around a step: transfers that nobody asked for are errors, a compilation is told of, a profile is taken."""
+        """Around a step: transfers that nobody asked for are errors, a compilation is told of, a
+        profile is taken.
+        """
         interrupts.outlook.step_began = time.monotonic()
         _log.debug("step %d", step)
         before = self.compilations
@@ -63,7 +81,10 @@ class Reporter:
             yield
         self.trace.end(step, self.behind[1])
         if self.compilations > before:
-            print(f"warning: step {step} compiled something, which should not happen while training", file=sys.stderr)
+            print(
+                f"warning: step {step} compiled something, which should not happen while training",
+                file=sys.stderr,
+            )
 
     def add(self, step: int, sums: dict[str, jax.Array], packed: Step) -> None:
         self.flush()
@@ -93,17 +114,22 @@ class Reporter:
             print(f"warning: {warning}", file=sys.stderr)
         self.skips.count(step, is_finite, packed.where)
         self.bar.update(step - self.bar.n)
-        self.bar.set_postfix({name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values})
+        self.bar.set_postfix(
+            {name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values}
+        )
 
     def wait(self) -> None:
-        """Waits for the step that was just dispatched, and reports it: for steps so long that a signal should not
-        have to wait for another one."""
+        """Waits for the step that was just dispatched, and reports it: for steps so long that a
+        signal should not have to wait for another one.
+        """
         self.flush()
         interrupts.outlook.step_s = time.monotonic() - interrupts.outlook.step_began
         interrupts.outlook.step_began = None
 
     def sync(self) -> None:
-        """As `flush`; then the rows are on the disk as well, to outlast what the checkpoint will outlast."""
+        """As `flush`; then the rows are on the disk as well, to outlast what the checkpoint will
+        outlast.
+        """
         self.flush()
         interrupts.outlook.step_began = None
         self.log.sync()
@@ -130,7 +156,8 @@ def peak_host_gib() -> float:
 
 
 class RoundingWarning:
-    """Says once that most bfloat16 parameters stayed as they were: at the first step of the full rate.
+    """Says once that most bfloat16 parameters stayed as they were: at the first step of the full
+    rate.
 
     `config` is `config.optimizer`. Below that rate, while it warms up, it is no wonder.
     """
@@ -179,14 +206,17 @@ class SkipGuard:
 
 
 class Trace:
-    """A profile of some steps (`first,last`, both included; empty for none), for TensorBoard, Perfetto or XProf."""
+    """A profile of some steps (`first,last`, both included; empty for none), for TensorBoard,
+    Perfetto or XProf.
+    """
 
     def __init__(self, steps: str, folder: Path):
         self.first, self.last = parse_steps(steps) if steps else (0, 0)
         self.folder, self.is_on = folder, False
 
     def begin(self, step: int) -> None:
-        if self.first <= step <= self.last and not self.is_on:  # a run may be taken up again in the middle
+        # a run may be taken up again in the middle
+        if self.first <= step <= self.last and not self.is_on:
             jax.profiler.start_trace(str(self.folder))
             self.is_on = True
 
@@ -213,14 +243,18 @@ def parse_steps(text: str) -> tuple[int, int]:
 class _Throughput:
     """Rates between one report and the next, and what the time was spent on.
 
-    Compilation is done before the first step, but that step starts with nothing dispatched: it is left out.
+    Compilation is done before the first step, but that step starts with nothing dispatched: it is
+    left out.
     """
 
     def __init__(self, model: Model, mean_length: float):
         c = model.config
-        n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size  # a row is read, nothing is multiplied
+        # a row is read, nothing is multiplied
+        n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size
         n_matmul = parameter_count(model.abstract_params) - n_lookup
-        self.flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length)
+        self.flops = metrics.training_flops_per_token(
+            n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
+        )
         self.device = model.mesh.local_devices[0]
         peak = metrics.peak_flops(self.device.device_kind)
         self.peak = peak * model.mesh.size if peak else None
@@ -230,7 +264,9 @@ class _Throughput:
 
     @contextlib.contextmanager
     def spent(self, on: str) -> Iterator[None]:
-        """Counts the time within as spent on one of `spent_s`; what is left of a step is the host's."""
+        """Counts the time within as spent on one of `spent_s`; what is left of a step is the
+        host's.
+        """
         begin = time.perf_counter()
         yield
         self.spent_s[on] += time.perf_counter() - begin

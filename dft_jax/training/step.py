@@ -23,7 +23,8 @@ from dft_jax.types import Batch, Hyperparameters, Params, TrainState
 
 
 def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict) -> Callable:
-    """Returns loss(params, batch [B, L], denominator, reference) -> (Σ loss / denominator, sums over trained tokens).
+    """Returns loss(params, batch [B, L], denominator, reference) -> (Σ loss / denominator, sums
+    over trained tokens).
 
     `reference` are the parameters that the objective compares with, None for the others.
     """
@@ -47,7 +48,9 @@ def make_loss(model: Model, objective: objectives.Objective, config: ConfigDict)
 
 def make_hyperparameters(config: ConfigDict, steps: int, mesh: Mesh) -> Hyperparameters:
     """Those of a run of `steps` updates, on the devices of `mesh`."""
-    values = Hyperparameters(optimizer_lib.rates(config.optimizer, steps), np.uint32(config.train.seed))
+    values = Hyperparameters(
+        optimizer_lib.rates(config.optimizer, steps), np.uint32(config.train.seed)
+    )
     return jax.device_put(values, sharding.named(mesh))
 
 
@@ -59,15 +62,17 @@ def make_train_step(
     config: ConfigDict,
     reference: Params = None,
 ) -> Callable:
-    """Returns the jitted step(state, batch [A, B, L]) -> (state, sums over the step's trained tokens).
+    """Returns the jitted step(state, batch [A, B, L]) -> (state, sums over the step's trained
+    tokens).
 
-    The update is the gradient of Σ loss / N with N the trained tokens of the whole global batch, whatever the
-    number of micro-batches (A) and devices. With `loss_normalization="official"` each micro-batch is divided
-    by its own count instead, and the means are added, as the authors' code does. A step with a non-finite
-    loss or gradient changes nothing but `state.step`. `reference` are parameters for objectives that compare.
+    The update is the gradient of Σ loss / N with N the trained tokens of the whole global batch,
+    whatever the number of micro-batches (A) and devices. With `loss_normalization="official"` each
+    micro-batch is divided by its own count instead, and the means are added, as the authors' code
+    does. A step with a non-finite loss or gradient changes nothing but `state.step`. `reference`
+    are parameters for objectives that compare.
 
-    Rate, schedule and seed are arguments of the program (`hyperparameters`, arrays or their shapes), not part of it: a
-    sweep over them compiles once.
+    Rate, schedule and seed are arguments of the program (`hyperparameters`, arrays or their
+    shapes), not part of it: a sweep over them compiles once.
     """
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
     replicated = sharding.named(model.mesh)
@@ -85,10 +90,16 @@ def make_train_step(
     return functools.partial(compiled, reference, hyperparameters)
 
 
-def make_update(model: Model, objective: objectives.Objective, optimizer, config: ConfigDict) -> Callable:
-    """Returns update(reference, hyperparameters, state, batch [A, B, L]) -> (state, sums), not jitted: see
-    make_train_step."""
-    is_random = config.model.param_dtype == "bfloat16" and optimizer_lib.rounding_of(config.optimizer) == "stochastic"
+def make_update(
+    model: Model, objective: objectives.Objective, optimizer, config: ConfigDict
+) -> Callable:
+    """Returns update(reference, hyperparameters, state, batch [A, B, L]) -> (state, sums), not
+    jitted: see make_train_step.
+    """
+    is_random = (
+        config.model.param_dtype == "bfloat16"
+        and optimizer_lib.rounding_of(config.optimizer) == "stochastic"
+    )
     loss = make_loss(model, objective, config)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
 
@@ -98,11 +109,15 @@ def make_update(model: Model, objective: objectives.Objective, optimizer, config
 
         def accumulate(total, micro):
             micro_batch, denominator = micro
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params, micro_batch, denominator, reference)
+            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(
+                params, micro_batch, denominator, reference
+            )
             total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
             return jax.lax.with_sharding_constraint(total, layouts.params), sums
 
-        zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params)
+        zeros = jax.tree.map(
+            lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
+        )
         denominators_A = jnp.broadcast_to(jnp.maximum(n_tokens, 1), n_tokens_A.shape)
         grads, sums_A = jax.lax.scan(accumulate, zeros, (batch, denominators_A))
         return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)
@@ -112,7 +127,11 @@ def make_update(model: Model, objective: objectives.Objective, optimizer, config
         gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
         rate = hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state)]
-        key = jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step) if is_random else None
+        key = (
+            jax.random.fold_in(jax.random.key(hyperparameters.seed), state.step)
+            if is_random
+            else None
+        )
         params, opt_state, moved = optimizer_lib.apply(
             optimizer, grads, state.opt_state, state.params, is_finite, rate, key
         )
@@ -128,8 +147,11 @@ def make_update(model: Model, objective: objectives.Objective, optimizer, config
     return train_step
 
 
-def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: batches.Packer) -> Callable:
-    """As `train_step`, compiled for every row count that its steps have, so that nothing compiles while training.
+def compile_ahead(
+    train_step: Callable, state: TrainState, mesh: Mesh, packer: batches.Packer
+) -> Callable:
+    """As `train_step`, compiled for every row count that its steps have, so that nothing compiles
+    while training.
 
     Args:
       state: arrays, or their shapes.
@@ -143,7 +165,9 @@ def compile_ahead(train_step: Callable, state: TrainState, mesh: Mesh, packer: b
         return jitted.lower(*first_arguments, state, sharding.abstract_batch(shape, mesh)).compile()
 
     counts = [count // packer.accumulation for count in packer.row_counts]
-    for n_rows in tqdm(counts, desc="compile", unit="shape", leave=False, disable=jax.process_index() > 0):
+    for n_rows in tqdm(
+        counts, desc="compile", unit="shape", leave=False, disable=jax.process_index() > 0
+    ):
         compiled(n_rows)
     distributed.meet("compiled")
     return lambda state, batch: compiled(batch.tokens_BL.shape[1])(*first_arguments, state, batch)
@@ -171,8 +195,11 @@ def make_evaluate(
         total = None
         for step in tqdm(steps, desc="held out", leave=False, disable=jax.process_index() > 0):
             interrupts.check()
-            sums = eval_step(reference, params, sharding.device_batch(step.batch, model.mesh, step.n_rows))
-            sums = jax.tree.map(np.float64, jax.device_get(sums))  # float32 could not count beyond 2**24 tokens
+            sums = eval_step(
+                reference, params, sharding.device_batch(step.batch, model.mesh, step.n_rows)
+            )
+            # float32 could not count beyond 2**24 tokens
+            sums = jax.tree.map(np.float64, jax.device_get(sums))
             total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
         return metrics.per_token(total, "heldout")
 

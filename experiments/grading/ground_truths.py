@@ -1,9 +1,11 @@
-"""The strict grader on the ground truths of the seven benchmarks: each against itself, and against wrong answers.
+"""The strict grader on the ground truths of the seven benchmarks: each against itself, and against
+wrong answers.
 
     python experiments/grading/ground_truths.py --benchmark_data=FOLDER
 
-`scientific` takes the references such as 3.89e-10, and writes them as models do, 3.89 \\times 10^{-10};
-`one percent off` is that times 1.01. Every verdict that is not the expected one is printed.
+`scientific` takes the references such as 3.89e-10, and writes them as models do, 3.89 \\times
+10^{-10}; `one percent off` is that times 1.01. Every verdict that is not the expected one is
+printed.
 """
 
 import argparse
@@ -25,7 +27,10 @@ def answers(reference: str) -> dict[str, tuple[str, str]]:
     if re.fullmatch(r"-?\d+(\.\d+)?e-?\d+", reference):
         mantissa, exponent = reference.split("e")
         found["scientific"] = (f"{mantissa} \\times 10^{{{exponent}}}", "correct")
-        found["one percent off"] = (f"{float(mantissa) * 1.01:.10g} \\times 10^{{{exponent}}}", "wrong")
+        found["one percent off"] = (
+            f"{float(mantissa) * 1.01:.10g} \\times 10^{{{exponent}}}",
+            "wrong",
+        )
     return found
 
 
@@ -47,7 +52,9 @@ def main() -> None:
             ):
                 counts[kind][graded.verdict] += 1
                 if graded.verdict != expected:
-                    print(f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is {graded.verdict}")
+                    print(
+                        f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is {graded.verdict}"
+                    )
             for kind, verdicts in counts.items():
                 print(f"{name:14}{kind:16}{dict(verdicts)}", flush=True)
 

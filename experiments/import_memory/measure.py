@@ -1,10 +1,12 @@
 """Peak host memory while a large checkpoint is imported, above the arrays themselves.
 
-    python experiments/import_memory/measure.py --folder=EMPTY_FOLDER [--devices=8] [--param-dtype=float32]
+    python experiments/import_memory/measure.py --folder=EMPTY_FOLDER [--devices=8]
+    [--param-dtype=float32]
 
-Writes a random bf16 Qwen2-shaped checkpoint of 2 GB (4 GB of float32 arrays) to the folder, in shards, then
-imports it in a process of its own over simulated devices. On a CPU the arrays lie in host memory too, so what the
-import itself needs is the peak minus the arrays minus what the process held before.
+Writes a random bf16 Qwen2-shaped checkpoint of 2 GB (4 GB of float32 arrays) to the folder, in
+shards, then imports it in a process of its own over simulated devices. On a CPU the arrays lie in
+host memory too, so what the import itself needs is the peak minus the arrays minus what the process
+held before.
 """
 
 import argparse
@@ -55,7 +57,6 @@ def write(folder: pathlib.Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rng, weight_map = np.random.default_rng(0), {}
@@ -82,12 +83,18 @@ def measure(folder: pathlib.Path, param_dtype: str) -> None:
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
     item_bytes = 4 if param_dtype == "float32" else 2
     largest = max(math.prod(shape) for *_, shape in tensor_table(model)) * item_bytes / 1e9
-    print(f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB")
-    print(f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above the arrays")
+    print(
+        f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB"
+    )
+    print(
+        f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above the arrays"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", required=True, type=pathlib.Path)
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--param-dtype", default="float32", choices=["float32", "bfloat16"])
@@ -101,7 +108,11 @@ def main() -> None:
         flags = f"--xla_force_host_platform_device_count={arguments.devices}"
         for step in ("write", "measure"):
             environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], f"--step={step}"], env=environment, check=True)
+            subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], f"--step={step}"],
+                env=environment,
+                check=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The first step of `dft_jax` on a batch: loss and gradient norm of SFT and DFT, and the same examples for TRL.
+"""The first step of `dft_jax` on a batch: loss and gradient norm of SFT and DFT, and the same
+examples for TRL.
 
-    python experiments/parity/jax_side.py --checkpoint=HF_FOLDER --data=train.jsonl --out=FOLDER [--examples=8]
+    python experiments/parity/jax_side.py --checkpoint=HF_FOLDER --data=train.jsonl --out=FOLDER
+    [--examples=8]
         [--max-length=640] [--rows=gsm8k] [--micro-batches=1]
 
-The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own template, tokenised,
-shuffled and packed by `loader.Steps`, then given to the step of `train.make_train_step` as it is. Without `--data` the
-examples are random token ids (a checkpoint without a tokenizer has no text to read), packed the same way. Written:
+The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own
+template, tokenised, shuffled and packed by `loader.Steps`, then given to the step of
+`train.make_train_step` as it is. Without `--data` the examples are random token ids (a checkpoint
+without a tokenizer has no text to read), packed the same way. Written:
 
     jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p; counts; versions
     batch.npz   the same examples unpacked, as Hugging Face takes them. Ids p p c e, the last two trained:
@@ -53,7 +56,9 @@ def make_config(arguments: argparse.Namespace):
 
 
 def random_examples(vocab_size: int, max_length: int, n: int) -> batches.Examples:
-    """`n` examples of a third to the whole of `max_length` random ids, a random head of each not trained."""
+    """`n` examples of a third to the whole of `max_length` random ids, a random head of each not
+    trained.
+    """
     generator = np.random.default_rng(0)
     examples = []
     for _ in range(n):
@@ -65,14 +70,20 @@ def random_examples(vocab_size: int, max_length: int, n: int) -> batches.Example
 
 
 def load(arguments: argparse.Namespace, config):
-    """(checkpoint folder, model, examples): through `dft_jax.training.loop` for real data, else without a tokenizer."""
+    """(checkpoint folder, model, examples): through `dft_jax.training.loop` for real data, else
+    without a tokenizer.
+    """
     if arguments.data:
         source, model, tokenizer = load_model(config)
         return source, model, load_data(config, tokenizer, model)[0]
     source = resolve(config.model.path, config.model.revision)
     model = build(read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
     check_tensors(Checkpoint(source), model)
-    return source, model, random_examples(model.config.vocab_size, config.data.max_length, 4 * arguments.examples)
+    return (
+        source,
+        model,
+        random_examples(model.config.vocab_size, config.data.max_length, 4 * arguments.examples),
+    )
 
 
 def pad(examples: list[Example]) -> dict[str, np.ndarray]:
@@ -89,12 +100,18 @@ def pad(examples: list[Example]) -> dict[str, np.ndarray]:
     return batch
 
 
-def first_step(config, objective: str, source: pathlib.Path, model, step: batches.Step) -> dict[str, float]:
-    """Loss per trained token, gradient norm and mean p of the real training step, from the checkpoint's weights."""
+def first_step(
+    config, objective: str, source: pathlib.Path, model, step: batches.Step
+) -> dict[str, float]:
+    """Loss per trained token, gradient norm and mean p of the real training step, from the
+    checkpoint's weights.
+    """
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, model.mesh)
     state = init_state(config, source, model, optimizer)
-    train_step = make_train_step(model, objectives.make_objective(objective), optimizer, given, config)
+    train_step = make_train_step(
+        model, objectives.make_objective(objective), optimizer, given, config
+    )
     with matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
         sums = jax.device_get(train_step(state, batch)[1])
@@ -108,13 +125,17 @@ def first_step(config, objective: str, source: pathlib.Path, model, step: batche
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="HF folder")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write to")
     parser.add_argument("--data", help="file of rows; without it, random token ids")
     parser.add_argument("--rows", default="gsm8k", help="data.rows")
     parser.add_argument("--examples", type=int, default=8, help="train.global_batch")
-    parser.add_argument("--max-length", type=int, default=640, help="data.max_length, which is the packed row's too")
+    parser.add_argument(
+        "--max-length", type=int, default=640, help="data.max_length, which is the packed row's too"
+    )
     parser.add_argument("--micro-batches", type=int, default=1, help="train.accumulation")
     return parser.parse_args()
 
@@ -134,7 +155,10 @@ def main() -> None:
     )
     step = steps[0]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    np.savez(arguments.out / "batch.npz", **pad([examples.examples[number] for number in steps.stream[0]]))
+    np.savez(
+        arguments.out / "batch.npz",
+        **pad([examples.examples[number] for number in steps.stream[0]]),
+    )
 
     result = {name: first_step(config, name, source, model, step) for name in ("sft", "dft")}
     result["packed_rows"] = step.n_rows * config.train.accumulation

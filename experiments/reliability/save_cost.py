@@ -1,4 +1,5 @@
-"""What the manifest costs: the time of its SHA-256 against that of the save itself, in the background and at restart.
+"""What the manifest costs: the time of its SHA-256 against that of the save itself, in the
+background and at restart.
 
 python -m experiments.reliability.save_cost --gb=1.5 --rounds=7
 """
@@ -38,7 +39,9 @@ class Phases(logging.Handler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gb", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
@@ -57,7 +60,9 @@ def main() -> None:
         with manager.Checkpoints(folder, keep=1) as checkpoints:
             checkpoints.save(number, state, {"fingerprint": {}, "changes": []})
             returned = time.perf_counter()
-        began, committed, whole = (phases.at[f"{phase} {number}"] for phase in ("save", "commit", "whole"))
+        began, committed, whole = (
+            phases.at[f"{phase} {number}"] for phase in ("save", "commit", "whole")
+        )
         began_to_verify = time.perf_counter()
         assert manifest.problems(folder / str(number), number) == []
         verified = time.perf_counter()

@@ -1,4 +1,6 @@
-"""Token probabilities under several checkpoints: against dense logits, files that agree, a page that escapes."""
+"""Token probabilities under several checkpoints: against dense logits, files that agree, a page
+that escapes.
+"""
 
 import contextlib
 import csv
@@ -38,7 +40,9 @@ def copy_of_lab(folder, change=lambda weight: weight):
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(assets.LAB / name, folder / name)
-    weights = {name: change(weight) for name, weight in load_file(assets.LAB / "model.safetensors").items()}
+    weights = {
+        name: change(weight) for name, weight in load_file(assets.LAB / "model.safetensors").items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -55,7 +59,9 @@ def tuned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(tuned, tmp_path_factory):
-    """The command on two models with four devices for rows and two for each copy; what it wrote and printed."""
+    """The command on two models with four devices for rows and two for each copy; what it wrote and
+    printed.
+    """
     out, printed, live_bytes = tmp_path_factory.mktemp("out") / "tokens", io.StringIO(), []
     open_model = evaluate.open_model
 
@@ -68,7 +74,13 @@ def done(tuned, tmp_path_factory):
 
         return evaluate.Opened(one.model, one.tokenizer, one.identify, load)
 
-    arguments = [f"--models=base={assets.LAB},{tuned}", *READ, f"--out={out}", "--tensor=2", "--min_count=3"]
+    arguments = [
+        f"--models=base={assets.LAB},{tuned}",
+        *READ,
+        f"--out={out}",
+        "--tensor=2",
+        "--min_count=3",
+    ]
     no_capture = types.SimpleNamespace(readouterr=lambda: ("", ""))
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "open_model", opened)
@@ -97,14 +109,18 @@ def dense_logits(folder, examples):
         tokens_BL[row, : len(example.ids)] = example.ids
         segments_BL[row, : len(example.ids)] = 1
     positions_BL = np.broadcast_to(np.arange(tokens_BL.shape[1]), tokens_BL.shape)
-    batch = types.SimpleNamespace(tokens_BL=tokens_BL, segments_BL=segments_BL, positions_BL=positions_BL)
+    batch = types.SimpleNamespace(
+        tokens_BL=tokens_BL, segments_BL=segments_BL, positions_BL=positions_BL
+    )
     hidden_BLD = np.asarray(jax.jit(lambda p: model.apply(p, batch))(params), np.float64)
     return hidden_BLD @ np.asarray(models.head(params), np.float64).T
 
 
 def test_equals_dense_logits(done, tuned, examples):
     arrays = np.load(done.out / "tokens.npz")
-    where = [(e, j) for e, example in enumerate(examples) for j in np.flatnonzero(example.trained) if j]
+    where = [
+        (e, j) for e, example in enumerate(examples) for j in np.flatnonzero(example.trained) if j
+    ]
     assert list(zip(arrays["example"], arrays["position"], strict=True)) == where
     assert arrays["token"].tolist() == [examples[e].ids[j] for e, j in where]
     rows_T, position_T = (np.array(x) for x in zip(*where, strict=True))
@@ -119,9 +135,13 @@ def test_equals_dense_logits(done, tuned, examples):
             ("gradient", gradient_T := np.linalg.norm(onehot_TV - p_TV, axis=1), 1e-3),
         ):
             assert arrays[f"{found}_{name}"].dtype == np.float32
-            np.testing.assert_allclose(arrays[f"{found}_{name}"], expected_T, rtol=1e-3, atol=atol, err_msg=found)
+            np.testing.assert_allclose(
+                arrays[f"{found}_{name}"], expected_T, rtol=1e-3, atol=atol, err_msg=found
+            )
         assert arrays[f"gradient_{name}"].mean() == pytest.approx(gradient_T.mean(), rel=1e-3)
-    assert np.abs(arrays["p_base"] - arrays["p_tuned=a"]).max() > 0.1, "two models should be told apart"
+    assert np.abs(arrays["p_base"] - arrays["p_tuned=a"]).max() > 0.1, (
+        "two models should be told apart"
+    )
 
 
 def test_one_model_in_memory_at_a_time(done):
@@ -143,11 +163,15 @@ def test_gradient_is_that_of_the_objectives(scale):
     for name, weight_T in (("sft", 1.0), ("dft", jnp.exp(logp(logits_TV))[:, 0])):
         objective = objectives.make_objective(name)
         rest = dict.fromkeys(("entropy_BL", "correct_BL", "examples_BL"))
-        loss = lambda x_TV, of=objective, rest=rest: of(TokenStats(logp_BL=logp(x_TV), **rest)).sum()  # noqa: E731
+        loss = lambda x_TV, of=objective, rest=rest: of(
+            TokenStats(logp_BL=logp(x_TV), **rest)
+        ).sum()  # noqa: E731
         expected_T = jnp.linalg.norm(jax.grad(loss)(logits_TV), axis=1)
         np.testing.assert_allclose(weight_T * found_T, expected_T, rtol=1e-3, atol=1e-3)
     rest_T = -np.expm1(np.asarray(logp(logits_TV))[:, 0])
-    assert (found_T >= rest_T - 1e-6).all() and (found_T <= 1.4143 * rest_T + 1e-6).all(), "the bounds of rounding"
+    assert (found_T >= rest_T - 1e-6).all() and (found_T <= 1.4143 * rest_T + 1e-6).all(), (
+        "the bounds of rounding"
+    )
 
 
 def test_files_agree(done):
@@ -162,14 +186,20 @@ def test_files_agree(done):
         assert found["entropy"] == pytest.approx(arrays[f"entropy_{name}"].mean(), rel=1e-5)
         assert found["share_of_p_below_0.01"] == pytest.approx(np.mean(p_T < 0.01))
         assert found["share_of_p_above_0.95"] == pytest.approx(np.mean(p_T > 0.95))
-        for i, (low, high) in enumerate(zip(metrics.P_BIN_EDGES[:-1], metrics.P_BIN_EDGES[1:], strict=True)):
+        for i, (low, high) in enumerate(
+            zip(metrics.P_BIN_EDGES[:-1], metrics.P_BIN_EDGES[1:], strict=True)
+        ):
             inside = (p_T >= low) & ((p_T < high) | (high == 1))
             assert found["p_histogram"][i] == pytest.approx(inside.mean())
             if not inside.any():
                 assert found["sft_gradient_by_bin"][i] is found["dft_gradient_by_bin"][i] is None
                 continue
-            assert found["sft_gradient_by_bin"][i] == pytest.approx(gradient_T[inside].mean(), rel=1e-4)
-            assert found["dft_gradient_by_bin"][i] == pytest.approx((p_T * gradient_T)[inside].mean(), rel=1e-4)
+            assert found["sft_gradient_by_bin"][i] == pytest.approx(
+                gradient_T[inside].mean(), rel=1e-4
+            )
+            assert found["dft_gradient_by_bin"][i] == pytest.approx(
+                (p_T * gradient_T)[inside].mean(), rel=1e-4
+            )
     assert (done.out / "histogram.png").read_bytes().startswith(b"\x89PNG")
     names = {".lock", "tokens.npz", "summary.json", "changed.csv", "histogram.png", "tokens.html"}
     assert {file.name for file in done.out.iterdir()} == names, "no temporary file is left"
@@ -187,14 +217,24 @@ def test_changed_tokens(done):
         assert float(row["p_before"]) == pytest.approx(before_T.mean(), rel=1e-5)
         assert float(row["p_after"]) == pytest.approx(after_T.mean(), rel=1e-5)
         assert float(row["change"]) == pytest.approx(after_T.mean() - before_T.mean(), abs=1e-6)
-        assert float(row["fell_below_0.01"]) == pytest.approx(np.mean((before_T >= 0.01) & (after_T < 0.01)))
+        assert float(row["fell_below_0.01"]) == pytest.approx(
+            np.mean((before_T >= 0.01) & (after_T < 0.01))
+        )
     changes = [float(row["change"]) for row in rows]
     assert changes == sorted(changes)
     lines = done.stdout.splitlines()
     assert "tuned=a against base" in lines
     fallen, risen = ([line for line in lines if line.startswith(word)] for word in ("fell", "rose"))
-    assert 1 <= len(fallen) <= 10 and repr(rows[0]["token"]) in fallen[0] and f"{changes[0]:+.4f}" in fallen[0]
-    assert 1 <= len(risen) <= 10 and repr(rows[-1]["token"]) in risen[0] and f"{changes[-1]:+.4f}" in risen[0]
+    assert (
+        1 <= len(fallen) <= 10
+        and repr(rows[0]["token"]) in fallen[0]
+        and f"{changes[0]:+.4f}" in fallen[0]
+    )
+    assert (
+        1 <= len(risen) <= 10
+        and repr(rows[-1]["token"]) in risen[0]
+        and f"{changes[-1]:+.4f}" in risen[0]
+    )
 
 
 def test_page_shows_every_trained_token(done, examples):
@@ -209,7 +249,9 @@ def test_page_shows_every_trained_token(done, examples):
     for step, text, _ in titles:
         low, high = metrics.P_BIN_EDGES[int(step)], metrics.P_BIN_EDGES[int(step) + 1]
         assert low * 0.99 <= float(text.split()[-1]) <= high * 1.01
-    assert page.count("<h2>") == 2 and page.count("<tr>") == 2 * (1 + 2 + 1), "prompt, two models, a change"
+    assert page.count("<h2>") == 2 and page.count("<tr>") == 2 * (1 + 2 + 1), (
+        "prompt, two models, a change"
+    )
     assert "prefers-color-scheme: dark" in page and "<script" not in page and "http" not in page
     for label in figures.bin_labels():
         assert label in page
@@ -225,7 +267,11 @@ def test_page_escapes_and_shows_pieces_of_characters():
     assert "q&lt;i&gt;?↵\n" in body and "<th>&lt;me&gt;<td>" in body
     assert "<i>" not in body and "<b>" not in body and "<me>" not in body
     spans = re.findall(r'<span class="b\d+" title="[^"]*">(.*?)</span>', body, re.DOTALL)
-    assert spans[:5] == ["&lt;", "b", "&gt;", "&amp;", "↵\n"] and spans[5:8] == ["⟨â⟩", "⟨Ĥ⟩", "⟨¬⟩"]
+    assert spans[:5] == ["&lt;", "b", "&gt;", "&amp;", "↵\n"] and spans[5:8] == [
+        "⟨â⟩",
+        "⟨Ĥ⟩",
+        "⟨¬⟩",
+    ]
     assert spans[8:] == spans[:8]
     assert body.count("q&lt;i&gt;?") == 1, "the prompt is there once"
 
@@ -237,7 +283,9 @@ def test_page_shows_how_far_each_token_moved():
     before_T = np.float32([0.5, 0.5, 0.5, 0.5, 0.9, 0.9, 0.001])
     after_T = np.float32([0.51, 0.55, 0.7, 0.9, 0.7, 0.85, 0.001])
     models = {"base": (before_T, before_T), "dft": (after_T, after_T)}
-    (row,) = re.findall("<tr><th>dft<br>against base<td>(.*)", figures.token_page(models, [example], tokenizer))
+    (row,) = re.findall(
+        "<tr><th>dft<br>against base<td>(.*)", figures.token_page(models, [example], tokenizer)
+    )
     found = re.findall(r'<span class="(\w+)" title="([^"]*)">(\w)</span>', row)
     assert [(name, text) for name, _, text in found] == list(
         zip(["same", "r1", "r2", "r3", "f2", "f1", "same"], "abcdefg", strict=True)
@@ -272,7 +320,11 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
     commands._reset_flags()
     tokens.flags.FLAGS(["tokens"])
     tokens.report(
-        scores, batches.Examples(examples, {}, ["a"] * len(examples)), load_tokenizer(assets.LAB), {}, tmp_path
+        scores,
+        batches.Examples(examples, {}, ["a"] * len(examples)),
+        load_tokenizer(assets.LAB),
+        {},
+        tmp_path,
     )
     assert (tmp_path / "changed.csv").read_text() == ",".join(tokens._CHANGED_COLUMNS) + "\n"
     assert "against" not in capsys.readouterr().out
@@ -284,7 +336,10 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
         ([], ["--models is required"]),
         ([f"--models={assets.LAB}"], ["--data is required"]),
         ([f"--models={assets.LAB}", f"--data={DATA}"], ["--out is required"]),
-        ([f"--models={assets.LAB}", f"--data={DATA}", "--out=gs://a/b"], ["--out=gs://a/b", "mounted"]),
+        (
+            [f"--models={assets.LAB}", f"--data={DATA}", "--out=gs://a/b"],
+            ["--out=gs://a/b", "mounted"],
+        ),
         (["--models=./none", *READ, "--out=o"], ["'./none' is not a folder"]),
         (
             [f"--models={assets.LAB},x={assets.LAB},x={assets.TINY}", *READ, "--out=o"],
@@ -292,14 +347,32 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
         ),
         ([f"--models={assets.LAB},", *READ, "--out=o"], ["'' should be a checkpoint"]),
         ([f"--models={assets.LAB},run=run", *READ, "--out=o"], ["no config.json there"]),
-        ([f"--models={assets.LAB},b=other", *READ, "--out=o"], ["lab and b have different tokenizers", "share one"]),
-        ([f"--models={assets.LAB}", *READ, "--data=none.jsonl", "--out=o"], ["'none.jsonl' does not exist"]),
-        ([f"--models={assets.LAB}", *READ, "--rows=gsm8", "--out=o"], ["--rows=gsm8", "did you mean 'gsm8k'"]),
-        ([f"--models={assets.LAB}", *READ, "--prompt=plane", "--out=o"], ["'plane' is unknown", "'plain'"]),
-        ([f"--models={assets.LAB}", *READ, "--context=0", "--out=o"], ["--context=0 should be at least 2"]),
+        (
+            [f"--models={assets.LAB},b=other", *READ, "--out=o"],
+            ["lab and b have different tokenizers", "share one"],
+        ),
+        (
+            [f"--models={assets.LAB}", *READ, "--data=none.jsonl", "--out=o"],
+            ["'none.jsonl' does not exist"],
+        ),
+        (
+            [f"--models={assets.LAB}", *READ, "--rows=gsm8", "--out=o"],
+            ["--rows=gsm8", "did you mean 'gsm8k'"],
+        ),
+        (
+            [f"--models={assets.LAB}", *READ, "--prompt=plane", "--out=o"],
+            ["'plane' is unknown", "'plain'"],
+        ),
+        (
+            [f"--models={assets.LAB}", *READ, "--context=0", "--out=o"],
+            ["--context=0 should be at least 2"],
+        ),
         ([f"--models={assets.LAB}", *READ, "--min_count=0", "--out=o"], ["min_count"]),
         ([f"--models={assets.LAB}", *READ, "--tensor=3", "--out=o"], ["tensor=3"]),
-        ([f"--models={assets.LAB}", *READ, "--out=a_file/o"], ["a_file/o", "Not a directory", "another folder"]),
+        (
+            [f"--models={assets.LAB}", *READ, "--out=a_file/o"],
+            ["a_file/o", "Not a directory", "another folder"],
+        ),
     ],
 )
 def test_wrong_input_is_refused(arguments, expected, tmp_path, capfd, monkeypatch):

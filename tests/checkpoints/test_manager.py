@@ -1,4 +1,6 @@
-"""Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by name."""
+"""Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by
+name.
+"""
 
 import collections
 import json
@@ -65,7 +67,9 @@ def test_the_newest_are_kept_and_restored(folder):
     with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.newest(repair=True) == 3 and checkpoints.run_of(3) == RUN
         np.testing.assert_array_equal(checkpoints.restore(3, abstract()).params["w"], weights(3))
-        np.testing.assert_array_equal(checkpoints.restore_params(2, abstract().params)["w"], weights(2))
+        np.testing.assert_array_equal(
+            checkpoints.restore_params(2, abstract().params)["w"], weights(2)
+        )
     assert names(folder) == ["2", "3"]
 
 
@@ -80,9 +84,13 @@ def test_a_reader_moves_nothing_a_run_sets_aside(folder, capfd):
 def test_none_that_is_good_is_not_a_new_start(folder):
     for step in ("2", "3"):
         flip_bit(folder / step)
-    with pytest.raises(errors.UserError, match="no good checkpoint is left; put one back, or train again"):
+    with pytest.raises(
+        errors.UserError, match="no good checkpoint is left; put one back, or train again"
+    ):
         Checkpoints(folder).newest()
-    with pytest.raises(errors.UserError, match="no good checkpoint is left; put one back, or remove the folder"):
+    with pytest.raises(
+        errors.UserError, match="no good checkpoint is left; put one back, or remove the folder"
+    ):
         Checkpoints(folder).newest(repair=True)
     with pytest.raises(errors.UserError, match="no good checkpoint is left"):  # nor the next time
         Checkpoints(folder).newest(repair=True)
@@ -96,7 +104,9 @@ def test_what_each_kind_of_verification_finds_of_a_flipped_bit(verify, finds, fo
 
 @pytest.mark.parametrize("verify, finds", [("sha256", True), ("sizes", True), ("off", False)])
 def test_what_each_kind_of_verification_finds_of_a_missing_file(verify, finds, folder):
-    max((f for f in (folder / "3").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size).unlink()
+    max(
+        (f for f in (folder / "3").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size
+    ).unlink()
     assert Checkpoints(folder, verify=verify).newest() == (2 if finds else 3)
 
 
@@ -153,7 +163,9 @@ def test_a_reader_meets_a_run_that_lets_a_checkpoint_go(folder, monkeypatch):
 
 @pytest.mark.parametrize("at", ["before", "meanwhile"])
 def test_what_a_run_has_let_go_is_said_to_be_gone(at, folder, monkeypatch):
-    """And nobody is told to remove a checkpoint of a run that is at work. Read in part it would pass for whole."""
+    """And nobody is told to remove a checkpoint of a run that is at work. Read in part it would
+    pass for whole.
+    """
     checkpoints = Checkpoints(folder)
     step = checkpoints.newest()
     original = checkpoints.orbax.restore
@@ -202,9 +214,13 @@ def test_nothing_has_no_digest(folder):
         Checkpoints(folder).digest(3)
 
 
-@pytest.mark.parametrize("other", [dict(dtype=jnp.bfloat16), dict(shape=(64, 32))], ids=["dtype", "shape"])
+@pytest.mark.parametrize(
+    "other", [dict(dtype=jnp.bfloat16), dict(shape=(64, 32))], ids=["dtype", "shape"]
+)
 def test_another_dtype_or_shape_is_named(other, folder):
-    with pytest.raises(errors.UserError, match=r"params.w is \(\(64, 64\), 'float32'\), this run has"):
+    with pytest.raises(
+        errors.UserError, match=r"params.w is \(\(64, 64\), 'float32'\), this run has"
+    ):
         Checkpoints(folder).restore(3, abstract(**other))
 
 
@@ -221,8 +237,12 @@ def test_a_failed_save_is_told_and_leaves_the_others(folder, monkeypatch):
 
 
 def test_no_room_is_told_before_saving(folder, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(total=100, used=90, free=10))
-    refused = pytest.raises(errors.UserError, match="a checkpoint takes .* GB and .* GB are free; make room")
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: types.SimpleNamespace(total=100, used=90, free=10)
+    )
+    refused = pytest.raises(
+        errors.UserError, match="a checkpoint takes .* GB and .* GB are free; make room"
+    )
     with refused, Checkpoints(folder) as checkpoints:
         checkpoints.save(4, state(4), RUN)
     assert names(folder) == ["2", "3"]
@@ -236,7 +256,9 @@ def test_a_manifest_is_only_what_was_written(folder):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         file.write_bytes(changed)
-        assert manifest.problems(folder / "3", 3, "sizes" if bit % 3 else "sha256") or _only_a_hash(content, changed)
+        assert manifest.problems(folder / "3", 3, "sizes" if bit % 3 else "sha256") or _only_a_hash(
+            content, changed
+        )
     file.write_bytes(content)
     assert manifest.problems(folder / "3", 3) == [] and manifest.problems(folder / "3", 2)
 
@@ -246,7 +268,9 @@ def _only_a_hash(content, changed):
     import json
 
     one, other = json.loads(content), json.loads(changed)
-    sizes = [{name: entry["bytes"] for name, entry in each["files"].items()} for each in (one, other)]
+    sizes = [
+        {name: entry["bytes"] for name, entry in each["files"].items()} for each in (one, other)
+    ]
     return sizes[0] == sizes[1] and one != other
 
 
@@ -259,7 +283,9 @@ def saved_in_turn(folder, steps, **options):
 
 
 def test_what_the_clock_saved_does_not_push_out_what_the_steps_did(tmp_path):
-    """Of the five between two multiples of 10 the newest stays, and as many of the others as are to be kept."""
+    """Of the five between two multiples of 10 the newest stays, and as many of the others as are to
+    be kept.
+    """
     assert saved_in_turn(tmp_path / "a", [3, 6], keep=2, every=10) == [3, 6]
     assert saved_in_turn(tmp_path / "a", [10, 13, 16], keep=2, every=10) == [10, 16]
     assert saved_in_turn(tmp_path / "a", [20, 23, 30], keep=2, every=10) == [20, 30]

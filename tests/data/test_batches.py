@@ -1,4 +1,6 @@
-"""From rows to steps: masks by position, the account of every token, the same steps however they are split."""
+"""From rows to steps: masks by position, the account of every token, the same steps however they
+are split.
+"""
 
 import dataclasses
 import json
@@ -35,7 +37,9 @@ def write_rows(tmp_path, rows):
 
 
 def load(tmp_path, values, tokenizer, **changes):
-    return batches.load_examples(write_rows(tmp_path, values), data_config(**changes), tokenizer, 264)
+    return batches.load_examples(
+        write_rows(tmp_path, values), data_config(**changes), tokenizer, 264
+    )
 
 
 def trained_text(example, tokenizer):
@@ -45,11 +49,16 @@ def trained_text(example, tokenizer):
 def test_completion_and_eos_are_trained_and_nothing_else(tmp_path, tokenizer):
     (example,) = load(tmp_path, [{"prompt": "1+1?", "completion": "2"}], tokenizer).examples
     assert trained_text(example, tokenizer) == "2<|endoftext|>"
-    assert tokenizer.decode(example.ids) == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n2<|endoftext|>"
+    assert (
+        tokenizer.decode(example.ids)
+        == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n2<|endoftext|>"
+    )
 
 
 def test_mask_is_positional(tmp_path, tokenizer):
-    """The prompt holds the very tokens of the completion, and EOS itself, which is also the pad token."""
+    """The prompt holds the very tokens of the completion, and EOS itself, which is also the pad
+    token.
+    """
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     rows = [{"prompt": "say 2<|endoftext|>", "completion": "2"}]
     (example,) = load(tmp_path, rows, tokenizer).examples
@@ -82,7 +91,10 @@ def test_the_account_balances(tmp_path, tokenizer):
         "truncated": 1,
         "dropped": {"prompt_too_long": 1, "bad_row": 2},
     }
-    assert any("train.jsonl:4" in offender and "'completion'" in offender for offender in report["first_offenders"])
+    assert any(
+        "train.jsonl:4" in offender and "'completion'" in offender
+        for offender in report["first_offenders"]
+    )
     tokens = report["tokens"]
     template = Template("tokenizer", tokenizer)
     whole = [
@@ -94,11 +106,20 @@ def test_the_account_balances(tmp_path, tokenizer):
 
 
 def conversation(row):
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+    return [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["completion"]},
+    ]
 
 
 def test_only_assistant_turns_of_a_conversation_are_trained(tmp_path, tokenizer):
-    turns = [("system", "Be brief."), ("user", "1+1?"), ("assistant", "2"), ("user", "sure?"), ("assistant", "yes")]
+    turns = [
+        ("system", "Be brief."),
+        ("user", "1+1?"),
+        ("assistant", "2"),
+        ("user", "sure?"),
+        ("assistant", "yes"),
+    ]
     rows = [{"messages": [{"role": role, "content": content} for role, content in turns]}]
     (example,) = load(tmp_path, rows, tokenizer, rows="messages", max_length=256).examples
     assert trained_text(example, tokenizer) == "2<|im_end|>yes<|endoftext|>"
@@ -106,16 +127,24 @@ def test_only_assistant_turns_of_a_conversation_are_trained(tmp_path, tokenizer)
 
 @pytest.mark.parametrize("style", sorted(STYLES))
 def test_named_styles(style, tokenizer):
-    prompt, answer = Template(style, tokenizer).parts(conversation({"prompt": "Q {input}?", "completion": "A"}))
+    prompt, answer = Template(style, tokenizer).parts(
+        conversation({"prompt": "Q {input}?", "completion": "A"})
+    )
     assert prompt.text == STYLES[style].replace("{input}", "Q {input}?") and not prompt.trained
     assert answer.text == "A<|endoftext|>" and answer.trained
 
 
 def test_a_tokenizer_that_begins_texts_with_bos_begins_the_prompt_with_it(tmp_path):
-    """As Llama's and DeepSeek's do: once, at the very start, untrained; a chat template writes its own."""
+    """As Llama's and DeepSeek's do: once, at the very start, untrained; a chat template writes its
+    own.
+    """
     backend = Tokenizer.from_file(str(assets.TINY / "tokenizer.json"))
-    backend.post_processor = processors.TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
-    llama = ours.Tokenizer(backend, ours.Settings({"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}))
+    backend.post_processor = processors.TemplateProcessing(
+        "<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    llama = ours.Tokenizer(
+        backend, ours.Settings({"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"})
+    )
     config = data_config(template="plain")
     file = write_rows(tmp_path, [{"prompt": "1+1?", "completion": "2"}])
     (example,) = batches.load_examples(file, config, llama, 264).examples
@@ -125,8 +154,12 @@ def test_a_tokenizer_that_begins_texts_with_bos_begins_the_prompt_with_it(tmp_pa
 
 def test_template_file(tmp_path, tokenizer):
     file = tmp_path / "mine.jinja"
-    file.write_text("{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] ")
-    prompt, answer = Template(str(file), tokenizer).parts(conversation({"prompt": "Q", "completion": "A"}))
+    file.write_text(
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
+    )
+    prompt, answer = Template(str(file), tokenizer).parts(
+        conversation({"prompt": "Q", "completion": "A"})
+    )
     assert (prompt.text, answer.text) == ("[user] Q\n[assistant] ", "A<|endoftext|>")
 
 
@@ -141,7 +174,9 @@ def test_every_file_format_gives_the_same_examples(tmp_path, tokenizer):
     folder.mkdir()
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     paths = [tmp_path / "a.jsonl", tmp_path / "a.json", tmp_path / "a.parquet", folder]
-    digests = {batches.load_examples(str(p), data_config(), tokenizer, 264).report["sha256"] for p in paths}
+    digests = {
+        batches.load_examples(str(p), data_config(), tokenizer, 264).report["sha256"] for p in paths
+    }
     assert len(digests) == 1
 
 
@@ -174,12 +209,16 @@ def steps_of(examples, mesh=None, accumulation=1, seed=0):
 def contents(step):
     """The multiset of examples in a step, as (tokens, targets, mask) of each segment."""
     batch, found = step.batch, []
-    arrays = [np.asarray(x) for x in (batch.tokens_BL, batch.targets_BL, batch.mask_BL, batch.segments_BL)]
+    arrays = [
+        np.asarray(x) for x in (batch.tokens_BL, batch.targets_BL, batch.mask_BL, batch.segments_BL)
+    ]
     tokens, targets, mask, segments = (x.reshape(-1, x.shape[-1]) for x in arrays)
     for row in range(len(tokens)):
         for segment in range(1, segments[row].max() + 1):
             here = segments[row] == segment
-            found.append((tuple(tokens[row][here]), tuple(targets[row][here]), tuple(mask[row][here])))
+            found.append(
+                (tuple(tokens[row][here]), tuple(targets[row][here]), tuple(mask[row][here]))
+            )
     return sorted(found)
 
 
@@ -215,7 +254,9 @@ def test_rows_come_in_few_counts(many):
 
 
 def test_by_examples_gives_each_micro_batch_its_share(many):
-    """As the authors' micro-batches: two examples each of eight, wherever rows would have had room for more."""
+    """As the authors' micro-batches: two examples each of eight, wherever rows would have had room
+    for more.
+    """
     how = dict(accumulation=4, row_length=128, by_examples=True)
     step = batches.Steps(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
     segments = np.asarray(step.batch.segments_BL)
@@ -246,10 +287,17 @@ def test_gsm8k_with_the_real_tokenizer(shared):
     config = data_config(rows="gsm8k", max_length=1024)
     path = str(shared / "data/gsm8k_train.jsonl")
     examples = batches.load_examples(path, config, tokenizer, len(tokenizer), max_rows=1500)
-    assert examples.report["rows"] == {"read": 1500, "used_whole": 1500, "truncated": 0, "dropped": {}}
+    assert examples.report["rows"] == {
+        "read": 1500,
+        "used_whole": 1500,
+        "truncated": 0,
+        "dropped": {},
+    }
     assert all(example.ids[-1] == tokenizer.eos_token_id for example in examples.examples)
     text = tokenizer.decode(examples.examples[0].ids)
-    assert text.startswith("<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed")
+    assert text.startswith(
+        "<|im_start|>system\nPlease reason step by step, and put your final answer within \\boxed"
+    )
     sizes = [packing.slots(example) for example in examples.examples[:256]]
     fewest = -(-sum(sizes) // 1024)  # no packing can take fewer rows
     assert fewest <= len(packing.best_fit(sizes, 1024)) <= fewest + 2
@@ -262,7 +310,9 @@ def test_rows_can_be_longer_than_examples():
     examples, mesh, tokens, efficiency = batches.Examples(own, {}, ["a"] * 12), make_mesh(), [], []
     for row_length in (0, 320):
         config = data_config(max_length=160, row_length=row_length)
-        how = dict(steps=2, global_batch=6, accumulation=1, seed=0, row_length=batches.row_length(config))
+        how = dict(
+            steps=2, global_batch=6, accumulation=1, seed=0, row_length=batches.row_length(config)
+        )
         step = batches.Steps(examples, mesh, **how)[0]
         assert step.batch.tokens_BL.shape[-1] == (row_length or 160)
         tokens.append(sorted(step.batch.targets_BL[step.batch.mask_BL].tolist()))

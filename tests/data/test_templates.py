@@ -23,7 +23,9 @@ def tokenizer():
 
 @pytest.fixture
 def opened(tmp_path):
-    return lambda name, **changes: load_tokenizer(lookalikes.write(name, tmp_path / name, **changes))
+    return lambda name, **changes: load_tokenizer(
+        lookalikes.write(name, tmp_path / name, **changes)
+    )
 
 
 @pytest.fixture
@@ -53,10 +55,15 @@ def trained(template, *contents):
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3", "mistral", "deepseek_math", "qwen3"])
 def test_one_answer_and_two_are_trained_alike(name, opened):
-    """The last answer is its text and EOS, whether or not others stand before it, and follows its prompt."""
+    """The last answer is its text and EOS, whether or not others stand before it, and follows its
+    prompt.
+    """
     tokenizer = opened(name)
     template = Template("tokenizer", tokenizer, date="2026-01-02")
-    one, two = pieces(template, "q", "the answer"), pieces(template, "p", "first", "q", "the answer")
+    one, two = (
+        pieces(template, "q", "the answer"),
+        pieces(template, "p", "first", "q", "the answer"),
+    )
     assert one[-1] == two[-1] and one[-1][0].endswith("the answer" + tokenizer.eos_token)
     prompt = template._render(conversation("p", "first", "q"), add_generation_prompt=True)
     assert "".join(text for text, _ in two) == prompt + two[-1][0]
@@ -79,7 +86,9 @@ def test_the_answer_is_what_the_template_makes_of_it(opened):
     assert trained(Template("tokenizer", opened("llama3")), "q", " A\n") == ["A<|eot_id|>"]
 
 
-@pytest.mark.parametrize("answer", ["A<|endoftext|>", "A<|endoftext|>\n", "A<|endoftext|><|endoftext|>"])
+@pytest.mark.parametrize(
+    "answer", ["A<|endoftext|>", "A<|endoftext|>\n", "A<|endoftext|><|endoftext|>"]
+)
 @pytest.mark.parametrize("name", ["tokenizer", "plain", "qwen-boxed"])
 def test_eos_in_the_data_is_not_trained_twice(answer, name, tokenizer):
     assert trained(Template(name, tokenizer), "q", answer) == ["A<|endoftext|>"]
@@ -87,7 +96,10 @@ def test_eos_in_the_data_is_not_trained_twice(answer, name, tokenizer):
 
 def test_eos_in_an_earlier_answer_is_not_trained_twice(opened):
     template = Template("tokenizer", opened("smollm2"))
-    assert trained(template, "p", "a<|im_end|>", "q", "b<|im_end|>\n") == ["a<|im_end|>", "b<|im_end|>"]
+    assert trained(template, "p", "a<|im_end|>", "q", "b<|im_end|>\n") == [
+        "a<|im_end|>",
+        "b<|im_end|>",
+    ]
 
 
 def test_an_answer_of_eos_alone_is_refused(tokenizer):
@@ -96,7 +108,9 @@ def test_an_answer_of_eos_alone_is_refused(tokenizer):
 
 
 def test_eos_in_the_middle_of_an_answer_stays(tokenizer):
-    assert trained(Template("plain", tokenizer), "q", "a<|endoftext|>b") == ["a<|endoftext|>b<|endoftext|>"]
+    assert trained(Template("plain", tokenizer), "q", "a<|endoftext|>b") == [
+        "a<|endoftext|>b<|endoftext|>"
+    ]
 
 
 # Name -> (source, what the message says).
@@ -105,8 +119,14 @@ REFUSED = {
     "white space": (" \n", "the template is empty"),
     "writes nothing": ("{% if false %}{{ messages }}{% endif %}", "the template writes nothing"),
     "no question": ("<|im_start|>assistant\n", "the template leaves the question out"),
-    "last word only": ("{{ messages[0].content.split() | last }}", "the template leaves the question out"),
-    "a random choice": ("{{ ['a', 'b'] | random }}{{ messages[0].content }}", "drew a random number"),
+    "last word only": (
+        "{{ messages[0].content.split() | last }}",
+        "the template leaves the question out",
+    ),
+    "a random choice": (
+        "{{ ['a', 'b'] | random }}{{ messages[0].content }}",
+        "drew a random number",
+    ),
     "random text": ("{{ lipsum(1, false) }}{{ messages[0].content }}", "drew a random number"),
     "an address": ("{{ raise_exception }}{{ messages[0].content }}", "another every time"),
     "a generator": ("{{ messages | select }}{{ messages[0].content }}", "another every time"),
@@ -127,7 +147,9 @@ def test_an_empty_template_of_the_tokenizer_is_refused(opened):
 
 
 def test_randomness_on_some_rows_alone_is_refused(of_file):
-    template = of_file("{{ messages[0].content }}{% if messages | length > 2 %}{{ [1, 2] | random }}{% endif %}")
+    template = of_file(
+        "{{ messages[0].content }}{% if messages | length > 2 %}{{ [1, 2] | random }}{% endif %}"
+    )
     with pytest.raises(errors.UserError, match="drew a random number"):
         template._render(conversation("q", "a", "r"), add_generation_prompt=True)
 
@@ -168,7 +190,8 @@ def dated_config(template):
 def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
     """Begun on one day and resumed on the next, a run under Llama 3's template reads the same data.
 
-    What was left there without a checkpoint is of an earlier start: one from nothing has a day of its own.
+    What was left there without a checkpoint is of an earlier start: one from nothing has a day of
+    its own.
     """
     tokenizer, days = opened("llama3"), iter(["2026-01-31", "2026-02-01", "2026-02-02"])
     monkeypatch.setattr(identity, "today", lambda: next(days))
@@ -182,7 +205,11 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.touch()
         examples = batches.load_examples(str(data), config.data, tokenizer, len(tokenizer))
-        return config.data.date, tokenizer.decode(examples.examples[0].ids), config_lib.kept_on_resume(config)
+        return (
+            config.data.date,
+            tokenizer.decode(examples.examples[0].ids),
+            config_lib.kept_on_resume(config),
+        )
 
     first, second = start(), start()
     assert first == second and first[0] == "2026-01-31" and "Today Date: 31 Jan 2026" in first[1]
@@ -204,7 +231,9 @@ def test_a_run_without_a_dated_template_has_no_date(tokenizer):
 def test_wrong_dates_are_refused(date):
     config = config_lib.get_default()
     config.data.date = date
-    assert any(f"config.data.date={date!r} should be a day" in line for line in config_lib.validate(config))
+    assert any(
+        f"config.data.date={date!r} should be a day" in line for line in config_lib.validate(config)
+    )
 
 
 R1_PROMPT = "<|begin|><|User|>q<|Assistant|><think>\n"
@@ -217,14 +246,18 @@ def test_a_thought_that_the_prompt_opens_is_not_opened_again(opened):
     assert pieces(template, "q", "hm\n</think>\nA") == expected
 
 
-@pytest.mark.parametrize("answer", ["A", "<think>\nhm", "hm</think>A<think>", "<think><think>hm</think>A"])
+@pytest.mark.parametrize(
+    "answer", ["A", "<think>\nhm", "hm</think>A<think>", "<think><think>hm</think>A"]
+)
 def test_a_thought_is_not_left_open(answer, opened):
     with pytest.raises(BadRow, match="opens a thought"):
         Template("tokenizer", opened("r1")).parts(conversation("q", answer))
 
 
 def test_a_template_that_keeps_the_thought_it_opened(of_file):
-    """As Qwen3's for thinking models: the rendering of an answer has the thought, which may be empty."""
+    """As Qwen3's for thinking models: the rendering of an answer has the thought, which may be
+    empty.
+    """
     source = (
         "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{{ '<think>\\n' }}"
         "{% if '</think>' in m.content %}{{ m.content.split('</think>')[0].split('<think>')[-1].strip() }}{% endif %}"
@@ -233,17 +266,25 @@ def test_a_template_that_keeps_the_thought_it_opened(of_file):
     )
     template = of_file(source)
     prompt = "<user>q<|im_end|><assistant><think>\n"
-    assert pieces(template, "q", "<think>hm</think>A") == [(prompt, False), ("hm\n</think>\nA<|endoftext|>", True)]
+    assert pieces(template, "q", "<think>hm</think>A") == [
+        (prompt, False),
+        ("hm\n</think>\nA<|endoftext|>", True),
+    ]
     assert trained(template, "q", "A") == ["\n</think>\nA<|endoftext|>"]
 
 
 def test_qwen3_with_two_answers(opened):
-    """The template drops the thoughts of earlier answers, which nobody would sample so: they are read only."""
+    """The template drops the thoughts of earlier answers, which nobody would sample so: they are
+    read only.
+    """
     template = Template("tokenizer", opened("qwen3"))
     contents = ("p", "<think>\none\n</think>\n\nfirst", "q", "<think>\ntwo\n</think>\n\nsecond")
     prompt = "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\nfirst<|im_end|>\n"
     prompt += "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
-    assert pieces(template, *contents) == [(prompt, False), ("<think>\ntwo\n</think>\n\nsecond<|im_end|>", True)]
+    assert pieces(template, *contents) == [
+        (prompt, False),
+        ("<think>\ntwo\n</think>\n\nsecond<|im_end|>", True),
+    ]
     last = trained(template, "p", "first", "q", "second")
     assert last == ["<think>\n\n</think>\n\nsecond<|im_end|>"] == trained(template, "q", "second")
 
@@ -257,21 +298,31 @@ def test_answers_that_are_only_read_are_counted(opened, tmp_path):
     tokenizer = opened("qwen3")
     report = batches.load_examples(str(file), config, tokenizer, len(tokenizer)).report
     assert report["answers"] == {"trained": 2, "only_read": 1}
-    assert report["first_offenders"][0].startswith("a.jsonl:1: 1 of 2 answers are trained: the template shows")
+    assert report["first_offenders"][0].startswith(
+        "a.jsonl:1: 1 of 2 answers are trained: the template shows"
+    )
     assert report["rows"] == {"read": 2, "used_whole": 2, "truncated": 0, "dropped": {}}
 
 
 def test_an_answer_of_weight_0_is_read_and_not_trained(opened):
-    """The text is that of the conversation without weights; what is left is trained as before, the last with EOS."""
+    """The text is that of the conversation without weights; what is left is trained as before, the
+    last with EOS.
+    """
     template = Template("tokenizer", opened("smollm2"))
     plain = conversation("p", "first", "q", "second", "r", "third")
     whole = template.parts(plain)
     all_text = "".join(part.text for part in whole)
-    assert [part.text for part in whole if part.trained] == ["first<|im_end|>", "second<|im_end|>", "third<|im_end|>"]
+    assert [part.text for part in whole if part.trained] == [
+        "first<|im_end|>",
+        "second<|im_end|>",
+        "third<|im_end|>",
+    ]
     for turn in (1, 3):
         weighted = [message | {"only_read": number == turn} for number, message in enumerate(plain)]
         parts = template.parts(weighted)
-        expected = [part.text for part in whole if part.trained and plain[turn]["content"] not in part.text]
+        expected = [
+            part.text for part in whole if part.trained and plain[turn]["content"] not in part.text
+        ]
         assert [part.text for part in parts if part.trained] == expected
         assert "".join(part.text for part in parts) == all_text
     last = template.parts([*plain[:5], plain[5] | {"only_read": True}])
@@ -286,14 +337,18 @@ def test_answers_that_are_meant_to_be_read_are_no_offence(opened, tmp_path):
     config = dated_config("tokenizer").data
     config.rows = "messages"
     tokenizer = opened("smollm2")
-    report = batches.load_examples(str(tmp_path / "a.jsonl"), config, tokenizer, len(tokenizer)).report
+    report = batches.load_examples(
+        str(tmp_path / "a.jsonl"), config, tokenizer, len(tokenizer)
+    ).report
     assert report["answers"] == {"trained": 1, "only_read": 1} and report["first_offenders"] == []
 
 
 def test_a_conversation_costs_one_request(opened, monkeypatch):
     template, requests = Template("tokenizer", opened("smollm2")), []
     render_all = rendering.render_all
-    monkeypatch.setattr(rendering, "render_all", lambda *args: requests.append(args) or render_all(*args))
+    monkeypatch.setattr(
+        rendering, "render_all", lambda *args: requests.append(args) or render_all(*args)
+    )
     for _ in range(5):
         template.parts(conversation("p", "a", "q", "b"))
     assert len(requests) == 5 + 2  # and two for what stands after an answer of each shape

@@ -1,4 +1,6 @@
-"""The chunked linear cross-entropy, in one pass and in two, against dense logits in float64, on several meshes."""
+"""The chunked linear cross-entropy, in one pass and in two, against dense logits in float64, on
+several meshes.
+"""
 
 import itertools
 
@@ -32,22 +34,37 @@ def dense_logp(hidden_BLD, head_VD, targets_BL):
     return jnp.take_along_axis(logp_BLV, targets_BL[:, :, None], axis=-1)[:, :, 0], logp_BLV
 
 
-def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh, chunk_tokens, scale=1.0):
+def losses_and_gradients(
+    objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh, chunk_tokens, scale=1.0
+):
     """Of the path that training takes, of log p made in two passes, and of a dense oracle.
 
-    The reference is another model, with its own hidden states; `scale` multiplies the loss, as 1/N does in training.
+    The reference is another model, with its own hidden states; `scale` multiplies the loss, as 1/N
+    does in training.
     """
     rng = np.random.default_rng(7)
-    reference = tuple(x + 0.3 * rng.normal(size=x.shape).astype(x.dtype) for x in (hidden_BLD, head_VD))
-    segments_BL = np.broadcast_to(1 + 2 * np.arange(mask_BL.shape[1]) // mask_BL.shape[1], mask_BL.shape)
+    reference = tuple(
+        x + 0.3 * rng.normal(size=x.shape).astype(x.dtype) for x in (hidden_BLD, head_VD)
+    )
+    segments_BL = np.broadcast_to(
+        1 + 2 * np.arange(mask_BL.shape[1]) // mask_BL.shape[1], mask_BL.shape
+    )
 
-    inputs, settings = (targets_BL, mask_BL, segments_BL, reference), dict(chunk_tokens=chunk_tokens, mesh=mesh)
+    inputs, settings = (
+        (targets_BL, mask_BL, segments_BL, reference),
+        dict(chunk_tokens=chunk_tokens, mesh=mesh),
+    )
 
     def trained(hidden_BLD, head_VD):
-        return scale * fused.loss_and_stats(hidden_BLD, head_VD, *inputs, objective=objective, **settings)[0]
+        return (
+            scale
+            * fused.loss_and_stats(hidden_BLD, head_VD, *inputs, objective=objective, **settings)[0]
+        )
 
     def two_passes(hidden_BLD, head_VD):
-        stats = fused.token_stats(hidden_BLD, head_VD, *inputs, **settings, top_tokens=objectives.TOP_TOKENS)
+        stats = fused.token_stats(
+            hidden_BLD, head_VD, *inputs, **settings, top_tokens=objectives.TOP_TOKENS
+        )
         return scale * jnp.where(mask_BL, objective(stats), 0).sum()
 
     def dense(hidden_BLD, head_VD):
@@ -69,13 +86,19 @@ def losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, me
     return (jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(hidden_BLD, head_VD) for f in ways)
 
 
-@pytest.mark.parametrize("name", slow_but(["sft", "dft", "asft", "sentence"], sorted(objectives.OBJECTIVES)))
-@pytest.mark.parametrize("shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "name", slow_but(["sft", "dft", "asft", "sentence"], sorted(objectives.OBJECTIVES))
+)
+@pytest.mark.parametrize(
+    "shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
+)
 def test_equals_dense_in_float64(name, shape):
     with jax.enable_x64(True):
         arguments = problem(np.float64)
         objective = objectives.make_objective(name)
-        *both, expected = losses_and_gradients(objective, *arguments, make_mesh(*shape), chunk_tokens=5, scale=0.3)
+        *both, expected = losses_and_gradients(
+            objective, *arguments, make_mesh(*shape), chunk_tokens=5, scale=0.3
+        )
         for found in both:
             for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
@@ -87,7 +110,9 @@ def test_equals_dense_in_float64(name, shape):
 )
 def test_equals_dense_on_every_mesh_in_float32(shape, vocab):
     arguments = problem(vocab=vocab)
-    *both, expected = losses_and_gradients(objectives.make_objective("dft"), *arguments, make_mesh(*shape), 7)
+    *both, expected = losses_and_gradients(
+        objectives.make_objective("dft"), *arguments, make_mesh(*shape), 7
+    )
     for found in both:
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
@@ -95,7 +120,9 @@ def test_equals_dense_on_every_mesh_in_float32(shape, vocab):
 
 @pytest.mark.parametrize("name, products", [("sft", 3), ("dft", 3), ("asft", 4), ("sentence", 4)])
 def test_logits_are_made_once_where_the_objective_allows(name, products, mesh1):
-    """Products with the vocabulary: logits, two gradients; those of a reference; for `sentence` the logits again."""
+    """Products with the vocabulary: logits, two gradients; those of a reference; for `sentence` the
+    logits again.
+    """
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()
     reference = (hidden_BLD, head_VD) if name == "asft" else None
 
@@ -111,12 +138,16 @@ def test_logits_are_made_once_where_the_objective_allows(name, products, mesh1):
 def test_statistics_equal_dense(mesh8):
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()
     _, logp_BLV = dense_logp(hidden_BLD, head_VD, targets_BL)
-    targets_BL = np.where(np.arange(L) % 2, np.asarray(logp_BLV.argmax(-1)), targets_BL).astype(np.int32)
+    targets_BL = np.where(np.arange(L) % 2, np.asarray(logp_BLV.argmax(-1)), targets_BL).astype(
+        np.int32
+    )
     stats = fused.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=4, mesh=mesh8)
     logp_BL, logp_BLV = dense_logp(hidden_BLD, head_VD, targets_BL)
     entropy_BL = -(jnp.exp(logp_BLV) * logp_BLV).sum(-1)
     np.testing.assert_allclose(stats.logp_BL, np.where(mask_BL, logp_BL, 0), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(stats.entropy_BL, np.where(mask_BL, entropy_BL, 0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        stats.entropy_BL, np.where(mask_BL, entropy_BL, 0), rtol=1e-5, atol=1e-5
+    )
     is_best_BL = np.asarray(logp_BLV.argmax(-1)) == targets_BL
     np.testing.assert_array_equal(stats.correct_BL, mask_BL & is_best_BL)
 
@@ -127,7 +158,9 @@ def test_gradient_of_dft_is_that_of_minus_p_and_p_times_that_of_sft(mesh1):
 
         def total(loss_of_logp):
             def f(hidden_BLD):
-                stats = fused.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=8, mesh=mesh1)
+                stats = fused.token_stats(
+                    hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=8, mesh=mesh1
+                )
                 return jnp.where(mask_BL, loss_of_logp(stats), 0).sum()
 
             return jax.jit(jax.grad(f))(hidden_BLD)
@@ -141,13 +174,17 @@ def test_gradient_of_dft_is_that_of_minus_p_and_p_times_that_of_sft(mesh1):
 
 
 def test_logit_gradient_is_p_times_one_minus_p_on_the_target(mesh1):
-    """With an identity head the hidden states are the logits: NLL pulls the target by 1 - p, DFT by p (1 - p)."""
+    """With an identity head the hidden states are the logits: NLL pulls the target by 1 - p, DFT by
+    p (1 - p).
+    """
     with jax.enable_x64(True):
         logits_BLD = np.random.default_rng(0).normal(size=(1, 3, D))
         targets_BL, mask_BL = np.array([[4, 0, 7]], np.int32), np.ones((1, 3), bool)
 
         def loss(logits_BLD, name):
-            stats = fused.token_stats(logits_BLD, jnp.eye(D), targets_BL, mask_BL, chunk_tokens=2, mesh=mesh1)
+            stats = fused.token_stats(
+                logits_BLD, jnp.eye(D), targets_BL, mask_BL, chunk_tokens=2, mesh=mesh1
+            )
             return objectives.make_objective(name)(stats).sum()
 
         gradient = jax.jit(jax.grad(loss), static_argnums=1)
@@ -161,7 +198,9 @@ def test_masked_positions_are_never_read(mesh8):
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()
     poisoned_BLD = np.where(mask_BL[:, :, None], hidden_BLD, np.nan)
     objective = objectives.make_objective("dft")
-    *found, _ = losses_and_gradients(objective, poisoned_BLD, head_VD, targets_BL, mask_BL, mesh8, 4)
+    *found, _ = losses_and_gradients(
+        objective, poisoned_BLD, head_VD, targets_BL, mask_BL, mesh8, 4
+    )
     *clean, _ = losses_and_gradients(objective, hidden_BLD, head_VD, targets_BL, mask_BL, mesh8, 4)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(clean), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -178,9 +217,11 @@ def test_all_masked_gives_zero_and_finite_gradients(mesh8):
 
 
 def test_bf16_inputs_keep_float32_statistics(mesh1):
-    """bf16 hidden and head, float32 logits: log p off by less than 0.02 nats of the float64 truth on these inputs.
+    """bf16 hidden and head, float32 logits: log p off by less than 0.02 nats of the float64 truth
+    on these inputs.
 
-    The same product rounded to bf16 logits must be worse, or this test would not tell the two apart.
+    The same product rounded to bf16 logits must be worse, or this test would not tell the two
+    apart.
     """
     rng = np.random.default_rng(0)
     hidden_BLD = jnp.asarray(rng.normal(size=(B, L, 64)), jnp.bfloat16)
@@ -189,25 +230,38 @@ def test_bf16_inputs_keep_float32_statistics(mesh1):
     stats = fused.token_stats(hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=16, mesh=mesh1)
     assert stats.logp_BL.dtype == jnp.float32
     with jax.enable_x64(True):
-        exact_BL, _ = dense_logp(np.asarray(hidden_BLD, np.float64), np.asarray(head_VD, np.float64), targets_BL)
+        exact_BL, _ = dense_logp(
+            np.asarray(hidden_BLD, np.float64), np.asarray(head_VD, np.float64), targets_BL
+        )
         exact_BL = np.asarray(exact_BL)
     rounded_BLV = jnp.einsum("BLD,VD->BLV", hidden_BLD, head_VD)
-    rounded_BL = jnp.take_along_axis(jax.nn.log_softmax(rounded_BLV), targets_BL[:, :, None], -1)[:, :, 0]
+    rounded_BL = jnp.take_along_axis(jax.nn.log_softmax(rounded_BLV), targets_BL[:, :, None], -1)[
+        :, :, 0
+    ]
     error = np.abs(np.asarray(stats.logp_BL) - exact_BL).max()
     assert error < 1e-4
     assert np.abs(np.asarray(rounded_BL).astype(np.float64) - exact_BL).max() > 10 * error
 
 
 def test_memory_does_not_grow_with_the_full_logits(mesh1):
-    """XLA's own account: temporary memory of value and gradients, for 4 times the positions and the same chunk."""
+    """XLA's own account: temporary memory of value and gradients, for 4 times the positions and the
+    same chunk.
+    """
     vocab, chunk = 8192, 64
 
     def temporary_bytes(length):
         def f(hidden_BLD, head_VD, targets_BL, mask_BL):
             how = dict(objective=objectives.make_objective("dft"), chunk_tokens=chunk, mesh=mesh1)
-            return fused.loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, targets_BL, **how)[0]
+            return fused.loss_and_stats(
+                hidden_BLD, head_VD, targets_BL, mask_BL, targets_BL, **how
+            )[0]
 
-        shapes = [((1, length, D), np.float32), ((vocab, D), np.float32), ((1, length), np.int32), ((1, length), bool)]
+        shapes = [
+            ((1, length, D), np.float32),
+            ((vocab, D), np.float32),
+            ((1, length), np.int32),
+            ((1, length), bool),
+        ]
         arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
         compiled = jax.jit(jax.grad(f, argnums=(0, 1))).lower(*arguments).compile()
         return compiled.memory_analysis().temp_size_in_bytes

@@ -1,4 +1,6 @@
-"""Every objective, found by itself: finite, zero where masked, and the gradient its table entry names."""
+"""Every objective, found by itself: finite, zero where masked, and the gradient its table entry
+names.
+"""
 
 import dataclasses
 import inspect
@@ -20,7 +22,10 @@ def stats_of(logp, **costly):
     """One example a row. The reference is the model itself unless given, so its divergence is 0."""
     logp = jnp.atleast_2d(logp)
     zeros = jnp.zeros_like(logp)
-    costly = dict(reference_logp_BL=jax.lax.stop_gradient(logp), kl_BL=zeros, top_entropy_BL=zeros + 1) | costly
+    costly = (
+        dict(reference_logp_BL=jax.lax.stop_gradient(logp), kl_BL=zeros, top_entropy_BL=zeros + 1)
+        | costly
+    )
     return TokenStats(logp, zeros, jnp.zeros_like(logp, bool), jnp.ones_like(logp, int), **costly)
 
 
@@ -45,7 +50,8 @@ def test_only_those_that_say_so_depend_on_other_tokens(name):
     objective = objectives.make_objective(name)
     logp = jnp.array([-0.5, -2.0, -0.1, -3.0])
     before, after = (
-        objective(stats_of(x, reference_logp_BL=jnp.full((1, 4), -1.0))) for x in (logp, logp.at[1].set(-9.0))
+        objective(stats_of(x, reference_logp_BL=jnp.full((1, 4), -1.0)))
+        for x in (logp, logp.at[1].set(-9.0))
     )
     is_same = np.asarray(before == after)[0, [0, 2, 3]]
     assert not is_same.all() if objectives.OTHER_TOKENS in objective.needs else is_same.all()
@@ -54,7 +60,9 @@ def test_only_those_that_say_so_depend_on_other_tokens(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_where_masked(name):
     """token_stats gives log p = 0 at untrained positions; every objective must be 0 there."""
-    np.testing.assert_array_equal(objectives.make_objective(name)(stats_of(jnp.zeros((2, 3)))), np.zeros((2, 3)))
+    np.testing.assert_array_equal(
+        objectives.make_objective(name)(stats_of(jnp.zeros((2, 3)))), np.zeros((2, 3))
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +82,8 @@ def test_zero_where_masked(name):
     ],
 )
 def test_weights(spec, expected):
-    p = np.where(P == 0.2, 0.2 * (1 + 1e-12), P)  # log then exp must not push 0.2 below the threshold
+    # log then exp must not push 0.2 below the threshold
+    p = np.where(P == 0.2, 0.2 * (1 + 1e-12), P)
     np.testing.assert_allclose(weights(spec, p), expected, rtol=1e-10)
 
 
@@ -121,13 +130,15 @@ def test_bad_specs(spec, words):
 
 @pytest.mark.parametrize("spec", ["sentence", "geometric"])
 def test_weights_of_whole_examples(spec):
-    """Two examples in a row, an untrained token between them, another row beside it; as in the docstring."""
+    """Two examples in a row, an untrained token between them, another row beside it; as in the
+    docstring.
+    """
     logp_BL = jnp.array([[-1.0, -2.0, 0.0, -3.0, -1.0], [-0.5, 0.0, 0.0, 0.0, 0.0]])
     examples_BL = jnp.array([[1, 1, 0, 2, 2], [3, 0, 0, 0, 0]])
     stats = dataclasses.replace(stats_of(logp_BL), examples_BL=examples_BL)
-    weight_BL = -jax.grad(lambda x: objectives.make_objective(spec)(dataclasses.replace(stats, logp_BL=x)).sum())(
-        logp_BL
-    )
+    weight_BL = -jax.grad(
+        lambda x: objectives.make_objective(spec)(dataclasses.replace(stats, logp_BL=x)).sum()
+    )(logp_BL)
     share = 1.0 if spec == "sentence" else 0.5
     expected = np.exp([[-3 * share, -3 * share, 0, -4 * share, -4 * share], [-0.5, 0, 0, 0, 0]])
     trained = np.asarray(examples_BL) > 0
@@ -138,11 +149,14 @@ def test_asft_adds_the_divergence():
     kl_BL = jnp.array([[0.0, 2.0]])
     logp = jnp.array([-1.0, -0.5])
     stats = stats_of(logp, kl_BL=kl_BL)
-    found = objectives.make_objective("asft(kl=0.3)")(stats) - objectives.make_objective("dft")(stats)
+    found = objectives.make_objective("asft(kl=0.3)")(stats) - objectives.make_objective("dft")(
+        stats
+    )
     np.testing.assert_allclose(found, 0.3 * kl_BL, rtol=1e-6)
 
 
-# What a name alone stands for: the values that the papers run with, or that method overviews name first.
+# What a name alone stands for: the values that the papers run with, or that method overviews name
+# first.
 DEFAULTS = {
     "sft": {},
     "dft": {},
@@ -172,8 +186,12 @@ def test_defaults_are_those_that_were_published():
 def test_iw_sft_weights_by_the_mean_ratio_of_the_sequence(ratio, expected):
     """Ratios of a token vary around their mean; exp(5) is beyond the clip at 16."""
     logp = jnp.array([-1.0, -2.0, -3.0])
-    stats = stats_of(logp, reference_logp_BL=jnp.atleast_2d(logp - ratio + jnp.array([-1.0, 0.0, 1.0])))
-    np.testing.assert_allclose(objectives.make_objective("iw_sft")(stats), -expected * stats.logp_BL, rtol=1e-6)
+    stats = stats_of(
+        logp, reference_logp_BL=jnp.atleast_2d(logp - ratio + jnp.array([-1.0, 0.0, 1.0]))
+    )
+    np.testing.assert_allclose(
+        objectives.make_objective("iw_sft")(stats), -expected * stats.logp_BL, rtol=1e-6
+    )
 
 
 def test_talr_knows_no_untrained_tokens():

@@ -1,4 +1,6 @@
-"""Keys of published config.json files that change nothing here: they pass, and the architecture is the same."""
+"""Keys of published config.json files that change nothing here: they pass, and the architecture is
+the same.
+"""
 
 import json
 import os
@@ -13,20 +15,55 @@ from tests.conftest import GOLDEN
 SMOLLM2 = {
     "is_llama_config": True,
     "rope_interleaved": False,
-    "transformers.js_config": {"dtype": "q4", "kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+    "transformers.js_config": {
+        "dtype": "q4",
+        "kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"},
+    },
 }
 UNSLOTH = {"unsloth_fixed": True, "unsloth_version": "2025.3.19", "quantization_config": None}
-VLM_TEXT = {"neftune_noise_alpha": 0.0, "use_reentrant_checkpointing": False, "is_llama_config": True}
+VLM_TEXT = {
+    "neftune_noise_alpha": 0.0,
+    "use_reentrant_checkpointing": False,
+    "is_llama_config": True,
+}
 # transformers 4 wrote these where a file was saved whole instead of as its differences.
 WHOLE = {
     **{"add_cross_attention": False, "cross_attention_hidden_size": None, "is_decoder": True},
-    **{"tie_encoder_decoder": False, "torchscript": False, "use_bfloat16": False, "pruned_heads": {}},
-    **{"bad_words_ids": None, "do_sample": False, "max_length": 20, "min_length": 0, "num_beams": 1, "top_k": 50},
-    **{"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "finetuning_task": None, "prefix": None},
-    **{"task_specific_params": None, "tokenizer_class": None, "sep_token_id": None, "output_scores": False},
+    **{
+        "tie_encoder_decoder": False,
+        "torchscript": False,
+        "use_bfloat16": False,
+        "pruned_heads": {},
+    },
+    **{
+        "bad_words_ids": None,
+        "do_sample": False,
+        "max_length": 20,
+        "min_length": 0,
+        "num_beams": 1,
+        "top_k": 50,
+    },
+    **{
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "finetuning_task": None,
+        "prefix": None,
+    },
+    **{
+        "task_specific_params": None,
+        "tokenizer_class": None,
+        "sep_token_id": None,
+        "output_scores": False,
+    },
 }
 NULLS = {"rope_scaling": None, "final_logit_softcapping": None, "sliding_window": None}
-PLAIN = {"partial_rotary_factor": 1, "embd_pdrop": 0.0, "alibi": False, "_attn_implementation": "sdpa"}
+PLAIN = {
+    "partial_rotary_factor": 1,
+    "embd_pdrop": 0.0,
+    "alibi": False,
+    "_attn_implementation": "sdpa",
+}
 
 
 @pytest.mark.parametrize("extra", [SMOLLM2, UNSLOTH, VLM_TEXT, WHOLE, NULLS, PLAIN])

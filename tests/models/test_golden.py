@@ -1,4 +1,6 @@
-"""Every architecture against `transformers`: logits, bytes out again, causality, packing, eight devices."""
+"""Every architecture against `transformers`: logits, bytes out again, causality, packing, eight
+devices.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,9 @@ def test_packed_equals_separate(case, golden, mesh1):
         tokens_L[100 - second : 100] if len(tokens_L) >= 100 else tokens_L[-second:],
     )
     segments_BL = np.array([[1] * first + [2] * second + [0] * (length - first - second)], np.int32)
-    positions_BL = np.concatenate([np.arange(first), np.arange(second), np.zeros(5)])[None].astype(np.int32)
+    positions_BL = np.concatenate([np.arange(first), np.arange(second), np.zeros(5)])[None].astype(
+        np.int32
+    )
     together_BLV = logits_of(case, mesh1, packed_BL, segments_BL, positions_BL, attention_block=16)
     alone_BLV = logits_of(case, mesh1, packed_BL[:, :first], attention_block=16)
     np.testing.assert_allclose(together_BLV[:, :first], alone_BLV, atol=2e-5)
@@ -113,7 +117,9 @@ def test_rematerialisation_changes_nothing(remat, golden, mesh1):
     for policy in ("none", remat):
         model = build(config, mesh1, remat=policy)
         params = load_params(Checkpoint(GOLDEN / "qwen2_tied"), model)
-        results.append(jax.jit(jax.grad(lambda p, model=model: (model.apply(p, batch) ** 2).sum()))(params))
+        results.append(
+            jax.jit(jax.grad(lambda p, model=model: (model.apply(p, batch) ** 2).sum()))(params)
+        )
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 

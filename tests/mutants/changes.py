@@ -197,8 +197,8 @@ OF_TRAINING = [
     Change(
         "train-reference-resumed",
         "dft_jax/training/loop.py",
-        "init_params(config, job.source, model) if _needs_reference(job.objective) else None",
-        "jax.tree.map(jnp.copy, state.params) if _needs_reference(job.objective) else None",
+        "init_params(config, job.source, model) if needs_reference(job.objective) else None",
+        "jax.tree.map(lambda leaf: leaf + 0, state.params) if needs_reference(job.objective) else None",
         ("tests/training/test_resume.py",),
         "compares_with",
     ),
@@ -375,7 +375,7 @@ OF_EVALUATION = [
     Change(
         "stops-only-eos",
         "dft_jax/data/stops.py",
-        "TEMPLATE: template.markers(), ",
+        "        TEMPLATE: template.markers(),\n",
         "",
         ("tests/data/test_stops.py",),
     ),
@@ -403,8 +403,8 @@ OF_RUNS = [
     Change(
         "fingerprint-without-template",
         "dft_jax/training/identity.py",
-        '"chat_template_sha256": _sha256(Template(',
-        '"chat_template_sha256": _sha256("") or _sha256(Template(',
+        '"chat_template_sha256": _sha256(\n',
+        '"chat_template_sha256": _sha256("") or _sha256(\n',
         ("tests/training/test_resume.py",),
         "another_run",
     ),

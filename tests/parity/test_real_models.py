@@ -1,7 +1,8 @@
-"""Real pretrained checkpoints against `transformers`, live: logits, greedy text, and an export after training.
+"""Real pretrained checkpoints against `transformers`, live: logits, greedy text, and an export
+after training.
 
-DFT_JAX_REAL_MODELS names a folder of Hugging Face folders; without it all of this is skipped. Minutes on two cores,
-and 8 GB of memory for a model of 0.5 B parameters.
+DFT_JAX_REAL_MODELS names a folder of Hugging Face folders; without it all of this is skipped.
+Minutes on two cores, and 8 GB of memory for a model of 0.5 B parameters.
 """
 
 import functools
@@ -49,7 +50,9 @@ if not FOLDERS:
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name, scope="module")
 def real(request):
-    """(folder, model, params, tokenizer) in float32 on one device; freed before the next one is loaded."""
+    """(folder, model, params, tokenizer) in float32 on one device; freed before the next one is
+    loaded.
+    """
     model = build(read_config(request.param), make_mesh())
     params = load_params(Checkpoint(request.param), model)
     yield request.param, model, params, load_tokenizer(request.param)
@@ -69,11 +72,17 @@ def torch_model(folder):
 
 @functools.cache
 def torch_greedy(folder) -> tuple[tuple[int, ...], ...]:
-    """What `transformers` writes greedily after each prompt, at most NEW tokens, up to its first stop token."""
+    """What `transformers` writes greedily after each prompt, at most NEW tokens, up to its first
+    stop token.
+    """
     model, made = torch_model(folder), []
     for ids in prompts(folder, load_tokenizer(folder)):
         text = model.generate(
-            torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, use_cache=True, repetition_penalty=1.0
+            torch.tensor([ids]),
+            max_new_tokens=NEW,
+            do_sample=False,
+            use_cache=True,
+            repetition_penalty=1.0,
         )
         made.append(tuple(text[0, len(ids) :].tolist()))
     return tuple(made)
@@ -83,7 +92,10 @@ def test_logits(real):
     folder, model, params, tokenizer = real
     for ids in prompts(folder, tokenizer):
         tokens_BL = np.array([ids], np.int32)
-        expected_BLV, found_BLV = torch_logits(folder, tokens_BL), jax_logits(params, model, tokens_BL)
+        expected_BLV, found_BLV = (
+            torch_logits(folder, tokens_BL),
+            jax_logits(params, model, tokens_BL),
+        )
         assert np.abs(found_BLV - expected_BLV).max() <= TOLERANCE
         np.testing.assert_array_equal(found_BLV.argmax(-1), expected_BLV.argmax(-1))
 
@@ -91,9 +103,12 @@ def test_logits(real):
 def test_greedy_text(real):
     """Token for token, through the sampler's cache, with the model's own template and stop tokens."""
     folder, model, params, tokenizer = real
-    sampler = Sampler(model, stop_ids=[tokenizer.eos_token_id], max_length=512, slots=len(QUESTIONS))
+    sampler = Sampler(
+        model, stop_ids=[tokenizer.eos_token_id], max_length=512, slots=len(QUESTIONS)
+    )
     asked = [
-        Request(question, 0, ids, 0.0, NEW) for question, ids in zip(QUESTIONS, prompts(folder, tokenizer), strict=True)
+        Request(question, 0, ids, 0.0, NEW)
+        for question, ids in zip(QUESTIONS, prompts(folder, tokenizer), strict=True)
     ]
     found = {c.request.problem: c.ids for c in sampler.sample(params, asked, progress=False)}
     for question, expected in zip(QUESTIONS, torch_greedy(folder), strict=True):
@@ -127,8 +142,11 @@ def test_an_export_after_training_gives_the_logits_of_the_run(real, shared, tmp_
     export(run.state.params, run.model, folder, tmp_path / "export", dtype="float32")
     for ids in prompts(folder, tokenizer)[:2]:
         tokens_BL = np.array([ids], np.int32)
-        # In float64, so that what is measured is our rounding alone: in float32 each side adds its own.
+        # In float64, so that what is measured is our rounding alone: in float32 each side adds its
+        # own.
         found_BLV = torch_logits(tmp_path / "export", tokens_BL, torch.float64)
         expected_BLV = jax_logits(run.state.params, run.model, tokens_BL)
         assert np.abs(found_BLV - expected_BLV).max() <= TOLERANCE
-        assert np.abs(found_BLV - torch_logits(folder, tokens_BL)).max() > 0.1, "training changed nothing"
+        assert np.abs(found_BLV - torch_logits(folder, tokens_BL)).max() > 0.1, (
+            "training changed nothing"
+        )

@@ -22,7 +22,9 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "here" / "runs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     for name in ("snapshot_download", "hf_hub_download"):
-        monkeypatch.setattr(huggingface_hub, name, lambda *_, **__: pytest.fail("the hub was asked"))
+        monkeypatch.setattr(
+            huggingface_hub, name, lambda *_, **__: pytest.fail("the hub was asked")
+        )
     return tmp_path / "here"
 
 
@@ -30,7 +32,10 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
     assert hub.id_of("Qwen/Qwen2.5-Math-1.5B", "model.path") == "Qwen/Qwen2.5-Math-1.5B"
     assert hub.id_of("gsm8k", "data file") == "gsm8k"
     assert hub.id_of("hf://runs/base", "model.path") == "runs/base"
-    with pytest.raises(errors.UserError, match="model.path='runs/base': no such file or folder .*here.*hf://runs/base"):
+    with pytest.raises(
+        errors.UserError,
+        match="model.path='runs/base': no such file or folder .*here.*hf://runs/base",
+    ):
         hub.id_of("runs/base", "model.path")
 
 
@@ -44,7 +49,9 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
     ids=["model", "plan", "data"],
 )
 def test_nothing_of_the_hub_is_asked_for_by_a_path(read, here):
-    with pytest.raises(errors.UserError, match="no such file or folder .looked from .*, where runs is a folder"):
+    with pytest.raises(
+        errors.UserError, match="no such file or folder .looked from .*, where runs is a folder"
+    ):
         read()
 
 
@@ -59,21 +66,32 @@ def test_a_hub_id_is_said_to_be_one_with_its_commit(here, monkeypatch, capfd):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve("nobody/base", "main") == resolve("hf://runs/base", "v1") == snapshot
     assert asked == [("nobody/base", "main"), ("runs/base", "v1")]
-    assert f"note: model nobody/base is the hub's, main is commit {'c' * 40}" in capfd.readouterr().err
+    assert (
+        f"note: model nobody/base is the hub's, main is commit {'c' * 40}" in capfd.readouterr().err
+    )
     assert hub.commit_of(snapshot) == "c" * 40 and hub.commit_of(here) is None
     base = identity.base_of(tiny_config(**{"model.path": "nobody/base"}), snapshot, "aa")
     assert (base["path"], base["revision"], base["commit"]) == ("nobody/base", "main", "c" * 40)
 
 
-def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_more(here, monkeypatch):
+def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_more(
+    here, monkeypatch
+):
     (here / "runs" / "base").mkdir()
     (here / "runs" / "train.jsonl").touch()
-    given = {"model.path": "runs/base", "data.train": "runs/train.jsonl", "data.heldout": "", "eval.benchmark_data": ""}
+    given = {
+        "model.path": "runs/base",
+        "data.train": "runs/train.jsonl",
+        "data.heldout": "",
+        "eval.benchmark_data": "",
+    }
     config = tiny_config(**given)
     kept = identity.with_absolute_paths(config)
     assert config_lib.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
     assert config_lib.paths(config) == {key: path for key, path in given.items() if path}
-    assert config_lib.digest(config) != config_lib.digest(kept), "so evaluations go by what was given"
+    assert config_lib.digest(config) != config_lib.digest(kept), (
+        "so evaluations go by what was given"
+    )
     workdir = here / "runs" / "mine"
     identity.refuse_moved(config, workdir)  # there is no run yet
     workdir.mkdir()
@@ -90,9 +108,12 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
     assert f"the run began with {here}/runs/base: give that" in str(error.value)
     identity.refuse_moved(kept, workdir)
     config.data.train = str(assets.TINY / "train.jsonl")
-    with pytest.raises(errors.UserError, match="config.model.path='runs/base': no such file .* the run began with"):
+    with pytest.raises(
+        errors.UserError, match="config.model.path='runs/base': no such file .* the run began with"
+    ):
         prepare(config, workdir)
     config.model.path = "Qwen/Qwen2.5-Math-1.5B"
-    identity.refuse_moved(config, workdir)  # what is meant is another thing, which the weights will show
+    # what is meant is another thing, which the weights will show
+    identity.refuse_moved(config, workdir)
     (workdir / "config.json").write_text(json.dumps({"model": []}))
     identity.refuse_moved(config, workdir)

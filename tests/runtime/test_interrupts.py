@@ -1,4 +1,6 @@
-"""Signals: before there is anything to save, twice, as an echo, in long steps; the rest is in test_faults.py."""
+"""Signals: before there is anything to save, twice, as an echo, in long steps; the rest is in
+test_faults.py.
+"""
 
 import contextlib
 import os
@@ -31,9 +33,14 @@ with interrupts.Interrupts():
 def test_before_there_is_anything_to_save_the_process_ends_at_once(name):
     code = ALONE.replace("{work}", "pass").replace("SIGTERM", name)
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=launch.ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=launch.ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == errors.EXIT_RESUMABLE
-    assert f"{name}: ended before there was anything to save" in done.stderr and time.monotonic() - began < 19
+    assert (
+        f"{name}: ended before there was anything to save" in done.stderr
+        and time.monotonic() - began < 19
+    )
 
 
 @pytest.mark.slow
@@ -67,7 +74,9 @@ def test_a_second_signal_while_the_save_runs_does_not_lose_it(tmp_path):
     workdir = tmp_path / "runs/saving"
     # No checkpoint but that for the signal, which comes in the third step.
     quiet = ("--config.checkpoint.every=100", "--config.eval.every=0", "--config.train.steps=2000")
-    process = launch.start(workdir, launch.Fault("commit *", "sleep", argument=4.0), arguments=quiet)
+    process = launch.start(
+        workdir, launch.Fault("commit *", "sleep", argument=4.0), arguments=quiet
+    )
     while "step 3" not in launch.phases(workdir):
         assert process.is_alive()
         time.sleep(0.05)
@@ -78,24 +87,37 @@ def test_a_second_signal_while_the_save_runs_does_not_lose_it(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert launch.wait(process, 60) == errors.EXIT_RESUMABLE
     assert list((workdir / "checkpoints").glob("*/manifest.json"))
-    assert "SIGTERM again: the save is running (of unknown length: the first one)" in launch.log(workdir)
+    assert "SIGTERM again: the save is running (of unknown length: the first one)" in launch.log(
+        workdir
+    )
 
 
 def test_what_remains_is_told_from_what_was_measured(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     unknown = "of unknown length: the first one"
     told = interrupts.Outlook().remaining()
-    assert told == f"what is under way has to come to where it can be left, then the state is saved ({unknown})"
+    assert (
+        told
+        == f"what is under way has to come to where it can be left, then the state is saved ({unknown})"
+    )
     told = interrupts.Outlook(step_s=60.0, step_began=80.0, save_s=12.0).remaining()
-    assert told == "the step in flight has to end (about 40 s), then the state is saved (about 12 s)"
+    assert (
+        told == "the step in flight has to end (about 40 s), then the state is saved (about 12 s)"
+    )
     told = interrupts.Outlook(step_s=60.0, save_s=12.0, save_began=95.0).remaining()
     assert told == "the save is running (about 7 s)"
 
 
 def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
-    """A run whose device seems to take so long for each step; SIGTERM in the middle of one. Steps that began."""
+    """A run whose device seems to take so long for each step; SIGTERM in the middle of one. Steps
+    that began.
+    """
     began, waited = [], []
-    flush, watched, wait = reporter.Reporter.flush, reporter.Reporter.watched, reporter.Reporter.wait
+    flush, watched, wait = (
+        reporter.Reporter.flush,
+        reporter.Reporter.watched,
+        reporter.Reporter.wait,
+    )
 
     def slow_flush(self):
         if self.behind is not None:
@@ -124,7 +146,10 @@ def test_a_signal_in_a_long_step_is_answered_before_the_next(tmp_path, monkeypat
     assert began == [1, 2, 3]
     assert (tmp_path / "checkpoints/3/manifest.json").exists()
     said = capfd.readouterr().err
-    assert "SIGTERM: the step in flight has to end (about 0." in said and "then the state is saved (" in said
+    assert (
+        "SIGTERM: the step in flight has to end (about 0." in said
+        and "then the state is saved (" in said
+    )
 
 
 def test_short_steps_are_dispatched_ahead(tmp_path, monkeypatch):
@@ -168,7 +193,11 @@ def test_several_processes_know_at_the_next_call_or_at_once(monkeypatch):
 def test_only_the_clock_of_process_0_counts(monkeypatch):
     """Clocks that differ must not make processes save at different steps."""
     said = []
-    monkeypatch.setattr(jax, "make_array_from_process_local_data", lambda layout, mine: said.append(mine[0].tolist()))
+    monkeypatch.setattr(
+        jax,
+        "make_array_from_process_local_data",
+        lambda layout, mine: said.append(mine[0].tolist()),
+    )
     monkeypatch.setattr(interrupts, "_adder", lambda: (None, lambda x: x))
     for index in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
@@ -200,7 +229,9 @@ def test_a_caught_signal_stops_at_the_next_check():
 
 @pytest.mark.slow
 def test_a_dead_reader_of_the_log_costs_nothing(tmp_path):
-    """As after Ctrl-C on `python -m dft_jax.main … 2>&1 | tee log`: the run still saves and exits with 42."""
+    """As after Ctrl-C on `python -m dft_jax.main … 2>&1 | tee log`: the run still saves and exits
+    with 42.
+    """
     command = [sys.executable, "-m", "dft_jax.main", *launch.ARGUMENTS, f"--workdir={tmp_path}/run"]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     command.append("--config.train.steps=4000")

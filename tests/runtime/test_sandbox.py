@@ -1,4 +1,6 @@
-"""Workers: what becomes of a request when the process hangs, dies, runs out of memory or tries to act."""
+"""Workers: what becomes of a request when the process hangs, dies, runs out of memory or tries to
+act.
+"""
 
 import os
 import pathlib
@@ -83,7 +85,11 @@ def test_memory_is_limited(worker):
 
 def test_whoever_tries_to_act_is_refused(worker, tmp_path):
     """Whatever the answer, and only that request."""
-    for request in (["write", str(tmp_path / "canary")], ["start", "true"], ["compile", "<string>"]):
+    for request in (
+        ["write", str(tmp_path / "canary")],
+        ["start", "true"],
+        ["compile", "<string>"],
+    ):
         assert worker.ask(request) == sandbox.REFUSED
     assert isinstance(worker.ask(["compile", "<ours>"]), int) and worker.ask(["echo", 1]) == 1
     assert not list(tmp_path.iterdir())
@@ -101,7 +107,9 @@ def test_nothing_of_the_environment_gets_there(monkeypatch):
 
 def test_a_worker_that_does_not_start_says_why():
     worker = sandbox.Worker("tests.runtime.test_sandbox:no_such_function", 1.0)
-    with pytest.raises(RuntimeError, match=r"(?s)did not start.*cannot import name 'no_such_function'"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)did not start.*cannot import name 'no_such_function'"
+    ):
         worker.ask(1)
 
 
@@ -114,7 +122,9 @@ def test_workers_end_with_their_parent(at_work):
     )
     code += "w.give(['hang', 9]) if sys.argv[2] == 'True' else None\nprint(w.process.pid, flush=True); time.sleep(100)"
     command = [sys.executable, "-c", code, ENTRY, str(at_work)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()

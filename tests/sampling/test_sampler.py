@@ -1,4 +1,6 @@
-"""The sampler against `transformers.generate`, softmax, the training forward pass, and itself in other arrangements."""
+"""The sampler against `transformers.generate`, softmax, the training forward pass, and itself in
+other arrangements.
+"""
 
 import dataclasses
 import functools
@@ -53,7 +55,9 @@ def requests(n_problems=5, n_samples=3, temperature=1.0):
     for problem in range(n_problems):
         prompt = tuple(random.integers(0, 96, 3 + 17 * problem).tolist())
         limits = random.integers(5, 30, n_samples).tolist()
-        made += [Request(f"p{problem}", i, prompt, temperature, limits[i]) for i in range(n_samples)]
+        made += [
+            Request(f"p{problem}", i, prompt, temperature, limits[i]) for i in range(n_samples)
+        ]
     return made
 
 
@@ -73,19 +77,25 @@ def test_greedy_equals_transformers(case):
 
 
 def test_the_greedy_golden_files_are_not_one_token_over_and_over():
-    distinct = [len(set(np.load(GOLDEN / case / "greedy.npz")["after_16"].tolist())) for case in CASES]
+    distinct = [
+        len(set(np.load(GOLDEN / case / "greedy.npz")["after_16"].tolist())) for case in CASES
+    ]
     assert min(distinct) >= 2 and np.median(distinct) >= 5
 
 
 @pytest.mark.parametrize("case", slow_but(["mistral"], FAMILY_CASES))
 def test_cache_gives_what_the_forward_pass_gives(case):
-    """The hidden states behind each token, and so the entropies, are those of all tokens in one pass."""
+    """The hidden states behind each token, and so the entropies, are those of all tokens in one
+    pass.
+    """
     prompt = tuple(np.load(GOLDEN / case / "logits.npz")["token_ids"][0, :7].tolist())
     (completion,) = sampler(case).sample([Request("p", 0, prompt, 1.0, 50)], progress=False)
     tokens_BL = np.array([[*prompt, *completion.ids]], np.int32)
     logits_LV = logits_of(case, make_mesh(), tokens_BL)[0, len(prompt) - 1 : -1]
     p_LV = np.exp(logits_LV - stats_logsumexp(logits_LV)[:, None])
-    assert completion.entropy == pytest.approx(float(-(p_LV * np.log(p_LV)).sum(axis=1).mean()), abs=1e-4)
+    assert completion.entropy == pytest.approx(
+        float(-(p_LV * np.log(p_LV)).sum(axis=1).mean()), abs=1e-4
+    )
 
 
 def stats_logsumexp(x_LV):
@@ -94,7 +104,8 @@ def stats_logsumexp(x_LV):
 
 
 VOCAB, WIDTH, ROWS = 1100, 8, 20_000
-HEAD_SHAPE = (3, 2, cached.VOCAB_BLOCK, WIDTH)  # six blocks in three chunks; the vocabulary ends in the fifth
+# six blocks in three chunks; the vocabulary ends in the fifth
+HEAD_SHAPE = (3, 2, cached.VOCAB_BLOCK, WIDTH)
 
 
 def drawn(logits_V, temperature, parts=10, **filters):
@@ -108,7 +119,14 @@ def drawn(logits_V, temperature, parts=10, **filters):
     temperature_B = jnp.full(ROWS // 10, temperature, jnp.float32)
     head_UDMW = jnp.asarray(head_VD.reshape(HEAD_SHAPE).transpose(0, 3, 1, 2))
     made = [
-        jax.device_get(run(hidden_BD, head_UDMW, jax.random.split(jax.random.key(part), ROWS // 10), temperature_B))
+        jax.device_get(
+            run(
+                hidden_BD,
+                head_UDMW,
+                jax.random.split(jax.random.key(part), ROWS // 10),
+                temperature_B,
+            )
+        )
         for part in range(parts)
     ]
     return np.concatenate([tokens for tokens, _ in made]), made[0][1][0]
@@ -148,10 +166,14 @@ def test_frequencies_are_those_of_softmax(temperature, filters):
     p_V = expected_p(logits_V, temperature, **filters)
     count_V = np.bincount(tokens, minlength=VOCAB)
     assert count_V[p_V == 0].sum() == 0
-    rare = p_V * ROWS < 10  # the chi-square approximation wants a few of each: the rare ones are one cell
+    # the chi-square approximation wants a few of each: the rare ones are one cell
+    rare = p_V * ROWS < 10
     observed, expected = count_V[~rare], p_V[~rare] * ROWS
     if p_V[rare].sum() > 0:
-        observed, expected = np.append(observed, count_V[rare].sum()), np.append(expected, p_V[rare].sum() * ROWS)
+        observed, expected = (
+            np.append(observed, count_V[rare].sum()),
+            np.append(expected, p_V[rare].sum() * ROWS),
+        )
     assert stats.chisquare(observed, expected).pvalue > 1e-3
     own_V = expected_p(logits_V, temperature)
     assert entropy == pytest.approx(-(own_V * np.log(own_V)).sum(), abs=1e-4)
@@ -160,7 +182,9 @@ def test_frequencies_are_those_of_softmax(temperature, filters):
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4, 1e6])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 7}])
 def test_entropy_does_not_depend_on_an_offset_of_all_logits(offset, filters):
-    """Against float64, of the logits as float32 holds them; at 1e4 its steps are 0.001, at 1e6 0.06."""
+    """Against float64, of the logits as float32 holds them; at 1e4 its steps are 0.001, at 1e6
+    0.06.
+    """
     logits_V = (np.random.default_rng(0).normal(size=VOCAB) * 2 + offset).astype(np.float32)
     for temperature in (0.05, 1.0, 3.0):
         _, entropy = drawn(logits_V, temperature, parts=1, **filters)
@@ -176,7 +200,9 @@ def test_entropy_of_a_certain_token_is_zero():
 
 
 def test_the_bar_moves_with_tokens_and_knows_the_rest():
-    """Four completions of at most 100 tokens, of which two turn out to have 20: then 40 more are expected."""
+    """Four completions of at most 100 tokens, of which two turn out to have 20: then 40 more are
+    expected.
+    """
     asked = [Request("p", sample, (1,), 1.0, 100) for sample in range(4)]
     with sampling.Progress(asked, quiet=True) as bar:
         assert bar.expected_tokens() == 400
@@ -287,8 +313,12 @@ def test_rows_beyond_the_tokenizer_are_never_drawn():
 def test_completions_end_at_a_stop_token_or_are_cut():
     free = by_request(sampler().sample(requests(), progress=False))
     stop = 17
-    assert any(stop in c.ids for c in free.values()) and any(stop not in c.ids for c in free.values())
-    for key, completion in by_request(sampler(stop_ids=[stop, 95_000]).sample(requests(), progress=False)).items():
+    assert any(stop in c.ids for c in free.values()) and any(
+        stop not in c.ids for c in free.values()
+    )
+    for key, completion in by_request(
+        sampler(stop_ids=[stop, 95_000]).sample(requests(), progress=False)
+    ).items():
         until = list(itertools.takewhile(lambda id: id != stop, free[key].ids))
         assert list(completion.ids) == (until + [stop])[: len(free[key].ids)]
         assert completion.is_cut == (stop not in completion.ids)
@@ -308,9 +338,12 @@ def test_lengths_up_to_the_limit_of_the_cache():
 
 @pytest.mark.slow
 def test_slots_are_refilled():
-    """Of lengths like those of GSM8K's solutions (log-normal, mean 130), 85 % of decode places do useful work."""
+    """Of lengths like those of GSM8K's solutions (log-normal, mean 130), 85 % of decode places do
+    useful work.
+    """
     random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(4.75, 0.45, 400) / 4, 2, 100).astype(int)  # a quarter of it, to be quick
+    # a quarter of it, to be quick
+    lengths = np.clip(random.lognormal(4.75, 0.45, 400) / 4, 2, 100).astype(int)
     asked = [Request(f"p{i}", 0, (1, 2, 3 + i % 50), 1.0, int(n)) for i, n in enumerate(lengths)]
     busy = sampler(slots=32)
     made = list(busy.sample(asked, progress=False))

@@ -45,7 +45,9 @@ token_values = jax.jit(measures.token_values, static_argnames="chunk_tokens")
 
 
 def measured(hidden_PD, head_VD, targets_P):
-    values = token_values(jnp.asarray(hidden_PD), jnp.asarray(head_VD), jnp.asarray(targets_P), chunk_tokens=32)
+    values = token_values(
+        jnp.asarray(hidden_PD), jnp.asarray(head_VD), jnp.asarray(targets_P), chunk_tokens=32
+    )
     values = jax.tree.map(lambda x: np.asarray(x, np.float64), values)
     return values, measures.summarise(values, np.arange(N) // 8, np.arange(N) % 8, None)
 
@@ -61,7 +63,9 @@ def test_each_token_equals_dense_logits(case):
     logits_TV, targets_T, values, _ = case
     logp_TV = special.log_softmax(logits_TV, axis=-1)
     np.testing.assert_allclose(values.logp_P, logp_TV[np.arange(N), targets_T], atol=2e-6)
-    np.testing.assert_allclose(values.entropy_P, -(np.exp(logp_TV) * logp_TV).sum(axis=-1), atol=5e-6)
+    np.testing.assert_allclose(
+        values.entropy_P, -(np.exp(logp_TV) * logp_TV).sum(axis=-1), atol=5e-6
+    )
     np.testing.assert_array_equal(values.is_top_P, logits_TV.argmax(axis=-1) == targets_T)
 
 
@@ -83,7 +87,9 @@ def test_grid_and_its_derivatives(case):
 def test_best_temperature_is_that_of_a_minimiser(case):
     logits_TV, targets_T, _, found = case
     bounds = (measures.BETAS_K[0], measures.BETAS_K[-1])
-    minimum = optimize.minimize_scalar(lambda beta: oracle(logits_TV, targets_T, beta)[0], bounds=bounds)
+    minimum = optimize.minimize_scalar(
+        lambda beta: oracle(logits_TV, targets_T, beta)[0], bounds=bounds
+    )
     best = measures.best(found)
     assert best.nll == pytest.approx(minimum.fun, abs=1e-4)
     assert best.temperature == pytest.approx(1 / minimum.x, rel=5e-3)
@@ -95,7 +101,11 @@ def test_equal_entropy_is_that_of_a_root_finder(case, share):
     logits_TV, targets_T, _, found = case
     wanted = share * found.entropy
     bounds = (measures.BETAS_K[0], measures.BETAS_K[-1])
-    if not oracle(logits_TV, targets_T, bounds[1])[1] < wanted < oracle(logits_TV, targets_T, bounds[0])[1]:
+    if (
+        not oracle(logits_TV, targets_T, bounds[1])[1]
+        < wanted
+        < oracle(logits_TV, targets_T, bounds[0])[1]
+    ):
         assert measures.at_entropy(found, wanted) is None
         return
     beta = optimize.brentq(lambda beta: oracle(logits_TV, targets_T, beta)[1] - wanted, *bounds)
@@ -112,9 +122,13 @@ def test_sharpening_alone_changes_nothing_but_the_temperature():
     _, after = measured(hidden_PD, 2 * head_VD, targets_P)
     assert abs(after.nll - before.nll) > 0.05 and after.entropy < 0.7 * before.entropy
     assert measures.best(after).nll == pytest.approx(measures.best(before).nll, abs=2e-5)
-    assert measures.best(after).temperature == pytest.approx(2 * measures.best(before).temperature, rel=5e-3)
+    assert measures.best(after).temperature == pytest.approx(
+        2 * measures.best(before).temperature, rel=5e-3
+    )
     equal = measures.at_entropy(after, before.entropy)
-    assert equal.nll == pytest.approx(before.nll, abs=2e-4) and equal.temperature == pytest.approx(2, rel=1e-3)
+    assert equal.nll == pytest.approx(before.nll, abs=2e-4) and equal.temperature == pytest.approx(
+        2, rel=1e-3
+    )
 
 
 def test_outside_the_grid_there_is_no_temperature():
@@ -141,7 +155,12 @@ def test_packed_places_are_the_trained_tokens_once_each():
         for target, example, place in zip(targets, example_P, place_P, strict=True):
             assert examples[example].ids[place] == target and examples[example].trained[place]
             seen.append((int(example), int(place)))
-    expected = [(e, int(j)) for e, example in enumerate(examples) for j in np.flatnonzero(example.trained) if j]
+    expected = [
+        (e, int(j))
+        for e, example in enumerate(examples)
+        for j in np.flatnonzero(example.trained)
+        if j
+    ]
     assert sorted(seen) == expected
 
 
@@ -166,7 +185,9 @@ def test_a_model_on_a_text_equals_its_examples_alone(tiny):
             tokens_BL[0, : len(example.ids)] = example.ids
             ones = np.ones_like(tokens_BL)
             positions = np.broadcast_to(np.arange(160, dtype=np.int32), tokens_BL.shape)
-            hidden_LD = np.asarray(apply(params, Batch(tokens_BL, tokens_BL, ones > 0, ones, positions))[0], np.float64)
+            hidden_LD = np.asarray(
+                apply(params, Batch(tokens_BL, tokens_BL, ones > 0, ones, positions))[0], np.float64
+            )
             logits_LV = hidden_LD @ np.asarray(head(params), np.float64).T
             places = np.flatnonzero(example.trained)
             logp_LV = special.log_softmax(logits_LV[places - 1], axis=-1)
@@ -186,7 +207,11 @@ def test_shares_are_strict_and_of_tokens():
     values = measures.TokenValues(logp_P, np.ones(4), np.zeros(4), *[zeros_KP] * 4)
     found = measures.summarise(values, np.array([0, 0, 1, 1]), np.array([1, 2, 1, 2]), None)
     assert (found.share_below, found.share_above) == (0.25, 0.25)
-    assert found.p_histogram[2] == 0.25 and found.p_histogram[3] == 0.25 and found.p_histogram[-1] == 0.25
+    assert (
+        found.p_histogram[2] == 0.25
+        and found.p_histogram[3] == 0.25
+        and found.p_histogram[-1] == 0.25
+    )
 
 
 # ---- answers -------------------------------------------------------------------------------------

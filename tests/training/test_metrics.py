@@ -22,7 +22,9 @@ def test_flops_of_a_token_by_counting():
 
 
 def test_tokens_are_counted_in_their_bins():
-    """One token in the middle of each bin, two in the last, and an untrained one that counts nowhere."""
+    """One token in the middle of each bin, two in the last, and an untrained one that counts
+    nowhere.
+    """
     edges = np.array(metrics.P_BIN_EDGES)
     p = np.append((edges[1:] + edges[:-1]) / 2, [1.0, 0.55])
     mask = np.arange(len(p)) < len(p) - 1
@@ -38,7 +40,8 @@ def test_means_per_token_by_hand():
     """Three tokens with p of 1/2, 1/4 and 0.001, two of them right."""
     p = np.array([0.5, 0.25, 0.001])
     histogram = np.zeros(len(metrics.P_BIN_EDGES) - 1)
-    histogram[[2, 5, 8]] = 1  # 0.001 opens the third bin, 0.25 is in 0.2 to 0.3, 0.5 opens the ninth
+    # 0.001 opens the third bin, 0.25 is in 0.2 to 0.3, 0.5 opens the ninth
+    histogram[[2, 5, 8]] = 1
     sums = {
         "loss": 6.0,
         "nll": -np.log(p).sum(),

@@ -17,7 +17,8 @@ from tests.tiny_trainer import tiny_config
 
 def rows(folder):
     return [
-        json.loads(line, parse_constant=pytest.fail) for line in (folder / "metrics.jsonl").read_text().splitlines()
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
 
 
@@ -67,7 +68,9 @@ class UsageError(Exception):
 
 def wandb_that(init):
     """A stand-in for the wandb module, which is not among the packages of the tests."""
-    return types.SimpleNamespace(Settings=lambda **limits: types.SimpleNamespace(**limits), init=init)
+    return types.SimpleNamespace(
+        Settings=lambda **limits: types.SimpleNamespace(**limits), init=init
+    )
 
 
 class Service:
@@ -97,12 +100,18 @@ def hangs(**_):
 
 # What goes wrong -> wandb.init, and what is said of it.
 SERVICES = {
-    "no key": (raises(UsageError("No API key configured. Use `wandb login`")), "No API key configured"),
+    "no key": (
+        raises(UsageError("No API key configured. Use `wandb login`")),
+        "No API key configured",
+    ),
     "no network": (raises(ConnectionError("name resolution failed")), "name resolution failed"),
     "ends the process": (raises(SystemExit(1)), "left out from now on"),
     "hangs": (hangs, "not everything has arrived within 0.3 s"),
     "fails later": (lambda **_: Service(log=raises(OSError("quota exceeded"))), "quota exceeded"),
-    "hangs at the end": (lambda **_: Service(finish=hangs), "not everything has arrived within 0.3 s"),
+    "hangs at the end": (
+        lambda **_: Service(finish=hangs),
+        "not everything has arrived within 0.3 s",
+    ),
 }
 
 
@@ -116,7 +125,11 @@ def test_a_service_that_is_down_costs_a_warning(case, tmp_path, monkeypatch, cap
         log.write(step, {"train/loss": step / 2})
     log.close()
     said = capfd.readouterr().err
-    assert said.count("warning: Weights & Biases: ") == 1 and words in said and "metrics.jsonl has it all" in said
+    assert (
+        said.count("warning: Weights & Biases: ") == 1
+        and words in said
+        and "metrics.jsonl has it all" in said
+    )
     assert [row["step"] for row in rows(tmp_path)] == [0, 1, 2]
 
 
@@ -140,7 +153,9 @@ def test_a_service_that_works_gets_each_step_once(tmp_path, monkeypatch, capfd):
 
 def git(folder, *arguments):
     identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -152,7 +167,9 @@ def package_in(folder):
 
 @pytest.fixture
 def project(tmp_path):
-    """A repository with a package at its top, a copy among its own files, and one in a virtual environment."""
+    """A repository with a package at its top, a copy among its own files, and one in a virtual
+    environment.
+    """
     own = package_in(tmp_path)
     package_in(tmp_path / "third_party")
     (tmp_path / ".gitignore").write_text(".venv\n")
@@ -167,16 +184,22 @@ def test_a_checkouts_commit_is_its_own(project, monkeypatch):
     head = git(own, "rev-parse", "HEAD")
     assert environment.commit_of(own) == {"commit": head, "dirty": False}
     monkeypatch.setenv("GIT_DIR", str(pathlib.Path(__file__).parents[2] / ".git"))
-    assert environment.commit_of(own) == {"commit": head, "dirty": False}, "inside a hook of another repository"
+    assert environment.commit_of(own) == {"commit": head, "dirty": False}, (
+        "inside a hook of another repository"
+    )
     (own / "__init__.py").write_text("x = 1")
     assert environment.commit_of(own) == {"commit": head, "dirty": True}
 
 
 def test_an_installed_packages_commit_is_not_that_of_the_repository_around_it(project, monkeypatch):
-    """But the one it was installed from, where pip says one, without the address, which may hold a token."""
+    """But the one it was installed from, where pip says one, without the address, which may hold a
+    token.
+    """
     own, installed = project
     assert environment.commit_of(installed) is None
-    assert environment.commit_of(own.parent / "third_party" / "some_package") is None, "nobody could look it up"
+    assert environment.commit_of(own.parent / "third_party" / "some_package") is None, (
+        "nobody could look it up"
+    )
     git(own, "rm", "-q", "--cached", "__init__.py")
     assert environment.commit_of(own) is None, "the repository does not hold it"
     about = installed.parent / "some_package-1.0.dist-info"
@@ -191,14 +214,23 @@ def test_an_installed_packages_commit_is_not_that_of_the_repository_around_it(pr
 
 
 def test_runs_are_told_apart_at_the_service(tmp_path, monkeypatch):
-    """A run that begins anew in its folder, one in a folder of that path elsewhere, and a copy are none of them it."""
+    """A run that begins anew in its folder, one in a folder of that path elsewhere, and a copy are
+    none of them it.
+    """
     run, anew, copy = (("runs/x", "a1"), ("runs/x", "b2"), ("runs/y", "a1"))
-    ids = [metrics_log.board_id(pathlib.Path(folder), run_id) for folder, run_id in (run, anew, copy, run)]
+    ids = [
+        metrics_log.board_id(pathlib.Path(folder), run_id)
+        for folder, run_id in (run, anew, copy, run)
+    ]
     assert len(set(ids)) == 3 and ids[0] == ids[3]
     older = hashlib.sha256(b"runs/x").hexdigest()[:16]
-    assert metrics_log.board_id(pathlib.Path("runs/x"), None) == older, "an older run goes on where it was"
+    assert metrics_log.board_id(pathlib.Path("runs/x"), None) == older, (
+        "an older run goes on where it was"
+    )
     asked = {}
-    monkeypatch.setitem(sys.modules, "wandb", wandb_that(lambda **options: asked.update(options) or Service()))
+    monkeypatch.setitem(
+        sys.modules, "wandb", wandb_that(lambda **options: asked.update(options) or Service())
+    )
     config = tiny_config(**{"log.wandb_project": "p"})
     metrics_log.Writer(tmp_path, config, resume_from=None, run_id="a1").close()
     assert (asked["id"], asked["resume"]) == (metrics_log.board_id(tmp_path, "a1"), "allow")
@@ -222,9 +254,13 @@ def test_tensorboard_has_what_was_written(tmp_path):
     assert b"train/loss" in file.read_bytes()
 
 
-@pytest.mark.parametrize("key, package", [("tensorboard", "tensorboardX"), ("wandb_project", "wandb")])
+@pytest.mark.parametrize(
+    "key, package", [("tensorboard", "tensorboardX"), ("wandb_project", "wandb")]
+)
 def test_a_package_that_cannot_be_imported_is_refused(key, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     config = tiny_config(**{f"log.{key}": True if key == "tensorboard" else "p"})
-    with pytest.raises(errors.UserError, match=f"config.log.{key} is set, but {package} cannot .*pip install"):
+    with pytest.raises(
+        errors.UserError, match=f"config.log.{key} is set, but {package} cannot .*pip install"
+    ):
         metrics_log.require_boards(config)

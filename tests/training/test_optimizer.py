@@ -1,4 +1,6 @@
-"""Moments in less memory: their dtypes, what an update loses, what is refused, and that a run goes on with them."""
+"""Moments in less memory: their dtypes, what an update loses, what is refused, and that a run goes
+on with them.
+"""
 
 import functools
 
@@ -35,7 +37,9 @@ def after(moment_dtype, steps, b2=0.95):
 
 def test_rates_of_eight_steps_by_hand():
     """Warm-up of 0.2: 1.6 steps are rounded to 2, then half a cosine over the 6 that are left."""
-    config = tiny_config(**{"optimizer.warmup_fraction": 0.2, "optimizer.learning_rate": 4.0}).optimizer
+    config = tiny_config(
+        **{"optimizer.warmup_fraction": 0.2, "optimizer.learning_rate": 4.0}
+    ).optimizer
     schedule = optimizer_lib.make_schedule(config, 8)
     expected = [0, 2, 4, *(2 + 2 * np.cos(np.pi * np.arange(1, 6) / 6)), 0]
     np.testing.assert_allclose([float(schedule(count)) for count in range(9)], expected, atol=1e-6)
@@ -45,7 +49,9 @@ def test_it_is_optax_adamw():
     config = tiny_config().optimizer
     reference = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(1e-3, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
+        optax.adamw(
+            1e-3, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay
+        ),
     )
     params = {"kernel": jnp.zeros(4096)}
     state = reference.init(params)
@@ -61,7 +67,8 @@ def test_moments_have_their_dtype_and_the_update_hardly_changes(moment_dtype):
     found, state = after(moment_dtype, 50)
     assert (state.mu["kernel"].dtype, state.nu["kernel"].dtype) == DTYPES[moment_dtype]
     expected, _ = after("param", 50)
-    # Each update is off by at most 2 ** -9 / (1 - b1) of the first moment and 2 ** -9 / (1 - b2) / 2 of the second.
+    # Each update is off by at most 2 ** -9 / (1 - b1) of the first moment and 2 ** -9 / (1 - b2) /
+    # 2 of the second.
     error = jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected)
     assert error == 0 if moment_dtype == "param" else 1e-5 < error < 0.02
     one, _ = after(moment_dtype, 1)
@@ -77,7 +84,8 @@ def test_rounding_at_random_is_right_on_average(sign):
     x = jnp.full(2**16, sign * (1 + STEP / 8), jnp.float32)
     rounded = np.asarray(optimizer_lib._round(x, jax.random.key(3)), np.float32)
     assert set(rounded) == {sign * np.float32(1), sign * np.float32(1 + STEP)}
-    assert abs((abs(rounded) > 1).mean() - 1 / 8) < 5 * np.sqrt(7 / 64 / 2**16)  # five standard errors
+    # five standard errors
+    assert abs((abs(rounded) > 1).mean() - 1 / 8) < 5 * np.sqrt(7 / 64 / 2**16)
 
 
 def test_values_of_bfloat16_stay_as_they_are():
@@ -87,7 +95,9 @@ def test_values_of_bfloat16_stay_as_they_are():
 
 
 def small_updates(n, key):
-    """A parameter of ones after n updates of an eighth of a step each, and what `moved` says of the last."""
+    """A parameter of ones after n updates of an eighth of a step each, and what `moved` says of the
+    last.
+    """
     params, update = {"kernel": jnp.ones(4096, jnp.bfloat16)}, {"kernel": jnp.full(4096, STEP / 8)}
     for number in range(n):
         before = params
@@ -108,8 +118,12 @@ def test_small_updates_arrive_only_with_random_rounding():
 
 
 def test_billions_of_weights_are_counted():
-    params = {name: jax.ShapeDtypeStruct((2**20, 2**11), jnp.bfloat16) for name in "ab"}  # 2 ** 32 in all
-    assert jax.eval_shape(optimizer_lib.moved, params, params, params)["moved_share"].dtype == jnp.float32
+    # 2 ** 32 in all
+    params = {name: jax.ShapeDtypeStruct((2**20, 2**11), jnp.bfloat16) for name in "ab"}
+    assert (
+        jax.eval_shape(optimizer_lib.moved, params, params, params)["moved_share"].dtype
+        == jnp.float32
+    )
 
 
 def test_random_rounding_is_the_same_on_every_mesh(mesh1, mesh8):
@@ -121,14 +135,19 @@ def test_random_rounding_is_the_same_on_every_mesh(mesh1, mesh8):
     for mesh, axes in ((mesh1, ()), (mesh8, ("fsdp", "tensor"))):
         layout = sharding.named(mesh, *axes)
         here = jax.device_put((params, updates), layout)
-        add = jax.jit(lambda p, u: optimizer_lib.add_rounded(p, u, jax.random.key(7)), out_shardings=layout)
+        add = jax.jit(
+            lambda p, u: optimizer_lib.add_rounded(p, u, jax.random.key(7)), out_shardings=layout
+        )
         found.append(jax.device_get(add(*here)))
     jax.tree.map(np.testing.assert_array_equal, *found)
-    assert (found[0]["kernel"] != found[0]["other"]).any()  # each leaf has random numbers of its own
+    # each leaf has random numbers of its own
+    assert (found[0]["kernel"] != found[0]["other"]).any()
 
 
 def test_weight_decay_is_not_lost_beside_the_rest_of_an_update():
-    """In bfloat16, 1 + 0.002 is 1: what the authors' run makes of a decay of 0.1 on weights of 0.02."""
+    """In bfloat16, 1 + 0.002 is 1: what the authors' run makes of a decay of 0.1 on weights of
+    0.02.
+    """
 
     def update(rounding, decay):
         changed = {"optimizer.rounding": rounding, "optimizer.weight_decay": decay}
@@ -146,26 +165,43 @@ def test_weight_decay_is_not_lost_beside_the_rest_of_an_update():
 def test_rates_are_the_schedule_to_the_bit_and_pad_with_the_last_one():
     """As one compiled program after the other had them, when the schedule was part of the step."""
     config = tiny_config(**{"optimizer.learning_rate": 5e-5}).optimizer
-    table, schedule = optimizer_lib.rates(config, 390), jax.jit(optimizer_lib.make_schedule(config, 390))
-    assert table.dtype == np.float32 and table.shape == (1024,) and (table[390:] == table[389]).all()
+    table, schedule = (
+        optimizer_lib.rates(config, 390),
+        jax.jit(optimizer_lib.make_schedule(config, 390)),
+    )
+    assert (
+        table.dtype == np.float32 and table.shape == (1024,) and (table[390:] == table[389]).all()
+    )
     assert all(table[count] == schedule(count) for count in (*range(0, 390, 13), 39, 389))
 
 
 def test_what_bfloat16_cannot_hold_is_refused():
-    """With b2 = 0.999 the second moment never shrinks: 1,000 steps without a gradient leave it as it was."""
+    """With b2 = 0.999 the second moment never shrinks: 1,000 steps without a gradient leave it as
+    it was.
+    """
     nu = jnp.asarray(1.0, jnp.bfloat16)
     for _ in range(1000):
         nu = (0.999 * nu.astype(jnp.float32)).astype(jnp.bfloat16)
     assert nu == 1
-    problems = config_lib.validate(tiny_config(**{"optimizer.moment_dtype": "bfloat16", "optimizer.b2": 0.999}))
-    assert ["config.optimizer.moment_dtype='bfloat16' cannot hold" in problem for problem in problems] == [True]
-    assert not config_lib.validate(tiny_config(**{"optimizer.moment_dtype": "bfloat16_first", "optimizer.b2": 0.999}))
+    problems = config_lib.validate(
+        tiny_config(**{"optimizer.moment_dtype": "bfloat16", "optimizer.b2": 0.999})
+    )
+    assert [
+        "config.optimizer.moment_dtype='bfloat16' cannot hold" in problem for problem in problems
+    ] == [True]
+    assert not config_lib.validate(
+        tiny_config(**{"optimizer.moment_dtype": "bfloat16_first", "optimizer.b2": 0.999})
+    )
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_the_same_moments_and_not_with_others(tmp_path, monkeypatch):
     def run(folder, **overrides):
-        changed = {"train.steps": 4, "checkpoint.every": 2, "optimizer.moment_dtype": "bfloat16"} | overrides
+        changed = {
+            "train.steps": 4,
+            "checkpoint.every": 2,
+            "optimizer.moment_dtype": "bfloat16",
+        } | overrides
         return loop.run(tiny_config(**changed), tmp_path / folder)
 
     whole = run("whole")
@@ -182,6 +218,10 @@ def test_a_run_goes_on_with_the_same_moments_and_not_with_others(tmp_path, monke
     again = run("parts")
     one, other = jax.device_get((whole.state, again.state))
     jax.tree.map(np.testing.assert_array_equal, one, other)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(again.state.opt_state) if leaf.ndim} == {"bfloat16"}
-    with pytest.raises(errors.UserError, match="config.optimizer.moment_dtype: 'bfloat16' -> 'param'"):
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(again.state.opt_state) if leaf.ndim} == {
+        "bfloat16"
+    }
+    with pytest.raises(
+        errors.UserError, match="config.optimizer.moment_dtype: 'bfloat16' -> 'param'"
+    ):
         run("parts", **{"optimizer.moment_dtype": "param"})

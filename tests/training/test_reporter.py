@@ -19,13 +19,23 @@ def rows(tmp_path_factory):
     """Of a run of 50 packed steps with evaluations in between, and a profile of two steps."""
     folder = tmp_path_factory.mktemp("progress") / "run"
     data, rng = folder.with_name("train.jsonl"), np.random.default_rng(0)
-    problems = [{"prompt": "a" * rng.integers(5, 60), "completion": "b" * rng.integers(5, 60)} for _ in range(40)]
+    problems = [
+        {"prompt": "a" * rng.integers(5, 60), "completion": "b" * rng.integers(5, 60)}
+        for _ in range(40)
+    ]
     data.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-    files = {"data.train": str(data), "data.heldout": str(data), "data.rows": "fields", "eval.max_examples": 12}
+    files = {
+        "data.train": str(data),
+        "data.heldout": str(data),
+        "data.rows": "fields",
+        "eval.max_examples": 12,
+    }
     config = tiny_config(**files, **{"train.steps": 50, "eval.every": 10, "profile": "20,21"})
     config.mesh.update(data=2, fsdp=2, tensor=2)
     run(config, folder)
-    return folder, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return folder, [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.slow
@@ -33,7 +43,8 @@ def test_nothing_compiles_after_the_first_step(rows, capfd):
     _, written = rows
     counts = [row["speed/compilations"] for row in written if "speed/compilations" in row]
     assert len(counts) == 50 and counts[0] >= 2 and set(counts) == {counts[0]}
-    assert len({row["data/rows"] for row in written if "data/rows" in row}) > 1  # of more than one shape
+    # of more than one shape
+    assert len({row["data/rows"] for row in written if "data/rows" in row}) > 1
     assert sum("heldout/nll" in row for row in written) == 6
 
 
@@ -117,7 +128,8 @@ def test_profile_says_what_it_takes(refused):
 def test_peak_memory_of_the_host_is_reported(rows):
     """At least what the interpreter takes with jax in it, and never less than before.
 
-    But for 2 MiB: Linux counts pages for each processor, and adds them up in batches (0.1 MiB was seen).
+    But for 2 MiB: Linux counts pages for each processor, and adds them up in batches (0.1 MiB was
+    seen).
     """
     _, written = rows
     peaks = [row["speed/peak_host_gib"] for row in written if "train/nll" in row]
@@ -128,7 +140,9 @@ def test_peak_memory_of_the_host_is_reported(rows):
 
 def said(rounding, *rows):
     """What RoundingWarning says after each row of (rate, share of weights moved, update lost)."""
-    config = tiny_config(**{"optimizer.rounding": rounding, "optimizer.learning_rate": 1e-5}).optimizer
+    config = tiny_config(
+        **{"optimizer.rounding": rounding, "optimizer.learning_rate": 1e-5}
+    ).optimizer
     watch, names = progress.RoundingWarning(config), ("learning_rate", "moved_share", "update_lost")
     values = [{f"optimizer/{name}": v for name, v in zip(names, row, strict=True)} for row in rows]
     return [watch.after(step, row) for step, row in enumerate(values, start=1)]
@@ -137,7 +151,9 @@ def said(rounding, *rows):
 def test_weights_that_do_not_move_are_told_of_once_and_at_the_full_rate():
     quiet, warning, over = said("nearest", (5e-6, 0.01, 0.9), (1e-5, 0.14, 0.61), (1e-5, 0.1, 0.7))
     assert quiet == over == ""
-    assert warning.startswith("step 2: 14.0% of the bfloat16 weights moved and 61.0% of the update was rounded away")
+    assert warning.startswith(
+        "step 2: 14.0% of the bfloat16 weights moved and 61.0% of the update was rounded away"
+    )
     assert "config.optimizer.rounding='stochastic'" in warning
     [warning] = said("stochastic", (1e-5, 0.4, 0.0))
     assert "40.0% of the bfloat16 weights moved" in warning and "right on average" in warning

@@ -40,7 +40,9 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed_at", [2, 4])
-@pytest.mark.parametrize("where", [(Checkpoints, "save"), (reporter.Reporter, "evaluate")], ids=["save", "evaluate"])
+@pytest.mark.parametrize(
+    "where", [(Checkpoints, "save"), (reporter.Reporter, "evaluate")], ids=["save", "evaluate"]
+)
 def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_path, monkeypatch):
     """Before the first checkpoint (2) and at the very end (4): no row twice, none missing."""
     original = getattr(*where)
@@ -64,7 +66,9 @@ def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["asft", "iw_sft"])
 def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path, monkeypatch):
-    """Not with the one that it resumes from: the same parameters in the end, bit for bit, as without a stop."""
+    """Not with the one that it resumes from: the same parameters in the end, bit for bit, as
+    without a stop.
+    """
     overrides = {"objective": objective, "eval.every": 0, "data.heldout": ""}
     whole = loop.run(config(**overrides), tmp_path / "whole")
     save = Checkpoints.save
@@ -100,7 +104,9 @@ def other_model(folder, name, **changes):
 
 
 def other_template(folder):
-    """The tokenizer's own template with a comment before it: the very same text and tokens come out."""
+    """The tokenizer's own template with a comment before it: the very same text and tokens come
+    out.
+    """
     own = load_tokenizer(assets.TINY).get_chat_template()
     (folder / "same.jinja").write_text("{#- renamed -#}" + own)
     return {"data.template": str(folder / "same.jinja")}
@@ -109,15 +115,27 @@ def other_template(folder):
 # What changed -> the overrides, and what the refusal says of it.
 CHANGES = {
     "data content": ({"data.max_rows": 48}, "training_data_sha256: '"),
-    "tokenizer": (lambda folder: other_model(folder, "tokenizer_config.json", note="x"), "tokenizer_sha256: '"),
+    "tokenizer": (
+        lambda folder: other_model(folder, "tokenizer_config.json", note="x"),
+        "tokenizer_sha256: '",
+    ),
     "chat template": (other_template, "chat_template_sha256: '"),
     "length": ({"data.max_length": 128}, "config.data.max_length: 160 -> 128"),
     "global batch": ({"train.global_batch": 16}, "config.train.global_batch: 8 -> 16"),
     "seed": ({"train.seed": 1}, "config.train.seed: 0 -> 1"),
     "objective": ({"objective": "dft"}, "config.objective: 'sft' -> 'dft'"),
-    "its parameters": ({"objective": "power(alpha=0.5)"}, "config.objective: 'sft' -> 'power(alpha=0.5)'"),
-    "learning rate": ({"optimizer.learning_rate": 1e-3}, "config.optimizer.learning_rate: 0.01 -> 0.001"),
-    "schedule": ({"optimizer.schedule": "linear"}, "config.optimizer.schedule: 'cosine' -> 'linear'"),
+    "its parameters": (
+        {"objective": "power(alpha=0.5)"},
+        "config.objective: 'sft' -> 'power(alpha=0.5)'",
+    ),
+    "learning rate": (
+        {"optimizer.learning_rate": 1e-3},
+        "config.optimizer.learning_rate: 0.01 -> 0.001",
+    ),
+    "schedule": (
+        {"optimizer.schedule": "linear"},
+        "config.optimizer.schedule: 'cosine' -> 'linear'",
+    ),
     "steps": ({"train.steps": 8}, "steps: 4 -> 8"),
     "parameter tree": (
         lambda folder: other_model(folder, "config.json", tie_word_embeddings=False),
@@ -127,7 +145,10 @@ CHANGES = {
         {"train.loss_normalization": "official"},
         "config.train.loss_normalization: 'global' -> 'official'",
     ),
-    "precision": ({"model.param_dtype": "bfloat16"}, "config.model.param_dtype: 'float32' -> 'bfloat16'"),
+    "precision": (
+        {"model.param_dtype": "bfloat16"},
+        "config.model.param_dtype: 'float32' -> 'bfloat16'",
+    ),
 }
 
 
@@ -146,14 +167,18 @@ def test_a_named_change_is_accepted_and_remembered(finished, tmp_path):
     with pytest.raises(errors.UserError, match="config.optimizer.learning_rate: 0.01 -> 0.001"):
         loop.run(config(**changed, **{"resume.allow_changed": "train.steps, steps"}), folder)
     with pytest.raises(
-        errors.UserError, match="'train.stpes' is not in a run's fingerprint .did you mean 'train.steps'"
+        errors.UserError,
+        match="'train.stpes' is not in a run's fingerprint .did you mean 'train.steps'",
     ):
         loop.run(config(**changed, **{"resume.allow_changed": "train.stpes"}), folder)
-    run = loop.run(config(**changed, **{"resume.allow_changed": "train.steps,steps,optimizer"}), folder)
+    run = loop.run(
+        config(**changed, **{"resume.allow_changed": "train.steps,steps,optimizer"}), folder
+    )
     assert int(run.state.step) == 6
     changes = Checkpoints(folder / "checkpoints").run_of(6)["changes"]
     assert "step 4: config.optimizer.learning_rate: 0.01 -> 0.001" in changes and len(changes) == 3
-    assert int(loop.run(config(**changed), folder).state.step) == 6  # from now on it is the run that it is
+    # from now on it is the run that it is
+    assert int(loop.run(config(**changed), folder).state.step) == 6
 
 
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 1, 1)]
@@ -177,13 +202,17 @@ def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
 
 
 def test_what_only_says_how_may_change(finished):
-    run = loop.run(config(**{"log.every": 2, "mesh.fsdp": 2, "train.loss_chunk_tokens": 64}), finished)
+    run = loop.run(
+        config(**{"log.every": 2, "mesh.fsdp": 2, "train.loss_chunk_tokens": 64}), finished
+    )
     assert int(run.state.step) == 4
 
 
 @pytest.mark.slow
 def test_another_reference_is_refused(tmp_path):
-    """asft compares with the model before training: other weights under the same path make it another run."""
+    """asft compares with the model before training: other weights under the same path make it
+    another run.
+    """
     config = quickstart.lab_config("asft")
     config.train.update(steps=2, global_batch=8)
     config.data.train = config.data.heldout = "world(split=validation, n=16)"
@@ -198,7 +227,9 @@ def test_another_reference_is_refused(tmp_path):
 
 def saved_steps(folder, monkeypatch, **overrides):
     saved, save = [], Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *a: saved.append(step) or save(self, step, *a))
+    monkeypatch.setattr(
+        Checkpoints, "save", lambda self, step, *a: saved.append(step) or save(self, step, *a)
+    )
     loop.run(config(**{"checkpoint.every": 100, "eval.every": 0} | overrides), folder)
     return saved
 
@@ -250,13 +281,16 @@ SHORT = {"model.param_dtype": "bfloat16"}
 
 
 def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_nearest(tmp_path, capfd):
-    """Its config.json has no such key and its fingerprint neither; a run that begins now rounds at random."""
+    """Its config.json has no such key and its fingerprint neither; a run that begins now rounds at
+    random.
+    """
     new = config(**SHORT)
     assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
     held = json.loads(config_lib.to_json(new))
     del held["optimizer"]["rounding"]
     (tmp_path / "config.json").write_text(json.dumps(held))
-    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"  # nothing was saved
+    # nothing was saved
+    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
     manifest = tmp_path / "checkpoints/4/manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.touch()
@@ -279,13 +313,22 @@ def test_rounding_is_in_a_fingerprint_only_where_it_says_something():
         return config_lib.kept_on_resume(config(**overrides)).get("optimizer.rounding", "absent")
 
     assert key() == key(**{"optimizer.rounding": "nearest"}) == "absent"
-    assert key(**SHORT) == "stochastic" and key(**SHORT, **{"optimizer.rounding": "nearest"}) == "absent"
+    assert (
+        key(**SHORT) == "stochastic"
+        and key(**SHORT, **{"optimizer.rounding": "nearest"}) == "absent"
+    )
 
 
 @pytest.mark.slow
 def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch):
-    """The random numbers of a step come from seed and step; the metrics say what became of the updates."""
-    short = SHORT | {"model.compute_dtype": "bfloat16", "optimizer.learning_rate": 1e-4, "eval.every": 0}
+    """The random numbers of a step come from seed and step; the metrics say what became of the
+    updates.
+    """
+    short = SHORT | {
+        "model.compute_dtype": "bfloat16",
+        "optimizer.learning_rate": 1e-4,
+        "eval.every": 0,
+    }
     whole = loop.run(config(**short), tmp_path / "whole")
     calls = iter(range(3))
 
@@ -299,14 +342,20 @@ def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch)
             loop.run(config(**short), tmp_path / "parts")
     again = loop.run(config(**short), tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
-    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
+    ]
     shares = [row["optimizer/moved_share"] for row in rows if "optimizer/moved_share" in row]
     assert len(shares) == 4 and min(shares) > 0 and max(shares) < 1
-    assert all(abs(row["optimizer/update_lost"]) < 0.1 for row in rows if "optimizer/moved_share" in row)
+    assert all(
+        abs(row["optimizer/update_lost"]) < 0.1 for row in rows if "optimizer/moved_share" in row
+    )
 
 
 def test_a_run_from_before_streams_had_versions_resumes_with_its_own(tmp_path, monkeypatch):
-    """Its epochs are rounded down and its later epochs have the orders of other seeds; a new run's do not."""
+    """Its epochs are rounded down and its later epochs have the orders of other seeds; a new run's
+    do not.
+    """
     by_epochs = config(**{"train.steps": 0, "train.epochs": 1.5, "data.max_rows": 21})
     new = prepare(by_epochs, tmp_path / "new")
     assert new.steps == 4 and new.fingerprint[order.FINGERPRINT_KEY] == 2
@@ -336,19 +385,30 @@ def test_data_that_is_mostly_cut_is_refused_for_a_new_run_only(finished, tmp_pat
 
 
 def test_what_is_not_trained_is_said_before_anything_compiles(tmp_path, capsys):
-    job = prepare(config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path)
+    job = prepare(
+        config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path
+    )
     capsys.readouterr()
     tell_account(job)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("data.train: 64 rows read: 64 whole, 0 cut, 0 dropped; ")
     assert [line for line in told if line.startswith("data.heldout: 8 rows read: 8 whole")]
     assert "1 step of 128 examples = 2.00 epochs of 64" in told
-    assert any(line.startswith("warning: config.train.global_batch=128 is more than the 64 examples") for line in told)
-    assert job.account["length"]["epochs"] == 2.0 and job.account.keys() == {"train", "heldout", "length"}
+    assert any(
+        line.startswith("warning: config.train.global_batch=128 is more than the 64 examples")
+        for line in told
+    )
+    assert job.account["length"]["epochs"] == 2.0 and job.account.keys() == {
+        "train",
+        "heldout",
+        "length",
+    }
 
 
 def test_how_the_data_is_named_may_change(finished):
-    """A subset that had no effect is refused by now; without it the old run resumes, for its data is the same."""
+    """A subset that had no effect is refused by now; without it the old run resumes, for its data
+    is the same.
+    """
     held = json.loads((finished / "checkpoints/4/run/metadata").read_text())
     held["fingerprint"]["config.data.subset"] = "main"
     job = prepare(config(), finished)

@@ -1,4 +1,6 @@
-"""The train step: the same update on any mesh, accumulation and packing; faults skipped; numerics as promised."""
+"""The train step: the same update on any mesh, accumulation and packing; faults skipped; numerics
+as promised.
+"""
 
 import dataclasses
 import json
@@ -21,7 +23,8 @@ from tests.make_curves import FILE, curve
 from tests.marks import slow_but
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
-ARRANGEMENTS = [((1, 1, 1), 4), ((1, 4, 1), 2), ((2, 2, 2), 1), ((1, 1, 2), 1)]  # mesh, accumulation
+# mesh, accumulation
+ARRANGEMENTS = [((1, 1, 1), 4), ((1, 4, 1), 2), ((2, 2, 2), 1), ((1, 1, 2), 1)]
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +43,20 @@ def test_golden_curves(objective, plain_curves):
     "objective, shape, accumulation",
     slow_but(
         [("dft", (1, 4, 1), 2)],
-        [(objective, shape, accumulation) for objective in ("sft", "dft") for shape, accumulation in ARRANGEMENTS],
+        [
+            (objective, shape, accumulation)
+            for objective in ("sft", "dft")
+            for shape, accumulation in ARRANGEMENTS
+        ],
     ),
 )
 def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):
     overrides = {"objective": objective, "train.accumulation": accumulation}
     trainer = Trainer(make_mesh(*shape), **overrides)
     np.testing.assert_allclose(curve(trainer), plain_curves[objective], rtol=1e-4)
-    assert trainer.take(0)["tokens"] == trainer.packed[0].batch.mask_BL.sum(), "of all micro-batches"
+    assert trainer.take(0)["tokens"] == trainer.packed[0].batch.mask_BL.sum(), (
+        "of all micro-batches"
+    )
 
 
 @pytest.mark.slow
@@ -58,10 +67,14 @@ def test_held_out_metrics_are_those_of_all_batches(mesh1):
     found = []
     for size in (8, 20):
         trainer.config.train.global_batch = size
-        evaluate = make_evaluate(trainer.model, objectives.make_objective("sft"), heldout, trainer.config)
+        evaluate = make_evaluate(
+            trainer.model, objectives.make_objective("sft"), heldout, trainer.config
+        )
         found.append(evaluate(trainer.state.params))
     in_parts, at_once = found
-    assert in_parts["heldout/supervised_tokens"] == sum(e.trained[1:].sum() for e in heldout.examples)
+    assert in_parts["heldout/supervised_tokens"] == sum(
+        e.trained[1:].sum() for e in heldout.examples
+    )
     assert in_parts.keys() == at_once.keys()
     for name in in_parts:
         np.testing.assert_allclose(in_parts[name], at_once[name], rtol=1e-5, err_msg=name)
@@ -77,16 +90,21 @@ def test_sft_learns_and_dft_from_random_weights_hardly_does(plain_curves):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective, first_as", [("asft(kl=1)", "dft"), ("iw_sft", "sft")])
 def test_objectives_with_a_reference(objective, first_as, plain_curves, mesh1, mesh8):
-    """At the first step the model is its reference: no divergence, every importance weight 1; later they differ."""
+    """At the first step the model is its reference: no divergence, every importance weight 1; later
+    they differ.
+    """
     one = curve(Trainer(mesh1, objective=objective))
     np.testing.assert_allclose(one[0], plain_curves[first_as][0], rtol=1e-5)
     assert abs(one[-1, 0] / plain_curves[first_as][-1, 0] - 1) > 1e-3
     found = curve(Trainer(mesh8, objective=objective))
-    np.testing.assert_allclose(found[:4], one[:4], rtol=1e-4)  # then Adam has made more of the rounding
+    # then Adam has made more of the rounding
+    np.testing.assert_allclose(found[:4], one[:4], rtol=1e-4)
 
 
 def make_gradient(trainer):
-    """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch, as a function of the batch."""
+    """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch, as a function of the
+    batch.
+    """
     loss = make_loss(trainer.model, objectives.make_objective("dft"), trainer.config)
     compiled = jax.jit(jax.grad(lambda params, batch: loss(params, batch, batch.mask_BL.sum())[0]))
     return lambda batch: compiled(trainer.state.params, batch)
@@ -107,7 +125,9 @@ def test_packed_and_unpacked_make_the_same_update(mesh1):
 
 @pytest.mark.slow
 def test_official_normalisation_adds_micro_batch_means(mesh1):
-    """Σ over micro-batches of (Σ loss / its tokens): about A times the global mean, and not exactly."""
+    """Σ over micro-batches of (Σ loss / its tokens): about A times the global mean, and not
+    exactly.
+    """
     overrides = {"train.accumulation": 4, "train.loss_normalization": "official"}
     trainer = Trainer(mesh1, objective="dft", **overrides)
     batch, gradient = trainer.packed[0].batch, make_gradient(trainer)
@@ -116,7 +136,9 @@ def test_official_normalisation_adds_micro_batch_means(mesh1):
         micro = jax.tree.map(lambda x, a=a: x[a], batch)
         grads = gradient(micro)
         expected = grads if expected is None else jax.tree.map(jnp.add, expected, grads)
-    np.testing.assert_allclose(trainer.take(0)["gradient_norm"], optax.global_norm(expected), rtol=1e-5)
+    np.testing.assert_allclose(
+        trainer.take(0)["gradient_norm"], optax.global_norm(expected), rtol=1e-5
+    )
 
 
 def test_gradients_equal_finite_differences(mesh1):
@@ -130,15 +152,25 @@ def test_gradients_equal_finite_differences(mesh1):
     for seed in range(3):
         leaves, tree = jax.tree.flatten(trainer.state.params)
         rng = np.random.default_rng(seed)
-        step = jax.tree.unflatten(tree, [0.02 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+        step = jax.tree.unflatten(
+            tree, [0.02 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+        )
         # Central difference: error O(h²) and rounding O(1/h) meet near h = 0.05 in float32.
-        moved = [value(jax.tree.map(lambda p, d, h=h: p + h * d, trainer.state.params, step)) for h in (0.05, -0.05)]
-        slope = sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True))
+        moved = [
+            value(jax.tree.map(lambda p, d, h=h: p + h * d, trainer.state.params, step))
+            for h in (0.05, -0.05)
+        ]
+        slope = sum(
+            jnp.vdot(g, d)
+            for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(step), strict=True)
+        )
         np.testing.assert_allclose((moved[0] - moved[1]) / 0.1, slope, rtol=2e-2, atol=2e-4)
 
 
 def loss_of(value, where):
-    """An objective whose loss has this value at one position of the first row, `where` it is trained or not."""
+    """An objective whose loss has this value at one position of the first row, `where` it is
+    trained or not.
+    """
 
     def weight(stats):
         at = (stats.logp_BL < 0) == where  # log p is 0 exactly where nothing is trained
@@ -149,7 +181,9 @@ def loss_of(value, where):
 
 
 def gradient_of(value):
-    """The model's parameters through an identity that gives one leaf's gradient this value at one entry."""
+    """The model's parameters through an identity that gives one leaf's gradient this value at one
+    entry.
+    """
 
     @jax.custom_vjp
     def leaf(x):
@@ -171,15 +205,20 @@ def poisoned_step(trainer, value, where):
         objective = objectives.Objective(loss_of(value, True))
     else:
         poison = gradient_of(value)
-        model = dataclasses.replace(model, apply=lambda params, batch: trainer.model.apply(poison(params), batch))
+        model = dataclasses.replace(
+            model, apply=lambda params, batch: trainer.model.apply(poison(params), batch)
+        )
     return make_train_step(model, objective, trainer.optimizer, given, trainer.config)
 
 
 @pytest.mark.parametrize(
-    "where, value", slow_but([("loss", jnp.nan)], [("loss", jnp.nan), ("one gradient leaf", jnp.inf)])
+    "where, value",
+    slow_but([("loss", jnp.nan)], [("loss", jnp.nan), ("one gradient leaf", jnp.inf)]),
 )
 def test_exactly_the_non_finite_steps_are_skipped(where, value, mesh1):
-    """Steps 1 and 2 of five: as a run that never saw their batches, moments, counts and schedule included."""
+    """Steps 1 and 2 of five: as a run that never saw their batches, moments, counts and schedule
+    included.
+    """
     trainer, clean = Trainer(mesh1), Trainer(mesh1)
     bad_step, skipped = poisoned_step(trainer, value, where), []
     for n in range(5):
@@ -192,7 +231,9 @@ def test_exactly_the_non_finite_steps_are_skipped(where, value, mesh1):
             assert sums["learning_rate"] == expected["learning_rate"]
     assert skipped == [0, 1, 2, 2, 2] and int(trainer.state.step) == 5
     one, other = jax.device_get((trainer.state, clean.state))
-    jax.tree.map(np.testing.assert_array_equal, (one.params, one.opt_state), (other.params, other.opt_state))
+    jax.tree.map(
+        np.testing.assert_array_equal, (one.params, one.opt_state), (other.params, other.opt_state)
+    )
 
 
 @pytest.mark.slow
@@ -200,7 +241,9 @@ def test_a_non_finite_number_at_a_masked_position_is_not_seen(mesh1):
     trainer, clean = Trainer(mesh1, loss_of(jnp.nan, False)), Trainer(mesh1)
     sums, expected = trainer.take(0), clean.take(0)
     assert sums["is_finite"] and sums["loss"] == expected["loss"] and sums["skipped"] == 0
-    jax.tree.map(np.testing.assert_array_equal, *jax.device_get((trainer.state.params, clean.state.params)))
+    jax.tree.map(
+        np.testing.assert_array_equal, *jax.device_get((trainer.state.params, clean.state.params))
+    )
 
 
 def test_too_many_skips_in_a_row_end_the_run():
@@ -252,13 +295,18 @@ def test_bfloat16_parameters_train_in_bfloat16_throughout(mesh1):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(trainer.state.params))
 
 
-SHORT = {"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16"}  # where the seed rounds
+# where the seed rounds
+SHORT = {"model.param_dtype": "bfloat16", "model.compute_dtype": "bfloat16"}
 
 
 @pytest.fixture(scope="module")
 def sweep(mesh1):
     """Two runs of one sweep, and a batch for both."""
-    other = {"optimizer.learning_rate": 3e-3, "optimizer.schedule": "linear", "optimizer.warmup_fraction": 0.5}
+    other = {
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.schedule": "linear",
+        "optimizer.warmup_fraction": 0.5,
+    }
     runs = [Trainer(mesh1, **SHORT), Trainer(mesh1, **SHORT, **other, **{"train.seed": 5})]
     return runs, runs[0].batch(0)
 
@@ -280,7 +328,9 @@ def test_one_program_does_what_each_run_of_a_sweep_asks(sweep):
             schedule = optimizer_lib.make_schedule(run.config.optimizer, 6)
             assert sums["learning_rate"] == jax.jit(schedule)(n)
     assert program._cache_size() == 1
-    kernels = [np.asarray(state.params["layers"]["mlp"]["up"]["kernel"], np.float32) for state in states]
+    kernels = [
+        np.asarray(state.params["layers"]["mlp"]["up"]["kernel"], np.float32) for state in states
+    ]
     assert (kernels[0] != kernels[1]).any()
 
 
@@ -291,7 +341,9 @@ def test_stochastic_rounding_depends_on_seed_and_step_alone(mesh1):
     _, given = trainer.step.args
     batch, found = trainer.batch(0), []
     for seed in (0, 0, 1):
-        values = dataclasses.replace(given, seed=jax.device_put(np.uint32(seed), given.seed.sharding))
+        values = dataclasses.replace(
+            given, seed=jax.device_put(np.uint32(seed), given.seed.sharding)
+        )
         state = jax.tree.map(jnp.copy, trainer.state)
         after, sums = trainer.step.func(None, values, state, batch)
         found.append(np.asarray(after.params["embed"]).tobytes())
@@ -303,12 +355,18 @@ def test_schedule_is_the_recipe():
     config = tiny_config().optimizer
     schedule = optimizer_lib.make_schedule(config, 100)
     peak = config.learning_rate
-    assert schedule(0) == 0 and schedule(5) == pytest.approx(0.5 * peak) and schedule(10) == pytest.approx(peak)
+    assert (
+        schedule(0) == 0
+        and schedule(5) == pytest.approx(0.5 * peak)
+        and schedule(10) == pytest.approx(peak)
+    )
     assert schedule(55) == pytest.approx(0.5 * peak) and schedule(100) == pytest.approx(0, abs=1e-9)
 
 
 def test_adamw_equals_a_hand_written_one(mesh1):
-    """Three updates against the textbook in float64 numpy: clip, moments, bias correction, decoupled decay."""
+    """Three updates against the textbook in float64 numpy: clip, moments, bias correction,
+    decoupled decay.
+    """
     config = tiny_config().optimizer
     optimizer = optimizer_lib.make_optimizer(config)
     rng = np.random.default_rng(0)
@@ -317,12 +375,16 @@ def test_adamw_equals_a_hand_written_one(mesh1):
     expected, m, v = np.asarray(param["kernel"]).astype(np.float64), 0.0, 0.0
     for t in range(1, 4):
         g = rng.normal(size=5)
-        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, param, rate=1e-2)
+        updates, state = optimizer.update(
+            {"kernel": jnp.asarray(g, jnp.float32)}, state, param, rate=1e-2
+        )
         param = optax.apply_updates(param, updates)
         g = g * min(1.0, config.clip_norm / np.linalg.norm(g))
         m, v = config.b1 * m + (1 - config.b1) * g, config.b2 * v + (1 - config.b2) * g * g
         m_hat, v_hat = m / (1 - config.b1**t), v / (1 - config.b2**t)
-        expected = expected - 1e-2 * (m_hat / (np.sqrt(v_hat) + config.eps) + config.weight_decay * expected)
+        expected = expected - 1e-2 * (
+            m_hat / (np.sqrt(v_hat) + config.eps) + config.weight_decay * expected
+        )
     np.testing.assert_allclose(param["kernel"], expected, rtol=1e-5)
     assert optimizer_lib.update_count(state) == 3
 

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from dft_jax.data.sources import folders, world
 from dft_jax.runtime import errors, hub
 
-# {"role": "system" | "user" | "assistant", "content": text}; with ONLY_READ an answer is read, not trained.
+# {"role": "system" | "user" | "assistant", "content": text}; with ONLY_READ an answer is read, not
+# trained.
 Message = dict[str, Any]
 ONLY_READ = "only_read"
 
@@ -45,7 +46,9 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Rows in their order, and the commit of the hub that they are of; None of what is no snapshot of it."""
+    """Rows in their order, and the commit of the hub that they are of; None of what is no snapshot
+    of it.
+    """
 
     rows: Iterator[Row]
     commit: str | None = None
@@ -59,24 +62,31 @@ def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
 def open_rows(path: str, config: ConfigDict, split: str) -> Source:
     """Rows of `path` in order; the `value` of a malformed line raises BadRow.
 
-    `path` is a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id (see hub.py), or a part of
-    the laboratory's world, `world(…)`; `split` is that of a folder or hub dataset.
+    `path` is a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id (see
+    hub.py), or a part of the laboratory's world, `world(…)`; `split` is that of a folder or hub
+    dataset.
 
     Raises:
       UserError: nothing readable there.
     """
     part = world.parse(path)
     if part is not None:
-        return Source(Row(f"world[{number}]", value) for number, value in enumerate(world.rows(**part)))
+        return Source(
+            Row(f"world[{number}]", value) for number, value in enumerate(world.rows(**part))
+        )
     place = Path(path)
     if place.is_file():
         if place.suffix not in _READERS:
-            raise errors.UserError(f"data file {path}: unknown ending {place.suffix!r}; known: {', '.join(_READERS)}")
+            raise errors.UserError(
+                f"data file {path}: unknown ending {place.suffix!r}; known: {', '.join(_READERS)}"
+            )
         return Source(_READERS[place.suffix](place, place.name))
     if place.is_dir():
         return Source(_read_folder(place, config.subset, split), hub.commit_of(place))
     if is_path(path):
-        raise errors.UserError(f"data file {path!r} does not exist (looked from {Path.cwd()}); correct the path")
+        raise errors.UserError(
+            f"data file {path!r} does not exist (looked from {Path.cwd()}); correct the path"
+        )
     return _open_hub(hub.id_of(path, "data file"), config, split)
 
 
@@ -125,7 +135,11 @@ def _object(line: bytes) -> dict[str, Any] | str:
     except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 10000 deep
         return f"not JSON that Python reads ({error}); mend or remove the line"
     found = type(value).__name__
-    return value if found == "dict" else f"expected a JSON object, found {found}; write one object per line"
+    return (
+        value
+        if found == "dict"
+        else f"expected a JSON object, found {found}; write one object per line"
+    )
 
 
 def _read_json(file: Path, name: str) -> Iterator[Row]:
@@ -136,23 +150,33 @@ def _read_json(file: Path, name: str) -> Iterator[Row]:
         line = content.count(b"\n", 0, error.start) + 1
         raise errors.UserError(f"{name}:{line}: not UTF-8; re-save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        remedy = "if each line is an object, name the file .jsonl" if error.msg == "Extra data" else "mend it"
+        remedy = (
+            "if each line is an object, name the file .jsonl"
+            if error.msg == "Extra data"
+            else "mend it"
+        )
         what = f"not JSON ({error.msg} at column {error.colno})"
         raise errors.UserError(f"{name}:{error.lineno}: {what}; {remedy}") from error
-    except (ValueError, RecursionError) as error:  # a key twice, a number of 5000 digits, brackets 10000 deep
+    # a key twice, a number of 5000 digits, brackets 10000 deep
+    except (ValueError, RecursionError) as error:
         raise errors.UserError(f"{name}: not readable as JSON ({error}); mend the file") from error
     if not isinstance(rows, list):
         found = type(rows).__name__
-        raise errors.UserError(f"{name}:1: expected a list of objects, found {found}; put the rows into [ ]")
+        raise errors.UserError(
+            f"{name}:1: expected a list of objects, found {found}; put the rows into [ ]"
+        )
     for number, value in enumerate(rows):
         is_object = isinstance(value, dict)
-        yield Row(f"{name}[{number}]", value if is_object else "expected a JSON object; mend or remove it")
+        yield Row(
+            f"{name}[{number}]", value if is_object else "expected a JSON object; mend or remove it"
+        )
 
 
 def _read_table(file: Path, name: str) -> Iterator[Row]:
     from pyarrow import parquet
 
-    damaged = errors.told(f"{name}: not a readable parquet file", "write it again", (Exception,))  # of many types
+    # of many types
+    damaged = errors.told(f"{name}: not a readable parquet file", "write it again", (Exception,))
     with damaged, parquet.ParquetFile(file) as table:
         columns = table.schema_arrow.names
         twice = [column for column in columns if columns.count(column) > 1]
@@ -170,7 +194,9 @@ def _open_hub(path: str, config: ConfigDict, split: str) -> Source:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(path, config.subset or None, split=split, revision=config.revision or None)
+        table = datasets.load_dataset(
+            path, config.subset or None, split=split, revision=config.revision or None
+        )
     except Exception as error:  # offline, unknown, gated, no such split: many types
         why = errors.first_line(error)[:160]
         raise errors.UserError(
@@ -182,7 +208,9 @@ def _open_hub(path: str, config: ConfigDict, split: str) -> Source:
 
 
 def _commit_of(table: Any) -> str | None:
-    """The commit that a dataset was loaded at: `datasets` names the folder of its arrow files by it."""
+    """The commit that a dataset was loaded at: `datasets` names the folder of its arrow files by
+    it.
+    """
     folders = {Path(file["filename"]).parent.name for file in table.cache_files}
     commits = {name for name in folders if re.fullmatch("[0-9a-f]{40}", name)}
     return commits.pop() if len(commits) == 1 else None

@@ -1,8 +1,10 @@
-r"""The strict grader's rules: when an answer is the reference. Texts come in; this runs in a worker.
+r"""The strict grader's rules: when an answer is the reference. Texts come in; this runs in a
+worker.
 
-In this order: the same text; one leading choice label, as in (C) 27, is taken off; units have to agree where both sides
-have one; lists are compared as multisets, pairs and intervals part by part; a word is only itself; and what is left is
-parsed, and compared by math-verify with values compared exactly.
+In this order: the same text; one leading choice label, as in (C) 27, is taken off; units have to
+agree where both sides have one; lists are compared as multisets, pairs and intervals part by part;
+a word is only itself; and what is left is parsed, and compared by math-verify with values compared
+exactly.
 """
 
 import re
@@ -10,14 +12,21 @@ import re
 from dft_jax.evals.graders import extraction, latex, spelling, structure, units, values
 
 _LABEL = re.compile(
-    r"(?:\\(?:text|textbf|mathrm|mathbf|textrm|mbox|bf)\s*\{\s*\(?\s*([A-E])\s*(?:[).:]\s*)+\}|"  # \text{(C) }27
-    r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{\s*([A-E])\s*\}(?=[\s.:)~\\])|"  # \textbf{C}\ 27
-    r"\(\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*([A-E])\s*\}|([A-E]))\s*\)|"  # (C) 27, (\textbf{C})\ 27
+    # \text{(C) }27
+    r"(?:\\(?:text|textbf|mathrm|mathbf|textrm|mbox|bf)\s*\{\s*\(?\s*([A-E])\s*(?:[).:]\s*)+\}|"
+    # \textbf{C}\ 27
+    r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox)\s*\{\s*([A-E])\s*\}(?=[\s.:)~\\])|"
+    # (C) 27, (\textbf{C})\ 27
+    r"\(\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*([A-E])\s*\}|([A-E]))\s*\)|"
     r"([A-E])\s*[).:])"  # C) 27, C. 27
     r"[\s~:.]*(?:\\[ ,;:]|\\quad|~|\s)*"
 )
-_LABEL_AT_END = re.compile(r"(?:\\[ ,;]|~|\s)*\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(([A-E])\)\s*\}$")
-_LABEL_INSIDE = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(\(?[A-E][).:]\s*[^\s{}][^{}]*)\}")
+_LABEL_AT_END = re.compile(
+    r"(?:\\[ ,;]|~|\s)*\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(([A-E])\)\s*\}$"
+)
+_LABEL_INSIDE = re.compile(
+    r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*(\(?[A-E][).:]\s*[^\s{}][^{}]*)\}"
+)
 _IS_LABEL = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?\(?\s*([A-Z])\s*[).]?")
 _TIME = re.compile(r"(\d{1,2}):([0-5]\d)")
 _RATIO = re.compile(r"\d+(?:\s*:\s*\d+){2,}")
@@ -45,7 +54,8 @@ def strict_equal(answer: str, reference: str) -> bool:
     return sides is not None and _same(*sides, depth=0)
 
 
-# ---- choices --------------------------------------------------------------------------------------------------------
+# ---- choices
+# --------------------------------------------------------------------------------------------------------
 
 
 def _choice(reference: str) -> str | None:
@@ -80,10 +90,13 @@ def _apart(text: str) -> tuple[str | None, str]:
     return next(letter for letter in match.groups() if letter), rest
 
 
-# ---- units ----------------------------------------------------------------------------------------------------------
+# ---- units
+# ----------------------------------------------------------------------------------------------------------
 
 
-def _measured(answer: str, reference: str, spelled_answer: str, spelled: str) -> tuple[str, str] | None:
+def _measured(
+    answer: str, reference: str, spelled_answer: str, spelled: str
+) -> tuple[str, str] | None:
     """The two values without their units; None where the units, or the bases, are two."""
     sides = [units.measure(spelled_answer, shortest=2), units.measure(spelled, shortest=3)]
     if sides[1].unit and not sides[0].unit:
@@ -92,17 +105,24 @@ def _measured(answer: str, reference: str, spelled_answer: str, spelled: str) ->
         sides[1] = units.measure(spelled, shortest=2)
     if sides[0].base or sides[1].base:
         return _in_bases(*sides)
-    found = [_with_dollars(text, side.unit) for text, side in zip((answer, reference), sides, strict=True)]
+    found = [
+        _with_dollars(text, side.unit)
+        for text, side in zip((answer, reference), sides, strict=True)
+    ]
     found = [unit or _percent(side.value) for unit, side in zip(found, sides, strict=True)]
     if found[0] and found[1] and found[0] != found[1]:
         return None
-    texts = [f"{side.factor} \\cdot ({side.value})" if side.factor != 1 else side.value for side in sides]
+    texts = [
+        f"{side.factor} \\cdot ({side.value})" if side.factor != 1 else side.value for side in sides
+    ]
     return texts[0], texts[1]
 
 
 def _with_dollars(text: str, unit: tuple) -> tuple:
     r"""The unit with that of a dollar sign: \$18 per hour."""
-    if not units.has_dollar_sign(extraction.tidy(text)) or any(name == "dollar" for name, _ in unit):
+    if not units.has_dollar_sign(extraction.tidy(text)) or any(
+        name == "dollar" for name, _ in unit
+    ):
         return unit
     return tuple(sorted([*unit, ("dollar", 1)]))
 
@@ -112,7 +132,9 @@ def _percent(value: str) -> tuple:
 
 
 def _in_bases(answer: units.Measured, reference: units.Measured) -> tuple[str, str] | None:
-    """A reference with a base is met by its digits; an answer with a base that the reference has not, by its value."""
+    """A reference with a base is met by its digits; an answer with a base that the reference has
+    not, by its value.
+    """
     if answer.base and reference.base:
         return (answer.value, reference.value) if answer.base == reference.base else None
     if reference.base:
@@ -121,7 +143,8 @@ def _in_bases(answer: units.Measured, reference: units.Measured) -> tuple[str, s
     return None if value is None else (str(value), reference.value)
 
 
-# ---- structures -----------------------------------------------------------------------------------------------------
+# ---- structures
+# -----------------------------------------------------------------------------------------------------
 
 
 def _same(answer: str, reference: str, depth: int) -> bool:
@@ -159,11 +182,17 @@ def _same_ratio(answer: str, reference: str) -> bool:
     if not (_RATIO.fullmatch(answer) and _RATIO.fullmatch(reference)):
         return False
     a, b = ([int(number) for number in text.split(":")] for text in (answer, reference))
-    return len(a) == len(b) and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True)) and a[0] * b[0] != 0
+    return (
+        len(a) == len(b)
+        and all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
+        and a[0] * b[0] != 0
+    )
 
 
 def _with_variable_of(answer: str, reference: str) -> str:
-    """f(n) = n^2 for f(x) = x^2: what a function's variable is called changes nothing, if the name is free."""
+    """f(n) = n^2 for f(x) = x^2: what a function's variable is called changes nothing, if the name
+    is free.
+    """
     own, other = _DEFINITION.match(answer), _DEFINITION.match(reference)
     if own is None or other is None or own[1] != other[1] or own[2] == other[2]:
         return answer
@@ -178,7 +207,8 @@ def _same_multiset(a: tuple[str, ...], b: tuple[str, ...], depth: int) -> bool:
     if len(a) != len(b) or len(a) > _MOST_PARTS:
         return False
     left = list(b)
-    for part in sorted(a, key=lambda part: part not in b):  # the same texts first, then the costly ones
+    # the same texts first, then the costly ones
+    for part in sorted(a, key=lambda part: part not in b):
         like = next((other for other in left if other == part), None)
         like = like or next((other for other in left if _same(part, other, depth + 1)), None)
         if like is None:
@@ -188,13 +218,17 @@ def _same_multiset(a: tuple[str, ...], b: tuple[str, ...], depth: int) -> bool:
 
 
 def _other_left(a: structure.Structure, b: structure.Structure) -> bool:
-    """Whether a part of `a` has another variable before its = than all of `b` has: z = 2, a = 3 for a = 2, 3."""
+    """Whether a part of `a` has another variable before its = than all of `b` has: z = 2, a = 3 for
+    a = 2, 3.
+    """
     lefts = {structure.left_of(part) for part in a.parts} - {""}
     return bool(b.left) and bool(lefts - {b.left})
 
 
 def _same_brackets(a: structure.Structure, b: structure.Structure, depth: int) -> bool:
-    """Pairs, tuples and intervals: in order, with the same brackets, but that [1,2,3] may be (1,2,3)."""
+    """Pairs, tuples and intervals: in order, with the same brackets, but that [1,2,3] may be
+    (1,2,3).
+    """
     is_vector = len(b.parts) > 2 and {a.brackets, b.brackets} <= {"()", "[]"}
     if len(a.parts) != len(b.parts) or (a.brackets != b.brackets and not is_vector):
         return False
@@ -218,7 +252,8 @@ def _same_as_tuple(a: structure.Structure, b: structure.Structure, depth: int) -
     return all(_same(*pair, depth + 1) for pair in zip(parts, pair.parts, strict=True))
 
 
-# ---- what has no parts ----------------------------------------------------------------------------------------------
+# ---- what has no parts
+# ----------------------------------------------------------------------------------------------
 
 
 def _same_leaf(answer: str, reference: str) -> bool:
@@ -243,7 +278,9 @@ def begin(answer: str, reference: str) -> None:
 
 
 def prepare() -> None:
-    """Makes math-verify in this process compare values by these rules; a worker's own business, it lasts."""
+    """Makes math-verify in this process compare values by these rules; a worker's own business, it
+    lasts.
+    """
     latex.prepare(
         same_value=lambda a, b: _current[0].same(a, b),
         same_equations=lambda a, b: _current[0].same_equations(a, b),
@@ -251,10 +288,16 @@ def prepare() -> None:
 
 
 def _is_true_chain(text: str) -> bool:
-    """Whether the numbers of m + n = 256 + 37 = 293 are equal: in x = 4 = 5 they are not, and it says nothing."""
+    """Whether the numbers of m + n = 256 + 37 = 293 are equal: in x = 4 = 5 they are not, and it
+    says nothing.
+    """
     sides = _EQUALS.split(text)
     if len(sides) < 2 or _RELATION.search(text):
         return True
-    numbers = [side for side in sides if not re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt|cdot|times|pi)", "", side))]
+    numbers = [
+        side
+        for side in sides
+        if not re.search(r"[A-Za-z]", re.sub(r"\\(?:frac|sqrt|cdot|times|pi)", "", side))
+    ]
     pairs = zip(numbers, numbers[1:], strict=False)
     return all(_same(*pair, depth=extraction.NESTING) for pair in pairs)

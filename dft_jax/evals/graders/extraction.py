@@ -1,18 +1,23 @@
-r"""Finds the answer in a completion: the last \boxed{}, then "final answer is", then "####", "Answer:", a number.
+r"""Finds the answer in a completion: the last \boxed{}, then "final answer is", then "####",
+"Answer:", a number.
 
-Everything here is linear in the text and only looks at it: a completion may be megabytes long, and hostile.
+Everything here is linear in the text and only looks at it: a completion may be megabytes long, and
+hostile.
 """
 
 import re
 from collections.abc import Sequence
 
-TAIL_CHARS = 200_000  # an answer stands at the end; a box opened before this is longer than any answer anyway
-ANSWER_CHARS = 2_000  # no reference of the seven benchmarks has 400; what is longer is a runaway, not an answer
+# an answer stands at the end; a box opened before this is longer than any answer anyway
+TAIL_CHARS = 200_000
+# no reference of the seven benchmarks has 400; what is longer is a runaway, not an answer
+ANSWER_CHARS = 2_000
 NESTING = 40  # brackets inside brackets; the parser recurses once per level
-CUT_CHARS = 200  # a box that is opened this near the end of a truncated completion was cut inside its answer
+# a box that is opened this near the end of a truncated completion was cut inside its answer
+CUT_CHARS = 200
 
-# What may mark an answer, in the order in which they are looked for; "is" only on request, since texts that reason
-# write "the answer is" of every step.
+# What may mark an answer, in the order in which they are looked for; "is" only on request, since
+# texts that reason write "the answer is" of every step.
 MARKERS = ("box", "final", "hashes", "colon", "is")
 DEFAULT_MARKERS = ("box", "final", "hashes", "colon")
 
@@ -26,20 +31,26 @@ _JOINS = re.compile(  # between two boxes of one answer: \boxed{3} and $x = \box
 _FINAL = re.compile(r"final answer is", re.IGNORECASE)
 _IS = re.compile(r"\banswer is\b", re.IGNORECASE)
 _COLON = re.compile(
-    r"^[ \t>#*_]{0,9}(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]{0,3}\*{0,2}[ \t]{0,3}:", re.IGNORECASE | re.MULTILINE
+    r"^[ \t>#*_]{0,9}(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]{0,3}\*{0,2}[ \t]{0,3}:",
+    re.IGNORECASE | re.MULTILINE,
 )
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _AFTER_HASHES = re.compile(
-    r"^[\s*_]*(?:(?:the[ \t]+)?(?:final[ \t]+)?answer(?:[ \t]+is|[ \t]*\*{0,2}[ \t]*:)[\s:*]*)?", re.IGNORECASE
+    r"^[\s*_]*(?:(?:the[ \t]+)?(?:final[ \t]+)?answer(?:[ \t]+is|[ \t]*\*{0,2}[ \t]*:)[\s:*]*)?",
+    re.IGNORECASE,
 )
 _HEADING = re.compile(r"\d+(?:\)|\.(?=\s+\S)|\s+[A-Z][a-z])")  # 2) Second step, 1. First, 3 Third
-_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # the - of 3-5 and of 2024-01-05 is no sign
+# the - of 3-5 and of 2024-01-05 is no sign
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}")  # written in the one way there is
 _STARTS_AN_ANSWER = re.compile(  # "#### Step 3" is a heading
     r"(?:[A-Za-z]\s*=\s*)?[-+−]?\s*\\?[$€£]?\s*[-+−]?[\d.(\[\\{]"
 )
 _SPECIAL_TOKEN = re.compile(r"(?:</?s>|<\|\w{1,40}\|>|<(?:eos|bos|pad|end_of_turn)>)")
-_ASIDE = re.compile(r"(?:,\s*|\s+)(?:which|since|because)\s.*$|\s\((?:which|since|because|as|i\.e\.)\s.*$", re.DOTALL)
+_ASIDE = re.compile(
+    r"(?:,\s*|\s+)(?:which|since|because)\s.*$|\s\((?:which|since|because|as|i\.e\.)\s.*$",
+    re.DOTALL,
+)
 _ENCLOSED = ((r"\(", r"\)"), (r"\[", r"\]"), ("$$", "$$"), ("$", "$"))
 
 
@@ -54,11 +65,14 @@ def extract(
 
     Args:
       completion: what the model wrote.
-      last_number: take the last number in the text when nothing marks an answer. The paper's grader does; it makes
+      last_number: take the last number in the text when nothing marks an answer. The paper's grader
+      does; it makes
         answers of texts that were cut before theirs, so it is off by default.
       markers: those of MARKERS that count; the first of that order that the text has decides.
-      truncated: whether the completion was cut at its limit of tokens. A box that is opened near the end and never
-        closed then was to be the answer: None, never an earlier box. Else the last whole box counts.
+      truncated: whether the completion was cut at its limit of tokens. A box that is opened near
+      the end and never
+        closed then was to be the answer: None, never an earlier box. Else the last whole box
+        counts.
     """
     text = completion[-TAIL_CHARS:]
     if "box" in markers and _BOX.search(text):
@@ -79,11 +93,16 @@ def extract(
 def last_boxed(text: str, *, truncated: bool = False) -> str | None:
     r"""What stands in the last outermost box that is not empty; None if there is none.
 
-    Boxes inside it are unwrapped. Boxes before it that only "and", "or" or a comma parts from it make a list with it:
-    \boxed{3} and \boxed{5} is 3, 5. A truncated text that ends in an open box has None.
+    Boxes inside it are unwrapped. Boxes before it that only "and", "or" or a comma parts from it
+    make a list with it: \boxed{3} and \boxed{5} is 3, 5. A truncated text that ends in an open box
+    has None.
     """
     boxes, last_open = _boxes(text)
-    if truncated and last_open > max((box[0] for box in boxes), default=-1) and last_open >= len(text) - CUT_CHARS:
+    if (
+        truncated
+        and last_open > max((box[0] for box in boxes), default=-1)
+        and last_open >= len(text) - CUT_CHARS
+    ):
         return None
     while boxes and not text[boxes[-1][1] : boxes[-1][2]].strip():
         boxes.pop()
@@ -92,7 +111,11 @@ def last_boxed(text: str, *, truncated: bool = False) -> str | None:
     contents = [_content(text, boxes[-1])]
     for earlier, later in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
         between = text[earlier[2] + 1 : min(later[0], earlier[2] + 40)]
-        if later[0] - earlier[2] > 40 or not _JOINS.fullmatch(between) or not _content(text, earlier):
+        if (
+            later[0] - earlier[2] > 40
+            or not _JOINS.fullmatch(between)
+            or not _content(text, earlier)
+        ):
             break
         contents.append(_content(text, earlier))
     if None in contents:
@@ -102,7 +125,9 @@ def last_boxed(text: str, *, truncated: bool = False) -> str | None:
 
 
 def _boxes(text: str) -> tuple[list[tuple[int, int, int]], int]:
-    """(start of the command, start of its content, end of its content) of every outermost box; the last open start."""
+    """(start of the command, start of its content, end of its content) of every outermost box; the
+    last open start.
+    """
     boxes: list[tuple[int, int, int]] = []
     opened: list[tuple[int, int] | None] = []  # a box's two starts, or None for a plain brace
     for match in _BRACES.finditer(text):
@@ -161,7 +186,9 @@ def _after_colon(text: str) -> str | None:
 
 
 def _after_last(marker: re.Pattern, text: str) -> str | None:
-    """The answer that follows the last of the markers, in the same line or as the next formula; None without one."""
+    """The answer that follows the last of the markers, in the same line or as the next formula;
+    None without one.
+    """
     last = None
     for match in marker.finditer(text):
         last = match
@@ -175,7 +202,9 @@ def _after_last(marker: re.Pattern, text: str) -> str | None:
             inside = rest[len(opening) : end]
             after = rest[end + len(closing) :].split("\n", 1)[0].split(". ", 1)[0].strip(" .*")
             # "$5$ and $6$" is one answer of two parts; "$5$ because ..." is not
-            return rest.split("\n", 1)[0] if re.match(r"(?:,|and\b|or\b)\s*[$\\]", after) else inside
+            return (
+                rest.split("\n", 1)[0] if re.match(r"(?:,|and\b|or\b)\s*[$\\]", after) else inside
+            )
     line = re.split(r"\.?\s+I hope", rest.split("\n", 1)[0])[0]
     line = _ASIDE.sub("", line).strip("* `")
     return line.removesuffix(".").rstrip("* `") if line.endswith("`.") else line or None
@@ -192,7 +221,9 @@ def _closing(text: str, closing: str, start: int) -> int:
 def _after_hashes(text: str) -> str | None:
     found = None
     for line in _HASHES.findall(text):
-        line = _AFTER_HASHES.sub("", _SPECIAL_TOKEN.sub("", line[: 2 * ANSWER_CHARS]), count=1).strip("* \t\r`")
+        line = _AFTER_HASHES.sub(
+            "", _SPECIAL_TOKEN.sub("", line[: 2 * ANSWER_CHARS]), count=1
+        ).strip("* \t\r`")
         if _STARTS_AN_ANSWER.match(line) and not _HEADING.match(line):
             found = _ASIDE.sub("", line)
     return found
@@ -211,17 +242,26 @@ def are_whole_numbers(texts: tuple[str, ...]) -> bool:
 
 def _accept(answer: str | None) -> str | None:
     answer = tidy(answer or "")
-    return answer if answer and len(answer) <= ANSWER_CHARS and _nesting(answer) <= NESTING else None
+    return (
+        answer if answer and len(answer) <= ANSWER_CHARS and _nesting(answer) <= NESTING else None
+    )
 
 
 def tidy(answer: str) -> str:
-    r"""Strips spaces, a closing full stop, and one pair of math delimiters around the whole ($..$, \(..\), \[..\])."""
+    r"""Strips spaces, a closing full stop, and one pair of math delimiters around the whole ($..$,
+    \(..\), \[..\]).
+    """
     answer = answer.strip()
     if answer.endswith(".") and not answer.endswith(("..", "\\right.")):  # 0.333... stays
         answer = answer[:-1].rstrip()
     for opening, closing in _ENCLOSED:
         inside = answer[len(opening) : -len(closing)]
-        if answer.startswith(opening) and answer.endswith(closing) and inside and closing not in inside:
+        if (
+            answer.startswith(opening)
+            and answer.endswith(closing)
+            and inside
+            and closing not in inside
+        ):
             return inside.strip().removesuffix(".")
     return answer
 

@@ -1,7 +1,9 @@
-r"""math-verify's parser and comparison, made fit for a worker: nothing compiles a string, and numbers stay exact.
+r"""math-verify's parser and comparison, made fit for a worker: nothing compiles a string, and
+numbers stay exact.
 
-Its parser reads "6" as `sympy.Number("6")`, and that evaluates Python source made of the text. Only what the grammar
-took for a number gets there, but nothing should: numbers are built here, decimals as the fractions that they are.
+Its parser reads "6" as `sympy.Number("6")`, and that evaluates Python source made of the text. Only
+what the grammar took for a number gets there, but nothing should: numbers are built here, decimals
+as the fractions that they are.
 """
 
 import functools
@@ -13,7 +15,8 @@ from dft_jax.evals.graders import spelling
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _DECIMAL = re.compile(r"(-?)([0-9]*)\.?([0-9]*)(?:[eE]([-+]?[0-9]{1,4}))?")
-# Letters that the grammar takes for something else: (\\gamma - 1) for the gamma function at -1, a pole, \\Pi for pi.
+# Letters that the grammar takes for something else: (\\gamma - 1) for the gamma function at -1, a
+# pole, \\Pi for pi.
 _SYMBOLS = [
     (re.compile(r"\\gamma(?![A-Za-z])"), r"\\kappa_{g}"),
     (re.compile(r"\\Gamma(?![A-Za-z])(?!\s*\()"), r"\\kappa_{G}"),
@@ -21,24 +24,29 @@ _SYMBOLS = [
 ]
 
 
-def prepare(same_value: Callable[[Any, Any], bool], same_equations: Callable[[Any, Any], bool | None]) -> None:
+def prepare(
+    same_value: Callable[[Any, Any], bool], same_equations: Callable[[Any, Any], bool | None]
+) -> None:
     """Changes math-verify and sympy in this process.
 
-    `same_value` decides whether two expressions are equal, and `same_equations` whether two equations are, or leaves
-    that (None) to sympy's solver, which takes seconds.
+    `same_value` decides whether two expressions are equal, and `same_equations` whether two
+    equations are, or leaves that (None) to sympy's solver, which takes seconds.
 
-    Besides the numbers: sympy's polynomials write source for each number of variables, and its rationals come back
-    from mpmath as source (no model text in either); without these two the guard of the worker can be simple. And
-    two equalities go that are none: M/m = m/M (all letters were made small), and that of two equations without
-    solutions, such as n = n + 7 and x^2 = -1. math-verify's own comparison of values is replaced: it rounds to six
-    decimals, where 2^-99 is 2^-98, and takes stop for post, as products of letters.
+    Besides the numbers: sympy's polynomials write source for each number of variables, and its
+    rationals come back from mpmath as source (no model text in either); without these two the guard
+    of the worker can be simple. And two equalities go that are none: M/m = m/M (all letters were
+    made small), and that of two equations without solutions, such as n = n + 7 and x^2 = -1.
+    math-verify's own comparison of values is replaced: it rounds to six decimals, where 2^-99 is
+    2^-98, and takes stop for post, as products of letters.
     """
     import math_verify.grader
     import math_verify.parser
     import mpmath
     import sympy
     import sympy.integrals.manualintegrate  # its dataclasses write source when first imported
-    import sympy.physics.units  # reads the names of its prefixes as source when first imported; solve and as_set do
+
+    # reads the names of its prefixes as source when first imported; solve and as_set do
+    import sympy.physics.units
     from latex2sympy2_extended import latex2sympy2
     from sympy.polys import monomials
 
@@ -92,10 +100,16 @@ def _monomial_mulpow(a: tuple, b: tuple, power: int) -> tuple:
 
 
 def _fraction(formula: Any) -> Any:
-    """mpmath's "(5/4)" as a sympy number; None, its word for nothing found, for a formula such as "log(2)"."""
+    """mpmath's "(5/4)" as a sympy number; None, its word for nothing found, for a formula such as
+    "log(2)".
+    """
     import sympy
 
-    match = re.fullmatch(r"(-?)\((-?[0-9]+)/([0-9]+)\)|(-?[0-9]+)", formula) if isinstance(formula, str) else None
+    match = (
+        re.fullmatch(r"(-?)\((-?[0-9]+)/([0-9]+)\)|(-?[0-9]+)", formula)
+        if isinstance(formula, str)
+        else None
+    )
     if match is None:
         return None
     if match[4]:
@@ -104,7 +118,9 @@ def _fraction(formula: Any) -> Any:
 
 
 def number(text: str) -> Any:
-    """The sympy number that digits stand for, a fraction for a decimal; a ValueError for anything else."""
+    """The sympy number that digits stand for, a fraction for a decimal; a ValueError for anything
+    else.
+    """
     import sympy
 
     text = text.replace(" ", "")
@@ -122,8 +138,8 @@ def number(text: str) -> Any:
 def parse(text: str) -> Any:
     """The sympy object that a spelled answer is, by math-verify's grammar; None where it is none.
 
-    Parsing goes through a grammar to sympy's constructors, never through text. Units are not removed: its rule for
-    them drops any of c d g h l m o s t after a number.
+    Parsing goes through a grammar to sympy's constructors, never through text. Units are not
+    removed: its rule for them drops any of c d g h l m o s t after a number.
     """
     import math_verify.parser as parser
     import sympy
@@ -132,7 +148,9 @@ def parse(text: str) -> Any:
         return None
     for command, symbol in _SYMBOLS:
         text = command.sub(symbol, text)
-    config = parser.NormalizationConfig(True, units=False, malformed_operators=True, nits=True, boxed="none")
+    config = parser.NormalizationConfig(
+        True, units=False, malformed_operators=True, nits=True, boxed="none"
+    )
     try:
         found = parser.parse_latex_cached(parser.normalize_latex(text, config))
         return None if found.has(sympy.zoo, sympy.nan) else found  # 1/0 is equal to nothing
@@ -143,11 +161,15 @@ def parse(text: str) -> Any:
 
 
 def equal(answer: Any, reference: Any) -> bool:
-    """math-verify's comparison of two sympy objects; an interval also equals the inequality that it is the set of."""
+    """math-verify's comparison of two sympy objects; an interval also equals the inequality that it
+    is the set of.
+    """
     from math_verify.grader import sympy_expr_eq
 
     try:
-        return bool(sympy_expr_eq(reference, answer, 6, 15, allow_set_relation_comp=True, strict=True))
+        return bool(
+            sympy_expr_eq(reference, answer, 6, 15, allow_set_relation_comp=True, strict=True)
+        )
     except MemoryError:
         raise
     except Exception:
@@ -155,15 +177,18 @@ def equal(answer: Any, reference: Any) -> bool:
 
 
 def parse_as_published(answer: str) -> list:
-    r"""math-verify's own reading of one answer, for the paper's rules: [expression, text], [text], or nothing.
+    r"""math-verify's own reading of one answer, for the paper's rules: [expression, text], [text],
+    or nothing.
 
-    The box makes it take the whole answer; "first_match" keeps it from grading by any fraction inside an answer that it
-    cannot parse.
+    The box makes it take the whole answer; "first_match" keeps it from grading by any fraction
+    inside an answer that it cannot parse.
     """
     import math_verify
 
     config = math_verify.LatexExtractionConfig(boxed_match_priority=0)
-    return math_verify.parse(f"\\boxed{{{answer}}}", [config], extraction_mode="first_match", parsing_timeout=None)
+    return math_verify.parse(
+        f"\\boxed{{{answer}}}", [config], extraction_mode="first_match", parsing_timeout=None
+    )
 
 
 def verify_as_published(answer: list, reference: list) -> bool:

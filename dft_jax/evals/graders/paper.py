@@ -1,8 +1,10 @@
-r"""The string rules of the grader behind the paper's numbers, written anew and without evaluating anything.
+r"""The string rules of the grader behind the paper's numbers, written anew and without evaluating
+anything.
 
-They are lenient on purpose, since they are there to reproduce published numbers: 100 times and a hundredth of the
-reference pass, `(1,2)` passes for `[1,2]`, `1,2` for `12`, `km` for `m`, and a text without a marked answer is graded
-by its last number. Where the original hands the answer to a Python evaluator, the strict comparison stands in.
+They are lenient on purpose, since they are there to reproduce published numbers: 100 times and a
+hundredth of the reference pass, `(1,2)` passes for `[1,2]`, `1,2` for `12`, `km` for `m`, and a
+text without a marked answer is graded by its last number. Where the original hands the answer to a
+Python evaluator, the strict comparison stands in.
 """
 
 import re
@@ -18,9 +20,12 @@ _UNITS = (
     "square cubic percent points? ways? people liters? litres? gallons? ounces? pounds? lbs?"
 ).split()
 _UNIT = re.compile(rf"(?<=[\d\s}}])(?:\s*\b(?:{'|'.join(_UNITS)})\b)+\s*(?:\^\{{?\d\}}?)?$")
-_TRAILING_TEXT = re.compile(r"(?<=[\d}\s.])\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
+_TRAILING_TEXT = re.compile(
+    r"(?<=[\d}\s.])\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$"
+)
 _MATRIX = re.compile(r"\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}", re.DOTALL)
-_LAST_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # the hyphen of 3-5 is a sign to the original
+# the hyphen of 3-5 is a sign to the original
+_LAST_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _DIGITS = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 Equal = Callable[[str, str], bool]
@@ -33,7 +38,8 @@ def extract(completion: str) -> str | None:
         rest = text.rsplit("boxed", 1)[1]
         if rest.startswith("{"):
             end = extraction.matching_brace(rest, 0)
-            answer = rest[1:end] if end > 0 else rest[1:]  # a box that was cut counts as an answer here
+            # a box that was cut counts as an answer here
+            answer = rest[1:end] if end > 0 else rest[1:]
         else:
             answer = rest.split("$", 1)[0]
     elif "he answer is" in text:
@@ -48,18 +54,38 @@ def extract(completion: str) -> str | None:
 
 
 def normalize(answer: str) -> str:
-    """The canonical string: no spaces, units, dollar signs or text commands; `\\tfrac12` becomes `\\frac{1}{2}`."""
+    """The canonical string: no spaces, units, dollar signs or text commands; `\\tfrac12` becomes
+    `\\frac{1}{2}`.
+    """
     text = answer.strip().replace("\n", "").rstrip(".").replace("\\!", "")
-    text = text.replace("tfrac", "frac").replace("dfrac", "frac").replace("\\left", "").replace("\\right", "")
-    text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
-    text = text.replace("bmatrix", "pmatrix").replace("\\neq", "\\ne").replace("\\leq", "\\le").replace("\\geq", "\\ge")
+    text = (
+        text.replace("tfrac", "frac")
+        .replace("dfrac", "frac")
+        .replace("\\left", "")
+        .replace("\\right", "")
+    )
+    text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace(
+        "\\end{array}", "\\end{pmatrix}"
+    )
+    text = (
+        text.replace("bmatrix", "pmatrix")
+        .replace("\\neq", "\\ne")
+        .replace("\\leq", "\\le")
+        .replace("\\geq", "\\ge")
+    )
     text = text.replace("\\{", "{").replace("\\}", "}")
     text = _TRAILING_TEXT.sub("", text).strip()
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "").replace("$", "")
     text = re.sub(r"\\(?:text|mbox|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = _UNIT.sub("", text).strip()
     text = re.sub(r"^[a-zA-Z]\s*=\s*(?=.)", "", text)  # "x = 5" is 5
-    text = text.replace("\\%", "").replace("%", "").replace("∞", "\\infty").replace("\\cdot", "").replace("j", "i")
+    text = (
+        text.replace("\\%", "")
+        .replace("%", "")
+        .replace("∞", "\\infty")
+        .replace("\\cdot", "")
+        .replace("j", "i")
+    )
     text = re.sub(r"(?<![\d])\.(\d)", r"0.\1", text)
     text = re.sub(r"(\d+)\.0+(?!\d)", r"\1", text)
     text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
@@ -81,7 +107,9 @@ def close(a: float, b: float) -> bool:
 
 
 def equal(answer: str, reference: str, symbolic: Equal) -> bool:
-    """Whether the paper's grader takes `answer` for `reference`; `symbolic` decides what strings leave open."""
+    """Whether the paper's grader takes `answer` for `reference`; `symbolic` decides what strings
+    leave open.
+    """
     return _equal(normalize(answer), normalize(reference), symbolic, depth=0)
 
 

@@ -1,13 +1,15 @@
-r"""Grades answers against references in worker processes that may hang, run out of memory, or die, and are replaced.
+r"""Grades answers against references in worker processes that may hang, run out of memory, or die,
+and are replaced.
 
-math-verify decides whether two answers are equal. It parses LaTeX with a grammar and computes with sympy, and
-`9^{9^{9^{9}}}` keeps it busy for ever. Its own time limits use SIGALRM, which works in main
-threads only and cannot interrupt one long multiplication. So they are off, and the parent kills a worker that is late.
+math-verify decides whether two answers are equal. It parses LaTeX with a grammar and computes with
+sympy, and `9^{9^{9^{9}}}` keeps it busy for ever. Its own time limits use SIGALRM, which works in
+main threads only and cannot interrupt one long multiplication. So they are off, and the parent
+kills a worker that is late.
 
-Its `ExprExtractionConfig` is never used: that one hands text to sympy's parser, which is Python's own evaluator;
-`latex.prepare` closes the one such path that its LaTeX side has. On top of that a worker refuses, by an audit hook, to
-compile or run a string, to open a file for writing, to start a process or to open a
-socket; an item that tries is an `error`.
+Its `ExprExtractionConfig` is never used: that one hands text to sympy's parser, which is Python's
+own evaluator; `latex.prepare` closes the one such path that its LaTeX side has. On top of that a
+worker refuses, by an audit hook, to compile or run a string, to open a file for writing, to start a
+process or to open a socket; an item that tries is an `error`.
 """
 
 import dataclasses
@@ -26,11 +28,14 @@ from dft_jax.runtime import sandbox
 from dft_jax.runtime.sandbox import Worker
 from dft_jax.runtime.system import peak_kib
 
-# timeout: the time or memory of one item ran out. error: the comparison failed in some other way, or its process died.
+# timeout: the time or memory of one item ran out. error: the comparison failed in some other way,
+# or its process died.
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
 MODES = ("strict", "paper")
-RULES = 2  # the strict mode's; 1 took trailing letters for units, lists for sets, and rounded to six decimals
-COMPARED = 8  # texts of one problem that are compared each with each when answers are sorted by meaning
+# the strict mode's; 1 took trailing letters for units, lists for sets, and rounded to six decimals
+RULES = 2
+# texts of one problem that are compared each with each when answers are sorted by meaning
+COMPARED = 8
 _WITHOUT_REPLY = {sandbox.LATE: "timeout", sandbox.DEAD: "error", sandbox.REFUSED: "error"}
 
 
@@ -45,7 +50,8 @@ class Grader:
 
     Args:
       workers: processes. Verdicts do not depend on their number, nor on the order of the items.
-      mode: "strict", or "paper" for the rules behind the paper's numbers (which fall back to the last number).
+      mode: "strict", or "paper" for the rules behind the paper's numbers (which fall back to the
+      last number).
       last_number: in strict mode, take the last number of a text that marks no answer.
       answer_markers: in strict mode, what marks an answer: some of extraction.MARKERS.
       wall_s: seconds for one comparison; then the worker is killed and the verdict is `timeout`.
@@ -65,7 +71,9 @@ class Grader:
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
         if sandbox < 1 or wall_s <= 0 or memory_gb < 0.5:
-            raise ValueError(f"{sandbox=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB")
+            raise ValueError(
+                f"{sandbox=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB"
+            )
         unknown = [marker for marker in answer_markers if marker not in extraction.MARKERS]
         if unknown or not answer_markers:
             raise ValueError(f"{answer_markers=}: choose from {', '.join(extraction.MARKERS)}")
@@ -89,14 +97,18 @@ class Grader:
         check: Callable[[], None] = lambda: None,
         truncated: Sequence[bool] = (),
     ) -> list[Graded]:
-        """Grades (completion, reference) pairs in their order; equal answers to equal references are graded once.
+        """Grades (completion, reference) pairs in their order; equal answers to equal references
+        are graded once.
 
-        `check` is called with every verdict; what it raises ends the grading. `truncated` says of each completion
-        whether its limit of tokens cut it; by default of none.
+        `check` is called with every verdict; what it raises ends the grading. `truncated` says of
+        each completion whether its limit of tokens cut it; by default of none.
         """
         cut = truncated or [False] * len(items)
         pairs = zip(items, cut, strict=True)
-        answers = [(self.extract(completion, is_cut), reference) for (completion, reference), is_cut in pairs]
+        answers = [
+            (self.extract(completion, is_cut), reference)
+            for (completion, reference), is_cut in pairs
+        ]
         counts = Counter(pair for pair in answers if pair[0] is not None)
         with tqdm(total=len(answers), desc="grading", unit="answer", disable=not progress) as bar:
             bar.update(len(answers) - counts.total())
@@ -116,19 +128,25 @@ class Grader:
         if self.mode == "paper":
             return paper.extract(completion)
         return extraction.extract(
-            completion, last_number=self.last_number, markers=self.answer_markers, truncated=truncated
+            completion,
+            last_number=self.last_number,
+            markers=self.answer_markers,
+            truncated=truncated,
         )
 
     def classes(self, answers: Sequence[str | None], verdicts: Sequence[str]) -> list[int | None]:
         """Sorts one problem's extracted answers by meaning, as voting needs it.
 
         Returns:
-          A number for each answer, the same for the same meaning; None where there is no answer. The correct ones are
-          class 0. The others are together if their normalised texts are the same, or if the grader takes one for
-          the other; of these, the `COMPARED` most frequent texts are compared, each with each, and what timed out
-          as an answer is not compared again: then there are at most 28 comparisons.
+          A number for each answer, the same for the same meaning; None where there is no answer.
+          The correct ones are class 0. The others are together if their normalised texts are the
+          same, or if the grader takes one for the other; of these, the `COMPARED` most frequent
+          texts are compared, each with each, and what timed out as an answer is not compared again:
+          then there are at most 28 comparisons.
         """
-        keys = [None if answer is None else spelling.key(spelling.spell(answer)) for answer in answers]
+        keys = [
+            None if answer is None else spelling.key(spelling.spell(answer)) for answer in answers
+        ]
         class_of: dict[str, int] = {}
         votes: Counter = Counter()  # of the keys that are to be compared
         text_of: dict[str, str] = {}  # a key has lost its spaces, so an answer is what is compared
@@ -142,7 +160,11 @@ class Grader:
         frequent = [key for key, _ in votes.most_common(COMPARED)]
         equal = self._equal_pairs([text_of[key] for key in frequent])
         for key in frequent:
-            like = [other for other in frequent if other in class_of and (text_of[other], text_of[key]) in equal]
+            like = [
+                other
+                for other in frequent
+                if other in class_of and (text_of[other], text_of[key]) in equal
+            ]
             class_of[key] = class_of[like[0]] if like else 1 + max(class_of.values(), default=0)
         for key in keys:
             if key is not None and key not in class_of:
@@ -156,18 +178,27 @@ class Grader:
         return {pair[::-1] for pair, verdict in self._verdicts(unsure) if verdict == "correct"}
 
     def _verdicts(self, pairs: list[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str]]:
-        """Yields (pair, verdict) as they come, keeping every worker busy and replacing those that are late or dead."""
+        """Yields (pair, verdict) as they come, keeping every worker busy and replacing those that
+        are late or dead.
+        """
         waiting = pairs[::-1]
         running = 0
         while waiting or running:
             while waiting and len(self.workers) < min(self.wanted, len(waiting) + running):
-                self.workers.append(Worker("dft_jax.evals.graders.pool:serve", self.wall_s, self.mode, self.memory_gb))
+                self.workers.append(
+                    Worker(
+                        "dft_jax.evals.graders.pool:serve", self.wall_s, self.mode, self.memory_gb
+                    )
+                )
             for worker in self.workers:
                 if worker.ready and worker.request is None and waiting:
                     worker.give(waiting.pop())
                     running += 1
             deadlines = [w.deadline for w in self.workers if w.request is not None or not w.ready]
-            wait([w.pipe for w in self.workers], max(0.0, min(deadlines) - time.monotonic()) if deadlines else 0.0)
+            wait(
+                [w.pipe for w in self.workers],
+                max(0.0, min(deadlines) - time.monotonic()) if deadlines else 0.0,
+            )
             for worker in list(self.workers):
                 pair, reply = worker.request, worker.poll()
                 if reply is not None and pair is not None:
@@ -178,7 +209,8 @@ class Grader:
                     self.workers.remove(worker)
 
 
-# ---- what runs in a worker ------------------------------------------------------------------------------------------
+# ---- what runs in a worker
+# ------------------------------------------------------------------------------------------
 
 
 def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
@@ -190,7 +222,8 @@ def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
         prepare()
         compare = {"strict": strict_equal, "paper": paper_equal}[mode]
         for reference in ("\\frac{1}{2}", "x=1", "(1,2)", "\\{1,2\\}", "x^2+\\sqrt{3}"):
-            compare("2x+1", reference)  # imports, and the grammar's tables, are not on the first item's time
+            # imports, and the grammar's tables, are not on the first item's time
+            compare("2x+1", reference)
         resident = peak_kib()
 
         def answer(pair: tuple[str, str]) -> tuple[str, bool]:

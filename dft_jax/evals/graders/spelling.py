@@ -1,7 +1,9 @@
-r"""One spelling for answers that are written in many: what a model writes as √2, sqrt(2) or \sqrt 2 is `\sqrt{2}`.
+r"""One spelling for answers that are written in many: what a model writes as √2, sqrt(2) or \sqrt 2
+is `\sqrt{2}`.
 
-Only text is looked at and only text comes out, in time linear in it but for brackets inside brackets. Nothing here may
-change a value. What cannot be read for certain (digits side by side, 5'6") is left as it is, and `is_readable` says so.
+Only text is looked at and only text comes out, in time linear in it but for brackets inside
+brackets. Nothing here may change a value. What cannot be read for certain (digits side by side,
+5'6") is left as it is, and `is_readable` says so.
 """
 
 import re
@@ -89,7 +91,10 @@ _SPELLINGS = [  # (pattern, what is written instead), in this order
     (r"\\(?:Rbb|R|reals|Reals)(?![A-Za-z])", r"\\mathbb{R}"),
     (r"\\(?:color|textcolor)\s*\{[A-Za-z]*\}", ""),
     (r"\\(?:boldsymbol|bm|underline|mathbf|mathit|textit|textbf)\s*\{([^{}a-zA-Z\\]*)\}", r"{\1}"),
-    (r"\\(?:boldsymbol|bm|underline|mathop|mathsf|emph|[lL]arge|huge|small|normalsize)(?![A-Za-z])", ""),
+    (
+        r"\\(?:boldsymbol|bm|underline|mathop|mathsf|emph|[lL]arge|huge|small|normalsize)(?![A-Za-z])",
+        "",
+    ),
     (r"\\(?:texttt|textsf|mathtt)(?![A-Za-z])", r"\\text"),
     (r"\\lg(?![A-Za-z])", r"\\log"),
     (r"^\s*(\\text\s*\{\s*)?\"([^\"]*)\"\s*(\})?$", r"\1\2\3"),
@@ -124,15 +129,20 @@ _SPELLINGS = [  # (pattern, what is written instead), in this order
     (r"(?<=\d)\s*(?:percent\b|\\text\s*\{\s*percent\s*\})", r"\\%"),
     (r"(?<![\\])%", r"\\%"),
     (r"(?<=\d)\s*(?:x|\*)\s*(?=10\s*\^)", r" \\cdot "),
-    (r"(?<![\w.\\])(\d+(?:\.\d*)?)[eE]([-+]?\d+)(?![\w.^])", r"\1 \\cdot 10^{\2}"),  # else 3e-8 is 3·e − 8
+    # else 3e-8 is 3·e − 8
+    (r"(?<![\w.\\])(\d+(?:\.\d*)?)[eE]([-+]?\d+)(?![\w.^])", r"\1 \\cdot 10^{\2}"),
     (r"^(?:\s|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|(?<![<>])=|:)+", ""),
     (r"^\+\s*(?=[\d.\\])", ""),
 ]
 _RULES = [(re.compile(pattern), new) for pattern, new in _SPELLINGS]
 _ENDS = re.compile(r"(?:\s|\\\\|\\$|,|;|(?<![\d.])\.(?=$))+$")
-_OVERLINED = re.compile(r"(?<![\w.])(\d*)\.(\d*)\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_OVERLINED = re.compile(
+    r"(?<![\w.])(\d*)\.(\d*)\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
+)
 _AND_SO_ON = re.compile(r"(?<![\w.])(\d*)\.(\d*?)(\d)\3\3+\s*\\ldots")
-_MIXED = re.compile(r"(?<![\w./^_}\s])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])|^(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])")
+_MIXED = re.compile(
+    r"(?<![\w./^_}\s])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])|^(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])"
+)
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3})((?:\s+\d{3})+)(?![\d,])")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
 _SIDE_BY_SIDE = re.compile(r"(?<![_^\d.])\d[\d.]*\s+[\d.]|\d\s*['\"]|\d\^\\circ\s*\d|\d\s*\\ldots")
@@ -179,7 +189,9 @@ def bare_words(text: str) -> str:
 
 
 def is_readable(text: str) -> bool:
-    r"""Whether the text can be parsed for what it says: not where numbers stand side by side, as in 3 4 or 5'6"."""
+    r"""Whether the text can be parsed for what it says: not where numbers stand side by side, as in
+    3 4 or 5'6".
+    """
     return _SIDE_BY_SIDE.search(text) is None
 
 
@@ -232,14 +244,18 @@ def _groups(text: str) -> str:
 
     def joined(match: re.Match) -> str:
         before = text[: match.start()].replace("\\{", "(").replace("\\}", ")")
-        depth = sum(before.count(bracket) for bracket in "([") - sum(before.count(bracket) for bracket in ")]")
+        depth = sum(before.count(bracket) for bracket in "([") - sum(
+            before.count(bracket) for bracket in ")]"
+        )
         return match[1].replace(",", "") if depth <= 0 else match[0]  # (312,123) is a pair
 
     return _THOUSANDS.sub(joined, text)
 
 
 def key(text: str) -> str:
-    """For the comparison of spelled texts: no spaces but those between digits, no text commands, words in small."""
+    """For the comparison of spelled texts: no spaces but those between digits, no text commands,
+    words in small.
+    """
     text = re.sub(TEXT, r"\1", text)
     text = re.sub(r"(?<=\d)\s+(?=\d)", "\x00", text)
     text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\x01", text)  # \in t is not \int
@@ -248,7 +264,9 @@ def key(text: str) -> str:
 
 
 def is_word(text: str) -> bool:
-    r"""Whether the answer is a word, and no product of letters: three or more of them, in \text or with a vowel."""
+    r"""Whether the answer is a word, and no product of letters: three or more of them, in \text or
+    with a vowel.
+    """
     inside = re.fullmatch(TEXT, text)
     letters = re.sub(r"[\s.,'-]", "", inside[1] if inside else text)
     if not re.fullmatch(r"[A-Za-z]{3,}", letters):

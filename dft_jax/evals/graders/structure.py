@@ -1,28 +1,44 @@
-r"""What an answer is made of, read from its spelled text: a list, a set, a pair, a union, what stands before an =.
+r"""What an answer is made of, read from its spelled text: a list, a set, a pair, a union, what
+stands before an =.
 
-math-verify makes sets of lists, so that 1,1,2 is 1,2, and reads (3,1) and [3,1] as pairs but (1,3) as an interval. Here
-the brackets are kept as they are written, and the order of what is in them.
+math-verify makes sets of lists, so that 1,1,2 is 1,2, and reads (3,1) and [3,1] as pairs but (1,3)
+as an interval. Here the brackets are kept as they are written, and the order of what is in them.
 """
 
 import dataclasses
 import re
 
-_TOKEN = re.compile(r"\\[{}]|\\[A-Za-z]+|\\.|[()\[\]{},;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|.", re.DOTALL)
+_TOKEN = re.compile(
+    r"\\[{}]|\\[A-Za-z]+|\\.|[()\[\]{},;]|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|.", re.DOTALL
+)
 _TEXT_AND = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}")
 _NAME = r"(?:[A-Za-z]|\\[A-Za-z]+)'?(?:_\s*(?:\{[^{}]*\}|\w))?"
 _LEFT = re.compile(
     rf"\s*({_NAME}(?:\s*\(\s*{_NAME}(?:\s*,\s*{_NAME})*\s*\))?|\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\))"
     r"\s*(?:=|\\in(?![A-Za-z]))\s*(?=\S)"
 )
-_COMMANDS = {"\\pi", "\\infty", "\\frac", "\\sqrt", "\\sin", "\\cos", "\\tan", "\\ln", "\\log", "\\exp", "\\pm", "\\mp"}
+_COMMANDS = {
+    "\\pi",
+    "\\infty",
+    "\\frac",
+    "\\sqrt",
+    "\\sin",
+    "\\cos",
+    "\\tan",
+    "\\ln",
+    "\\log",
+    "\\exp",
+    "\\pm",
+    "\\mp",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
     """`kind` is list, set, brackets, union or leaf; `parts` are the texts of what it is made of.
 
-    `left` is what stands before the first = or \\in (a variable, a function or a tuple of them), "" for nothing;
-    `brackets` are the opening and the closing one.
+    `left` is what stands before the first = or \\in (a variable, a function or a tuple of them), ""
+    for nothing; `brackets` are the opening and the closing one.
     """
 
     kind: str
@@ -51,7 +67,9 @@ def read(text: str) -> Structure:
 
 
 def _in_brackets(text: str) -> Structure | None:
-    """A set, a tuple or an interval; what is in brackets that change nothing; None for anything else."""
+    """A set, a tuple or an interval; what is in brackets that change nothing; None for anything
+    else.
+    """
     around = _outer_brackets(text)
     inside = text[2:-2] if around == "\\{\\}" else text[1:-1]
     if not around or not inside.strip():
@@ -72,13 +90,17 @@ def left_of(text: str) -> str:
 
 
 def _list(parts: tuple[str, ...]) -> Structure:
-    """The list of the parts; what stands before each (x = 1, x = 2) or before the first (x = 1, 2) belongs to all."""
+    """The list of the parts; what stands before each (x = 1, x = 2) or before the first (x = 1, 2)
+    belongs to all.
+    """
     matches = [_LEFT.match(part) for part in parts]
     lefts = [left_of(part) for part in parts]
     is_of_all = len(set(lefts)) == 1 or lefts[0] and not any("=" in part for part in parts[1:])
     if not lefts[0] or not is_of_all or lefts[0] in _COMMANDS:
         return Structure("list", _expanded(parts))
-    rest = [part[match.end() :] if match else part for part, match in zip(parts, matches, strict=True)]
+    rest = [
+        part[match.end() :] if match else part for part, match in zip(parts, matches, strict=True)
+    ]
     return Structure("list", _expanded(rest), left=lefts[0])
 
 
@@ -104,7 +126,9 @@ def _plus_or_minus(text: str) -> Structure:
 
 
 def split(text: str, separators: tuple[str, ...] = (",", ";", "and", "or")) -> tuple[str, ...]:
-    """The parts of a text between separators that are in no brackets; the text alone where there are none."""
+    """The parts of a text between separators that are in no brackets; the text alone where there
+    are none.
+    """
     parts, begin, depth = [], 0, 0
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -122,7 +146,12 @@ def split(text: str, separators: tuple[str, ...] = (",", ";", "and", "or")) -> t
 
 def _without_braces(text: str) -> str:
     text = text.strip()
-    while text.startswith("{") and text.endswith("}") and not text.endswith("\\}") and _outer(text, "{", "}"):
+    while (
+        text.startswith("{")
+        and text.endswith("}")
+        and not text.endswith("\\}")
+        and _outer(text, "{", "}")
+    ):
         text = text[1:-1].strip()
     return text
 
@@ -145,6 +174,11 @@ def _outer_brackets(text: str) -> str:
     for opening in ("\\{", "(", "["):
         for closing in ("\\}", ")", "]"):
             is_set = (opening == "\\{") == (closing == "\\}")
-            if is_set and text.startswith(opening) and text.endswith(closing) and _outer(text, opening, closing):
+            if (
+                is_set
+                and text.startswith(opening)
+                and text.endswith(closing)
+                and _outer(text, opening, closing)
+            ):
                 return opening + closing
     return ""

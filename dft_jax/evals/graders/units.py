@@ -1,8 +1,8 @@
 r"""The unit at the end of an answer: 5 \text{ m/s}, 12 red apples, \$5 million, 90^\circ, 204_5.
 
-A unit is taken off only where it surely is one. In \text (or \mathrm, \mbox, …) every word of it has to be known or a
-counted noun; in plain letters also no single letter, which is a variable: 6m is not 6, and 3t is not 3d. Number words
-multiply: 5 million is 5000000, and never 5.
+A unit is taken off only where it surely is one. In \text (or \mathrm, \mbox, …) every word of it
+has to be known or a counted noun; in plain letters also no single letter, which is a variable: 6m
+is not 6, and 3t is not 3d. Number words multiply: 5 million is 5000000, and never 5.
 """
 
 import dataclasses
@@ -110,12 +110,20 @@ _PIECE = re.compile(
     r"\\(?:text|mathrm|mbox|textrm|textit|mathit|operatorname)\s*\{([^{}]*)\}"
     r"(?:\s*\^\s*(?:\{\s*(-?\d)\s*\}|(\d)))?|(\\cdot|\\times|/|\\per)|(\s+)"
 )
-_WORD = re.compile(r"([A-Za-z]+)(?:\s*\^\s*\{?\s*(-?\d)\s*\}?|(?<![A-Za-z])(\d))?|(/|\bper\b)|([.,·*\s-]+)")
+_WORD = re.compile(
+    r"([A-Za-z]+)(?:\s*\^\s*\{?\s*(-?\d)\s*\}?|(?<![A-Za-z])(\d))?|(/|\bper\b)|([.,·*\s-]+)"
+)
 _HALF_OF_DAY = re.compile(r"\s*[aApP]\.?\s*[mM]\.?\s*")
-_FRACTION = re.compile(rf"\\frac\s*\{{({spelling.TEXT}[^{{}}]*)\}}\s*\{{({spelling.TEXT}[^{{}}]*)\}}$")
-_PLAIN_TAIL = re.compile(r"(?<=[\d})\]%])(\s+[A-Za-z][A-Za-z0-9/^.{} -]*|[A-Za-z]{2,}(?:\s*\^\s*\{?[23]\}?)?)$")
+_FRACTION = re.compile(
+    rf"\\frac\s*\{{({spelling.TEXT}[^{{}}]*)\}}\s*\{{({spelling.TEXT}[^{{}}]*)\}}$"
+)
+_PLAIN_TAIL = re.compile(
+    r"(?<=[\d})\]%])(\s+[A-Za-z][A-Za-z0-9/^.{} -]*|[A-Za-z]{2,}(?:\s*\^\s*\{?[23]\}?)?)$"
+)
 _DEGREES = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF]?)\s*\}?$")
-_BASE = re.compile(r"\(?(\d+)\)?\s*_\s*\{?\s*(?:\\(?:text|mathrm)\{)?\s*(?:base\s*)?(\d+|two|eight|ten)\s*\}*$")
+_BASE = re.compile(
+    r"\(?(\d+)\)?\s*_\s*\{?\s*(?:\\(?:text|mathrm)\{)?\s*(?:base\s*)?(\d+|two|eight|ten)\s*\}*$"
+)
 _BASE_WORDS = re.compile(r"(\d+)\s*(?:\\text\s*\{\s*)?\(?base\s*(\d+)\)?\s*\}?$")
 _BASE_NAMES = {"two": "2", "eight": "8", "ten": "10"}
 
@@ -124,8 +132,8 @@ _BASE_NAMES = {"two": "2", "eight": "8", "ten": "10"}
 class Measured:
     """An answer apart: its value's text, what number words multiply it by, and its unit.
 
-    `unit` holds (name, power) pairs of the physical units, sorted; it is empty where there are none, be it for a noun.
-    `base` is that of a number such as 204_5, 0 for none.
+    `unit` holds (name, power) pairs of the physical units, sorted; it is empty where there are
+    none, be it for a noun. `base` is that of a number such as 204_5, 0 for none.
     """
 
     value: str
@@ -138,7 +146,8 @@ def measure(text: str, shortest: int = 3) -> Measured:
     """The spelled answer without its unit.
 
     Args:
-      shortest: letters that a unit in plain letters has at least. Of a reference these are 3, since 3 mg may be a
+      shortest: letters that a unit in plain letters has at least. Of a reference these are 3, since
+      3 mg may be a
         force; of an answer 2; and 1 where the other side has a unit.
     """
     base = _BASE.fullmatch(text) or _BASE_WORDS.fullmatch(text)
@@ -210,7 +219,9 @@ def _measured(value: str, words: str, shortest: int) -> Measured | None:
 
 
 def _parse(words: str, shortest: int) -> tuple[int, tuple[tuple[str, int], ...]] | None:
-    """(factor, unit) of words such as "million dollars per hour"; None if one of them is no unit and no noun."""
+    """(factor, unit) of words such as "million dollars per hour"; None if one of them is no unit
+    and no noun.
+    """
     factor, powers, sign, ahead, last, has_noun, place = 1, {}, 1, 1, "", False, 0
     for match in _WORD.finditer(words):
         if match.start() != place:

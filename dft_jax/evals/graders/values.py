@@ -1,4 +1,5 @@
-"""Whether two expressions have the same value: exact for rational numbers, by many digits for others, by points else.
+"""Whether two expressions have the same value: exact for rational numbers, by many digits for
+others, by points else.
 
 No floats: 2^-99 and 2^-98 are the same to six decimals, and 1 - 2^-99 is 1 to fifteen digits.
 """
@@ -9,12 +10,16 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-DIGITS = 60  # of a value that is not rational; two that agree in them are compared with as many as their numbers need
+# of a value that is not rational; two that agree in them are compared with as many as their numbers
+# need
+DIGITS = 60
 MOST_DIGITS = 4_000
-RELATIVE = Fraction(1, 10**6)  # how far a rounded decimal may be off, whatever its last digit allows
+# how far a rounded decimal may be off, whatever its last digit allows
+RELATIVE = Fraction(1, 10**6)
 LEAST_DIGITS = 6  # of a decimal that stands for what it is rounded from
 POINTS = 4  # at which expressions with variables are compared
-POINT_DIGITS = 40  # beyond those of the largest whole number in them, so that x is seen beside 10^33
+# beyond those of the largest whole number in them, so that x is seen beside 10^33
+POINT_DIGITS = 40
 INTEGER_POINTS = 12  # of functions with steps, such as floor
 
 _DECIMAL = re.compile(
@@ -28,8 +33,9 @@ _PLAIN = re.compile(
 class Comparison:
     """One comparison of two texts: what of them is a decimal, and whether i is the imaginary unit.
 
-    A decimal is the exact fraction it writes. With six digits or more it also stands for what is rounded, or cut, to
-    its last digit, within a millionth: 0.0833333333 is 1/12. Two decimals are equal if they are the same number.
+    A decimal is the exact fraction it writes. With six digits or more it also stands for what is
+    rounded, or cut, to its last digit, within a millionth: 0.0833333333 is 1/12. Two decimals are
+    equal if they are the same number.
     """
 
     def __init__(self, answer: str, reference: str):
@@ -77,9 +83,12 @@ class Comparison:
     def same_equations(self, a: Any, b: Any) -> bool | None:
         """Whether two equations have the same solutions; None where that cannot be seen at points.
 
-        It can be where each is linear in one of its variables: then points of its solutions are known.
+        It can be where each is linear in one of its variables: then points of its solutions are
+        known.
         """
-        sides = [self._evaluated(equation.lhs) - self._evaluated(equation.rhs) for equation in (a, b)]
+        sides = [
+            self._evaluated(equation.lhs) - self._evaluated(equation.rhs) for equation in (a, b)
+        ]
         if sides[0].free_symbols != sides[1].free_symbols:
             return False
         verdicts = [_vanishes_on(sides[0], sides[1]), _vanishes_on(sides[1], sides[0])]
@@ -94,19 +103,27 @@ class Comparison:
             letters = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
             expression = expression.subs(dict.fromkeys(letters, sympy.I))
         unknown = expression.atoms(sympy.core.function.AppliedUndef, sympy.Derivative)
-        expression = expression.xreplace({function: sympy.Symbol(str(function)) for function in unknown})
+        expression = expression.xreplace(
+            {function: sympy.Symbol(str(function)) for function in unknown}
+        )
         names = {symbol: sympy.Symbol(symbol.name) for symbol in expression.free_symbols}
-        expression = expression.subs(names)  # real on one side and complex on the other, they would never be equal
-        expression = expression.replace(lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0])
+        # real on one side and complex on the other, they would never be equal
+        expression = expression.subs(names)
+        expression = expression.replace(
+            lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0]
+        )
         return expression.doit()
 
     def same_fractions(self, a: Fraction, b: Fraction) -> bool:
         if a == b:
             return True
-        return (abs(a) in self.last_digits) != (abs(b) in self.last_digits) and self._is_rounded(a, b)
+        return (abs(a) in self.last_digits) != (abs(b) in self.last_digits) and self._is_rounded(
+            a, b
+        )
 
     def _is_rounded(self, a: Fraction, b: Fraction) -> bool:
-        """Whether one of the two is a decimal of six digits or more that the other is written as, rounded or cut.
+        """Whether one of the two is a decimal of six digits or more that the other is written as,
+        rounded or cut.
 
         A whole number is not: 2.19e6 is 2190000, and not 2190001.
         """
@@ -116,8 +133,16 @@ class Comparison:
         is_near = abs(off) <= unit / 2 or 0 <= off < unit
         is_long = abs(decimal) >= unit * 10 ** (LEAST_DIGITS - 1)
         # What has another, longer decimal is that one: 4.03188 is not 4.03188 + 10^-16.
-        is_decimal = exact.denominator == 1 or exact.denominator > 10**9 and 10**60 % exact.denominator == 0
-        return is_long and not is_decimal and decimal * exact > 0 and is_near and abs(off) <= RELATIVE * abs(exact)
+        is_decimal = (
+            exact.denominator == 1 or exact.denominator > 10**9 and 10**60 % exact.denominator == 0
+        )
+        return (
+            is_long
+            and not is_decimal
+            and decimal * exact > 0
+            and is_near
+            and abs(off) <= RELATIVE * abs(exact)
+        )
 
     def _same_numbers(self, a: Any, b: Any) -> bool:
         parts_a, parts_b = _parts(a, DIGITS), _parts(b, DIGITS)
@@ -125,7 +150,9 @@ class Comparison:
             return _is_zero(a - b)
         if _agree(parts_a, parts_b, Fraction(1, 10**45)):
             digits = _digits_needed(a, b)
-            return digits <= DIGITS or _agree(_parts(a, digits), _parts(b, digits), Fraction(1, 10 ** (digits - 15)))
+            return digits <= DIGITS or _agree(
+                _parts(a, digits), _parts(b, digits), Fraction(1, 10 ** (digits - 15))
+            )
         if parts_a[1] or parts_b[1]:
             return False
         are_decimals = [abs(parts[0]) in self.last_digits for parts in (parts_a, parts_b)]
@@ -133,7 +160,9 @@ class Comparison:
 
 
 def plain(text: str) -> Fraction | None:
-    """The value of digits, of a decimal and of one fraction, without a parser; None for anything else."""
+    """The value of digits, of a decimal and of one fraction, without a parser; None for anything
+    else.
+    """
     match = _PLAIN.fullmatch(text.strip())
     if match is None:
         return None
@@ -189,7 +218,9 @@ def _parts(expression: Any, digits: int) -> tuple[Fraction, Fraction] | None:
     return parts[0], parts[1]
 
 
-def _agree(a: tuple[Fraction, Fraction] | None, b: tuple[Fraction, Fraction] | None, relative: Fraction) -> bool:
+def _agree(
+    a: tuple[Fraction, Fraction] | None, b: tuple[Fraction, Fraction] | None, relative: Fraction
+) -> bool:
     if a is None or b is None:
         return False
     size = max(*map(abs, a), *map(abs, b))
@@ -197,10 +228,14 @@ def _agree(a: tuple[Fraction, Fraction] | None, b: tuple[Fraction, Fraction] | N
 
 
 def _digits_needed(a: Any, b: Any) -> int:
-    """As many as the largest whole number in the two has, and some more: they may differ in its last one."""
+    """As many as the largest whole number in the two has, and some more: they may differ in its
+    last one.
+    """
     import sympy
 
-    bits = max((int(atom).bit_length() for side in (a, b) for atom in side.atoms(sympy.Integer)), default=0)
+    bits = max(
+        (int(atom).bit_length() for side in (a, b) for atom in side.atoms(sympy.Integer)), default=0
+    )
     digits = bits * 3 // 10 + 20
     if digits > MOST_DIGITS:
         raise MemoryError("more digits than are compared")  # which is a `timeout`
@@ -214,10 +249,12 @@ def _is_zero(expression: Any) -> bool:
 
 
 def _same_functions(a: Any, b: Any) -> bool:
-    """Whether two expressions with variables agree: at points of any sign, or of positive ones where roots need it.
+    """Whether two expressions with variables agree: at points of any sign, or of positive ones
+    where roots need it.
 
-    Agreement at random points to 85 digits is no proof, but what is no identity does not pass. Variables are positive
-    for a second try, so that the root of 1/n is one by the root of n; |x| does not become x by it.
+    Agreement at random points to 85 digits is no proof, but what is no identity does not pass.
+    Variables are positive for a second try, so that the root of 1/n is one by the root of n; |x|
+    does not become x by it.
     """
     import sympy
 
@@ -233,11 +270,15 @@ def _same_functions(a: Any, b: Any) -> bool:
 
 
 def _vanishes_on(expression: Any, equation: Any) -> bool | None:
-    """Whether an expression is zero where another one is; None if that is linear in none of its variables."""
+    """Whether an expression is zero where another one is; None if that is linear in none of its
+    variables.
+    """
     zero = (Fraction(0), Fraction(0))
     for point in _fractions(expression, equation, positive=True):
         solution = _solution(equation, point)
-        values = [_parts_at(expression, solution), _parts_at(expression, point)] if solution else [None]
+        values = (
+            [_parts_at(expression, solution), _parts_at(expression, point)] if solution else [None]
+        )
         if None in values:
             return None
         if not _agree(values[0], zero, Fraction(0)) and not _is_small(values[0], values[1]):
@@ -278,7 +319,9 @@ def _agree_at(a: Any, b: Any, points: Iterator[dict], digits: int) -> bool | Non
     return True if seen >= 2 else None
 
 
-def _parts_at(expression: Any, point: dict, digits: int = POINT_DIGITS) -> tuple[Fraction, Fraction] | None:
+def _parts_at(
+    expression: Any, point: dict, digits: int = POINT_DIGITS
+) -> tuple[Fraction, Fraction] | None:
     try:
         value = expression.evalf(digits, subs=point)
         return _parts(value, digits) if not value.free_symbols else None
@@ -291,7 +334,9 @@ def _symbols(a: Any, b: Any) -> list:
 
 
 def _fractions(a: Any, b: Any, positive: bool) -> Iterator[dict]:
-    """Points with values between 1/9 and 9, of either sign unless positive; the same ones each time."""
+    """Points with values between 1/9 and 9, of either sign unless positive; the same ones each
+    time.
+    """
     import sympy
 
     dice = random.Random(positive)

@@ -29,8 +29,8 @@ class Problem:
 class Benchmark:
     """Where the rows are and how one is read.
 
-    `question` names the fields that may hold the question, the first present one counts. `id` names the field of the
-    problem's id; where it is empty, the id is the number of the row, from 0.
+    `question` names the fields that may hold the question, the first present one counts. `id` names
+    the field of the problem's id; where it is empty, the id is the number of the row, from 0.
     """
 
     hub: str
@@ -44,7 +44,8 @@ class Benchmark:
 
 
 def final_answer(text: str) -> str:
-    r"""The answer in a reference: what a whole solution marks by '#### ' or a box, and else the text itself.
+    r"""The answer in a reference: what a whole solution marks by '#### ' or a box, and else the
+    text itself.
 
     Graded against "3 + 4 = 7\n#### 7", the answer 7 would be wrong, and so would every other.
 
@@ -58,7 +59,9 @@ def final_answer(text: str) -> str:
     else:
         return text
     if not answer:
-        raise BadRow("the reference marks an answer by '####' or \\boxed{} and has none there; mend or remove the row")
+        raise BadRow(
+            "the reference marks an answer by '####' or \\boxed{} and has none there; mend or remove the row"
+        )
     return answer
 
 
@@ -87,7 +90,9 @@ def _boxed_of_solution(row: dict) -> str:
 def _first_final_answer(row: dict) -> str:
     value = _value(row, "final_answer")
     if not isinstance(value, list) or not value:
-        raise BadRow("field 'final_answer' should be a list with the answer first; mend or remove the row")
+        raise BadRow(
+            "field 'final_answer' should be a list with the answer first; mend or remove the row"
+        )
     return final_answer(_text(value[0], "final_answer"))
 
 
@@ -105,7 +110,12 @@ BENCHMARKS = {
     "math500": Benchmark("HuggingFaceH4/MATH-500", 500, _answer, id="unique_id"),
     "minerva": Benchmark("math-ai/minervamath", 272, _boxed_of_solution),
     "olympiadbench": Benchmark(
-        "Hothan/OlympiadBench", 675, _first_final_answer, id="id", split="train", subset="OE_TO_maths_en_COMP"
+        "Hothan/OlympiadBench",
+        675,
+        _first_final_answer,
+        id="id",
+        split="train",
+        subset="OE_TO_maths_en_COMP",
     ),
     "aime24": Benchmark("math-ai/aime24", 30, _answer, id="id"),
     "aime25": Benchmark("math-ai/aime25", 30, _answer),
@@ -114,10 +124,18 @@ BENCHMARKS = {
     # Of the laboratory: made, not loaded. `lab` is like the demonstrations, the others are not.
     "lab": Benchmark("world(split=test, family=chain, levels=2-4, n=200)", 200, _after_hashes),
     "lab_hard": Benchmark("world(split=test, family=chain, levels=5-6, n=200)", 200, _after_hashes),
-    "lab_expression": Benchmark("world(split=test, family=expression, levels=3-5, n=200)", 200, _after_hashes),
-    "lab_operator": Benchmark("world(split=test, family=operator, levels=1-2, n=100)", 100, _after_hashes),
-    "lab_train": Benchmark("world(split=train, family=chain, levels=2-4, n=2500)", 2500, _after_hashes),
-    "lab_validation": Benchmark("world(split=validation, family=chain, levels=2-4, n=200)", 200, _after_hashes),
+    "lab_expression": Benchmark(
+        "world(split=test, family=expression, levels=3-5, n=200)", 200, _after_hashes
+    ),
+    "lab_operator": Benchmark(
+        "world(split=test, family=operator, levels=1-2, n=100)", 100, _after_hashes
+    ),
+    "lab_train": Benchmark(
+        "world(split=train, family=chain, levels=2-4, n=2500)", 2500, _after_hashes
+    ),
+    "lab_validation": Benchmark(
+        "world(split=validation, family=chain, levels=2-4, n=200)", 200, _after_hashes
+    ),
     "lab_operator_validation": Benchmark(
         "world(split=validation, family=operator, levels=1-2, n=100)", 100, _after_hashes
     ),
@@ -125,9 +143,11 @@ BENCHMARKS = {
 
 
 def load(name: str, path: str = "") -> list[Problem]:
-    """The problems of a benchmark in their order, from the hub, or from `path`: its file, or the folder of its file.
+    """The problems of a benchmark in their order, from the hub, or from `path`: its file, or the
+    folder of its file.
 
-    A count other than the published one is not refused (a subset is a fair thing to run); see `count_warning`.
+    A count other than the published one is not refused (a subset is a fair thing to run); see
+    `count_warning`.
 
     Raises:
       UserError: unknown benchmark, nothing readable there, a malformed row, two rows with one id.
@@ -151,12 +171,16 @@ def load(name: str, path: str = "") -> list[Problem]:
             continue
         if problem.id in place_of:
             first = place_of[problem.id]
-            mistakes.append(f"{row.where}: id {problem.id!r} is that of {first} too; remove one of the rows")
+            mistakes.append(
+                f"{row.where}: id {problem.id!r} is that of {first} too; remove one of the rows"
+            )
         place_of.setdefault(problem.id, row.where)
         problems.append(problem)
     errors.raise_if_any(mistakes)
     if not problems:
-        raise errors.UserError(f"benchmark {name}: {where} has no rows; give the file of the benchmark")
+        raise errors.UserError(
+            f"benchmark {name}: {where} has no rows; give the file of the benchmark"
+        )
     return problems
 
 
@@ -180,11 +204,15 @@ def _local_file(name: str, benchmark: Benchmark, path: str) -> Path:
     place = Path(path).expanduser()
     if not place.is_dir():
         if not place.is_file():
-            raise errors.UserError(f"benchmark data {path}: no such file or folder; correct the path")
+            raise errors.UserError(
+                f"benchmark data {path}: no such file or folder; correct the path"
+            )
         return place
     file = place / (benchmark.file or f"{name}.jsonl")
     if not file.is_file():
-        raise errors.UserError(f"benchmark {name}: {file} does not exist; put the benchmark's rows there")
+        raise errors.UserError(
+            f"benchmark {name}: {file} does not exist; put the benchmark's rows there"
+        )
     return file
 
 
@@ -197,12 +225,16 @@ def _problem(benchmark: Benchmark, row: dict, number: int) -> Problem:
         return Problem(str(number), question, answer)
     value = _value(row, benchmark.id)
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise BadRow(f"field {benchmark.id!r} should be a number or text, not {value!r}; mend the row")
+        raise BadRow(
+            f"field {benchmark.id!r} should be a number or text, not {value!r}; mend the row"
+        )
     return Problem(str(value), question, answer)
 
 
 def _question(benchmark: Benchmark, row: dict) -> str:
-    """The text of a row's question; BadRow where more belongs to it than text, or two fields differ."""
+    """The text of a row's question; BadRow where more belongs to it than text, or two fields
+    differ.
+    """
     present = [field for field in benchmark.question if row.get(field) is not None]
     field = present[0] if present else benchmark.question[0]
     question = _text(_value(row, field), field)
@@ -219,8 +251,12 @@ def _question(benchmark: Benchmark, row: dict) -> str:
 
 def _value(row: dict, field: str) -> Any:
     if row.get(field) is None:
-        has = ", ".join(map(repr, sorted(key for key in row if row[key] is not None))) or "no fields"
-        raise BadRow(f"field {field!r} is missing (the row has {has}); mend the row, or give the right file")
+        has = (
+            ", ".join(map(repr, sorted(key for key in row if row[key] is not None))) or "no fields"
+        )
+        raise BadRow(
+            f"field {field!r} is missing (the row has {has}); mend the row, or give the right file"
+        )
     return row[field]
 
 
@@ -229,5 +265,7 @@ def _text(value: Any, field: str) -> str:
         found = "empty" if isinstance(value, str) else type(value).__name__
         raise BadRow(f"field {field!r} should be text, not {found}; mend or remove the row")
     if re.search("[\ud800-\udfff]", value):
-        raise BadRow(f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8")
+        raise BadRow(
+            f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8"
+        )
     return value

@@ -23,10 +23,11 @@ def cached_attention(
     window: int | None,
     mesh: Mesh,
 ) -> tuple[Float[Array, "B H K"], tuple]:
-    """Writes one token's key and value at its position of each row; its query attends to all up to there.
+    """Writes one token's key and value at its position of each row; its query attends to all up to
+    there.
 
-    Each device works on its own rows and heads: nothing is exchanged. Entries beyond the position are never seen,
-    so a cache may hold anything there.
+    Each device works on its own rows and heads: nothing is exchanged. Entries beyond the position
+    are never seen, so a cache may hold anything there.
 
     Returns:
       The heads' outputs and the cache with the token in it.
@@ -52,7 +53,9 @@ def _attend_to_cache(q_BHK, k_BGK, v_BGK, cache, positions_B, *, window):
     may_see_BS = (age_BS >= 0) if window is None else (age_BS >= 0) & (age_BS < window)
     dtype = jnp.promote_types(jnp.float32, q_BHK.dtype)
     q_BGRK = q_BHK.reshape(B, G, H // G, K)
-    scores_BGRS = jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, past_k_BGSK, preferred_element_type=dtype) * K**-0.5
+    scores_BGRS = (
+        jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, past_k_BGSK, preferred_element_type=dtype) * K**-0.5
+    )
     scores_BGRS = jnp.where(may_see_BS[:, None, None], scores_BGRS, jnp.finfo(dtype).min)
     weights_BGRS = jax.nn.softmax(scores_BGRS, axis=-1).astype(past_v_BGSK.dtype)
     out_BGRK = jnp.einsum("BGRS,BGSK->BGRK", weights_BGRS, past_v_BGSK)

@@ -1,4 +1,6 @@
-"""Causal attention within the segments of packed rows, and of one new token to a cache of keys and values."""
+"""Causal attention within the segments of packed rows, and of one new token to a cache of keys and
+values.
+"""
 
 import functools
 
@@ -26,9 +28,11 @@ def causal_attention(
     segments  1 1 2 2 2       query 3 (segment 2) sees keys 2, 3
     window    2               query 4 sees keys 3, 4 (the last `window`, itself included)
 
-    Query head h belongs to key/value head h // R, as in the published checkpoints (H = G·R). Segments are contiguous.
+    Query head h belongs to key/value head h // R, as in the published checkpoints (H = G·R).
+    Segments are contiguous.
 
-    A `backend` other than "blocked" is a kernel for one device: each works on its own rows and heads of the mesh.
+    A `backend` other than "blocked" is a kernel for one device: each works on its own rows and
+    heads of the mesh.
     """
     attend = functools.partial(BACKENDS[backend], window=window, block=block)
     if backend != "blocked":
@@ -37,5 +41,3 @@ def causal_attention(
         specs = dict(in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
         attend = jax.shard_map(attend, mesh=mesh, **specs)
     return attend(q_BLHK, k_BLGK, v_BLGK, segments_BL)
-
-

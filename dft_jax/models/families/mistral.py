@@ -9,5 +9,7 @@ HF_MODEL_TYPE = "mistral"
 def read(reader: ConfigReader) -> DecoderConfig:
     window = reader.size("sliding_window", None)
     if "sliding_window" not in reader.raw:
-        reader.problem("'sliding_window' is missing; write null for none (transformers would assume 4096)")
+        reader.problem(
+            "'sliding_window' is missing; write null for none (transformers would assume 4096)"
+        )
     return DecoderConfig(**read_common(reader), sliding_window=window)

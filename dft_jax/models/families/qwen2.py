@@ -11,6 +11,7 @@ def read(reader: ConfigReader) -> DecoderConfig:
     common = read_common(reader)
     reader.expect("use_sliding_window", False)
     reader.expect("layer_types", ["full_attention"] * common["num_layers"], None)
-    reader.ignore("sliding_window", "max_window_layers")  # without effect while use_sliding_window is false
+    # without effect while use_sliding_window is false
+    reader.ignore("sliding_window", "max_window_layers")
     reader.expect("use_mrope", False)
     return DecoderConfig(**common, qkv_bias=True)

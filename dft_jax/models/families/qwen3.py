@@ -7,7 +7,8 @@ HF_MODEL_TYPE = "qwen3"
 
 
 def read(reader: ConfigReader) -> DecoderConfig:
-    reader.size("head_dim")  # transformers assumes 128 when it is absent; an explicit one is demanded instead
+    # transformers assumes 128 when it is absent; an explicit one is demanded instead
+    reader.size("head_dim")
     common = read_common(reader)
     reader.expect("use_sliding_window", False)
     reader.expect("layer_types", ["full_attention"] * common["num_layers"], None)

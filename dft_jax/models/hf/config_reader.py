@@ -1,4 +1,6 @@
-"""Reads an architecture from config.json: every key is used, or known to have no effect, or refused by name."""
+"""Reads an architecture from config.json: every key is used, or known to have no effect, or refused
+by name.
+"""
 
 import math
 import sys
@@ -7,8 +9,8 @@ from typing import Any
 from dft_jax.models.spec import DecoderConfig, Rope, Yarn
 from dft_jax.runtime import errors
 
-# Keys that do not change what training computes, at any value: bookkeeping, generation defaults, choices of kernels,
-# notes of other programs, and fields that transformers writes for every model.
+# Keys that do not change what training computes, at any value: bookkeeping, generation defaults,
+# choices of kernels, notes of other programs, and fields that transformers writes for every model.
 _IRRELEVANT = frozenset(
     """
     _name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
@@ -33,7 +35,9 @@ _WITHOUT_EFFECT = {
     "torchscript": (False,),
     "use_bfloat16": (False,),
     "pruned_heads": ({},),
-    **dict.fromkeys("attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob".split(), (0.0,)),
+    **dict.fromkeys(
+        "attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob".split(), (0.0,)
+    ),
     **dict.fromkeys("attention_probs_dropout_prob neftune_noise_alpha".split(), (0.0,)),
 }
 _REQUIRED = object()
@@ -42,7 +46,8 @@ _MOST_LAYERS = 1000  # each has its names listed; the largest models have some 1
 
 
 class ConfigReader:
-    """Reads `config.json` so that no key passes unseen: each is taken, or must equal what is assumed, or is refused.
+    """Reads `config.json` so that no key passes unseen: each is taken, or must equal what is
+    assumed, or is refused.
 
     Problems are collected; `finish` raises them all at once.
     """
@@ -55,7 +60,9 @@ class ConfigReader:
         self.problems.append(f"{self.where}: {text}")
 
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """The value of `key`; an absent or null one gives `default`, or a problem when there is none."""
+        """The value of `key`; an absent or null one gives `default`, or a problem when there is
+        none.
+        """
         self._left.discard(key)
         value = self.raw.get(key)
         if value is None and default is not _REQUIRED:
@@ -67,7 +74,8 @@ class ConfigReader:
         if not is_kind or (isinstance(value, bool) and kind is not bool):
             self.problem(f"{key}={value!r} should be {kind.__name__}")
             return kind(1) if default is _REQUIRED else default
-        if kind is float and not abs(value) <= sys.float_info.max:  # JSON's 1e999 is read as infinity
+        # JSON's 1e999 is read as infinity
+        if kind is float and not abs(value) <= sys.float_info.max:
             self.problem(f"{key} is beyond what a float holds; put the model's own value there")
             return 1.0
         return kind(value)
@@ -76,7 +84,11 @@ class ConfigReader:
         """An integer from 1 to `most`."""
         value = self.take(key, int, default)
         if value is not None and not 1 <= value <= most:
-            self.problem(f"{key}={value} should be at least 1" if value < 1 else f"{key}={value} is more than {most}")
+            self.problem(
+                f"{key}={value} should be at least 1"
+                if value < 1
+                else f"{key}={value} is more than {most}"
+            )
             return 1
         return value
 
@@ -89,7 +101,9 @@ class ConfigReader:
         return value
 
     def expect(self, key: str, *legal: Any, default: Any = _REQUIRED) -> None:
-        """`key` must have one of the `legal` values; absent is as good, unless a `default` says what absent means."""
+        """`key` must have one of the `legal` values; absent is as good, unless a `default` says
+        what absent means.
+        """
         self._left.discard(key)
         value = self.raw.get(key, legal[0] if default is _REQUIRED else default)
         if not _is_one_of(value, legal):
@@ -100,17 +114,23 @@ class ConfigReader:
         self._left.difference_update(keys)
 
     def rope(self, context: int) -> Rope:
-        """Rotary settings from transformers 5 (`rope_parameters`) or older files (`rope_theta`, `rope_scaling`)."""
+        """Rotary settings from transformers 5 (`rope_parameters`) or older files (`rope_theta`,
+        `rope_scaling`).
+        """
         old = {"rope_theta": self.raw.get("rope_theta")} | self.take("rope_scaling", dict, {})
         raw = self.take("rope_parameters", dict, {}) or old
         self.ignore("rope_theta", "rope_scaling", "rope_parameters")
         if self.raw.get("rope_parameters") and self.raw.get("rope_scaling"):
             self.problem("rope_parameters and rope_scaling are both there; keep the right one")
         if self.raw.get("rope_theta") not in (None, raw.get("rope_theta")):
-            self.problem("rope_theta differs from the one inside rope_parameters or rope_scaling; keep the right one")
+            self.problem(
+                "rope_theta differs from the one inside rope_parameters or rope_scaling; keep the right one"
+            )
         raw = {"rope_type": raw.get("type")} | raw  # `type` is the oldest spelling
         if raw.get("type") not in (None, raw["rope_type"]):
-            self.problem(f"rope: type={raw['type']!r} and rope_type={raw['rope_type']!r} differ; keep the right one")
+            self.problem(
+                f"rope: type={raw['type']!r} and rope_type={raw['rope_type']!r} differ; keep the right one"
+            )
         reader = ConfigReader({k: v for k, v in raw.items() if k != "type"}, f"{self.where}: rope")
         kind = reader.take("rope_type", str, "default")
         theta = reader.positive("rope_theta")
@@ -120,12 +140,16 @@ class ConfigReader:
             reader.refuse_rest()
         else:
             rope = Rope(theta)
-            reader.problem(f"rope_type={kind!r} is not supported: only {', '.join(map(repr, _ROPES))}")
+            reader.problem(
+                f"rope_type={kind!r} is not supported: only {', '.join(map(repr, _ROPES))}"
+            )
         self.problems += reader.problems
         return rope
 
     def refuse_rest(self) -> None:
-        """Every key that is left must be null, which is as good as absent, or have a value without effect."""
+        """Every key that is left must be null, which is as good as absent, or have a value without
+        effect.
+        """
         for key in sorted(self._left):
             value, legal = self.raw[key], _WITHOUT_EFFECT.get(key)
             if value is None or (legal and _is_one_of(value, legal)):
@@ -133,13 +157,19 @@ class ConfigReader:
             if legal:
                 self.problem(f"{key}={value!r} is not supported: only {legal[0]!r}")
             else:
-                self.problem(f"{key}={value!r} is not a known key of this model; remove it if it has no effect")
+                self.problem(
+                    f"{key}={value!r} is not a known key of this model; remove it if it has no effect"
+                )
 
     def finish(self, config: DecoderConfig) -> DecoderConfig:
-        """Returns `config` when nothing is wrong with it and no key is left over; else raises UserError with all."""
+        """Returns `config` when nothing is wrong with it and no key is left over; else raises
+        UserError with all.
+        """
         self.refuse_rest()
         if config.num_heads % config.num_kv_heads:
-            self.problem(f"num_key_value_heads={config.num_kv_heads} does not divide {config.num_heads} heads")
+            self.problem(
+                f"num_key_value_heads={config.num_kv_heads} does not divide {config.num_heads} heads"
+            )
         if config.head_dim % 2:
             self.problem(f"head_dim={config.head_dim} should be even for rotary positions")
         errors.raise_if_any(self.problems)
@@ -174,16 +204,23 @@ def _llama3_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
 
 
 def _yarn_rope(reader: ConfigReader, theta: float, context: int) -> Yarn:
-    """Absent keys mean what they mean to transformers; the attention factor follows from the others."""
+    """Absent keys mean what they mean to transformers; the attention factor follows from the
+    others.
+    """
     factor = reader.positive("factor")
     beta_fast, beta_slow = reader.positive("beta_fast", 32.0), reader.positive("beta_slow", 1.0)
     if beta_fast < beta_slow:
         reader.problem(f"beta_fast={beta_fast} should be at least beta_slow={beta_slow}")
     if theta <= 1:
         reader.problem(f"rope_theta={theta} should be above 1 for yarn")
-    mscale, mscale_all_dim = reader.take("mscale", float, None), reader.take("mscale_all_dim", float, None)
+    mscale, mscale_all_dim = (
+        reader.take("mscale", float, None),
+        reader.take("mscale_all_dim", float, None),
+    )
     if (mscale is None) != (mscale_all_dim is None):
-        reader.problem("mscale and mscale_all_dim go together: programs differ on one alone; give both, or neither")
+        reader.problem(
+            "mscale and mscale_all_dim go together: programs differ on one alone; give both, or neither"
+        )
     attention_factor = reader.take("attention_factor", float, None)
     if attention_factor is None and mscale and mscale_all_dim:
         attention_factor = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all_dim)
@@ -207,7 +244,12 @@ def _yarn_scale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-_ROPES = {"default": _default_rope, "linear": _linear_rope, "llama3": _llama3_rope, "yarn": _yarn_rope}
+_ROPES = {
+    "default": _default_rope,
+    "linear": _linear_rope,
+    "llama3": _llama3_rope,
+    "yarn": _yarn_rope,
+}
 
 
 def read_common(reader: ConfigReader) -> dict[str, Any]:
@@ -218,10 +260,13 @@ def read_common(reader: ConfigReader) -> dict[str, Any]:
     reader.expect("is_encoder_decoder", False)
     context = reader.size("max_position_embeddings")
     rope = reader.rope(context)
-    if rope.type == "yarn":  # published files say the original context there, or already the longer one
+    # published files say the original context there, or already the longer one
+    if rope.type == "yarn":
         context = min(max(context, int(rope.factor * rope.original_context)), _MOST)
     if "head_dim" not in reader.raw and hidden_size % num_heads:
-        reader.problem(f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}: give head_dim")
+        reader.problem(
+            f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}: give head_dim"
+        )
     return dict(
         vocab_size=reader.size("vocab_size"),
         hidden_size=hidden_size,

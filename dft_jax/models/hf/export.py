@@ -1,4 +1,6 @@
-"""Parameters as a Hugging Face folder that `transformers` loads: sharded safetensors, config and tokenizer."""
+"""Parameters as a Hugging Face folder that `transformers` loads: sharded safetensors, config and
+tokenizer.
+"""
 
 import dataclasses
 import hashlib
@@ -19,7 +21,12 @@ from tqdm import tqdm
 
 from dft_jax.models.hf import rounding, tokenizer as tokenizer_lib
 from dft_jax.models.hf.load import tensor_reader
-from dft_jax.models.hf.locate import ADDITIONAL_TEMPLATES, additional_templates, load_tokenizer, tokenizer_files
+from dft_jax.models.hf.locate import (
+    ADDITIONAL_TEMPLATES,
+    additional_templates,
+    load_tokenizer,
+    tokenizer_files,
+)
 from dft_jax.models.hf.safetensors import INDEX_NAME, Checkpoint, other_dtypes, weights_dtype
 from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import Model
@@ -43,12 +50,15 @@ class Origin:
     date: str = ""  # YYYY-MM-DD, of a run whose template writes the date
     path: str = ""  # the base's, as the config had it
     revision: str = ""
-    init: str = "checkpoint"  # or "random": then the source's weights, if it has any, are not where the run began
-    run: dict[str, Any] = dataclasses.field(default_factory=dict)  # what its checkpoints say: run_id, base
+    # or "random": then the source's weights, if it has any, are not where the run began
+    init: str = "checkpoint"
+    # what its checkpoints say: run_id, base
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
-        is_folder = Path(self.path).is_absolute() or Path(self.path).is_dir()  # exports are published: its name will do
+        # exports are published: its name will do
+        is_folder = Path(self.path).is_absolute() or Path(self.path).is_dir()
         base = self.run.get("base") or {"revision": self.revision, "init": self.init}
         digest = self.template_text and hashlib.sha256(self.template_text.encode()).hexdigest()
         return {
@@ -74,16 +84,17 @@ def export(
     max_shard_gb: float = 5.0,
     origin: Origin | None = None,
 ) -> rounding.Rounding:
-    """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in `source`.
+    """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in
+    `source`.
 
-    All is written to a temporary folder beside `out`, which then takes its name, replacing an earlier export. Every
-    process takes part; process 0 writes. `dtype` "source" is that of the checkpoint, of each tensor its own, so that an
-    untouched checkpoint comes out byte for byte; "auto" is the same unless rounding to it loses a tenth of what was
-    trained, and then float32. What rounding does is printed, and written to dft_jax.json; returned is how it is in the
-    files.
+    All is written to a temporary folder beside `out`, which then takes its name, replacing an
+    earlier export. Every process takes part; process 0 writes. `dtype` "source" is that of the
+    checkpoint, of each tensor its own, so that an untouched checkpoint comes out byte for byte;
+    "auto" is the same unless rounding to it loses a tenth of what was trained, and then float32.
+    What rounding does is printed, and written to dft_jax.json; returned is how it is in the files.
 
-    A chat template of `origin` becomes the folder's own, so that it is prompted as it was trained; the one that was
-    there stays, as additional_chat_templates/source.jinja.
+    A chat template of `origin` becomes the folder's own, so that it is prompted as it was trained;
+    the one that was there stays, as additional_chat_templates/source.jinja.
 
     Raises:
       UserError: there is no room, or no permission; an earlier export is as it was.
@@ -92,18 +103,30 @@ def export(
     origin = origin or Origin()
     temporary = out.with_name(f".{out.name}.tmp")
     is_writer = jax.process_index() == 0
-    what, remedy = f"{out}: the export could not be written", "make it possible, then run the same command again"
-    with errors.told(what, remedy, (OSError, SafetensorError)):  # safetensors has its own type for a full disk
+    what, remedy = (
+        f"{out}: the export could not be written",
+        "make it possible, then run the same command again",
+    )
+    # safetensors has its own type for a full disk
+    with errors.told(what, remedy, (OSError, SafetensorError)):
         source_dtype = weights_dtype(source)
         base = Checkpoint(source) if origin.init == "checkpoint" else None
         keeps_types = dtype in ("auto", "source")
         others = other_dtypes(source) if keeps_types else {}
-        measured = rounding.measure(params, model, base, source_dtype if keeps_types else dtype, others)
+        measured = rounding.measure(
+            params, model, base, source_dtype if keeps_types else dtype, others
+        )
         smaller, written = _n_bytes(model, measured.dtype, others), measured
         if dtype == "auto" and measured.lost_share >= MOST_LOST:
             written, others, keeps_types = measured.in_float32(), {}, False
         if is_writer:
-            _announce(measured, written, dtype, base is None, (smaller, _n_bytes(model, written.dtype, others)))
+            _announce(
+                measured,
+                written,
+                dtype,
+                base is None,
+                (smaller, _n_bytes(model, written.dtype, others)),
+            )
         try:
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
@@ -130,7 +153,9 @@ def export(
 
 
 def provenance(folder: Path) -> dict[str, Any] | None:
-    """What an export says of itself; None for a folder that is none, or of before there was such a file."""
+    """What an export says of itself; None for a folder that is none, or of before there was such a
+    file.
+    """
     file = folder / PROVENANCE_NAME
     return files.read_json(file) if file.exists() else None
 
@@ -144,11 +169,19 @@ def _n_bytes(model: Model, dtype: str, others: dict[str, str]) -> int:
 
 
 def _announce(
-    measured: rounding.Rounding, written: rounding.Rounding, asked: str, is_random: bool, sizes: tuple[int, int]
+    measured: rounding.Rounding,
+    written: rounding.Rounding,
+    asked: str,
+    is_random: bool,
+    sizes: tuple[int, int],
 ) -> None:
-    """Says what rounding does to the run, and how large the files are going to be: `sizes` of both, in bytes."""
+    """Says what rounding does to the run, and how large the files are going to be: `sizes` of both,
+    in bytes.
+    """
     n, update = measured.weights, "the weights" if is_random else "the update"
-    moved = "" if is_random else f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
+    moved = (
+        "" if is_random else f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
+    )
     lost = f"as {measured.dtype} {measured.lost_share:.2%} of {update}'s norm is lost"
     if not is_random:
         lost += f" and {measured.changed_as_written / n:.1%} of the weights differ"
@@ -156,7 +189,8 @@ def _announce(
     print(f"export: {moved}{lost}; written as {written.dtype}, {size:.3g} GB", file=sys.stderr)
     if written is not measured:
         print(
-            f"export: float32 keeps all of it; config.export.dtype='source' would be {smaller:.3g} GB", file=sys.stderr
+            f"export: float32 keeps all of it; config.export.dtype='source' would be {smaller:.3g} GB",
+            file=sys.stderr,
         )
     elif measured.lost_share >= MOST_LOST:
         print(
@@ -170,8 +204,11 @@ def _write_tensors(
     params: Params, model: Model, to: Path, dtype: str, others: dict[str, str], max_shard_gb: float
 ) -> None:
     """Each tensor as `dtype`, or as the one that `others` has for it."""
-    table = sorted(tensor_table(model), key=lambda e: (e[1] is not None, e[1] or 0))  # in layer order
-    entries = {name: (path, layer, shape, others.get(name, dtype)) for path, layer, name, shape in table}
+    # in layer order
+    table = sorted(tensor_table(model), key=lambda e: (e[1] is not None, e[1] or 0))
+    entries = {
+        name: (path, layer, shape, others.get(name, dtype)) for path, layer, name, shape in table
+    }
     shards = split_state_dict_into_shards_factory(
         entries,
         get_storage_size=lambda entry: math.prod(entry[2]) * jnp.dtype(entry[3]).itemsize,
@@ -194,21 +231,28 @@ def _write_tensors(
             if is_writer:
                 _save(tensors, to / file_name)
     if is_writer and shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": dict(sorted(shards.tensor_to_filename.items()))}
+        index = {
+            "metadata": shards.metadata,
+            "weight_map": dict(sorted(shards.tensor_to_filename.items())),
+        }
         write_json(to / INDEX_NAME, index)
 
 
 def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
-    save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without a format
-    shutil.copymode(file.with_name("config.json"), file)  # safetensors writes for the owner's eyes only
+    # transformers refuses a file without a format
+    save_file(tensors, file, metadata={"format": "pt"})
+    # safetensors writes for the owner's eyes only
+    shutil.copymode(file.with_name("config.json"), file)
     flush(file)
 
 
 def _copy_config(source: Path, to: Path, dtype: str | None) -> None:
-    """config.json unchanged unless the weights get another `dtype`; generation config, tokenizer and templates as they
-    are."""
+    """config.json unchanged unless the weights get another `dtype`; generation config, tokenizer
+    and templates as they are.
+    """
     raw = files.read_json(source / "config.json")
-    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]  # which older readers know too
+    # which older readers know too
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
     if dtype is None or all(raw.get(key) == dtype for key in keys):
         shutil.copyfile(source / "config.json", to / "config.json")
     else:
@@ -233,8 +277,9 @@ def _warn_of_tokenizer(folder: Path) -> None:
 def _set_template(folder: Path, text: str) -> None:
     """Makes `text` the chat template of an exported tokenizer, in every place where one is read.
 
-    Readers differ in which place comes first, so none may keep the old one. That goes to additional_chat_templates,
-    where transformers offers it by the name "source", with those that tokenizer_config.json had by other names.
+    Readers differ in which place comes first, so none may keep the old one. That goes to
+    additional_chat_templates, where transformers offers it by the name "source", with those that
+    tokenizer_config.json had by other names.
     """
     file, settings_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     settings = files.read_json(settings_file) if settings_file.exists() else {}
@@ -255,7 +300,9 @@ def _set_template(folder: Path, text: str) -> None:
 
 
 def _replace(temporary: Path, out: Path) -> None:
-    """`temporary` takes the name `out`; an earlier export there goes only when the new one has its place."""
+    """`temporary` takes the name `out`; an earlier export there goes only when the new one has its
+    place.
+    """
     old = out.with_name(f".{out.name}.old")
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -1,7 +1,8 @@
 """What becomes of a fine-tune's update when its weights are written in a shorter type.
 
-A bfloat16 has 8 bits: next to a weight w its values lie |w|/256 to |w|/128 apart, and an update of less than half of
-that is rounded away. Eight steps at 4e-5 on a 135M model: of the weights that moved, five in six came out as they were.
+A bfloat16 has 8 bits: next to a weight w its values lie |w|/256 to |w|/128 apart, and an update of
+less than half of that is rounded away. Eight steps at 4e-5 on a 135M model: of the weights that
+moved, five in six came out as they were.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ _AT_ONCE = 2**20  # weights whose float64 copies exist at once
 class Rounding:
     """Parameters of a run against those it began with, and against themselves written as `dtype`.
 
-    Norms are Euclidean, over all weights. Without a base (random initial weights) the update is all of the parameters.
+    Norms are Euclidean, over all weights. Without a base (random initial weights) the update is all
+    of the parameters.
     """
 
     dtype: str  # of most tensors; some may be written as another
@@ -55,7 +57,9 @@ class Rounding:
 
     def in_float32(self) -> "Rounding":
         """The same parameters written as float32, which holds whatever a run trains."""
-        return dataclasses.replace(self, dtype="float32", changed_as_written=self.changed, lost_norm=0.0)
+        return dataclasses.replace(
+            self, dtype="float32", changed_as_written=self.changed, lost_norm=0.0
+        )
 
 
 def measure(
@@ -65,7 +69,8 @@ def measure(
     dtype: str,
     others: Mapping[str, str] | None = None,
 ) -> Rounding:
-    """Compares `params` with the tensors of `base`, one tensor at a time; all processes take part, each in a share.
+    """Compares `params` with the tensors of `base`, one tensor at a time; all processes take part,
+    each in a share.
 
     They are written as `dtype`, but for those that `others` names with another one.
 

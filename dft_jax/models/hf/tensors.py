@@ -36,7 +36,9 @@ def tensor_name(path: tuple[str, ...], layer: int | None) -> str:
 
 
 def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The checkpoint's shape of one layer's parameter: number and width of heads joined, order unchanged."""
+    """The checkpoint's shape of one layer's parameter: number and width of heads joined, order
+    unchanged.
+    """
     if path[1:2] == ("attention",) and path[2] in "qkv":
         return (shape[0] * shape[1], *shape[2:])
     if path[-2:] == ("o", "kernel"):
@@ -44,7 +46,9 @@ def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
     return shape
 
 
-def tensor_table(model: Model) -> Iterator[tuple[tuple[str, ...], int | None, str, tuple[int, ...]]]:
+def tensor_table(
+    model: Model,
+) -> Iterator[tuple[tuple[str, ...], int | None, str, tuple[int, ...]]]:
     """(path, layer or None, checkpoint name, checkpoint shape) of each tensor, one entry per layer."""
     for path, leaf in sorted(flatten_dict(model.abstract_params).items()):
         stacked = path[0] == "layers"

@@ -41,7 +41,8 @@ class Settings:
     extra_special: tuple[str, ...] = ()  # special tokens without a name
     adds_bos: bool = False  # whether texts begin with BOS though no step of the file adds it
     chat_templates: dict[str, str] = dataclasses.field(default_factory=dict)
-    eos_ids: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # file -> what it says ends a text
+    # file -> what it says ends a text
+    eos_ids: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 class Tokenizer:
@@ -61,7 +62,10 @@ class Tokenizer:
         backend.no_padding()
         if backend.decoder is not None:
             backend.decoder = _without_cleanup(backend.decoder)
-        self.special_tokens_map, self.chat_templates = settings.special_tokens_map, settings.chat_templates
+        self.special_tokens_map, self.chat_templates = (
+            settings.special_tokens_map,
+            settings.chat_templates,
+        )
         self.eos_ids = settings.eos_ids
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         named = (*self.special_tokens_map.values(), *settings.extra_special)
@@ -95,7 +99,9 @@ class Tokenizer:
 
     def _require_eos(self) -> None:
         if self.eos_token is None:
-            raise errors.UserError(f"the tokenizer has no eos_token, so no answer could end; set it in {SETTINGS_NAME}")
+            raise errors.UserError(
+                f"the tokenizer has no eos_token, so no answer could end; set it in {SETTINGS_NAME}"
+            )
         if self.eos_token_id is None or self.encode(self.eos_token) != [self.eos_token_id]:
             raise errors.UserError(
                 f"eos_token={self.eos_token!r} of {SETTINGS_NAME} is no token of the vocabulary;"
@@ -126,8 +132,8 @@ class Tokenizer:
     def without_token(self, text: str, ids: Iterable[int]) -> str:
         """The characters of a text that none of its `ids` stands for, white space aside.
 
-        A vocabulary without bytes drops them, or has its unknown token for them. What the file's normaliser makes of
-        a character counts as the character.
+        A vocabulary without bytes drops them, or has its unknown token for them. What the file's
+        normaliser makes of a character counts as the character.
         """
         return "" if self.reads_all else self._without_token(text, ids)
 
@@ -135,7 +141,8 @@ class Tokenizer:
         read = collections.Counter(self.decode(id_ for id_ in ids if id_ != self._unknown_id))
         normaliser = self.backend.normalizer
         spellings = [text] if normaliser is None else [text, normaliser.normalize_str(text)]
-        # Some files write spaces as "▁" when they normalise, others compose characters: the kinder spelling counts.
+        # Some files write spaces as "▁" when they normalise, others compose characters: the kinder
+        # spelling counts.
         return min((_missing(spelling, read) for spelling in spellings), key=len)
 
     @functools.cached_property
@@ -156,7 +163,9 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
 
-    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = True) -> dict[str, list]:
+    def __call__(
+        self, text: str | Sequence[str], add_special_tokens: bool = True
+    ) -> dict[str, list]:
         """As transformers spells it: {"input_ids": ids}, of one text or of several."""
         first = self.first_ids if add_special_tokens else []
         if isinstance(text, str):
@@ -166,17 +175,23 @@ class Tokenizer:
     def get_chat_template(self) -> str:
         """The chat template, of several the default one; ValueError where there is none."""
         if "default" not in self.chat_templates:
-            others = f" by default (it has {', '.join(sorted(self.chat_templates))})" if self.chat_templates else ""
+            others = (
+                f" by default (it has {', '.join(sorted(self.chat_templates))})"
+                if self.chat_templates
+                else ""
+            )
             raise ValueError(f"no chat template{others}")
         return self.chat_templates["default"]
 
 
 def _without_cleanup(decoder: Decoder) -> Decoder:
-    """The decoder with none of its steps taking out spaces before full stops, as that of word pieces may.
+    """The decoder with none of its steps taking out spaces before full stops, as that of word
+    pieces may.
 
     What is graded has to be what was sampled; `a .b` may be code.
     """
-    state = decoder.__getstate__()  # JSON; the library has no other access to the steps of a sequence
+    # JSON; the library has no other access to the steps of a sequence
+    state = decoder.__getstate__()
     if b'"cleanup":true' in state:
         decoder = copy.copy(decoder)
         decoder.__setstate__(state.replace(b'"cleanup":true', b'"cleanup":false'))
@@ -190,7 +205,9 @@ def _missing(text: str, read: collections.Counter[str]) -> str:
 
 
 def _every_byte() -> str:
-    """Characters whose UTF-8 has every byte that UTF-8 can have; no vocabulary of characters has them all."""
+    """Characters whose UTF-8 has every byte that UTF-8 can have; no vocabulary of characters has
+    them all.
+    """
     ascii_ = [chr(code) for code in range(128) if not chr(code).isspace()]
     two_bytes = [chr(code) for code in range(0x80, 0x800, 29)]  # each first byte, each second one
     three_bytes = [chr((first << 12) + 0x915) for first in range(16) if first != 0xD] + ["\ud4e5"]
@@ -209,12 +226,20 @@ def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:
     """
     present = {file.name for file in files}
     raw = read_json(folder / SETTINGS_NAME) if SETTINGS_NAME in present else {}
-    beside = {name: read_json(folder / name) for name in (_MAP_NAME, "added_tokens.json") if name in present}
+    beside = {
+        name: read_json(folder / name)
+        for name in (_MAP_NAME, "added_tokens.json")
+        if name in present
+    }
     for name, content in {SETTINGS_NAME: raw, **beside}.items():
         refuse_code(content, folder / name)
-    with errors.told(f"{folder}: no usable tokenizer", _REMEDY, (Exception,)):  # both libraries raise many types
+    # both libraries raise many types
+    with errors.told(f"{folder}: no usable tokenizer", _REMEDY, (Exception,)):
         if FILE_NAME in present:
-            backend, special = _read_file(folder / FILE_NAME, raw), _special_tokens(raw, beside.get(_MAP_NAME, {}))
+            backend, special = (
+                _read_file(folder / FILE_NAME, raw),
+                _special_tokens(raw, beside.get(_MAP_NAME, {})),
+            )
         else:
             _refuse_other_vocabularies(folder, present, raw)
             backend, special = _build_of_merges(folder)
@@ -238,7 +263,9 @@ def _read_file(file: Path, raw: dict[str, Any]) -> Backend:
     backend = Backend.from_file(str(file))
     dropout = getattr(backend.model, "dropout", None)
     if dropout:
-        raise errors.UserError(f"{file}: dropout={dropout} makes the ids of a text random; set it to null")
+        raise errors.UserError(
+            f"{file}: dropout={dropout} makes the ids of a text random; set it to null"
+        )
     if raw.get("split_special_tokens"):
         what = "split_special_tokens=true would cut <|markers|> of templates to pieces"
         raise errors.UserError(f"{file.with_name(SETTINGS_NAME)}: {what}; set it to false")
@@ -276,7 +303,9 @@ def _refuse_other_vocabularies(folder: Path, present: set[str], raw: dict[str, A
         what = f"vocab.json and merges.txt do not say how text is split, nor does tokenizer_class={class_!r}"
         raise errors.UserError(f"{folder}: no {FILE_NAME}, and {what}; {_REMEDY}")
     if not others:
-        raise errors.UserError(f"{folder}: no usable tokenizer (no {FILE_NAME}, nor a vocabulary); {_REMEDY}")
+        raise errors.UserError(
+            f"{folder}: no usable tokenizer (no {FILE_NAME}, nor a vocabulary); {_REMEDY}"
+        )
     what = f"{others[0]} alone is not read, because programs differ in what they make of it"
     raise errors.UserError(
         f"{folder}: no usable tokenizer (no {FILE_NAME}; {what}); {_REMEDY}, or make one with transformers, where"
@@ -286,7 +315,8 @@ def _refuse_other_vocabularies(folder: Path, present: set[str], raw: dict[str, A
 
 def _build_of_merges(folder: Path) -> tuple[Backend, dict[str, str]]:
     """What transformers makes of vocab.json and merges.txt, and its special tokens."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it would announce that torch is absent, as it should be
+    # it would announce that torch is absent, as it should be
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
     made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -332,10 +362,34 @@ def _eos_ids(folder: Path) -> dict[str, list[int]]:
 # What classes of transformers have been seen to read otherwise than their file: digits, runs of
 # spaces, composed and decomposed letters, scripts, line breaks, code. Special tokens are added.
 _PROBES = (
-    *("6  5", "1234567 12 3.14", "x²½ ١٢٣", " a", "a  b   c    d", "  x", "x ", "\t\tx", "\n\nx\r\n", "a .b , c ?"),
-    *("e\u0301 \u00e9", "\u1100\u1161 가", "ﬁ ™ Ⅷ", "İstanbul ß", "a\u00a0b\u3000c\u200bd", "▁a Ġb"),
+    *(
+        "6  5",
+        "1234567 12 3.14",
+        "x²½ ١٢٣",
+        " a",
+        "a  b   c    d",
+        "  x",
+        "x ",
+        "\t\tx",
+        "\n\nx\r\n",
+        "a .b , c ?",
+    ),
+    *(
+        "e\u0301 \u00e9",
+        "\u1100\u1161 가",
+        "ﬁ ™ Ⅷ",
+        "İstanbul ß",
+        "a\u00a0b\u3000c\u200bd",
+        "▁a Ġb",
+    ),
     *("你好，世界。", "こんにちは", "Привет, мир", "שלום مرحبا", "नमस्ते ไทย", "👩\u200d👧 🇩🇪 👍🏽"),
-    *("don't IT'S I'll", "def f(x):\n    return x ** 2", "\\frac{1}{2} + \\boxed{42}", "#### 7", "http://a.b/c?d=1"),
+    *(
+        "don't IT'S I'll",
+        "def f(x):\n    return x ** 2",
+        "\\frac{1}{2} + \\boxed{42}",
+        "#### 7",
+        "http://a.b/c?d=1",
+    ),
 )
 
 

@@ -1,4 +1,6 @@
-"""All that this study takes from dft_jax for a training step, in one place: it follows the package's interface."""
+"""All that this study takes from dft_jax for a training step, in one place: it follows the
+package's interface.
+"""
 
 import functools
 from pathlib import Path
@@ -83,7 +85,12 @@ class Trainee:
         sums = jax.device_get(self.sums)
         n = float(sums["tokens"])
         loss, mean_p = float(sums["loss"]) / n, float(sums["p"]) / n
-        return {"loss": loss, "gradient_norm": float(sums["gradient_norm"]), "mean_p": mean_p, "trained_tokens": n}
+        return {
+            "loss": loss,
+            "gradient_norm": float(sums["gradient_norm"]),
+            "mean_p": mean_p,
+            "trained_tokens": n,
+        }
 
 
 def as_examples(examples: Examples) -> list[Example]:
@@ -91,20 +98,32 @@ def as_examples(examples: Examples) -> list[Example]:
     return [Example(ids[:length], trained[:length], 0) for ids, trained, length in columns]
 
 
-def lay_out(examples: Examples, layout: str, row_length: int, rows: int | None = None) -> list[Batch]:
-    """A step's batches, each [A, B, L]; B is `rows` where it is given, with empty rows at the end, else A is 1.
+def lay_out(
+    examples: Examples, layout: str, row_length: int, rows: int | None = None
+) -> list[Batch]:
+    """A step's batches, each [A, B, L]; B is `rows` where it is given, with empty rows at the end,
+    else A is 1.
 
-    `packed`: best-fit into rows. `padded`: an example a row, all of `row_length`. `dynamic`: eight examples at a time,
-    in rows as long as the longest of them.
+    `packed`: best-fit into rows. `padded`: an example a row, all of `row_length`. `dynamic`: eight
+    examples at a time, in rows as long as the longest of them.
     """
     items = as_examples(examples)
     if layout == "packed":
-        groups = [(items, packing.best_fit([packing.slots(item) for item in items], row_length), row_length)]
+        groups = [
+            (
+                items,
+                packing.best_fit([packing.slots(item) for item in items], row_length),
+                row_length,
+            )
+        ]
     elif layout == "padded":
         groups = [(items, [[n] for n in range(len(items))], row_length)]
     elif layout == "dynamic":
         eights = [items[i : i + 8] for i in range(0, len(items), 8)]
-        groups = [(some, [[n] for n in range(len(some))], max(map(packing.slots, some))) for some in eights]
+        groups = [
+            (some, [[n] for n in range(len(some))], max(map(packing.slots, some)))
+            for some in eights
+        ]
     else:
         raise ValueError(f"layout {layout!r}: packed, padded or dynamic")
     return [_micro_batches(packing.fill_rows(*group), rows) for group in groups]
@@ -114,11 +133,15 @@ def _micro_batches(batch: Batch, rows: int | None) -> Batch:
     """[N, L] -> [A, rows, L]."""
     N, L = batch.tokens_BL.shape
     rows = rows or N
-    return jax.tree.map(lambda array: np.pad(array, ((0, -N % rows), (0, 0))).reshape(-1, rows, L), batch)
+    return jax.tree.map(
+        lambda array: np.pad(array, ((0, -N % rows), (0, 0))).reshape(-1, rows, L), batch
+    )
 
 
 def mean_head_loss(objective: str, mesh, chunk_tokens: int):
-    """Returns loss(hidden_BLD, head_VD, batch [B, L]): the mean over trained tokens, by the head that training uses."""
+    """Returns loss(hidden_BLD, head_VD, batch [B, L]): the mean over trained tokens, by the head
+    that training uses.
+    """
     how = dict(objective=objectives.make_objective(objective), chunk_tokens=chunk_tokens, mesh=mesh)
 
     def loss(hidden_BLD, head_VD, batch: Batch):

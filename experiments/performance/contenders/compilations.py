@@ -1,10 +1,12 @@
-"""Compilations after the first step of a run: 50 packed steps of the tiny model, held-out evaluation every ten.
+"""Compilations after the first step of a run: 50 packed steps of the tiny model, held-out
+evaluation every ten.
 
 python -m experiments.performance.contenders.compilations --workdir=FOLDER
 
-Prints {"after_first_step": n, "before": m, "programs": {…}, "row_counts": […]}; the last are the sizes
-of the steps. A compilation is jax's monitoring event `/jax/core/compile/backend_compile_duration`; the first step is
-over when the log of `dft_jax` names the second. Saving and the end of the run count too.
+Prints {"after_first_step": n, "before": m, "programs": {…}, "row_counts": […]}; the last are the
+sizes of the steps. A compilation is jax's monitoring event
+`/jax/core/compile/backend_compile_duration`; the first step is over when the log of `dft_jax` names
+the second. Saving and the end of the run count too.
 """
 
 import argparse
@@ -66,7 +68,9 @@ def main() -> None:
     log.addHandler(counter)
     log.propagate = False
     run(config, arguments.workdir)
-    assert counter.is_after, "the log of dft_jax.training.loop does not say when a step begins any more"
+    assert counter.is_after, (
+        "the log of dft_jax.training.loop does not say when a step begins any more"
+    )
     total = sum(counter.after.values())
     lines = (Path(arguments.workdir) / "metrics.jsonl").read_text().splitlines()
     row_counts = sorted({row["data/rows"] for row in map(json.loads, lines) if "data/rows" in row})

@@ -16,7 +16,10 @@ from tests.tiny_trainer import tiny_config
 
 ROWS = {
     # `datasets` would make floats of the ints, times of the dates, and null keys in every dict.
-    "a.jsonl": [{"prompt": "1", "n": 1, "meta": {"a": 1}, "day": "2024-01-01"}, {"prompt": "2", "n": 2}],
+    "a.jsonl": [
+        {"prompt": "1", "n": 1, "meta": {"a": 1}, "day": "2024-01-01"},
+        {"prompt": "2", "n": 2},
+    ],
     "b.json": [{"prompt": "3", "n": 1.5, "meta": {"b": [1, "x"]}, "day": "soon"}],
     "inner/a.jsonl": [{"prompt": 4, "completion": None}, {"completion": "5", "meta": "text"}],
     "inner/deep/c.parquet": [{"prompt": "6", "n": 3}, {"prompt": None, "n": None}],
@@ -37,7 +40,9 @@ def write(folder, rows):
 
 
 def read(place, split="train", subset=""):
-    return list(sources.read_rows(str(place), ConfigDict({"subset": subset, "revision": ""}), split))
+    return list(
+        sources.read_rows(str(place), ConfigDict({"subset": subset, "revision": ""}), split)
+    )
 
 
 def test_a_folder_gives_what_its_files_give(tmp_path):
@@ -49,9 +54,15 @@ def test_a_folder_gives_what_its_files_give(tmp_path):
     found = read(folder)
     one_by_one = [row for name in ROWS for row in read(folder / name)]
     assert [row.content for row in found] == [row.content for row in one_by_one]
-    assert [repr(row.content) for row in found] == [repr(value) for values in ROWS.values() for value in values]
+    assert [repr(row.content) for row in found] == [
+        repr(value) for values in ROWS.values() for value in values
+    ]
     places = ["a.jsonl:1", "a.jsonl:2", "b.json[0]", "inner/a.jsonl:1", "inner/a.jsonl:2"]
-    assert [row.where for row in found] == [*places, "inner/deep/c.parquet[0]", "inner/deep/c.parquet[1]"]
+    assert [row.where for row in found] == [
+        *places,
+        "inner/deep/c.parquet[0]",
+        "inner/deep/c.parquet[1]",
+    ]
 
 
 def test_a_key_twice_is_seen_in_a_folder_too(tmp_path):
@@ -64,7 +75,9 @@ def test_a_key_twice_is_seen_in_a_folder_too(tmp_path):
 def test_a_column_twice_is_refused(tmp_path):
     table = pyarrow.table([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["prompt", "prompt"])
     parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(errors.UserError, match=r"a\.parquet: column 'prompt' is there twice; keep one"):
+    with pytest.raises(
+        errors.UserError, match=r"a\.parquet: column 'prompt' is there twice; keep one"
+    ):
         read(tmp_path)
 
 
@@ -79,9 +92,25 @@ def test_a_byte_order_mark_before_rows_is_no_text(name, tmp_path):
 
 # Path in a folder -> the split it names.
 NAMED = {
-    **{"a.jsonl": "", "rows/part.json": "", "trained.jsonl": "", "contest.jsonl": "", "latest.jsonl": ""},
-    **{"train.jsonl": "train", "my-train.json": "train", "train_1.jsonl": "train", "training/a.jsonl": "train"},
-    **{"test.parquet": "test", "eval.jsonl": "test", "gsm8k_test.jsonl": "test", "train/test.jsonl": "test"},
+    **{
+        "a.jsonl": "",
+        "rows/part.json": "",
+        "trained.jsonl": "",
+        "contest.jsonl": "",
+        "latest.jsonl": "",
+    },
+    **{
+        "train.jsonl": "train",
+        "my-train.json": "train",
+        "train_1.jsonl": "train",
+        "training/a.jsonl": "train",
+    },
+    **{
+        "test.parquet": "test",
+        "eval.jsonl": "test",
+        "gsm8k_test.jsonl": "test",
+        "train/test.jsonl": "test",
+    },
     **{"dev/a.jsonl": "validation", "val.json": "validation", "x.valid.jsonl": "validation"},
     "data/train-00000-of-00002.parquet": "train",
     "data/train_sft-00000-of-00002-1f2e.parquet": "train_sft",
@@ -105,7 +134,12 @@ def test_splits_by_name(tmp_path):
 
 # Name -> (files and their content, split, subset, what the message must say).
 BAD = {
-    "nothing": ({"README.md": "x"}, "train", "", ["has no rows; put .jsonl or .json or .parquet files there"]),
+    "nothing": (
+        {"README.md": "x"},
+        "train",
+        "",
+        ["has no rows; put .jsonl or .json or .parquet files there"],
+    ),
     "no such split": (
         {"train.jsonl": "{}"},
         "test",
@@ -119,17 +153,42 @@ BAD = {
         "",
         ["more.jsonl names no split, others there do", "rename or remove it"],
     ),
-    "two splits": ({"train_test.jsonl": "{}"}, "train", "", ["train_test.jsonl names two splits, test and train"]),
-    "rows in CSV": ({"a.jsonl": "{}", "in/b.csv": "x"}, "train", "", ["in/b.csv: rows in a .csv file are not read"]),
-    "packed rows": ({"a.jsonl.gz": "x"}, "train", "", ["a.jsonl.gz: rows in a .gz file are not read", "or remove it"]),
-    "large letters": ({"a.JSONL": "{}"}, "train", "", ["a.JSONL: rows in a .JSONL file are not read"]),
+    "two splits": (
+        {"train_test.jsonl": "{}"},
+        "train",
+        "",
+        ["train_test.jsonl names two splits, test and train"],
+    ),
+    "rows in CSV": (
+        {"a.jsonl": "{}", "in/b.csv": "x"},
+        "train",
+        "",
+        ["in/b.csv: rows in a .csv file are not read"],
+    ),
+    "packed rows": (
+        {"a.jsonl.gz": "x"},
+        "train",
+        "",
+        ["a.jsonl.gz: rows in a .gz file are not read", "or remove it"],
+    ),
+    "large letters": (
+        {"a.JSONL": "{}"},
+        "train",
+        "",
+        ["a.JSONL: rows in a .JSONL file are not read"],
+    ),
     "saved by datasets": (
         {"data-00000-of-00001.arrow": "x", "state.json": "{}", "dataset_info.json": "{}"},
         "train",
         "",
         ["rows in a .arrow file are not read; make it one of .jsonl"],
     ),
-    "no such subset": ({"a.jsonl": "{}"}, "train", "main", ["has no subset 'main'", "set data.subset"]),
+    "no such subset": (
+        {"a.jsonl": "{}"},
+        "train",
+        "main",
+        ["has no subset 'main'", "set data.subset"],
+    ),
     "a subset outside": ({"a.jsonl": "{}"}, "train", "..", ["has no subset '..'"]),
 }
 
@@ -165,7 +224,12 @@ configs:
 @pytest.fixture
 def fetched(tmp_path):
     """As `hf download --repo-type dataset --local-dir` leaves it."""
-    names = ["main/train-00000-of-00001.jsonl", "main/test-00000-of-00001.jsonl", "more/x.json", "socratic/a.jsonl"]
+    names = [
+        "main/train-00000-of-00001.jsonl",
+        "main/test-00000-of-00001.jsonl",
+        "more/x.json",
+        "socratic/a.jsonl",
+    ]
     write(tmp_path, {name: [{"prompt": name}] for name in names})
     (tmp_path / "README.md").write_text(CARD.format(extra=""))
     return tmp_path
@@ -179,13 +243,17 @@ def test_a_fetched_dataset_is_read_by_its_card(fetched):
     assert prompts(fetched, "train", "main") == ["main/train-00000-of-00001.jsonl"]
     assert prompts(fetched, "test", "main") == ["main/test-00000-of-00001.jsonl", "more/x.json"]
     assert prompts(fetched, "train", "socratic") == ["socratic/a.jsonl"]
-    with pytest.raises(errors.UserError, match="lists the subsets main, socratic; set data.subset to one of them"):
+    with pytest.raises(
+        errors.UserError, match="lists the subsets main, socratic; set data.subset to one of them"
+    ):
         read(fetched)
     with pytest.raises(errors.UserError, match="lists the subsets main, socratic"):
         read(fetched, "train", "other")
     with pytest.raises(errors.UserError, match="has no split 'dev', only test, train"):
         read(fetched, "dev", "main")
-    default = CARD.format(extra="").replace("config_name: main", "config_name: main\n  default: true")
+    default = CARD.format(extra="").replace(
+        "config_name: main", "config_name: main\n  default: true"
+    )
     (fetched / "README.md").write_text(default)
     assert prompts(fetched) == ["main/train-00000-of-00001.jsonl"]
 
@@ -193,9 +261,17 @@ def test_a_fetched_dataset_is_read_by_its_card(fetched):
 @pytest.mark.parametrize(
     "old, new, expected",
     [
-        ("main/train-*", "main/dev-*", "of the files 'main/dev-*' on its README.md there are none; fetch them again"),
+        (
+            "main/train-*",
+            "main/dev-*",
+            "of the files 'main/dev-*' on its README.md there are none; fetch them again",
+        ),
         ("main/train-*", "../*", "its README.md names files outside, '../*'"),
-        ("main/train-*", "READ*", "of the files 'READ*' on its README.md README.md is not read here"),
+        (
+            "main/train-*",
+            "READ*",
+            "of the files 'READ*' on its README.md README.md is not read here",
+        ),
         ("license: mit", "license: [", "README.md: its header cannot be read"),
         ("    path: main/train-*", "", "README.md: its header cannot be read"),
     ],
@@ -210,10 +286,22 @@ def test_bad_cards(old, new, expected, fetched):
 @pytest.mark.parametrize(
     "why, remedy",
     [
-        ("Couldn't reach 'x/y' on the Hub (OfflineModeIsEnabled)", "hf download --repo-type dataset x/y --local-dir"),
-        ("Dataset 'x/y' doesn't exist on the Hub or cannot be accessed.", "give a local file, or fetch it where"),
-        ("Dataset 'x/y' is a gated dataset on the Hub.", "network (after `hf auth login`): hf download"),
-        ("Unknown split \"test\". Should be one of ['train'].", "set data.split or data.heldout_split"),
+        (
+            "Couldn't reach 'x/y' on the Hub (OfflineModeIsEnabled)",
+            "hf download --repo-type dataset x/y --local-dir",
+        ),
+        (
+            "Dataset 'x/y' doesn't exist on the Hub or cannot be accessed.",
+            "give a local file, or fetch it where",
+        ),
+        (
+            "Dataset 'x/y' is a gated dataset on the Hub.",
+            "network (after `hf auth login`): hf download",
+        ),
+        (
+            "Unknown split \"test\". Should be one of ['train'].",
+            "set data.split or data.heldout_split",
+        ),
         ("BuilderConfig 'x' not found. Available: ['main']", "set data.subset"),
         ("Config name is missing.", "set data.subset"),
     ],
@@ -259,4 +347,7 @@ def test_the_commit_of_a_folder_is_that_of_a_snapshot_and_in_its_account(tmp_pat
         config = tiny_config(**{"data.train": str(folder), "data.rows": "fields"}).data
         examples = batches.load_examples(config.train, config, load_tokenizer(assets.TINY), 264)
         assert examples.report["commit"] == commit
-    assert sources.open_rows(str(tmp_path / "plain" / "train.jsonl"), ConfigDict(), "train").commit is None
+    assert (
+        sources.open_rows(str(tmp_path / "plain" / "train.jsonl"), ConfigDict(), "train").commit
+        is None
+    )

@@ -1,4 +1,6 @@
-"""The laboratory's world: right answers without noise, wrong ones with it, splits that share no problem."""
+"""The laboratory's world: right answers without noise, wrong ones with it, splits that share no
+problem.
+"""
 
 import re
 
@@ -17,13 +19,20 @@ FAMILIES = [("chain", "1-6"), ("expression", "1-5"), ("operator", "1-3"), ("fact
 def answer_of(question: str) -> int:
     """Solves a question from its text, without the generator."""
     if "has" not in question:
-        text = question.removeprefix("Compute ").removesuffix(" from left to right.").removesuffix("=?")
+        text = (
+            question.removeprefix("Compute ")
+            .removesuffix(" from left to right.")
+            .removesuffix("=?")
+        )
         first, *rest = re.findall(r"\d+|[-+*@]", text)
         value = int(first)
         for symbol, number in zip(rest[::2], map(int, rest[1::2]), strict=True):
-            value = {"+": value + number, "-": value - number, "*": value * number, "@": (2 * value + number) % 30}[
-                symbol
-            ]
+            value = {
+                "+": value + number,
+                "-": value - number,
+                "*": value * number,
+                "@": (2 * value + number) % 30,
+            }[symbol]
         return value
     counts, sentences = {}, question.split(". ")
     for sentence in sentences[:-1]:
@@ -66,13 +75,18 @@ def key_of(question: str) -> tuple:
         if name not in order:
             order.append(name)
     text = re.sub("|".join(world.THINGS), "things", question)
-    return tuple(re.sub(rf"\b({'|'.join(world.NAMES)})\b", lambda match: str(order.index(match[1])), text).split())
+    return tuple(
+        re.sub(
+            rf"\b({'|'.join(world.NAMES)})\b", lambda match: str(order.index(match[1])), text
+        ).split()
+    )
 
 
 @pytest.mark.parametrize("family,levels", slow_but(FAMILIES[:3], FAMILIES))
 def test_splits_share_no_problem(family, levels):
     keys = {
-        split: {key_of(row["question"]) for row in world.rows(split, family, levels, 800)} for split in world.SPLITS
+        split: {key_of(row["question"]) for row in world.rows(split, family, levels, 800)}
+        for split in world.SPLITS
     }
     assert all(keys.values())
     for one in keys:
@@ -89,9 +103,17 @@ def test_a_part_is_the_same_every_time_and_another_with_another_seed():
 
 def test_data_names_it_like_a_file():
     rows = list(
-        read_rows("world(split=train, family=chain:60+fact:40, levels=2-4+1-1, n=30, noise=0.15)", None, "train")
+        read_rows(
+            "world(split=train, family=chain:60+fact:40, levels=2-4+1-1, n=30, noise=0.15)",
+            None,
+            "train",
+        )
     )
-    assert len(rows) == 30 and rows[3].where == "world[3]" and set(rows[3].value) == {"question", "answer", "level"}
+    assert (
+        len(rows) == 30
+        and rows[3].where == "world[3]"
+        and set(rows[3].value) == {"question", "answer", "level"}
+    )
 
 
 def test_tokenizer_has_a_token_for_every_word():
@@ -108,9 +130,15 @@ def test_tokenizer_has_a_token_for_every_word():
 @pytest.mark.parametrize(
     "path,expected",
     [
-        ("world(splits=train)", "unknown argument 'splits' (did you mean 'split'?); known: split, family"),
+        (
+            "world(splits=train)",
+            "unknown argument 'splits' (did you mean 'split'?); known: split, family",
+        ),
         ("world(split=dev)", "split='dev' should be one of test, validation, train, pretrain"),
-        ("world(family=chian)", "family='chian' should be one of chain, expression, operator, fact"),
+        (
+            "world(family=chian)",
+            "family='chian' should be one of chain, expression, operator, fact",
+        ),
         ("world(family=chain:x)", "a weight is a number"),
         ("world(levels=4)", "levels='4' should be a range such as 2-4"),
         ("world(levels=4-2)", "levels='4-2' should be a range"),

@@ -1,9 +1,11 @@
-r"""Edits of right answers that change their value, and respellings that do not: what a grader has to tell apart.
+r"""Edits of right answers that change their value, and respellings that do not: what a grader has
+to tell apart.
 
     python -m tests.evals.graders.gold_edits FOLDER
 
-grades them all against the right answers of the benchmarks in the folder, and prints those that are judged otherwise.
-Every edit is made from the text alone, by a rule that changes the value of any answer it applies to.
+grades them all against the right answers of the benchmarks in the folder, and prints those that are
+judged otherwise. Every edit is made from the text alone, by a rule that changes the value of any
+answer it applies to.
 """
 
 import collections
@@ -18,7 +20,9 @@ from collections.abc import Iterator
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{(-?\d+)\}\s*\{(-?\d+)\}")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _PAIR = re.compile(r"([(\[])([^()\[\],]+),([^()\[\],]+)([)\]])")
-_OPERATORS = re.compile(r"\\(?:frac|sqrt|binom|[lr]floor|left|right|omega|gamma|theta|lambda|zeta)(?![A-Za-z])")
+_OPERATORS = re.compile(
+    r"\\(?:frac|sqrt|binom|[lr]floor|left|right|omega|gamma|theta|lambda|zeta)(?![A-Za-z])"
+)
 _GROUPED = re.compile(r"(?:\\\$)?\d{1,3}(?:,\s*(?:\\!)?\s*\d{3})+")
 _DELIMITER = re.compile(r"(?<!\\)\$")  # of mathematics; \$ is a dollar
 _BARE = re.compile(r"\\[A-Za-z]+")
@@ -73,7 +77,9 @@ def folded(gold: str) -> str:
 def is_scalar(gold: str) -> bool:
     """One expression: no list, pair, equation, unit or word."""
     text = _OPERATORS.sub("", gold)
-    return not re.search(r"[,;=<>:_$%]|\\(?:text|mbox|cup|in\b|begin|pm|le|ge|circ|angle|\{|infty)|[A-Za-z]{5}", text)
+    return not re.search(
+        r"[,;=<>:_$%]|\\(?:text|mbox|cup|in\b|begin|pm|le|ge|circ|angle|\{|infty)|[A-Za-z]{5}", text
+    )
 
 
 def is_number(gold: str) -> bool:
@@ -83,11 +89,15 @@ def is_number(gold: str) -> bool:
 def letters(gold: str) -> list[int]:
     """Places of letters that are variables: in no command, no word, and not e."""
     text = _BARE.sub(lambda match: "." * len(match[0]), gold)
-    return [match.start() for match in re.finditer(r"(?<![A-Za-z])[A-DF-Za-df-z](?![A-Za-z])", text)]
+    return [
+        match.start() for match in re.finditer(r"(?<![A-Za-z])[A-DF-Za-df-z](?![A-Za-z])", text)
+    ]
 
 
 def parts(gold: str) -> list[str]:
-    """The elements of a list without brackets around it, of which each may be in brackets or dollars."""
+    """The elements of a list without brackets around it, of which each may be in brackets or
+    dollars.
+    """
     found, depth, begin = [], 0, 0
     for place, character in enumerate(gold):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
@@ -105,7 +115,11 @@ def edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         other = dice.choice([digit for digit in string.digits[1:] if digit != gold[place]])
         yield "digit", gold[:place] + other + gold[place + 1 :]
     for first, second in zip(digits, digits[1:], strict=False):
-        if second == first + 1 and gold[first] != gold[second] and "0" not in gold[first : second + 1]:
+        if (
+            second == first + 1
+            and gold[first] != gold[second]
+            and "0" not in gold[first : second + 1]
+        ):
             yield "digits swapped", gold[:first] + gold[second] + gold[first] + gold[second + 1 :]
             break
     signs = [match.start() for match in re.finditer(r"(?<=[\w})\] ])[+-](?=[\w\\({ ])", gold)]
@@ -116,7 +130,10 @@ def edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
             yield "function or relation", gold.replace(old, new, 1)
     for match in _FRACTION.finditer(gold):
         if abs(int(match[1])) != abs(int(match[2])) and int(match[1]):
-            yield "fraction turned", gold[: match.start()] + f"\\frac{{{match[2]}}}{{{match[1]}}}" + gold[match.end() :]
+            yield (
+                "fraction turned",
+                gold[: match.start()] + f"\\frac{{{match[2]}}}{{{match[1]}}}" + gold[match.end() :],
+            )
             break
     for place in dice.sample(letters(gold), min(1, len(letters(gold)))):
         free = [letter for letter in "abcpquvwz" if letter not in gold.lower()]
@@ -129,13 +146,19 @@ def edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "word", "".join(sorted(word))
         yield "word", f"\\text{{not {word}}}"
     if re.search(r"\d_\{?\d\}?$", gold):
-        yield "base", re.sub(r"_\{?\d\}?$", "_{7}" if not gold.rstrip("}").endswith("7") else "_{6}", gold)
+        yield (
+            "base",
+            re.sub(r"_\{?\d\}?$", "_{7}" if not gold.rstrip("}").endswith("7") else "_{6}", gold),
+        )
 
 
 def _scalar_edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     if not is_scalar(gold) or gold in ("0", "1", "-1") or re.fullmatch(r"[-\\]*[A-Za-z]{2,}", gold):
         return
-    yield "minus", gold[1:] if gold.startswith("-") and not re.search(r"[+-]", gold[1:]) else f"-({gold})"
+    yield (
+        "minus",
+        gold[1:] if gold.startswith("-") and not re.search(r"[+-]", gold[1:]) else f"-({gold})",
+    )
     yield "term", f"{gold}+{dice.choice(['1', 'x', '7', '0.01', '10^{-15}'])}"
     yield "factor", f"{dice.choice(['2', '10', 'n', '3'])}({gold})"
     yield "divided", f"\\frac{{{gold}}}{{{dice.choice(['2', 'k', '100'])}}}"
@@ -158,7 +181,10 @@ def _scalar_edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
     if scientific:
         yield "exponent", f"{scientific[1]}e{int(scientific[2]) + 1}"
         yield "exponent", f"{scientific[1]} \\times 10^{{{int(scientific[2]) - 1}}}"
-        yield "decimal added", f"{scientific[1]}{'' if '.' in scientific[1] else '.'}3e{scientific[2]}"
+        yield (
+            "decimal added",
+            f"{scientific[1]}{'' if '.' in scientific[1] else '.'}3e{scientific[2]}",
+        )
     if is_number(gold) and len(gold.lstrip("-")) >= 2 and "." not in gold:
         yield "digits apart", gold[:-1] + "\\," + gold[-1]
 
@@ -179,7 +205,10 @@ def _list_edits(gold: str, dice: random.Random) -> Iterator[tuple[str, str]]:
         yield "element dropped", ", ".join(elements[1:])
         yield "element dropped", ", ".join(elements[:-1])
         yield "element doubled", ", ".join([*elements, elements[0]])
-        yield "element added", ", ".join([*elements, "41" if elements[0].lstrip("-").isdigit() else "(41,43)"])
+        yield (
+            "element added",
+            ", ".join([*elements, "41" if elements[0].lstrip("-").isdigit() else "(41,43)"]),
+        )
         yield "element changed", ", ".join(["1234567", *elements[1:]])
         yield "only the first", elements[0]
     for match in _PAIR.finditer(plain):
@@ -264,11 +293,15 @@ def golds(folder: pathlib.Path) -> dict[str, list[str]]:
     from dft_jax.evals.tasks import benchmarks
 
     names = ("math500", "minerva", "olympiadbench", "aime24", "aime25", "amc23", "gsm8k")
-    return {name: [problem.answer for problem in benchmarks.load(name, str(folder))] for name in names}
+    return {
+        name: [problem.answer for problem in benchmarks.load(name, str(folder))] for name in names
+    }
 
 
 def cases(answers: dict[str, list[str]], whole_numbers: int = 150) -> tuple[list, list]:
-    """(kind, gold, text) of all edits, and of all respellings; of whole numbers only some of each benchmark."""
+    """(kind, gold, text) of all edits, and of all respellings; of whole numbers only some of each
+    benchmark.
+    """
     changed, kept = [], []
     for name, of_benchmark in answers.items():
         plain = 0
@@ -291,8 +324,13 @@ def main() -> None:
 
     changed, kept = cases(golds(pathlib.Path(sys.argv[1])))
     with Grader(workers=2) as grader:
-        for name, of_name, expected in (("edits", changed, "not correct"), ("respellings", kept, "correct")):
-            graded = grader.grade([(f"\\boxed{{{text}}}", gold) for _, gold, text in of_name], progress=False)
+        for name, of_name, expected in (
+            ("edits", changed, "not correct"),
+            ("respellings", kept, "correct"),
+        ):
+            graded = grader.grade(
+                [(f"\\boxed{{{text}}}", gold) for _, gold, text in of_name], progress=False
+            )
             counts = collections.Counter()
             for (kind, gold, text), one in zip(of_name, graded, strict=True):
                 counts[kind, one.verdict] += 1

@@ -1,8 +1,10 @@
-"""Answers that keep a computer algebra system busy for ever, or fill its memory, and large ones that do not.
+"""Answers that keep a computer algebra system busy for ever, or fill its memory, and large ones
+that do not.
 
-As a command (`grading_hangs.py WALL_S [FIRST_N]`) it grades them one by one with one worker and prints, for each,
-verdict, seconds and the largest resident memory of the worker, and then the largest of all. Memory that lasted for less
-than the sampling interval is missed; the kernel's own high-water mark is what is sampled.
+As a command (`grading_hangs.py WALL_S [FIRST_N]`) it grades them one by one with one worker and
+prints, for each, verdict, seconds and the largest resident memory of the worker, and then the
+largest of all. Memory that lasted for less than the sampling interval is missed; the kernel's own
+high-water mark is what is sampled.
 """
 
 import json
@@ -10,7 +12,8 @@ import sys
 import threading
 import time
 
-HANGS = [  # none of these can be decided: `timeout`, or `no_answer` where extraction refuses the text
+# none of these can be decided: `timeout`, or `no_answer` where extraction refuses the text
+HANGS = [
     "9^{9^{9^{9}}}",
     "2^{2^{2^{2^{2^{2}}}}}",
     "10^{10^{10}}",
@@ -51,7 +54,9 @@ HEAVY = [  # large, but decided: `wrong`, or `timeout` on a slow machine
 
 
 def timed(grader, answer: str) -> dict:
-    """Verdict, seconds and peak of one answer; an easy item first, so that no start of a worker is in its time."""
+    """Verdict, seconds and peak of one answer; an easy item first, so that no start of a worker is
+    in its time.
+    """
     from dft_jax.evals.graders import pool
 
     easy = grader.grade([("\\boxed{2+3}", "5")], progress=False)[0].verdict
@@ -71,7 +76,12 @@ def timed(grader, answer: str) -> dict:
     seconds = time.monotonic() - start
     done.set()
     sampler.join()
-    return {"verdict": verdict, "seconds": round(seconds, 3), "gib": round(max(peaks) / 2**20, 3), "easy": easy}
+    return {
+        "verdict": verdict,
+        "seconds": round(seconds, 3),
+        "gib": round(max(peaks) / 2**20, 3),
+        "easy": easy,
+    }
 
 
 if __name__ == "__main__":

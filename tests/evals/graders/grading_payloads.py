@@ -1,7 +1,8 @@
-"""Answers that would run code if anything evaluated them. `CANARY` stands for a file that must not come to be.
+"""Answers that would run code if anything evaluated them. `CANARY` stands for a file that must not
+come to be.
 
-As a command (answers as JSON on stdin) it compares each in this process, without the worker's guard, and prints every
-event of Python's audit hooks that a comparison has no business to raise.
+As a command (answers as JSON on stdin) it compares each in this process, without the worker's
+guard, and prints every event of Python's audit hooks that a comparison has no business to raise.
 """
 
 import json
@@ -70,8 +71,14 @@ def is_suspect(event: str, args: tuple) -> bool:
         name = name.decode() if isinstance(name, bytes) else str(name)
         return not (name.endswith(".py") or name.startswith("<frozen "))
     if event == "open":
-        return isinstance(args[1], str) and any(letter in args[1] for letter in "wax+") or bool(args[2] & 3)
-    return event.startswith(("os.", "subprocess.", "socket.", "ctypes.", "shutil.")) and event not in ("os.listdir",)
+        return (
+            isinstance(args[1], str)
+            and any(letter in args[1] for letter in "wax+")
+            or bool(args[2] & 3)
+        )
+    return event.startswith(
+        ("os.", "subprocess.", "socket.", "ctypes.", "shutil.")
+    ) and event not in ("os.listdir",)
 
 
 if __name__ == "__main__":

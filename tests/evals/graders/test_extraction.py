@@ -85,7 +85,8 @@ def test_no_answer_is_made_up(completion):
     ("text", "whole", "cut"),
     [
         (r"\boxed{3} and then \boxed{4", "3", None),
-        (r"\boxed{3} and then \boxed{4" + " 0" * 200, "3", "3"),  # opened too long ago to be the answer
+        # opened too long ago to be the answer
+        (r"\boxed{3} and then \boxed{4" + " 0" * 200, "3", "3"),
         (r"\boxed{3} and then", "3", "3"),
         (r"\boxed{4", None, None),
     ],
@@ -114,7 +115,14 @@ def test_what_marks_an_answer_is_an_option(marker, text):
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("range 3-5", "5"), ("2024-01-05", "05"), ("it is -5", "-5"), ("x-7", "7"), ("= -0.5", "-0.5")]
+    ("text", "number"),
+    [
+        ("range 3-5", "5"),
+        ("2024-01-05", "05"),
+        ("it is -5", "-5"),
+        ("x-7", "7"),
+        ("= -0.5", "-0.5"),
+    ],
 )
 def test_a_hyphen_after_a_digit_is_no_sign(text, number):
     assert extraction.find_last_number(text) == number
@@ -132,10 +140,20 @@ def test_the_last_number_only_on_request():
 @pytest.mark.parametrize(
     "text",
     [
-        *["\\boxed{" * 500_000, "\\boxed{1} and " * 200_000, "\\boxed{}" * 300_000, "{" * 3_000_000],
+        *[
+            "\\boxed{" * 500_000,
+            "\\boxed{1} and " * 200_000,
+            "\\boxed{}" * 300_000,
+            "{" * 3_000_000,
+        ],
         *["}" * 3_000_000, "final answer is " * 200_000, "#### " * 600_000, "Answer: " * 300_000],
         *["\\boxed{" + "1" * 3_000_000 + "}", "1," * 1_500_000, "$" * 3_000_000, "-" * 3_000_000],
-        *[" " * 3_000_000, ">" * 3_000_000, "\n" * 3_000_000 + "****" * 100_000, "answer is " * 200_000],
+        *[
+            " " * 3_000_000,
+            ">" * 3_000_000,
+            "\n" * 3_000_000 + "****" * 100_000,
+            "answer is " * 200_000,
+        ],
         *["\nAnswer: " * 200_000, "\\boxed " * 400_000, "\\boxed{" + "(" * 50 + ")" * 50 + "}"],
         "\\boxed{" * 20_000 + "}" * 20_000,
     ],
@@ -144,7 +162,9 @@ def test_the_last_number_only_on_request():
 def test_megabytes_take_no_time(text):
     start = time.monotonic()
     for last_number in (False, True):
-        answer = extraction.extract(text, last_number=last_number, markers=extraction.MARKERS, truncated=True)
+        answer = extraction.extract(
+            text, last_number=last_number, markers=extraction.MARKERS, truncated=True
+        )
         assert answer is None or len(answer) <= extraction.ANSWER_CHARS
     paper.extract(text)
     assert time.monotonic() - start < 5
@@ -163,7 +183,13 @@ def test_the_paper_takes_more_for_an_answer():
 
 @pytest.mark.parametrize(
     "texts, expected",
-    [(("21", "-3"), True), (("0", "0"), True), (("007", "7"), False), (("-0", "0"), False), (("1,000", "1000"), False)],
+    [
+        (("21", "-3"), True),
+        (("0", "0"), True),
+        (("007", "7"), False),
+        (("-0", "0"), False),
+        (("1,000", "1000"), False),
+    ],
 )
 def test_whole_numbers_are_those_written_in_one_way(texts, expected):
     assert extraction.are_whole_numbers(texts) is expected

@@ -1,4 +1,6 @@
-"""Grading: what counts as the same answer, and that no answer runs code, hangs the grader, or changes another."""
+"""Grading: what counts as the same answer, and that no answer runs code, hangs the grader, or
+changes another.
+"""
 
 import ast
 import json
@@ -27,7 +29,9 @@ BOXED = [(f"Thus \\boxed{{{pair['answer']}}}.", pair["reference"]) for pair in P
 def run(script, *arguments, stdin=""):
     environment = os.environ | {"PYTHONPATH": str(HERE.parents[2])}
     command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, env=environment, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -51,11 +55,26 @@ def verdicts(strict):
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.name)
 def test_no_evaluator_is_named(file):
-    banned = {"eval", "exec", "compile", "sympify", "parse_expr", "__import__", "pickle", "S", "lambdify", "nsimplify"}
+    banned = {
+        "eval",
+        "exec",
+        "compile",
+        "sympify",
+        "parse_expr",
+        "__import__",
+        "pickle",
+        "S",
+        "lambdify",
+        "nsimplify",
+    }
     for node in ast.walk(ast.parse(file.read_text())):
         names = {getattr(node, "id", None), getattr(node, "name", None)}
         # re.compile makes no code of text, and config.eval is a part of the settings.
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("re", "config", "self.config"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in (
+            "re",
+            "config",
+            "self.config",
+        ):
             names.add(node.attr)
         assert not names & banned, f"{file.name}:{getattr(node, 'lineno', '?')}"
 
@@ -74,7 +93,9 @@ def test_the_recorder_sees_what_sympy_would_do():
     """The test above could not fail if its recorder saw nothing."""
     code = "import sys; from tests.evals import grading_payloads as g; import sympy; seen = []\n"
     code += "sys.addaudithook(lambda *a: g.is_suspect(*a) and seen.append(a[0]))\nsympy.Number('6'); print(seen)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2]
+    )
     assert "compile" in done.stdout and "exec" in done.stdout
 
 
@@ -83,7 +104,9 @@ def test_no_payload_does_anything(mode, tmp_path, request):
     canary = tmp_path / "canary"
     grader = request.getfixturevalue(mode)
     texts = [payload.replace("CANARY", str(canary)) for payload in PAYLOADS]
-    items = [(f"\\boxed{{{text}}}", "5") for text in texts] + [(f"The final answer is {text}", "5") for text in texts]
+    items = [(f"\\boxed{{{text}}}", "5") for text in texts] + [
+        (f"The final answer is {text}", "5") for text in texts
+    ]
     graded = grader.grade(items, progress=False)
     assert not canary.exists()
     assert {one.verdict for one in graded} <= {"wrong", "no_answer"}
@@ -93,12 +116,25 @@ def test_the_guard_refuses(tmp_path):
     guard = sandbox.Guard()
     source = compile("1", "<string>", "exec")
     module = compile("1", __file__, "exec")
-    refused = [("compile", ("1", "<string>")), ("exec", (source,)), ("open", ("f", "w", os.O_WRONLY | os.O_CREAT))]
-    refused += [("os.system", ("ls",)), ("subprocess.Popen", ()), ("socket.connect", ()), ("os.remove", ())]
+    refused = [
+        ("compile", ("1", "<string>")),
+        ("exec", (source,)),
+        ("open", ("f", "w", os.O_WRONLY | os.O_CREAT)),
+    ]
+    refused += [
+        ("os.system", ("ls",)),
+        ("subprocess.Popen", ()),
+        ("socket.connect", ()),
+        ("os.remove", ()),
+    ]
     for event, arguments in refused:
         with pytest.raises(PermissionError):
             guard(event, arguments)
-    for event, arguments in [("exec", (module,)), ("open", ("f", "r", os.O_RDONLY)), ("import", ("sympy",))]:
+    for event, arguments in [
+        ("exec", (module,)),
+        ("open", ("f", "r", os.O_RDONLY)),
+        ("import", ("sympy",)),
+    ]:
         guard(event, arguments)
     assert len(guard.refused) == len(refused)
 
@@ -130,7 +166,9 @@ def test_memory_is_limited():
 
 @pytest.mark.slow
 def test_memory_that_runs_out_is_a_timeout():
-    """A number of 1.25 GB: Python raises MemoryError, and math-verify makes a plain "not equal" of it."""
+    """A number of 1.25 GB: Python raises MemoryError, and math-verify makes a plain "not equal" of
+    it.
+    """
     item = (r"\boxed{2^{10^{10}}}", "5")
     with Grader(workers=1, memory_gb=0.5, wall_s=60) as grader:
         grader.grade([(r"\boxed{1+1}", "2")], progress=False)
@@ -145,12 +183,18 @@ def test_memory_that_runs_out_is_a_timeout():
 def test_the_parents_memory_is_not_the_workers():
     code = "from dft_jax.evals.graders import pool; print(pool.peak_kib())"
     ballast = bytearray(300 * 2**20)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2]
+    )
     assert int(done.stdout) < 200 * 2**10 < len(ballast), done.stderr
 
 
 def test_labelled_pairs(verdicts):
-    mistakes = [pair for pair, verdict in zip(PAIRS, verdicts, strict=True) if (verdict == "correct") != pair["equal"]]
+    mistakes = [
+        pair
+        for pair, verdict in zip(PAIRS, verdicts, strict=True)
+        if (verdict == "correct") != pair["equal"]
+    ]
     assert len(PAIRS) >= 120 and mistakes == []
 
 
@@ -164,7 +208,9 @@ def test_neither_workers_nor_order_matter(workers, verdicts):
 
 
 def test_the_pool_gives_math_verifys_verdicts(verdicts):
-    """Called directly in this process, as it comes, on the pairs that have no rule of ours before the comparison."""
+    """Called directly in this process, as it comes, on the pairs that have no rule of ours before
+    the comparison.
+    """
     import math_verify
 
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
@@ -186,9 +232,15 @@ def references(shared):
     """The ground truths of the seven benchmarks, by file name."""
 
     def rows(name):
-        return [json.loads(line) for line in (shared / "data" / f"{name}.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)
+            for line in (shared / "data" / f"{name}.jsonl").read_text().splitlines()
+        ]
 
-    found = {name: [str(row["answer"]) for row in rows(name)] for name in ("math500", "aime24", "aime25", "amc23")}
+    found = {
+        name: [str(row["answer"]) for row in rows(name)]
+        for name in ("math500", "aime24", "aime25", "amc23")
+    }
     found["minerva"] = [extraction.extract(row["solution"]) for row in rows("minerva")]
     found["olympiadbench"] = [row["final_answer"][0] for row in rows("olympiadbench")]
     found["gsm8k_test"] = [row["answer"].rsplit("####", 1)[1].strip() for row in rows("gsm8k_test")]
@@ -196,12 +248,18 @@ def references(shared):
 
 
 def test_ground_truths(shared, strict):
-    """Every ground truth equals itself; a sample of each benchmark's is not equal to a number that none has."""
+    """Every ground truth equals itself; a sample of each benchmark's is not equal to a number that
+    none has.
+    """
     found = references(shared)
-    sizes = dict(math500=500, aime24=30, aime25=30, amc23=40, minerva=272, olympiadbench=675, gsm8k_test=1319)
+    sizes = dict(
+        math500=500, aime24=30, aime25=30, amc23=40, minerva=272, olympiadbench=675, gsm8k_test=1319
+    )
     assert {name: len(answers) for name, answers in found.items()} == sizes
     for name, answers in found.items():
-        graded = strict.grade([(f"\\boxed{{{answer}}}", answer) for answer in answers], progress=False)
+        graded = strict.grade(
+            [(f"\\boxed{{{answer}}}", answer) for answer in answers], progress=False
+        )
         assert {one.verdict for one in graded} == {"correct"}, name
         sample = random.Random(0).sample(answers, min(40, len(answers)))
         for wrong in ("987654321.5", "{} + 7"):
@@ -265,13 +323,18 @@ def test_a_dead_worker_is_replaced():
         grader.grade([(r"\boxed{1+1}", "2")], progress=False)
         grader.workers[0].process.kill()
         grader.workers[0].process.wait()
-        verdicts = [one.verdict for one in grader.grade([(r"\boxed{1+2}", "3"), (r"\boxed{1+3}", "4")], progress=False)]
+        verdicts = [
+            one.verdict
+            for one in grader.grade([(r"\boxed{1+2}", "3"), (r"\boxed{1+3}", "4")], progress=False)
+        ]
     assert verdicts[1] == "correct" and set(verdicts) <= {"correct", "error"}
 
 
 def test_workers_import_no_jax():
     code = "import sys; from dft_jax.evals.graders import pool; pool.prepare(); print('jax' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2]
+    )
     assert done.stdout.strip() == "False", done.stderr
 
 

@@ -54,11 +54,16 @@ def grader():
 def mistakes(grader, rows):
     """The rows whose verdict is another one, with it."""
     graded = grader.grade([(row["completion"], row["reference"]) for row in rows], progress=False)
-    return [(row, one) for row, one in zip(rows, graded, strict=True) if one.verdict != row["verdict"]]
+    return [
+        (row, one) for row, one in zip(rows, graded, strict=True) if one.verdict != row["verdict"]
+    ]
 
 
 def as_rows(cases, verdict):
-    return [{"completion": f"\\boxed{{{text}}}", "reference": gold, "verdict": verdict} for _, gold, text in cases]
+    return [
+        {"completion": f"\\boxed{{{text}}}", "reference": gold, "verdict": verdict}
+        for _, gold, text in cases
+    ]
 
 
 def test_some_pairs_of_every_kind(grader):
@@ -90,19 +95,26 @@ def test_edits_of_the_benchmarks_answers(grader, shared):
     others = mistakes(grader, edited)
     accepted = [pair for pair in others if pair[1].verdict == "correct"]
     failed = [pair for pair in others if pair[1].verdict == "error"]
-    print(f"{len(edited)} edits, {len(accepted)} accepted, {len(others) - len(accepted)} not decided")
+    print(
+        f"{len(edited)} edits, {len(accepted)} accepted, {len(others) - len(accepted)} not decided"
+    )
     assert len(accepted) <= 3 and failed == [], others
     respelled = mistakes(grader, as_rows(dice.sample(kept, 4_000), "correct"))
     assert respelled == []
 
 
 def cases_of(shared, name):
-    rows = [json.loads(line) for line in (shared / "cases" / name).read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (shared / "cases" / name).read_text(encoding="utf-8").splitlines()
+    ]
     return [row | {"verdict": row["expected"]} for row in rows]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "allowed"), [("grading.jsonl", 8), ("grading_right_now.jsonl", 0)])
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("grading.jsonl", 8), ("grading_right_now.jsonl", 0)]
+)
 def test_cases_from_public_reports(grader, shared, name, allowed):
     if not (shared / "cases" / name).is_file():
         pytest.skip(f"no {name} beside this checkout")
@@ -111,7 +123,18 @@ def test_cases_from_public_reports(grader, shared, name, allowed):
 
 
 def test_answers_of_one_meaning_are_one_class(grader):
-    answers = ["0.75", r"\frac{3}{4}", None, "2", "2.0", r"\frac{4}{2}", "x+1", "1+x", "y", r"\dfrac34"]
+    answers = [
+        "0.75",
+        r"\frac{3}{4}",
+        None,
+        "2",
+        "2.0",
+        r"\frac{4}{2}",
+        "x+1",
+        "1+x",
+        "y",
+        r"\dfrac34",
+    ]
     verdicts = ["correct", "correct", "no_answer", *["wrong"] * 6, "correct"]
     assert grader.classes(answers, verdicts) == [0, 0, None, 1, 1, 1, 2, 2, 3, 0]
 

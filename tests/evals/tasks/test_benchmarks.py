@@ -11,7 +11,10 @@ from dft_jax.runtime import errors
 KNOWN = {
     "math500": (
         500,
-        {"test/precalculus/807.json": r"\left( 3, \frac{\pi}{2} \right)", "test/algebra/2584.json": r"\frac{14}{3}"},
+        {
+            "test/precalculus/807.json": r"\left( 3, \frac{\pi}{2} \right)",
+            "test/algebra/2584.json": r"\frac{14}{3}",
+        },
     ),
     "minerva": (272, {"0": "1.6", "271": "10.1"}),
     "olympiadbench": (675, {"1606": "2"}),
@@ -60,13 +63,28 @@ ROWS = {
         r"\{1, \frac{1}{2}\}",
     ),
     "thousands": ("gsm8k", {"question": "?", "answer": "1 #### no\n#### 1,234,567"}, "1234567"),
-    "first of several": ("olympiadbench", {"id": 1, "question": "?", "final_answer": ["$a$,$b$", "c"]}, "$a$,$b$"),
+    "first of several": (
+        "olympiadbench",
+        {"id": 1, "question": "?", "final_answer": ["$a$,$b$", "c"]},
+        "$a$,$b$",
+    ),
     "nothing beside the question": (
         "olympiadbench",
-        {"id": 1, "problem": None, "question": "?", "context": None, "image_1": None, "final_answer": ["2"]},
+        {
+            "id": 1,
+            "problem": None,
+            "question": "?",
+            "context": None,
+            "image_1": None,
+            "final_answer": ["2"],
+        },
         "2",
     ),
-    "the same question twice": ("aime24", {"id": 1, "problem": "?", "question": "? ", "answer": "2"}, "2"),
+    "the same question twice": (
+        "aime24",
+        {"id": 1, "problem": "?", "question": "? ", "answer": "2"},
+        "2",
+    ),
     "a solution for an answer": (
         "math500",
         {"unique_id": "a", "problem": "?", "answer": r"so $x=\boxed{\pi}$"},
@@ -92,30 +110,77 @@ GOOD = b'{"id": 1, "problem": "1+1?", "answer": "2"}\n'
 BAD = {
     "not JSON": ("aime24", GOOD + b"oops\n", ["rows.jsonl:2: not JSON", "mend or remove"]),
     "cut off": ("aime24", GOOD + GOOD[:20], ["rows.jsonl:2:", "was the file cut off?"]),
-    "one id twice": ("aime24", GOOD * 2, ["rows.jsonl:2: id '1' is that of rows.jsonl:1 too", "remove one"]),
+    "one id twice": (
+        "aime24",
+        GOOD * 2,
+        ["rows.jsonl:2: id '1' is that of rows.jsonl:1 too", "remove one"],
+    ),
     "no id": (
         "aime24",
         b'{"problem": "?", "answer": "2"}\n',
         ["rows.jsonl:1:", "'id' is missing", "'answer', 'problem'"],
     ),
-    "no question": ("aime24", b'{"id": 1, "answer": "2"}\n', ["rows.jsonl:1:", "'problem' is missing"]),
-    "null answer": ("aime24", b'{"id": 1, "problem": "?", "answer": null}\n', ["'answer' is missing", "mend the row"]),
-    "blank answer": ("aime24", b'{"id": 1, "problem": "?", "answer": " "}\n', ["'answer' should be text, not empty"]),
-    "truth for a number": ("aime25", b'{"problem": "?", "answer": true}\n', ["'answer' should be text, not bool"]),
-    "no box": ("minerva", b'{"problem": "?", "solution": "2"}\n', ["rows.jsonl:1:", "no answer in \\boxed{}"]),
-    "no hashes": ("gsm8k", b'{"question": "?", "answer": "2"}\n', ["rows.jsonl:1:", "no '#### 42'"]),
-    "no list": ("olympiadbench", b'{"id": 1, "question": "?", "final_answer": "2"}\n', ["should be a list"]),
-    "empty list": ("olympiadbench", b'{"id": 1, "question": "?", "final_answer": []}\n', ["should be a list"]),
-    "list as id": ("aime24", b'{"id": [1], "problem": "?", "answer": "2"}\n', ["'id' should be a number or text"]),
+    "no question": (
+        "aime24",
+        b'{"id": 1, "answer": "2"}\n',
+        ["rows.jsonl:1:", "'problem' is missing"],
+    ),
+    "null answer": (
+        "aime24",
+        b'{"id": 1, "problem": "?", "answer": null}\n',
+        ["'answer' is missing", "mend the row"],
+    ),
+    "blank answer": (
+        "aime24",
+        b'{"id": 1, "problem": "?", "answer": " "}\n',
+        ["'answer' should be text, not empty"],
+    ),
+    "truth for a number": (
+        "aime25",
+        b'{"problem": "?", "answer": true}\n',
+        ["'answer' should be text, not bool"],
+    ),
+    "no box": (
+        "minerva",
+        b'{"problem": "?", "solution": "2"}\n',
+        ["rows.jsonl:1:", "no answer in \\boxed{}"],
+    ),
+    "no hashes": (
+        "gsm8k",
+        b'{"question": "?", "answer": "2"}\n',
+        ["rows.jsonl:1:", "no '#### 42'"],
+    ),
+    "no list": (
+        "olympiadbench",
+        b'{"id": 1, "question": "?", "final_answer": "2"}\n',
+        ["should be a list"],
+    ),
+    "empty list": (
+        "olympiadbench",
+        b'{"id": 1, "question": "?", "final_answer": []}\n',
+        ["should be a list"],
+    ),
+    "list as id": (
+        "aime24",
+        b'{"id": [1], "problem": "?", "answer": "2"}\n',
+        ["'id' should be a number or text"],
+    ),
     "two questions": (
         "aime24",
         b'{"id": 1, "problem": "1+1?", "question": "1+2?", "answer": "2"}\n',
-        ["rows.jsonl:1:", "fields 'problem' and 'question' ask different things; keep the right one"],
+        [
+            "rows.jsonl:1:",
+            "fields 'problem' and 'question' ask different things; keep the right one",
+        ],
     ),
     "a context": (
         "olympiadbench",
         b'{"id": 1, "question": "?", "context": "Let x be 2.", "final_answer": ["2"]}\n',
-        ["rows.jsonl:1:", "field 'context' belongs to the question and would be lost", "put it into 'question'"],
+        [
+            "rows.jsonl:1:",
+            "field 'context' belongs to the question and would be lost",
+            "put it into 'question'",
+        ],
     ),
     "an image": (
         "olympiadbench",
@@ -143,16 +208,23 @@ def test_bad_files_are_refused_with_place_and_remedy(case, tmp_path):
 
 
 def test_bad_places_are_refused(tmp_path):
-    with pytest.raises(errors.UserError, match="'amie24' is unknown \\(did you mean 'aime24'\\?\\); known: math500, "):
+    with pytest.raises(
+        errors.UserError,
+        match="'amie24' is unknown \\(did you mean 'aime24'\\?\\); known: math500, ",
+    ):
         benchmarks.load("amie24")
     with pytest.raises(errors.UserError, match="no such file or folder; correct the path"):
         benchmarks.load("aime24", str(tmp_path / "nowhere"))
-    with pytest.raises(errors.UserError, match="gsm8k_test.jsonl does not exist; put the benchmark's rows there"):
+    with pytest.raises(
+        errors.UserError, match="gsm8k_test.jsonl does not exist; put the benchmark's rows there"
+    ):
         benchmarks.load("gsm8k", str(tmp_path))
 
 
 def test_without_a_network_the_hub_is_an_error_with_a_remedy():
-    with pytest.raises(errors.UserError, match="'math-ai/aime25'.*could not be loaded.*give a local file"):
+    with pytest.raises(
+        errors.UserError, match="'math-ai/aime25'.*could not be loaded.*give a local file"
+    ):
         benchmarks.load("aime25")
 
 

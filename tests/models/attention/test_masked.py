@@ -1,4 +1,6 @@
-"""Blocked causal attention against a dense float64 oracle: segments, windows, groups, any block size."""
+"""Blocked causal attention against a dense float64 oracle: segments, windows, groups, any block
+size.
+"""
 
 import jax
 import numpy as np
@@ -36,4 +38,6 @@ def test_equals_dense(block, window, groups):
         k, v = rng.normal(size=(2, B, L, groups, K))
         segments_BL = np.array([[1] * 5 + [2] * 9 + [0] * 3, [1] * 17], np.int32)
         found = attend(q, k, v, segments_BL, window=window, block=block)
-        np.testing.assert_allclose(found, dense_attention(q, k, v, segments_BL, window), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            found, dense_attention(q, k, v, segments_BL, window), rtol=1e-12, atol=1e-12
+        )

@@ -40,7 +40,9 @@ CASES = sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors"))
 
 @pytest.mark.parametrize("case", CASES)
 def test_import_then_export_is_byte_identical(case, tmp_path):
-    """float32 and bf16 checkpoints through float32 parameters on eight devices: the very same files."""
+    """float32 and bf16 checkpoints through float32 parameters on eight devices: the very same
+    files.
+    """
     model, params = load(case, make_mesh(2, 2, 2))
     export(params, model, GOLDEN / case, tmp_path / "out")
     for file in ("model.safetensors", "config.json", "generation_config.json"):
@@ -50,7 +52,9 @@ def test_import_then_export_is_byte_identical(case, tmp_path):
 
 
 def test_sharded_import_and_export(tmp_path, mesh1):
-    """Two shards in, many small ones out, and in again: the same tensors, each shard within its size."""
+    """Two shards in, many small ones out, and in again: the same tensors, each shard within its
+    size.
+    """
     model, params = load("qwen2_sharded", mesh1)
     export(params, model, GOLDEN / "qwen2_sharded", tmp_path / "out", max_shard_gb=2e-5)
     files = sorted((tmp_path / "out").glob("*.safetensors"))
@@ -67,7 +71,9 @@ def test_other_dtype_is_written_into_config(tmp_path, mesh1):
     model, params = load("qwen2_tied", mesh1)
     export(params, model, GOLDEN / "qwen2_tied", tmp_path / "out", dtype="bfloat16")
     assert files.read_json(tmp_path / "out/config.json")["dtype"] == "bfloat16"
-    assert {array.dtype for array in tensors_of(tmp_path / "out").values()} == {np.dtype(ml_dtypes.bfloat16)}
+    assert {array.dtype for array in tensors_of(tmp_path / "out").values()} == {
+        np.dtype(ml_dtypes.bfloat16)
+    }
 
 
 def test_tied_models_export_no_head(tmp_path, mesh1):
@@ -76,7 +82,9 @@ def test_tied_models_export_no_head(tmp_path, mesh1):
     assert "lm_head.weight" not in tensors_of(tmp_path / "out")
 
 
-def test_an_interrupted_export_leaves_no_final_name_and_an_old_one_is_replaced(tmp_path, mesh1, monkeypatch):
+def test_an_interrupted_export_leaves_no_final_name_and_an_old_one_is_replaced(
+    tmp_path, mesh1, monkeypatch
+):
     model, params = load("qwen2_tied", mesh1)
     source, out = GOLDEN / "qwen2_tied", tmp_path / "out"
 
@@ -101,7 +109,9 @@ def test_host_memory_of_import_is_about_one_tensor(tmp_path, monkeypatch, mesh1)
     """Never more than one tensor is read before it is placed: reads and placements alternate."""
     events = []
     read, place = Checkpoint.read, hf._place
-    monkeypatch.setattr(Checkpoint, "read", lambda self, name: events.append("read") or read(self, name))
+    monkeypatch.setattr(
+        Checkpoint, "read", lambda self, name: events.append("read") or read(self, name)
+    )
     monkeypatch.setattr(hf, "_place", lambda *a: events.append("place") or place(*a))
     load("qwen2_untied", mesh1)
     assert events == ["read", "place"] * (len(events) // 2) and len(events) > 20
@@ -111,21 +121,37 @@ def test_parameters_lie_sharded(mesh8):
     """Each device holds an eighth or a quarter of the large arrays, not a copy."""
     _, params = load("llama", mesh8)
     up = params["layers"]["mlp"]["up"]["kernel"]
-    assert up.addressable_shards[0].data.size == up.size // 4  # tensor 2 × fsdp 2, copied over data 2
+    # tensor 2 × fsdp 2, copied over data 2
+    assert up.addressable_shards[0].data.size == up.size // 4
     embed = params["embed"]
     assert embed.addressable_shards[0].data.size == embed.size // 4
 
 
 def test_an_export_says_what_it_is_of_but_not_where_a_folder_lies(tmp_path):
     """It may be published. Its evaluations say the same."""
-    base = {"path": str(assets.LAB), "revision": None, "commit": None, "init": "checkpoint", "sha256": "aa"}
-    origin = Origin(step=3, path=str(assets.LAB), run={"run_id": "5f0c", "base": base, "fingerprint": {}})
+    base = {
+        "path": str(assets.LAB),
+        "revision": None,
+        "commit": None,
+        "init": "checkpoint",
+        "sha256": "aa",
+    }
+    origin = Origin(
+        step=3, path=str(assets.LAB), run={"run_id": "5f0c", "base": base, "fingerprint": {}}
+    )
     said = origin.report()
     assert (said["run_id"], said["base"]) == ("5f0c", base | {"path": "lab"})
     assert str(assets.LAB.parent) not in json.dumps(said)
     (tmp_path / "dft_jax.json").write_text(json.dumps(said))
-    assert evaluate._exported_from(tmp_path) == {"run_id": "5f0c", "step": 3, "base": base | {"path": "lab"}}
+    assert evaluate._exported_from(tmp_path) == {
+        "run_id": "5f0c",
+        "step": 3,
+        "base": base | {"path": "lab"},
+    }
     older = Origin(path="Qwen/Q", revision="v1").report()
-    assert (older["run_id"], older["base"]) == (None, {"path": "Qwen/Q", "revision": "v1", "init": "checkpoint"})
+    assert (older["run_id"], older["base"]) == (
+        None,
+        {"path": "Qwen/Q", "revision": "v1", "init": "checkpoint"},
+    )
     (tmp_path / "dft_jax.json").write_text(json.dumps(Origin().report()))
     assert evaluate._exported_from(tmp_path) == {} == evaluate._exported_from(assets.LAB)

@@ -1,4 +1,6 @@
-"""What an export says that rounding takes of a fine-tune, and the type, template and origin that it is written with."""
+"""What an export says that rounding takes of a fine-tune, and the type, template and origin that it
+is written with.
+"""
 
 import dataclasses
 import json
@@ -80,7 +82,10 @@ def test_the_loss_is_that_of_whole_arrays(sizes, base, tmp_path, monkeypatch):
     found = dataclasses.asdict(rounding.measure(params, model, Checkpoint(base), "bfloat16"))
     assert found.pop("dtype") == "bfloat16"
     assert found == pytest.approx(expected, rel=1e-12)
-    assert expected["changed"] > 0.9 * expected["weights"] and expected["lost_norm"] > 0.5 * expected["update_norm"]
+    assert (
+        expected["changed"] > 0.9 * expected["weights"]
+        and expected["lost_norm"] > 0.5 * expected["update_norm"]
+    )
 
 
 def test_auto_writes_float32_where_the_sources_type_loses_a_tenth(base, tmp_path, capfd):
@@ -92,12 +97,22 @@ def test_auto_writes_float32_where_the_sources_type_loses_a_tenth(base, tmp_path
     config = files.read_json(tmp_path / "out/config.json")
     assert config["torch_dtype"] == "float32" and weights_dtype(tmp_path / "out") == "float32"
     held = json.loads((tmp_path / "out" / PROVENANCE_NAME).read_text())
-    assert (held["dtype"], held["asked_dtype"], held["source_dtype"]) == ("float32", "auto", "bfloat16")
+    assert (held["dtype"], held["asked_dtype"], held["source_dtype"]) == (
+        "float32",
+        "auto",
+        "bfloat16",
+    )
     expected = oracle(base, tmp_path / "out", BFLOAT16)
     in_source = held["rounding_in_source_dtype"]
     assert in_source["lost_share"] == pytest.approx(expected["lost_norm"] / expected["update_norm"])
-    assert in_source["changed_share_as_written"] == expected["changed_as_written"] / expected["weights"]
-    assert held["rounding"]["lost_norm"] == 0 and held["rounding"]["dtype"] == "float32" == written.dtype
+    assert (
+        in_source["changed_share_as_written"]
+        == expected["changed_as_written"] / expected["weights"]
+    )
+    assert (
+        held["rounding"]["lost_norm"] == 0
+        and held["rounding"]["dtype"] == "float32" == written.dtype
+    )
     assert held["rounding"]["changed_share_as_written"] == held["rounding"]["changed_share"] > 0.9
     assert f"as bfloat16 {in_source['lost_share']:.2%} of the update's norm is lost" in said
     assert "written as float32, 0.00" in said and "float32 keeps all of it" in said
@@ -128,7 +143,9 @@ def mixed(folder, base, of_embedding, of_others):
     return copy
 
 
-@pytest.mark.parametrize("types", [(BFLOAT16, np.float32), (np.float32, BFLOAT16)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "types", [(BFLOAT16, np.float32), (np.float32, BFLOAT16)], ids=["float32", "bfloat16"]
+)
 @pytest.mark.parametrize("dtype", ["auto", "source"])
 def test_each_tensor_keeps_its_own_type(dtype, types, base, tmp_path):
     """Some checkpoints keep norms in float32. Without training all comes out byte for byte."""
@@ -150,7 +167,9 @@ def test_what_is_lost_is_counted_in_each_tensors_type(base, tmp_path):
     model, params = trained(source, 1e-5)
     written = export(params, model, source, tmp_path / "out", dtype="source")
     tensors, old = tensors_of(tmp_path / "out"), tensors_of(source)
-    assert {name for name in tensors if tensors[name].dtype == BFLOAT16} == {"model.embed_tokens.weight"}
+    assert {name for name in tensors if tensors[name].dtype == BFLOAT16} == {
+        "model.embed_tokens.weight"
+    }
     exact = np.asarray(params["embed"], np.float64)
     lost = np.linalg.norm(tensors["model.embed_tokens.weight"].astype(np.float64) - exact)
     assert written.lost_norm == pytest.approx(lost) and lost > 0
@@ -165,9 +184,15 @@ def test_a_type_asked_for_by_name_is_written_with_a_warning(dtype, base, tmp_pat
     written = export(params, model, base, tmp_path / "out", dtype=dtype)
     assert written.dtype == "bfloat16"
     said = capfd.readouterr().err
-    assert f"warning: config.export.dtype={dtype!r}: rounding to bfloat16 loses {written.lost_share:.1%}" in said
+    assert (
+        f"warning: config.export.dtype={dtype!r}: rounding to bfloat16 loses {written.lost_share:.1%}"
+        in said
+    )
     held = provenance(tmp_path / "out")
-    assert held["rounding"]["lost_share"] == written.lost_share > 0.5 and "rounding_in_source_dtype" not in held
+    assert (
+        held["rounding"]["lost_share"] == written.lost_share > 0.5
+        and "rounding_in_source_dtype" not in held
+    )
 
 
 def test_random_weights_are_measured_against_their_rounding_alone(base, tmp_path, capfd):
@@ -175,24 +200,36 @@ def test_random_weights_are_measured_against_their_rounding_alone(base, tmp_path
     model = build(read_config(base), make_mesh())
     params = model.init(jax.random.key(0))
     written = export(params, model, base, tmp_path / "out", origin=Origin(init="random"))
-    flat = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]).astype(np.float64)
-    assert written.dtype == "bfloat16" and written.update_norm == pytest.approx(np.linalg.norm(flat))
+    flat = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]).astype(
+        np.float64
+    )
+    assert written.dtype == "bfloat16" and written.update_norm == pytest.approx(
+        np.linalg.norm(flat)
+    )
     assert 0 < written.lost_share < 0.01 and "differ from the base" not in capfd.readouterr().err
 
 
 def test_what_a_type_cannot_hold_is_lost(base):
     """300,000 is infinity as float16; JSON has none."""
-    sums = rounding.tensor_sums(np.array([3e5, 1.0], np.float32), np.array([1.0, 1.0], np.float32), "float16")
+    sums = rounding.tensor_sums(
+        np.array([3e5, 1.0], np.float32), np.array([1.0, 1.0], np.float32), "float16"
+    )
     found = rounding.Rounding("float16", 2, 1, 1, sums[3] ** 0.5, sums[4] ** 0.5)
     assert found.lost_share == np.inf and found.report()["lost_share"] is None
     json.dumps(found.report(), allow_nan=False)
     assert found.in_float32().lost_share == 0
 
 
-@pytest.mark.parametrize("held", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "held", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "torch_dtype": "bfloat16"}]
+)
 def test_each_key_for_the_type_says_what_was_written(held, base, tmp_path):
     source = shutil.copytree(base, tmp_path / "source")
-    config = {key: value for key, value in files.read_json(source / "config.json").items() if "dtype" not in key}
+    config = {
+        key: value
+        for key, value in files.read_json(source / "config.json").items()
+        if "dtype" not in key
+    }
     (source / "config.json").write_text(json.dumps(config | held))
     model, params = trained(base, 0.0)
     export(params, model, source, tmp_path / "same")
@@ -200,7 +237,9 @@ def test_each_key_for_the_type_says_what_was_written(held, base, tmp_path):
     export(params, model, source, tmp_path / "out", dtype="float32")
     written = files.read_json(tmp_path / "out/config.json")
     keys = list(held) or ["torch_dtype"]
-    assert {key: written[key] for key in written if "dtype" in key} == dict.fromkeys(keys, "float32")
+    assert {key: written[key] for key in written if "dtype" in key} == dict.fromkeys(
+        keys, "float32"
+    )
 
 
 OTHERS = {"tool_use": "{{ 'tools' }}{{ messages }}", "rag": "{{ 'rag' }}{{ messages }}"}
@@ -210,7 +249,12 @@ TRAINED = "{% for m in messages %}<trained>{{ m['content'] }}{% endfor %}"
 PLACES = {
     "file": {"chat_template.jinja": OWN},
     "key": {"tokenizer_config.json": OWN},
-    "list": {"tokenizer_config.json": [{"name": "default", "template": OWN}, {"name": "rag", "template": "x"}]},
+    "list": {
+        "tokenizer_config.json": [
+            {"name": "default", "template": OWN},
+            {"name": "rag", "template": "x"},
+        ]
+    },
     "none": {},
 }
 
@@ -228,7 +272,9 @@ def with_templates(base, folder, place):
 
 def rendered(folder, **options):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, **options)
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, **options
+    )
 
 
 def test_additional_templates_are_kept(base, tmp_path):
@@ -240,7 +286,10 @@ def test_additional_templates_are_kept(base, tmp_path):
     export(params, model, source, tmp_path / "out")
     for name, text in OTHERS.items():
         assert (tmp_path / f"out/additional_chat_templates/{name}.jinja").read_text() == text
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == {"default": OWN, **OTHERS}
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == {
+        "default": OWN,
+        **OTHERS,
+    }
     assert rendered(tmp_path / "out") == "<own>hi"
 
 
@@ -297,14 +346,21 @@ def run(base, tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_keeps_its_template_for_its_export(run, tmp_path, capfd, monkeypatch):
     """The file may have changed since, or be gone."""
-    outcome = run_command(export_command.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch)
+    outcome = run_command(
+        export_command.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch
+    )
     assert outcome.code == 0 and "exported step 2" in outcome.stdout, outcome.stderr
     assert rendered(tmp_path / "out", add_generation_prompt=True) == "<trained>hi<answer>"
     assert provenance(tmp_path / "out")["template_source"] == "mine.jinja"
     (run / "chat_template.jinja").rename(run / "moved")  # a run of before it was kept
-    outcome = run_command(export_command.main, [f"--workdir={run}", f"--out={tmp_path}/old"], capfd, monkeypatch)
+    outcome = run_command(
+        export_command.main, [f"--workdir={run}", f"--out={tmp_path}/old"], capfd, monkeypatch
+    )
     (run / "moved").rename(run / "chat_template.jinja")
-    assert outcome.code == 0 and "the export keeps the checkpoint's own chat template" in outcome.stderr
+    assert (
+        outcome.code == 0
+        and "the export keeps the checkpoint's own chat template" in outcome.stderr
+    )
     assert not (tmp_path / "old/chat_template.jinja").exists()
 
 
@@ -314,9 +370,13 @@ def test_an_export_reads_no_moments(run, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: pytest.fail("the whole state was read"))
     original = Checkpoints.restore_params
     monkeypatch.setattr(
-        Checkpoints, "restore_params", lambda self, step, tree: read.append(step) or original(self, step, tree)
+        Checkpoints,
+        "restore_params",
+        lambda self, step, tree: read.append(step) or original(self, step, tree),
     )
-    outcome = run_command(export_command.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch)
+    outcome = run_command(
+        export_command.main, [f"--workdir={run}", f"--out={tmp_path}/out"], capfd, monkeypatch
+    )
     assert outcome.code == 0 and read == [2]
 
 
@@ -330,7 +390,10 @@ def test_parameters_alone_are_read_from_a_checkpoint(tmp_path):
     from dft_jax.types import TrainState
 
     layout = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    arrays = {name: jax.random.normal(jax.random.key(i), (512, 1024)) for i, name in enumerate(("w", "mu", "nu"))}
+    arrays = {
+        name: jax.random.normal(jax.random.key(i), (512, 1024))
+        for i, name in enumerate(("w", "mu", "nu"))
+    }
     state = TrainState(jnp.int32(1), {"w": arrays["w"]}, {"mu": arrays["mu"], "nu": arrays["nu"]})
     with Checkpoints(tmp_path, verify="off") as checkpoints:
         checkpoints.save(1, state, {})
@@ -354,7 +417,9 @@ def heldout(opened_from, out, capfd, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_and_its_export_are_evaluated_alike_and_named(base, tmp_path, capfd, monkeypatch):
-    """The run's float32 masters, the float32 export and the bfloat16 one: the first two are the same numbers."""
+    """The run's float32 masters, the float32 export and the bfloat16 one: the first two are the
+    same numbers.
+    """
     run = lab_run(base, tmp_path / "run", **{"optimizer.learning_rate": 1e-4})
     export(run.state.params, run.model, base, tmp_path / "auto")
     export(run.state.params, run.model, base, tmp_path / "rounded", dtype="source")
@@ -374,7 +439,10 @@ def test_two_processes_measure_what_one_does(base, tmp_path):
     options = (f"--config.model.path={base}", "--config.model.init=checkpoint")
     runs = tmp_path / "runs"
     runs.mkdir()
-    codes = [launch.wait(process) for process in launch.start_many(runs / "two", 2, {}, arguments=options)]
+    codes = [
+        launch.wait(process)
+        for process in launch.start_many(runs / "two", 2, {}, arguments=options)
+    ]
     assert codes == [0, 0], launch.log(runs / "two")[-3000:]
     held = provenance(runs / "two/export")
     expected = oracle(base, runs / "two/export", BFLOAT16)

@@ -1,4 +1,6 @@
-"""The tokenizer is what tokenizer.json says, whatever class transformers would make of it; bad folders are named."""
+"""The tokenizer is what tokenizer.json says, whatever class transformers would make of it; bad
+folders are named.
+"""
 
 import json
 import shutil
@@ -37,7 +39,9 @@ def test_ids_of_lookalikes_are_those_of_the_file(name, tmp_path):
     assert ids_of_product(folder, STRINGS) == ids_of_file(folder, STRINGS)
 
 
-@pytest.mark.parametrize("folder", [assets.TINY, assets.LAB, assets.LAB_CLEAN], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [assets.TINY, assets.LAB, assets.LAB_CLEAN], ids=lambda folder: folder.name
+)
 def test_ids_of_the_shipped_models_are_those_of_the_file(folder):
     assert ids_of_product(folder, STRINGS) == ids_of_file(folder, STRINGS)
 
@@ -52,7 +56,9 @@ def test_ids_of_real_models_are_those_of_the_file(name, real_models, request):
 
 
 def test_digits_stay_digits(tmp_path):
-    """SmolLM2's class is GPT2Tokenizer, which knows no Digits step: two spaces before a digit were one token."""
+    """SmolLM2's class is GPT2Tokenizer, which knows no Digits step: two spaces before a digit were
+    one token.
+    """
     tokenizer = load_tokenizer(lookalikes.write("smollm2", tmp_path))
     pieces = [tokenizer.convert_ids_to_tokens(id_) for id_ in tokenizer.encode("6  52")]
     assert pieces in (["6", "ĠĠ", "5", "2"], ["6", "Ġ", "Ġ", "5", "2"])
@@ -75,7 +81,9 @@ def test_spaces_stay(tmp_path):
 
 @pytest.mark.parametrize("name", lookalikes.MAKERS)
 def test_decoding_leaves_spaces_before_full_stops(name, tmp_path):
-    """Llama 3's tokenizer_config.json asks for a clean-up that makes 'a.b' of 'a .b': graded text, and code."""
+    """Llama 3's tokenizer_config.json asks for a clean-up that makes 'a.b' of 'a .b': graded text,
+    and code.
+    """
     tokenizer = load_tokenizer(lookalikes.write(name, tmp_path, clean_up_tokenization_spaces=True))
     for one in ("a .b", "we have 12 .5", "3 , 4 ?", "do n't"):
         assert tokenizer.decode(tokenizer.encode(one)) == one
@@ -86,27 +94,42 @@ def test_decoding_leaves_spaces_before_full_stops(name, tmp_path):
 
 @pytest.mark.parametrize("is_sequence", [False, True])
 def test_a_decoder_that_cleans_up_is_one_that_does_not(is_sequence, tmp_path):
-    """That of word pieces does by default, by itself or among other steps, and then nothing else has to ask for it."""
+    """That of word pieces does by default, by itself or among other steps, and then nothing else
+    has to ask for it.
+    """
     folder, tokens = lookalikes.write("llama3", tmp_path), ["a", ".", "b", "?"]
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     cleans = decoders.WordPiece(cleanup=True)
     backend.decoder = decoders.Sequence([cleans]) if is_sequence else cleans
     backend.save(str(folder / "tokenizer.json"))
-    assert backend.decoder.decode(tokens) != "a . b ?" == load_tokenizer(folder).backend.decoder.decode(tokens)
+    assert (
+        backend.decoder.decode(tokens)
+        != "a . b ?"
+        == load_tokenizer(folder).backend.decoder.decode(tokens)
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama3", "mistral", "smollm2"])
 def test_vocabularies_with_bytes_read_all_text(name, tmp_path):
     tokenizer = load_tokenizer(lookalikes.write(name, tmp_path))
     assert tokenizer.reads_all
-    assert all(tokenizer.without_token(one, []) == "" for one in STRINGS[:10]), "nothing is compared"
+    assert all(tokenizer.without_token(one, []) == "" for one in STRINGS[:10]), (
+        "nothing is compared"
+    )
 
 
 def test_characters_without_a_token():
-    """They vanish without an unknown token, and are that token where there is one; white space does not count."""
+    """They vanish without an unknown token, and are that token where there is one; white space does
+    not count.
+    """
     laboratory = load_tokenizer(assets.LAB)
     assert not laboratory.reads_all
-    for one, lost in (("f(2)! is (2)", "(())!"), ("1 + 1 = 2", ""), ("很好。", "很好。"), ("a\tb\u00a0c", "")):
+    for one, lost in (
+        ("f(2)! is (2)", "(())!"),
+        ("1 + 1 = 2", ""),
+        ("很好。", "很好。"),
+        ("a\tb\u00a0c", ""),
+    ):
         assert sorted(laboratory.without_token(one, laboratory.encode(one))) == sorted(lost)
 
 
@@ -123,7 +146,9 @@ EOS = "</s>"
     ids=["unigram", "words", "spaces"],
 )
 def test_an_unknown_token_stands_for_nothing(model, normaliser):
-    """Not even for the question mark that it is written as; what the normaliser changes is not lost."""
+    """Not even for the question mark that it is written as; what the normaliser changes is not
+    lost.
+    """
     backend = Tokenizer(model)
     backend.normalizer, backend.pre_tokenizer = normaliser, pre_tokenizers.Split("-", "removed")
     backend.add_special_tokens([EOS])
@@ -138,7 +163,9 @@ def test_an_unknown_token_stands_for_nothing(model, normaliser):
 
 
 def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path):
-    """As a file saved after training holds them: every example would be cut to 4 tokens, and padded."""
+    """As a file saved after training holds them: every example would be cut to 4 tokens, and
+    padded.
+    """
     folder = lookalikes.write("smollm2", tmp_path)
     expected = ids_of_file(folder, STRINGS[:200])
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -149,8 +176,14 @@ def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path):
 
 
 def test_what_a_text_begins_with(tmp_path):
-    begins = {name: load_tokenizer(lookalikes.write(name, tmp_path / name)) for name in lookalikes.MAKERS}
-    with_bos = {name for name, tokenizer in begins.items() if tokenizer.first_ids == [tokenizer.bos_token_id]}
+    begins = {
+        name: load_tokenizer(lookalikes.write(name, tmp_path / name)) for name in lookalikes.MAKERS
+    }
+    with_bos = {
+        name
+        for name, tokenizer in begins.items()
+        if tokenizer.first_ids == [tokenizer.bos_token_id]
+    }
     # DeepSeekMath's file has no step that adds BOS; its tokenizer_config.json says add_bos_token.
     assert with_bos == {"llama3", "mistral", "deepseek_math"}
     assert all(begins[name].first_ids == [] for name in begins.keys() - with_bos)
@@ -158,15 +191,21 @@ def test_what_a_text_begins_with(tmp_path):
 
 def test_special_tokens_of_old_folders_stand_in_a_file_of_their_own(tmp_path):
     folder = lookalikes.write("smollm2", tmp_path, eos_token=None)
-    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>", "lstrip": false}}')
+    (folder / "special_tokens_map.json").write_text(
+        '{"eos_token": {"content": "<|im_end|>", "lstrip": false}}'
+    )
     assert load_tokenizer(folder).eos_token == "<|im_end|>"
 
 
 def test_a_special_token_that_the_file_does_not_mark_is_still_one_token(tmp_path):
-    """As transformers reads it: </s> in the vocabulary and named in tokenizer_config.json, but no added token."""
+    """As transformers reads it: </s> in the vocabulary and named in tokenizer_config.json, but no
+    added token.
+    """
     folder = lookalikes.write("smollm2", tmp_path)
     raw = json.loads((folder / "tokenizer.json").read_text())
-    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["content"] != "<|im_end|>"]
+    raw["added_tokens"] = [
+        token for token in raw["added_tokens"] if token["content"] != "<|im_end|>"
+    ]
     (folder / "tokenizer.json").write_text(json.dumps(raw))
     tokenizer = load_tokenizer(folder)
     assert tokenizer.encode("2<|im_end|>")[1:] == [tokenizer.eos_token_id] == [2]
@@ -188,15 +227,24 @@ def test_templates_in_every_place(tmp_path):
 
 @pytest.mark.slow
 def test_vocabulary_with_merges(shared, tmp_path):
-    """Without tokenizer.json the class says how text is split; nothing else can, so another class is refused."""
+    """Without tokenizer.json the class says how text is split; nothing else can, so another class
+    is refused.
+    """
     source = shared / "tokenizers" / "qwen2"
     tokenizer = load_tokenizer(source)
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", 151643)
-    assert tokenizer.decode(tokenizer.encode("a .b 12")) == "a .b 12" and len(tokenizer.encode("12")) == 2
+    assert (
+        tokenizer.decode(tokenizer.encode("a .b 12")) == "a .b 12"
+        and len(tokenizer.encode("12")) == 2
+    )
     folder = shutil.copytree(source, tmp_path / "other", copy_function=shutil.copyfile)
     raw = json.loads((folder / "tokenizer_config.json").read_text())
-    folder.joinpath("tokenizer_config.json").write_text(json.dumps(raw | {"tokenizer_class": "LlamaTokenizer"}))
-    with pytest.raises(errors.UserError, match="no tokenizer.json, and vocab.json and merges.txt do not say"):
+    folder.joinpath("tokenizer_config.json").write_text(
+        json.dumps(raw | {"tokenizer_class": "LlamaTokenizer"})
+    )
+    with pytest.raises(
+        errors.UserError, match="no tokenizer.json, and vocab.json and merges.txt do not say"
+    ):
         load_tokenizer(folder)
 
 
@@ -227,31 +275,66 @@ def generation(**content):
 
 
 def model(**content):
-    return lambda folder: (folder / "config.json").write_text(json.dumps({"vocab_size": 900} | content))
+    return lambda folder: (folder / "config.json").write_text(
+        json.dumps({"vocab_size": 900} | content)
+    )
 
 
 # Name -> (what is done to the folder, what the message says).
 WRONG = {
-    "sentencepiece alone": (only("tokenizer.model"), ["no tokenizer.json; tokenizer.model alone is not read", "copy"]),
-    "tekken alone": (only("tekken.json"), ["no tokenizer.json; tekken.json alone is not read", "AutoTokenizer"]),
-    "tiktoken alone": (only("qwen.tiktoken"), ["qwen.tiktoken alone is not read", "copy tokenizer.json"]),
+    "sentencepiece alone": (
+        only("tokenizer.model"),
+        ["no tokenizer.json; tokenizer.model alone is not read", "copy"],
+    ),
+    "tekken alone": (
+        only("tekken.json"),
+        ["no tokenizer.json; tekken.json alone is not read", "AutoTokenizer"],
+    ),
+    "tiktoken alone": (
+        only("qwen.tiktoken"),
+        ["qwen.tiktoken alone is not read", "copy tokenizer.json"],
+    ),
     "random merges": (dropout, ["dropout=0.5 makes the ids of a text random", "set it to null"]),
-    "split markers": (settings(split_special_tokens=True), ["split_special_tokens=true would cut", "false"]),
-    "eos of another model": (settings(eos_token="</s>"), ["eos_token='</s>'", "no token of the vocabulary"]),
-    "no eos": (settings(eos_token=None), ["has no eos_token, so no answer could end", "tokenizer_config.json"]),
+    "split markers": (
+        settings(split_special_tokens=True),
+        ["split_special_tokens=true would cut", "false"],
+    ),
+    "eos of another model": (
+        settings(eos_token="</s>"),
+        ["eos_token='</s>'", "no token of the vocabulary"],
+    ),
+    "no eos": (
+        settings(eos_token=None),
+        ["has no eos_token, so no answer could end", "tokenizer_config.json"],
+    ),
     "another vocabulary": (
         settings(added_tokens_decoder={"7": {"content": "<|im_end|>"}}),
-        ["token '<|im_end|>' is 7 there, tokenizer.json has it as 2", "take both files from the same model"],
+        [
+            "token '<|im_end|>' is 7 there, tokenizer.json has it as 2",
+            "take both files from the same model",
+        ],
     ),
     "a token too many": (
         settings(added_tokens_decoder={"900": {"content": "<|new|>"}}),
         ["token '<|new|>' is 900 there, tokenizer.json has no such token"],
     ),
-    "eos as text": (generation(eos_token_id="</s>"), ['generation_config.json: eos_token_id="</s>" should be']),
-    "eos in a list as text": (generation(eos_token_id=[2, "x"]), ['eos_token_id=[2, "x"] should be']),
-    "eos true": (generation(eos_token_id=True), ["eos_token_id=true should be the number of a token"]),
+    "eos as text": (
+        generation(eos_token_id="</s>"),
+        ['generation_config.json: eos_token_id="</s>" should be'],
+    ),
+    "eos in a list as text": (
+        generation(eos_token_id=[2, "x"]),
+        ['eos_token_id=[2, "x"] should be'],
+    ),
+    "eos true": (
+        generation(eos_token_id=True),
+        ["eos_token_id=true should be the number of a token"],
+    ),
     "eos below zero": (generation(eos_token_id=-1), ["eos_token_id=-1 should be"]),
-    "eos beyond the model": (model(eos_token_id=[2, 900]), ["config.json: eos_token_id=[2, 900]", "vocab_size=900"]),
+    "eos beyond the model": (
+        model(eos_token_id=[2, 900]),
+        ["config.json: eos_token_id=[2, 900]", "vocab_size=900"],
+    ),
 }
 
 
@@ -267,11 +350,15 @@ def test_wrong_folders_are_refused_by_name(case, tmp_path):
 
 
 def test_what_transformers_makes_of_an_exported_folder_is_said(tmp_path, monkeypatch):
-    """Whichever classes its version rebuilds: one that reads the file is silent, one that loses digits is named."""
+    """Whichever classes its version rebuilds: one that reads the file is silent, one that loses
+    digits is named.
+    """
     folder = lookalikes.write("smollm2", tmp_path / "a")
     tokenizer = load_tokenizer(folder)
     read = transformers.PreTrainedTokenizerFast.from_pretrained
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda folder, **_: read(folder))
+    monkeypatch.setattr(
+        transformers.AutoTokenizer, "from_pretrained", lambda folder, **_: read(folder)
+    )
     assert differs_in_transformers(folder, tokenizer) == ""
     other = lookalikes.write("qwen2_class", tmp_path / "b")
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: read(other))
@@ -282,7 +369,9 @@ def test_what_transformers_makes_of_an_exported_folder_is_said(tmp_path, monkeyp
         raise KeyError("unknown class")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fails)
-    assert "cannot read the tokenizer (KeyError: 'unknown class')" in differs_in_transformers(folder, tokenizer)
+    assert "cannot read the tokenizer (KeyError: 'unknown class')" in differs_in_transformers(
+        folder, tokenizer
+    )
 
 
 def test_golden_folders_have_no_tokenizer():
