@@ -37,6 +37,7 @@ from dft_jax.commands import cli
 from dft_jax.data import account, batches, formats, templates
 from dft_jax.data.templates import Template, today
 from dft_jax.evals import prompts, records, report, runner
+from dft_jax.evals.settings import Settings
 from dft_jax.export import open_run
 from dft_jax.losses import objectives
 from dft_jax.models.hf.export import provenance
@@ -91,7 +92,7 @@ def _define_settings() -> None:
         bool: flags.DEFINE_bool,
         str: flags.DEFINE_string,
     }
-    for field in dataclasses.fields(runner.Settings):
+    for field in dataclasses.fields(Settings):
         text = field.metadata["help"]
         if isinstance(field.default, tuple):
             flags.DEFINE_string(field.name, ",".join(map(str, field.default)), text)
@@ -102,12 +103,12 @@ def _define_settings() -> None:
 _define_settings()
 
 
-def settings() -> runner.Settings:
+def settings() -> Settings:
     """What the flags say."""
     values = {
-        field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(runner.Settings)
+        field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)
     }
-    return runner.Settings.read(values, "--")
+    return Settings.read(values, "--")
 
 
 def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
@@ -264,7 +265,7 @@ def _trained_template(config: ConfigDict, workdir: Path) -> str:
     return str(identity.template_file(workdir) or name) if name.endswith(".jinja") else name
 
 
-def agree(opened: Opened, asked: runner.Settings) -> None:
+def agree(opened: Opened, asked: Settings) -> None:
     """UserError where the processes of one evaluation have not all been given the same."""
     facts = environment.process_facts()
     facts |= {"model": opened.what, "weights_sha256_of_sample": opened.weights_sha256_of_sample}
@@ -272,7 +273,7 @@ def agree(opened: Opened, asked: runner.Settings) -> None:
     distributed.agree("evaluation", facts)
 
 
-def sample(opened: Opened, asked: runner.Settings, out: Path) -> None:
+def sample(opened: Opened, asked: Settings, out: Path) -> None:
     """Evaluates on the benchmarks asked for, and prints the table."""
     with distributed.together("date"):
         date = runner.recorded_date(out) or opened.date or today()
@@ -423,7 +424,7 @@ def _print(summary: dict[str, Any], done: str) -> None:
     print(done)
 
 
-def evaluate_newest(asked: runner.Settings, out: Path) -> None:
+def evaluate_newest(asked: Settings, out: Path) -> None:
     """What the flags ask of --model; of a run that trains on, of the checkpoint that is the newest
     when it is read.
     """
@@ -439,7 +440,7 @@ def evaluate_newest(asked: runner.Settings, out: Path) -> None:
         _evaluate(asked, out)
 
 
-def _evaluate(asked: runner.Settings, out: Path) -> None:
+def _evaluate(asked: Settings, out: Path) -> None:
     """What the flags ask of --model, as it is now."""
     opened = open_model(_MODEL.value, _REVISION.value, _TENSOR.value, _COMPUTE.value)
     opened = dataclasses.replace(opened, load=functools.cache(opened.load))  # for both parts

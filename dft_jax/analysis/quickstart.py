@@ -21,6 +21,7 @@ from dft_jax import assets, config as config_lib
 from dft_jax.analysis import compare, figures
 from dft_jax.commands import cli
 from dft_jax.evals import runner
+from dft_jax.evals.settings import Settings
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
@@ -57,7 +58,7 @@ def lab_config(objective: str) -> ConfigDict:
     return config
 
 
-def settings(**changes: Any) -> runner.Settings:
+def settings(**changes: Any) -> Settings:
     """The evaluation of the laboratory's models."""
     values = dict(
         benchmarks=BENCHMARKS,
@@ -67,7 +68,7 @@ def settings(**changes: Any) -> runner.Settings:
         max_problems=32,
         slots=128,
     )
-    return runner.Settings(**values | changes)
+    return Settings(**values | changes)
 
 
 def curves(out: Path) -> dict[str, list[dict[str, Any]]]:

@@ -137,3 +137,11 @@ def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
             disable=is_new or None,
         )
         return dict(tqdm(hashed, **how))
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is a run to go on with in `workdir`; what is left there otherwise is of an
+    earlier one.
+    """
+    found = (workdir / "checkpoints").glob(f"*/{NAME}")
+    return any(file.parent.name.isdigit() for file in found)

@@ -239,6 +239,7 @@ class Steps:
         version: int = order.VERSION,
         **how_to_pack,
     ):
+        self.steps = steps
         self.stream = order.batches(
             len(examples), global_batch=global_batch, seed=seed, version=version
         )
@@ -248,11 +249,14 @@ class Steps:
     def __getitem__(self, step: int) -> Step:
         return self.packer.fill(self.stream[step])
 
-    def iterate(self, start: int) -> Iterator[Step]:
-        """Steps from number `start` on, made ahead of time in threads."""
+    def starting_at(self, start: int) -> Iterator[tuple[int, Step]]:
+        """(count of steps with this one, step), after the first `start` and up to the last; made
+        ahead of time in threads.
+        """
         filled = self.stream.slice(slice(start, None)).map(self.packer.fill)
-        return iter(
-            filled.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        return zip(
+            range(start + 1, self.steps + 1), iter(filled.to_iter_dataset(options)), strict=False
         )
 
 

@@ -39,6 +39,8 @@ STYLES = {
 }
 # The checkpoint's own template, with the instruction at the end of each question.
 TOKENIZER_BOXED = "tokenizer-boxed"
+# of an evaluation: as the model was trained
+AUTO = "auto"
 # What ends an answer under a style besides EOS, where the tokenizer has it as one token.
 _STOPS = dict.fromkeys(("qwen-boxed", "qwen25-math-cot"), ("<|im_end|>", "<|endoftext|>"))
 _STOPS |= dict.fromkeys(("llama-base-boxed", "llama-ins-boxed"), ("<|eot_id|>", "<|end_of_text|>"))

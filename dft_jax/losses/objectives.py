@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dft_jax.runtime import errors
+from dft_jax.runtime.options import Option, unknown
 from dft_jax.types import TokenStats
 
 Loss = Callable[..., Float[Array, "B L"]]
@@ -44,6 +45,9 @@ class Objective:
     def __call__(self, stats: TokenStats) -> Float[Array, "B L"]:
         return self.loss(stats)
 
+
+# config.objective
+OPTION = Option("dft", "what is minimised: sft, dft, power(alpha=0.5), … (losses/objectives.py)")
 
 OBJECTIVES: dict[str, tuple[Objective, dict[str, Range]]] = {}  # and the range of each parameter
 
@@ -203,10 +207,8 @@ def make_objective(spec: str) -> Objective:
         )
     name, arguments = match[1], match[2] or ""
     if name not in OBJECTIVES:
-        raise errors.UserError(
-            f"objective={spec!r}: unknown objective {name!r}{errors.did_you_mean(name, list(OBJECTIVES))};"
-            f" known: {', '.join(OBJECTIVES)}"
-        )
+        what = f"objective={spec!r}: unknown objective {name!r}"
+        raise errors.UserError(unknown(what, name, list(OBJECTIVES)))
     known, legal = OBJECTIVES[name]
     parameters = {}
     for argument in filter(None, (part.strip() for part in arguments.split(","))):
@@ -223,3 +225,12 @@ def make_objective(spec: str) -> Objective:
                 f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}"
             )
     return Objective(functools.partial(known.loss, **parameters), known.needs)
+
+
+def problems(spec: str) -> list[str]:
+    """What is wrong with `config.objective`."""
+    try:
+        make_objective(spec)
+    except errors.UserError as error:
+        return [f"config.{error}"]
+    return []

@@ -120,8 +120,8 @@ def write_text(file: Path, text: str) -> None:
         write_atomically(file, text)
 
 
-def write_json(file: Path, value: Any) -> None:
-    write_text(file, json.dumps(value, indent=2) + "\n")
+def write_json(file: Path, value: Any, *, sort_keys: bool = False) -> None:
+    write_text(file, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from dft_jax import config as config_lib
 from dft_jax.commands import cli
 from dft_jax.data import formats
-from dft_jax.evals.runner import Settings
+from dft_jax.evals.settings import Settings
 from dft_jax.losses import objectives
 from dft_jax.runtime import errors
 

@@ -17,17 +17,17 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib
 from dft_jax.checkpoints import manifest
+from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data.batches import Examples
-from dft_jax.data.templates import Template, today
-from dft_jax.evals import prompts
+from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, environment, errors, files, hub
 from dft_jax.runtime.environment import process_facts
+from dft_jax.runtime.options import flatten
 from dft_jax.training.optimizer import rounding_of
 
 _TEMPLATE_NAME = "chat_template.jinja"
@@ -38,7 +38,61 @@ _LATER = ("weights_sha256_of_sample",)
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
 _LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
 # Of a fingerprint: what these lead to is compared, whatever they are.
-_LED_TO_DATA = tuple(f"config.data.{key}" for key in ("subset", "split", "revision"))
+_LED_TO_DATA = ("config.data.subset", "config.data.split", "config.data.revision")
+# A resumed run may change these: they say how a run is carried out and watched, not what it
+# computes. Data and model may move: the data's hash and the architecture are compared, and the
+# parameters come from the checkpoint.
+_MAY_CHANGE = (
+    "checkpoint.",
+    "data.heldout",
+    "data.max_lost_fraction",
+    "data.train",
+    "eval.",
+    "export.",
+    "log.",
+    "mesh.",
+    "model.attention",
+    "model.path",
+    "model.remat",
+    "model.revision",
+    "profile",
+    "resume.",
+    "train.loss_chunk_tokens",
+)
+# Keys whose values may be files and folders, or be the hub's.
+_PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data")
+
+
+def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
+    """The keys, with their values, whose change would make a resumed run another run.
+
+    A run from before a key was there has none, and means what is left out here.
+    """
+    kept = {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
+    if kept.get("data.date") == "":
+        del kept["data.date"]  # no template writes one
+    is_bfloat16 = config.model.get("param_dtype") == "bfloat16"
+    if not (is_bfloat16 and rounding_of(config.optimizer) == "stochastic"):
+        kept.pop("optimizer.rounding", None)  # they rounded to nearest, or not at all
+    if kept.get("data.row_length") == 0:
+        del kept["data.row_length"]
+    return kept
+
+
+def digest(config: ConfigDict) -> str:
+    """SHA-256 of what makes a run the one it is: the checkpoint it began with, and all that a
+    resumed run must keep.
+    """
+    kept = kept_on_resume(config)
+    for key in ("path", "revision"):
+        kept[key] = config.model[key]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def paths(config: ConfigDict) -> dict[str, str]:
+    """Key -> value of what may be files and folders, or be the hub's; those that are given."""
+    flat = flatten(config)
+    return {key: flat[key] for key in _PATHS if flat.get(key)}
 
 
 def first_date(config: ConfigDict, workdir: Path) -> str:
@@ -66,7 +120,7 @@ def _began_nearest(config: ConfigDict, workdir: Path) -> bool:
     """Whether a bfloat16 run goes on in `workdir` that rounds to nearest, and nothing is to change
     about that.
     """
-    if config_lib.validate(config) or not has_checkpoint(workdir):
+    if not has_checkpoint(workdir):
         return False
     if any(_covers(one, "config.optimizer.rounding") for one in _allowed(config)):
         return False
@@ -124,7 +178,7 @@ def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
     """
     templates = [Template(config.data.template, tokenizer, date=date)]
     # that is data.template, or of an older start
-    if config.eval.benchmarks and config.eval.prompt != prompts.AUTO:
+    if config.eval.benchmarks and config.eval.prompt != AUTO:
         templates.append(
             Template(config.eval.prompt, tokenizer, setting="config.eval.prompt", date=date)
         )
@@ -140,17 +194,15 @@ def run_facts(
     fingerprint: dict[str, Any],
     row_counts: Iterable[int],
     heldout: Examples | None,
-    benchmarks_sha256: str,
 ) -> dict[str, Any]:
     """All that a training job's processes each read by themselves, as plain values that must be the
     same on all.
     """
     facts = process_facts() | fingerprint
-    for key, value in config_lib.flatten(config).items():
+    for key, value in flatten(config).items():
         if key not in _LEAD_TO_CONTENT:
             facts[f"config.{key}"] = value
     facts["heldout_data_sha256"] = heldout.report["sha256"] if heldout else ""
-    facts["benchmarks_sha256"] = benchmarks_sha256
     facts["row_counts"] = list(row_counts)
     return facts
 
@@ -171,7 +223,7 @@ def fingerprint(
     are named as well, to say what it was. With `reference`, the base that the objective compares
     with counts, weights and all.
     """
-    found = {f"config.{key}": value for key, value in config_lib.kept_on_resume(config).items()}
+    found = {f"config.{key}": value for key, value in kept_on_resume(config).items()}
     found |= {
         f"architecture.{key}": value for key, value in dataclasses.asdict(model.config).items()
     }
@@ -208,7 +260,7 @@ def refuse_moved(config: ConfigDict, workdir: Path) -> None:
     with contextlib.suppress(errors.UserError):  # of no run, or a damaged one that is written anew
         held = files.read_json(workdir / "config.json")
     problems = []
-    for key, given in config_lib.paths(config).items():
+    for key, given in paths(config).items():
         section, name = key.split(".")
         values = held.get(section)
         began = str(values.get(name, "")) if isinstance(values, dict) else ""
@@ -218,14 +270,6 @@ def refuse_moved(config: ConfigDict, workdir: Path) -> None:
                 f"config.{key}={given!r}: {what}; the run began with {began}: give that"
             )
     errors.raise_if_any(problems)
-
-
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether there is a run to go on with in `workdir`; what is left there otherwise is of an
-    earlier one.
-    """
-    found = (workdir / "checkpoints").glob(f"*/{manifest.NAME}")
-    return any(file.parent.name.isdigit() for file in found)
 
 
 def open_workdir(
@@ -392,7 +436,7 @@ def describe_run(
     `account` is of its data, and `run` what `open_workdir` said of it.
     """
     with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
-        files.write_text(workdir / "config.json", config_lib.to_json(with_absolute_paths(config)))
+        files.write_json(workdir / "config.json", with_absolute_paths(config).to_dict(), sort_keys=True)
         made_of = {name: run.get(name) for name in _SAID_ONCE}  # of an older run nobody knows
         described = environment.describe() | {"attention": model.module.backend}
         files.write_json(workdir / "env.json", described | made_of)
@@ -409,7 +453,7 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
     there.
     """
     absolute = config.copy_and_resolve_references()
-    for key, path in config_lib.paths(config).items():
+    for key, path in paths(config).items():
         if Path(path).exists():
             absolute.update_from_flattened_dict({key: str(Path(path).absolute())})
     return absolute

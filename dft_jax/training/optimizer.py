@@ -9,6 +9,8 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, BELOW_1, Option
+
 SCHEDULES = ("cosine", "linear", "constant")
 DECAYS = ("all", "matrices")
 # Of the first and of the second moment; None is that of the parameters. A bfloat16 has 8 bits, so
@@ -25,7 +27,40 @@ MOMENT_DTYPES = {
 # moved. "stochastic" rounds up or down with the odds that make it right on average; "nearest" is
 # what the authors' run did.
 ROUNDINGS = ("stochastic", "nearest")
+# config.optimizer
+SECTION = {
+    "learning_rate": Option(5e-5, "at the peak of the schedule", ABOVE_0),
+    "schedule": Option("cosine", "how the rate falls to 0 after the warm-up", SCHEDULES),
+    "warmup_fraction": Option(0.1, "of the steps, in which the rate rises from 0", BELOW_1),
+    "b1": Option(0.9, "decay of the first moment, each step", BELOW_1),
+    "b2": Option(0.95, "decay of the second moment, each step", BELOW_1),
+    "eps": Option(1e-8, "added to the root of the second moment", ABOVE_0),
+    "weight_decay": Option(0.01, "times the learning rate, of each weight, each step", AT_LEAST_0),
+    "decay": Option("all", "matrices: not norms and biases", DECAYS),
+    "moment_dtype": Option(
+        "param",
+        "that of the parameters; bfloat16_first, bfloat16: of one moment, of both",
+        tuple(MOMENT_DTYPES),
+    ),
+    "clip_norm": Option(1.0, "the most that the gradient's norm may be", ABOVE_0),
+    "rounding": Option(
+        "stochastic",
+        "of bfloat16 parameters; nearest, as in the authors' run, loses small updates",
+        ROUNDINGS,
+    ),
+}
 _RATES_MULTIPLE = 1024  # so that runs of about as many steps share a compiled step
+
+
+def problems(moment_dtype: str, b2: float) -> list[str]:
+    """A bfloat16 keeps 8 bits: an average that should shrink by less than 1/256 of itself a step
+    never would.
+    """
+    if moment_dtype != "bfloat16" or 1 - b2 >= 1 / 256:
+        return []
+    what = f"config.optimizer.moment_dtype='bfloat16' cannot hold a second moment with b2={b2}"
+    remedy = "use 'bfloat16_first', or optimizer.b2 of at most 0.996"
+    return [f"{what}: rounding would undo every decrease; {remedy}"]
 
 
 def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:

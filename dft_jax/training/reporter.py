@@ -19,7 +19,9 @@ from dft_jax.data.batches import Examples, Step
 from dft_jax.models.model import Model, parameter_count
 from dft_jax.runtime import errors, interrupts, system
 from dft_jax.training import metrics, optimizer
+from dft_jax.training.evaluators import Evaluator
 from dft_jax.training.metrics_log import Writer
+from dft_jax.training.options import parse_steps
 
 # those that there are
 _OF_UPDATE = ("learning_rate", "gradient_norm", "moved_share", "update_lost")
@@ -44,6 +46,7 @@ class Reporter:
         steps: int,
         start: int,
     ):
+        """`log` is closed with the reporter."""
         self.log, self.log_every, self.steps = log, config.log.every, steps
         self.throughput = _Throughput(model, examples.mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
@@ -51,7 +54,7 @@ class Reporter:
         self.trace = Trace(config.profile, log.file.parent / "profile")
         self.compilations = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
-        self.behind: tuple[int, dict, Step] | None = None
+        self._pending: tuple[int, dict, Step] | None = None
         quiet = jax.process_index() > 0
         self.bar = tqdm(
             total=steps, initial=start, desc=config.objective, unit="step", disable=quiet
@@ -60,18 +63,18 @@ class Reporter:
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
 
-    def waited(self, batches: Iterator[Step]) -> Iterator[Step]:
-        """The same; the time that they take is reported as waiting for data."""
+    def timed(self, batches: Iterator[tuple[int, Step]]) -> Iterator[tuple[int, Step]]:
+        """Yields `batches`, recording the time that each takes as waiting for data."""
         with contextlib.suppress(StopIteration):
             while True:
-                with self.throughput.spent("data_wait_s"):
+                with self.throughput.timer("data_wait_s"):
                     batch = next(batches)
                 yield batch
 
     @contextlib.contextmanager
-    def watched(self, step: int) -> Iterator[None]:
-        """Around a step: transfers that nobody asked for are errors, a compilation is told of, a
-        profile is taken.
+    def step(self, step: int) -> Iterator[None]:
+        """Context of one step: implicit transfers are errors, a compilation is warned about, the
+        profiler is switched.
         """
         interrupts.outlook.step_began = time.monotonic()
         _log.debug("step %d", step)
@@ -79,7 +82,7 @@ class Reporter:
         self.trace.begin(step)
         with jax.transfer_guard("disallow"):
             yield
-        self.trace.end(step, self.behind[1])
+        self.trace.end(step, self._pending[1])
         if self.compilations > before:
             print(
                 f"warning: step {step} compiled something, which should not happen while training",
@@ -88,7 +91,7 @@ class Reporter:
 
     def add(self, step: int, sums: dict[str, jax.Array], packed: Step) -> None:
         self.flush()
-        self.behind = (step, sums, packed)
+        self._pending = (step, sums, packed)
 
     def flush(self) -> None:
         """Reports the step that is behind, if there is one.
@@ -96,12 +99,12 @@ class Reporter:
         Raises:
           UserError: too many steps in a row were skipped.
         """
-        if self.behind is None:
+        if self._pending is None:
             return
-        (step, sums, packed), self.behind = self.behind, None
-        with self.throughput.spent("device_wait_s"):
+        (step, sums, packed), self._pending = self._pending, None
+        with self.throughput.timer("device_wait_s"):
             sums = jax.device_get(sums)
-        values = metrics.per_token(sums, "train") | self.throughput.of(sums, packed)
+        values = metrics.per_token(sums, "train") | self.throughput.rates(sums, packed)
         values |= {f"optimizer/{name}": float(sums[name]) for name in _OF_UPDATE if name in sums}
         values["optimizer/skipped"] = int(sums["skipped"])
         values["speed/compilations"] = self.compilations
@@ -134,11 +137,11 @@ class Reporter:
         interrupts.outlook.step_began = None
         self.log.sync()
 
-    def evaluate(self, step: int, evaluation: Callable[[], dict[str, Any]]) -> None:
+    def evaluate(self, step: int, evaluator: Evaluator, params: Params) -> None:
         """Makes and reports an evaluation, whose time is not part of the next step's."""
         _log.debug("evaluate %d", step)
         interrupts.outlook.step_began = None
-        values = evaluation()
+        values = evaluator.run(step, params)
         self.flush()
         self.log.write(step, values)
         self.throughput.last = None
@@ -232,14 +235,6 @@ class Trace:
         self.is_on = False
 
 
-def parse_steps(text: str) -> tuple[int, int]:
-    """'10,12' as two numbers of steps. ValueError for anything else."""
-    first, last = map(int, text.split(","))
-    if not 1 <= first <= last:
-        raise ValueError(text)
-    return first, last
-
-
 class _Throughput:
     """Rates between one report and the next, and what the time was spent on.
 
@@ -263,7 +258,7 @@ class _Throughput:
         self.spent_s = dict.fromkeys(("data_wait_s", "device_wait_s"), 0.0)
 
     @contextlib.contextmanager
-    def spent(self, on: str) -> Iterator[None]:
+    def timer(self, on: str) -> Iterator[None]:
         """Counts the time within as spent on one of `spent_s`; what is left of a step is the
         host's.
         """
@@ -271,7 +266,7 @@ class _Throughput:
         yield
         self.spent_s[on] += time.perf_counter() - begin
 
-    def of(self, sums: dict, step: Step) -> dict[str, float]:
+    def rates(self, sums: dict, step: Step) -> dict[str, float]:
         now, last = time.perf_counter(), self.last
         self.last = now
         spent_s, self.spent_s = self.spent_s, dict.fromkeys(self.spent_s, 0.0)

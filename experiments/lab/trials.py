@@ -25,6 +25,7 @@ from dft_jax import assets
 from dft_jax.analysis import quickstart
 from dft_jax.config import plain
 from dft_jax.evals import runner
+from dft_jax.evals.settings import Settings
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
@@ -147,7 +148,7 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
     return config
 
 
-def _settings(probe: str) -> runner.Settings:
+def _settings(probe: str) -> Settings:
     values = dict(temperature=(1.0,), max_problems=64, slots=64, workers=1)
     return quickstart.settings(**values | PROBES[probe])
 

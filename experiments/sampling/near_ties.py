@@ -21,6 +21,7 @@ import numpy as np
 
 from dft_jax import evaluate
 from dft_jax.evals import runner
+from dft_jax.evals.settings import Settings
 from dft_jax.models import cached
 from dft_jax.sampling import categorical, sampler
 
@@ -100,11 +101,11 @@ def main() -> None:
     if not differing:
         return
     stored = scores["one_device"]["settings"]
-    names = {field.name for field in dataclasses.fields(runner.Settings)}
+    names = {field.name for field in dataclasses.fields(Settings)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in names}
     opened = evaluate.open_model(arguments.model, "main", 1, "float32")
     plan = runner.plan(
-        runner.Settings(**values | {"benchmark_data": arguments.benchmark_data}),
+        Settings(**values | {"benchmark_data": arguments.benchmark_data}),
         opened.tokenizer,
         opened.model,
     )

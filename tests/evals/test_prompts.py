@@ -13,7 +13,8 @@ from dft_jax import assets, config as config_lib, evaluate, main, sharding
 from dft_jax.analysis import tokens
 from dft_jax.data import templates
 from dft_jax.data.templates import Template
-from dft_jax.evals import prompts, runner
+from dft_jax.evals import prompts
+from dft_jax.evals.settings import Settings
 from dft_jax.export import origin_of
 from dft_jax.models.hf.export import PROVENANCE_NAME, Origin, export
 from dft_jax.models.hf.locate import load_tokenizer, read_config
@@ -92,7 +93,7 @@ def test_names_of_prompts():
         "did you mean 'tokenizer-boxed'"
         in templates.name_problems("--prompt", "tokeniser-boxed")[0]
     )
-    assert "auto" in runner.Settings().prompt
+    assert "auto" in Settings().prompt
 
 
 def test_a_template_with_a_byte_order_mark_writes_none(tokenizer, tmp_path):

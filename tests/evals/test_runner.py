@@ -20,6 +20,7 @@ from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import report, runner
 from dft_jax.evals.records import Prediction
+from dft_jax.evals.settings import Settings
 from dft_jax.models.hf.export import Origin, export
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
@@ -654,13 +655,13 @@ def test_a_checkpoint_that_goes_meanwhile_is_replaced_once_by_the_newest(
             raise Gone("checkpoints/8: is gone; run the same command again")
 
     monkeypatch.setattr(evaluate, "_evaluate", gone)
-    evaluate.evaluate_newest(runner.Settings(), tmp_path)
+    evaluate.evaluate_newest(Settings(), tmp_path)
     assert (
         seen == [tmp_path] * 2 and "checkpoints/8: is gone; the newest" in capsys.readouterr().err
     )
     monkeypatch.setattr(evaluate, "_evaluate", lambda *_: seen.clear() or gone(*_))
     with pytest.raises(Gone, match="run the same command again"):
-        evaluate.evaluate_newest(runner.Settings(), tmp_path)
+        evaluate.evaluate_newest(Settings(), tmp_path)
 
 
 def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monkeypatch):
@@ -685,7 +686,7 @@ def test_only_what_the_tokenizer_has_is_sampled(checkpoint, folder, tmp_path):
 
     def vocab_size(source):
         model = build(read_config(source), sharding.make_mesh(-1, 1, 1))
-        settings = runner.Settings(
+        settings = Settings(
             benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain"
         )
         return runner.plan(settings, load_tokenizer(source), model).sampler.vocab_size
@@ -978,6 +979,6 @@ def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
 def test_the_settings_of_config_and_command_are_the_same():
     from dft_jax import config as config_lib
 
-    names = {field.name for field in runner.dataclasses.fields(runner.Settings)}
+    names = {field.name for field in runner.dataclasses.fields(Settings)}
     assert names <= set(config_lib.get_default().eval)
-    assert config_lib.benchmark_settings(config_lib.get_default()) == runner.Settings()
+    assert config_lib.benchmark_settings(config_lib.get_default()) == Settings()

@@ -32,8 +32,20 @@ from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files, interrupts
 from dft_jax.runtime.files import flush, write_json
+from dft_jax.runtime.options import ABOVE_0, Option
 from dft_jax.types import Params
 
+# config.export
+SECTION = {
+    "enabled": Option(True, "write a Hugging Face folder under workdir/export at the end"),
+    "dtype": Option(
+        "auto",
+        "auto: that of the checkpoint (source) unless it loses a tenth of what was trained, then"
+        " float32",
+        ("auto", "source", "float32", "bfloat16"),
+    ),
+    "max_shard_gb": Option(5.0, "the most that one file of weights holds", ABOVE_0),
+}
 PROVENANCE_NAME = "dft_jax.json"
 MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
 _log = logging.getLogger(__name__)  # phases, as in checkpoint.py
