@@ -458,20 +458,10 @@ def to_json(config: ConfigDict) -> str:
 # A resumed run may change these: they say how a run is carried out and watched, not what it
 # computes. Data and model may move: the data's hash and the architecture are compared, and the
 # parameters come from the checkpoint.
-_MAY_CHANGE = (
-    *(
-        "mesh.",
-        "eval.",
-        "checkpoint.",
-        "resume.",
-        "export.",
-        "log.",
-        "profile",
-        "data.train",
-        "data.heldout",
-    ),
-    *("data.max_lost_fraction", "model.path", "model.revision", "model.remat", "model.attention"),
-    "train.loss_chunk_tokens",
+_MAY_CHANGE = tuple(
+    "mesh. eval. checkpoint. resume. export. log. profile data.train data.heldout"
+    " data.max_lost_fraction model.path model.revision model.remat model.attention"
+    " train.loss_chunk_tokens".split()
 )
 
 
