@@ -1,11 +1,12 @@
-"""The laboratory's base model, from random weights: 0.6 M parameters that solve most small word problems.
+"""The laboratory's base model, from random weights: 0.6 M parameters that solve most small word
+problems.
 
     python -m dft_jax.main --config=configs/lab_base.py --workdir=runs/lab_base
     python -m dft_jax.main --config=configs/lab_base.py:noise=0 --workdir=runs/lab_base_clean
 
-It reads chains, expressions and facts, of which 8 % of the steps are wrong (noise=0: none, for the control). Two CPU
-cores, about 20 minutes; expect a held-out nll near the entropy of style and noise. runs/lab_base/export is what ships
-as dft_jax/assets/lab.
+It reads chains, expressions and facts, of which 8 % of the steps are wrong (noise=0: none, for the
+control). Two CPU cores, about 20 minutes; expect a held-out nll near the entropy of style and
+noise. runs/lab_base/export is what ships as dft_jax/assets/lab.
 """
 
 from dft_jax import assets, config as config_lib

@@ -1,12 +1,13 @@
-"""The embedded default: an untrained 0.1 M-parameter Qwen2 on word problems that ship with the package.
+"""The embedded default: an untrained 0.1 M-parameter Qwen2 on word problems that ship with the
+package.
 
     python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
     python -m dft_jax.main --config=configs/tiny.py:objective=sft --workdir=runs/tiny_sft
 
-Any machine, no network; about half a minute on two CPU cores. Expect train/nll to fall from 5.5 to 0.6 nats with
-sft. It shows that everything works, not that DFT wins: from random weights p is about 1/264 everywhere, so DFT's
-weight makes its gradients hundreds of times smaller. (DFT fine-tunes a model that already gives its targets some
-probability.)
+Any machine, no network; about half a minute on two CPU cores. Expect train/nll to fall from 5.5 to
+0.6 nats with sft. It shows that everything works, not that DFT wins: from random weights p is about
+1/264 everywhere, so DFT's weight makes its gradients hundreds of times smaller. (DFT fine-tunes a
+model that already gives its targets some probability.)
 """
 
 from dft_jax import assets, config as config_lib

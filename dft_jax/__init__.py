@@ -2,7 +2,7 @@
 
 import time
 
-from dft_jax import system as system  # on Windows it ends here
+from dft_jax.runtime import system  # noqa: F401 — on Windows it ends here
 
 __version__ = "0.1.0"
 

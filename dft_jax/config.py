@@ -11,17 +11,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax import errors, manifest, objectives, optimizer
-from dft_jax.data import chat, formats, sources
+from dft_jax.checkpoints import manifest
+from dft_jax.data import formats, templates
+from dft_jax.data.sources import rows
 from dft_jax.evals.runner import Settings
-from dft_jax.models import REMAT_POLICIES, DecoderConfig
-from dft_jax.models.attention_backends import BACKENDS
-from dft_jax.progress import parse_steps
+from dft_jax.losses import objectives
+from dft_jax.models.attention.kernels import BACKENDS
+from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
+from dft_jax.runtime import errors
 from dft_jax.sharding import MESH_AXES, mesh_sizes
+from dft_jax.training import optimizer
+from dft_jax.training.reporter import parse_steps
 
 
 def plain(value: Any) -> Any:
-    """A setting as a config has it: ml_collections reads no tuples from a command line, they are text with commas."""
+    """A setting as a config has it: ml_collections reads no tuples from a command line, they are
+    text with commas.
+    """
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
@@ -34,10 +40,12 @@ _DEFAULT = {
         "path": "",  # folder or hub id of a Hugging Face checkpoint
         "revision": "main",
         "init": "checkpoint",  # or "random": only config.json and tokenizer are read
-        "param_dtype": "float32",  # master weights, and moments; or "bfloat16": see optimizer.rounding
+        # master weights, and moments; or "bfloat16": see optimizer.rounding
+        "param_dtype": "float32",
         "compute_dtype": "bfloat16",  # matrix products; logits, softmax and loss are float32 always
         "remat": "none",  # or "dots", "full": less memory, more arithmetic
-        "attention": "auto",  # or a name of models/attention_backends.py: "blocked", "splash", "cudnn"
+        # or a name of models/attention_backends.py: "blocked", "splash", "cudnn"
+        "attention": "auto",
         "attention_block": 512,  # queries per attention block
     },
     "data": {
@@ -52,12 +60,14 @@ _DEFAULT = {
         "completion_field": "completion",
         "messages_field": "messages",
         "template": "tokenizer",  # or a name of data/chat.py, or a .jinja file
-        "date": "",  # YYYY-MM-DD, for templates that write the date; by default the day on which the run begins
+        # YYYY-MM-DD, for templates that write the date; by default the day on which the run begins
+        "date": "",
         "max_length": 2048,  # tokens of an example, prompt and EOS included
         "row_length": 0,  # positions of a packed row, at least max_length; 0: as many as max_length
         "max_rows": 0,  # the first rows of data.train; 0 for all
         "bad_rows": "refuse",  # or "drop": leave malformed rows out, counted
-        "max_lost_fraction": 0.5,  # of the rows of data.train that may be cut or dropped; 1 accepts all
+        # of the rows of data.train that may be cut or dropped; 1 accepts all
+        "max_lost_fraction": 0.5,
     },
     "optimizer": {
         "learning_rate": 5e-5,
@@ -68,9 +78,11 @@ _DEFAULT = {
         "eps": 1e-8,
         "weight_decay": 0.01,
         "decay": "all",  # or "matrices": not norms and biases
-        "moment_dtype": "param",  # that of the parameters; "bfloat16_first", "bfloat16": of one moment, of both
+        # that of the parameters; "bfloat16_first", "bfloat16": of one moment, of both
+        "moment_dtype": "param",
         "clip_norm": 1.0,
-        "rounding": "stochastic",  # of bfloat16 parameters; "nearest", as in the authors' run, loses small updates
+        # of bfloat16 parameters; "nearest", as in the authors' run, loses small updates
+        "rounding": "stochastic",
     },
     "train": {
         "global_batch": 256,  # examples per update, over all devices
@@ -78,7 +90,8 @@ _DEFAULT = {
         "epochs": 1.0,  # passes over the data, rounded up to whole batches …
         "steps": 0,  # … unless this does
         "seed": 0,
-        "loss_normalization": "global",  # tokens of the global batch; "official": sum of micro-batch means
+        # tokens of the global batch; "official": sum of micro-batch means
+        "loss_normalization": "global",
         "loss_chunk_tokens": 1024,  # trained tokens whose logits exist at once on a device
         "max_skipped_steps": 5,  # non-finite updates in a row before the run stops
     },
@@ -90,7 +103,8 @@ _DEFAULT = {
     "eval": {
         "every": 0,  # steps between evaluations on data.heldout; 0: only before and after
         "max_examples": 512,  # the first ones; 0 for all
-        "benchmarks": "",  # names from evals/benchmarks.py, separated by commas, to be sampled and graded at the end
+        # names from evals/benchmarks.py, separated by commas, to be sampled and graded at the end
+        "benchmarks": "",
         "benchmarks_every": 0,  # … and every so many steps; 0: only at the end
         **_SETTINGS,
     },
@@ -98,14 +112,17 @@ _DEFAULT = {
         "every": 100,  # steps; one is always saved at the end
         "every_minutes": 10.0,  # since the last one, as process 0's clock has it; 0: only by steps
         "keep": 2,
-        "verify": "sha256",  # before one is used: compare with its manifest by "sha256", by "sizes", or "off"
+        # before one is used: compare with its manifest by "sha256", by "sizes", or "off"
+        "verify": "sha256",
     },
     "resume": {
-        "allow_changed": "",  # names, separated by commas, of what may differ from the checkpoint, as in train.seed
+        # names, separated by commas, of what may differ from the checkpoint, as in train.seed
+        "allow_changed": "",
     },
     "export": {
         "enabled": True,  # a Hugging Face folder under workdir/export at the end
-        # "auto": that of the checkpoint ("source") unless it loses a tenth of what was trained, then "float32"
+        # "auto": that of the checkpoint ("source") unless it loses a tenth of what was trained,
+        # then "float32"
         "dtype": "auto",  # or "source", "float32", "bfloat16" by name
         "max_shard_gb": 5.0,
     },
@@ -119,7 +136,9 @@ _DEFAULT = {
 
 
 def get_default() -> ConfigDict:
-    """Every key there is, with the paper's recipe as values; locked. `config.json` of a run has just these keys."""
+    """Every key there is, with the paper's recipe as values; locked. `config.json` of a run has
+    just these keys.
+    """
     return ConfigDict(_DEFAULT).lock()
 
 
@@ -145,7 +164,11 @@ _RANGES = {
     key: (is_legal, words)
     for is_legal, words, keys in (
         (lambda v: v >= 2, "at least 2 (one token to read, one to predict)", "data.max_length"),
-        (lambda v: v >= 1, "at least 1", "model.attention_block train.global_batch train.accumulation"),
+        (
+            lambda v: v >= 1,
+            "at least 1",
+            "model.attention_block train.global_batch train.accumulation",
+        ),
         (lambda v: v >= 1, "at least 1", "train.loss_chunk_tokens train.max_skipped_steps"),
         (lambda v: v >= 1, "at least 1", "checkpoint.every checkpoint.keep log.every"),
         (lambda v: v >= 0, "at least 0", "data.max_rows train.steps optimizer.weight_decay"),
@@ -157,14 +180,20 @@ _RANGES = {
         (lambda v: 0 <= v <= 1, "in [0, 1]", "data.max_lost_fraction"),
         (lambda v: 0 <= v < 1, "in [0, 1)", "optimizer.b1 optimizer.b2 optimizer.warmup_fraction"),
         (lambda v: 0 <= v < 2**32, f"at least 0 and below {2**32}", "train.seed"),
-        (lambda v: v >= 1 or v == -1, "at least 1, or -1 for the rest", "mesh.data mesh.fsdp mesh.tensor"),
+        (
+            lambda v: v >= 1 or v == -1,
+            "at least 1, or -1 for the rest",
+            "mesh.data mesh.fsdp mesh.tensor",
+        ),
     )
     for key in keys.split()
 }
 
 
 def parse_argument(argument: str, **defaults: str) -> dict[str, str]:
-    """The part of --config after the colon: `objective=dft,size=7b`, over `defaults`, which name what is legal."""
+    """The part of --config after the colon: `objective=dft,size=7b`, over `defaults`, which name
+    what is legal.
+    """
     values = dict(defaults)
     for part in filter(None, argument.split(",")):
         name, equals, value = part.partition("=")
@@ -192,16 +221,24 @@ def unknown_key(key: str) -> str:
     if inside:
         return f"config.{key} is a section, so it has no value; its keys: {', '.join(inside)}"
     namesakes = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    meant = f" (did you mean {' or '.join(map(repr, namesakes))}?)" if namesakes else errors.did_you_mean(key, known)
+    meant = (
+        f" (did you mean {' or '.join(map(repr, namesakes))}?)"
+        if namesakes
+        else errors.did_you_mean(key, known)
+    )
     return f"config.{key}: unknown key{meant}; dft_jax/config.py lists them all"
 
 
 def validate(config: ConfigDict) -> list[str]:
-    """All that is wrong with a config by itself: one line each, with the key, the value and the remedy."""
+    """All that is wrong with a config by itself: one line each, with the key, the value and the
+    remedy.
+    """
     default, found = flatten(get_default()), flatten(config)
     problems = [unknown_key(key) for key in found if key not in default]
     missing = [key for key in default if key not in found]
-    problems += [f"config.{key} is missing; start from dft_jax.config.get_default()" for key in missing]
+    problems += [
+        f"config.{key} is missing; start from dft_jax.config.get_default()" for key in missing
+    ]
     well_typed = {}
     for key in sorted(default.keys() & found.keys()):
         if problem := _type_problem(key, found[key], default[key]):
@@ -227,7 +264,9 @@ def validate(config: ConfigDict) -> list[str]:
         try:
             parse_steps(config.profile)
         except ValueError:
-            problems.append(f"config.profile={config.profile!r} should be the first and the last step, as in 10,12")
+            problems.append(
+                f"config.profile={config.profile!r} should be the first and the last step, as in 10,12"
+            )
     if well_typed.keys() >= {f"eval.{name}" for name in _SETTINGS} and config.eval.benchmarks:
         try:
             problems += benchmark_settings(config).mistakes("config.eval.")
@@ -240,25 +279,37 @@ def _row_problems(config: ConfigDict) -> list[str]:
     """`config` is `config.data`. An example of data.max_length tokens has to fit a row."""
     if not 0 < config.row_length < config.max_length:
         return []
-    what = f"config.data.row_length={config.row_length} is below data.max_length={config.max_length}"
+    what = (
+        f"config.data.row_length={config.row_length} is below data.max_length={config.max_length}"
+    )
     return [f"{what}: the longest examples would fit no row; give at least that, or 0 for the same"]
 
 
 def validate_moments(config: ConfigDict) -> list[str]:
-    """A bfloat16 keeps 8 bits: an average that should shrink by less than 1/256 of itself a step never would."""
+    """A bfloat16 keeps 8 bits: an average that should shrink by less than 1/256 of itself a step
+    never would.
+    """
     if config.moment_dtype != "bfloat16" or 1 - config.b2 >= 1 / 256:
         return []
-    what = f"config.optimizer.moment_dtype='bfloat16' cannot hold a second moment with b2={config.b2}"
-    return [f"{what}: rounding would undo every decrease; use 'bfloat16_first', or optimizer.b2 of at most 0.996"]
+    what = (
+        f"config.optimizer.moment_dtype='bfloat16' cannot hold a second moment with b2={config.b2}"
+    )
+    return [
+        f"{what}: rounding would undo every decrease; use 'bfloat16_first', or optimizer.b2 of at most 0.996"
+    ]
 
 
 def benchmark_settings(config: ConfigDict) -> Settings:
-    """The benchmark evaluation that `config.eval` asks for; UserError for a temperature that is no number."""
+    """The benchmark evaluation that `config.eval` asks for; UserError for a temperature that is no
+    number.
+    """
     return Settings.read({name: config.eval[name] for name in _SETTINGS}, "config.eval.")
 
 
 def _type_problem(key: str, value: Any, default: Any) -> str | None:
-    """ConfigDict lets True pass for an int, None for anything, and makes tuples of some command-line values."""
+    """ConfigDict lets True pass for an int, None for anything, and makes tuples of some
+    command-line values.
+    """
     wanted = type(default)
     is_right = type(value) is wanted or (wanted is float and type(value) is int)
     if not is_right:
@@ -272,10 +323,14 @@ def _path_problems(given: dict[str, Any]) -> list[str]:
     problems = []
     path, template = given.get("model.path"), given.get("data.template", "tokenizer")
     if path == "":
-        problems.append("config.model.path is empty: give the folder or hub id of a Hugging Face checkpoint")
+        problems.append(
+            "config.model.path is empty: give the folder or hub id of a Hugging Face checkpoint"
+        )
     if given.get("data.train") == "":
-        problems.append("config.data.train is empty: give a .jsonl, .json or .parquet file, a folder or a hub dataset")
-    absent = [key for key in ("data.train", "data.heldout") if sources.is_path(given.get(key, ""))]
+        problems.append(
+            "config.data.train is empty: give a .jsonl, .json or .parquet file, a folder or a hub dataset"
+        )
+    absent = [key for key in ("data.train", "data.heldout") if rows.is_path(given.get(key, ""))]
     absent = [key for key in absent if not Path(given[key]).exists()]
     if template.endswith(".jinja") and not Path(template).is_file():
         absent.append("data.template")
@@ -284,19 +339,23 @@ def _path_problems(given: dict[str, Any]) -> list[str]:
     if path and path.startswith((".", "/")) and not Path(path).is_dir():
         problems.append(f"config.model.path={path!r}: no such folder {remedy}")
     problems += _idle_problems(given)
-    problems += chat.name_problems("config.data.template", template)
-    problems += chat.date_problems("config.data.date", given.get("data.date", ""))
+    problems += templates.name_problems("config.data.template", template)
+    problems += templates.date_problems("config.data.date", given.get("data.date", ""))
     if given.get("log.wandb_project") and not importlib.util.find_spec("wandb"):
-        problems.append("config.log.wandb_project is set, but wandb is not installed: pip install wandb, or empty it")
+        problems.append(
+            "config.log.wandb_project is set, but wandb is not installed: pip install wandb, or empty it"
+        )
     return problems
 
 
 def _idle_problems(given: dict[str, Any]) -> list[str]:
-    """Settings that say which part of a dataset or model is meant, where there is none to choose from."""
+    """Settings that say which part of a dataset or model is meant, where there is none to choose
+    from.
+    """
     default = flatten(get_default())
     path = given.get("model.path", "")
     data = [given[key] for key in ("data.train", "data.heldout") if given.get(key)]
-    from_hub = any(sources.is_hub_id(place) for place in data)
+    from_hub = any(rows.is_hub_id(place) for place in data)
     in_parts = from_hub or any(Path(place).is_dir() for place in data)
     # Key -> whether it has an effect, and why it would have none.
     has_effect = {
@@ -306,7 +365,7 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
     }
     for key, split in (("data.train", "data.split"), ("data.heldout", "data.heldout_split")):
         place = given.get(key, "")
-        is_whole = bool(place) and not sources.is_hub_id(place) and not Path(place).is_dir()
+        is_whole = bool(place) and not rows.is_hub_id(place) and not Path(place).is_dir()
         has_effect[split] = (not is_whole, f"{key}={place!r} has no splits")
     found = []
     for key, (is_used, why) in has_effect.items():
@@ -318,7 +377,9 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
 
 
 def validate_on(config: ConfigDict, device_count: int) -> list[str]:
-    """All that is wrong with a config on this number of devices, before anything is read or fetched."""
+    """All that is wrong with a config on this number of devices, before anything is read or
+    fetched.
+    """
     problems = validate(config)
 
     def is_sound(*keys: str) -> bool:
@@ -359,11 +420,16 @@ def _batch_problems(config: ConfigDict, device_count: int) -> list[str]:
     return []
 
 
-def validate_architecture(config: ConfigDict, architecture: DecoderConfig, device_count: int) -> list[str]:
+def validate_architecture(
+    config: ConfigDict, architecture: DecoderConfig, device_count: int
+) -> list[str]:
     """What does not fit between a config, a mesh and the checkpoint's architecture."""
     problems = []
     *_, tensor = mesh_sizes(**config.mesh, device_count=device_count)
-    for name, count in (("attention", architecture.num_heads), ("key/value", architecture.num_kv_heads)):
+    for name, count in (
+        ("attention", architecture.num_heads),
+        ("key/value", architecture.num_kv_heads),
+    ):
         if count % tensor:
             legal = [n for n in range(1, count + 1) if count % n == 0]
             problems.append(
@@ -389,12 +455,13 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-# A resumed run may change these: they say how a run is carried out and watched, not what it computes. Data and
-# model may move: the data's hash and the architecture are compared, and the parameters come from the checkpoint.
-_MAY_CHANGE = (
-    *("mesh.", "eval.", "checkpoint.", "resume.", "export.", "log.", "profile", "data.train", "data.heldout"),
-    *("data.max_lost_fraction", "model.path", "model.revision", "model.remat", "model.attention"),
-    "train.loss_chunk_tokens",
+# A resumed run may change these: they say how a run is carried out and watched, not what it
+# computes. Data and model may move: the data's hash and the architecture are compared, and the
+# parameters come from the checkpoint.
+_MAY_CHANGE = tuple(
+    "mesh. eval. checkpoint. resume. export. log. profile data.train data.heldout"
+    " data.max_lost_fraction model.path model.revision model.remat model.attention"
+    " train.loss_chunk_tokens".split()
 )
 
 
@@ -402,17 +469,25 @@ def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
     """The keys, with their values, whose change would make a resumed run another run."""
     kept = {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
     if kept.get("data.date") == "":
-        del kept["data.date"]  # no template writes one; runs from before the key was there have none either
-    rounds = config.model.get("param_dtype") == "bfloat16" and optimizer.rounding_of(config.optimizer) == "stochastic"
+        # no template writes one; runs from before the key was there have none either
+        del kept["data.date"]
+    rounds = (
+        config.model.get("param_dtype") == "bfloat16"
+        and optimizer.rounding_of(config.optimizer) == "stochastic"
+    )
     if not rounds:
-        kept.pop("optimizer.rounding", None)  # runs from before the key was there rounded to nearest, or not at all
+        # runs from before the key was there rounded to nearest, or not at all
+        kept.pop("optimizer.rounding", None)
     if kept.get("data.row_length") == 0:
-        del kept["data.row_length"]  # runs from before the key was there have none, and mean the same
+        # runs from before the key was there have none, and mean the same
+        del kept["data.row_length"]
     return kept
 
 
 def digest(config: ConfigDict) -> str:
-    """SHA-256 of what makes a run the one it is: the checkpoint it began with, and all that a resumed run must keep."""
+    """SHA-256 of what makes a run the one it is: the checkpoint it began with, and all that a
+    resumed run must keep.
+    """
     kept = kept_on_resume(config)
     kept |= {key: config.model[key] for key in ("path", "revision")}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

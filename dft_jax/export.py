@@ -1,284 +1,45 @@
-"""A run as a Hugging Face folder that `transformers` loads: sharded safetensors, config and tokenizer.
+"""A run as a Hugging Face folder that `transformers` loads: sharded safetensors, config and
+tokenizer.
 
 python -m dft_jax.export --workdir=runs/tiny --out=runs/tiny/export
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import logging
-import math
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
-from huggingface_hub import split_state_dict_into_shards_factory
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
-from tqdm import tqdm
 
-from dft_jax import cli, errors, interrupts, optimizer as optimizer_lib, rounding, run_directory, train
-from dft_jax.checkpoint import Checkpoints
-from dft_jax.models import Model, hf, tokenizer as tokenizer_lib
-from dft_jax.types import Params, TrainState
-from dft_jax.writer import flush, write_json
-
-PROVENANCE_NAME = "dft_jax.json"
-MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
-_log = logging.getLogger(__name__)  # phases, as in checkpoint.py
+from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.commands import cli
+from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.model import Model
+from dft_jax.runtime import errors, files, folders
+from dft_jax.training import identity as run_directory, optimizer as optimizer_lib
+from dft_jax.training.job import load_model
+from dft_jax.training.loop import Run
+from dft_jax.training.state import abstract_state
+from dft_jax.types import TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where exported parameters come from, as far as a reader of the folder can use it."""
+def open_run(
+    workdir: Path, **overrides: Any
+) -> tuple[ConfigDict, Path, Model, Any, Checkpoints, int]:
+    """A run's config, source checkpoint, model, tokenizer, checkpoints and the newest whole step;
+    nothing is loaded.
 
-    objective: str = ""
-    step: int | None = None
-    template: str = "tokenizer"  # what the run was trained under: data.template
-    template_text: str | None = None  # of a .jinja file
-    date: str = ""  # YYYY-MM-DD, of a run whose template writes the date
-    path: str = ""  # the base's, as the config had it
-    revision: str = ""
-    init: str = "checkpoint"  # or "random": then the source's weights, if it has any, are not where the run began
-    run: dict[str, Any] = dataclasses.field(default_factory=dict)  # what its checkpoints say: run_id, base
-
-    def report(self) -> dict[str, Any]:
-        """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
-        is_folder = Path(self.path).is_absolute() or Path(self.path).is_dir()  # exports are published: its name will do
-        base = self.run.get("base") or {"revision": self.revision, "init": self.init}
-        digest = self.template_text and hashlib.sha256(self.template_text.encode()).hexdigest()
-        return {
-            "format": 1,
-            "objective": self.objective,
-            "step": self.step,
-            "template": self.template if self.template_text is None else "tokenizer",
-            "template_source": Path(self.template).name,
-            "template_sha256": digest,
-            "date": self.date,
-            "run_id": self.run.get("run_id"),
-            "base": base | {"path": Path(self.path).name if is_folder else self.path},
-        }
-
-
-def export(
-    params: Params,
-    model: Model,
-    source: Path,
-    out: Path,
-    *,
-    dtype: str = "auto",
-    max_shard_gb: float = 5.0,
-    origin: Origin | None = None,
-) -> rounding.Rounding:
-    """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in `source`.
-
-    All is written to a temporary folder beside `out`, which then takes its name, replacing an earlier export. Every
-    process takes part; process 0 writes. `dtype` "source" is that of the checkpoint, of each tensor its own, so that an
-    untouched checkpoint comes out byte for byte; "auto" is the same unless rounding to it loses a tenth of what was
-    trained, and then float32. What rounding does is printed, and written to dft_jax.json; returned is how it is in the
-    files.
-
-    A chat template of `origin` becomes the folder's own, so that it is prompted as it was trained; the one that was
-    there stays, as additional_chat_templates/source.jinja.
-
-    Raises:
-      UserError: there is no room, or no permission; an earlier export is as it was.
-      Stopped: a signal asked for it; likewise.
-    """
-    origin = origin or Origin()
-    temporary = out.with_name(f".{out.name}.tmp")
-    is_writer = jax.process_index() == 0
-    what, remedy = f"{out}: the export could not be written", "make it possible, then run the same command again"
-    with errors.told(what, remedy, (OSError, SafetensorError)):  # safetensors has its own type for a full disk
-        source_dtype = hf.source_dtype(source)
-        base = hf.Checkpoint(source) if origin.init == "checkpoint" else None
-        keeps_types = dtype in ("auto", "source")
-        others = hf.other_dtypes(source) if keeps_types else {}
-        measured = rounding.measure(params, model, base, source_dtype if keeps_types else dtype, others)
-        smaller, written = _n_bytes(model, measured.dtype, others), measured
-        if dtype == "auto" and measured.lost_share >= MOST_LOST:
-            written, others, keeps_types = measured.in_float32(), {}, False
-        if is_writer:
-            _announce(measured, written, dtype, base is None, (smaller, _n_bytes(model, written.dtype, others)))
-        try:
-            if is_writer:
-                shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-                temporary.mkdir(parents=True)
-                _copy_config(source, temporary, None if keeps_types else written.dtype)
-                if origin.template_text is not None:
-                    _set_template(temporary, origin.template_text)
-                _warn_of_tokenizer(temporary)
-                types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
-                if others:
-                    types["other_dtypes"] = others
-                losses = {"rounding": written.report()}
-                if written is not measured:
-                    losses["rounding_in_source_dtype"] = measured.report()
-                write_json(temporary / PROVENANCE_NAME, origin.report() | types | losses)
-            _write_tensors(params, model, temporary, written.dtype, others, max_shard_gb)
-            if is_writer:
-                _log.debug("export rename")
-                _replace(temporary, out)
-        finally:
-            if is_writer:
-                shutil.rmtree(temporary, ignore_errors=True)
-    return written
-
-
-def provenance(folder: Path) -> dict[str, Any] | None:
-    """What an export says of itself; None for a folder that is none, or of before there was such a file."""
-    file = folder / PROVENANCE_NAME
-    return hf.read_json(file) if file.exists() else None
-
-
-def _n_bytes(model: Model, dtype: str, others: dict[str, str]) -> int:
-    """Of all tensors as they are written."""
-    return sum(
-        math.prod(shape) * jnp.dtype(others.get(name, dtype)).itemsize
-        for _, _, name, shape in hf.tensor_table(model)
-    )
-
-
-def _announce(
-    measured: rounding.Rounding, written: rounding.Rounding, asked: str, is_random: bool, sizes: tuple[int, int]
-) -> None:
-    """Says what rounding does to the run, and how large the files are going to be: `sizes` of both, in bytes."""
-    n, update = measured.weights, "the weights" if is_random else "the update"
-    moved = "" if is_random else f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
-    lost = f"as {measured.dtype} {measured.lost_share:.2%} of {update}'s norm is lost"
-    if not is_random:
-        lost += f" and {measured.changed_as_written / n:.1%} of the weights differ"
-    smaller, size = (n_bytes / 1e9 for n_bytes in sizes)
-    print(f"export: {moved}{lost}; written as {written.dtype}, {size:.3g} GB", file=sys.stderr)
-    if written is not measured:
-        print(
-            f"export: float32 keeps all of it; config.export.dtype='source' would be {smaller:.3g} GB", file=sys.stderr
-        )
-    elif measured.lost_share >= MOST_LOST:
-        print(
-            f"warning: config.export.dtype={asked!r}: rounding to {measured.dtype} loses {measured.lost_share:.1%} of"
-            " what was trained; 'auto' or 'float32' keeps it",
-            file=sys.stderr,
-        )
-
-
-def _write_tensors(
-    params: Params, model: Model, to: Path, dtype: str, others: dict[str, str], max_shard_gb: float
-) -> None:
-    """Each tensor as `dtype`, or as the one that `others` has for it."""
-    table = sorted(hf.tensor_table(model), key=lambda e: (e[1] is not None, e[1] or 0))  # in layer order
-    entries = {name: (path, layer, shape, others.get(name, dtype)) for path, layer, name, shape in table}
-    shards = split_state_dict_into_shards_factory(
-        entries,
-        get_storage_size=lambda entry: math.prod(entry[2]) * jnp.dtype(entry[3]).itemsize,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=int(max_shard_gb * 1e9),
-    )
-    read = hf.tensor_reader(params, model)
-    is_writer = jax.process_index() == 0
-    with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
-        for file_name, names in shards.filename_to_tensors.items():
-            tensors = {}
-            for name in names:
-                interrupts.check()
-                _log.debug("export %s", name)
-                *place, own_dtype = entries[name]
-                tensor = read(*place)  # by all processes together
-                if is_writer:
-                    tensors[name] = np.ascontiguousarray(tensor.astype(own_dtype))
-                progress.update()
-            if is_writer:
-                _save(tensors, to / file_name)
-    if is_writer and shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": dict(sorted(shards.tensor_to_filename.items()))}
-        write_json(to / hf.INDEX_NAME, index)
-
-
-def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
-    save_file(tensors, file, metadata={"format": "pt"})  # transformers refuses a file without a format
-    shutil.copymode(file.with_name("config.json"), file)  # safetensors writes for the owner's eyes only
-    flush(file)
-
-
-def _copy_config(source: Path, to: Path, dtype: str | None) -> None:
-    """config.json unchanged unless the weights get another `dtype`; generation config, tokenizer and templates as they
-    are."""
-    raw = hf.read_json(source / "config.json")
-    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]  # which older readers know too
-    if dtype is None or all(raw.get(key) == dtype for key in keys):
-        shutil.copyfile(source / "config.json", to / "config.json")
-    else:
-        write_json(to / "config.json", raw | dict.fromkeys(keys, dtype))
-    generation = source / "generation_config.json"
-    for file in [*([generation] if generation.exists() else []), *hf.tokenizer_files(source)]:
-        shutil.copyfile(file, to / file.name)
-    for file in hf.additional_templates(source):
-        (to / file.parent.name).mkdir(exist_ok=True)
-        shutil.copyfile(file, to / file.parent.name / file.name)
-
-
-def _warn_of_tokenizer(folder: Path) -> None:
-    """Says where transformers will read the folder's tokenizer otherwise than the run did."""
-    if not (folder / tokenizer_lib.FILE_NAME).exists():
-        return
-    difference = tokenizer_lib.differs_in_transformers(folder, hf.load_tokenizer(folder))
-    if difference:
-        print(f"note: {difference}", file=sys.stderr)
-
-
-def _set_template(folder: Path, text: str) -> None:
-    """Makes `text` the chat template of an exported tokenizer, in every place where one is read.
-
-    Readers differ in which place comes first, so none may keep the old one. That goes to additional_chat_templates,
-    where transformers offers it by the name "source", with those that tokenizer_config.json had by other names.
-    """
-    file, settings_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    settings = hf.read_json(settings_file) if settings_file.exists() else {}
-    held = settings.get("chat_template")
-    others = {"source": held} if isinstance(held, str) else {}
-    for entry in held if isinstance(held, list) else []:
-        others["source" if entry["name"] == "default" else entry["name"]] = entry["template"]
-    if file.exists():
-        others["source"] = file.read_text(encoding="utf-8")
-    for name, template in others.items():
-        additional = folder / hf.ADDITIONAL_TEMPLATES / f"{Path(name).name}.jinja"
-        if template != text and not additional.exists():
-            additional.parent.mkdir(exist_ok=True)
-            additional.write_text(template, encoding="utf-8")
-    file.write_text(text, encoding="utf-8")
-    if held is not None:
-        write_json(settings_file, settings | {"chat_template": text})
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    """`temporary` takes the name `out`; an earlier export there goes only when the new one has its place."""
-    old = out.with_name(f".{out.name}.old")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    temporary.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def open_run(workdir: Path, **overrides: Any) -> tuple[ConfigDict, Path, Model, Any, Checkpoints, int]:
-    """A run's config, source checkpoint, model, tokenizer, checkpoints and the newest whole step; nothing is loaded.
-
-    The model is sharded over this machine's devices, whatever mesh trained it; `overrides` change other keys of the
-    config for it, as in `{"mesh.tensor": 2}`.
+    The model is sharded over this machine's devices, whatever mesh trained it; `overrides` change
+    other keys of the config for it, as in `{"mesh.tensor": 2}`.
     """
     file = workdir / "config.json"
     if not file.exists():
         raise errors.UserError(f"{workdir}: no config.json there; give the directory of a run")
-    config = ConfigDict(hf.read_json(file)).lock()
+    config = ConfigDict(files.read_json(file)).lock()
     here = config.copy_and_resolve_references()
     here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
-    source, model, tokenizer = train.load_model(here)
+    source, model, tokenizer = load_model(here)
     checkpoints = Checkpoints(workdir / "checkpoints", verify=config.checkpoint.verify)
     step = checkpoints.newest()
     if step is None:
@@ -290,14 +51,14 @@ def restore(config: ConfigDict, model: Model, checkpoints: Checkpoints, step: in
     """The state of a checkpoint, in the precision it was trained in."""
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     with checkpoints:
-        return checkpoints.restore(step, train.abstract_state(model, optimizer))
+        return checkpoints.restore(step, abstract_state(model, optimizer))
 
 
-def load_run(workdir: Path) -> train.Run:
+def load_run(workdir: Path) -> Run:
     """A run with its newest whole checkpoint."""
     config, source, model, _, checkpoints, step = open_run(workdir)
     identity = checkpoints.run_of(step)
-    return train.Run(workdir, config, source, model, restore(config, model, checkpoints, step), identity)
+    return Run(workdir, config, source, model, restore(config, model, checkpoints, step), identity)
 
 
 def origin_of(workdir: Path, config: ConfigDict, step: int, run: dict[str, Any]) -> Origin:
@@ -308,32 +69,44 @@ def origin_of(workdir: Path, config: ConfigDict, step: int, run: dict[str, Any])
         if text is None:
             template = "tokenizer"
             what = f"{config.data.template}, which the run was trained with, is not in {workdir}"
-            print(f"warning: {what}: the export keeps the checkpoint's own chat template", file=sys.stderr)
+            print(
+                f"warning: {what}: the export keeps the checkpoint's own chat template",
+                file=sys.stderr,
+            )
     base = config.model
     date = config.data.get("date", "")
-    return Origin(config.objective, step, template, text, date, base.path, base.revision, base.init, run)
+    return Origin(
+        config.objective, step, template, text, date, base.path, base.revision, base.init, run
+    )
 
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; an interrupted run there is resumed.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run; an interrupted run there is resumed."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write; by default the run's export/.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["auto", "source", "float32", "bfloat16"], "Of the weights; by default the run's export.dtype."
+    "dtype",
+    None,
+    ["auto", "source", "float32", "bfloat16"],
+    "Of the weights; by default the run's export.dtype.",
 )
 
 
 def main() -> None:
     cli.parse(required=["workdir"])
-    workdir = run_directory.local_folder(_WORKDIR.value)
+    workdir = folders.local_folder(_WORKDIR.value)
     out = Path(_OUT.value).expanduser().absolute() if _OUT.value else workdir / "export"
     if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise errors.UserError(f"--out={out} exists and is not empty; give a new folder, or remove it first")
+        raise errors.UserError(
+            f"--out={out} exists and is not empty; give a new folder, or remove it first"
+        )
     config, source, model, _, checkpoints, step = open_run(workdir)
     with checkpoints:
         run = checkpoints.run_of(step)
         params = checkpoints.restore_params(step, model.abstract_params)
     settings, origin = config.export, origin_of(workdir, config, step, run)
     # A run that goes on in the folder will export to the same place.
-    lock = run_directory.locked(workdir) if out.parent == workdir else contextlib.nullcontext()
+    lock = folders.locked(workdir) if out.parent == workdir else contextlib.nullcontext()
     with lock:
         options = dict(dtype=_DTYPE.value or settings.dtype, max_shard_gb=settings.max_shard_gb)
         export(params, model, source, out, origin=origin, **options)

@@ -1,12 +1,13 @@
-"""What a config's training step takes of each device's memory, and what fits; no weights, data or accelerator needed.
+"""What a config's training step takes of each device's memory, and what fits; no weights, data or
+accelerator needed.
 
 python -m dft_jax.plan --config=configs/numina_qwen25_math.py:size=7b --device=h100 --devices=8
 
-Parameters, moments and gradients have the shapes and shardings that training gives them. The rest is found by walking
-the step that training would run, as JAX traces it for one device's share of rows, heads and vocabulary
-(analysis/memory.py), under each rematerialisation policy and for more and more rows per micro-batch. The last line
-has the settings to use, or the choice that would make it fit. How far this is from XLA's own account:
-experiments/planner.
+Parameters, moments and gradients have the shapes and shardings that training gives them. The rest
+is found by walking the step that training would run, as JAX traces it for one device's share of
+rows, heads and vocabulary (analysis/memory.py), under each rematerialisation policy and for more
+and more rows per micro-batch. The last line has the settings to use, or the choice that would make
+it fit. How far this is from XLA's own account: experiments/planner.
 """
 
 import dataclasses
@@ -16,30 +17,39 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from dft_jax.data import batches
+from dft_jax.models.model import parameter_count
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import cli, config as config_lib, errors, hub, models, sharding
-from dft_jax.analysis.memory import KINDS, Planner, Setting, settings
-from dft_jax.data import loader
-from dft_jax.models import REMAT_POLICIES, DecoderConfig, hf
-from dft_jax.models.config import Rope
+from dft_jax import config as config_lib, sharding
+from dft_jax.commands import cli
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
+from dft_jax.models.spec import Rope
+from dft_jax.planner.memory import KINDS, Planner, Setting, settings
+from dft_jax.runtime import errors, hub
 
-# Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version; NVIDIA's datasheets
-# of A100, H100, H200 and DGX B200). What they write as GB, drivers report as GiB within 1 %: 81,559 MiB for an H100.
+# Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version;
+# NVIDIA's datasheets of A100, H100, H200 and DGX B200). What they write as GB, drivers report as
+# GiB within 1 %: 81,559 MiB for an H100.
 DEVICES_GIB = {
     **{"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32},
     **{"a100-40": 40, "a100": 80, "h100": 80, "h200": 141, "b200": 180},
 }
-# The rest is for what nobody plans: a driver's context, buffers of collectives, workspaces of matrix products, and that
-# XLA may keep more than it must: 7 % above the account in float32, a TPU's compiler 26 % under `full`, which SURE does
-# not cover (experiments/planner). On a GPU, JAX takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
+# The rest is for what nobody plans: a driver's context, buffers of collectives, workspaces of
+# matrix products, and that XLA may keep more than it must: 7 % above the account in float32, a
+# TPU's compiler 26 % under `full`, which SURE does not cover (experiments/planner). On a GPU, JAX
+# takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
 SURE, MOST = 0.85, 0.95
 
 
-def _shape(hidden, layers, heads, kv_heads, feed_forward, vocabulary, tied, context, bias=False) -> DecoderConfig:
+def _shape(
+    hidden, layers, heads, kv_heads, feed_forward, vocabulary, tied, context, bias=False
+) -> DecoderConfig:
     sizes = (vocabulary, hidden, layers, heads, kv_heads, 128, feed_forward)
     return DecoderConfig(*sizes, 1e-6, Rope(1e4), tied, context, qkv_bias=bias)
 
@@ -55,11 +65,13 @@ ARCHITECTURES = {
 
 
 def read_architecture(path: str, revision: str) -> DecoderConfig:
-    """Of a folder, of one of ARCHITECTURES, or of a model on the hub; only its config.json is looked at."""
+    """Of a folder, of one of ARCHITECTURES, or of a model on the hub; only its config.json is
+    looked at.
+    """
     if path in ARCHITECTURES:
         return ARCHITECTURES[path]
     if Path(path).is_dir():
-        return hf.read_config(Path(path))
+        return read_config(Path(path))
     hub_id = hub.id_of(path, "config.model.path")
     import huggingface_hub
 
@@ -70,7 +82,7 @@ def read_architecture(path: str, revision: str) -> DecoderConfig:
             f"config.model.path={path!r} is not a folder, and its config.json could not be fetched"
             f" ({type(error).__name__}); give a folder that has one, or one of {', '.join(ARCHITECTURES)}"
         ) from error
-    return hf.read_config(Path(file).parent)
+    return read_config(Path(file).parent)
 
 
 def fitting(
@@ -86,8 +98,9 @@ def fitting(
 
 
 def best(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> Setting | None:
-    """What fits with the least tensor parallelism, then with the least recomputation, then with the least sharding:
-    each costs time, the first most. None where nothing fits."""
+    """What fits with the least tensor parallelism, then with the least recomputation, then with the
+    least sharding: each costs time, the first most. None where nothing fits.
+    """
     heads = math.gcd(planner.architecture.num_heads, planner.architecture.num_kv_heads)
     sizes = [n for n in range(1, n_devices + 1) if n_devices % n == 0]
     for tensor, remat, fsdp in itertools.product(sizes, REMAT_POLICIES, sizes):
@@ -99,7 +112,8 @@ def best(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> S
     return None
 
 
-# Tried in this order where nothing fits: what each costs is said where the config has it, of the last also here.
+# Tried in this order where nothing fits: what each costs is said where the config has it, of the
+# last also here.
 CHOICES = (
     {},
     {"optimizer.moment_dtype": "bfloat16_first"},
@@ -125,7 +139,9 @@ def of_parameters(config: ConfigDict, choice: dict[str, str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """What fits: as the config is if `choice` is empty; on as many devices as asked for, or on more."""
+    """What fits: as the config is if `choice` is empty; on as many devices as asked for, or on
+    more.
+    """
 
     choice: dict[str, str]
     n_devices: int
@@ -135,17 +151,25 @@ class Suggestion:
     def __str__(self) -> str:
         choice = "".join(f"--config.{key}={value} " for key, value in self.choice.items())
         rows = _count(self.setting.rows, "row")
-        return f"{choice}{self.setting.flags()} ({rows} a device and micro-batch, {self.gib:.1f} GiB)"
+        return (
+            f"{choice}{self.setting.flags()} ({rows} a device and micro-batch, {self.gib:.1f} GiB)"
+        )
 
 
 def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> Suggestion | None:
-    """What fits on these devices, with one of CHOICES if need be; else what fits on up to eight times as many."""
-    tries = [(choice, n_devices) for choice in CHOICES] + [({}, n_devices * more) for more in (2, 4, 8)]
+    """What fits on these devices, with one of CHOICES if need be; else what fits on up to eight
+    times as many.
+    """
+    tries = [(choice, n_devices) for choice in CHOICES] + [
+        ({}, n_devices * more) for more in (2, 4, 8)
+    ]
     for choice, count in tries:
         config = planner.config.copy_and_resolve_references()
         config.update_from_flattened_dict(choice)
         chosen = Planner(config, planner.architecture)
-        if not config_lib.validate_moments(config.optimizer) and (found := best(chosen, count, step_rows, room_gib)):
+        if not config_lib.validate_moments(config.optimizer) and (
+            found := best(chosen, count, step_rows, room_gib)
+        ):
             return Suggestion(choice, count, found, sum(chosen.memory(found).values()))
     return None
 
@@ -164,15 +188,24 @@ def verdict(gib: float, has_gib: float) -> str:
 _COLUMNS = ("remat", "rows", "accumulation", *KINDS, " total")
 
 
-def table(planner: Planner, mesh: tuple[int, int, int], step_rows: int, has_gib: float) -> Iterator[str]:
+def table(
+    planner: Planner, mesh: tuple[int, int, int], step_rows: int, has_gib: float
+) -> Iterator[str]:
     """Lines: for each policy more and more rows, up to the first that do not fit."""
     yield " ".join(_COLUMNS) + "  GiB per device"
     for remat in REMAT_POLICIES:
         for setting in settings(mesh, remat, step_rows):
             account = planner.memory(setting)
             total = sum(account.values())
-            values = (remat, setting.rows, setting.accumulation, *(f"{gib:.2f}" for gib in (*account.values(), total)))
-            row = " ".join(f"{value:>{len(name)}}" for name, value in zip(_COLUMNS, values, strict=True))
+            values = (
+                remat,
+                setting.rows,
+                setting.accumulation,
+                *(f"{gib:.2f}" for gib in (*account.values(), total)),
+            )
+            row = " ".join(
+                f"{value:>{len(name)}}" for name, value in zip(_COLUMNS, values, strict=True)
+            )
             yield f"{row}  {verdict(total, has_gib)}"
             if total > MOST * has_gib:
                 break
@@ -182,10 +215,14 @@ _CONFIG = cli.define_config()
 _DEVICE = flags.DEFINE_enum("device", None, list(DEVICES_GIB), "What it is to run on.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "How many of them.", lower_bound=1)
 _STEP_ROWS = flags.DEFINE_integer(
-    "step_rows", None, "Packed rows of a step (data/rows in metrics.jsonl); by default one for each example.", 1
+    "step_rows",
+    None,
+    "Packed rows of a step (data/rows in metrics.jsonl); by default one for each example.",
+    1,
 )
 
-_UNREAD = ("config.data.train", "config.data.heldout", "config.data.template", "config.log.")  # not needed here
+# not needed here
+_UNREAD = ("config.data.train", "config.data.heldout", "config.data.template", "config.log.")
 
 
 def main() -> None:
@@ -199,12 +236,12 @@ def main() -> None:
     planner, mesh = Planner(config, architecture), sharding.mesh_sizes(*mesh, n_devices)
     step_rows = min(_STEP_ROWS.value or config.train.global_batch, config.train.global_batch)
     has_gib = DEVICES_GIB[_DEVICE.value]
-    n_params = models.parameter_count(planner.build(mesh).abstract_params)
+    n_params = parameter_count(planner.build(mesh).abstract_params)
     print(
         f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype}, products in"
         f" {config.model.compute_dtype}, moments {config.optimizer.moment_dtype}, {config.objective}\n"
         f"{n_devices} × {_DEVICE.value} of {has_gib} GiB; mesh data={mesh[0]} × fsdp={mesh[1]} ×"
-        f" tensor={mesh[2]}; {_count(step_rows, 'row')} of {loader.row_length(config.data)} tokens a step\n"
+        f" tensor={mesh[2]}; {_count(step_rows, 'row')} of {batches.row_length(config.data)} tokens a step\n"
     )
     for line in table(planner, mesh, step_rows, has_gib):
         print(line, flush=True)

@@ -1,4 +1,6 @@
-"""The device mesh and the one table that says which axis of an array lies along which axis of the mesh."""
+"""The device mesh and the one table that says which axis of an array lies along which axis of the
+mesh.
+"""
 
 import dataclasses
 import math
@@ -11,9 +13,11 @@ from dft_jax.types import Batch
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
-AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)  # said everywhere: the default became Explicit in JAX 0.11
+# said everywhere: the default became Explicit in JAX 0.11
+AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 
-# Logical axis of an array -> axis of the mesh. Parameters name their axes where they are declared (models/).
+# Logical axis of an array -> axis of the mesh. Parameters name their axes where they are declared
+# (models/).
 RULES = {
     "batch": BATCH_AXES,
     "vocab": "tensor",
@@ -64,12 +68,18 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> P:
-    """The partition of an array with these logical axes. An axis that does not divide evenly is replicated."""
+    """The partition of an array with these logical axes. An axis that does not divide evenly is
+    replicated.
+    """
     assert len(shape) == len(axes), (shape, axes)
     parts = []
     for size, axis in zip(shape, axes, strict=True):
         mesh_axis = RULES[axis]
-        ways = math.prod(mesh.shape[a] for a in (mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,)) if a)
+        ways = math.prod(
+            mesh.shape[a]
+            for a in (mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,))
+            if a
+        )
         parts.append(mesh_axis if size % ways == 0 else None)
     return P(*parts)
 
@@ -79,7 +89,9 @@ def named(mesh: Mesh, *parts) -> NamedSharding:
 
 
 def pin(x, mesh: Mesh, *parts):
-    """Lays an array, or each of a tree, out along these axes of the mesh, inside jit; replicated without any."""
+    """Lays an array, or each of a tree, out along these axes of the mesh, inside jit; replicated
+    without any.
+    """
     return jax.lax.with_sharding_constraint(x, named(mesh, *parts))
 
 
@@ -106,8 +118,12 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
 
 def abstract_batch(shape_ABL: tuple[int, int, int], mesh: Mesh) -> Batch:
     """Shapes, dtypes and shardings of the arrays of a step's batch."""
-    dtypes = dataclasses.replace(Batch(*[jnp.int32] * len(dataclasses.fields(Batch))), mask_BL=jnp.bool)
-    return jax.tree.map(lambda d: jax.ShapeDtypeStruct(shape_ABL, d, sharding=batch_sharding(mesh)), dtypes)
+    dtypes = dataclasses.replace(
+        Batch(*[jnp.int32] * len(dataclasses.fields(Batch))), mask_BL=jnp.bool
+    )
+    return jax.tree.map(
+        lambda d: jax.ShapeDtypeStruct(shape_ABL, d, sharding=batch_sharding(mesh)), dtypes
+    )
 
 
 def process_rows(mesh: Mesh, n_rows: int) -> list[int]:

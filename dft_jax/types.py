@@ -23,7 +23,8 @@ Params = Any  # a plain nested dict of arrays
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One packed batch. Two examples, `a b c` (target `c`) and `x y` (target `y`), in a row of five:
+    """One packed batch. Two examples, `a b c` (target `c`) and `x y` (target `y`), in a row of
+    five:
 
         tokens     a b x - -      inputs; the last token of an example is only ever a target
         targets    b c y - -      the token that follows, within the same example
@@ -44,36 +45,45 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenStats:
-    """What objectives see of the model: float32 statistics of each target token, zero where untrained.
+    """What objectives see of the model: float32 statistics of each target token, zero where
+    untrained.
 
-    A gradient flows through `logp_BL` and `kl_BL` only. The last three are there for objectives that need them.
+    A gradient flows through `logp_BL` and `kl_BL` only. The last three are there for objectives
+    that need them.
     """
 
     logp_BL: Float[Array, "B L"]  # log π(target), nats
     entropy_BL: Float[Array, "B L"]  # entropy of the next-token distribution, nats
     correct_BL: Bool[Array, "B L"]  # the target is (one of) the most probable token(s)
-    examples_BL: Int[Array, "B L"]  # which example of its row a trained token belongs to; 0 where untrained
-    reference_logp_BL: Float[Array, "B L"] | None = None  # log π_ref(target), π_ref the model before training
+    # which example of its row a trained token belongs to; 0 where untrained
+    examples_BL: Int[Array, "B L"]
+    # log π_ref(target), π_ref the model before training
+    reference_logp_BL: Float[Array, "B L"] | None = None
     kl_BL: Float[Array, "B L"] | None = None  # KL(π_ref ‖ π) over the whole vocabulary, nats
-    top_entropy_BL: Float[Array, "B L"] | None = None  # entropy among the 20 most probable tokens, nats
+    # entropy among the 20 most probable tokens, nats
+    top_entropy_BL: Float[Array, "B L"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Those that are arguments of the compiled step: runs that differ in nothing else share its program.
+    """Those that are arguments of the compiled step: runs that differ in nothing else share its
+    program.
 
     Such are the learning rate, its schedule with the warm-up, and the seed.
     """
 
-    rates_U: Float[Array, " U"]  # learning rate of each update; the last one stands for all that follow
+    # learning rate of each update; the last one stands for all that follow
+    rates_U: Float[Array, " U"]
     seed: UInt32[Array, ""]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. `step` counts batches seen; the optimizer keeps its own count of updates."""
+    """All that a step changes. `step` counts batches seen; the optimizer keeps its own count of
+    updates.
+    """
 
     step: Int[Array, ""]
     params: Params

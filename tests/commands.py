@@ -7,7 +7,7 @@ import sys
 import jax
 from absl import flags
 
-from dft_jax import errors
+from dft_jax.runtime import errors
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = f"--config={ROOT}/configs/tiny.py"
@@ -25,7 +25,9 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`compiled`: names of the functions that XLA compiled meanwhile; always empty for a subprocess."""
+    """`compiled`: names of the functions that XLA compiled meanwhile; always empty for a
+    subprocess.
+    """
 
     code: int
     stdout: str
@@ -46,7 +48,8 @@ def run_command(main, arguments, capfd, monkeypatch) -> Outcome:
     except SystemExit as error:
         code = error.code
     finally:
-        # The command switches it off where there are several CPU devices; the tests after this one need it.
+        # The command switches it off where there are several CPU devices; the tests after this one
+        # need it.
         jax.config.update("jax_enable_compilation_cache", cached)
     return Outcome(code, *capfd.readouterr(), tuple(compiled))
 
@@ -62,13 +65,18 @@ def _reset_flags() -> None:
 def tree(folder: pathlib.Path) -> dict[str, bytes | None]:
     """Everything under a folder: relative path -> content, None for a folder."""
     files = sorted(folder.rglob("*"))
-    return {str(file.relative_to(folder)): None if file.is_dir() else file.read_bytes() for file in files}
+    return {
+        str(file.relative_to(folder)): None if file.is_dir() else file.read_bytes()
+        for file in files
+    }
 
 
 def assert_refused(outcome: Outcome, *expected: str) -> None:
-    """Exit code 2 and at most five lines, all of them messages that together hold every expected text.
+    """Exit code 2 and at most five lines, all of them messages that together hold every expected
+    text.
 
-    Before them an evaluation may have said which weights it evaluates, with which prompt, and a warning on it.
+    Before them an evaluation may have said which weights it evaluates, with which prompt, and a
+    warning on it.
     """
     notes = ("evaluating ", "prompt: ", "warning: ")
     lines = [line for line in outcome.stderr.splitlines() if not line.startswith(notes)]
@@ -82,7 +90,9 @@ def assert_refused(outcome: Outcome, *expected: str) -> None:
 
 
 def check_refused(main, arguments, expected, folder, capfd, monkeypatch) -> None:
-    """Runs the command in `folder`, which holds all that it could write to: refused, and nothing was written."""
+    """Runs the command in `folder`, which holds all that it could write to: refused, and nothing
+    was written.
+    """
     monkeypatch.chdir(folder)
     before = tree(folder)
     assert_refused(run_command(main, arguments, capfd, monkeypatch), *expected)

@@ -1,4 +1,6 @@
-"""Strict settings for every test: eight simulated devices, warnings as errors (pyproject), no silent rank promotion."""
+"""Strict settings for every test: eight simulated devices, warnings as errors (pyproject), no
+silent rank promotion.
+"""
 
 import os
 import signal
@@ -6,13 +8,20 @@ import subprocess
 import sys
 import threading
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would ours
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    # a shell's background job ignores it, and so would ours
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Tests are compile-bound; equal programs are compiled once, in this process and in the commands that tests start.
+# Tests are compile-bound; equal programs are compiled once, in this process and in the commands
+# that tests start.
 CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "compilations")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -35,7 +44,9 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 def make_mesh(data=1, fsdp=1, tensor=1):
     devices = jax.devices()[: data * fsdp * tensor]
-    return jax.make_mesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(
+        (data, fsdp, tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices
+    )
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +61,9 @@ def mesh8():
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of real data beside a developer's checkout; tests that need it are skipped elsewhere."""
+    """The folder of real data beside a developer's checkout; tests that need it are skipped
+    elsewhere.
+    """
     folder = pathlib.Path(__file__).parents[2] / "shared"
     if not (folder / "data").is_dir():
         pytest.skip("the folder of real problems and tokenizers is not beside this checkout")
@@ -59,7 +72,9 @@ def shared():
 
 @pytest.fixture(scope="session")
 def real_models():
-    """The folder that DFT_JAX_REAL_MODELS names, with a folder for each pretrained checkpoint; without it, skipped."""
+    """The folder that DFT_JAX_REAL_MODELS names, with a folder for each pretrained checkpoint;
+    without it, skipped.
+    """
     folder = os.environ.get("DFT_JAX_REAL_MODELS")
     if not folder:
         pytest.skip("DFT_JAX_REAL_MODELS names no folder of pretrained checkpoints")
@@ -73,7 +88,13 @@ def whole(tmp_path_factory):
     from tests.faults import launch
 
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    command = [sys.executable, "-m", "dft_jax.main", "--config=configs/tiny.py", *launch.ARGUMENTS[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "dft_jax.main",
+        "--config=configs/tiny.py",
+        *launch.ARGUMENTS[1:],
+    ]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     options = dict(cwd=launch.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     done = subprocess.run([*command, f"--workdir={workdir}"], **options)
@@ -83,12 +104,19 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def refused(tmp_path, capfd, monkeypatch):
-    """refused(overrides, expected): the tiny config with these overrides does nothing but say what is wrong."""
+    """refused(overrides, expected): the tiny config with these overrides does nothing but say what
+    is wrong.
+    """
     from dft_jax import main
     from tests.commands import TINY, check_refused
 
     def check(overrides, expected):
-        fixed = [TINY, f"--workdir={tmp_path}/run", "--config.data.heldout=", "--config.data.rows=fields"]
+        fixed = [
+            TINY,
+            f"--workdir={tmp_path}/run",
+            "--config.data.heldout=",
+            "--config.data.rows=fields",
+        ]
         check_refused(main.main, [*fixed, *overrides], expected, tmp_path, capfd, monkeypatch)
 
     return check

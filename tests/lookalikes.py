@@ -1,10 +1,21 @@
-"""Small checkpoint folders with the tokenizers' steps, classes and templates of known models; made, not committed."""
+"""Small checkpoint folders with the tokenizers' steps, classes and templates of known models; made,
+not committed.
+"""
 
 import functools
 import json
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from tests import text
 
@@ -70,7 +81,10 @@ def _byte_level(pre_tokenizer, special, vocab_size=900, **options) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=list(special),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
     return tokenizer
@@ -78,19 +92,32 @@ def _byte_level(pre_tokenizer, special, vocab_size=900, **options) -> Tokenizer:
 
 def _bytes_of(*steps):
     """Steps, then bytes; the steps have split the text already."""
-    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
 
 
 def smollm2() -> tuple[Tokenizer, dict]:
     digits = pre_tokenizers.Digits(individual_digits=True)
     steps = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    config = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}
-    return _byte_level(steps, _CHATML_TOKENS), config | {"unk_token": "<|endoftext|>", "chat_template": CHATML}
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "bos_token": "<|im_start|>",
+    }
+    return _byte_level(steps, _CHATML_TOKENS), config | {
+        "unk_token": "<|endoftext|>",
+        "chat_template": CHATML,
+    }
 
 
 def qwen2_class() -> tuple[Tokenizer, dict]:
     """Named Qwen2Tokenizer, but without NFC and with GPT-2's splitting."""
-    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>", "chat_template": CHATML}
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|endoftext|>",
+        "chat_template": CHATML,
+    }
     return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), _CHATML_TOKENS), config
 
 
@@ -99,18 +126,36 @@ def qwen3() -> tuple[Tokenizer, dict]:
     tokenizer = _byte_level(_bytes_of(split), _CHATML_TOKENS)
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens(["<think>", "</think>"])
-    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
     return tokenizer, config | {"chat_template": QWEN3}
 
 
 def llama3() -> tuple[Tokenizer, dict]:
-    special = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    special = (
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    )
     split = pre_tokenizers.Split(Regex(_LLAMA3_SPLIT), "isolated")
     tokenizer = _byte_level(_bytes_of(split), special, ignore_merges=True)
-    begin = processors.TemplateProcessing("<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)])
-    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begin])
+    begin = processors.TemplateProcessing(
+        "<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 0)]
+    )
+    tokenizer.post_processor = processors.Sequence(
+        [processors.ByteLevel(trim_offsets=False), begin]
+    )
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>"}
-    config |= {"eos_token": "<|eot_id|>", "clean_up_tokenization_spaces": True, "chat_template": LLAMA3}
+    config |= {
+        "eos_token": "<|eot_id|>",
+        "clean_up_tokenization_spaces": True,
+        "chat_template": LLAMA3,
+    }
     return tokenizer, config
 
 
@@ -118,10 +163,20 @@ def deepseek_math() -> tuple[Tokenizer, dict]:
     special = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>")
     patterns = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+")
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
-    tokenizer = _byte_level(_bytes_of(*splits, pre_tokenizers.Digits(individual_digits=True)), special)
+    tokenizer = _byte_level(
+        _bytes_of(*splits, pre_tokenizers.Digits(individual_digits=True)), special
+    )
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    config = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False}
-    return tokenizer, config | {"bos_token": special[0], "eos_token": special[1], "chat_template": DEEPSEEK}
+    config = {
+        "tokenizer_class": "LlamaTokenizerFast",
+        "add_bos_token": True,
+        "add_eos_token": False,
+    }
+    return tokenizer, config | {
+        "bos_token": special[0],
+        "eos_token": special[1],
+        "chat_template": DEEPSEEK,
+    }
 
 
 def mistral() -> tuple[Tokenizer, dict]:
@@ -133,24 +188,42 @@ def mistral() -> tuple[Tokenizer, dict]:
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
     vocab = {name: id_ for id_, name in enumerate(dict.fromkeys(names))}
     merges = [tuple(merge) for merge in model["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     strip = decoders.Strip(" ", 1, 0)
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
+    )
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
-    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
     return tokenizer, config | {"add_bos_token": True, "legacy": False, "chat_template": MISTRAL}
 
 
 def r1() -> tuple[Tokenizer, dict]:
     special = ("<|begin|>", "<|end|>", "<|User|>", "<|Assistant|>")
     tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), special)
-    config = {"tokenizer_class": "LlamaTokenizerFast", "bos_token": special[0], "eos_token": special[1]}
+    config = {
+        "tokenizer_class": "LlamaTokenizerFast",
+        "bos_token": special[0],
+        "eos_token": special[1],
+    }
     return tokenizer, config | {"chat_template": R1}
 
 
-MAKERS = {maker.__name__: maker for maker in (smollm2, qwen2_class, qwen3, llama3, deepseek_math, mistral, r1)}
+MAKERS = {
+    maker.__name__: maker
+    for maker in (smollm2, qwen2_class, qwen3, llama3, deepseek_math, mistral, r1)
+}
 
 
 @functools.cache
@@ -164,6 +237,8 @@ def write(name: str, folder: Path, **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, config = _texts(name)
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-    settings = {key: value for key, value in (json.loads(config) | changes).items() if value is not None}
+    settings = {
+        key: value for key, value in (json.loads(config) | changes).items() if value is not None
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder

@@ -1,4 +1,5 @@
-"""Writes tests/golden/curves.json: loss, nll and gradient norm of the first steps of the embedded model.
+"""Writes tests/golden/curves.json: loss, nll and gradient norm of the first steps of the embedded
+model.
 
 python -m tests.make_curves        # after a change that is meant to change what training computes; say why
 """
@@ -8,7 +9,7 @@ import json
 import numpy as np
 
 from tests.conftest import GOLDEN, make_mesh
-from tests.training import Trainer
+from tests.tiny_trainer import Trainer
 
 FILE = GOLDEN / "curves.json"
 STEPS = 6
@@ -17,7 +18,9 @@ STEPS = 6
 def curve(trainer: Trainer) -> np.ndarray:
     """[steps, (loss, nll, gradient norm)], the first two in nats per supervised token."""
     sums = [trainer.take(n) for n in range(STEPS)]
-    return np.array([[s["loss"] / s["tokens"], s["nll"] / s["tokens"], s["gradient_norm"]] for s in sums])
+    return np.array(
+        [[s["loss"] / s["tokens"], s["nll"] / s["tokens"], s["gradient_norm"]] for s in sums]
+    )
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ def edit(name="config.json", **changes):
 
     def mutate(folder):
         raw = json.loads((folder / name).read_text()) | changes
-        (folder / name).write_text(json.dumps({key: value for key, value in raw.items() if value is not None}))
+        (folder / name).write_text(
+            json.dumps({key: value for key, value in raw.items() if value is not None})
+        )
 
     return mutate
 
@@ -47,7 +49,9 @@ def tensors(change, name=SINGLE):
 
 
 def header(change, name=SINGLE):
-    """change(header of a safetensors file as a dictionary), the data left as they are; it may return other bytes."""
+    """change(header of a safetensors file as a dictionary), the data left as they are; it may
+    return other bytes.
+    """
 
     def mutate(folder):
         content = (folder / name).read_bytes()
@@ -140,11 +144,14 @@ def both(*mutations):
 
 def cases_of(**groups):
     """{"group: name": case} of tables of cases."""
-    return {f"{group}: {name}": case for group, cases in groups.items() for name, case in cases.items()}
+    return {
+        f"{group}: {name}": case for group, cases in groups.items() for name, case in cases.items()
+    }
 
 
 def overrides_for(source, mutate, folder, **config):
-    """The overrides of a command that would train from `folder/model`, a mutated copy of a checkpoint.
+    """The overrides of a command that would train from `folder/model`, a mutated copy of a
+    checkpoint.
 
     `source` is a name under tests/golden, or "tiny" for the one with a tokenizer and no weights.
     """

@@ -1,4 +1,5 @@
-"""What the tests take from JAX's private modules: all of it is here, each with what happens where it is gone.
+"""What the tests take from JAX's private modules: all of it is here, each with what happens where
+it is gone.
 
 tests/test_structure.py has the list of files that may name these modules.
 """
@@ -12,7 +13,9 @@ CUDNN = "jax._src.cudnn"
 
 
 def cudnn_attention() -> ModuleType | None:
-    """What `models.attention_backends.cudnn` calls; None where it is gone, when that backend is never chosen."""
+    """What `models.attention_backends.cudnn` calls; None where it is gone, when that backend is
+    never chosen.
+    """
     try:
         from jax._src.cudnn import fused_attention_stablehlo
     except ImportError:
@@ -30,11 +33,13 @@ def compiler() -> ModuleType | None:
 
 
 def keep_programs_of_several_devices_in_memory() -> bool:
-    """Programs for several CPU devices deadlock when they are read back from disk (see cli.keep_compilations).
+    """Programs for several CPU devices deadlock when they are read back from disk (see
+    cli.keep_compilations).
 
-    So the persistent cache gets only programs for one device; equal programs for several devices are compiled once in
-    this process. The functions replaced are private: their arguments are found by name, whatever others there are.
-    Where they are not as expected nothing is replaced, and no program is cached, which is slow but right.
+    So the persistent cache gets only programs for one device; equal programs for several devices
+    are compiled once in this process. The functions replaced are private: their arguments are found
+    by name, whatever others there are. Where they are not as expected nothing is replaced, and no
+    program is cached, which is slow but right.
 
     Returns:
       Whether the functions were replaced.
@@ -55,7 +60,8 @@ def keep_programs_of_several_devices_in_memory() -> bool:
         arguments = read_arguments.bind(*args, **kwargs).arguments
         if len(arguments["executable_devices"]) == 1:
             return read(*args, **kwargs)
-        if arguments.get("host_callbacks"):  # a kept program would call the functions of an earlier one
+        # a kept program would call the functions of an earlier one
+        if arguments.get("host_callbacks"):
             return None, None
         return in_memory.get(arguments["cache_key"]), 1
 

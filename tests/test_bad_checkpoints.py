@@ -1,4 +1,5 @@
-"""Damaged and hostile checkpoints: config.json, the tokenizer, what lies beside them (tensors: test_bad_tensors.py).
+"""Damaged and hostile checkpoints: config.json, the tokenizer, what lies beside them (tensors:
+test_bad_tensors.py).
 
 Each is refused with exit code 2, with the file, the key and the remedy, before compiling.
 """
@@ -26,7 +27,8 @@ from tests.mutations import (
 
 
 def without_eos(folder):
-    shutil.copyfile(GOLDEN / "qwen3/config.json", folder / "config.json")  # for Qwen2, transformers has a default
+    # for Qwen2, transformers has a default
+    shutil.copyfile(GOLDEN / "qwen3/config.json", folder / "config.json")
     edit("tokenizer_config.json", eos_token=None)(folder)
 
 
@@ -41,12 +43,29 @@ YARN = json.loads((GOLDEN / "llama_yarn/config.json").read_text())["rope_paramet
 LINEAR = json.loads((GOLDEN / "llama_linear/config.json").read_text())["rope_parameters"]
 FETCH, USABLE = "fetch the file again", "copy tokenizer.json and tokenizer_config.json"
 
-# Name -> (checkpoint under tests/golden, or "tiny" with its tokenizer and no weights; mutation; what stderr must say).
+# Name -> (checkpoint under tests/golden, or "tiny" with its tokenizer and no weights; mutation;
+# what stderr must say).
 FILES = {
-    "no config.json": ("llama", without("config.json"), ["config.json is missing", "fetch it, or put it back"]),
-    "a folder for config.json": ("llama", a_folder("config.json"), ["config.json is missing, or no plain file"]),
-    "not JSON": ("llama", replaced("config.json", '"bos', "bos"), ["config.json:7: not JSON", FETCH]),
-    "cut off": ("llama", bytes_of("config.json", lambda old: old[:200]), ["config.json:", "not JSON", FETCH]),
+    "no config.json": (
+        "llama",
+        without("config.json"),
+        ["config.json is missing", "fetch it, or put it back"],
+    ),
+    "a folder for config.json": (
+        "llama",
+        a_folder("config.json"),
+        ["config.json is missing, or no plain file"],
+    ),
+    "not JSON": (
+        "llama",
+        replaced("config.json", '"bos', "bos"),
+        ["config.json:7: not JSON", FETCH],
+    ),
+    "cut off": (
+        "llama",
+        bytes_of("config.json", lambda old: old[:200]),
+        ["config.json:", "not JSON", FETCH],
+    ),
     "empty": ("llama", written("config.json", b""), ["config.json:1: not JSON", FETCH]),
     "not UTF-8": ("llama", written("config.json", b"\xff"), ["config.json: not UTF-8", FETCH]),
     "a byte order mark": (
@@ -54,7 +73,11 @@ FILES = {
         bytes_of("config.json", lambda old: b"\xef\xbb\xbf" + old),
         ["config.json begins with a byte order mark (BOM); re-save it as UTF-8 without one"],
     ),
-    "a list": ("llama", written("config.json", b"[]"), ["config.json: expected a JSON object, found list", FETCH]),
+    "a list": (
+        "llama",
+        written("config.json", b"[]"),
+        ["config.json: expected a JSON object, found list", FETCH],
+    ),
     "a key twice": (
         "llama",
         replaced("config.json", '"vocab_size": 96', '"vocab_size": 97, "vocab_size": 96'),
@@ -70,7 +93,11 @@ FILES = {
         replaced("config.json", "1e-06", "NaN"),
         ["config.json: cannot be read", "NaN is no number", FETCH],
     ),
-    "Infinity": ("llama", replaced("config.json", "2000.0", "-Infinity"), ["-Infinity is no number of JSON", FETCH]),
+    "Infinity": (
+        "llama",
+        replaced("config.json", "2000.0", "-Infinity"),
+        ["-Infinity is no number of JSON", FETCH],
+    ),
     "5000 digits": (
         "llama",
         replaced("config.json", ": 96", ": " + 5000 * "9"),
@@ -89,7 +116,10 @@ FILES = {
     "config.json is a link out": (
         "llama",
         linked("config.json", "../private/config.json"),
-        ["model/config.json is a link out of its folder", "private/config.json; copy that file here"],
+        [
+            "model/config.json is a link out of its folder",
+            "private/config.json; copy that file here",
+        ],
     ),
     "generation_config.json cut off": (
         "llama",
@@ -104,7 +134,10 @@ FILES = {
     "an adapter beside its base": (
         "llama",
         written("adapter_config.json", b'{"peft_type": "LORA"}'),
-        ["adapter_config.json: the folder holds an adapter", "merge it into its base model, or remove the file"],
+        [
+            "adapter_config.json: the folder holds an adapter",
+            "merge it into its base model, or remove the file",
+        ],
     ),
     "an adapter alone": (
         "llama",
@@ -116,43 +149,143 @@ FILES = {
         edit(auto_map={"AutoModel": "x.y"}),
         ["config.json: 'auto_map' asks to run", "remove the key"],
     ),
-    "quantised": ("llama", edit(quantization_config={"bits": 4}), ["'quantization_config'", "use the original"]),
-    "quantised, in no way named": ("llama", edit(quantization_config={}), ["'quantization_config'", "the original"]),
+    "quantised": (
+        "llama",
+        edit(quantization_config={"bits": 4}),
+        ["'quantization_config'", "use the original"],
+    ),
+    "quantised, in no way named": (
+        "llama",
+        edit(quantization_config={}),
+        ["'quantization_config'", "the original"],
+    ),
 }
 
 KEYS = {
-    "unknown model_type": ("llama", edit(model_type="gpt2"), ["model_type='gpt2' is not supported", "known: llama, "]),
-    "model_type is a list": ("llama", edit(model_type=["llama"]), ["model_type=['llama'] is not supported"]),
-    "no model_type": ("llama", edit(model_type=None), ["model_type=None is not supported", "known: llama, mistral"]),
-    "another family": ("llama", edit(model_type="qwen3"), ["mlp_bias=False is not a known key", "remove it if"]),
+    "unknown model_type": (
+        "llama",
+        edit(model_type="gpt2"),
+        ["model_type='gpt2' is not supported", "known: llama, "],
+    ),
+    "model_type is a list": (
+        "llama",
+        edit(model_type=["llama"]),
+        ["model_type=['llama'] is not supported"],
+    ),
+    "no model_type": (
+        "llama",
+        edit(model_type=None),
+        ["model_type=None is not supported", "known: llama, mistral"],
+    ),
+    "another family": (
+        "llama",
+        edit(model_type="qwen3"),
+        ["mlp_bias=False is not a known key", "remove it if"],
+    ),
     "unknown key": (
         "llama",
         edit(logit_cap=30.0),
         ["logit_cap=30.0 is not a known key", "remove it if it has no effect"],
     ),
-    "neighbours rotated": ("llama", edit(rope_interleaved=True), ["rope_interleaved=True", "only False"]),
-    "half a rotation": ("llama", edit(partial_rotary_factor=0.5), ["partial_rotary_factor=0.5", "only 1.0"]),
-    "a number for a truth": ("llama", edit(rope_interleaved=0), ["rope_interleaved=0 is not supported: only False"]),
-    "heads removed": ("llama", edit(pruned_heads={"0": [1]}), ["pruned_heads={'0': [1]} is not supported: only {}"]),
-    "noise": ("llama", edit(neftune_noise_alpha=5.0), ["neftune_noise_alpha=5.0 is not supported: only 0.0"]),
-    "an old dropout": ("llama", edit(resid_pdrop=0.1), ["resid_pdrop=0.1 is not supported: only 0.0"]),
-    "no llama": ("llama", edit(is_llama_config=False), ["is_llama_config=False is not supported: only True"]),
-    "two faults": ("llama", edit(vocab_size=None, hidden_act="gelu"), ["'vocab_size' is missing", "hidden_act='gelu'"]),
-    "an encoder": ("llama", edit(is_encoder_decoder=True), ["is_encoder_decoder=True is not supported: only False"]),
-    "hidden_act gelu": ("llama", edit(hidden_act="gelu"), ["hidden_act='gelu' is not supported", "only 'silu'"]),
-    "dropout": ("llama", edit(attention_dropout=0.1), ["attention_dropout=0.1 is not supported: only 0.0"]),
-    "tensor slices": ("llama", edit(pretraining_tp=2), ["pretraining_tp=2 is not supported: only 1"]),
+    "neighbours rotated": (
+        "llama",
+        edit(rope_interleaved=True),
+        ["rope_interleaved=True", "only False"],
+    ),
+    "half a rotation": (
+        "llama",
+        edit(partial_rotary_factor=0.5),
+        ["partial_rotary_factor=0.5", "only 1.0"],
+    ),
+    "a number for a truth": (
+        "llama",
+        edit(rope_interleaved=0),
+        ["rope_interleaved=0 is not supported: only False"],
+    ),
+    "heads removed": (
+        "llama",
+        edit(pruned_heads={"0": [1]}),
+        ["pruned_heads={'0': [1]} is not supported: only {}"],
+    ),
+    "noise": (
+        "llama",
+        edit(neftune_noise_alpha=5.0),
+        ["neftune_noise_alpha=5.0 is not supported: only 0.0"],
+    ),
+    "an old dropout": (
+        "llama",
+        edit(resid_pdrop=0.1),
+        ["resid_pdrop=0.1 is not supported: only 0.0"],
+    ),
+    "no llama": (
+        "llama",
+        edit(is_llama_config=False),
+        ["is_llama_config=False is not supported: only True"],
+    ),
+    "two faults": (
+        "llama",
+        edit(vocab_size=None, hidden_act="gelu"),
+        ["'vocab_size' is missing", "hidden_act='gelu'"],
+    ),
+    "an encoder": (
+        "llama",
+        edit(is_encoder_decoder=True),
+        ["is_encoder_decoder=True is not supported: only False"],
+    ),
+    "hidden_act gelu": (
+        "llama",
+        edit(hidden_act="gelu"),
+        ["hidden_act='gelu' is not supported", "only 'silu'"],
+    ),
+    "dropout": (
+        "llama",
+        edit(attention_dropout=0.1),
+        ["attention_dropout=0.1 is not supported: only 0.0"],
+    ),
+    "tensor slices": (
+        "llama",
+        edit(pretraining_tp=2),
+        ["pretraining_tp=2 is not supported: only 1"],
+    ),
     "size of zero": ("llama", edit(hidden_size=0), ["hidden_size=0 should be at least 1"]),
-    "negative size": ("llama", edit(intermediate_size=-48), ["intermediate_size=-48 should be at least 1"]),
+    "negative size": (
+        "llama",
+        edit(intermediate_size=-48),
+        ["intermediate_size=-48 should be at least 1"],
+    ),
     "size is text": ("llama", edit(vocab_size="96"), ["vocab_size='96' should be int"]),
     "size is a float": ("llama", edit(vocab_size=96.0), ["vocab_size=96.0 should be int"]),
-    "size is true": ("llama", edit(num_hidden_layers=True), ["num_hidden_layers=True should be int"]),
+    "size is true": (
+        "llama",
+        edit(num_hidden_layers=True),
+        ["num_hidden_layers=True should be int"],
+    ),
     "size is a list": ("llama", edit(hidden_size=[32]), ["hidden_size=[32] should be int"]),
-    "size beyond an index": ("llama", edit(intermediate_size=2**40), [f"{2**40} is more than {2**31 - 1}"]),
-    "a billion layers": ("llama", edit(num_hidden_layers=10**9), ["num_hidden_layers=1000000000 is more than 1000"]),
-    "no context": ("llama", edit(max_position_embeddings=0), ["max_position_embeddings=0 should be at least 1"]),
-    "kv heads do not divide": ("llama", edit(num_key_value_heads=3), ["num_key_value_heads=3 does not divide 4 heads"]),
-    "more kv heads": ("llama", edit(num_key_value_heads=8), ["num_key_value_heads=8 does not divide 4 heads"]),
+    "size beyond an index": (
+        "llama",
+        edit(intermediate_size=2**40),
+        [f"{2**40} is more than {2**31 - 1}"],
+    ),
+    "a billion layers": (
+        "llama",
+        edit(num_hidden_layers=10**9),
+        ["num_hidden_layers=1000000000 is more than 1000"],
+    ),
+    "no context": (
+        "llama",
+        edit(max_position_embeddings=0),
+        ["max_position_embeddings=0 should be at least 1"],
+    ),
+    "kv heads do not divide": (
+        "llama",
+        edit(num_key_value_heads=3),
+        ["num_key_value_heads=3 does not divide 4 heads"],
+    ),
+    "more kv heads": (
+        "llama",
+        edit(num_key_value_heads=8),
+        ["num_key_value_heads=8 does not divide 4 heads"],
+    ),
     "heads do not divide": (
         "qwen2_tied",
         edit(num_attention_heads=6),
@@ -161,23 +294,47 @@ KEYS = {
     "odd head_dim": ("llama", edit(head_dim=7), ["head_dim=7 should be even"]),
     "qwen3 without head_dim": ("qwen3", edit(head_dim=None), ["'head_dim' is missing", "add it"]),
     "epsilon of zero": ("llama", edit(rms_norm_eps=0), ["rms_norm_eps=0.0 should be positive"]),
-    "negative epsilon": ("llama", edit(rms_norm_eps=-1e-6), ["rms_norm_eps=-1e-06 should be positive"]),
+    "negative epsilon": (
+        "llama",
+        edit(rms_norm_eps=-1e-6),
+        ["rms_norm_eps=-1e-06 should be positive"],
+    ),
     "infinite epsilon": (
         "llama",
         replaced("config.json", "1e-06", "1e999"),
         ["rms_norm_eps is beyond what a float holds"],
     ),
-    "negative spread": ("llama", edit(initializer_range=-0.02), ["initializer_range=-0.02 should be positive"]),
-    "tied is text": ("llama", edit(tie_word_embeddings="false"), ["tie_word_embeddings='false' should be bool"]),
-    "tied is a number": ("llama", edit(tie_word_embeddings=0), ["tie_word_embeddings=0 should be bool"]),
+    "negative spread": (
+        "llama",
+        edit(initializer_range=-0.02),
+        ["initializer_range=-0.02 should be positive"],
+    ),
+    "tied is text": (
+        "llama",
+        edit(tie_word_embeddings="false"),
+        ["tie_word_embeddings='false' should be bool"],
+    ),
+    "tied is a number": (
+        "llama",
+        edit(tie_word_embeddings=0),
+        ["tie_word_embeddings=0 should be bool"],
+    ),
     "bias is text": ("llama", edit(attention_bias="no"), ["attention_bias='no' should be bool"]),
     "no word on the window": (
         "mistral",
         edit(sliding_window=None),
         ["'sliding_window' is missing; write null for none"],
     ),
-    "window of zero": ("mistral", edit(sliding_window=0), ["sliding_window=0 should be at least 1"]),
-    "a window for Qwen": ("qwen2_tied", edit(use_sliding_window=True), ["use_sliding_window=True is not supported"]),
+    "window of zero": (
+        "mistral",
+        edit(sliding_window=0),
+        ["sliding_window=0 should be at least 1"],
+    ),
+    "a window for Qwen": (
+        "qwen2_tied",
+        edit(use_sliding_window=True),
+        ["use_sliding_window=True is not supported"],
+    ),
     "a window on a layer": (
         "qwen2_tied",
         edit(layer_types=["full_attention", "sliding_attention", "full_attention"]),
@@ -186,18 +343,46 @@ KEYS = {
 }
 
 ROPE = {
-    "no rope_theta": ("llama", edit(rope_parameters=None), ["config.json: rope: 'rope_theta' is missing", "add it"]),
-    "theta of zero": ("llama", edit(rope_parameters={"rope_theta": 0}), ["rope: rope_theta=0.0 should be positive"]),
-    "negative theta": ("qwen2_oldschema", edit(rope_theta=-1e4), ["rope: rope_theta=-10000.0 should be positive"]),
-    "theta is text": ("qwen2_oldschema", edit(rope_theta="10000"), ["rope: rope_theta='10000' should be float"]),
-    "theta is true": ("qwen2_oldschema", edit(rope_theta=True), ["rope: rope_theta=True should be float"]),
+    "no rope_theta": (
+        "llama",
+        edit(rope_parameters=None),
+        ["config.json: rope: 'rope_theta' is missing", "add it"],
+    ),
+    "theta of zero": (
+        "llama",
+        edit(rope_parameters={"rope_theta": 0}),
+        ["rope: rope_theta=0.0 should be positive"],
+    ),
+    "negative theta": (
+        "qwen2_oldschema",
+        edit(rope_theta=-1e4),
+        ["rope: rope_theta=-10000.0 should be positive"],
+    ),
+    "theta is text": (
+        "qwen2_oldschema",
+        edit(rope_theta="10000"),
+        ["rope: rope_theta='10000' should be float"],
+    ),
+    "theta is true": (
+        "qwen2_oldschema",
+        edit(rope_theta=True),
+        ["rope: rope_theta=True should be float"],
+    ),
     "theta beyond floats": (
         "qwen2_oldschema",
         edit(rope_theta=10**400),
         ["rope: rope_theta is beyond what a float holds"],
     ),
-    "rope_scaling is text": ("qwen2_oldschema", edit(rope_scaling="yarn"), ["rope_scaling='yarn' should be dict"]),
-    "rope_parameters is a list": ("llama", edit(rope_parameters=[1e4]), ["rope_parameters=[10000.0] should be dict"]),
+    "rope_scaling is text": (
+        "qwen2_oldschema",
+        edit(rope_scaling="yarn"),
+        ["rope_scaling='yarn' should be dict"],
+    ),
+    "rope_parameters is a list": (
+        "llama",
+        edit(rope_parameters=[1e4]),
+        ["rope_parameters=[10000.0] should be dict"],
+    ),
     "type longrope": (
         "llama",
         edit(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}),
@@ -268,9 +453,21 @@ ROPE = {
         edit(rope_scaling={"rope_type": "linear", "factor": 4.0}),
         ["rope_parameters and rope_scaling are both there", "keep the right one"],
     ),
-    "factor of zero": ("llama_linear", edit(rope_parameters=LINEAR | {"factor": 0}), ["factor=0.0 should be positive"]),
-    "no factor": ("llama3", edit(rope_parameters=LLAMA3 | {"factor": None}), ["rope: 'factor' is missing", "add it"]),
-    "factor without a type": ("qwen2_oldschema", edit(rope_scaling={"factor": 2.0}), ["factor=2.0 is not a known key"]),
+    "factor of zero": (
+        "llama_linear",
+        edit(rope_parameters=LINEAR | {"factor": 0}),
+        ["factor=0.0 should be positive"],
+    ),
+    "no factor": (
+        "llama3",
+        edit(rope_parameters=LLAMA3 | {"factor": None}),
+        ["rope: 'factor' is missing", "add it"],
+    ),
+    "factor without a type": (
+        "qwen2_oldschema",
+        edit(rope_scaling={"factor": 2.0}),
+        ["factor=2.0 is not a known key"],
+    ),
     "low frequency of zero": (
         "llama3",
         edit(rope_parameters=LLAMA3 | {"low_freq_factor": 0}),
@@ -295,7 +492,11 @@ ROPE = {
 
 TOKENIZER = {
     "no tokenizer": ("llama", lambda folder: None, ["no usable tokenizer", USABLE]),
-    "none for Qwen2": ("qwen2_tied", lambda folder: None, ["no usable tokenizer (no tokenizer.json", USABLE]),
+    "none for Qwen2": (
+        "qwen2_tied",
+        lambda folder: None,
+        ["no usable tokenizer (no tokenizer.json", USABLE],
+    ),
     "Mistral's tekken": (
         "tiny",
         both(without("tokenizer.json"), written("tekken.json", b"{}")),
@@ -304,7 +505,9 @@ TOKENIZER = {
     "settings with a byte order mark": (
         "tiny",
         bytes_of("tokenizer_config.json", lambda old: b"\xef\xbb\xbf" + old),
-        ["tokenizer_config.json begins with a byte order mark (BOM); re-save it as UTF-8 without one"],
+        [
+            "tokenizer_config.json begins with a byte order mark (BOM); re-save it as UTF-8 without one"
+        ],
     ),
     "a tokenizer with a byte order mark": (
         "tiny",
@@ -316,10 +519,26 @@ TOKENIZER = {
         written("chat_template.jinja", b"\xef\xbb\xbf{{ messages }}"),
         ["chat_template.jinja begins with a byte order mark (BOM)"],
     ),
-    "settings alone": ("tiny", without("tokenizer.json"), ["no usable tokenizer (no tokenizer.json", USABLE]),
-    "broken": ("tiny", bytes_of("tokenizer.json", lambda old: old[:100]), ["no usable tokenizer", USABLE]),
-    "tokenizer.json is a list": ("tiny", written("tokenizer.json", b"[]"), ["no usable tokenizer", USABLE]),
-    "unknown model": ("tiny", replaced("tokenizer.json", '"BPE"', '"Magic"'), ["no usable tokenizer", USABLE]),
+    "settings alone": (
+        "tiny",
+        without("tokenizer.json"),
+        ["no usable tokenizer (no tokenizer.json", USABLE],
+    ),
+    "broken": (
+        "tiny",
+        bytes_of("tokenizer.json", lambda old: old[:100]),
+        ["no usable tokenizer", USABLE],
+    ),
+    "tokenizer.json is a list": (
+        "tiny",
+        written("tokenizer.json", b"[]"),
+        ["no usable tokenizer", USABLE],
+    ),
+    "unknown model": (
+        "tiny",
+        replaced("tokenizer.json", '"BPE"', '"Magic"'),
+        ["no usable tokenizer", USABLE],
+    ),
     "tokenizer.json is a pointer": (
         "tiny",
         written("tokenizer.json", LFS_POINTER),
@@ -327,7 +546,10 @@ TOKENIZER = {
     ),
     "a key where the export would carry it": (
         "tiny",
-        both(written("tokenizer_notes.txt", b"secret"), linked("tokenizer_notes.txt", "../.ssh/id_ed25519")),
+        both(
+            written("tokenizer_notes.txt", b"secret"),
+            linked("tokenizer_notes.txt", "../.ssh/id_ed25519"),
+        ),
         ["tokenizer_notes.txt is a link out of its folder", "id_ed25519"],
     ),
     "code of its own": (
@@ -359,14 +581,21 @@ TOKENIZER = {
     "an end of text that the model lacks": (
         "tiny",
         both(edit(vocab_size=259), edit("tokenizer_config.json", eos_token="<|the end|>")),
-        ["eos_token='<|the end|>' of tokenizer_config.json is no token", "take both files from the same model"],
+        [
+            "eos_token='<|the end|>' of tokenizer_config.json is no token",
+            "take both files from the same model",
+        ],
     ),
     "token ids beyond the table": (
         "tiny",
         edit(vocab_size=100),
         ["beyond the model's 100 embeddings", "the tokenizer is not this model's"],
     ),
-    "a digit beyond the table": ("tiny", another_id, ["token id 300 is beyond the model's 264 embeddings"]),
+    "a digit beyond the table": (
+        "tiny",
+        another_id,
+        ["token id 300 is beyond the model's 264 embeddings"],
+    ),
     "no chat template": (
         "tiny",
         edit("tokenizer_config.json", chat_template=None),

@@ -1,4 +1,6 @@
-"""Mistakes in configs and on command lines: each ends with exit code 2 and says what, where and how to mend it."""
+"""Mistakes in configs and on command lines: each ends with exit code 2 and says what, where and how
+to mend it.
+"""
 
 import sys
 
@@ -10,24 +12,54 @@ from tests.commands import TINY, check_refused, run_command
 
 # Name -> (overrides of configs/tiny.py, what stderr must say: the value, the field and the remedy).
 OVERRIDES = {
-    "unknown section": (["--config.modell.path=x"], ["config.modell.path", "unknown key", "did you mean 'model.path'"]),
-    "misspelt key": (["--config.train.sede=1"], ["config.train.sede", "unknown key", "did you mean 'train.seed'"]),
+    "unknown section": (
+        ["--config.modell.path=x"],
+        ["config.modell.path", "unknown key", "did you mean 'model.path'"],
+    ),
+    "misspelt key": (
+        ["--config.train.sede=1"],
+        ["config.train.sede", "unknown key", "did you mean 'train.seed'"],
+    ),
     "key given by its last part": (
         ["--config.seed=1"],
         ["config.seed", "unknown key", "did you mean 'eval.seed' or 'train.seed'?"],
     ),
-    "key with one dash": (["-config.train.sede=1"], ["config.train.sede", "unknown key", "did you mean 'train.seed'"]),
-    "key and value apart": (["--config.train.sede", "1"], ["config.train.sede", "did you mean 'train.seed'"]),
-    "value for a whole section": (["--config.train=3"], ["config.train is a section", "train.global_batch"]),
-    "word for an int": (["--config.train.steps=ten"], ["config.train.steps=ten should be int, such as 0"]),
-    "float for an int": (["--config.train.steps=1.5"], ["config.train.steps=1.5 should be int, such as 0"]),
-    "bool for an int": (["--config.train.steps=True"], ["config.train.steps=True should be int, such as 0"]),
-    "tuple for an int": (["--config.train.steps=(1,2)"], ["config.train.steps=(1,2) should be int, such as 0"]),
+    "key with one dash": (
+        ["-config.train.sede=1"],
+        ["config.train.sede", "unknown key", "did you mean 'train.seed'"],
+    ),
+    "key and value apart": (
+        ["--config.train.sede", "1"],
+        ["config.train.sede", "did you mean 'train.seed'"],
+    ),
+    "value for a whole section": (
+        ["--config.train=3"],
+        ["config.train is a section", "train.global_batch"],
+    ),
+    "word for an int": (
+        ["--config.train.steps=ten"],
+        ["config.train.steps=ten should be int, such as 0"],
+    ),
+    "float for an int": (
+        ["--config.train.steps=1.5"],
+        ["config.train.steps=1.5 should be int, such as 0"],
+    ),
+    "bool for an int": (
+        ["--config.train.steps=True"],
+        ["config.train.steps=True should be int, such as 0"],
+    ),
+    "tuple for an int": (
+        ["--config.train.steps=(1,2)"],
+        ["config.train.steps=(1,2) should be int, such as 0"],
+    ),
     "word for a bool": (
         ["--config.log.tensorboard=maybe"],
         ["config.log.tensorboard=maybe should be bool, such as True"],
     ),
-    "zero batch": (["--config.train.global_batch=0"], ["config.train.global_batch=0", "should be at least 1"]),
+    "zero batch": (
+        ["--config.train.global_batch=0"],
+        ["config.train.global_batch=0", "should be at least 1"],
+    ),
     "negative minutes": (
         ["--config.checkpoint.every_minutes=-1"],
         ["config.checkpoint.every_minutes=-1", "at least 0"],
@@ -36,39 +68,80 @@ OVERRIDES = {
         ["--config.export.dtype=fp8"],
         ["config.export.dtype='fp8'", "auto, source, float32"],
     ),
-    "negative length": (["--config.data.max_length=-5"], ["config.data.max_length=-5", "at least 2"]),
-    "negative row": (["--config.data.row_length=-1"], ["config.data.row_length=-1", "at least 0 (as data.max_length)"]),
+    "negative length": (
+        ["--config.data.max_length=-5"],
+        ["config.data.max_length=-5", "at least 2"],
+    ),
+    "negative row": (
+        ["--config.data.row_length=-1"],
+        ["config.data.row_length=-1", "at least 0 (as data.max_length)"],
+    ),
     "row that holds no long example": (
         ["--config.data.row_length=200"],
         ["config.data.row_length=200 is below data.max_length=384", "or 0 for the same"],
     ),
-    "negative steps": (["--config.train.steps=-1"], ["config.train.steps=-1", "should be at least 0"]),
-    "seed beyond 32 bits": (["--config.train.seed=4294967296"], ["config.train.seed=4294967296", "below 4294967296"]),
-    "learning rate is nan": (["--config.optimizer.learning_rate=nan"], ["learning_rate=nan", "a finite number"]),
-    "learning rate is infinite": (["--config.optimizer.learning_rate=inf"], ["learning_rate=inf", "a finite number"]),
-    "no learning rate": (["--config.optimizer.learning_rate=0"], ["learning_rate=0", "should be above 0"]),
+    "negative steps": (
+        ["--config.train.steps=-1"],
+        ["config.train.steps=-1", "should be at least 0"],
+    ),
+    "seed beyond 32 bits": (
+        ["--config.train.seed=4294967296"],
+        ["config.train.seed=4294967296", "below 4294967296"],
+    ),
+    "learning rate is nan": (
+        ["--config.optimizer.learning_rate=nan"],
+        ["learning_rate=nan", "a finite number"],
+    ),
+    "learning rate is infinite": (
+        ["--config.optimizer.learning_rate=inf"],
+        ["learning_rate=inf", "a finite number"],
+    ),
+    "no learning rate": (
+        ["--config.optimizer.learning_rate=0"],
+        ["learning_rate=0", "should be above 0"],
+    ),
     "b2 of one": (["--config.optimizer.b2=1.0"], ["config.optimizer.b2=1.0", "in [0, 1)"]),
-    "unknown objective": (["--config.objective=dtf"], ["config.objective='dtf'", "did you mean 'dft'", "known: sft"]),
+    "unknown objective": (
+        ["--config.objective=dtf"],
+        ["config.objective='dtf'", "did you mean 'dft'", "known: sft"],
+    ),
     "unknown parameter": (
         ["--config.objective=power(beta=1)"],
         ["power(beta=1)", "no parameter 'beta'", "known: alpha"],
     ),
-    "parameter out of range": (["--config.objective=threshold(tau=2)"], ["tau must be between 0 and 1", "'2'"]),
-    "objective without bracket": (["--config.objective=power(alpha=1"], ["power(alpha=1'", "expected a name such as"]),
+    "parameter out of range": (
+        ["--config.objective=threshold(tau=2)"],
+        ["tau must be between 0 and 1", "'2'"],
+    ),
+    "objective without bracket": (
+        ["--config.objective=power(alpha=1"],
+        ["power(alpha=1'", "expected a name such as"],
+    ),
     "unknown template": (
         ["--config.data.template=qwen-box"],
-        ["config.data.template='qwen-box'", "did you mean 'qwen-boxed'", "known: tokenizer", ".jinja"],
+        [
+            "config.data.template='qwen-box'",
+            "did you mean 'qwen-boxed'",
+            "known: tokenizer",
+            ".jinja",
+        ],
     ),
     "missing template file": (
         ["--config.data.template=no.jinja"],
         ["template='no.jinja'", "no such file", "correct the path"],
     ),
-    "unknown rows": (["--config.data.rows=gsm8"], ["config.data.rows='gsm8'", "did you mean 'gsm8k'", "known: fields"]),
+    "unknown rows": (
+        ["--config.data.rows=gsm8"],
+        ["config.data.rows='gsm8'", "did you mean 'gsm8k'", "known: fields"],
+    ),
     "unknown schedule": (
         ["--config.optimizer.schedule=cosin"],
         ["schedule='cosin'", "did you mean 'cosine'", "linear"],
     ),
-    "unknown dtype": (["--config.model.compute_dtype=fp8"], ["model.compute_dtype='fp8'", "known: float32, bfloat16"]),
+    "unknown dtype": (
+        ["--config.model.compute_dtype=fp8"],
+        ["model.compute_dtype='fp8'", "known: float32, bfloat16"],
+    ),
     "unknown attention": (
         ["--config.model.attention=splsh"],
         ["model.attention='splsh'", "did you mean 'splash'", "known: auto, blocked, splash, cudnn"],
@@ -79,7 +152,12 @@ OVERRIDES = {
     ),
     "attention of GPUs": (
         ["--config.model.attention=cudnn"],
-        ["config.model.attention='cudnn'", "needs compute capability 9 or 10", "none", "use auto or blocked"],
+        [
+            "config.model.attention='cudnn'",
+            "needs compute capability 9 or 10",
+            "none",
+            "use auto or blocked",
+        ],
     ),
     "mesh of too few": (
         ["--config.mesh.data=3"],
@@ -89,7 +167,10 @@ OVERRIDES = {
         ["--config.mesh.tensor=3"],
         ["tensor=3", "makes 3 × the rest", "8 devices", "(1, 2, 4, 8)"],
     ),
-    "two free axes": (["--config.mesh.fsdp=-1"], ["data=-1 × fsdp=-1", "only one axis can be -1", "give the sizes"]),
+    "two free axes": (
+        ["--config.mesh.fsdp=-1"],
+        ["data=-1 × fsdp=-1", "only one axis can be -1", "give the sizes"],
+    ),
     "mesh axis of zero": (["--config.mesh.fsdp=0"], ["config.mesh.fsdp=0", "at least 1, or -1"]),
     "batch below its rows": (
         ["--config.train.accumulation=4"],
@@ -107,7 +188,10 @@ OVERRIDES = {
         ["--config.data.max_length=1024"],
         ["config.data.max_length=1024", "max_position_embeddings=512", "use at most 512"],
     ),
-    "no model": (["--config.model.path="], ["config.model.path is empty", "give the folder or hub id"]),
+    "no model": (
+        ["--config.model.path="],
+        ["config.model.path is empty", "give the folder or hub id"],
+    ),
     "missing model folder": (
         ["--config.model.path=./nowhere"],
         ["path='./nowhere'", "no such folder", "correct the path"],
@@ -118,7 +202,10 @@ OVERRIDES = {
     ),
     "hub model, offline": (
         ["--config.model.path=nobody/nothing"],
-        ["model.path='nobody/nothing'", "where there is a network: hf download nobody/nothing --revision main"],
+        [
+            "model.path='nobody/nothing'",
+            "where there is a network: hf download nobody/nothing --revision main",
+        ],
     ),
     "revision of a folder": (
         ["--config.model.revision=v2"],
@@ -129,7 +216,10 @@ OVERRIDES = {
     ),
     "subset and revision of a file": (
         ["--config.data.subset=main", "--config.data.revision=v2"],
-        ["data.subset='main' has no effect: the data is neither of the hub nor", "config.data.revision='v2' has no"],
+        [
+            "data.subset='main' has no effect: the data is neither of the hub nor",
+            "config.data.revision='v2' has no",
+        ],
     ),
     "split of a file": (
         ["--config.data.split=validation"],
@@ -137,13 +227,31 @@ OVERRIDES = {
     ),
     "no data": (["--config.data.train="], ["config.data.train is empty", "give a .jsonl"]),
     "several at once, the mesh among them": (
-        ["--config.train.steps=-1", "--config.objective=x", "--config.data.rows=x", "--config.mesh.tensor=3"],
-        ["config.train.steps=-1", "config.objective='x'", "config.data.rows='x'", "config.mesh: ", "tensor=3"],
+        [
+            "--config.train.steps=-1",
+            "--config.objective=x",
+            "--config.data.rows=x",
+            "--config.mesh.tensor=3",
+        ],
+        [
+            "config.train.steps=-1",
+            "config.objective='x'",
+            "config.data.rows='x'",
+            "config.mesh: ",
+            "tensor=3",
+        ],
     ),
     "more than five at once": (
         [
             f"--config.{key}=-7"
-            for key in ("train.steps", "train.seed", "eval.every", "log.every", "mesh.data", "data.max_rows")
+            for key in (
+                "train.steps",
+                "train.seed",
+                "eval.every",
+                "log.every",
+                "mesh.data",
+                "data.max_rows",
+            )
         ],
         ["config.data.max_rows=-7", "and 2 more problems; mend these first"],
     ),
@@ -159,9 +267,13 @@ OVERRIDES = {
 
 @pytest.mark.parametrize("heldout", ["", "world(split=validation, n=8)"])
 def test_subset_and_revision_of_a_dataset_of_the_hub_are_settings_like_others(heldout, tmp_path):
-    """Also where only one of the two files is of the hub; a folder has subsets and splits, but no revision."""
+    """Also where only one of the two files is of the hub; a folder has subsets and splits, but no
+    revision.
+    """
     config = tiny.get_config()
-    config.data.update(train="openai/gsm8k", heldout=heldout, subset="main", revision="v2", split="train[:100]")
+    config.data.update(
+        train="openai/gsm8k", heldout=heldout, subset="main", revision="v2", split="train[:100]"
+    )
     assert config_lib.validate(config) == []
     config.data.update(train=str(tmp_path), revision="", split="validation")
     assert config_lib.validate(config) == []
@@ -169,11 +281,16 @@ def test_subset_and_revision_of_a_dataset_of_the_hub_are_settings_like_others(he
 
 # Name -> (text after the colon of --config, what stderr must say).
 ARGUMENTS = {
-    "unknown argument": (":objectve=sft", ["objectve=sft", "did you mean 'objective'", "objective=sft"]),
+    "unknown argument": (
+        ":objectve=sft",
+        ["objectve=sft", "did you mean 'objective'", "objective=sft"],
+    ),
     "argument without a value": (":dft", [":dft", "expected some of objective=sft"]),
 }
 
-_HEAD = "from dft_jax.config import get_default\n\n\ndef get_config():\n    config = get_default()\n"
+_HEAD = (
+    "from dft_jax.config import get_default\n\n\ndef get_config():\n    config = get_default()\n"
+)
 
 # Name -> (text of the config file, what stderr must say).
 FILES = {
@@ -181,7 +298,10 @@ FILES = {
         _HEAD + "    config.train.seed = = 1\n    return config\n",
         ["bad.py:6:", "invalid syntax", "mend"],
     ),
-    "import that fails": ("import no_such_module\n", ["bad.py:1", "No module named 'no_such_module'", "mend"]),
+    "import that fails": (
+        "import no_such_module\n",
+        ["bad.py:1", "No module named 'no_such_module'", "mend"],
+    ),
     "no get_config": ("x = 1\n", ["bad.py: no get_config() in it", "see configs/tiny.py"]),
     "get_config raises": (_HEAD + "    return 1 / 0\n", ["bad.py:6", "division by zero", "mend"]),
     "get_config of another type": (
@@ -201,7 +321,10 @@ FILES = {
         _HEAD + "    config.data.train = None\n    return config\n",
         ["config.data.train=None", "should be str"],
     ),
-    "tuple in the file": (_HEAD + "    config.train.steps = (1,)\n    return config\n", ["bad.py:6", "steps", "int"]),
+    "tuple in the file": (
+        _HEAD + "    config.train.steps = (1,)\n    return config\n",
+        ["bad.py:6", "steps", "int"],
+    ),
     "unknown key by unlocking": (
         _HEAD + "    config.unlock()\n    config.data.tran = 'x'\n    return config\n",
         ["config.data.tran: unknown key", "did you mean 'data.train'"],
@@ -211,7 +334,8 @@ FILES = {
         ["config.train.seed is missing", "get_default()"],
     ),
     "section replaced": (
-        _HEAD + "    config.unlock()\n    with config.ignore_type():\n        config.log = 3\n    return config\n",
+        _HEAD
+        + "    config.unlock()\n    with config.ignore_type():\n        config.log = 3\n    return config\n",
         ["config.log is a section", "config.log.every is missing"],
     ),
 }
@@ -243,24 +367,31 @@ def test_argument(case, refused, tmp_path):
 def test_file(case, refused, tmp_path, monkeypatch):
     text, expected = FILES[case]
     (tmp_path / "bad.py").write_text(text)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or Python leaves a __pycache__ beside the file
+    # or Python leaves a __pycache__ beside the file
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     refused([f"--config={tmp_path}/bad.py", f"--workdir={tmp_path}/run"], expected)
 
 
 def test_missing_file(refused, tmp_path):
-    refused([f"--config={tmp_path}/no.py", f"--workdir={tmp_path}/run"], ["no.py", "no such file", "correct the path"])
+    refused(
+        [f"--config={tmp_path}/no.py", f"--workdir={tmp_path}/run"],
+        ["no.py", "no such file", "correct the path"],
+    )
 
 
 def test_file_of_another_kind(refused, tmp_path):
     (tmp_path / "tiny.json").write_text("{}")
-    refused([f"--config={tmp_path}/tiny.json"], ["tiny.json: a config is a Python file", "ends in .py"])
+    refused(
+        [f"--config={tmp_path}/tiny.json"], ["tiny.json: a config is a Python file", "ends in .py"]
+    )
 
 
 def test_override_of_a_removed_key(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "bad.py").write_text(FILES["key removed"][0])
     refused(
-        [f"--config={tmp_path}/bad.py", "--config.train.seed=1"], ["--config: ", "seed", "start from dft_jax.config"]
+        [f"--config={tmp_path}/bad.py", "--config.train.seed=1"],
+        ["--config: ", "seed", "start from dft_jax.config"],
     )
 
 
@@ -281,7 +412,9 @@ def test_missing_wandb(refused, tmp_path, monkeypatch):
 
 
 def test_broken_wandb(refused, tmp_path, monkeypatch):
-    """It is installed, and its import fails: said at the start, not by process 0 once all is compiled."""
+    """It is installed, and its import fails: said at the start, not by process 0 once all is
+    compiled.
+    """
     package = tmp_path.parent / f"{tmp_path.name}.packages/wandb"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import a_package_that_wandb_needs")
@@ -289,7 +422,11 @@ def test_broken_wandb(refused, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     refused(
         [TINY, f"--workdir={tmp_path}/run", "--config.log.wandb_project=x"],
-        ["config.log.wandb_project is set, but wandb cannot be imported", "a_package_that", "pip install wandb"],
+        [
+            "config.log.wandb_project is set, but wandb cannot be imported",
+            "a_package_that",
+            "pip install wandb",
+        ],
     )
 
 

@@ -1,4 +1,6 @@
-"""Damaged data and templates, workdirs of other runs: exit code 2, with place and remedy, before compiling."""
+"""Damaged data and templates, workdirs of other runs: exit code 2, with place and remedy, before
+compiling.
+"""
 
 import os
 import shutil
@@ -9,7 +11,8 @@ import termios
 import pytest
 
 from configs import tiny
-from dft_jax import assets, main, train
+from dft_jax import assets, main
+from dft_jax.training.loop import run
 from tests import commands
 from tests.commands import ROOT, TINY, Outcome, assert_refused, run_command, tree
 from tests.conftest import GOLDEN
@@ -19,7 +22,12 @@ GOOD = b'{"prompt": "1+1?", "completion": "2"}\n'
 
 # Name -> (file name, its content, overrides beside data.rows=fields, what stderr must say).
 DATA = {
-    "empty file": ("a.jsonl", b"", [], ["a.jsonl", "no example to train on", "the file has no rows"]),
+    "empty file": (
+        "a.jsonl",
+        b"",
+        [],
+        ["a.jsonl", "no example to train on", "the file has no rows"],
+    ),
     "blank lines only": ("a.jsonl", b"\n\n", [], ["a.jsonl", "the file has no rows"]),
     "malformed line": (
         "a.jsonl",
@@ -85,7 +93,11 @@ DATA = {
         "a.jsonl",
         b'{"question": "x", "completion": "y"}\n',
         [],
-        ["a.jsonl:1: field 'prompt' is missing", "'completion', 'question'", "set data.rows or the field names"],
+        [
+            "a.jsonl:1: field 'prompt' is missing",
+            "'completion', 'question'",
+            "set data.rows or the field names",
+        ],
     ),
     "null for text": (
         "a.jsonl",
@@ -123,11 +135,26 @@ DATA = {
         [],
         ["a.json:1: expected a list of objects, found dict", "put the rows into [ ]"],
     ),
-    "JSON lines named .json": ("a.json", GOOD * 2, [], ["a.json:2: not JSON (Extra data", "name the file .jsonl"]),
+    "JSON lines named .json": (
+        "a.json",
+        GOOD * 2,
+        [],
+        ["a.json:2: not JSON (Extra data", "name the file .jsonl"],
+    ),
     "malformed JSON": ("a.json", b'[\n{"prompt": "x"},\n]', [], ["a.json:", "not JSON", "mend it"]),
     "JSON not UTF-8": ("a.json", b'[\n"\xff"]', [], ["a.json:2: not UTF-8", "re-save"]),
-    "JSON item is text": ("a.json", b'["x"]', [], ["a.json[0]: expected a JSON object", "mend or remove it"]),
-    "unknown suffix": ("a.txt", GOOD, [], ["a.txt: unknown ending '.txt'", "known: .jsonl, .json, .parquet"]),
+    "JSON item is text": (
+        "a.json",
+        b'["x"]',
+        [],
+        ["a.json[0]: expected a JSON object", "mend or remove it"],
+    ),
+    "unknown suffix": (
+        "a.txt",
+        GOOD,
+        [],
+        ["a.txt: unknown ending '.txt'", "known: .jsonl, .json, .parquet"],
+    ),
     "broken parquet": (
         "a.parquet",
         b"PAR1 and nothing else",
@@ -156,7 +183,11 @@ DATA = {
         "a.jsonl",
         b'{"messages": [{"role": "assistant", "content": "x"}]}\n',
         ["--config.data.rows=messages", "--config.data.template=plain"],
-        ["a.jsonl:1: template 'plain' takes one question and one answer", "not 1 messages", "set data.template="],
+        [
+            "a.jsonl:1: template 'plain' takes one question and one answer",
+            "not 1 messages",
+            "set data.template=",
+        ],
     ),
 }
 
@@ -193,7 +224,10 @@ def test_missing_data(refused, tmp_path):
 def test_bad_heldout_data(refused, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "b.jsonl").write_bytes(GOOD + b"{}\n")
-    overrides = [f"--config.data.train={tmp_path}/a.jsonl", f"--config.data.heldout={tmp_path}/b.jsonl"]
+    overrides = [
+        f"--config.data.train={tmp_path}/a.jsonl",
+        f"--config.data.heldout={tmp_path}/b.jsonl",
+    ]
     refused(overrides, ["b.jsonl:2: field 'prompt' is missing"])
 
 
@@ -246,7 +280,10 @@ def test_template(case, refused, tmp_path):
     text, expected = TEMPLATES[case]
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "t.jinja").write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused([f"--config.data.train={tmp_path}/a.jsonl", f"--config.data.template={tmp_path}/t.jinja"], expected)
+    refused(
+        [f"--config.data.train={tmp_path}/a.jsonl", f"--config.data.template={tmp_path}/t.jinja"],
+        expected,
+    )
 
 
 SMALL_RUN = {
@@ -266,7 +303,7 @@ def finished_run(tmp_path_factory):
     settings = tiny.get_config()
     settings.update_from_flattened_dict(SMALL_RUN | {"data.train": str(folder / "a.jsonl")})
     commands.compiled.clear()
-    train.run(settings, folder / "run")
+    run(settings, folder / "run")
     return folder / "run", folder / "a.jsonl", tuple(commands.compiled)
 
 
@@ -301,8 +338,12 @@ def test_workdir_of_another_run(case, finished_run, capfd, monkeypatch):
     overrides, expected = OTHER_RUNS[case]
     workdir, data, _ = finished_run
     before = tree(workdir)
-    outcome = run_command(main.main, [*small_run_arguments(workdir, data), *overrides], capfd, monkeypatch)
-    assert_refused(outcome, *expected, "holds another run: undo the change, or give a new --workdir")
+    outcome = run_command(
+        main.main, [*small_run_arguments(workdir, data), *overrides], capfd, monkeypatch
+    )
+    assert_refused(
+        outcome, *expected, "holds another run: undo the change, or give a new --workdir"
+    )
     assert tree(workdir) == before
 
 
@@ -313,7 +354,11 @@ def test_workdir_of_other_data(finished_run, capfd, monkeypatch):
     data.write_bytes(content.replace(b"apples", b"grapes", 1))
     outcome = run_command(main.main, small_run_arguments(workdir, data), capfd, monkeypatch)
     data.write_bytes(content)
-    assert_refused(outcome, "training_data_sha256: ", "holds another run: undo the change, or give a new --workdir")
+    assert_refused(
+        outcome,
+        "training_data_sha256: ",
+        "holds another run: undo the change, or give a new --workdir",
+    )
     assert tree(workdir) == before
 
 
@@ -343,7 +388,9 @@ SUBPROCESSES = {
 def test_as_a_command(case, tmp_path):
     """What run_command reports is what a shell sees."""
     overrides, expected = SUBPROCESSES[case]
-    done = subprocess.run(_command(tmp_path, overrides), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        _command(tmp_path, overrides), cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert_refused(Outcome(done.returncode, done.stdout, done.stderr), *expected)
     assert list(tree(tmp_path)) == ["a.jsonl"]
 
@@ -354,7 +401,9 @@ def test_on_a_terminal(tmp_path):
     overrides, expected = SUBPROCESSES["data"]
     code, stderr = _run_on_terminal(_command(tmp_path, overrides))
     assert "read a.jsonl" in stderr, "no progress bar was shown"
-    screen = "\n".join(line.rpartition("\r")[2] for line in stderr.replace("\r\n", "\n").split("\n"))
+    screen = "\n".join(
+        line.rpartition("\r")[2] for line in stderr.replace("\r\n", "\n").split("\n")
+    )
     assert_refused(Outcome(code, "", screen), *expected)
 
 

@@ -1,7 +1,8 @@
-"""Damaged and hostile checkpoints: tensors, the files that hold them, their index; and the sound ones are accepted.
+"""Damaged and hostile checkpoints: tensors, the files that hold them, their index; and the sound
+ones are accepted.
 
-As in test_bad_checkpoints.py each is refused with exit code 2, by name and with a remedy, before compiling; only values
-that are not finite are found when the tensors are read.
+As in test_bad_checkpoints.py each is refused with exit code 2, by name and with a remedy, before
+compiling; only values that are not finite are found when the tensors are read.
 """
 
 import json
@@ -12,8 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dft_jax import assets, errors, main, models
-from dft_jax.models import hf
+from dft_jax import assets, main
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.hf.tensors import tensor_table
+from dft_jax.models.model import build
+from dft_jax.runtime import errors
 from tests.commands import TINY, run_command
 from tests.conftest import GOLDEN, make_mesh
 from tests.mutations import (
@@ -41,8 +47,14 @@ from tests.mutations import (
 )
 
 DOWN = "model.layers.0.mlp.down_proj.weight"
-FETCH, REMEDY, WHOLE = "fetch it again", "fetch config.json and the weights", "not a whole safetensors file"
-PICKLE = b"\x80\x04\x95\x1d\x00\x01\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R."
+FETCH, REMEDY, WHOLE = (
+    "fetch it again",
+    "fetch config.json and the weights",
+    "not a whole safetensors file",
+)
+PICKLE = (
+    b"\x80\x04\x95\x1d\x00\x01\x00\x00\x00\x00\x00\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R."
+)
 
 
 def renamed(old, new):
@@ -79,16 +91,25 @@ def twice_in_the_header(raw):
     return (again[:-1] + ", " + json.dumps(raw)[1:]).encode()
 
 
-# Name -> (checkpoint under tests/golden, or "tiny" with its tokenizer and no weights; mutation; what stderr must say).
+# Name -> (checkpoint under tests/golden, or "tiny" with its tokenizer and no weights; mutation;
+# what stderr must say).
 TENSORS = {
     "missing": ("llama", tensors(lambda t: t.pop(NORM)), [f"1 missing tensors: {NORM}", REMEDY]),
-    "unexpected": ("llama", tensors(lambda t: t.update(extra=t[NORM])), ["1 unexpected tensors: extra", REMEDY]),
+    "unexpected": (
+        "llama",
+        tensors(lambda t: t.update(extra=t[NORM])),
+        ["1 unexpected tensors: extra", REMEDY],
+    ),
     "without the prefix": (
         "llama",
         renamed("model.", ""),
         [f"29 missing tensors: {EMBEDDING}", "29 unexpected", REMEDY],
     ),
-    "another prefix": ("llama", renamed("model.layers.0.mlp", "model.layers.0.ffn"), [DOWN, "0.ffn.down_proj", REMEDY]),
+    "another prefix": (
+        "llama",
+        renamed("model.layers.0.mlp", "model.layers.0.ffn"),
+        [DOWN, "0.ffn.down_proj", REMEDY],
+    ),
     "a layer's number": (
         "llama",
         renamed("model.layers.1.", "model.layers.01."),
@@ -104,30 +125,86 @@ TENSORS = {
         tensors(lambda t: t.update({f"{DOWN}_scale": t[NORM]})),
         [f"unexpected tensors: {DOWN}_scale"],
     ),
-    "one row less": ("llama", put(NORM, lambda x: x[:-1]), [f"{NORM} has shape [31], config.json says [32]", REMEDY]),
-    "transposed": ("llama", put(DOWN, np.transpose), [f"{DOWN} has shape [48, 32], config.json says [32, 48]", REMEDY]),
-    "flat": ("llama", put(DOWN, np.ravel), [f"{DOWN} has shape [1536], config.json says [32, 48]", REMEDY]),
-    "a single one": ("llama", put(NORM, lambda x: x[:1]), [f"{NORM} has shape [1], config.json says [32]", REMEDY]),
-    "nothing in it": ("llama", put(NORM, lambda x: x[:0]), [f"{NORM} has shape [0], config.json says [32]", REMEDY]),
+    "one row less": (
+        "llama",
+        put(NORM, lambda x: x[:-1]),
+        [f"{NORM} has shape [31], config.json says [32]", REMEDY],
+    ),
+    "transposed": (
+        "llama",
+        put(DOWN, np.transpose),
+        [f"{DOWN} has shape [48, 32], config.json says [32, 48]", REMEDY],
+    ),
+    "flat": (
+        "llama",
+        put(DOWN, np.ravel),
+        [f"{DOWN} has shape [1536], config.json says [32, 48]", REMEDY],
+    ),
+    "a single one": (
+        "llama",
+        put(NORM, lambda x: x[:1]),
+        [f"{NORM} has shape [1], config.json says [32]", REMEDY],
+    ),
+    "nothing in it": (
+        "llama",
+        put(NORM, lambda x: x[:0]),
+        [f"{NORM} has shape [0], config.json says [32]", REMEDY],
+    ),
     "another vocabulary": (
         "llama",
         edit(vocab_size=97),
         [f"{EMBEDDING} has shape [96, 32], config.json says [97, 32]"],
     ),
-    "another vocabulary's head": ("llama", put(HEAD, lambda x: x[:90]), [f"{HEAD} has shape [90, 32]", "[96, 32]"]),
-    "fewer layers": ("llama", edit(num_hidden_layers=2), ["9 unexpected tensors: model.layers.2.", REMEDY]),
-    "more layers": ("llama", edit(num_hidden_layers=4), ["9 missing tensors: model.layers.3.", REMEDY]),
+    "another vocabulary's head": (
+        "llama",
+        put(HEAD, lambda x: x[:90]),
+        [f"{HEAD} has shape [90, 32]", "[96, 32]"],
+    ),
+    "fewer layers": (
+        "llama",
+        edit(num_hidden_layers=2),
+        ["9 unexpected tensors: model.layers.2.", REMEDY],
+    ),
+    "more layers": (
+        "llama",
+        edit(num_hidden_layers=4),
+        ["9 missing tensors: model.layers.3.", REMEDY],
+    ),
     "fewer kv heads": (
         "llama",
         edit(num_key_value_heads=2),
         ["k_proj.weight has shape [32, 32], config.json says [16, 32]"],
     ),
-    "another head_dim": ("llama", edit(head_dim=16), ["q_proj.weight has shape [32, 32], config.json says [64, 32]"]),
-    "another width": ("llama", edit(intermediate_size=2**31 - 1), [DOWN, "config.json says [32, 2147483647]", REMEDY]),
-    "float64": ("llama", put(NORM, np.float64), [f"{NORM} has dtype F64", "save it as one of F32, BF16, F16"]),
-    "int8": ("llama", put(DOWN, np.int8), [f"{DOWN} has dtype I8", "save it as one of F32, BF16, F16"]),
-    "int32": ("llama", put(NORM, np.int32), [f"{NORM} has dtype I32", "save it as one of F32, BF16, F16"]),
-    "bool": ("llama", put(NORM, np.bool_), [f"{NORM} has dtype BOOL", "save it as one of F32, BF16, F16"]),
+    "another head_dim": (
+        "llama",
+        edit(head_dim=16),
+        ["q_proj.weight has shape [32, 32], config.json says [64, 32]"],
+    ),
+    "another width": (
+        "llama",
+        edit(intermediate_size=2**31 - 1),
+        [DOWN, "config.json says [32, 2147483647]", REMEDY],
+    ),
+    "float64": (
+        "llama",
+        put(NORM, np.float64),
+        [f"{NORM} has dtype F64", "save it as one of F32, BF16, F16"],
+    ),
+    "int8": (
+        "llama",
+        put(DOWN, np.int8),
+        [f"{DOWN} has dtype I8", "save it as one of F32, BF16, F16"],
+    ),
+    "int32": (
+        "llama",
+        put(NORM, np.int32),
+        [f"{NORM} has dtype I32", "save it as one of F32, BF16, F16"],
+    ),
+    "bool": (
+        "llama",
+        put(NORM, np.bool_),
+        [f"{NORM} has dtype BOOL", "save it as one of F32, BF16, F16"],
+    ),
     "float8": (
         "llama",
         both(put(NORM, np.int8), field(NORM, dtype="F8_E4M3")),
@@ -146,7 +223,11 @@ TENSORS = {
 }
 
 TIED = {
-    "untied, no head": ("qwen2_tied", edit(tie_word_embeddings=False), [f"1 missing tensors: {HEAD}", REMEDY]),
+    "untied, no head": (
+        "qwen2_tied",
+        edit(tie_word_embeddings=False),
+        [f"1 missing tensors: {HEAD}", REMEDY],
+    ),
     "tied, another head": (
         "qwen2_untied",
         edit(tie_word_embeddings=True),
@@ -165,22 +246,42 @@ TIED = {
 }
 
 CONTAINER = {
-    "no file": ("llama", without(SINGLE), [f"no {SINGLE} and no {INDEX}", "fetch them, or set model.init='random'"]),
+    "no file": (
+        "llama",
+        without(SINGLE),
+        [f"no {SINGLE} and no {INDEX}", "fetch them, or set model.init='random'"],
+    ),
     "a folder": ("llama", a_folder(SINGLE), [f"{SINGLE} is missing"]),
     "empty": ("llama", written(SINGLE, b""), [SINGLE, WHOLE, FETCH]),
     "truncated data": ("llama", bytes_of(SINGLE, lambda old: old[:-100]), [SINGLE, WHOLE, FETCH]),
     "truncated header": ("llama", bytes_of(SINGLE, lambda old: old[:200]), [SINGLE, WHOLE, FETCH]),
-    "bytes after the end": ("llama", bytes_of(SINGLE, lambda old: old + b"\0" * 64), [SINGLE, WHOLE, FETCH]),
+    "bytes after the end": (
+        "llama",
+        bytes_of(SINGLE, lambda old: old + b"\0" * 64),
+        [SINGLE, WHOLE, FETCH],
+    ),
     "zeros": ("llama", bytes_of(SINGLE, lambda old: b"\0" * len(old)), [SINGLE, WHOLE, FETCH]),
-    "a huge header": ("llama", bytes_of(SINGLE, lambda old: b"\xff" * 7 + b"\x7f" + old[8:]), [SINGLE, WHOLE, FETCH]),
+    "a huge header": (
+        "llama",
+        bytes_of(SINGLE, lambda old: b"\xff" * 7 + b"\x7f" + old[8:]),
+        [SINGLE, WHOLE, FETCH],
+    ),
     "a header past the end": (
         "llama",
         bytes_of(SINGLE, lambda old: len(old).to_bytes(8, "little") + old[8:]),
         [SINGLE, WHOLE, FETCH],
     ),
     "a header that is no JSON": ("llama", header(lambda raw: b"{" * 64), [SINGLE, WHOLE, FETCH]),
-    "a header that is a list": ("llama", header(lambda raw: b"[]" + b" " * 6), [SINGLE, WHOLE, FETCH]),
-    "no tensors": ("llama", written(SINGLE, b"\x02\0\0\0\0\0\0\0{}"), [f"30 missing tensors: {HEAD}", REMEDY]),
+    "a header that is a list": (
+        "llama",
+        header(lambda raw: b"[]" + b" " * 6),
+        [SINGLE, WHOLE, FETCH],
+    ),
+    "no tensors": (
+        "llama",
+        written(SINGLE, b"\x02\0\0\0\0\0\0\0{}"),
+        [f"30 missing tensors: {HEAD}", REMEDY],
+    ),
     "a name twice": ("llama", header(twice_in_the_header), [f"key '{NORM}' appears twice", FETCH]),
     "overlapping": ("llama", shifted(-64, -64), [SINGLE, WHOLE, FETCH]),
     "beyond the end": ("llama", shifted(2**40, 2**40), [SINGLE, WHOLE, FETCH]),
@@ -189,13 +290,33 @@ CONTAINER = {
     "a hole": ("llama", header(lambda raw: raw.pop(DOWN) and None), [SINGLE, WHOLE, FETCH]),
     "more shape than data": ("llama", field(DOWN, shape=[32, 49]), [SINGLE, WHOLE, FETCH]),
     "a negative shape": ("llama", field(DOWN, shape=[-32, -48]), [SINGLE, WHOLE, FETCH]),
-    "a shape that overflows": ("llama", field(DOWN, shape=[2**62, 8, 2**62]), [SINGLE, WHOLE, FETCH]),
+    "a shape that overflows": (
+        "llama",
+        field(DOWN, shape=[2**62, 8, 2**62]),
+        [SINGLE, WHOLE, FETCH],
+    ),
     "a type of another size": ("llama", field(DOWN, dtype="BF16"), [SINGLE, WHOLE, FETCH]),
     "an unknown type": ("llama", field(DOWN, dtype="F31"), [SINGLE, WHOLE, FETCH]),
-    "no type": ("llama", header(lambda raw: raw[DOWN].pop("dtype") and None), [SINGLE, WHOLE, FETCH]),
-    "metadata of numbers": ("llama", header(lambda raw: raw.update(__metadata__={"n": 1})), [SINGLE, WHOLE, FETCH]),
-    "a pickle in truth": ("llama", written(SINGLE, PICKLE), [SINGLE, "it is a pickle", "convert it to safetensors"]),
-    "an archive in truth": ("llama", written(SINGLE, b"PK\x03\x04" + PICKLE), [SINGLE, "it is a pickle", "convert it"]),
+    "no type": (
+        "llama",
+        header(lambda raw: raw[DOWN].pop("dtype") and None),
+        [SINGLE, WHOLE, FETCH],
+    ),
+    "metadata of numbers": (
+        "llama",
+        header(lambda raw: raw.update(__metadata__={"n": 1})),
+        [SINGLE, WHOLE, FETCH],
+    ),
+    "a pickle in truth": (
+        "llama",
+        written(SINGLE, PICKLE),
+        [SINGLE, "it is a pickle", "convert it to safetensors"],
+    ),
+    "an archive in truth": (
+        "llama",
+        written(SINGLE, b"PK\x03\x04" + PICKLE),
+        [SINGLE, "it is a pickle", "convert it"],
+    ),
     "a pointer in truth": (
         "llama",
         written(SINGLE, LFS_POINTER),
@@ -231,24 +352,68 @@ def to(file):
 
 PLAIN = "should be the plain name of a .safetensors file"
 SHARDED = {
-    "the parent": ("qwen2_sharded", to("../evil.safetensors"), [INDEX, f"{NORM} -> '../evil.safetensors'", PLAIN]),
-    "a way round": ("qwen2_sharded", to(f"x/../{SHARDS[1]}"), [INDEX, f"{NORM} -> 'x/../model-00002", PLAIN]),
-    "absolute": ("qwen2_sharded", to("/tmp/evil.safetensors"), [f"{NORM} -> '/tmp/evil.safetensors'", PLAIN]),
-    "a folder inside": ("qwen2_sharded", to("sub/evil.safetensors"), [f"{NORM} -> 'sub/evil.safetensors'", PLAIN]),
-    "backslashes": ("qwen2_sharded", to("..\\evil.safetensors"), [f"{NORM} -> '..\\\\evil.safetensors'", PLAIN]),
-    "a drive": ("qwen2_sharded", to("C:evil.safetensors"), [f"{NORM} -> 'C:evil.safetensors'", PLAIN]),
-    "a zero byte": ("qwen2_sharded", to("evil\0.safetensors"), [f"{NORM} -> 'evil\\x00.safetensors'", PLAIN]),
+    "the parent": (
+        "qwen2_sharded",
+        to("../evil.safetensors"),
+        [INDEX, f"{NORM} -> '../evil.safetensors'", PLAIN],
+    ),
+    "a way round": (
+        "qwen2_sharded",
+        to(f"x/../{SHARDS[1]}"),
+        [INDEX, f"{NORM} -> 'x/../model-00002", PLAIN],
+    ),
+    "absolute": (
+        "qwen2_sharded",
+        to("/tmp/evil.safetensors"),
+        [f"{NORM} -> '/tmp/evil.safetensors'", PLAIN],
+    ),
+    "a folder inside": (
+        "qwen2_sharded",
+        to("sub/evil.safetensors"),
+        [f"{NORM} -> 'sub/evil.safetensors'", PLAIN],
+    ),
+    "backslashes": (
+        "qwen2_sharded",
+        to("..\\evil.safetensors"),
+        [f"{NORM} -> '..\\\\evil.safetensors'", PLAIN],
+    ),
+    "a drive": (
+        "qwen2_sharded",
+        to("C:evil.safetensors"),
+        [f"{NORM} -> 'C:evil.safetensors'", PLAIN],
+    ),
+    "a zero byte": (
+        "qwen2_sharded",
+        to("evil\0.safetensors"),
+        [f"{NORM} -> 'evil\\x00.safetensors'", PLAIN],
+    ),
     "no name": ("qwen2_sharded", to(""), [f"{NORM} -> ''", PLAIN]),
     "a number": ("qwen2_sharded", to(2), [f"{NORM} -> 2", PLAIN]),
-    "a pickle": ("qwen2_sharded", to("pytorch_model.bin"), [f"{NORM} -> 'pytorch_model.bin'", PLAIN]),
-    "a link out": ("qwen2_sharded", linked(SHARDS[1], "../private/x"), [f"{SHARDS[1]} is a link out of its folder"]),
+    "a pickle": (
+        "qwen2_sharded",
+        to("pytorch_model.bin"),
+        [f"{NORM} -> 'pytorch_model.bin'", PLAIN],
+    ),
+    "a link out": (
+        "qwen2_sharded",
+        linked(SHARDS[1], "../private/x"),
+        [f"{SHARDS[1]} is a link out of its folder"],
+    ),
     "index without a map": (
         "qwen2_sharded",
         edit(INDEX, weight_map=None),
         [INDEX, "'weight_map' should map tensor names"],
     ),
-    "a map of nothing": ("qwen2_sharded", edit(INDEX, weight_map={}), [INDEX, "'weight_map' should map tensor names"]),
-    "a map that is a list": ("qwen2_sharded", edit(INDEX, weight_map=[NORM]), [INDEX, "'weight_map' should map"]),
+    "a map of nothing": (
+        "qwen2_sharded",
+        edit(INDEX, weight_map={}),
+        [INDEX, "'weight_map' should map tensor names"],
+    ),
+    "a map that is a list": (
+        "qwen2_sharded",
+        edit(INDEX, weight_map=[NORM]),
+        [INDEX, "'weight_map' should map"],
+    ),
     "a total of text": (
         "qwen2_sharded",
         edit(INDEX, metadata={"total_size": "87168"}),
@@ -270,19 +435,41 @@ SHARDED = {
         [INDEX, f"key '{NORM}' appears twice"],
     ),
     "no index": ("qwen2_sharded", without(INDEX), [f"no {SINGLE} and no {INDEX}", "fetch them"]),
-    "missing shard": ("qwen2_sharded", without(SHARDS[1]), [f"{SHARDS[1]} is missing", "fetch the checkpoint again"]),
+    "missing shard": (
+        "qwen2_sharded",
+        without(SHARDS[1]),
+        [f"{SHARDS[1]} is missing", "fetch the checkpoint again"],
+    ),
     "empty shard": ("qwen2_sharded", written(SHARDS[1], b""), [SHARDS[1], WHOLE, FETCH]),
     "shard without tensors": (
         "qwen2_sharded",
         written(SHARDS[1], b"\x02\0\0\0\0\0\0\0{}"),
-        [f"{INDEX} lists 10 tensors that are not where it says: {HEAD} (in {SHARDS[1]})", "the shards again"],
+        [
+            f"{INDEX} lists 10 tensors that are not where it says: {HEAD} (in {SHARDS[1]})",
+            "the shards again",
+        ],
     ),
-    "truncated shard": ("qwen2_sharded", bytes_of(SHARDS[0], lambda old: old[:-4]), [SHARDS[0], WHOLE, FETCH]),
-    "shard is a pickle": ("qwen2_sharded", written(SHARDS[0], PICKLE), [SHARDS[0], "it is a pickle", "convert it"]),
-    "shard is a pointer": ("qwen2_sharded", written(SHARDS[0], LFS_POINTER), [f"{SHARDS[0]} is a git-lfs pointer"]),
+    "truncated shard": (
+        "qwen2_sharded",
+        bytes_of(SHARDS[0], lambda old: old[:-4]),
+        [SHARDS[0], WHOLE, FETCH],
+    ),
+    "shard is a pickle": (
+        "qwen2_sharded",
+        written(SHARDS[0], PICKLE),
+        [SHARDS[0], "it is a pickle", "convert it"],
+    ),
+    "shard is a pointer": (
+        "qwen2_sharded",
+        written(SHARDS[0], LFS_POINTER),
+        [f"{SHARDS[0]} is a git-lfs pointer"],
+    ),
     "shards exchanged": (
         "qwen2_sharded",
-        lambda folder: [(folder / a).rename(folder / b) for a, b in [(SHARDS[0], "x"), SHARDS[::-1], ("x", SHARDS[1])]],
+        lambda folder: [
+            (folder / a).rename(folder / b)
+            for a, b in [(SHARDS[0], "x"), SHARDS[::-1], ("x", SHARDS[1])]
+        ],
         [f"{SHARDS[0]}: {INDEX} does not list tensor", "fetch both again"],
     ),
     "a tensor in the other shard": (
@@ -303,7 +490,10 @@ SHARDED = {
     "a tensor that no shard has": (
         "qwen2_sharded",
         weight_map(lambda names: names.update(ghost=SHARDS[0])),
-        [f"{INDEX} lists 1 tensors that are not where it says: ghost (in {SHARDS[0]})", "the shards again"],
+        [
+            f"{INDEX} lists 1 tensors that are not where it says: ghost (in {SHARDS[0]})",
+            "the shards again",
+        ],
     ),
     "a shard of another save": (
         "qwen2_sharded",
@@ -326,7 +516,8 @@ def test_tensors(case, refused, tmp_path):
     refused(overrides_for(source, mutate, tmp_path), expected)
 
 
-# ---- what is not to be refused --------------------------------------------------------------------------------------
+# ---- what is not to be refused
+# --------------------------------------------------------------------------------------
 
 
 def as_in_the_hubs_cache(folder):
@@ -337,11 +528,18 @@ def as_in_the_hubs_cache(folder):
         linked(file.name, f"../models--owner--name/blobs/{number:040x}")(folder)
 
 
-SOUND = {folder.parent.name: (folder.parent.name, lambda folder: None) for folder in GOLDEN.glob("*/config.json")} | {
+SOUND = {
+    folder.parent.name: (folder.parent.name, lambda folder: None)
+    for folder in GOLDEN.glob("*/config.json")
+} | {
     "tied, the same head": ("qwen2_tied", tensors(lambda t: t.update({HEAD: t[EMBEDDING].copy()}))),
     "a buffer of old Llama files": (
         "llama",
-        tensors(lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)})),
+        tensors(
+            lambda t: t.update(
+                {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+            )
+        ),
     ),
     "in the hub's cache": ("qwen2_sharded", as_in_the_hubs_cache),
     "a link inside": ("llama", linked(SINGLE, "weights/all.safetensors")),
@@ -351,11 +549,13 @@ SOUND = {folder.parent.name: (folder.parent.name, lambda folder: None) for folde
 
 @pytest.mark.parametrize("case", SOUND)
 def test_sound_checkpoints_are_accepted(case, refused, tmp_path):
-    """The same command on them has one complaint only, which comes after the tensors': they have no tokenizer."""
+    """The same command on them has one complaint only, which comes after the tensors': they have no
+    tokenizer.
+    """
     source, mutate = SOUND[case]
     refused(overrides_for(source, mutate, tmp_path), ["no usable tokenizer"])
     folder = tmp_path / "model"
-    hf.load_params(hf.Checkpoint(folder), models.build(hf.read_config(folder), make_mesh()))
+    load_params(Checkpoint(folder), build(read_config(folder), make_mesh()))
 
 
 def test_there_are_enough_cases():
@@ -367,9 +567,12 @@ def test_there_are_enough_cases():
 @pytest.fixture(scope="module")
 def weights():
     """A whole checkpoint's tensors for the architecture of the tiny tokenizer."""
-    model = models.build(hf.read_config(assets.TINY), make_mesh())
+    model = build(read_config(assets.TINY), make_mesh())
     rng = np.random.default_rng(0)
-    return {name: rng.normal(0, 0.02, shape).astype(np.float32) for _, _, name, shape in hf.tensor_table(model)}
+    return {
+        name: rng.normal(0, 0.02, shape).astype(np.float32)
+        for _, _, name, shape in tensor_table(model)
+    }
 
 
 def with_weights(weights, spoil=lambda arrays: None, dtype=np.float32):
@@ -414,4 +617,6 @@ def test_finite_values_are_trained_on(weights, tmp_path, capfd, monkeypatch):
     outcome = command(with_weights(weights), tmp_path, capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr
     trained = load_file(tmp_path / "run" / "export" / SINGLE)
-    assert trained.keys() == weights.keys() and all(np.isfinite(array).all() for array in trained.values())
+    assert trained.keys() == weights.keys() and all(
+        np.isfinite(array).all() for array in trained.values()
+    )

@@ -17,29 +17,55 @@ SECRETS = {
 }
 REMOTE = "canary-99-5ecret"
 RUN = [
-    *("configs/tiny.py", "train.steps=4", "checkpoint.every=2", "data.max_rows=64", "data.max_length=160"),
+    *(
+        "configs/tiny.py",
+        "train.steps=4",
+        "checkpoint.every=2",
+        "data.max_rows=64",
+        "data.max_length=160",
+    ),
     *("train.global_batch=8", "eval.max_examples=8", "log.tensorboard=True"),
 ]
 
 
 def hits(folder: pathlib.Path, printed: str) -> list[str]:
     """Files, and what was printed, with a canary in them, in plain or in UTF-16."""
-    texts = {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()} | {"": printed.encode()}
+    texts = {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()} | {
+        "": printed.encode()
+    }
     assert len(texts) > 20
-    canaries = [c for secret in [*SECRETS.values(), REMOTE] for c in (secret.encode(), secret.encode("utf-16-le"))]
-    return [name for name, content in texts.items() if any(canary in content for canary in canaries)]
+    canaries = [
+        c
+        for secret in [*SECRETS.values(), REMOTE]
+        for c in (secret.encode(), secret.encode("utf-16-le"))
+    ]
+    return [
+        name for name, content in texts.items() if any(canary in content for canary in canaries)
+    ]
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A git repository of the package whose remote's address holds a token."""
     folder = tmp_path / "checkout"
-    shutil.copytree(ROOT / "dft_jax", folder / "dft_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "dft_jax", folder / "dft_jax", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copytree(ROOT / "configs", folder / "configs")
     for command in (
         ["init", "-q"],
         ["remote", "add", "origin", f"https://someone:{REMOTE}@example.com/x.git"],
-        ["-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "-q", "--allow-empty", "-m", "x"],
+        [
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@example.com",
+            "commit",
+            "-q",
+            "--allow-empty",
+            "-m",
+            "x",
+        ],
     ):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
@@ -56,7 +82,9 @@ def test_no_secret_is_written(board, checkout, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "dft_jax.main", f"--config={RUN[0]}", f"--workdir={out}", *options],
         cwd=checkout,
-        env=os.environ | SECRETS | {"WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join(["", *sys.path])},
+        env=os.environ
+        | SECRETS
+        | {"WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join(["", *sys.path])},
         capture_output=True,
         text=True,
         timeout=300,

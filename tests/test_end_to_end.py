@@ -1,4 +1,6 @@
-"""The real command, in real processes: one or two, on one device or eight. test_faults.py hurts them."""
+"""The real command, in real processes: one or two, on one device or eight. test_faults.py hurts
+them.
+"""
 
 import json
 import shutil
@@ -21,23 +23,42 @@ def rows(workdir):
 
 def curve(workdir):
     """(step, loss, gradient norm) of the training rows."""
-    return [(r["step"], r["train/loss"], r["optimizer/gradient_norm"]) for r in rows(workdir) if "train/loss" in r]
+    return [
+        (r["step"], r["train/loss"], r["optimizer/gradient_norm"])
+        for r in rows(workdir)
+        if "train/loss" in r
+    ]
 
 
 def test_a_run_explains_itself_and_exports(whole):
     names = {file.name for file in whole.iterdir()}
-    assert names == {"config.json", "env.json", "data_report.json", "metrics.jsonl", "checkpoints", "export", ".lock"}
+    assert names == {
+        "config.json",
+        "env.json",
+        "data_report.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "export",
+        ".lock",
+    }
     saved = json.loads((whole / "config.json").read_text())
-    assert saved["train"]["steps"] == 8 and saved.keys() == config_lib.get_default().to_dict().keys()
+    assert (
+        saved["train"]["steps"] == 8 and saved.keys() == config_lib.get_default().to_dict().keys()
+    )
     environment = json.loads((whole / "env.json").read_text())
     assert environment["versions"]["jax"] and environment["devices"]["count"] == 1
-    assert "--config=configs/tiny.py" in environment["command"] and environment["attention"] == "blocked"
+    assert (
+        "--config=configs/tiny.py" in environment["command"]
+        and environment["attention"] == "blocked"
+    )
     account = json.loads((whole / "data_report.json").read_text())
     assert account["train"]["rows"]["used_whole"] == 64 and account["length"]["steps"] == 8
     training = [row for row in rows(whole) if "train/loss" in row]
     assert [row["step"] for row in training] == list(range(1, 9))
     wanted = "train/nll train/mean_p train/entropy train/token_accuracy train/p_histogram speed/tokens_per_s"
-    assert set(wanted.split()) <= training[-1].keys() and sum(training[-1]["train/p_histogram"]) == pytest.approx(1)
+    assert set(wanted.split()) <= training[-1].keys() and sum(
+        training[-1]["train/p_histogram"]
+    ) == pytest.approx(1)
     assert [row["step"] for row in rows(whole) if "heldout/nll" in row] == [0, 4, 8]
     exported = {file.name for file in (whole / "export").iterdir()}
     assert exported == {
@@ -65,8 +86,13 @@ def test_resuming_a_finished_run_only_exports_again(whole, tmp_path):
 
 @pytest.mark.slow
 def test_eight_devices_and_resuming_there(whole, tmp_path):
-    """Four steps on one device, the rest on a 2 × 2 × 2 mesh: the curve of the whole run, to float tolerance."""
-    workdir, mesh = tmp_path / "runs/run", ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    """Four steps on one device, the rest on a 2 × 2 × 2 mesh: the curve of the whole run, to float
+    tolerance.
+    """
+    workdir, mesh = (
+        tmp_path / "runs/run",
+        ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"),
+    )
     assert launch.run(workdir, launch.Fault("whole 4", "KILL")) == -signal.SIGKILL
     assert launch.run(workdir, arguments=mesh, devices=8) == 0, launch.log(workdir)[-3000:]
     np.testing.assert_allclose(curve(workdir), curve(whole), rtol=1e-4)
@@ -86,14 +112,26 @@ def test_two_processes_equal_one(whole, tmp_path):
 
 
 def test_inspect_data_shows_trained_tokens(tmp_path):
-    command = [sys.executable, "-m", "dft_jax.analysis.inspect_data", "--config=configs/tiny.py", "--rows=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "dft_jax.analysis.inspect_data",
+        "--config=configs/tiny.py",
+        "--rows=1",
+    ]
     done = subprocess.run(
-        [*command, "--config.data.max_rows=20"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*command, "--config.data.max_rows=20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert '"read": 20' in done.stdout and "\033[30;42m" in done.stdout
     trained = done.stdout.split("\033[30;42m")[1].split("\033[0m")[0]
-    assert trained.endswith("<|endoftext|>") and "#### " in trained and "<|im_start|>" not in trained
+    assert (
+        trained.endswith("<|endoftext|>") and "#### " in trained and "<|im_start|>" not in trained
+    )
 
 
 def test_export_command(whole, tmp_path, capfd, monkeypatch):

@@ -19,7 +19,11 @@ def assert_all_well(rows, count):
 
 
 def test_killed_at_phases_of_a_save_and_others(whole, folder):
-    rows = list(kills.kill_chain(folder, state.summary(whole), ["compile", "save", "commit", "evaluate", "export"], 0))
+    rows = list(
+        kills.kill_chain(
+            folder, state.summary(whole), ["compile", "save", "commit", "evaluate", "export"], 0
+        )
+    )
     assert_all_well(rows, 5)
     assert sum(row["landed"] for row in rows) >= 4  # a run may be over before its killer wakes up
 

@@ -1,4 +1,6 @@
-"""Processes of one job that are not alike: all end with exit code 2 and name what differs, before anything compiles."""
+"""Processes of one job that are not alike: all end with exit code 2 and name what differs, before
+anything compiles.
+"""
 
 import datetime
 import json
@@ -9,8 +11,11 @@ import zoneinfo
 
 import pytest
 
-from dft_jax import assets, distributed, errors, run_directory
+from dft_jax import assets
 from dft_jax.analysis import quickstart
+from dft_jax.models.hf.safetensors import weights_sample
+from dft_jax.runtime import distributed, errors
+from dft_jax.training import identity
 from tests.faults import launch
 from tests.marks import slow_but
 
@@ -19,7 +24,9 @@ DATED = "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m['content'] }
 
 
 def start(folder, arguments, zones=("UTC", "UTC")):
-    """Exit codes, common log and phases of two processes with these arguments each, in these time zones."""
+    """Exit codes, common log and phases of two processes with these arguments each, in these time
+    zones.
+    """
     (folder / "runs").mkdir(exist_ok=True)
     workdir = folder / "runs/run"
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{launch.free_port()}", "JAX_NUM_PROCESSES": "2"}
@@ -69,7 +76,10 @@ def other_date(folder):
 DIFFERENCES = {
     "data": (other_data, "process 1 has training_data_sha256 = '"),
     "weights": (other_weights, "process 1 has weights_sha256_of_sample = '"),
-    "seed": (lambda _: [[], ["--config.train.seed=1"]], "process 1 has config.train.seed = 1, process 0 has 0"),
+    "seed": (
+        lambda _: [[], ["--config.train.seed=1"]],
+        "process 1 has config.train.seed = 1, process 0 has 0",
+    ),
     "rate": (
         lambda _: [[], ["--config.optimizer.learning_rate=0.02"]],
         "process 1 has config.optimizer.learning_rate = 0.02, process 0 has 0.01",
@@ -81,9 +91,18 @@ DIFFERENCES = {
         ],
         "process 1 has config.data.template = 'deepseek-math', process 0 has 'plain'",
     ),
-    "date": (other_date, "process 1 has config.data.date = '2026-07-27', process 0 has '2026-07-26'"),
-    "held-out data": (lambda _: [[], ["--config.data.heldout="]], "process 1 has heldout_data_sha256 = ''"),
-    "evaluation": (lambda _: [[], ["--config.eval.every=2"]], "process 1 has config.eval.every = 2, process 0 has 4"),
+    "date": (
+        other_date,
+        "process 1 has config.data.date = '2026-07-27', process 0 has '2026-07-26'",
+    ),
+    "held-out data": (
+        lambda _: [[], ["--config.data.heldout="]],
+        "process 1 has heldout_data_sha256 = ''",
+    ),
+    "evaluation": (
+        lambda _: [[], ["--config.eval.every=2"]],
+        "process 1 has config.eval.every = 2, process 0 has 4",
+    ),
 }
 FAST = ("rate", "weights")
 
@@ -93,7 +112,9 @@ def test_hosts_that_differ_are_refused(case, tmp_path):
     options, words = DIFFERENCES[case]
     codes, log, phases = start(tmp_path, options(tmp_path))
     assert codes == [errors.EXIT_USER_ERROR] * 2, log[-3000:]
-    assert log.count("the processes of this job differ: start all of them with the same command") == 2
+    assert (
+        log.count("the processes of this job differ: start all of them with the same command") == 2
+    )
     assert log.count(words) == 2, log[-3000:]
     assert not [phase for phase in phases if phase.startswith("step")]
 
@@ -113,12 +134,19 @@ def test_hosts_where_it_is_another_day_write_the_date_of_the_first(tmp_path):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_mistake_of_one_host_ends_all_with_it(failing, tmp_path):
-    """Its data is not there: nobody waits for the heartbeat, and all have exit code 2, which launchers do not retry."""
+    """Its data is not there: nobody waits for the heartbeat, and all have exit code 2, which
+    launchers do not retry.
+    """
     options = [[], []]
     options[failing] = ["--config.data.train=/nowhere/train.jsonl"]
     codes, log, _ = start(tmp_path, options)
     assert codes == [errors.EXIT_USER_ERROR] * 2, log[-3000:]
-    assert log.count(f"error: process {failing}: config.data.train='/nowhere/train.jsonl': no such file") == 2
+    assert (
+        log.count(
+            f"error: process {failing}: config.data.train='/nowhere/train.jsonl': no such file"
+        )
+        == 2
+    )
 
 
 @pytest.mark.slow
@@ -131,7 +159,12 @@ def test_folders_that_are_not_shared_are_refused(tmp_path):
 
 
 def test_differences_name_process_key_and_both_values():
-    everyone = [{"same": 1, "seed": 0}, {"same": 1, "seed": 0}, {"same": 1, "seed": 7, "new": "x"}, {"seed": 8}]
+    everyone = [
+        {"same": 1, "seed": 0},
+        {"same": 1, "seed": 0},
+        {"same": 1, "seed": 7, "new": "x"},
+        {"seed": 8},
+    ]
     assert distributed.differences(everyone) == [
         "process 2 has new = 'x', process 0 has 'absent'",
         "process 3 has same = 'absent', process 0 has 1",
@@ -163,45 +196,62 @@ def facts(change="", **environment):
     import os
 
     code = FACTS.replace("{change}", change)
-    options = dict(cwd=launch.ROOT, env=os.environ | environment, capture_output=True, text=True, check=True)
+    options = dict(
+        cwd=launch.ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
     return json.loads(subprocess.run([sys.executable, "-c", code], **options).stdout)
 
 
 @pytest.mark.slow
 def test_what_environments_and_packages_change_is_among_the_facts():
-    """Other precision, another package, another number of devices, flags of the compiler: not where it dumps."""
+    """Other precision, another package, another number of devices, flags of the compiler: not where
+    it dumps.
+    """
     flags = "--xla_force_host_platform_device_count="
     usual = facts(XLA_FLAGS=f"{flags}2")
     assert facts(XLA_FLAGS=f"{flags}2 --xla_dump_to=/tmp/dump") == usual
     others = [
         (facts(XLA_FLAGS=f"{flags}4"), "devices.local_count"),
         (facts(XLA_FLAGS=f"{flags}2", JAX_ENABLE_X64="1"), "options.jax_enable_x64"),
-        (facts(XLA_FLAGS=f"{flags}2", JAX_DEFAULT_MATMUL_PRECISION="float32"), "options.jax_default_matmul_precision"),
-        (facts("import importlib.metadata as m; m.version = lambda name: '0'", XLA_FLAGS=f"{flags}2"), "versions.jax"),
+        (
+            facts(XLA_FLAGS=f"{flags}2", JAX_DEFAULT_MATMUL_PRECISION="float32"),
+            "options.jax_default_matmul_precision",
+        ),
+        (
+            facts(
+                "import importlib.metadata as m; m.version = lambda name: '0'",
+                XLA_FLAGS=f"{flags}2",
+            ),
+            "versions.jax",
+        ),
     ]
     for found, name in others:
-        assert any(f" has {name} = " in line for line in distributed.differences([usual, found])), name
+        assert any(f" has {name} = " in line for line in distributed.differences([usual, found])), (
+            name
+        )
 
 
 def test_every_tensor_counts_in_the_sample_of_weights(tmp_path):
-    """A tensor changed anywhere in bulk, as by another fine-tune, gives another sample; a copy gives the same."""
+    """A tensor changed anywhere in bulk, as by another fine-tune, gives another sample; a copy
+    gives the same.
+    """
     from safetensors.numpy import load_file, save_file
 
-    whole = run_directory.weights_sample(assets.LAB)
+    whole = weights_sample(assets.LAB)
     copy = shutil.copytree(assets.LAB, tmp_path / "copy")
-    assert run_directory.weights_sample(copy) == whole
+    assert weights_sample(copy) == whole
     tensors = load_file(copy / "model.safetensors")
     for name in tensors:
         changed = tensors | {name: tensors[name] * 1.01}
         save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
-        assert run_directory.weights_sample(copy) != whole, name
+        assert weights_sample(copy) != whole, name
 
 
 def test_a_runs_facts_cover_its_whole_config():
     """But for paths, which may differ where what they lead to does not."""
     config = quickstart.lab_config("sft")
-    found = run_directory.run_facts(config, {"steps": 1}, [4], None, "")
-    keys = {f"config.{key}" for key in run_directory.config_lib.flatten(config)}
+    found = identity.run_facts(config, {"steps": 1}, [4], None, "")
+    keys = {f"config.{key}" for key in identity.config_lib.flatten(config)}
     assert keys - found.keys() == {"config.model.path", "config.data.train", "config.data.heldout"}
 
 
@@ -225,7 +275,9 @@ def test_without_the_service_the_devices_carry_the_same():
     address = f"127.0.0.1:{launch.free_port()}"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", BOTH_WAYS, address, str(index)], cwd=launch.ROOT, stderr=subprocess.PIPE
+            [sys.executable, "-c", BOTH_WAYS, address, str(index)],
+            cwd=launch.ROOT,
+            stderr=subprocess.PIPE,
         )
         for index in range(2)
     ]

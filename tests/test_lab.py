@@ -1,4 +1,6 @@
-"""The laboratory's studies: names of trials, intervals against direct computations, one trial, every notebook."""
+"""The laboratory's studies: names of trials, intervals against direct computations, one trial,
+every notebook.
+"""
 
 import dataclasses
 import importlib
@@ -12,15 +14,18 @@ import pandas as pd
 import pytest
 from scipy import special
 
-from dft_jax import config as config_lib, errors
+from dft_jax import config as config_lib
 from dft_jax.evals import scores
+from dft_jax.runtime import errors
 from experiments.intervals import coverage
 from experiments.lab import results, run, trials
 from tests.commands import ROOT, run_command
 
 LAB = ROOT / "experiments/lab"
 # A study that was not run yet is a gap, named in experiments/lab/README.md.
-NOTEBOOKS = sorted(file for file in (ROOT / "experiments").rglob("notebook.py") if any(file.parent.glob("*.csv")))
+NOTEBOOKS = sorted(
+    file for file in (ROOT / "experiments").rglob("notebook.py") if any(file.parent.glob("*.csv"))
+)
 SMALLER = {"theory": ["--small"]}  # computes its results itself
 
 
@@ -37,7 +42,8 @@ def test_every_trial_has_a_name_and_a_sound_config(tmp_path):
     assert len(tasks) > 200
     for trial, probe in tasks:
         assert trials.parse(trial.name) == trial and probe in trials.PROBES
-        if trial.objective != "none" and trial.data != "rejection":  # the file of which is made on the way
+        # the file of which is made on the way
+        if trial.objective != "none" and trial.data != "rejection":
             assert config_lib.validate(trials.config_of(trial, tmp_path)) == []
     names = {trial.name for trial, _ in tasks}
     assert len(names) == len({trial for trial, _ in tasks}) and max(map(len, names)) < 200
@@ -63,7 +69,9 @@ def test_intervals_and_pass_at_k():
     assert mean == pytest.approx(counts_SP.mean() / 8) and low < mean < high
     correct_PS = np.arange(8)[None, :] < counts_SP[0][:, None]
     for k in (1, 3, 8):
-        assert results.pass_at_k(rows, k)[0].mean() == pytest.approx(scores.pass_at_k(correct_PS, k).mean())
+        assert results.pass_at_k(rows, k)[0].mean() == pytest.approx(
+            scores.pass_at_k(correct_PS, k).mean()
+        )
     # One seed: the interval over its problems.
     one = results.shares(rows)[:1]
     expected = scores.mean_of_shares(one[0])
@@ -71,7 +79,9 @@ def test_intervals_and_pass_at_k():
 
 
 def lab_values(n_sets, n_seeds, seed_sd, samples=8, n_problems=48):
-    """Shares of two settings, the second better by half a logit, and the true means of both, [N, S, P] each."""
+    """Shares of two settings, the second better by half a logit, and the true means of both, [N, S,
+    P] each.
+    """
     random = np.random.default_rng(0)
 
     def chances(n_sets, n_seeds, n_problems):
@@ -80,13 +90,17 @@ def lab_values(n_sets, n_seeds, seed_sd, samples=8, n_problems=48):
         return special.expit(problem + seed[0]), special.expit(problem + 0.5 + seed[1])
 
     truths = [each.mean() for each in chances(2000, 500, 1)]
-    return truths, [random.binomial(samples, p) / samples for p in chances(n_sets, n_seeds, n_problems)]
+    return truths, [
+        random.binomial(samples, p) / samples for p in chances(n_sets, n_seeds, n_problems)
+    ]
 
 
 @pytest.mark.parametrize("n_seeds", [3, 5])
 @pytest.mark.parametrize("seed_sd", [0.0, 0.3, 1.0])
 def test_intervals_cover_where_seeds_dominate_and_where_they_do_not(n_seeds, seed_sd):
-    """A bootstrap of seeds and problems held the truth in 77 to 99 % of these; experiments/intervals has more."""
+    """A bootstrap of seeds and problems held the truth in 77 to 99 % of these;
+    experiments/intervals has more.
+    """
     truths, (base, better) = lab_values(600, n_seeds, seed_sd)
     own = [results.interval(value_SP) for value_SP in base]
     paired = [results.interval_of_difference(value_SP, 8) for value_SP in better - base]
@@ -129,7 +143,12 @@ def test_a_trial_is_made_once_and_is_the_same_again(tmp_path, capfd, monkeypatch
         monkeypatch.setenv(name, value)
 
     def launch(root):
-        arguments = ["trial", "--trial=objective=dft,steps=2,batch=8", "--probe=smoke", f"--root={root}"]
+        arguments = [
+            "trial",
+            "--trial=objective=dft,steps=2,batch=8",
+            "--probe=smoke",
+            f"--root={root}",
+        ]
         done = run_command(run.main, arguments, capfd, monkeypatch)
         assert done.code == 0, done.stderr
         return done.stdout
@@ -137,7 +156,11 @@ def test_a_trial_is_made_once_and_is_the_same_again(tmp_path, capfd, monkeypatch
     first = launch(tmp_path / "a")
     [file] = (tmp_path / "a").glob("base=lab*/smoke/rows-*.json")
     [row] = json.loads(file.read_text())
-    assert row["benchmark"] == "lab_validation" and len(row["correct"].split()) == 8 and row["step"] == 2
+    assert (
+        row["benchmark"] == "lab_validation"
+        and len(row["correct"].split()) == 8
+        and row["step"] == 2
+    )
     written = file.stat().st_mtime_ns
     assert launch(tmp_path / "a") == first and file.stat().st_mtime_ns == written
     assert launch(tmp_path / "b") == first
@@ -148,13 +171,19 @@ def test_an_unknown_study_is_refused(tmp_path):
         [sys.executable, "-m", "experiments.lab.run", "familly", f"--root={tmp_path}/root"],
         **dict(cwd=ROOT, capture_output=True, text=True, env=environment(tmp_path)),
     )
-    assert done.returncode == 2 and "did you mean 'family'" in done.stderr and not (tmp_path / "root").exists()
+    assert (
+        done.returncode == 2
+        and "did you mean 'family'" in done.stderr
+        and not (tmp_path / "root").exists()
+    )
 
 
 def test_studies_without_results_are_named():
     text = (LAB / "README.md").read_text()
     for name in run.studies():
-        line = next(line for line in text.splitlines() if line.startswith((f"| [{name}]", f"| {name} ")))
+        line = next(
+            line for line in text.splitlines() if line.startswith((f"| [{name}]", f"| {name} "))
+        )
         assert ("not run yet" in line) != (LAB / name / "results.csv").exists(), name
 
 

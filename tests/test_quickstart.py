@@ -2,8 +2,9 @@
 
 import pytest
 
-from dft_jax import sampling, train
 from dft_jax.analysis import quickstart
+from dft_jax.sampling import sampler
+from dft_jax.training import loop
 from tests.commands import run_command
 
 
@@ -14,22 +15,34 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
     def small(objective):
         made = config(objective)
         made.data.max_rows = 128
-        made.train.steps, made.eval.every, made.checkpoint.every, made.eval.max_examples = 4, 2, 4, 32
+        made.train.steps, made.eval.every, made.checkpoint.every, made.eval.max_examples = (
+            4,
+            2,
+            4,
+            32,
+        )
         return made
 
     monkeypatch.setattr(quickstart, "lab_config", small)
     settings = quickstart.settings
-    monkeypatch.setattr(quickstart, "settings", lambda: settings(max_problems=2, samples=2, slots=16))
+    monkeypatch.setattr(
+        quickstart, "settings", lambda: settings(max_problems=2, samples=2, slots=16)
+    )
     outcome = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr
     lines = outcome.stdout.splitlines()
     # Three runs at three temperatures; of pass@k and maj@k at two, those of several samples.
-    assert lines[0].startswith("benchmark") and sum(line.startswith("lab ") for line in lines) == 9 + 6
+    assert (
+        lines[0].startswith("benchmark") and sum(line.startswith("lab ") for line in lines) == 9 + 6
+    )
     assert any("differences to base" in line for line in lines)
-    assert "At temperature 1, DFT is " in outcome.stdout and "The untouched base at temperature 0.3" in outcome.stdout
+    assert (
+        "At temperature 1, DFT is " in outcome.stdout
+        and "The untouched base at temperature 0.3" in outcome.stdout
+    )
     for name in ("curves.png", "histogram.png", "comparison.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr(sampling.Sampler, "sample", lambda *_: pytest.fail("sampled again"))
-    monkeypatch.setattr(train, "init_state", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(sampler.Sampler, "sample", lambda *_: pytest.fail("sampled again"))
+    monkeypatch.setattr(loop, "init_state", lambda *_: pytest.fail("trained again"))
     again = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
     assert again.code == 0 and again.stdout.splitlines()[:-1] == lines[:-1]

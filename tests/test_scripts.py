@@ -1,4 +1,6 @@
-"""The launchers, with stand-ins for gcloud, Slurm and kubectl that are first on PATH; no cluster is touched."""
+"""The launchers, with stand-ins for gcloud, Slurm and kubectl that are first on PATH; no cluster is
+touched.
+"""
 
 import dataclasses
 import json
@@ -14,19 +16,25 @@ import time
 
 import pytest
 
-from dft_jax.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
+from dft_jax.runtime.errors import EXIT_RESUMABLE, EXIT_USER_ERROR
 
 SCRIPTS = pathlib.Path(__file__).parents[1] / "scripts"
 LAUNCHERS = {
     "tpu_pod": ["--name=tpu", "--zone=z", "--repo=https://host/repo", "--commit=0123abc"],
     "slurm": ["--nodes=2", "--gpus=4"],
-    "gke": ["--image=host/image", "--accelerator=tpu-v5-lite-podslice", "--topology=4x4", "--bucket=bucket"],
+    "gke": [
+        "--image=host/image",
+        "--accelerator=tpu-v5-lite-podslice",
+        "--topology=4x4",
+        "--bucket=bucket",
+    ],
 }
 EXTRA = ["--config.data.train=my data.jsonl", """--config.data.template=it's "a" $(x) `y` \\ z"""]
 
 pytestmark = pytest.mark.skipif(not shutil.which("flock"), reason="the launchers are for Linux")
 
-# Stands for dft_jax.main: its n-th start ends with the n-th word of `plan`, or runs until SIGTERM and ends with 42.
+# Stands for dft_jax.main: its n-th start ends with the n-th word of `plan`, or runs until SIGTERM
+# and ends with 42.
 TRAINING = f"""#!{sys.executable} -SE
 import json, os, pathlib, signal, sys, time
 
@@ -55,7 +63,8 @@ time.sleep(30)  # not for ever, where a test fails
 """
 
 STUBS = {
-    # Two workers with homes of their own; the last argument is --command=, run in each as ssh would.
+    # Two workers with homes of their own; the last argument is --command=, run in each as ssh
+    # would.
     "gcloud": """
         [[ ! -e $STATE/unreachable ]] || exit 255
         code=0 command=${*: -1}
@@ -85,7 +94,9 @@ NOTE_CALL = r"""#!/usr/bin/env bash
 
 @dataclasses.dataclass
 class Cluster:
-    """A folder with the stand-ins and what they were asked; `workdir` is where the run called `one` is stored."""
+    """A folder with the stand-ins and what they were asked; `workdir` is where the run called `one`
+    is stored.
+    """
 
     folder: pathlib.Path
 
@@ -97,7 +108,13 @@ class Cluster:
         for name, body in STUBS.items():
             self.write(f"bin/{name}", NOTE_CALL + body)
         path = f"{self.folder}/bin:{os.environ['PATH']}"
-        self.env = {**os.environ, "PATH": path, "STATE": str(self.folder), "SCRIPTS": str(SCRIPTS), "SLURM_JOB_ID": "7"}
+        self.env = {
+            **os.environ,
+            "PATH": path,
+            "STATE": str(self.folder),
+            "SCRIPTS": str(SCRIPTS),
+            "SLURM_JOB_ID": "7",
+        }
 
     def write(self, name, text):
         (self.folder / name).parent.mkdir(exist_ok=True)
@@ -109,13 +126,20 @@ class Cluster:
             self.write(f"plan{index}", codes)
 
     def options(self, script, *arguments, extra=()) -> list[str]:
-        options = [*LAUNCHERS[script], "--run=one", f"--mount={self.mount}", "--config=my config.py:objective=dft"]
+        options = [
+            *LAUNCHERS[script],
+            "--run=one",
+            f"--mount={self.mount}",
+            "--config=my config.py:objective=dft",
+        ]
         options += [f"--python={self.folder}/training"] if script == "slurm" else []
         options += ["--poll=0.05", "--grace=5"] if script == "tpu_pod" else []
         return [*options, *arguments, "--", *extra]
 
     def start(self, script, *arguments, verb="start", extra=()) -> subprocess.Popen:
-        return self.popen([SCRIPTS / f"{script}.sh", verb, *self.options(script, *arguments, extra=extra)])
+        return self.popen(
+            [SCRIPTS / f"{script}.sh", verb, *self.options(script, *arguments, extra=extra)]
+        )
 
     def popen(self, command, **env) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -164,7 +188,9 @@ def cluster(tmp_path):
 
 
 def test_shellcheck():
-    shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=os.path.dirname(sys.executable))
+    shellcheck = shutil.which("shellcheck") or shutil.which(
+        "shellcheck", path=os.path.dirname(sys.executable)
+    )
     if not shellcheck:
         pytest.skip("shellcheck is not installed")
     command = [shellcheck, "--external-sources", *sorted(SCRIPTS.glob("*.sh"))]
@@ -184,7 +210,9 @@ def test_help_names_every_option(script):
     shown = subprocess.run([SCRIPTS / f"{script}.sh", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and not shown.stderr
     options = re.findall(r"\[([a-z]+)\]=", (SCRIPTS / f"{script}.sh").read_text())
-    assert len(options) >= 10 and all(f"--{name}" in shown.stdout for name in ["dry-run", "help", *options])
+    assert len(options) >= 10 and all(
+        f"--{name}" in shown.stdout for name in ["dry-run", "help", *options]
+    )
 
 
 WRONG = {
@@ -211,7 +239,11 @@ def test_wrong_options_end_in_one_line(script, cluster):
     for argument, words in {**WRONG, **(WRONG_FOR_GKE if script == "gke" else {})}.items():
         done = cluster.run(script, argument)
         assert done.code == EXIT_USER_ERROR and not cluster.calls(), done
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and words in done.stderr, done
+        assert (
+            done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1
+            and words in done.stderr
+        ), done
 
 
 @pytest.mark.parametrize("script", LAUNCHERS)
@@ -226,15 +258,22 @@ def test_dry_run_shows_all_and_runs_nothing(script, cluster):
 
 
 def test_tpu_commands_survive_two_shells(cluster):
-    words = shlex.split(cluster.run("tpu_pod", "--dry-run", "--flags=--project=p", extra=EXTRA).stdout)
-    assert words[:10] == "gcloud compute tpus tpu-vm ssh tpu --zone=z --worker=all --quiet --project=p".split()
+    words = shlex.split(
+        cluster.run("tpu_pod", "--dry-run", "--flags=--project=p", extra=EXTRA).stdout
+    )
+    assert (
+        words[:10]
+        == "gcloud compute tpus tpu-vm ssh tpu --zone=z --worker=all --quiet --project=p".split()
+    )
     start = next(word for word in words if "worker.sh start" in word)
     expected = ["start", "one", ".venv/bin/python", *cluster.training_arguments(EXTRA)]
     assert shlex.split(start.removeprefix("--command="))[2:] == expected
 
 
 def test_tpu_interrupted_runs_are_started_again(cluster):
-    """42 on both workers, then on one while the other crashes, then the end: three starts of one installation."""
+    """42 on both workers, then on one while the other crashes, then the end: three starts of one
+    installation.
+    """
     cluster.plan("42 42 0", "42 134 0")
     done = cluster.run("tpu_pod", extra=EXTRA)
     assert done.code == 0 and done.stderr.count("starting again") == 2, done
@@ -273,7 +312,9 @@ def test_tpu_signals_are_forwarded_once(cluster):
 
 
 def test_tpu_run_outlives_its_launcher(cluster):
-    """The launcher is killed, a second one attaches, ssh is cut, a third ends the run for good, a fourth resumes."""
+    """The launcher is killed, a second one attaches, ssh is cut, a third ends the run for good, a
+    fourth resumes.
+    """
     cluster.plan("run 0", "run 0")
     first = cluster.start("tpu_pod")
     until(lambda: cluster.lines("starts1"))
@@ -307,7 +348,11 @@ def test_tpu_a_dead_worker_is_an_interruption(cluster):
 def test_tpu_unusable_workers(cluster):
     cluster.write("bin/stat", "#!/bin/sh\necho 1\n")
     done = cluster.run("tpu_pod")
-    assert done.code == 1 and "no folder that workers share" in done.stderr and not cluster.lines("starts0")
+    assert (
+        done.code == 1
+        and "no folder that workers share" in done.stderr
+        and not cluster.lines("starts0")
+    )
     cluster.write("unreachable", "")
     done = cluster.run("tpu_pod", verb="stop")
     assert done.code == 1 and "not every worker answers" in done.stderr
@@ -330,12 +375,16 @@ def test_slurm_asks_for_what_was_given(cluster):
 def test_slurm_refuses_a_second_copy(cluster):
     cluster.write("queue", "41\n")
     done = cluster.run("slurm")
-    assert done.code == EXIT_USER_ERROR and "as job 41" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.code == EXIT_USER_ERROR and "as job 41" in done.stderr and done.stderr.count("\n") == 1
+    )
     assert not cluster.calls("sbatch")
 
 
 def test_slurm_term_saves_and_requeues(cluster):
-    """Not through srun, which would kill its tasks, and once. The requeued job goes on in the same folder."""
+    """Not through srun, which would kill its tasks, and once. The requeued job goes on in the same
+    folder.
+    """
     cluster.plan("run 0")
     command = submit(cluster, extra=EXTRA)
     batch = cluster.popen(command)
@@ -347,14 +396,18 @@ def test_slurm_term_saves_and_requeues(cluster):
     assert done.code == EXIT_RESUMABLE and cluster.lines("signals0") == ["SIGTERM"], done
     assert cluster.calls("scontrol") == [["scontrol", "requeue", "7"]]
     assert finish(cluster.popen(command, SLURM_RESTART_COUNT="1")).code == 0
-    assert [json.loads(line) for line in cluster.lines("starts0")] == [cluster.training_arguments(EXTRA)] * 2
+    assert [json.loads(line) for line in cluster.lines("starts0")] == [
+        cluster.training_arguments(EXTRA)
+    ] * 2
     assert len(cluster.calls("scontrol")) == 1
 
 
 def test_slurm_stop_saves_and_ends(cluster):
     assert cluster.run("slurm", verb="stop").code == 0
     pending, running = cluster.calls("scancel")
-    assert "--state=PENDING" in pending and {"--batch", "--signal=INT", "--name=one"} <= set(running)
+    assert "--state=PENDING" in pending and {"--batch", "--signal=INT", "--name=one"} <= set(
+        running
+    )
     batch = cluster.popen(submit(cluster))
     until(lambda: cluster.lines("starts0"))
     batch.send_signal(signal.SIGINT)
@@ -384,22 +437,41 @@ def test_gke_manifest(cluster):
     job = slices["template"]["spec"]
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
-    assert (slices["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 4, 4, 0)
+    assert (slices["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (
+        2,
+        4,
+        4,
+        0,
+    )
     assert (pod["restartPolicy"], pod["terminationGracePeriodSeconds"]) == ("Never", 300)
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
-    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
-    literal = [word.replace("$", "$$") for word in cluster.training_arguments(EXTRA)]  # Kubernetes reads $$ as $
+    assert (
+        container["resources"]["limits"]
+        == container["resources"]["requests"]
+        == {"google.com/tpu": 4}
+    )
+    # Kubernetes reads $$ as $
+    literal = [word.replace("$", "$$") for word in cluster.training_arguments(EXTRA)]
     assert container["command"] == ["python", *literal]  # the first process is python, no shell
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
     assert mount["name"] == volume["name"] and mount["mountPath"] == str(cluster.mount)
     assert volume["csi"]["volumeAttributes"]["bucketName"] == "bucket"
-    claimed = manifest(cluster, "--bucket=", "--claim=disk")["spec"]["replicatedJobs"][0]["template"]["spec"]
-    assert claimed["template"]["spec"]["volumes"][0]["persistentVolumeClaim"] == {"claimName": "disk"}
+    claimed = manifest(cluster, "--bucket=", "--claim=disk")["spec"]["replicatedJobs"][0][
+        "template"
+    ]["spec"]
+    assert claimed["template"]["spec"]["volumes"][0]["persistentVolumeClaim"] == {
+        "claimName": "disk"
+    }
 
 
 @pytest.mark.parametrize(
     "code, action",
-    [(2, "FailJobSet"), (42, "RestartJobSetAndIgnoreMaxRestarts"), (143, "RestartJobSetAndIgnoreMaxRestarts"), (1, "")],
+    [
+        (2, "FailJobSet"),
+        (42, "RestartJobSetAndIgnoreMaxRestarts"),
+        (143, "RestartJobSetAndIgnoreMaxRestarts"),
+        (1, ""),
+    ],
 )
 def test_gke_exit_codes(code, action, cluster):
     """What Kubernetes and JobSet would do with them; without a rule, a restart that counts."""
@@ -410,14 +482,18 @@ def test_gke_exit_codes(code, action, cluster):
     actions = [
         rule["action"]
         for rule in spec["failurePolicy"]["rules"]
-        if listed and all(re.search(pattern, message) for pattern in rule.get("onJobFailureMessagePatterns", []))
+        if listed
+        and all(
+            re.search(pattern, message) for pattern in rule.get("onJobFailureMessagePatterns", [])
+        )
     ]
     assert (actions or [""])[0] == action
     assert spec["failurePolicy"]["maxRestarts"] == 5
 
 
 @pytest.mark.parametrize(
-    "jobset, verbs", [("", ["get", "apply"]), ("JobSet ", ["get"]), ("JobSet Failed", ["get", "delete", "apply"])]
+    "jobset, verbs",
+    [("", ["get", "apply"]), ("JobSet ", ["get"]), ("JobSet Failed", ["get", "delete", "apply"])],
 )
 def test_gke_same_name_again(jobset, verbs, cluster):
     cluster.write("jobset", jobset)

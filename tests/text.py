@@ -3,13 +3,90 @@
 import random
 
 _PIECES = (
-    *("the", "The", " answer", "is", "Question", "x", "don't", "I'll", "IT'S", "def f(x):", "return", "assistant"),
-    *("0", "7", "42", "1234", "12345678", "3.14", "1,000,000", "6  5", "١٢٣", "½", "x²", "Ⅷ", "1e-5", "0x1F"),
-    *(" ", "  ", "   ", "        ", "\t", "\n", "\n\n", " \n", "\n ", "\r\n", "\n\n\n", "\u00a0", "\u3000", "\u200b"),
-    *("é", "e\u0301", "ñ", "n\u0303", "Å", "A\u030a", "ﬁ", "가", "\u1100\u1161", "İ", "ß", "ǆ", "\u0301"),
+    *(
+        "the",
+        "The",
+        " answer",
+        "is",
+        "Question",
+        "x",
+        "don't",
+        "I'll",
+        "IT'S",
+        "def f(x):",
+        "return",
+        "assistant",
+    ),
+    *(
+        "0",
+        "7",
+        "42",
+        "1234",
+        "12345678",
+        "3.14",
+        "1,000,000",
+        "6  5",
+        "١٢٣",
+        "½",
+        "x²",
+        "Ⅷ",
+        "1e-5",
+        "0x1F",
+    ),
+    *(
+        " ",
+        "  ",
+        "   ",
+        "        ",
+        "\t",
+        "\n",
+        "\n\n",
+        " \n",
+        "\n ",
+        "\r\n",
+        "\n\n\n",
+        "\u00a0",
+        "\u3000",
+        "\u200b",
+    ),
+    *(
+        "é",
+        "e\u0301",
+        "ñ",
+        "n\u0303",
+        "Å",
+        "A\u030a",
+        "ﬁ",
+        "가",
+        "\u1100\u1161",
+        "İ",
+        "ß",
+        "ǆ",
+        "\u0301",
+    ),
     *("你好", "こんにちは", "Привет", "שלום", "مرحبا", "नमस्ते", "ไทย", "Ελλάδα", "한국어", "ÀÉÎ"),
     *("😀", "👩\u200d👩\u200d👧", "🇩🇪", "👍🏽", "✓", "→", "∑", "≤", "\ufffd", "𝔸", "\U0001f9ee"),
-    *(".", ",", "!", "?", "...", ":", "::", ";", "--", "—", "(", ")", "[", "]", "{", "}", "**", "####", "$"),
+    *(
+        ".",
+        ",",
+        "!",
+        "?",
+        "...",
+        ":",
+        "::",
+        ";",
+        "--",
+        "—",
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "**",
+        "####",
+        "$",
+    ),
     *(
         "\\boxed{",
         "<<48/2=24>>",
@@ -40,7 +117,9 @@ def strings(n: int, seed: int = 0) -> list[str]:
 
 
 def conversations(n: int, seed: int = 0, most_answers: int = 3) -> list[list[dict[str, str]]]:
-    """`n` conversations of one answer or several, some with a system message, of the same kind of text."""
+    """`n` conversations of one answer or several, some with a system message, of the same kind of
+    text.
+    """
     rng = random.Random(seed)
     texts = [text for text in strings(3000, seed + 1) if text.strip()]
     # An answer that ends in EOS, or thinks, has rules of its own.

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from dft_jax import cli, errors, writer
 from dft_jax.analysis import pairing
+from dft_jax.commands import cli
 from dft_jax.evals import report, saved, scores, significance
 from dft_jax.evals.runner import SCORES_NAME
+from dft_jax.runtime import errors, files
 
-_OUT = flags.DEFINE_string("out", None, "Folder for comparison.csv and comparison.png.", allow_override=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder for comparison.csv and comparison.png.", allow_override=True
+)
 
 MEAN = "mean"  # over the benchmarks, as the paper reports it
 # What changes the meaning of a score: settings, the grader's rules, and what the runner found out.
@@ -39,7 +42,9 @@ COLOURS = ("#7f7f7f", "#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#6
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """`results` by (benchmark, temperature); `settings` as far as they are known; `model` as scores.json names it."""
+    """`results` by (benchmark, temperature); `settings` as far as they are known; `model` as
+    scores.json names it.
+    """
 
     name: str
     results: dict[tuple[str, float | None], dict[str, Any]]
@@ -49,7 +54,8 @@ class Evaluation:
 
 @dataclasses.dataclass
 class Comparison:
-    """Rows for tables and CSV, and what a reader should know; `differences`, to the run `first`, are in the rows.
+    """Rows for tables and CSV, and what a reader should know; `differences`, to the run `first`,
+    are in the rows.
 
     `origins` has a line for each evaluation that says which run, step and base it is of.
     """
@@ -88,10 +94,14 @@ def read(argument: str) -> Evaluation:
         steps = [each for each in places if (each / SCORES_NAME).is_file() and each.name.isdigit()]
         if not steps:
             remedy = "give the folder of an evaluation, or a run that has one (python -m dft_jax.evaluate makes them)"
-            raise errors.UserError(f"{folder}: no {SCORES_NAME} there, nor in eval/<step>/; {remedy}")
+            raise errors.UserError(
+                f"{folder}: no {SCORES_NAME} there, nor in eval/<step>/; {remedy}"
+            )
         file = max(steps, key=lambda each: int(each.name)) / SCORES_NAME
     content = saved.read_scores(file, "evaluate again")
-    results = {(result["benchmark"], result["temperature"]): result for result in content["results"]}
+    results = {
+        (result["benchmark"], result["temperature"]): result for result in content["results"]
+    }
     settings: dict[str, Any] = {}
     sources = [
         (content.get("settings", {}), _SETTINGS),
@@ -104,13 +114,16 @@ def read(argument: str) -> Evaluation:
 
 
 def compare(evaluations: Sequence[Evaluation]) -> Comparison:
-    """A row for each benchmark, temperature and evaluation; differences are to the first evaluation.
+    """A row for each benchmark, temperature and evaluation; differences are to the first
+    evaluation.
 
     An evaluation that lacks a benchmark has no row for it, and none for the mean over benchmarks.
     """
     origins = {each.name: report.origin_text(each.model) for each in evaluations}
     known = [f"{name}: {origin}" for name, origin in origins.items() if origin]
-    made = Comparison(evaluations[0].name, [], _other_settings(evaluations) + _other_bases(evaluations), [], known)
+    made = Comparison(
+        evaluations[0].name, [], _other_settings(evaluations) + _other_bases(evaluations), [], known
+    )
     cells = list(dict.fromkeys(cell for each in evaluations for cell in each.results))
     for cell in cells:
         for each in evaluations:
@@ -138,12 +151,18 @@ def _other_settings(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _other_bases(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Fine-tunings that did not begin with the same weights differ by more than how they were trained."""
+    """Fine-tunings that did not begin with the same weights differ by more than how they were
+    trained.
+    """
     known = {each.name: report.base_of(each.model).get("sha256") for each in evaluations}
     known = {name: sha256 for name, sha256 in known.items() if sha256}
     first, *others = known or [""]
     what = f"began with other weights than {first}"
-    return [f"{name} {what}: part of any difference may be theirs" for name in others if known[name] != known[first]]
+    return [
+        f"{name} {what}: part of any difference may be theirs"
+        for name in others
+        if known[name] != known[first]
+    ]
 
 
 def _add_row(made: Comparison, first: Evaluation, each: Evaluation, cell: pairing.Cell) -> None:
@@ -168,7 +187,9 @@ def _add_row(made: Comparison, first: Evaluation, each: Evaluation, cell: pairin
     if each is first or base is None:
         return
     pairs = pairing.pair(base, result)
-    made.warnings += [f"{benchmark}, {first.name} and {each.name}: {line}" for line in pairs.warnings]
+    made.warnings += [
+        f"{benchmark}, {first.name} and {each.name}: {line}" for line in pairs.warnings
+    ]
     k, k_of_first = result["avg_at_k"]["k"], base["avg_at_k"]["k"]
     if k != k_of_first:
         what = f"{k_of_first} and {k} samples of each problem: pass@k and maj@k are not compared"
@@ -183,12 +204,16 @@ def _add_row(made: Comparison, first: Evaluation, each: Evaluation, cell: pairin
 
 
 def _compared(base: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    """Of one sample pass@1 and maj@1 are avg@1 again: counted three times, a difference would weaken the others."""
+    """Of one sample pass@1 and maj@1 are avg@1 again: counted three times, a difference would
+    weaken the others.
+    """
     is_one = base["avg_at_k"]["k"] == result["avg_at_k"]["k"] == 1
     return ["avg_at_k"] if is_one else list(SCORES)
 
 
-def _add_mean(made: Comparison, first: Evaluation, each: Evaluation, cells: list[pairing.Cell]) -> None:
+def _add_mean(
+    made: Comparison, first: Evaluation, each: Evaluation, cells: list[pairing.Cell]
+) -> None:
     """The row of means over benchmarks, each with the same weight."""
     results = [each.results.get(cell) for cell in cells]
     if None in results:
@@ -214,12 +239,16 @@ def _add_mean(made: Comparison, first: Evaluation, each: Evaluation, cells: list
         ]
         if None in found:
             continue
-        own = scores.difference_over_benchmarks([d.value_P for d in found], [d.draws for d in found])
+        own = scores.difference_over_benchmarks(
+            [d.value_P for d in found], [d.draws for d in found]
+        )
         weighted = [d.value_P / (len(d.value_P) * len(found)) for d in found]
         _add_difference(made, row, score, own, np.concatenate(weighted))
 
 
-def _add_difference(made: Comparison, row, score: str, own: scores.Mean, value_P: np.ndarray) -> None:
+def _add_difference(
+    made: Comparison, row, score: str, own: scores.Mean, value_P: np.ndarray
+) -> None:
     name = _difference_name(score)
     row |= _named(name, own)
     row[f"{name}_is_zero_everywhere"] = not np.any(value_P)
@@ -236,16 +265,22 @@ def _named(name: str, mean: scores.Mean) -> dict[str, float | None]:
 
 
 def _mark(differences: list[Difference]) -> None:
-    """p of each difference, and whether Holm's procedure over all of them rejects that it is chance."""
+    """p of each difference, and whether Holm's procedure over all of them rejects that it is
+    chance.
+    """
     p_values = significance.sign_flip_p_values([each.value_P for each in differences])
-    for each, p, is_marked in zip(differences, p_values, significance.holm(p_values, LEVEL), strict=True):
+    for each, p, is_marked in zip(
+        differences, p_values, significance.holm(p_values, LEVEL), strict=True
+    ):
         name = _difference_name(each.score)
         each.row[f"{name}_p"] = p
         each.row[f"{name}_holm"] = is_marked
 
 
 def text(made: Comparison) -> str:
-    """All that is printed: a table for avg@k, one for pass@k and maj@k, and how many differences they show."""
+    """All that is printed: a table for avg@k, one for pass@k and maj@k, and how many differences
+    they show.
+    """
     parts = [table(made.rows)]
     # Of one sample pass@1 and maj@1 are avg@1.
     several = [row for row in made.rows if row["k"] > 1]
@@ -253,7 +288,9 @@ def text(made: Comparison) -> str:
         parts.append(_votes_table(several))
     n = len(made.differences)
     if n:
-        n_marked = sum(each.row[f"{_difference_name(each.score)}_holm"] for each in made.differences)
+        n_marked = sum(
+            each.row[f"{_difference_name(each.score)}_holm"] for each in made.differences
+        )
         parts.append(
             f"{n} differences to {made.first}; * marks the {n_marked} that are more than chance with all {n} counted"
             f" (Holm at {LEVEL:.0%}, p from sign flips). Were all {n} zero, {LEVEL * n:.2g} of the intervals would"
@@ -266,13 +303,20 @@ def text(made: Comparison) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """avg@k in percent; differences in points."""
-    heading = "benchmark,T,run,problems,avg@k,95 %,difference,95 %,pass@k,maj@k,entropy,length,cut".split(",")
+    heading = (
+        "benchmark,T,run,problems,avg@k,95 %,difference,95 %,pass@k,maj@k,entropy,length,cut".split(
+            ","
+        )
+    )
     lines = [heading]
     for row in rows:
         entropy, length = row.get("mean_token_entropy"), row.get("mean_length_tokens")
         line = [*_place(row), str(row.get("problems", "")), *_cells(row, "avg_at_k")]
         line += [_percent(row.get("pass_at_k")), _percent(row.get("maj_at_k"))]
-        line += ["" if entropy is None else f"{entropy:.2f}", "" if length is None else f"{length:.0f}"]
+        line += [
+            "" if entropy is None else f"{entropy:.2f}",
+            "" if length is None else f"{length:.0f}",
+        ]
         lines.append([*line, _percent(row.get("truncation_rate"))])
     return report.aligned(lines)
 
@@ -323,37 +367,77 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     groups = list(dict.fromkeys(row["benchmark"] for row in rows))
     width = 0.8 / len(names)
     size = (max(5.0, 1.2 + 0.55 * len(groups) * len(names)), 2.9 * len(temperatures) + 0.4)
-    figure, axes = plt.subplots(len(temperatures), 1, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(temperatures), 1, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, temperature in zip(axes[:, 0], temperatures, strict=True):
         for number, name in enumerate(names):
             own = [row for row in rows if row["temperature"] == temperature and row["run"] == name]
-            x = [groups.index(row["benchmark"]) + (number - (len(names) - 1) / 2) * width for row in own]
-            y = [100 * row["avg_at_k"] for row in own]
-            ends = [(row["avg_at_k_low"], row["avg_at_k_high"]) for row in own]
-            below = [0 if low is None else max(0.0, v - 100 * low) for v, (low, _) in zip(y, ends, strict=True)]
-            above = [0 if high is None else max(0.0, 100 * high - v) for v, (_, high) in zip(y, ends, strict=True)]
-            for benchmark in set(groups) - {row["benchmark"] for row in own}:  # a gap, not a bar of height zero
-                place = groups.index(benchmark) + (number - (len(names) - 1) / 2) * width
-                axis.text(place, 0, "not run", rotation=90, ha="center", va="bottom", fontsize=7, color="#888888")
-            colour = COLOURS[number % len(COLOURS)]
-            axis.bar(x, y, width * 0.92, yerr=[below, above], color=colour, label=name, capsize=2, ecolor="#333333")
+            offset = (number - (len(names) - 1) / 2) * width
+            _bars(axis, own, groups, offset, 0.92 * width, COLOURS[number % len(COLOURS)], name)
         ks = sorted({row["k"] for row in rows if row["temperature"] == temperature and "k" in row})
-        axis.set_title(f"{report.temperature_text(temperature)}, avg@{'/'.join(map(str, ks))}", loc="left", fontsize=10)
+        axis.set_title(
+            f"{report.temperature_text(temperature)}, avg@{'/'.join(map(str, ks))}",
+            loc="left",
+            fontsize=10,
+        )
         axis.set_xticks(range(len(groups)), groups)
         axis.set(ylabel="correct, %", xlim=(-0.5, len(groups) - 0.5))
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, ncols=min(4, len(names)), fontsize=9, loc="lower right", bbox_to_anchor=(1, 1))
+    axes[0, 0].legend(
+        frameon=False,
+        ncols=min(4, len(names)),
+        fontsize=9,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+    )
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+def _bars(
+    axis,
+    rows: list[dict[str, Any]],
+    groups: list[str],
+    offset: float,
+    width: float,
+    colour: str,
+    label: str,
+) -> None:
+    """One run's bars beside the middle of each benchmark's group; a gap says "not run"."""
+    places, heights, below, above = [], [], [], []
+    for row in rows:
+        height = 100 * row["avg_at_k"]
+        low, high = row["avg_at_k_low"], row["avg_at_k_high"]
+        places.append(groups.index(row["benchmark"]) + offset)
+        heights.append(height)
+        below.append(0 if low is None else max(0.0, height - 100 * low))
+        above.append(0 if high is None else max(0.0, 100 * high - height))
+    axis.bar(
+        places,
+        heights,
+        width,
+        yerr=[below, above],
+        color=colour,
+        label=label,
+        capsize=2,
+        ecolor="#333333",
+    )
+    # A bar of height zero would say that all answers were wrong.
+    style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "color": "#888888"}
+    for benchmark in set(groups) - {row["benchmark"] for row in rows}:
+        axis.text(groups.index(benchmark) + offset, 0, "not run", **style)
 
 
 def write_csv(rows: list[dict[str, Any]], file: Path, columns: Iterable[str] = ()) -> None:
     """A line for each row; columns are in the order given, or else in that of the rows."""
     sheet = io.StringIO()
-    table = csv.DictWriter(sheet, list(columns or dict.fromkeys(k for row in rows for k in row)), lineterminator="\n")
+    table = csv.DictWriter(
+        sheet, list(columns or dict.fromkeys(k for row in rows for k in row)), lineterminator="\n"
+    )
     table.writeheader()
     table.writerows(rows)
-    writer.write_text(file, sheet.getvalue())
+    files.write_text(file, sheet.getvalue())
 
 
 def main() -> None:

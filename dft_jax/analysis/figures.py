@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dft_jax import metrics
 from dft_jax.analysis.compare import COLOURS
-from dft_jax.data.chat import Example
+from dft_jax.data.templates import Example
+from dft_jax.training import metrics
 
 N_BINS = len(metrics.P_BIN_EDGES) - 1
 CHANGE_EDGES = (0.02, 0.1, 0.3)  # of p, where the colour of a change becomes stronger
@@ -41,16 +41,23 @@ def pyplot():
 
 def bin_labels() -> list[str]:
     """`0–0.0001`, … for `metrics.P_BIN_EDGES`."""
-    return [f"{low:g}–{high:g}" for low, high in zip(metrics.P_BIN_EDGES[:-1], metrics.P_BIN_EDGES[1:], strict=True)]
+    return [
+        f"{low:g}–{high:g}"
+        for low, high in zip(metrics.P_BIN_EDGES[:-1], metrics.P_BIN_EDGES[1:], strict=True)
+    ]
 
 
 def bin_of(p_T: np.ndarray) -> np.ndarray:
-    """The number of each token's bin, as `metrics.token_sums` counts: edge i opens bin i, and p = 1 is in the last."""
+    """The number of each token's bin, as `metrics.token_sums` counts: edge i opens bin i, and p = 1
+    is in the last.
+    """
     return np.searchsorted(np.float32(metrics.P_BIN_EDGES[1:-1]), p_T, side="right")
 
 
 def plot_histogram(shares_of: dict[str, list[float]], file: Path | BinaryIO) -> None:
-    """Share of the target tokens in each of the paper's bins of p; logarithmic, as the paper draws it."""
+    """Share of the target tokens in each of the paper's bins of p; logarithmic, as the paper draws
+    it.
+    """
     plt = pyplot()
     labels = bin_labels()
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
@@ -73,19 +80,26 @@ def targets(example: Example) -> np.ndarray:
 
 
 def token_text(id_: int, tokenizer) -> str:
-    """The text of a token; a piece of a character, which has none, is shown as ⟨its name in the vocabulary⟩."""
-    # Decoded twice in a row, less once: tokenizers in SentencePiece's manner drop the space before a first word.
+    """The text of a token; a piece of a character, which has none, is shown as ⟨its name in the
+    vocabulary⟩.
+    """
+    # Decoded twice in a row, less once: tokenizers in SentencePiece's manner drop the space before
+    # a first word.
     once, twice = (tokenizer.decode([id_] * n) for n in (1, 2))
     text = twice[len(once) :]
     return f"⟨{tokenizer.convert_ids_to_tokens(id_)}⟩" if not text or "\ufffd" in text else text
 
 
-def token_page(models: dict[str, tuple[np.ndarray, np.ndarray]], examples: list[Example], tokenizer) -> str:
-    """HTML of the first examples: the prompt once, then a row for each model with the trained tokens coloured by p;
-    after those, a row for each model but the first, coloured by how far p moved from the first one's.
+def token_page(
+    models: dict[str, tuple[np.ndarray, np.ndarray]], examples: list[Example], tokenizer
+) -> str:
+    """HTML of the first examples: the prompt once, then a row for each model with the trained
+    tokens coloured by p; after those, a row for each model but the first, coloured by how far p
+    moved from the first one's.
 
-    A model has p and entropy of every trained token, in the order of the data; the first is the one before the change.
-    The scale of p has a step for each of the paper's bins, evenly in OKLab, down to the page's own colour at p near 1.
+    A model has p and entropy of every trained token, in the order of the data; the first is the one
+    before the change. The scale of p has a step for each of the paper's bins, evenly in OKLab, down
+    to the page's own colour at p near 1.
     """
     legend = "".join(f'<span class="b{i}">{label}</span>' for i, label in enumerate(bin_labels()))
     lines = [
@@ -112,11 +126,15 @@ def token_page(models: dict[str, tuple[np.ndarray, np.ndarray]], examples: list[
 
 
 def _colours() -> list[str]:
-    """The style of each bin of p, and of each step of a change, both ways from the page's own colour."""
+    """The style of each bin of p, and of each step of a change, both ways from the page's own
+    colour.
+    """
     lines = []
     for i in range(N_BINS):
         share = 100 - 100 * i / (N_BINS - 1)
-        lines.append(f".b{i} {{ background: color-mix(in oklab, var(--unlikely) {share:.0f}%, var(--page)); }}")
+        lines.append(
+            f".b{i} {{ background: color-mix(in oklab, var(--unlikely) {share:.0f}%, var(--page)); }}"
+        )
     for i in range(1, len(CHANGE_EDGES) + 1):
         share = 100 * i / len(CHANGE_EDGES)
         for name, colour in (("f", "fell"), ("r", "rose")):
@@ -145,7 +163,9 @@ def change_class(change: float) -> str:
     return f"{'r' if change > 0 else 'f'}{passed}"
 
 
-def _example_rows(models: dict[str, tuple[np.ndarray, np.ndarray]], example: Example, tokenizer) -> list[str]:
+def _example_rows(
+    models: dict[str, tuple[np.ndarray, np.ndarray]], example: Example, tokenizer
+) -> list[str]:
     """The rows of one example's table: its prompt, each model, each change."""
     n_prompt = int(np.flatnonzero(targets(example))[0])
     prompt = _shown(tokenizer.decode(example.ids[:n_prompt].tolist()))
@@ -157,7 +177,9 @@ def _example_rows(models: dict[str, tuple[np.ndarray, np.ndarray]], example: Exa
             moved = f"{p:.3g}" if name == first else f"{before:.3g} to {p:.3g}"
             titles.append(f"p {moved}, entropy {entropy:.3g} nats")
         classes = [f"b{step}" for step in bin_of(p_T)]
-        lines.append(f"<tr><th>{html.escape(name)}<td>{_cell(example, n_prompt, classes, titles, tokenizer)}")
+        lines.append(
+            f"<tr><th>{html.escape(name)}<td>{_cell(example, n_prompt, classes, titles, tokenizer)}"
+        )
     for name, (p_T, _) in others:
         titles = [f"p {a:.3g} to {b:.3g}, {b - a:+.3g}" for a, b in zip(before_T, p_T, strict=True)]
         classes = [change_class(float(change)) for change in p_T - before_T]
@@ -167,7 +189,9 @@ def _example_rows(models: dict[str, tuple[np.ndarray, np.ndarray]], example: Exa
 
 
 def _cell(example: Example, n_prompt: int, classes: list[str], titles: list[str], tokenizer) -> str:
-    """One example after its prompt; `classes` and `titles` are those of its trained tokens, the others are grey."""
+    """One example after its prompt; `classes` and `titles` are those of its trained tokens, the
+    others are grey.
+    """
     of_trained = zip(classes, titles, strict=True)
     after_prompt = list(zip(example.ids.tolist(), targets(example), strict=True))[n_prompt:]
     spans = []
@@ -175,7 +199,9 @@ def _cell(example: Example, n_prompt: int, classes: list[str], titles: list[str]
         ids = [id_ for id_, _ in run]
         if is_target:
             for id_, (name, title) in zip(ids, of_trained, strict=False):
-                spans.append(f'<span class="{name}" title="{title}">{_shown(token_text(id_, tokenizer))}</span>')
+                spans.append(
+                    f'<span class="{name}" title="{title}">{_shown(token_text(id_, tokenizer))}</span>'
+                )
         else:
             spans.append(f'<span class="plain">{_shown(tokenizer.decode(ids))}</span>')
     return "".join(spans)

@@ -1,4 +1,5 @@
-"""Shows what a config trains on: the account of the data and a few packed rows, trained tokens highlighted.
+"""Shows what a config trains on: the account of the data and a few packed rows, trained tokens
+highlighted.
 
 python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
 """
@@ -6,14 +7,19 @@ python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
 import json
 import os
 
+from dft_jax.data import batches
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
 import jax
 import numpy as np
 from absl import flags
 
-from dft_jax import cli, config as config_lib, errors, train
-from dft_jax.data import account, formats, loader
+from dft_jax import config as config_lib
+from dft_jax.commands import cli
+from dft_jax.data import account, formats
+from dft_jax.runtime import errors
+from dft_jax.training.job import length_of, load_data, load_model
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()
@@ -28,7 +34,8 @@ def row_as_text(batch: Batch, row: int, tokenizer) -> str:
     A token is shown where it is a target; the first of each example is only read.
     """
     tokens_L, targets_L, mask_L, segments_L = (
-        np.asarray(x)[row] for x in (batch.tokens_BL, batch.targets_BL, batch.mask_BL, batch.segments_BL)
+        np.asarray(x)[row]
+        for x in (batch.tokens_BL, batch.targets_BL, batch.mask_BL, batch.segments_BL)
     )
     lines = []
     for segment in range(1, segments_L.max() + 1):
@@ -38,12 +45,18 @@ def row_as_text(batch: Batch, row: int, tokenizer) -> str:
         changes = np.flatnonzero(np.diff(trained)) + 1
         runs = zip(np.split(ids, changes), np.split(trained, changes), strict=True)
         text = "".join(
-            f"{_TRAINED}{tokenizer.decode(run)}{_PLAIN}" if flags_of_run[0] else tokenizer.decode(run)
+            f"{_TRAINED}{tokenizer.decode(run)}{_PLAIN}"
+            if flags_of_run[0]
+            else tokenizer.decode(run)
             for run, flags_of_run in runs
         )
-        lines.append(f"{_DIM}── example {segment}: {here.sum()} positions, {trained.sum()} trained{_PLAIN}\n{text}")
+        lines.append(
+            f"{_DIM}── example {segment}: {here.sum()} positions, {trained.sum()} trained{_PLAIN}\n{text}"
+        )
     padding = int((segments_L == 0).sum())
-    return "\n".join([*lines, f"{_DIM}── padding: {padding} of {len(segments_L)} positions{_PLAIN}"])
+    return "\n".join(
+        [*lines, f"{_DIM}── padding: {padding} of {len(segments_L)} positions{_PLAIN}"]
+    )
 
 
 def main() -> None:
@@ -52,11 +65,11 @@ def main() -> None:
     config.mesh.update(data=-1, fsdp=1, tensor=1)
     config.model.init = "random"  # the rows do not depend on the weights, so they need not be here
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    _, model, tokenizer = train.load_model(config)
-    examples, heldout = train.load_data(config, tokenizer, model)
+    _, model, tokenizer = load_model(config)
+    examples, heldout = load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, seed=config.train.seed)
-    settings |= dict(row_length=loader.row_length(config.data))
-    step = loader.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
+    settings |= dict(row_length=batches.row_length(config.data))
+    step = batches.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
     reports = {"train": examples.report} | ({"heldout": heldout.report} if heldout else {})
     print(json.dumps(examples.report, indent=2))
     marks = formats.calculator_marks(config.data)
@@ -64,11 +77,13 @@ def main() -> None:
         print(marks)
     for name, report in reports.items():
         account.tell(f"data.{name}", report)
-    length = train.length_of(config, len(examples))
+    length = length_of(config, len(examples))
     refused = account.refusals("data.train", examples.report, config.data.max_lost_fraction)
     refused = [f"training refuses this: {line}" for line in refused]
     account.announce([length.line()], length.warnings() + refused)
-    print(f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full")
+    print(
+        f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows, {step.efficiency:.1%} full"
+    )
     batch = Batch(*(getattr(step.batch, name)[0] for name in Batch.__dataclass_fields__))
     for row in range(min(_ROWS.value, step.n_rows)):
         print(f"\n{_DIM}══ row {row}{_PLAIN}\n{row_as_text(batch, row, tokenizer)}")

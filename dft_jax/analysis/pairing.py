@@ -1,18 +1,23 @@
-"""Which problems of two evaluations are the same, and the differences of their scores problem by problem."""
+"""Which problems of two evaluations are the same, and the differences of their scores problem by
+problem.
+"""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from dft_jax.evals import benchmarks, scores
+from dft_jax.evals import scores
+from dft_jax.evals.tasks import benchmarks
 
 Cell = tuple[str, float | None]  # benchmark and temperature
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """`ids`: the same problems in both, (id in the first, id in the second); empty where they must not be paired."""
+    """`ids`: the same problems in both, (id in the first, id in the second); empty where they must
+    not be paired.
+    """
 
     ids: list[tuple[str, str]]
     warnings: list[str]
@@ -20,7 +25,9 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """Of each pair, second less first; `draws` is how many draws of the score each value is a mean of."""
+    """Of each pair, second less first; `draws` is how many draws of the score each value is a mean
+    of.
+    """
 
     value_P: np.ndarray
     draws: float
@@ -87,8 +94,12 @@ def _apart(n_first: int, n_second: int, n_common: int) -> list[str]:
     return []
 
 
-def differences(pairs: Pairs, base: dict[str, Any], other: dict[str, Any], score: str) -> Differences | None:
-    """None where there is nothing to pair, or the two are scores of another kind (pass@4 and pass@16)."""
+def differences(
+    pairs: Pairs, base: dict[str, Any], other: dict[str, Any], score: str
+) -> Differences | None:
+    """None where there is nothing to pair, or the two are scores of another kind (pass@4 and
+    pass@16).
+    """
     k = other["avg_at_k"]["k"]
     if not pairs.ids or (score != "avg_at_k" and base["avg_at_k"]["k"] != k):
         return None

@@ -1,10 +1,12 @@
-"""What DFT does against SFT, in minutes on two CPU cores: fine-tune the laboratory's base with both, sample, compare.
+"""What DFT does against SFT, in minutes on two CPU cores: fine-tune the laboratory's base with
+both, sample, compare.
 
 python -m dft_jax.analysis.quickstart --out=runs/quickstart
 
-It prints one table (base, SFT, DFT; avg@16 at several temperatures, greedy, pass@16, maj@16; problems like the
-demonstrations, harder ones, and a format that is in none of them), draws curves.png, histogram.png and comparison.png,
-and says what follows. With the same --out it goes on where it was stopped.
+It prints one table (base, SFT, DFT; avg@16 at several temperatures, greedy, pass@16, maj@16;
+problems like the demonstrations, harder ones, and a format that is in none of them), draws
+curves.png, histogram.png and comparison.png, and says what follows. With the same --out it goes on
+where it was stopped.
 """
 
 import json
@@ -15,10 +17,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from dft_jax import assets, cli, config as config_lib, errors, interrupts, run_directory, train
+from dft_jax import assets, config as config_lib
 from dft_jax.analysis import compare, figures
+from dft_jax.commands import cli
 from dft_jax.evals import runner
-from dft_jax.models import hf
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.runtime import compilation_cache, errors, folders, interrupts
+from dft_jax.training import loop
+from dft_jax.training.job import load_model
 
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 
@@ -27,7 +34,9 @@ OBJECTIVES = ("sft", "dft")
 
 
 def lab_config(objective: str) -> ConfigDict:
-    """Fine-tuning of the laboratory's base on 2,500 demonstrations of chains of 2 to 4, in four styles, all right."""
+    """Fine-tuning of the laboratory's base on 2,500 demonstrations of chains of 2 to 4, in four
+    styles, all right.
+    """
     config = config_lib.get_default()
     config.objective = objective
     config.model.path = str(assets.LAB)
@@ -51,25 +60,43 @@ def lab_config(objective: str) -> ConfigDict:
 def settings(**changes: Any) -> runner.Settings:
     """The evaluation of the laboratory's models."""
     values = dict(
-        benchmarks=BENCHMARKS, prompt="plain", context=256, temperature=(0.3, 1.0), max_problems=32, slots=128
+        benchmarks=BENCHMARKS,
+        prompt="plain",
+        context=256,
+        temperature=(0.3, 1.0),
+        max_problems=32,
+        slots=128,
     )
     return runner.Settings(**values | changes)
 
 
 def curves(out: Path) -> dict[str, list[dict[str, Any]]]:
     """Rows of metrics.jsonl of each run."""
-    return {o: [json.loads(line) for line in (out / o / "metrics.jsonl").read_text().splitlines()] for o in OBJECTIVES}
+    return {
+        o: [json.loads(line) for line in (out / o / "metrics.jsonl").read_text().splitlines()]
+        for o in OBJECTIVES
+    }
 
 
 def plot_curves(rows_of: dict[str, list[dict[str, Any]]], file: Path) -> None:
     """Held-out nll, mean p and entropy against the step."""
     plt = figures.pyplot()
-    panels = [("heldout/nll", "nll, nats"), ("heldout/mean_p", "mean p"), ("heldout/entropy", "entropy, nats")]
+    panels = [
+        ("heldout/nll", "nll, nats"),
+        ("heldout/mean_p", "mean p"),
+        ("heldout/entropy", "entropy, nats"),
+    ]
     figure, axes = plt.subplots(1, len(panels), figsize=(10, 3), layout="constrained")
     for axis, (name, label) in zip(axes, panels, strict=True):
         for number, (objective, rows) in enumerate(rows_of.items(), start=1):
             points = [(row["step"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points, strict=True), marker="o", ms=3, color=compare.COLOURS[number], label=objective)
+            axis.plot(
+                *zip(*points, strict=True),
+                marker="o",
+                ms=3,
+                color=compare.COLOURS[number],
+                label=objective,
+            )
         axis.set(xlabel="step", ylabel=f"held-out {label}")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
@@ -81,7 +108,11 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
     """Two sentences made of the numbers on the problems that are like the demonstrations."""
 
     def value(run: str, temperature: float, name: str = "avg_at_k") -> float:
-        found = [r for r in rows if (r["benchmark"], r["temperature"], r["run"]) == ("lab", temperature, run)]
+        found = [
+            r
+            for r in rows
+            if (r["benchmark"], r["temperature"], r["run"]) == ("lab", temperature, run)
+        ]
         return 100 * found[0][name]
 
     gain = value("dft", 1.0) - value("sft", 1.0)
@@ -103,35 +134,42 @@ def conclusion(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     cli.parse(required=[])
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     # Not the flag's default: other commands have the flag too, and one process may import several.
-    out, start = run_directory.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
+    out, start = folders.local_folder(_OUT.value or "runs/quickstart", "--out"), time.perf_counter()
     config = lab_config("sft")
-    source, model, tokenizer = train.load_model(config)
+    source, model, tokenizer = load_model(config)
     plan = runner.plan(settings(), tokenizer, model)
 
     def evaluate(name: str, load, step: int, **of: Any) -> None:
-        with train.matmul_precision(config.model.compute_dtype):
-            runner.evaluate(plan, model, load, out / "eval" / name, {"objective": name, "step": step} | of)
+        with loop.matmul_precision(config.model.compute_dtype):
+            runner.evaluate(
+                plan, model, load, out / "eval" / name, {"objective": name, "step": step} | of
+            )
 
-    with run_directory.locked(out, "--out"), interrupts.Interrupts():
-        evaluate("base", lambda: hf.load_params(hf.Checkpoint(source), model), 0)
+    with folders.locked(out, "--out"), interrupts.Interrupts():
+        evaluate("base", lambda: load_params(Checkpoint(source), model), 0)
         for objective in OBJECTIVES:
-            run = train.run(lab_config(objective), out / objective)
+            run = loop.run(lab_config(objective), out / objective)
             own = {name: run.identity[name] for name in ("run_id",) if name in run.identity}
             evaluate(objective, lambda run=run: run.state.params, int(run.state.step), **own)
-    made = compare.compare([compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)])
+    made = compare.compare(
+        [compare.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)]
+    )
     draw(made.rows, out)
     print(compare.text(made))
     print(conclusion(made.rows))
-    print(f"{time.perf_counter() - start:.0f} s; {out}: curves.png, histogram.png, comparison.png, comparison.csv")
+    print(
+        f"{time.perf_counter() - start:.0f} s; {out}: curves.png, histogram.png, comparison.png, comparison.csv"
+    )
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
     """The three pictures and the CSV."""
     rows_of = curves(out)
     histograms = {
-        o: [r["heldout/p_histogram"] for r in own if "heldout/p_histogram" in r] for o, own in rows_of.items()
+        o: [r["heldout/p_histogram"] for r in own if "heldout/p_histogram" in r]
+        for o, own in rows_of.items()
     }
     shares = {"base": histograms[OBJECTIVES[0]][0]} | {o: own[-1] for o, own in histograms.items()}
     plot_curves(rows_of, out / "curves.png")

@@ -1,11 +1,13 @@
-"""Each trained token of some demonstrations under several checkpoints: its probability, entropy and gradient.
+"""Each trained token of some demonstrations under several checkpoints: its probability, entropy and
+gradient.
 
 python -m dft_jax.analysis.tokens --models=base=FOLDER,sft=RUN,dft=RUN --data=train.jsonl --rows=gsm8k \
     --prompt=plain --out=tokens
 
-A model is a Hugging Face folder, a hub id, or a run directory (its newest checkpoint); a name may stand before it. The
-others are compared with the first, and all must have its tokenizer. --data is any data path: a file, a folder or hub
-dataset (its split `train`), `world(…)`. The command prints the tokens that fell and rose most, and writes to --out
+A model is a Hugging Face folder, a hub id, or a run directory (its newest checkpoint); a name may
+stand before it. The others are compared with the first, and all must have its tokenizer. --data is
+any data path: a file, a folder or hub dataset (its split `train`), `world(…)`. The command prints
+the tokens that fell and rose most, and writes to --out
 
     tokens.npz      T trained tokens: token, example, position, and p_NAME, entropy_NAME, gradient_NAME of each model
     summary.json    of each model: nll, mean p, entropy, shares of p, its histogram, mean gradients, also by bin of p
@@ -13,15 +15,16 @@ dataset (its split `train`), `world(…)`. The command prints the tokens that fe
     histogram.png   p in the paper's bins
     tokens.html     the first examples, their tokens coloured by p, and by its change
 
-A token's gradient is the norm of the gradient of its loss with respect to its logits: w · |onehot - p|, which is
-w · sqrt(1 - 2p + Σ_v p_v²), with the weight w = 1 for SFT and w = p for DFT; tokens.npz has that of SFT. Σ_v p_v² is
-no estimate: twice the hidden states make twice the logits, under which the target has a probability q, p²/q = Σ_v p_v².
-It costs a second pass through the head, forward only.
+A token's gradient is the norm of the gradient of its loss with respect to its logits: 
+w · |onehot - p|, which is w · sqrt(1 - 2p + Σ_v p_v²), with the weight w = 1 for SFT and w = p for
+DFT; tokens.npz has that of SFT. Σ_v p_v² is no estimate: twice the hidden states make twice the logits,
+under which the target has a probability q, p²/q = Σ_v p_v². It costs a second pass through the
+head, forward only.
 
-On TPUs and GPUs the command is the same. Batches are spread over all devices, --tensor=4 spreads each copy of the
-parameters over four, and on a pod the command is started on every host with --distributed (process 0 writes). Full
-logits are never made; the parameters of one model are in memory at a time, and on the host three float32 numbers a
-token and model.
+On TPUs and GPUs the command is the same. Batches are spread over all devices, --tensor=4 spreads
+each copy of the parameters over four, and on a pod the command is started on every host with
+--distributed (process 0 writes). Full logits are never made; the parameters of one model are in
+memory at a time, and on the host three float32 numbers a token and model.
 """
 
 import dataclasses
@@ -39,30 +42,31 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from dft_jax import (
-    cli,
-    errors,
-    evaluate,
-    losses,
-    metrics,
-    models,
-    run_directory,
-    sharding,
-    train,
-    writer,
-)
+from dft_jax import evaluate, sharding
 from dft_jax.analysis import figures
 from dft_jax.analysis.compare import write_csv
-from dft_jax.data import account, loader
+from dft_jax.commands import cli
+from dft_jax.data import account, batches as loader
 from dft_jax.evals.report import aligned
+from dft_jax.losses import fused
+from dft_jax.models.model import head, with_attention
+from dft_jax.runtime import compilation_cache, environment, errors, files, folders
+from dft_jax.training import metrics
+from dft_jax.training.loop import matmul_precision
 from dft_jax.types import Batch
 
-_MODELS = flags.DEFINE_list("models", None, "Checkpoints, each with name= before it or not, separated by commas.")
+_MODELS = flags.DEFINE_list(
+    "models", None, "Checkpoints, each with name= before it or not, separated by commas."
+)
 _DATA = flags.DEFINE_string("data", None, "Demonstrations: file, folder, hub dataset, or world(…).")
-_MIN_COUNT = flags.DEFINE_integer("min_count", 5, "Occurrences of a token type that is listed as changed.", 1)
+_MIN_COUNT = flags.DEFINE_integer(
+    "min_count", 5, "Occurrences of a token type that is listed as changed.", 1
+)
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Examples shown in tokens.html, the first ones.", 0)
 # dft_jax.evaluate has these too, and says other words of them.
-flags.DEFINE_string("rows", "fields", "What a row of --data means: data/formats.py.", allow_override=True)
+flags.DEFINE_string(
+    "rows", "fields", "What a row of --data means: data/formats.py.", allow_override=True
+)
 flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_override=True)
 flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
@@ -89,8 +93,9 @@ class Scores:
 def gradient_norm(logp: Float[Array, "*s"], logp_doubled: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """|onehot - p|, from the target's log p under the logits and under twice the logits.
 
-    The square is (1 - p)² + Σ_{v≠target} p_v², of which the sum is (p²/q)(1 - q). It is at most (1 - p)², and is held
-    there: near p = 1 rounding would make it many times that. So the result is off by less than 0.001 everywhere.
+    The square is (1 - p)² + Σ_{v≠target} p_v², of which the sum is (p²/q)(1 - q). That sum is at
+    most (1 - p)², and is held there: near p = 1 rounding would make it many times as large. So the
+    result is off by less than 0.001 everywhere.
     """
     target = -jnp.expm1(logp)
     others = jnp.exp(2 * logp - logp_doubled) * -jnp.expm1(logp_doubled)
@@ -110,9 +115,11 @@ def numbered(examples: loader.Examples) -> loader.Examples:
     return loader.Examples(replaced, examples.report, examples.where)
 
 
-def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict, name: str) -> Scores:
+def score(
+    opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict, name: str
+) -> Scores:
     """Reads the examples once; the parameters are loaded here and gone afterwards."""
-    model = models.with_attention(opened.model, config.model.attention)
+    model = with_attention(opened.model, config.model.attention)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def score_batch(params, batch: Batch, numbers: Batch):
@@ -122,7 +129,7 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
         def stats(hidden_BLD):
             where = (batch.targets_BL, batch.mask_BL, batch.segments_BL)
             how = dict(chunk_tokens=config.train.loss_chunk_tokens, mesh=model.mesh)
-            return losses.token_stats(hidden_BLD, models.head(params), *where, **how)
+            return fused.token_stats(hidden_BLD, head(params), *where, **how)
 
         own = stats(hidden_BLD)
         gradient_BL = gradient_norm(own.logp_BL, stats(2 * hidden_BLD).logp_BL)
@@ -133,13 +140,17 @@ def score(opened: evaluate.Opened, examples: loader.Examples, config: ConfigDict
     scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)
     params = opened.load()
     quiet = jax.process_index() > 0 or None  # None is quiet unless stderr is a terminal
-    with train.matmul_precision(str(model.module.compute_dtype)):
-        for pair in tqdm(zip(*passes, strict=True), desc=name, total=len(passes[0]), unit="batch", disable=quiet):
+    with matmul_precision(str(model.module.compute_dtype)):
+        for pair in tqdm(
+            zip(*passes, strict=True), desc=name, total=len(passes[0]), unit="batch", disable=quiet
+        ):
             batches = (sharding.device_batch(step.batch, model.mesh, step.n_rows) for step in pair)
             mask_BL, number_BL, values = jax.device_get(score_batch(params, *batches))
             scores_3T[:, number_BL[mask_BL]] = [value_BL[mask_BL] for value_BL in values]
     if not np.isfinite(scores_3T).all():
-        raise errors.UserError(f"{name}: its probabilities are not finite numbers; did the run diverge? Leave it out")
+        raise errors.UserError(
+            f"{name}: its probabilities are not finite numbers; did the run diverge? Leave it out"
+        )
     return Scores(*scores_3T)
 
 
@@ -172,13 +183,17 @@ def summarise(scores: Scores) -> dict[str, Any]:
     }
 
 
-def changed(name: str, token_T: np.ndarray, before: Scores, after: Scores, text_of: Callable[[int], str]) -> list[dict]:
+def changed(
+    name: str, token_T: np.ndarray, before: Scores, after: Scores, text_of: Callable[[int], str]
+) -> list[dict]:
     """A row of `_CHANGED_COLUMNS` for each token type, most fallen first."""
     ids, type_T, count = np.unique(token_T, return_inverse=True, return_counts=True)
     fell_T = (before.p_T >= np.float32(0.01)) & (after.p_T < np.float32(0.01))
     means = [np.bincount(type_T, weights=x_T) / count for x_T in (before.p_T, after.p_T, fell_T)]
     rows = []
-    for id_, n, p_before, p_after, fell in zip(ids.tolist(), count.tolist(), *(m.tolist() for m in means), strict=True):
+    for id_, n, p_before, p_after, fell in zip(
+        ids.tolist(), count.tolist(), *(m.tolist() for m in means), strict=True
+    ):
         values = (name, id_, text_of(id_), n, p_before, p_after, p_after - p_before, fell)
         rows.append(dict(zip(_CHANGED_COLUMNS, values, strict=True)))
     return sorted(rows, key=lambda row: row["change"])
@@ -187,7 +202,10 @@ def changed(name: str, token_T: np.ndarray, before: Scores, after: Scores, text_
 def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
     """A line for each model."""
     columns = "tokens nll mean_p entropy share_of_p_below_0.01 share_of_p_above_0.95 sft_gradient dft_gradient".split()
-    lines = [[name, *(f"{values[column]:.6g}" for column in columns)] for name, values in summaries.items()]
+    lines = [
+        [name, *(f"{values[column]:.6g}" for column in columns)]
+        for name, values in summaries.items()
+    ]
     return aligned([["model", *columns], *lines])
 
 
@@ -198,7 +216,15 @@ def changes_table(rows: list[dict[str, Any]]) -> str:
     for word, shown in (("fell", fallen[:_TOP]), ("rose", risen[: -_TOP - 1 : -1])):
         for row in shown:
             shares = [f"{row['p_before']:.4f}", f"{row['p_after']:.4f}", f"{row['change']:+.4f}"]
-            lines.append([word, repr(row["token"]), str(row["count"]), *shares, f"{row['fell_below_0.01']:.1%}"])
+            lines.append(
+                [
+                    word,
+                    repr(row["token"]),
+                    str(row["count"]),
+                    *shares,
+                    f"{row['fell_below_0.01']:.1%}",
+                ]
+            )
     return aligned(lines)
 
 
@@ -210,14 +236,18 @@ def read_models(arguments: list[str]) -> dict[str, str]:
         if not equals or "/" in name or Path(argument).exists():
             name, path = Path(argument).absolute().name, argument
         if not name or not path:
-            raise errors.UserError(f"--models: {argument!r} should be a checkpoint, or name=checkpoint")
+            raise errors.UserError(
+                f"--models: {argument!r} should be a checkpoint, or name=checkpoint"
+            )
         if name in paths:
             raise errors.UserError(f"--models: two are called {name!r}; name them: name=checkpoint")
         paths[name] = path
     return paths
 
 
-def read_examples(path: str, opened: dict[str, evaluate.Opened], config: ConfigDict) -> loader.Examples:
+def read_examples(
+    path: str, opened: dict[str, evaluate.Opened], config: ConfigDict
+) -> loader.Examples:
     """The examples of --data, refused where they are not the same tokens to every model."""
     first, *others = opened
 
@@ -229,40 +259,66 @@ def read_examples(path: str, opened: dict[str, evaluate.Opened], config: ConfigD
     for name in others:
         if read(name).report["sha256"] != examples.report["sha256"]:
             what = f"--models: {first} and {name} have different tokenizers or chat templates"
-            raise errors.UserError(f"{what}: {path} is other tokens to each; give models that share one")
+            raise errors.UserError(
+                f"{what}: {path} is other tokens to each; give models that share one"
+            )
     return examples
 
 
 def settings(opened: dict[str, evaluate.Opened]) -> ConfigDict:
     """The config that the flags stand for, with a length that every model can read."""
-    errors.raise_if_any([line for line in evaluate.settings().mistakes("--") if line.startswith("--context")])
+    errors.raise_if_any(
+        [line for line in evaluate.settings().mistakes("--") if line.startswith("--context")]
+    )
     return evaluate.reading_config(opened)
 
 
-def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, about: dict[str, Any], out: Path) -> None:
+def report(
+    scores: dict[str, Scores],
+    examples: loader.Examples,
+    tokenizer,
+    about: dict[str, Any],
+    out: Path,
+) -> None:
     """Prints the tables and writes the files."""
     (first, before), *others = scores.items()
-    where = [np.flatnonzero(figures.targets(example)).astype(np.int32) for example in examples.examples]
-    token_T = np.concatenate([example.ids[i] for example, i in zip(examples.examples, where, strict=True)])
+    where = [
+        np.flatnonzero(figures.targets(example)).astype(np.int32) for example in examples.examples
+    ]
+    token_T = np.concatenate(
+        [example.ids[i] for example, i in zip(examples.examples, where, strict=True)]
+    )
     arrays = {"token": token_T, "position": np.concatenate(where)}
     arrays["example"] = np.repeat(np.arange(len(where), dtype=np.int32), list(map(len, where)))
     for name, own in scores.items():
-        arrays |= {f"p_{name}": own.p_T, f"entropy_{name}": own.entropy_T, f"gradient_{name}": own.gradient_T}
+        arrays |= {
+            f"p_{name}": own.p_T,
+            f"entropy_{name}": own.entropy_T,
+            f"gradient_{name}": own.gradient_T,
+        }
     summaries = {name: summarise(own) for name, own in scores.items()}
     text_of = functools.cache(lambda id_: figures.token_text(id_, tokenizer))
     rows_of = {
-        name: [row for row in changed(name, token_T, before, own, text_of) if row["count"] >= _MIN_COUNT.value]
+        name: [
+            row
+            for row in changed(name, token_T, before, own, text_of)
+            if row["count"] >= _MIN_COUNT.value
+        ]
         for name, own in others
     }
     shares = {name: each["p_histogram"] for name, each in summaries.items()}
 
     _save(out / "tokens.npz", lambda handle: np.savez_compressed(handle, **arrays))
-    writer.write_json(out / "summary.json", about | {"p_bin_edges": metrics.P_BIN_EDGES, "models": summaries})
-    write_csv([row for rows in rows_of.values() for row in rows], out / "changed.csv", _CHANGED_COLUMNS)
+    files.write_json(
+        out / "summary.json", about | {"p_bin_edges": metrics.P_BIN_EDGES, "models": summaries}
+    )
+    write_csv(
+        [row for rows in rows_of.values() for row in rows], out / "changed.csv", _CHANGED_COLUMNS
+    )
     _save(out / "histogram.png", lambda handle: figures.plot_histogram(shares, handle))
     shown = {name: (own.p_T, own.entropy_T) for name, own in scores.items()}
     page = figures.token_page(shown, examples.examples[: _EXAMPLES.value], tokenizer)
-    writer.write_text(out / "tokens.html", page)
+    files.write_text(out / "tokens.html", page)
     print(summary_table(summaries))
     for name, rows in rows_of.items():
         print(f"\n{name} against {first}\n{changes_table(rows)}")
@@ -272,27 +328,33 @@ def report(scores: dict[str, Scores], examples: loader.Examples, tokenizer, abou
 def _save(file: Path, save: Callable[[BinaryIO], None]) -> None:
     content = io.BytesIO()
     save(content)
-    writer.write_atomically(file, content.getvalue())
+    files.write_atomically(file, content.getvalue())
 
 
 def main() -> None:
     cli.parse(required=["models", "data", "out"])
-    paths, out = read_models(_MODELS.value), run_directory.local_folder(_OUT.value, "--out")
+    paths, out = read_models(_MODELS.value), folders.local_folder(_OUT.value, "--out")
     cli.join_processes()
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     given = [flags.FLAGS[name].value for name in ("revision", "tensor", "compute_dtype")]
     evaluate.refuse_idle_revision(list(paths.values()), given[0])
     opened = {name: evaluate.open_model(path, *given) for name, path in paths.items()}
     config = settings(opened)
     examples = read_examples(_DATA.value, opened, config)
-    with run_directory.locked(out, "--out"):
+    with folders.locked(out, "--out"):
         account.tell("--data", examples.report, "--context")
         scores = {name: score(each, examples, config, name) for name, each in opened.items()}
         if jax.process_index() == 0:
-            about = {"data": examples.report, "prompt": config.data.template, "date": config.data.date}
-            about["environment"] = writer.environment()
+            about = {
+                "data": examples.report,
+                "prompt": config.data.template,
+                "date": config.data.date,
+            }
+            about["environment"] = environment.describe()
             about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
-            with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
+            with errors.told(
+                f"--out={out}: cannot be written", "make room, or give another folder"
+            ):
                 report(scores, examples, next(iter(opened.values())).tokenizer, about, out)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dft_jax import errors
 from dft_jax.data import formats
-from dft_jax.data.chat import Example, Part
-from dft_jax.data.sources import Message, is_only_read
+from dft_jax.data.sources.rows import Message, is_only_read
+from dft_jax.data.templates import Example, Part
+from dft_jax.runtime import errors
 
 _MAX_OFFENDERS, _SHOWN_BAD, _SHOWN_CHARACTERS = 5, 3, 8  # in the report, and in messages
 _KEPT = 0.99  # of the rows, by the length that is proposed
@@ -228,7 +228,9 @@ def warnings(name: str, report: dict[str, Any], limit: str = _LIMIT) -> list[str
         if column in formats.CHANGES_MEANING and n > _MANY_FILLED * n_read:
             what = f"column {column!r} is filled in {n:,} of {n_read:,} rows, and not read"
             formats_ = "alpaca does" if column == "input" else "others may"
-            found.append(f"{name}: {what} by this row format; {formats_}, or put it into the prompt")
+            found.append(
+                f"{name}: {what} by this row format; {formats_}, or put it into the prompt"
+            )
     characters = report["characters"]
     if characters["without_token"] > _MANY_UNREADABLE * characters["used"]:
         what = f"the tokenizer has no token for {characters['without_token']:,} of"

@@ -11,12 +11,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.sources import ONLY_READ, BadRow, Message, is_only_read, read_rows
+from dft_jax.data.sources.rows import ONLY_READ, BadRow, Message, is_only_read, read_rows
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
-# Keys of a message that may say how, or whether, it is trained, with the value under which they say nothing. Nothing
-# is also what null, "", [] and {} say under any key.
+# Keys of a message that may say how, or whether, it is trained, with the value under which they say
+# nothing. Nothing is also what null, "", [] and {} say under any key.
 _SAYS_NOTHING = {
     **dict.fromkeys(("weight", "loss_weight"), 1),
     **dict.fromkeys(("loss", "train", "trainable", "end_turn"), True),
@@ -26,11 +26,18 @@ _SAYS_NOTHING = {
 # Keys under which 0 or false says that an answer is read, not trained.
 _WEIGHTS = ("weight", "loss_weight", "loss", "train", "trainable")
 # Keys of a message that no template and no trainer reads.
-_BOOKKEEPING = frozenset("id message_id uuid timestamp created_at language lang source model metadata".split())
+_BOOKKEEPING = frozenset(
+    "id message_id uuid timestamp created_at language lang source model metadata".split()
+)
 # Fields of a row that would be part of its conversation, or of its training, to other trainers.
-_BESIDE_MESSAGES = "tools functions documents chat_template_kwargs images image videos audios weight".split()
-# Columns that, where a row format does not read them, were most likely meant to be part of what is trained.
-CHANGES_MEANING = frozenset((*_BESIDE_MESSAGES, *"instruction input context system system_prompt history".split()))
+_BESIDE_MESSAGES = (
+    "tools functions documents chat_template_kwargs images image videos audios weight".split()
+)
+# Columns that, where a row format does not read them, were most likely meant to be part of what is
+# trained.
+CHANGES_MEANING = frozenset(
+    (*_BESIDE_MESSAGES, *"instruction input context system system_prompt history".split())
+)
 _REMEDY = "remove it where that is right, else the row"
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
@@ -113,7 +120,8 @@ def math(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def alpaca(row: dict, config: ConfigDict) -> list[Message]:
-    """{instruction, input, output}: `input`, where there is one, is on the lines after the instruction.
+    """{instruction, input, output}: `input`, where there is one, is on the lines after the
+    instruction.
 
     A text under `system` begins the conversation. Earlier turns under `history` are refused.
     """
@@ -126,11 +134,12 @@ def alpaca(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def messages(row: dict, config: ConfigDict) -> list[Message]:
-    """A conversation under `data.messages_field`: a list of {role, content}; only assistant turns are trained.
+    """A conversation under `data.messages_field`: a list of {role, content}; only assistant turns
+    are trained.
 
-    Content may be a list of text parts, as {"type": "text", "text": "…"}, which are joined. A text under `system`
-    beside the list begins the conversation. An answer with `weight` 0 (or `train` false) is read, not trained. What
-    else a message or the row says of it is refused by name.
+    Content may be a list of text parts, as {"type": "text", "text": "…"}, which are joined. A text
+    under `system` beside the list begins the conversation. An answer with `weight` 0 (or `train`
+    false) is read, not trained. What else a message or the row says of it is refused by name.
     """
     field = config.messages_field
     return _conversation(row, field, _list(row, field))
@@ -138,15 +147,21 @@ def messages(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def sharegpt(row: dict, config: ConfigDict) -> list[Message]:
-    """A conversation under `conversations`: a list of {from, value}, from `system`, `human` or `gpt`."""
+    """A conversation under `conversations`: a list of {from, value}, from `system`, `human` or
+    `gpt`.
+    """
     turns = _list(row, "conversations")
     renamed = []
     for number, turn in enumerate(turns):
         if not isinstance(turn, dict):
-            raise BadRow(f"message {number} should be an object with from and value, not {type(turn).__name__}")
+            raise BadRow(
+                f"message {number} should be an object with from and value, not {type(turn).__name__}"
+            )
         if turn.get("from") not in _SHAREGPT_ROLES:
             known = ", ".join(_SHAREGPT_ROLES)
-            raise BadRow(f"message {number} is from {turn.get('from')!r}; it should be one of {known}")
+            raise BadRow(
+                f"message {number} is from {turn.get('from')!r}; it should be one of {known}"
+            )
         others = {key: value for key, value in turn.items() if key not in ("from", "value")}
         if "value" in turn:
             others["content"] = turn["value"]
@@ -179,12 +194,18 @@ def _has_calculator_marks(conversation: list[Message]) -> bool:
 
 
 def _conversation(row: dict, field: str, turns: list) -> list[Message]:
-    """The messages of a row, and the text of its `system` before them; refuses what else belongs to them."""
+    """The messages of a row, and the text of its `system` before them; refuses what else belongs to
+    them.
+    """
     result = [_message(message, number) for number, message in enumerate(turns)]
     if result[-1]["role"] != "assistant":
-        raise BadRow("the last message should be the assistant's; add the answer or remove the message")
+        raise BadRow(
+            "the last message should be the assistant's; add the answer or remove the message"
+        )
     if all(is_only_read(message) for message in result if message["role"] == "assistant"):
-        raise BadRow("no answer is trained: all have weight 0; remove the row or set data.bad_rows='drop'")
+        raise BadRow(
+            "no answer is trained: all have weight 0; remove the row or set data.bad_rows='drop'"
+        )
     _refuse_beside(row, field, _BESIDE_MESSAGES)
     texts = [message["content"].strip() for message in result]
     for other in ("prompt", "completion"):
@@ -199,27 +220,37 @@ def _refuse_beside(row: dict, field: str, others: Iterable[str]) -> None:
     """BadRow where a row has more than the conversation in `field`."""
     for other in others:
         if not _says_nothing(other, row.get(other)):
-            raise BadRow(f"field {other!r} beside {field!r} is not supported and would be lost; {_REMEDY}")
+            raise BadRow(
+                f"field {other!r} beside {field!r} is not supported and would be lost; {_REMEDY}"
+            )
 
 
 def _after_system(row: dict, conversation: list[Message], field: str) -> list[Message]:
-    """The conversation that is in `field`, after the text in the row's `system`, where there is one."""
+    """The conversation that is in `field`, after the text in the row's `system`, where there is
+    one.
+    """
     if _says_nothing("system", row.get("system")):
         return conversation
     system = {"role": "system", "content": _text(row, "system")}
     if conversation[0]["role"] != "system":
         return [system, *conversation]
     if conversation[0] != system:
-        raise BadRow(f"field 'system' differs from the system message in {field!r}; keep the right one")
+        raise BadRow(
+            f"field 'system' differs from the system message in {field!r}; keep the right one"
+        )
     return conversation
 
 
 def _message(message: Any, number: int) -> Message:
     """One message, all that it says honoured."""
     if not isinstance(message, dict):
-        raise BadRow(f"message {number} should be an object with role and content, not {type(message).__name__}")
+        raise BadRow(
+            f"message {number} should be an object with role and content, not {type(message).__name__}"
+        )
     if "role" not in message and "from" in message:
-        raise BadRow(f"message {number} has 'from' in the place of 'role'; set data.rows='sharegpt'")
+        raise BadRow(
+            f"message {number} has 'from' in the place of 'role'; set data.rows='sharegpt'"
+        )
     role = message.get("role")
     if role not in ROLES:
         raise BadRow(f"message {number} has role {role!r}; it should be one of {', '.join(ROLES)}")
@@ -231,7 +262,9 @@ def _message(message: Any, number: int) -> Message:
         is_known = key in ("role", "content") or key in _BOOKKEEPING
         if not is_known and not _says_nothing(key, value):
             shown = repr(value) if len(repr(value)) <= 40 else "…"
-            raise BadRow(f"message {number} has {key}={shown}, which is not supported and would be lost; {_REMEDY}")
+            raise BadRow(
+                f"message {number} has {key}={shown}, which is not supported and would be lost; {_REMEDY}"
+            )
     if isinstance(message.get("content"), list):
         message = message | {"content": "".join(_part(part, number) for part in message["content"])}
     try:
@@ -248,12 +281,18 @@ def _part(part: Any, number: int) -> str:
     """The text of one part of a message's content."""
     if isinstance(part, dict):
         says = {key: value for key, value in part.items() if not _says_nothing(key, value)}
-        if says.keys() <= {"type", "text"} and part.get("type") == "text" and isinstance(part.get("text"), str):
+        if (
+            says.keys() <= {"type", "text"}
+            and part.get("type") == "text"
+            and isinstance(part.get("text"), str)
+        ):
             return part["text"]
         kind = part.get("type")
     else:
         kind = type(part).__name__
-    raise BadRow(f"message {number} has a part of type {kind!r} in its content; only plain text is supported")
+    raise BadRow(
+        f"message {number} has a part of type {kind!r} in its content; only plain text is supported"
+    )
 
 
 def _says_nothing(key: str, value: Any) -> bool:
@@ -292,7 +331,9 @@ def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
         remedy = "set data.rows for conversations" if isinstance(text, list) else "put it in quotes"
         raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; {remedy}")
     if re.search("[\ud800-\udfff]", text):
-        raise BadRow(f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8")
+        raise BadRow(
+            f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8"
+        )
     if not text.strip() and not empty_is_fine:
         raise BadRow(f"field {field!r} is empty; remove the row or set data.bad_rows='drop'")
     return text
@@ -301,7 +342,9 @@ def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
 def _value(row: dict, field: str) -> Any:
     if field not in row:
         has = ", ".join(map(repr, sorted(row))) or "no fields"
-        raise BadRow(f"field {field!r} is missing (the row has {has}); set data.rows or the field names")
+        raise BadRow(
+            f"field {field!r} is missing (the row has {has}); set data.rows or the field names"
+        )
     if row[field] is None:
         raise BadRow(f"field {field!r} is null; remove the row or set data.bad_rows='drop'")
     return row[field]

@@ -1,14 +1,14 @@
 """Best-fit packing of one step's examples into rows, and the few row counts that steps may have.
 
-A step always trains exactly its own examples; packing only decides where they lie. So a batch keeps the
-paper's meaning (256 examples), and an unpacked run would make the same update.
+A step always trains exactly its own examples; packing only decides where they lie. So a batch keeps
+the paper's meaning (256 examples), and an unpacked run would make the same update.
 """
 
 import functools
 
 import numpy as np
 
-from dft_jax.data.chat import Example
+from dft_jax.data.templates import Example
 from dft_jax.types import Batch
 
 
@@ -42,7 +42,8 @@ def best_fit(sizes: list[int], row_length: int) -> list[list[int]]:
 
 
 def row_counts(needed: list[int], multiple: int) -> list[int]:
-    """The row counts that steps are padded to: few, since each is a compilation, and with the fewest empty rows.
+    """The row counts that steps are padded to: few, since each is a compilation, and with the
+    fewest empty rows.
 
         needed [61, 64, 63, 70] ten times, multiple 8  ->  [64, 72]
 
@@ -51,8 +52,8 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
       multiple: rows come in multiples of this (micro-batches × devices that rows are spread over).
 
     Returns:
-      Ascending; the last is enough for every step. At most eight, and one more for every ten steps; each saves at least
-      a quarter percent of all rows.
+      Ascending; the last is enough for every step. At most eight, and one more for every ten steps;
+      each saves at least a quarter percent of all rows.
     """
     sizes, times = np.unique(round_up(np.array(needed), multiple), return_counts=True)
     n_steps = np.cumsum(times)  # of this size, or smaller
@@ -61,7 +62,9 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
     def fewest(last: int, n: int) -> tuple[int, list[int]]:
         """Rows of the steps up to size number `last` in at most n counts, and these."""
         options = [(0, [], 0)]
-        options += [(*fewest(first, n - 1), n_steps[first]) for first in range(last if n > 1 else 0)]
+        options += [
+            (*fewest(first, n - 1), n_steps[first]) for first in range(last if n > 1 else 0)
+        ]
         return min(
             (rows + int(sizes[last] * (n_steps[last] - done)), [*counts, int(sizes[last])])
             for rows, counts, done in options
@@ -79,7 +82,9 @@ def round_up(n, multiple: int):
 
 
 def fill_rows(examples: list[Example], rows: list[list[int]], row_length: int) -> Batch:
-    """Writes rows of examples as a Batch of numpy arrays [len(rows), row_length]; see types.Batch for a picture."""
+    """Writes rows of examples as a Batch of numpy arrays [len(rows), row_length]; see types.Batch
+    for a picture.
+    """
     shape = (len(rows), row_length)
     tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
     mask = np.zeros(shape, bool)

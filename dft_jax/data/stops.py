@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dft_jax.data.chat import Template
+from dft_jax.data.templates import Template
 
 TOKENIZER, TEMPLATE, GENERATION = "tokenizer", "template", "generation_config.json"
 
@@ -27,7 +27,11 @@ def find_stops(template: Template) -> Stops:
     answer; a model that is not stopped there writes on to the limit.
     """
     tokenizer = template.tokenizer
-    sources = {TOKENIZER: [tokenizer.eos_token_id], TEMPLATE: template.markers(), **tokenizer.eos_ids}
+    sources = {
+        TOKENIZER: [tokenizer.eos_token_id],
+        TEMPLATE: template.markers(),
+        **tokenizer.eos_ids,
+    }
     declared = tokenizer.eos_ids.get(GENERATION, [])
     warnings = []
     if declared and tokenizer.eos_token_id not in declared:

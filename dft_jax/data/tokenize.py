@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dft_jax.data.chat import Example, Part
-from dft_jax.data.sources import BadRow
-from dft_jax.models.tokenizer import Tokenizer
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.templates import Example, Part
+from dft_jax.models.hf.tokenizer import Tokenizer
 
 
 def tokenize(
@@ -34,7 +34,9 @@ def tokenize(
     """
     texts = ["".join(part.text for part in parts) for parts in conversations]
     spans = [_trained_spans(parts) for parts in conversations]
-    prompts = [text[:start] for text, of_text in zip(texts, spans, strict=True) for start, _ in of_text]
+    prompts = [
+        text[:start] for text, of_text in zip(texts, spans, strict=True) for start, _ in of_text
+    ]
     encodings = tokenizer.encode_batch([*texts, *prompts])
     prompt_encodings = iter(encodings[len(texts) :])
     examples = []
@@ -87,7 +89,8 @@ def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokeni
 
 
 def _require_readable(answer: str, ids: list[int], tokenizer: Tokenizer) -> None:
-    """BadRow where the tokenizer has no token for anything that an answer says: the model would learn to say nothing.
+    """BadRow where the tokenizer has no token for anything that an answer says: the model would
+    learn to say nothing.
 
     What is left of it then is the end of the turn, a token of its own.
     """

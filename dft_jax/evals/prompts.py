@@ -8,9 +8,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dft_jax import errors
 from dft_jax.evals.saved import ANOTHER_FOLDER
-from dft_jax.models.hf import read_json
+from dft_jax.runtime import errors
+from dft_jax.runtime.files import read_json
 
 AUTO = "auto"
 _NAMED = "as named, or as the evaluation was begun"
@@ -25,15 +25,21 @@ class Choice:
     warning: str = ""  # empty for none
 
 
-def choose(asked: str, trained: str, tokenizer: Any, instruction: str = "", setting: str = "--prompt") -> Choice:
-    """The prompt for `asked`, which may be `auto`; `trained` is the model's own, empty where unknown."""
+def choose(
+    asked: str, trained: str, tokenizer: Any, instruction: str = "", setting: str = "--prompt"
+) -> Choice:
+    """The prompt for `asked`, which may be `auto`; `trained` is the model's own, empty where
+    unknown.
+    """
     if asked == AUTO:
         return _chosen(trained, tokenizer)
     if not trained or (_is_same(asked, trained) and not instruction):
         return Choice(asked, _NAMED)
     with_text = f" with the instruction {instruction!r}" if instruction else ""
     what = f"{setting}={asked!r}{with_text}, but the model was trained with {trained!r}"
-    return Choice(asked, _NAMED, f"{what}: part of any difference may be the prompt; {AUTO!r} takes that one")
+    return Choice(
+        asked, _NAMED, f"{what}: part of any difference may be the prompt; {AUTO!r} takes that one"
+    )
 
 
 def _is_same(asked: str, trained: str) -> bool:
@@ -54,17 +60,26 @@ def _chosen(trained: str, tokenizer: Any) -> Choice:
 
 
 def unread(benchmark: str, prompts: list[str], tokenizer: Any) -> list[str]:
-    """A warning where characters of a benchmark's prompts have no token, so that the model never sees them."""
-    lost = [text for prompt in prompts if (text := tokenizer.without_token(prompt, tokenizer.encode(prompt)))]
+    """A warning where characters of a benchmark's prompts have no token, so that the model never
+    sees them.
+    """
+    lost = [
+        text
+        for prompt in prompts
+        if (text := tokenizer.without_token(prompt, tokenizer.encode(prompt)))
+    ]
     if not lost:
         return []
     shown = "".join(dict.fromkeys("".join(lost)))[:8]
     what = f"{benchmark}: the tokenizer has no token for some characters (such as {shown!r})"
-    return [f"{what} in the prompts of {len(lost)} of {len(prompts)} problems; the model never sees them"]
+    return [
+        f"{what} in the prompts of {len(lost)} of {len(prompts)} problems; the model never sees them"
+    ]
 
 
 def shared(trained: dict[str, str]) -> str:
-    """The one prompt that these models were trained with, as far as they say: name -> prompt or empty.
+    """The one prompt that these models were trained with, as far as they say: name -> prompt or
+    empty.
 
     Raises:
       UserError: they differ, so that no prompt is right for all.
@@ -72,12 +87,16 @@ def shared(trained: dict[str, str]) -> str:
     known = {name: prompt for name, prompt in trained.items() if prompt}
     if len(set(known.values())) > 1:
         listed = ", ".join(f"{name}: {prompt!r}" for name, prompt in known.items())
-        raise errors.UserError(f"--prompt={AUTO}: the models were trained with different ones ({listed}); name one")
+        raise errors.UserError(
+            f"--prompt={AUTO}: the models were trained with different ones ({listed}); name one"
+        )
     return next(iter(known.values()), "")
 
 
 def recorded(evaluation: Path) -> str:
-    """The prompt of an evaluation that was begun, from its evaluation.json; empty where there is none."""
+    """The prompt of an evaluation that was begun, from its evaluation.json; empty where there is
+    none.
+    """
     if not evaluation.is_file():
         return ""
     prompt = read_json(evaluation, ANOTHER_FOLDER).get("prompt", "")

@@ -12,10 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dft_jax import errors, interrupts, progress, writer
-from dft_jax.evals import benchmarks, grading, scores
-from dft_jax.evals.benchmarks import Problem
-from dft_jax.evals.predictions import Prediction, groups
+from dft_jax.evals import scores
+from dft_jax.evals.graders import pool
+from dft_jax.evals.records import Prediction, groups
+from dft_jax.evals.tasks import benchmarks
+from dft_jax.evals.tasks.benchmarks import Problem
+from dft_jax.runtime import environment, errors, interrupts
+from dft_jax.training import reporter
 
 Problems = dict[str, list[Problem]]
 
@@ -28,7 +31,8 @@ _SHOWN_DIGITS = 12  # of a hash, for a reader
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A prediction, its row with the verdict, and the number of what its answer means (None: there is no answer).
+    """A prediction, its row with the verdict, and the number of what its answer means (None: there
+    is no answer).
 
     Answers to one problem at one temperature mean the same where their numbers are equal.
     """
@@ -55,7 +59,7 @@ def grade(
     # Of several processes only one grades; the others could not call `check` as often.
     how = {"check": interrupts.check} if jax.process_count() == 1 else {}
     how["truncated"] = [p.row.get("truncated") is True for p in predictions]
-    with grading.Grader(**settings) as grader:
+    with pool.Grader(**settings) as grader:
         graded = grader.grade(items, **how)
         meanings = _meanings(grader, predictions, graded)
     rows = [
@@ -63,11 +67,15 @@ def grade(
         for p, g in zip(predictions, graded, strict=True)
     ]
     if settings["mode"] == "paper":
-        with grading.Grader(**settings | {"mode": "strict"}) as grader:
+        with pool.Grader(**settings | {"mode": "strict"}) as grader:
             for row, strict in zip(rows, grader.grade(items, **how), strict=True):
                 row["strict_verdict"] = strict.verdict
     last_number = settings["last_number"] or settings["mode"] == "paper"
-    warnings = ["completions that mark no answer are graded by the last number in them"] if last_number else []
+    warnings = (
+        ["completions that mark no answer are graded by the last number in them"]
+        if last_number
+        else []
+    )
     results = []
     place_of = {id(prediction): place for place, prediction in enumerate(predictions)}
     for (name, temperature), group in groups(predictions).items():
@@ -75,10 +83,18 @@ def grade(
         own = [Scored(predictions[place], rows[place], meanings[place]) for place in places]
         # Sorted, so that the scores are the same to the last digit whatever the order of the rows.
         own.sort(key=lambda each: (each.prediction.id, each.prediction.sample))
-        result = {"benchmark": name, "temperature": temperature, **score(name, own, problems.get(name))}
+        result = {
+            "benchmark": name,
+            "temperature": temperature,
+            **score(name, own, problems.get(name)),
+        }
         results.append(result)
-        warnings += [line for line in warnings_of(own, problems.get(name), result) if line not in warnings]
-    versions = {name: metadata.version(name) for name in ("math-verify", "latex2sympy2-extended", "sympy")}
+        warnings += [
+            line for line in warnings_of(own, problems.get(name), result) if line not in warnings
+        ]
+    versions = {
+        name: metadata.version(name) for name in ("math-verify", "latex2sympy2-extended", "sympy")
+    }
     summary = {
         "format": FORMAT,
         "results": results,
@@ -86,7 +102,7 @@ def grade(
         # last_number: whether it was the fallback, asked for or by the paper's rules.
         "grader": {
             "mode": settings["mode"],
-            "rules": grading.RULES,
+            "rules": pool.RULES,
             "last_number": last_number,
             "answer_markers": list(settings["answer_markers"]),
             "versions": versions,
@@ -94,15 +110,19 @@ def grade(
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),
-            "peak_host_gib": round(progress.peak_host_gib(), 3),
+            "peak_host_gib": round(reporter.peak_host_gib(), 3),
         },
-        "environment": writer.environment(),
+        "environment": environment.describe(),
     }
     return rows, summary
 
 
-def _meanings(grader: grading.Grader, predictions: list[Prediction], graded: list[grading.Graded]) -> list[int | None]:
-    """What each prediction's answer means, as in `Scored`; one sample of a problem is compared with nothing."""
+def _meanings(
+    grader: pool.Grader, predictions: list[Prediction], graded: list[pool.Graded]
+) -> list[int | None]:
+    """What each prediction's answer means, as in `Scored`; one sample of a problem is compared with
+    nothing.
+    """
     of_problem = collections.defaultdict(list)
     for place, prediction in enumerate(predictions):
         of_problem[prediction.benchmark, prediction.temperature, prediction.id].append(place)
@@ -125,27 +145,41 @@ def score(name: str, group: list[Scored], problems: list[Problem] | None) -> dic
     for each in group:
         of_problem[each.prediction.id].append(each)
     rows = [each.row for each in group]
-    correct_PS = np.array([[e.row["verdict"] == "correct" for e in own] for own in of_problem.values()])
+    correct_PS = np.array(
+        [[e.row["verdict"] == "correct" for e in own] for own in of_problem.values()]
+    )
     meanings_PS = [[each.meaning for each in own] for own in of_problem.values()]
     n_samples = correct_PS.shape[1]
     passes = {k: scores.pass_at_k(correct_PS, k) for k in scores.powers_of_two(n_samples)}
     majority_P = scores.majority(meanings_PS, correct_PS)
     counts = collections.Counter(row["verdict"] for row in rows)
-    missing = None if problems is None else [problem.id for problem in problems if problem.id not in of_problem]
+    missing = (
+        None
+        if problems is None
+        else [problem.id for problem in problems if problem.id not in of_problem]
+    )
     entropy = _mean_of(rows, "entropy")
     result = {
-        "problems": {"expected": benchmarks.find(name).count, "scored": len(of_problem), "missing": missing},
+        "problems": {
+            "expected": benchmarks.find(name).count,
+            "scored": len(of_problem),
+            "missing": missing,
+        },
         "samples_per_problem": n_samples,
         "avg_at_k": {"k": n_samples, **dataclasses.asdict(scores.average(correct_PS))},
         "pass_at_k": {str(k): float(pass_P.mean()) for k, pass_P in passes.items()},
-        "pass_at_k_interval_95": {str(k): scores.mean_of_shares(pass_P).interval_95 for k, pass_P in passes.items()},
+        "pass_at_k_interval_95": {
+            str(k): scores.mean_of_shares(pass_P).interval_95 for k, pass_P in passes.items()
+        },
         "maj_at_k": {"k": n_samples, **dataclasses.asdict(scores.mean_of_shares(majority_P))},
         # From these three everything above can be made again, and compared problem by problem.
-        "correct_share_of_problem": dict(zip(of_problem, correct_PS.mean(axis=1).tolist(), strict=True)),
+        "correct_share_of_problem": dict(
+            zip(of_problem, correct_PS.mean(axis=1).tolist(), strict=True)
+        ),
         "majority_correct_of_problem": dict(zip(of_problem, majority_P.tolist(), strict=True)),
         "sha256_of_problem": _digests(of_problem, problems),
         "sha256_is_of": "reference" if problems is None else "question and reference",
-        "verdicts": {verdict: counts[verdict] for verdict in grading.VERDICTS},
+        "verdicts": {verdict: counts[verdict] for verdict in pool.VERDICTS},
         "mean_length_characters": float(np.mean([len(row["completion"]) for row in rows])),
         "mean_length_tokens": _mean_of(rows, "tokens"),
         "mean_token_entropy": None if entropy is None else round(entropy, 4),
@@ -158,7 +192,8 @@ def score(name: str, group: list[Scored], problems: list[Problem] | None) -> dic
 
 
 def _digests(of_problem: dict[str, list[Scored]], problems: list[Problem] | None) -> dict[str, str]:
-    """16 hexadecimal digits for each problem: of its question, where it is known, and what answers were held against.
+    """16 hexadecimal digits for each problem: of its question, where it is known, and what answers
+    were held against.
 
     Ids may be the numbers of a file's rows, so equal ids do not mean equal problems.
     """
@@ -177,9 +212,15 @@ def _disagreements(group: list[Scored]) -> dict[str, Any]:
         prediction, row = each.prediction, each.row
         verdicts = row["verdict"], row["strict_verdict"]
         if verdicts.count("correct") == 1:
-            example = {"id": prediction.id, "sample": prediction.sample, "extracted": row["extracted"]}
+            example = {
+                "id": prediction.id,
+                "sample": prediction.sample,
+                "extracted": row["extracted"],
+            }
             only["only_paper" if verdicts[0] == "correct" else "only_strict"].append(example)
-    return {name: {"count": len(examples), "first": examples[:10]} for name, examples in only.items()}
+    return {
+        name: {"count": len(examples), "first": examples[:10]} for name, examples in only.items()
+    }
 
 
 def _mean_of(rows: list[dict[str, Any]], field: str) -> float | None:
@@ -188,7 +229,9 @@ def _mean_of(rows: list[dict[str, Any]], field: str) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def warnings_of(group: list[Scored], problems: list[Problem] | None, result: dict[str, Any]) -> list[str]:
+def warnings_of(
+    group: list[Scored], problems: list[Problem] | None, result: dict[str, Any]
+) -> list[str]:
     """What a reader of the table would otherwise take for granted, a line each."""
     name, only = result["benchmark"], result.get("paper_against_strict")
     lines = [*_of_problems(group, problems, result), *_of_completions(group, result)]
@@ -199,7 +242,9 @@ def warnings_of(group: list[Scored], problems: list[Problem] | None, result: dic
     return [line for line in lines if line]
 
 
-def _of_problems(group: list[Scored], problems: list[Problem] | None, result: dict[str, Any]) -> list[str]:
+def _of_problems(
+    group: list[Scored], problems: list[Problem] | None, result: dict[str, Any]
+) -> list[str]:
     """Whether the problems, and what their answers are held against, are the benchmark's."""
     lines, name, scored = [], result["benchmark"], result["problems"]["scored"]
     if problems is not None:
@@ -215,7 +260,9 @@ def _of_problems(group: list[Scored], problems: list[Problem] | None, result: di
         what = f"the scores are on {scored} of {expected} problems"
         lines.append(f"{name}: {what}; the others have no completion")
     if scored > expected:
-        lines.append(f"{name}: {scored} problems are scored, the benchmark has {expected}; check the ids")
+        lines.append(
+            f"{name}: {scored} problems are scored, the benchmark has {expected}; check the ids"
+        )
     return lines
 
 
@@ -244,12 +291,16 @@ def _of_completions(group: list[Scored], result: dict[str, Any]) -> list[str]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The scores in percent, a line for each benchmark and temperature."""
-    heading = "benchmark,T,problems,k,avg@k ± error,95 %,pass@k,95 %,maj@k,95 %,no answer,length,cut,entropy".split(",")
+    heading = "benchmark,T,problems,k,avg@k ± error,95 %,pass@k,95 %,maj@k,95 %,no answer,length,cut,entropy".split(
+        ","
+    )
     lines = [heading]
     for result in results:
         average, total = result["avg_at_k"], sum(result["verdicts"].values())
         k, error, majority = str(average["k"]), average["standard_error"], result["maj_at_k"]
-        tokens, cut, entropy = (result[n] for n in ("mean_length_tokens", "truncation_rate", "mean_token_entropy"))
+        tokens, cut, entropy = (
+            result[n] for n in ("mean_length_tokens", "truncation_rate", "mean_token_entropy")
+        )
         lines.append(
             [
                 result["benchmark"],
@@ -263,7 +314,9 @@ def table(results: list[dict[str, Any]]) -> str:
                 f"{majority['mean']:.1%}",
                 interval_text(majority["interval_95"]),
                 f"{result['verdicts']['no_answer'] / total:.1%}",
-                f"{result['mean_length_characters']:.0f} ch" if tokens is None else f"{tokens:.0f} tok",
+                f"{result['mean_length_characters']:.0f} ch"
+                if tokens is None
+                else f"{tokens:.0f} tok",
                 "–" if cut is None else f"{cut:.1%}",
                 "–" if entropy is None else f"{entropy:.2f}",
             ]
@@ -272,14 +325,17 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def base_of(model: Any) -> dict[str, Any]:
-    """The checkpoint that an evaluated model began with, as its scores.json says under `model`; else empty."""
+    """The checkpoint that an evaluated model began with, as its scores.json says under `model`;
+    else empty.
+    """
     origin = model.get("origin") if isinstance(model, dict) else None
     base = origin.get("base") if isinstance(origin, dict) else None
     return base if isinstance(base, dict) else {}
 
 
 def origin_text(model: Any) -> str:
-    """Which weights an evaluation is of, from `model` of its scores.json, for a reader; empty where it does not say.
+    """Which weights an evaluation is of, from `model` of its scores.json, for a reader; empty where
+    it does not say.
 
     run 5f0c…, step 390, begun with Qwen/Qwen2.5-Math-1.5B at 4a83ca6e4526, weights 3f2a91c07b1d
     """
@@ -291,7 +347,9 @@ def origin_text(model: Any) -> str:
         parts[0] += f" at {str(base['commit'])[:_SHOWN_DIGITS]}"
     is_random = base.get("init") == "random"
     if base.get("sha256") or is_random:
-        parts.append("random weights" if is_random else f"weights {str(base['sha256'])[:_SHOWN_DIGITS]}")
+        parts.append(
+            "random weights" if is_random else f"weights {str(base['sha256'])[:_SHOWN_DIGITS]}"
+        )
     run_id = model.get("run_id") or model["origin"].get("run_id")
     if run_id:
         step = model.get("step", model["origin"].get("step"))
@@ -304,7 +362,9 @@ def temperature_text(value: float | None) -> str:
 
 
 def interval_text(interval: Sequence[float] | None, sign: str = "") -> str:
-    """In percent; `sign` is "+" for differences. Two ends that differ are written with digits that do."""
+    """In percent; `sign` is "+" for differences. Two ends that differ are written with digits that
+    do.
+    """
     if interval is None:
         return "–"
     for digits in (1, 2, 3, 4, 5):

@@ -1,4 +1,5 @@
-"""An evaluation from beginning to end: prompts, samples in a journal, verdicts, scores; it goes on where it was killed.
+"""An evaluation from beginning to end: prompts, samples in a journal, verdicts, scores; it goes on
+where it was killed.
 
 A folder holds one evaluation:
 
@@ -20,16 +21,18 @@ from typing import Any
 
 import jax
 
-from dft_jax import distributed, errors, interrupts, writer
-from dft_jax.data.chat import TOKENIZER_BOXED, Template
-from dft_jax.data.sources import BadRow
+from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import Stops, find_stops
-from dft_jax.evals import benchmarks, extraction, grading, prompts as prompts_lib, report
-from dft_jax.evals.predictions import Prediction
+from dft_jax.data.templates import TOKENIZER_BOXED, Template
+from dft_jax.evals import prompts as prompts_lib, report
+from dft_jax.evals.graders import extraction, pool
+from dft_jax.evals.records import Prediction
 from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
-from dft_jax.models import Model
-from dft_jax.models.hf import read_json
-from dft_jax.sampling import Completion, Request, Sampler
+from dft_jax.evals.tasks import benchmarks
+from dft_jax.models.model import Model
+from dft_jax.runtime import distributed, errors, files, interrupts
+from dft_jax.runtime.files import read_json
+from dft_jax.sampling.sampler import Completion, Request, Sampler
 from dft_jax.types import Params
 
 EVALUATION_NAME, JOURNAL_NAME = "evaluation.json", "journal.jsonl"
@@ -49,26 +52,41 @@ def _setting(default: Any, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What an evaluation is. The flags of dft_jax.evaluate and the `eval` keys of a config are these."""
+    """What an evaluation is. The flags of dft_jax.evaluate and the `eval` keys of a config are
+    these.
+    """
 
     benchmarks: tuple[str, ...] = _setting((), "Names of benchmarks, separated by commas.")
-    benchmark_data: str = _setting("", "The benchmark's file, or a folder of them; by default the hub.")
+    benchmark_data: str = _setting(
+        "", "The benchmark's file, or a folder of them; by default the hub."
+    )
     prompt: str = _setting(
-        prompts_lib.AUTO, "A name of data/chat.py, 'tokenizer', a .jinja file, or 'auto': as the model was trained."
+        prompts_lib.AUTO,
+        "A name of data/chat.py, 'tokenizer', a .jinja file, or 'auto': as the model was trained.",
     )
     instruction: str = _setting("", "Text on a line of its own at the end of each question.")
     samples: int = _setting(16, "Samples of each problem at each temperature.")
-    temperature: tuple[float, ...] = _setting((1.0,), "Temperatures to sample at, separated by commas.")
+    temperature: tuple[float, ...] = _setting(
+        (1.0,), "Temperatures to sample at, separated by commas."
+    )
     greedy: bool = _setting(True, "Make one greedy completion of each problem as well.")
     top_k: int = _setting(0, "Sample from the k most probable tokens; 0 for all.")
-    top_p: float = _setting(1.0, "Sample from the fewest tokens that hold this share of the probability.")
+    top_p: float = _setting(
+        1.0, "Sample from the fewest tokens that hold this share of the probability."
+    )
     seed: int = _setting(0, "Of the sampling noise.")
-    context: int = _setting(4096, "Tokens of prompt and completion, at most; the model's own limit may be lower.")
-    max_new_tokens: int = _setting(0, "Tokens of a completion, at most; 0 for what the context leaves.")
+    context: int = _setting(
+        4096, "Tokens of prompt and completion, at most; the model's own limit may be lower."
+    )
+    max_new_tokens: int = _setting(
+        0, "Tokens of a completion, at most; 0 for what the context leaves."
+    )
     max_problems: int = _setting(0, "The first problems of each benchmark; 0 for all.")
     slots: int = _setting(64, "Completions in progress at once, over all devices.")
     mode: str = _setting("strict", "The grader's rules: strict, or paper for those of the paper.")
-    last_number: bool = _setting(False, "Take the last number of a completion that marks no answer.")
+    last_number: bool = _setting(
+        False, "Take the last number of a completion that marks no answer."
+    )
     answer_markers: tuple[str, ...] = _setting(
         extraction.DEFAULT_MARKERS,
         "What marks an answer, separated by commas: box, final (final answer is), hashes (####), "
@@ -78,7 +96,8 @@ class Settings:
 
     @classmethod
     def read(cls, values: dict[str, Any], prefix: str) -> "Settings":
-        """Settings from plain values, several of which are text with commas; `prefix` stands before their names.
+        """Settings from plain values, several of which are text with commas; `prefix` stands before
+        their names.
 
         Raises:
           UserError: a temperature that is no number.
@@ -89,7 +108,9 @@ class Settings:
         try:
             temperature = tuple(float(part) for part in text.split(",") if part.strip())
         except ValueError as error:
-            raise errors.UserError(f"{prefix}temperature={text!r} should be numbers, separated by commas") from error
+            raise errors.UserError(
+                f"{prefix}temperature={text!r} should be numbers, separated by commas"
+            ) from error
         read = {"benchmarks": names, "temperature": temperature, "answer_markers": markers}
         return cls(**values | read)
 
@@ -99,7 +120,9 @@ class Settings:
         return tuple(dict.fromkeys((*([0.0] if self.greedy else []), *self.temperature)))
 
     def mistakes(self, prefix: str) -> list[str]:
-        """What is wrong with the settings, a line each; `prefix` stands before their names (--, config.eval.)."""
+        """What is wrong with the settings, a line each; `prefix` stands before their names (--,
+        config.eval.).
+        """
         found = []
         for name in self.benchmarks:
             try:
@@ -108,9 +131,13 @@ class Settings:
                 found.append(f"{prefix}benchmarks: {error}")
         temperatures = set(self.temperature)
         bounds = {
-            "benchmarks": (len(set(self.benchmarks)) == len(self.benchmarks) > 0, "one or more, none of them twice"),
+            "benchmarks": (
+                len(set(self.benchmarks)) == len(self.benchmarks) > 0,
+                "one or more, none of them twice",
+            ),
             "temperature": (
-                len(temperatures) == len(self.temperature) and all(0 <= t <= 10 for t in temperatures),
+                len(temperatures) == len(self.temperature)
+                and all(0 <= t <= 10 for t in temperatures),
                 "numbers from 0 (greedy) to 10, none of them twice",
             ),
             "greedy": (bool(self.temperatures), "true where no temperature is given"),
@@ -121,16 +148,22 @@ class Settings:
                 not self.instruction or self.prompt != TOKENIZER_BOXED,
                 f"empty with prompt={TOKENIZER_BOXED}, which has one",
             ),
-            "mode": (self.mode in grading.MODES, " or ".join(grading.MODES)),
+            "mode": (self.mode in pool.MODES, " or ".join(pool.MODES)),
             "answer_markers": (
                 bool(self.answer_markers) and set(self.answer_markers) <= set(extraction.MARKERS),
                 f"one or more of {', '.join(extraction.MARKERS)}",
             ),
-            **{n: (getattr(self, n) >= 0, "at least 0") for n in ("top_k", "max_new_tokens", "max_problems")},
+            **{
+                n: (getattr(self, n) >= 0, "at least 0")
+                for n in ("top_k", "max_new_tokens", "max_problems")
+            },
             **{n: (getattr(self, n) >= 1, "at least 1") for n in ("samples", "slots", "workers")},
         }
         wrong = [(name, legal) for name, (is_legal, legal) in bounds.items() if not is_legal]
-        return found + [f"{prefix}{name}={_shown(getattr(self, name))} should be {legal}" for name, legal in wrong]
+        return found + [
+            f"{prefix}{name}={_shown(getattr(self, name))} should be {legal}"
+            for name, legal in wrong
+        ]
 
 
 def _shown(value: Any) -> str:
@@ -139,7 +172,9 @@ def _shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that is to be sampled, checked against model and tokenizer: nothing of it can fail for its input."""
+    """All that is to be sampled, checked against model and tokenizer: nothing of it can fail for
+    its input.
+    """
 
     settings: Settings
     problems: dict[str, list[benchmarks.Problem]]
@@ -154,29 +189,46 @@ class Plan:
 
     def digest(self) -> str:
         """Of the problems and their answers: scores of others are other scores."""
-        content = [[name, p.id, p.question, p.answer] for name, problems in self.problems.items() for p in problems]
+        content = [
+            [name, p.id, p.question, p.answer]
+            for name, problems in self.problems.items()
+            for p in problems
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: str = "", trained: str = "") -> Plan:
+def plan(
+    settings: Settings,
+    tokenizer,
+    model: Model,
+    prefix: str = "--",
+    date: str = "",
+    trained: str = "",
+) -> Plan:
     """Reads the benchmarks and makes their prompts.
 
-    `date` is for templates that write one (data/chat.py); `trained` is the prompt that the model was trained with,
-    empty where unknown.
+    `date` is for templates that write one (data/chat.py); `trained` is the prompt that the model
+    was trained with, empty where unknown.
 
     Raises:
-      UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room for an answer.
+      UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room
+      for an answer.
     """
     errors.raise_if_any(settings.mistakes(prefix))
     name, instruction = f"{prefix}prompt", settings.instruction
     choice = prompts_lib.choose(settings.prompt, trained, tokenizer, instruction, setting=name)
     settings = dataclasses.replace(settings, prompt=choice.name)
-    errors.raise_if_any(settings.mistakes(prefix))  # auto may have chosen what goes with no instruction
-    template = Template(settings.prompt, tokenizer, setting=name, instruction=instruction, date=date)
+    # auto may have chosen what goes with no instruction
+    errors.raise_if_any(settings.mistakes(prefix))
+    template = Template(
+        settings.prompt, tokenizer, setting=name, instruction=instruction, date=date
+    )
     max_length = min(settings.context, model.config.max_length)
     problems, requests, prompts, mistakes, unread = {}, {}, {}, [], []
     for name in settings.benchmarks:
-        problems[name] = benchmarks.load(name, settings.benchmark_data)[: settings.max_problems or None]
+        problems[name] = benchmarks.load(name, settings.benchmark_data)[
+            : settings.max_problems or None
+        ]
         for problem in problems[name]:
             try:
                 prompts[name, problem.id] = template.prompt(problem.question)
@@ -196,12 +248,16 @@ def plan(settings: Settings, tokenizer, model: Model, prefix: str = "--", date: 
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True)
 
-    options = dict(slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p)
+    options = dict(
+        slots=settings.slots, seed=settings.seed, top_k=settings.top_k, top_p=settings.top_p
+    )
     stops = find_stops(template)
     # Every id that the tokenizer has, and those that files of the checkpoint say end a text.
     options["vocab_size"] = max({*tokenizer.get_vocab().values(), *stops.ids}) + 1
     sampler = Sampler(model, stop_ids=stops.ids, max_length=max_length, **options)
-    return Plan(settings, problems, requests, prompts, choice, sampler, stops, template.date, decode, unread)
+    return Plan(
+        settings, problems, requests, prompts, choice, sampler, stops, template.date, decode, unread
+    )
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
@@ -210,18 +266,26 @@ def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Mod
         raise BadRow("its prompt has no tokens; give a template that writes something")
     if max(ids) >= model.config.vocab_size:
         what = f"token id {max(ids)} of its prompt is beyond the model's {model.config.vocab_size} embeddings"
-        raise BadRow(f"{what}: the tokenizer is not this model's; copy the model's own tokenizer files")
+        raise BadRow(
+            f"{what}: the tokenizer is not this model's; copy the model's own tokenizer files"
+        )
     room = max_length - len(ids)
     if room < 1:
         what = f"its prompt has {len(ids)} tokens, which leaves no room for an answer within {max_length}"
-        remedy = "give a larger context" if max_length < model.config.max_length else "take a model that reads more"
+        remedy = (
+            "give a larger context"
+            if max_length < model.config.max_length
+            else "take a model that reads more"
+        )
         raise BadRow(f"{what}; {remedy}, or a benchmark file without the problem")
     return min(room, settings.max_new_tokens or room)
 
 
 @dataclasses.dataclass
 class Sampling:
-    """What one call of `evaluate` sampled; an earlier call may have sampled the rest. Compilation is in `seconds`."""
+    """What one call of `evaluate` sampled; an earlier call may have sampled the rest. Compilation
+    is in `seconds`.
+    """
 
     completions: int = 0
     tokens: int = 0
@@ -237,14 +301,18 @@ class Sampling:
         }
 
 
-def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of: dict[str, Any]) -> dict[str, Any]:
-    """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and scores.json.
+def evaluate(
+    plan: Plan, model: Model, load: Callable[[], Params], out: Path, of: dict[str, Any]
+) -> dict[str, Any]:
+    """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and
+    scores.json.
 
-    `load` gives the parameters, and is called when there is something to sample. `of` says which model this is: plain
-    values, of which all but `name`, `evaluated` and `origin` are compared when a folder is taken up again. All
-    processes call this; process 0 reads and writes. Whoever calls keeps other jobs out of `out` meanwhile
-    (run_directory.locked): what they sampled would be erased at the end of this one. Returns the content of
-    scores.json (of the other processes: nothing).
+    `load` gives the parameters, and is called when there is something to sample. `of` says which
+    model this is: plain values, of which all but `name`, `evaluated` and `origin` are compared when
+    a folder is taken up again. All processes call this; process 0 reads and writes. Whoever calls
+    keeps other jobs out of `out` meanwhile (run_directory.locked): what they sampled would be
+    erased at the end of this one. Returns the content of scores.json (of the other processes:
+    nothing).
 
     Raises:
       UserError: `out` holds another evaluation, or cannot be written.
@@ -256,19 +324,29 @@ def evaluate(plan: Plan, model: Model, load: Callable[[], Params], out: Path, of
             check(plan, model, out, of)
             done = _done(plan, out)
     is_missing = [key not in done for key in plan.requests]
-    is_missing = distributed.decided("missing", is_missing if is_writer else None, lambda lists: lists[0])
-    missing = {r: key for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True) if is_missing}
+    is_missing = distributed.decided(
+        "missing", is_missing if is_writer else None, lambda lists: lists[0]
+    )
+    missing = {
+        r: key
+        for (key, r), is_missing in zip(plan.requests.items(), is_missing, strict=True)
+        if is_missing
+    }
     summary, sampling = {}, Sampling()
-    # Before the folder is said to be of this model: of a run that trains on, the checkpoint may be gone by now.
+    # Before the folder is said to be of this model: of a run that trains on, the checkpoint may be
+    # gone by now.
     params = load() if missing else None
     if is_writer:
         _begin(out, _identity(plan, model, of))
     with errors.told(
-        f"{out}: cannot be written", "what is sampled is kept: make room, then run the same command again"
+        f"{out}: cannot be written",
+        "what is sampled is kept: make room, then run the same command again",
     ):
         if missing:
             began = time.perf_counter()
-            with open(out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8") as journal:
+            with open(
+                out / JOURNAL_NAME if is_writer else os.devnull, "a", encoding="utf-8"
+            ) as journal:
                 for completion in plan.sampler.sample(params, missing):
                     interrupts.check()
                     key = missing[completion.request]
@@ -291,14 +369,22 @@ def check(plan: Plan, model: Model, out: Path, of: dict[str, Any]) -> None:
         found = read_json(file, ANOTHER_FOLDER)
         changes = errors.differences(found, _identity(plan, model, of))
         remedy = "give another folder, remove this one, or undo"
-        return errors.raise_if_any(changes and [f"{out} holds another evaluation; {remedy}", *changes.values()])
-    strangers = [name for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME) if (out / name).exists()]
+        return errors.raise_if_any(
+            changes and [f"{out} holds another evaluation; {remedy}", *changes.values()]
+        )
+    strangers = [
+        name for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME) if (out / name).exists()
+    ]
     if strangers:
-        raise errors.UserError(f"{out} holds a {strangers[0]} that no {EVALUATION_NAME} explains; give another folder")
+        raise errors.UserError(
+            f"{out} holds a {strangers[0]} that no {EVALUATION_NAME} explains; give another folder"
+        )
 
 
 def _identity(plan: Plan, model: Model, of: dict[str, Any]) -> dict[str, Any]:
-    """What a sample depends on besides its problem, number and temperature: those can be added to a folder."""
+    """What a sample depends on besides its problem, number and temperature: those can be added to a
+    folder.
+    """
     names = ("prompt", "seed", "top_k", "top_p", "max_new_tokens")
     settings = {name: getattr(plan.settings, name) for name in names}
     if plan.settings.instruction:  # older evaluations have no word of it
@@ -322,7 +408,7 @@ def _begin(out: Path, identity: dict[str, Any]) -> None:
     with errors.told(f"{out}: cannot be written", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
         if not (out / EVALUATION_NAME).exists():
-            writer.write_json(out / EVALUATION_NAME, identity)
+            files.write_json(out / EVALUATION_NAME, identity)
 
 
 def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
@@ -335,16 +421,21 @@ def _done(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
             try:
                 row = _checked(json.loads(line))
             except (TypeError, ValueError) as error:
-                if number == len(lines) and not line.endswith(b"\n"):  # the half line of a killed run
-                    writer.write_text(file, b"".join(lines[:-1]).decode())
+                # the half line of a killed run
+                if number == len(lines) and not line.endswith(b"\n"):
+                    files.write_text(file, b"".join(lines[:-1]).decode())
                     continue
                 remedy = "remove the line, to have it sampled again"
-                raise errors.UserError(f"{file}:{number}: not a completion ({error}); {remedy}") from error
+                raise errors.UserError(
+                    f"{file}:{number}: not a completion ({error}); {remedy}"
+                ) from error
             key = (row["benchmark"], row["temperature"], row["id"], row["sample"])
             prompt = plan.prompts.get((row["benchmark"], row["id"]))
             if prompt not in (None, row["prompt"]):
                 problem = f"{row['benchmark']} {row['id']!r}"
-                raise errors.UserError(f"{file}:{number}: {problem} has another prompt now; give another folder")
+                raise errors.UserError(
+                    f"{file}:{number}: {problem} has another prompt now; give another folder"
+                )
             done[key] = row
     return done
 
@@ -383,7 +474,17 @@ def _row(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
     ids = completion.ids if completion.is_cut else completion.ids[:-1]
     entropy = round(completion.entropy, 4)  # beyond that it depends on the arrangement
     text, prompt = plan.decode(list(ids)), plan.prompts[name, problem]
-    values = (name, problem, sample, temperature, prompt, text, len(completion.ids), completion.is_cut, entropy)
+    values = (
+        name,
+        problem,
+        sample,
+        temperature,
+        prompt,
+        text,
+        len(completion.ids),
+        completion.is_cut,
+        entropy,
+    )
     return dict(zip(_FIELDS, values, strict=True))
 
 
@@ -392,7 +493,11 @@ def _finish(
 ) -> dict[str, Any]:
     settings, file = dataclasses.asdict(plan.settings), out / SCORES_NAME
     summary = read_json(file, _SCORE_AGAIN) if file.exists() else {}
-    asked = {"model": of, "settings": json.loads(json.dumps(settings)), "problems_sha256": plan.digest()}
+    asked = {
+        "model": of,
+        "settings": json.loads(json.dumps(settings)),
+        "problems_sha256": plan.digest(),
+    }
     asked |= {"stop_ids": list(plan.sampler.stop_ids), "stop_sources": plan.stops.sources}
     asked["compute_dtype"] = str(plan.sampler.model.module.compute_dtype)
     known = asked | {"format": report.FORMAT}
@@ -404,18 +509,28 @@ def _finish(
     predictions = []
     for key in plan.requests:
         row = {name: done[key][name] for name in _FIELDS}
-        predictions.append(Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]]))
+        predictions.append(
+            Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]])
+        )
     names = ("mode", "last_number", "answer_markers", "workers")
-    rows, summary = report.grade(predictions, plan.problems, **{name: settings[name] for name in names})
+    rows, summary = report.grade(
+        predictions, plan.problems, **{name: settings[name] for name in names}
+    )
     summary["warnings"] += plan.stops.warnings + plan.unread
     summary["speed"] |= sampling.speed()
     summary["warnings"] += [plan.choice.warning] if plan.choice.warning else []
-    others = [row for key, row in done.items() if key not in plan.requests]  # of an earlier, larger plan
+    # of an earlier, larger plan
+    others = [row for key, row in done.items() if key not in plan.requests]
     if others:
-        what = f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"
+        what = (
+            f"{out / PREDICTIONS_NAME} has {len(others)} completions more than were asked for now"
+        )
         summary["warnings"].append(f"{what}; no score here is of them")
-    (out / SCORES_NAME).unlink(missing_ok=True)  # it would belong to other predictions, were this killed in between
-    writer.write_text(out / PREDICTIONS_NAME, "".join(json.dumps(row) + "\n" for row in rows + others))
-    writer.write_json(out / SCORES_NAME, summary | asked)
+    # it would belong to other predictions, were this killed in between
+    (out / SCORES_NAME).unlink(missing_ok=True)
+    files.write_text(
+        out / PREDICTIONS_NAME, "".join(json.dumps(row) + "\n" for row in rows + others)
+    )
+    files.write_json(out / SCORES_NAME, summary | asked)
     (out / JOURNAL_NAME).unlink(missing_ok=True)
     return summary | asked

@@ -1,11 +1,13 @@
-"""scores.json, read back: checked key by key, so that a file that was cut or edited is refused by name."""
+"""scores.json, read back: checked key by key, so that a file that was cut or edited is refused by
+name.
+"""
 
 import math
 from pathlib import Path
 from typing import Any
 
-from dft_jax import errors
-from dft_jax.models.hf import read_json
+from dft_jax.runtime import errors
+from dft_jax.runtime.files import read_json
 
 # What to do about an evaluation.json that is not whole: its samples may depend on anything.
 ANOTHER_FOLDER = "give another folder, or remove this one"

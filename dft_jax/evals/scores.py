@@ -1,4 +1,5 @@
-"""Numbers from verdicts: avg@k, pass@k and maj@k with their intervals, lengths, loops. NumPy and SciPy.
+"""Numbers from verdicts: avg@k, pass@k and maj@k with their intervals, lengths, loops. NumPy and
+SciPy.
 
 Arrays are named by letters as elsewhere: P problems, S samples of each.
 """
@@ -53,7 +54,8 @@ def average(correct_PS: np.ndarray) -> Mean:
 
 
 def mean_of_shares(share_P: np.ndarray) -> Mean:
-    """The mean of one share (0 to 1) for each problem, and how it would vary over other problems like these.
+    """The mean of one share (0 to 1) for each problem, and how it would vary over other problems
+    like these.
 
     The interval is Student's over P + 2 problems: the given ones, and two imagined ones of which
     one is right and one is wrong (Agresti and Caffo 2000 add these to binary observations). For
@@ -85,11 +87,15 @@ def imagined_differences(draws: float) -> tuple[float, float]:
 def mean_over_benchmarks(shares: Sequence[np.ndarray]) -> Mean:
     """The mean over benchmarks of the mean over problems, each benchmark with the same weight."""
     parts = [padded(share_P, (0.0, 1.0)) for share_P in shares]
-    return _combined(float(np.mean([share_P.mean() for share_P in shares])), parts, limits=(0.0, 1.0))
+    return _combined(
+        float(np.mean([share_P.mean() for share_P in shares])), parts, limits=(0.0, 1.0)
+    )
 
 
 def difference_over_benchmarks(differences: Sequence[np.ndarray], draws: Sequence[float]) -> Mean:
-    """The mean over benchmarks of the mean paired difference; `draws` of each as in `mean_of_differences`."""
+    """The mean over benchmarks of the mean paired difference; `draws` of each as in
+    `mean_of_differences`.
+    """
     mean = float(np.mean([difference_P.mean() for difference_P in differences]))
     if not any(np.any(difference_P) for difference_P in differences):
         return Mean(0.0, None, None)
@@ -117,7 +123,9 @@ def _mean(value_P: np.ndarray, imagined: tuple[float, float], limits: tuple[floa
 
 
 def _combined(mean: float, parts: Sequence[Padded | None], limits: tuple[float, float]) -> Mean:
-    """Of the mean of independent parts; their degrees of freedom are pooled as Satterthwaite (1946) does."""
+    """Of the mean of independent parts; their degrees of freedom are pooled as Satterthwaite (1946)
+    does.
+    """
     if None in parts:
         return Mean(mean, None, None)
     variances = np.array([part.variance for part in parts])
@@ -130,7 +138,9 @@ def _combined(mean: float, parts: Sequence[Padded | None], limits: tuple[float, 
 
 
 def pass_at_k(correct_PS: np.ndarray, k: int) -> np.ndarray:
-    """Of each problem, the chance that at least one of k samples, drawn from the S without replacement, is correct."""
+    """Of each problem, the chance that at least one of k samples, drawn from the S without
+    replacement, is correct.
+    """
     correct_PS = _checked(correct_PS)
     return pass_at_k_of_counts(correct_PS.sum(axis=1), correct_PS.shape[1], k)
 
@@ -179,7 +189,8 @@ def majority(classes_PS: Sequence[Sequence[int | None]], correct_PS: np.ndarray)
 
 
 def loops(text: str) -> bool:
-    """Whether a completion ends in a loop: one stretch of text over and over, until the limit cut it.
+    """Whether a completion ends in a loop: one stretch of text over and over, until the limit cut
+    it.
 
     That is, for some period p of at most 250 characters, the last max(200, 4·p) characters repeat
     with period p: at least four times the same, and at least 200 characters of it. White space at
@@ -198,7 +209,8 @@ def loops(text: str) -> bool:
 
 
 def rectangle(samples_of: dict[str, Sequence[int]]) -> list[str]:
-    """What is wrong with the samples of each problem, by id: all should have the same numbers. Empty where all is well.
+    """What is wrong with the samples of each problem, by id: all should have the same numbers.
+    Empty where all is well.
 
     A missing sample is a gap that would bias every score if it were counted as wrong, or left out.
     """
@@ -208,15 +220,21 @@ def rectangle(samples_of: dict[str, Sequence[int]]) -> list[str]:
         missing = sorted(set(full) - set(samples))
         if missing:
             shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
-            mistakes.append(f"problem {problem!r} has {len(samples)} of {len(full)} samples; missing: sample {shown}")
+            mistakes.append(
+                f"problem {problem!r} has {len(samples)} of {len(full)} samples; missing: sample {shown}"
+            )
     return mistakes
 
 
 def _checked(correct_PS: np.ndarray) -> np.ndarray:
-    """As bool [P, S] with at least one of each. NaN for a missing sample is refused: it is a gap, not a zero."""
+    """As bool [P, S] with at least one of each. NaN for a missing sample is refused: it is a gap,
+    not a zero.
+    """
     correct_PS = np.asarray(correct_PS)
     if correct_PS.ndim != 2 or 0 in correct_PS.shape:
-        raise ValueError(f"correctness should be [problems, samples], at least one of each, not {correct_PS.shape}")
+        raise ValueError(
+            f"correctness should be [problems, samples], at least one of each, not {correct_PS.shape}"
+        )
     if not np.isin(correct_PS, [0, 1]).all():
         raise ValueError("correctness should be true or false for every sample")
     return correct_PS.astype(bool)

@@ -1,4 +1,6 @@
-"""Which of several paired differences are more than chance: sign flips for one, Holm for all of them."""
+"""Which of several paired differences are more than chance: sign flips for one, Holm for all of
+them.
+"""
 
 from collections.abc import Sequence
 
@@ -10,12 +12,14 @@ _CHUNK = 1000  # flips at a time: 1000 × 1319 problems of float32 are 5 MB
 
 
 def sign_flip_p_values(differences: Sequence[np.ndarray], *, seed: int = 0) -> list[float]:
-    """Two-sided p of each paired difference [P], of the hypothesis that either run could have been the other.
+    """Two-sided p of each paired difference [P], of the hypothesis that either run could have been
+    the other.
 
-    Then each problem's difference is as likely with the other sign. p is the share of random flips of all signs whose
-    sum is as far from 0 as the one observed, which itself counts as one flip. It is exact for any number of problems
-    and any distribution of the differences (one sample each: McNemar's exact test), where a bootstrap of 30 problems
-    is not. One set of signs serves all, so it costs little more for many.
+    Then each problem's difference is as likely with the other sign. p is the share of random flips
+    of all signs whose sum is as far from 0 as the one observed, which itself counts as one flip. It
+    is exact for any number of problems and any distribution of the differences (one sample each:
+    McNemar's exact test), where a bootstrap of 30 problems is not. One set of signs serves all, so
+    it costs little more for many.
     """
     random = np.random.default_rng(seed)
     values = [np.asarray(difference_P, np.float32) for difference_P in differences]
@@ -39,7 +43,8 @@ def sign_flip_p_values(differences: Sequence[np.ndarray], *, seed: int = 0) -> l
 
 
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which hypotheses Holm (1979) rejects: with `level` the chance of even one false rejection among them all.
+    """Which hypotheses Holm (1979) rejects: with `level` the chance of even one false rejection
+    among them all.
 
     It makes no assumption on how they depend on one another. The smallest p has to be at most
     level/n, the next level/(n−1), and so on until the first that is not.

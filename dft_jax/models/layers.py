@@ -1,4 +1,6 @@
-"""The parts of a decoder layer. Kernels keep the checkpoint's order (outputs first), so import is a plain copy."""
+"""The parts of a decoder layer. Kernels keep the checkpoint's order (outputs first), so import is a
+plain copy.
+"""
 
 import functools
 import math
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dft_jax.models.config import DecoderConfig, Rope, Yarn
+from dft_jax.models.spec import DecoderConfig, Rope, Yarn
 
 
 def _param(module: nn.Module, name, init, shape, axes, dtype):
@@ -34,12 +36,20 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = _param(self, "kernel", nn.initializers.normal(self.init_std), self.shape, self.axes, self.param_dtype)
+        kernel = _param(
+            self,
+            "kernel",
+            nn.initializers.normal(self.init_std),
+            self.shape,
+            self.axes,
+            self.param_dtype,
+        )
         product = _cpu_product if self.platform == "cpu" else jnp.einsum
         y = product(self.einsum, x, kernel.astype(x.dtype))
         if self.bias_dims:
             shape, axes = self.shape[: self.bias_dims], self.axes[: self.bias_dims]
-            # A bias lives where its kernel's outputs do; along the width of the model it is not cut.
+            # A bias lives where its kernel's outputs do; along the width of the model it is not
+            # cut.
             axes = tuple("norm" if axis == "embed" else axis for axis in axes)
             bias = _param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
             y = y + jnp.expand_dims(bias.astype(x.dtype), tuple(range(y.ndim - bias.ndim)))
@@ -47,8 +57,10 @@ class Linear(nn.Module):
 
 
 def _cpu_product(einsum, x, kernel):
-    """`jnp.einsum`, with another gradient of the kernel: XLA's CPU compiler transposes the first operand of a product,
-    computing again what that is made of. JAX would always put dy there; here it is the smaller of x and dy."""
+    """`jnp.einsum`, with another gradient of the kernel: XLA's CPU compiler transposes the first
+    operand of a product, computing again what that is made of. JAX would always put dy there; here
+    it is the smaller of x and dy.
+    """
     of_x, of_kernel, of_y = re.split(",|->", einsum)
 
     @jax.custom_gradient
@@ -58,7 +70,8 @@ def _cpu_product(einsum, x, kernel):
             if dy.size <= x.size:
                 return d_x, jnp.einsum(f"{of_y},{of_x}->{of_kernel}", dy, x)
             turned = jnp.einsum(f"{of_x},{of_y}->{of_kernel[::-1]}", x, dy)
-            return d_x, jax.lax.optimization_barrier(turned).T  # without it XLA would turn the product back
+            # without it XLA would turn the product back
+            return d_x, jax.lax.optimization_barrier(turned).T
 
         return jnp.einsum(einsum, x, kernel), gradients
 
@@ -74,10 +87,14 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = _param(self, "scale", nn.initializers.ones, (self.size,), ("norm",), self.param_dtype)
+        scale = _param(
+            self, "scale", nn.initializers.ones, (self.size,), ("norm",), self.param_dtype
+        )
         x32 = x.astype(jnp.promote_types(jnp.float32, x.dtype))
         rms = jnp.sqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return (x32 / rms).astype(x.dtype) * jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - 1)))
+        return (x32 / rms).astype(x.dtype) * jnp.expand_dims(
+            scale.astype(x.dtype), tuple(range(x.ndim - 1))
+        )
 
 
 class MLP(nn.Module):
@@ -93,7 +110,16 @@ class MLP(nn.Module):
 
         def linear(name, einsum, shape, axes):
             bias_dims = int(c.mlp_bias)
-            return Linear(einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, self.platform, name=name)
+            return Linear(
+                einsum,
+                shape,
+                axes,
+                bias_dims,
+                c.init_std,
+                self.param_dtype,
+                self.platform,
+                name=name,
+            )
 
         D, F = c.hidden_size, c.intermediate_size
         gate_BLF = linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
@@ -104,11 +130,13 @@ class MLP(nn.Module):
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Inverse wavelengths [K/2], float32, for the scaling types `default`, `linear`, `llama3` and `yarn`.
+    """Inverse wavelengths [K/2], float32, for the scaling types `default`, `linear`, `llama3` and
+    `yarn`.
 
-    `llama3` divides low frequencies by `factor`, keeps high ones, and blends between (Llama 3.1's model card). `yarn`
-    does so along the dimensions (arXiv 2309.00071, section 3.2, with a ramp that is linear in the dimension).
-    Computed in float32 as the reference does: at position 100,000 a last-bit difference is visible.
+    `llama3` divides low frequencies by `factor`, keeps high ones, and blends between (Llama 3.1's
+    model card). `yarn` does so along the dimensions (arXiv 2309.00071, section 3.2, with a ramp
+    that is linear in the dimension). Computed in float32 as the reference does: at position 100,000
+    a last-bit difference is visible.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
@@ -117,7 +145,9 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     if rope.type == "llama3":
         wavelengths = 2 * math.pi / frequencies
         turns = rope.original_context / wavelengths  # within the original context
-        keep = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+        keep = np.clip(
+            (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1
+        )
         return (keep * frequencies + (1 - keep) * frequencies / rope.factor).astype(np.float32)
     if rope.type == "yarn":
         stretched = frequencies / np.float32(rope.factor)
@@ -127,7 +157,9 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def _yarn_kept(rope: Yarn, head_dim: int) -> np.ndarray:
-    """The share of each frequency [K/2] that yarn keeps, float32: 1 up to dimension `low`, 0 from `high` on."""
+    """The share of each frequency [K/2] that yarn keeps, float32: 1 up to dimension `low`, 0 from
+    `high` on.
+    """
 
     def dimension(turns: float) -> float:
         """Where the original context is so many turns."""
@@ -145,14 +177,20 @@ def _yarn_kept(rope: Yarn, head_dim: int) -> np.ndarray:
 
 
 def apply_rope(
-    x_BLHK: Float[Array, "B L H K"], positions_BL: Int[Array, "B L"], frequencies: np.ndarray, factor: float
+    x_BLHK: Float[Array, "B L H K"],
+    positions_BL: Int[Array, "B L"],
+    frequencies: np.ndarray,
+    factor: float,
 ) -> Float[Array, "B L H K"]:
-    """Rotates the pairs (x[k], x[k + K/2]) by position × frequency[k], times `factor`; angles and products in float32.
+    """Rotates the pairs (x[k], x[k + K/2]) by position × frequency[k], times `factor`; angles and
+    products in float32.
 
     `factor` is 1 but under yarn.
     """
     dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)
-    angles_BLK = positions_BL[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
+    angles_BLK = (
+        positions_BL[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
+    )
     cos = (jnp.cos(angles_BLK) * factor)[:, :, None, :].astype(dtype)
     sin = (jnp.sin(angles_BLK) * factor)[:, :, None, :].astype(dtype)
     first, second = jnp.split(x_BLHK.astype(dtype), 2, axis=-1)

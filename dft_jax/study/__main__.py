@@ -16,25 +16,34 @@ or the next phase would not fit into --minutes; all of it is saved, and the same
 
 from absl import flags
 
-from dft_jax import cli, errors, interrupts, run_directory
+from dft_jax.commands import cli
+from dft_jax.runtime import compilation_cache, errors, folders, interrupts
 from dft_jax.study import records, report, spec as spec_lib
 from dft_jax.study.clock import Clock
 
-_SPEC = flags.DEFINE_string("spec", None, "File with get_spec(argument), and after a colon its argument.")
+_SPEC = flags.DEFINE_string(
+    "spec", None, "File with get_spec(argument), and after a colon its argument."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder of the study.", allow_override=True)
-_MINUTES = flags.DEFINE_float("minutes", 0.0, "Begin no phase that would end later than this; 0: no limit.", 0.0)
+_MINUTES = flags.DEFINE_float(
+    "minutes", 0.0, "Begin no phase that would end later than this; 0: no limit.", 0.0
+)
 _STATUS = flags.DEFINE_bool("status", False, "Print what is done and what is left, and end.")
-_REPORT = flags.DEFINE_bool("report", False, "Write report.md, results.csv and curves.png, and end.")
+_REPORT = flags.DEFINE_bool(
+    "report", False, "Write report.md, results.csv and curves.png, and end."
+)
 
 
 def main() -> None:
     cli.parse(required=["spec", "out"])
-    folder = run_directory.local_folder(_OUT.value, "--out")
+    folder = folders.local_folder(_OUT.value, "--out")
     spec = spec_lib.read(_SPEC.value)
     found = records.Records(folder, spec)
     if _STATUS.value or _REPORT.value:
         if not folder.is_dir():
-            raise errors.UserError(f"--out={folder}: no such folder; correct the path, or run the study first")
+            raise errors.UserError(
+                f"--out={folder}: no such folder; correct the path, or run the study first"
+            )
         if _STATUS.value:
             print(records.status(found))
         if _REPORT.value:
@@ -48,11 +57,11 @@ def main() -> None:
 def _run(spec: spec_lib.Spec, folder) -> None:
     from dft_jax.study import run  # slow to import, and not needed above
 
-    cli.keep_compilations()
+    compilation_cache.keep_compilations()
     with interrupts.Interrupts():
         # Before there is a folder: what is refused leaves nothing.
         lab = run.open_laboratory(spec, records.stream_version(folder))
-        with run_directory.locked(folder, "--out"):
+        with folders.locked(folder, "--out"):
             run.Study(lab, folder, Clock(_MINUTES.value)).run()
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 import dft_jax
-from dft_jax import errors, interrupts
+from dft_jax.runtime import errors, interrupts
 
 _MARGIN = 1.15  # other work on the machine may begin meanwhile
 

@@ -23,10 +23,12 @@ from jaxtyping import Array, Float, Int
 from scipy.interpolate import CubicHermiteSpline
 from tqdm import tqdm
 
-from dft_jax import interrupts, metrics, models, sharding
+from dft_jax import sharding
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
-from dft_jax.models import Model
+from dft_jax.data.templates import Example
+from dft_jax.models.model import Model, head
+from dft_jax.runtime import interrupts
+from dft_jax.training import metrics
 from dft_jax.types import Batch, Params
 
 BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))  # T from 4 down to 1/4
@@ -114,7 +116,7 @@ def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValu
         rows = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
         hidden_BLD = model.apply(params, rows)
         hidden_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[index_P]
-        return token_values(hidden_PD, models.head(params), rows.targets_BL.reshape(-1)[index_P])
+        return token_values(hidden_PD, head(params), rows.targets_BL.reshape(-1)[index_P])
 
     return measure
 
@@ -137,7 +139,9 @@ class PackedText:
     n_tokens: list[int]
 
 
-def pack(examples: list[Example], row_length: int, rows: int, chunk_tokens: int = CHUNK_TOKENS) -> PackedText:
+def pack(
+    examples: list[Example], row_length: int, rows: int, chunk_tokens: int = CHUNK_TOKENS
+) -> PackedText:
     """Packs examples, longest first, into batches of `rows` rows."""
     packed = packing.best_fit([packing.slots(example) for example in examples], row_length)
     packed += [[] for _ in range(-len(packed) % rows)]
@@ -153,7 +157,9 @@ def pack(examples: list[Example], row_length: int, rows: int, chunk_tokens: int 
     for number, (batch, index) in enumerate(zip(batches, where, strict=True)):
         numbers = packed[number * rows : (number + 1) * rows]
         segment_of = batch.segments_BL.reshape(-1)[index]
-        example_of = [numbers[i // row_length][s - 1] for i, s in zip(index, segment_of, strict=True)]
+        example_of = [
+            numbers[i // row_length][s - 1] for i, s in zip(index, segment_of, strict=True)
+        ]
         text.index_P.append(np.pad(index, (0, padded - len(index))).astype(np.int32))
         text.example_P.append(np.array(example_of, np.int32))
         # A token's place as a target: one after the position that predicts it.
@@ -267,7 +273,9 @@ def measure_text(
     return summarise(whole, np.concatenate(examples), np.concatenate(places), answers)
 
 
-def summarise(values: TokenValues, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None) -> Measures:
+def summarise(
+    values: TokenValues, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None
+) -> Measures:
     """Sums in float64, whatever the values were made in."""
     p_T = np.exp(values.logp_P)
     n_examples = int(example_T.max()) + 1

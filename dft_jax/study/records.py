@@ -15,8 +15,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dft_jax import errors, writer
 from dft_jax.data import order
+from dft_jax.runtime import environment, errors, files
 from dft_jax.study import spec as spec_lib
 from dft_jax.study.spec import Arm, Phase, Spec
 
@@ -58,7 +58,9 @@ class Records:
             done = Done(**json.loads(file.read_text(encoding="utf-8")))
         wanted = spec_lib.digest(spec_lib.inputs_of(self.spec, phase.arm), phase.kind)
         if done.inputs_sha256 != wanted:
-            raise errors.UserError([f"{file} has other inputs than the spec; {_REMEDY}", *self._changes(phase.arm)])
+            raise errors.UserError(
+                [f"{file} has other inputs than the spec; {_REMEDY}", *self._changes(phase.arm)]
+            )
         return done
 
     def _changes(self, arm: Arm | None) -> list[str]:
@@ -85,7 +87,7 @@ class Records:
             inputs = held | inputs
         with errors.told(f"{file}: cannot be written", "make room, or give another --out"):
             file.parent.mkdir(parents=True, exist_ok=True)
-            writer.write_json(file, inputs)
+            files.write_json(file, inputs)
 
     def write(
         self,
@@ -106,9 +108,11 @@ class Records:
             results=results,
         )
         file = self.folder / phase.file
-        with errors.told(f"{file}: cannot be written", "make room, then run the same command again"):
+        with errors.told(
+            f"{file}: cannot be written", "make room, then run the same command again"
+        ):
             file.parent.mkdir(parents=True, exist_ok=True)
-            writer.write_text(file, json.dumps(dataclasses.asdict(done)) + "\n")
+            files.write_text(file, json.dumps(dataclasses.asdict(done)) + "\n")
 
     def is_done(self, phase: Phase) -> bool:
         return self.read(phase) is not None
@@ -121,7 +125,9 @@ def stream_version(folder: Path) -> int:
     """The version of data/order.py that the study in `folder` was begun with; a new one's where
     there is none."""
     held = sorted((folder / DONE).glob(f"*/{INPUTS}"))
-    return _read_json(held[0]).get(f"contents.{order.FINGERPRINT_KEY}", 1) if held else order.VERSION
+    return (
+        _read_json(held[0]).get(f"contents.{order.FINGERPRINT_KEY}", 1) if held else order.VERSION
+    )
 
 
 def _changes(held: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
@@ -147,10 +153,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def made_by() -> dict[str, Any]:
     """What a reader of a done-file needs to know of the machine and the code."""
-    environment = writer.environment()
+    described = environment.describe()
     names = ("git", "python", "devices")
-    found = {name: environment[name] for name in names}
-    return found | {"jax": environment["versions"]["jax"]}
+    found = {name: described[name] for name in names}
+    return found | {"jax": described["versions"]["jax"]}
 
 
 def status(records: Records) -> str:

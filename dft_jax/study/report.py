@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dft_jax import writer
 from dft_jax.analysis import figures
 from dft_jax.analysis.compare import COLOURS, write_csv
 from dft_jax.evals import scores
+from dft_jax.runtime import files
 from dft_jax.study import measures as measures_lib, spec as spec_lib
 from dft_jax.study.measures import Measures
 from dft_jax.study.records import Records
@@ -126,7 +126,9 @@ def _shown(values: list[float], column: str, sign: bool = False) -> str:
 Key = tuple[str, float]  # objective and rate
 
 
-def by_setting(rows: list[Row], text: str, step: int) -> dict[Key, dict[int, dict[str, float | None]]]:
+def by_setting(
+    rows: list[Row], text: str, step: int
+) -> dict[Key, dict[int, dict[str, float | None]]]:
     """The values of each seed, for each objective and rate."""
     found: dict[Key, dict[int, dict[str, float | None]]] = collections.defaultdict(dict)
     for row in rows:
@@ -152,7 +154,9 @@ def values_table(spec: Spec, rows: list[Row], text: str, step: int) -> str:
     return _markdown(lines)
 
 
-def differences_table(spec: Spec, rows: list[Row], text: str, step: int, reference: str = "sft") -> str:
+def differences_table(
+    spec: Spec, rows: list[Row], text: str, step: int, reference: str = "sft"
+) -> str:
     """Each objective minus `reference` at the same rate, paired by seed; empty where there is no
     pair."""
     of_setting, lines = by_setting(rows, text, step), []
@@ -245,19 +249,21 @@ def write(records: Records, folder: Path) -> str:
     """Writes the report's files into `folder`; returns its text."""
     rows = rows_of(records)
     text = text_of(records, rows)
-    writer.write_text(folder / REPORT_NAME, text)
+    files.write_text(folder / REPORT_NAME, text)
     table = []
     for row in rows:
         arm = {"objective": spec_lib.BASE, "learning_rate": "", "seed": ""}
         if row.arm:
             arm = dataclasses.asdict(row.arm)
-        rounded = {name: None if value is None else round(value, 6) for name, value in row.values.items()}
+        rounded = {
+            name: None if value is None else round(value, 6) for name, value in row.values.items()
+        }
         table.append(arm | {"text": row.text, "step": row.step} | rounded)
     if rows:
         write_csv(table, folder / RESULTS_NAME)
         content = io.BytesIO()
         draw(records, rows, content)
-        writer.write_atomically(folder / PICTURE_NAME, content.getvalue())
+        files.write_atomically(folder / PICTURE_NAME, content.getvalue())
     return f"{text}\n{folder}: {REPORT_NAME}, {RESULTS_NAME}, {PICTURE_NAME}"
 
 
@@ -268,7 +274,9 @@ def draw(records: Records, rows: list[Row], file) -> None:
     panels = _panels(spec, rows)
     down, across = len(panels), max(map(len, panels), default=1)
     size = (3.2 * across, 2.6 * max(down, 1))
-    made, axes = plt.subplots(max(down, 1), across, figsize=size, layout="constrained", squeeze=False)
+    made, axes = plt.subplots(
+        max(down, 1), across, figsize=size, layout="constrained", squeeze=False
+    )
     for axis in axes.flat:
         axis.set_visible(False)
     for line, of_line in zip(axes, panels, strict=False):
@@ -294,7 +302,9 @@ def _panels(spec: Spec, rows: list[Row]) -> list[list[tuple[str, str]]]:
         for column in COLUMNS:
             # Training is clipped whatever is measured.
             is_asked = column != "clipped" or text == spec.texts[0]
-            if is_asked and any(row.values[column] is not None for row in rows if row.text == text.name):
+            if is_asked and any(
+                row.values[column] is not None for row in rows if row.text == text.name
+            ):
                 own.append((text.name, column))
         lines += [own[i : i + _ACROSS] for i in range(0, len(own), _ACROSS)]
     return lines
@@ -323,7 +333,9 @@ def _title(records: Records) -> str:
     return f"{records.spec.name}: INCOMPLETE, {done} of {len(arms)} arms"
 
 
-def _curves(axis, rows: list[Row], what: tuple[str, str], key: Key, colour: str, style: str) -> None:
+def _curves(
+    axis, rows: list[Row], what: tuple[str, str], key: Key, colour: str, style: str
+) -> None:
     """The lines of one objective and rate; the base is the point at step 0 of every one."""
     text, column = what
     start = [row.values[column] for row in rows if row.arm is None and row.text == text]
@@ -338,8 +350,14 @@ def _curves(axis, rows: list[Row], what: tuple[str, str], key: Key, colour: str,
         if start and start[0] is not None:
             of_seed[0] = start[0]
         steps = sorted(of_seed)
-        axis.plot(steps, [of_seed[step] for step in steps], color=colour, ls=style, lw=0.7, alpha=0.5)
+        axis.plot(
+            steps, [of_seed[step] for step in steps], color=colour, ls=style, lw=0.7, alpha=0.5
+        )
     common = sorted(set.intersection(*[set(of_seed) for of_seed in points.values()]))
     means = [np.mean([of_seed[step] for of_seed in points.values()]) for step in common]
-    label = f"{key[0]}, {key[1]:g} ({len(points)} seeds)" if len(points) != 1 else f"{key[0]}, {key[1]:g} (1 seed)"
+    label = (
+        f"{key[0]}, {key[1]:g} ({len(points)} seeds)"
+        if len(points) != 1
+        else f"{key[0]}, {key[1]:g} (1 seed)"
+    )
     axis.plot(common, means, color=colour, ls=style, lw=1.8, marker="o", ms=3, label=label)

@@ -19,24 +19,25 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from dft_jax import (
-    config as config_lib,
-    errors,
-    export,
-    models,
-    objectives,
-    optimizer as optimizer_lib,
-    sharding,
-    train,
-)
-from dft_jax.checkpoint import Checkpoints
-from dft_jax.data import account, loader, order
-from dft_jax.data.chat import Template
+from dft_jax import config as config_lib, sharding
+from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.data import account, batches, order
+from dft_jax.data.templates import Template
 from dft_jax.evals import runner
-from dft_jax.models import Model, hf
+from dft_jax.losses import objectives
+from dft_jax.models.hf.export import export
+from dft_jax.models.hf.locate import tokenizer_files
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import Model, with_attention
+from dft_jax.runtime import errors, files
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
+from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.job import load_data, load_model
+from dft_jax.training.loop import matmul_precision
+from dft_jax.training.state import abstract_state, init_params
+from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Hyperparameters, Params, TrainState
 
 
@@ -59,8 +60,8 @@ class Laboratory:
     source: Path
     model: Model
     base: Params
-    examples: loader.Examples
-    packer: loader.Packer
+    examples: batches.Examples
+    packer: batches.Packer
     texts: dict[str, HeldOut]
     plan: runner.Plan | None
     contents: dict[str, Any]
@@ -73,11 +74,11 @@ class Laboratory:
 
     def hyperparameters(self, arm: Arm) -> Hyperparameters:
         config = spec_lib.config_of(self.spec, arm)
-        return train.make_hyperparameters(config, self.spec.steps, self.model.mesh)
+        return make_hyperparameters(config, self.spec.steps, self.model.mesh)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        return train.abstract_state(self.model, self.optimizer)
+        return abstract_state(self.model, self.optimizer)
 
     @functools.cached_property
     def measure(self) -> Callable:
@@ -86,7 +87,9 @@ class Laboratory:
     def initial_state(self) -> TrainState:
         """The model as it is, copied: a step writes over its state."""
         layouts = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        params = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=layouts.params)(self.base)
+        params = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=layouts.params)(
+            self.base
+        )
         opt_state = jax.jit(self.optimizer.init, out_shardings=layouts.opt_state)(params)
         return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)
 
@@ -106,9 +109,9 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     """
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    source, model, tokenizer = train.load_model(config)
+    source, model, tokenizer = load_model(config)
     refuse_undated(spec, tokenizer)
-    examples, _ = train.load_data(config, tokenizer, model)
+    examples, _ = load_data(config, tokenizer, model)
     report = examples.report
     errors.raise_if_any(account.refusals("data.train", report, config.data.max_lost_fraction))
     account.tell("data.train", report)
@@ -116,37 +119,41 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     plan = None
     if spec.evaluation:
         date, trained = config.data.date, config.data.template
-        plan = runner.plan(spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained)
+        plan = runner.plan(
+            spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained
+        )
     contents = {
         "contents.weights_sha256": weights_digest(config, source),
-        "contents.tokenizer_sha256": hf.digest(hf.tokenizer_files(source)),
+        "contents.tokenizer_sha256": files.digest(tokenizer_files(source)),
         "contents.train_sha256": examples.report["sha256"],
     }
     contents |= {f"contents.{key}": value for key, value in order.as_fingerprint(version).items()}
     contents |= {f"contents.{name}_sha256": text.sha256 for name, text in texts.items()}
     if plan:
         contents["contents.problems_sha256"] = plan.digest()
-    model = models.with_attention(model, config.model.attention)
-    base = train.init_params(config, source, model)
+    model = with_attention(model, config.model.attention)
+    base = init_params(config, source, model)
     # Steps of all seeds are padded to the same row counts, so that they share a program.
     ahead = []
     for seed in sorted({arm.seed for arm in spec.arms}):
         batch = config.train.global_batch
         numbers = order.batches(len(examples), global_batch=batch, seed=seed, version=version)
         ahead += [numbers[n] for n in range(spec.steps)]
-    packer = loader.Packer(
+    packer = batches.Packer(
         examples,
         model.mesh,
         ahead,
         accumulation=config.train.accumulation,
-        row_length=loader.row_length(config.data),
+        row_length=batches.row_length(config.data),
         by_examples=config.train.loss_normalization == "official",
     )
     return Laboratory(spec, source, model, base, examples, packer, texts, plan, contents, version)
 
 
 def refuse_undated(spec: Spec, tokenizer) -> None:
-    """UserError where a template writes the date and the spec has none: a study goes over several days."""
+    """UserError where a template writes the date and the spec has none: a study goes over several
+    days.
+    """
     names = [spec.config.data.template, *([spec.evaluation.prompt] if spec.evaluation else [])]
     for name in names:
         if Template(name, tokenizer).is_dated and not spec.config.data.date:
@@ -160,7 +167,7 @@ def weights_digest(config, source: Path) -> str:
     """Of the checkpoint's weights; of random ones the seed says all."""
     if config.model.init == "random":
         return f"random, seed {config.train.seed}"
-    return hf.digest(hf.Checkpoint(source).files)
+    return files.digest(Checkpoint(source).files)
 
 
 def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldOut:
@@ -171,21 +178,29 @@ def read_text(text: spec_lib.Text, spec: Spec, tokenizer, model: Model) -> HeldO
     """
     config = spec.config.data.copy_and_resolve_references().unlock()
     config.rows = text.rows
-    read = loader.load_examples(text.path, config, tokenizer, model.config.vocab_size, split="test")
+    read = batches.load_examples(
+        text.path, config, tokenizer, model.config.vocab_size, split="test"
+    )
     longest = text.max_length or config.max_length
     whole = [e for e in read.examples if not e.cut_tokens and len(e.ids) <= longest]
     whole = whole[: text.max_examples or None]
     if len(whole) < text.max_examples or not whole:
-        what = f"texts: {text.name}: {len(whole)} examples of at most {longest} tokens in {text.path}"
+        what = (
+            f"texts: {text.name}: {len(whole)} examples of at most {longest} tokens in {text.path}"
+        )
         raise errors.UserError(f"{what}; ask for fewer, or for longer ones")
     answers = None
     if text.answer_mark:
-        answers = [measures.answer_places(example, tokenizer, text.answer_mark) for example in whole]
+        answers = [
+            measures.answer_places(example, tokenizer, text.answer_mark) for example in whole
+        ]
         if not any(answers):
-            raise errors.UserError(f"texts: {text.name}: no example has {text.answer_mark!r}; correct answer_mark")
+            raise errors.UserError(
+                f"texts: {text.name}: no example has {text.answer_mark!r}; correct answer_mark"
+            )
     shards = sharding.batch_shards(model.mesh)
     rows = -(-spec.rows_at_once // shards) * shards
-    packed = measures.pack(whole, loader.row_length(config), rows)
+    packed = measures.pack(whole, batches.row_length(config), rows)
     return HeldOut(packed, answers, len(whole), account.digest(whole))
 
 
@@ -204,7 +219,7 @@ class Study:
         Raises:
           Stopped: a signal, or the time is over; what is done so far is saved.
         """
-        with train.matmul_precision(self.lab.spec.config.model.compute_dtype):
+        with matmul_precision(self.lab.spec.config.model.compute_dtype):
             self._run_base()
             for arm in self.lab.spec.arms:
                 if not self.records.is_complete(arm):
@@ -214,7 +229,11 @@ class Study:
         self.records.open_arm(None, self.lab.contents)
         for phase in spec_lib.phases_of(self.lab.spec, None):
             if not self.records.is_done(phase):
-                work = {"heldout": 1} if phase.kind == "heldout" else {"evaluate": len(self.lab.plan.requests)}
+                work = (
+                    {"heldout": 1}
+                    if phase.kind == "heldout"
+                    else {"evaluate": len(self.lab.plan.requests)}
+                )
                 self.clock.require(str(phase), work)
                 do = self._heldout if phase.kind == "heldout" else self._evaluate
                 do(phase, self.lab.base)
@@ -247,7 +266,7 @@ class Study:
         out, settings = self.folder / "exports" / arm.name, self.lab.spec.config.export
         out.parent.mkdir(parents=True, exist_ok=True)
         options = dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb)
-        export.export(params, self.lab.model, self.lab.source, out, **options)
+        export(params, self.lab.model, self.lab.source, out, **options)
 
     def _heldout(self, phase: Phase, params: Params) -> None:
         begin, results = time.monotonic(), {}
@@ -288,11 +307,11 @@ class Study:
         lab, found = self.lab, objectives.make_objective(objective)
         reference = lab.base if objectives.REFERENCE in found.needs else None
         given = lab.hyperparameters(lab.spec.arms[0])  # any: it is an argument
-        step = train.make_train_step(
-            lab.model, found, lab.optimizer, given, lab.spec.config, reference
-        )
+        step = make_train_step(lab.model, found, lab.optimizer, given, lab.spec.config, reference)
         compiled = {}
-        for count in tqdm(lab.packer.row_counts, desc=f"compile {objective}", unit="shape", leave=False):
+        for count in tqdm(
+            lab.packer.row_counts, desc=f"compile {objective}", unit="shape", leave=False
+        ):
             self.clock.check()
             n_rows = count // lab.packer.accumulation
             shape = (lab.packer.accumulation, n_rows, lab.packer.row_length)
@@ -335,7 +354,9 @@ class Training:
     def _is_usable(self, step: int) -> bool:
         """Whether nothing before `step` is missing: a done-file may have been removed, to have it
         made again."""
-        before = [phase for phase in spec_lib.phases_of(self.lab.spec, self.arm) if phase.step <= step]
+        before = [
+            phase for phase in spec_lib.phases_of(self.lab.spec, self.arm) if phase.step <= step
+        ]
         needed = [p for p in before if p.kind == "train" or (p.kind == "heldout" and p.step < step)]
         return all(self.study.records.is_done(phase) for phase in needed)
 
@@ -354,7 +375,9 @@ class Training:
             seconds = time.monotonic() - begin
             self.clock.learn("train", seconds, last - first)
             if not records.is_done(train_phase):
-                records.write(train_phase, seconds, last - first, self.study.made_by, {"steps": self.rows})
+                records.write(
+                    train_phase, seconds, last - first, self.study.made_by, {"steps": self.rows}
+                )
         self.rows = []
         if not is_measured:
             self.study._heldout(heldout, self.state.params)

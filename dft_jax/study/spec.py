@@ -12,9 +12,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax import cli, config as config_lib, errors, objectives
+from dft_jax import config as config_lib
+from dft_jax.commands import cli
 from dft_jax.data import formats
 from dft_jax.evals.runner import Settings
+from dft_jax.losses import objectives
+from dft_jax.runtime import errors
 
 BASE = "base"
 KEEP = ("parameters", "nothing")
@@ -156,7 +159,9 @@ def inputs_of(spec: Spec, arm: Arm | None) -> dict[str, Any]:
         found |= {f"texts.{text.name}.{key}": value for key, value in values.items()}
     if spec.evaluation:
         values = dataclasses.asdict(spec.evaluation)
-        found |= {f"evaluation.{key}": value for key, value in values.items() if key not in _CARRIED_OUT}
+        found |= {
+            f"evaluation.{key}": value for key, value in values.items() if key not in _CARRIED_OUT
+        }
     found["keep"] = spec.keep
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
 
@@ -197,7 +202,9 @@ def read(given: str) -> Spec:
     spec = cli.call_file(given, "--spec", "get_spec", "spec", example, remedy)
     file = given.partition(":")[0]
     if not isinstance(spec, Spec):
-        raise errors.UserError(f"{file}: get_spec() should return a Spec, not {type(spec).__name__}")
+        raise errors.UserError(
+            f"{file}: get_spec() should return a Spec, not {type(spec).__name__}"
+        )
     errors.raise_if_any([f"{file}: {problem}" for problem in problems(spec)])
     return spec
 
@@ -209,7 +216,11 @@ def problems(spec: Spec) -> list[str]:
     if not spec.arms:
         found.append("arms: there is none; give at least one")
     names = [arm.name for arm in spec.arms]
-    found += [f"arms: {name} is there twice; remove one" for name in sorted(set(names)) if names.count(name) > 1]
+    found += [
+        f"arms: {name} is there twice; remove one"
+        for name in sorted(set(names))
+        if names.count(name) > 1
+    ]
     for objective in sorted({arm.objective for arm in spec.arms}):
         try:
             objectives.make_objective(objective)
@@ -217,11 +228,17 @@ def problems(spec: Spec) -> list[str]:
             found.append(f"arms: {error}")
     for arm in spec.arms:
         if not arm.learning_rate > 0 or not 0 <= arm.seed < 2**32:
-            found.append(f"arms: {arm.name}: the rate should be above 0, the seed at least 0 and below {2**32}")
+            found.append(
+                f"arms: {arm.name}: the rate should be above 0, the seed at least 0 and below {2**32}"
+            )
     if spec.steps < 1:
-        found.append(f"config.train.steps={spec.steps} should be at least 1: a study counts steps, not epochs")
+        found.append(
+            f"config.train.steps={spec.steps} should be at least 1: a study counts steps, not epochs"
+        )
     elif not steps or steps != sorted(set(steps)) or steps[0] < 1 or steps[-1] != spec.steps:
-        found.append(f"measured_at={steps} should rise from at least 1 to config.train.steps={spec.steps}")
+        found.append(
+            f"measured_at={steps} should rise from at least 1 to config.train.steps={spec.steps}"
+        )
     if not spec.texts:
         found.append("texts: there is none; give at least one")
     for text in spec.texts:
@@ -242,5 +259,7 @@ def _text_problems(text: Text, spec: Spec) -> list[str]:
         found.append(f"texts: {text.name}: rows={text.rows!r} is unknown{hint}")
     if not 0 <= text.max_length <= spec.config.data.max_length:
         limit = spec.config.data.max_length
-        found.append(f"texts: {text.name}: max_length={text.max_length} should be 0 to data.max_length={limit}")
+        found.append(
+            f"texts: {text.name}: max_length={text.max_length} should be 0 to data.max_length={limit}"
+        )
     return found

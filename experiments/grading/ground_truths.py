@@ -1,16 +1,19 @@
-"""The strict grader on the ground truths of the seven benchmarks: each against itself, and against wrong answers.
+"""The strict grader on the ground truths of the seven benchmarks: each against itself, and against
+wrong answers.
 
     python experiments/grading/ground_truths.py --benchmark_data=FOLDER
 
-`scientific` takes the references such as 3.89e-10, and writes them as models do, 3.89 \\times 10^{-10};
-`one percent off` is that times 1.01. Every verdict that is not the expected one is printed.
+`scientific` takes the references such as 3.89e-10, and writes them as models do, 3.89 \\times
+10^{-10}; `one percent off` is that times 1.01. Every verdict that is not the expected one is
+printed.
 """
 
 import argparse
 import collections
 import re
 
-from dft_jax.evals import benchmarks, grading
+from dft_jax.evals.graders import pool
+from dft_jax.evals.tasks import benchmarks
 
 
 def answers(reference: str) -> dict[str, tuple[str, str]]:
@@ -24,7 +27,10 @@ def answers(reference: str) -> dict[str, tuple[str, str]]:
     if re.fullmatch(r"-?\d+(\.\d+)?e-?\d+", reference):
         mantissa, exponent = reference.split("e")
         found["scientific"] = (f"{mantissa} \\times 10^{{{exponent}}}", "correct")
-        found["one percent off"] = (f"{float(mantissa) * 1.01:.10g} \\times 10^{{{exponent}}}", "wrong")
+        found["one percent off"] = (
+            f"{float(mantissa) * 1.01:.10g} \\times 10^{{{exponent}}}",
+            "wrong",
+        )
     return found
 
 
@@ -32,7 +38,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--benchmark_data", required=True)
     folder = arguments.parse_args().benchmark_data
-    with grading.Grader(workers=1) as grader:
+    with pool.Grader(workers=1) as grader:
         for name in benchmarks.BENCHMARKS:
             cases = [
                 (problem, kind, answer, expected)
@@ -46,7 +52,9 @@ def main() -> None:
             ):
                 counts[kind][graded.verdict] += 1
                 if graded.verdict != expected:
-                    print(f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is {graded.verdict}")
+                    print(
+                        f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is {graded.verdict}"
+                    )
             for kind, verdicts in counts.items():
                 print(f"{name:14}{kind:16}{dict(verdicts)}", flush=True)
 

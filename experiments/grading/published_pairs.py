@@ -1,13 +1,17 @@
-"""math-verify's verdict on its own published test pairs, called directly and through our worker pool.
+"""math-verify's verdict on its own published test pairs, called directly and through our worker
+pool.
 
-    python experiments/grading/published_pairs.py --tests=MATH_VERIFY_CLONE/tests --out=experiments/grading/results.csv
+    python experiments/grading/published_pairs.py --tests=MATH_VERIFY_CLONE/tests
+    --out=experiments/grading/results.csv
 
-The pairs are read from the parametrized tests with `ast`, and not kept here. Each is judged four times:
+The pairs are read from the parametrized tests with `ast`, and not kept here. Each is judged four
+times:
 
 direct  as its test does it
 latex   the same call with the LaTeX reader only, which is the one that our workers use
 pool    math-verify's extraction gives the text of the answer on each side (the whole text where it gives none, or one
-        cut inside a brace), and that text goes, in a box, through our extraction and worker, strict rules
+        cut inside a brace), and that text goes, in a box, through our extraction and worker, strict
+        rules
 whole   the prediction goes into our pool as it stands, where it marks an answer by a box or "final answer is"; the
         reference is that of `pool`
 """
@@ -21,7 +25,7 @@ from importlib import metadata
 
 import math_verify
 
-from dft_jax.evals import extraction, grading
+from dft_jax.evals.graders import extraction, pool as grading
 
 COLUMNS = ("id", "options", "expected", "direct", "latex", "pool", "whole")
 WORDS = {1: "correct", 0: "wrong"}
@@ -65,7 +69,9 @@ def read_pairs(folder: pathlib.Path) -> tuple[list[Pair], list[str]]:
 
 
 def _options(test: ast.FunctionDef) -> dict:
-    """The literal keywords of the call of compare_strings; none where a test calls parse and verify itself."""
+    """The literal keywords of the call of compare_strings; none where a test calls parse and verify
+    itself.
+    """
     calls = [node for node in ast.walk(test) if isinstance(node, ast.Call)]
     [call] = [call for call in calls if ast.unparse(call.func) == "compare_strings"] or [None]
     if call is None:
@@ -94,13 +100,18 @@ def verified(pair: Pair, only_latex: bool = False) -> bool:
     kinds = configs(options.pop("match_types", ["latex", "expr"]))
     if only_latex:
         kinds = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
-    gold, prediction = math_verify.parse(pair.gold, kinds), math_verify.parse(pair.prediction, kinds)
+    gold, prediction = (
+        math_verify.parse(pair.gold, kinds),
+        math_verify.parse(pair.prediction, kinds),
+    )
     options["float_rounding"] = options.pop("precision", 6)
     return math_verify.verify(gold, prediction, **options)
 
 
 def answer_text(pair: Pair, text: str) -> str:
-    """The text that math-verify takes for the answer; the whole where it finds none, or cuts it inside a brace."""
+    """The text that math-verify takes for the answer; the whole where it finds none, or cuts it
+    inside a brace.
+    """
     found = math_verify.parse(text, configs(pair.options.get("match_types", ["latex", "expr"])))
     answer = found[-1] if found and isinstance(found[-1], str) else text
     return answer if answer.count("{") == answer.count("}") else text
@@ -115,19 +126,26 @@ def main() -> None:
     texts = [(answer_text(pair, pair.prediction), answer_text(pair, pair.gold)) for pair in pairs]
     marked = [extraction.extract(pair.prediction) is not None for pair in pairs]
     with grading.Grader(workers=1) as grader:
-        pool = grader.grade([(f"\\boxed{{{answer}}}", reference) for answer, reference in texts], progress=False)
+        pool = grader.grade(
+            [(f"\\boxed{{{answer}}}", reference) for answer, reference in texts], progress=False
+        )
         whole = grader.grade(
-            [(pair.prediction, text[1]) for pair, text in zip(pairs, texts, strict=True)], progress=False
+            [(pair.prediction, text[1]) for pair, text in zip(pairs, texts, strict=True)],
+            progress=False,
         )
     rows = []
     for pair, one, other, is_marked in zip(pairs, pool, whole, marked, strict=True):
         verdicts = [int(verified(pair)), int(verified(pair, only_latex=True)), one.verdict]
         verdicts.append(other.verdict if is_marked else "")
-        settings = " ".join(f"{key}={value}" for key, value in pair.options.items() if key != "match_types")
+        settings = " ".join(
+            f"{key}={value}" for key, value in pair.options.items() if key != "match_types"
+        )
         rows.append([pair.id, settings, int(pair.expected), *verdicts])
     with options.out.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
-    print({name: metadata.version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy")})
+    print(
+        {name: metadata.version(name) for name in ("math-verify", "latex2sympy2_extended", "sympy")}
+    )
     print(f"{len(rows)} pairs; not literal, left out: {', '.join(skipped)}")
     groups = {
         "all": rows,
@@ -137,7 +155,8 @@ def main() -> None:
     }
     for name, group in groups.items():
         counts = {
-            COLUMNS[i]: sum(row[i] in (row[2], WORDS[row[2]]) for row in group if row[i] != "") for i in range(3, 7)
+            COLUMNS[i]: sum(row[i] in (row[2], WORDS[row[2]]) for row in group if row[i] != "")
+            for i in range(3, 7)
         }
         print(f"{name}: {len(group)}; as expected: {counts}")
 

@@ -1,10 +1,12 @@
 """Peak host memory while a large checkpoint is imported, above the arrays themselves.
 
-    python experiments/import_memory/measure.py --folder=EMPTY_FOLDER [--devices=8] [--param-dtype=float32]
+    python experiments/import_memory/measure.py --folder=EMPTY_FOLDER [--devices=8]
+    [--param-dtype=float32]
 
-Writes a random bf16 Qwen2-shaped checkpoint of 2 GB (4 GB of float32 arrays) to the folder, in shards, then
-imports it in a process of its own over simulated devices. On a CPU the arrays lie in host memory too, so what the
-import itself needs is the peak minus the arrays minus what the process held before.
+Writes a random bf16 Qwen2-shaped checkpoint of 2 GB (4 GB of float32 arrays) to the folder, in
+shards, then imports it in a process of its own over simulated devices. On a CPU the arrays lie in
+host memory too, so what the import itself needs is the peak minus the arrays minus what the process
+held before.
 """
 
 import argparse
@@ -15,6 +17,10 @@ import pathlib
 import resource
 import subprocess
 import sys
+
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.hf.tensors import tensor_table
 
 CONFIG = {
     "model_type": "qwen2",
@@ -40,10 +46,10 @@ def rss_gb() -> float:
 
 
 def build(folder: pathlib.Path, param_dtype: str):
-    from dft_jax import models, sharding
-    from dft_jax.models import hf
+    from dft_jax import sharding
+    from dft_jax.models import model as models
 
-    return models.build(hf.read_config(folder), sharding.make_mesh(1, -1, 1), param_dtype=param_dtype)
+    return models.build(read_config(folder), sharding.make_mesh(1, -1, 1), param_dtype=param_dtype)
 
 
 def write(folder: pathlib.Path) -> None:
@@ -51,12 +57,10 @@ def write(folder: pathlib.Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from dft_jax.models import hf
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rng, weight_map = np.random.default_rng(0), {}
-    for _, layer, name, shape in hf.tensor_table(build(folder, "bfloat16")):
+    for _, layer, name, shape in tensor_table(build(folder, "bfloat16")):
         file = f"model-{0 if layer is None else layer + 1:05d}.safetensors"
         weight_map.setdefault(file, {})[name] = rng.normal(size=shape).astype(ml_dtypes.bfloat16)
     for file, tensors in weight_map.items():
@@ -68,23 +72,29 @@ def write(folder: pathlib.Path) -> None:
 def measure(folder: pathlib.Path, param_dtype: str) -> None:
     import jax
 
-    from dft_jax.models import hf
+    from dft_jax.models.hf.load import check_tensors, load_params
 
     model = build(folder, param_dtype)
-    checkpoint = hf.Checkpoint(folder)
-    hf.check_tensors(checkpoint, model)
+    checkpoint = Checkpoint(folder)
+    check_tensors(checkpoint, model)
     before = rss_gb()
-    params = jax.block_until_ready(hf.load_params(checkpoint, model))
+    params = jax.block_until_ready(load_params(checkpoint, model))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
     item_bytes = 4 if param_dtype == "float32" else 2
-    largest = max(math.prod(shape) for *_, shape in hf.tensor_table(model)) * item_bytes / 1e9
-    print(f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB")
-    print(f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above the arrays")
+    largest = max(math.prod(shape) for *_, shape in tensor_table(model)) * item_bytes / 1e9
+    print(
+        f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB"
+    )
+    print(
+        f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above the arrays"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", required=True, type=pathlib.Path)
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--param-dtype", default="float32", choices=["float32", "bfloat16"])
@@ -98,7 +108,11 @@ def main() -> None:
         flags = f"--xla_force_host_platform_device_count={arguments.devices}"
         for step in ("write", "measure"):
             environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], f"--step={step}"], env=environment, check=True)
+            subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], f"--step={step}"],
+                env=environment,
+                check=True,
+            )
 
 
 if __name__ == "__main__":

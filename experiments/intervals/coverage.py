@@ -1,8 +1,10 @@
-"""How often 95 % intervals hold the truth: those of evaluations, of paired differences, and of the laboratory's seeds.
+"""How often 95 % intervals hold the truth: those of evaluations, of paired differences, and of the
+laboratory's seeds.
 
 python -m experiments.intervals.coverage
 
-"before" is the percentile bootstrap that stood in their place; both are applied to the same simulated sets.
+"before" is the percentile bootstrap that stood in their place; both are applied to the same
+simulated sets.
 """
 
 import argparse
@@ -32,7 +34,9 @@ Interval = tuple[float, float]
 
 
 def bootstrap(value_NP: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Percentiles 2.5 and 97.5 of means over problems drawn with replacement, [N, 2]; one drawing serves all sets."""
+    """Percentiles 2.5 and 97.5 of means over problems drawn with replacement, [N, 2]; one drawing
+    serves all sets.
+    """
     n_problems = value_NP.shape[1]
     drawn = random.integers(n_problems, size=(RESAMPLES, n_problems))
     counts_RP = np.array([np.bincount(each, minlength=n_problems) for each in drawn])
@@ -51,8 +55,12 @@ def bootstrap_of_both(value_NSP: np.ndarray, random: np.random.Generator) -> np.
     return np.quantile(means_NR, [0.025, 0.975], axis=1).T
 
 
-def row(kind: str, case: dict, truth: float, before_N2: np.ndarray, after: list[Interval | None]) -> dict:
-    """Coverage and mean width, in percent. An interval that is not given (None) makes no claim, and is counted."""
+def row(
+    kind: str, case: dict, truth: float, before_N2: np.ndarray, after: list[Interval | None]
+) -> dict:
+    """Coverage and mean width, in percent. An interval that is not given (None) makes no claim, and
+    is counted.
+    """
     given = np.array([interval for interval in after if interval is not None])
     made = {"kind": kind, **case, "truth": round(100 * truth, 2)}
     for name, ends in (("before", before_N2), ("after", given)):
@@ -64,7 +72,9 @@ def row(kind: str, case: dict, truth: float, before_N2: np.ndarray, after: list[
 
 
 def of_evaluations(n_sets: int, random: np.random.Generator) -> list[dict]:
-    """avg@k, of problems whose chances are beta(mean, 1 − mean): most are nearly never or nearly always solved."""
+    """avg@k, of problems whose chances are beta(mean, 1 − mean): most are nearly never or nearly
+    always solved.
+    """
     rows = []
     for samples in SAMPLES:
         for problems in PROBLEMS:
@@ -78,7 +88,9 @@ def of_evaluations(n_sets: int, random: np.random.Generator) -> list[dict]:
 
 
 def of_differences(n_sets: int, random: np.random.Generator) -> list[dict]:
-    """Two models on the same problems, one better by half a logit on average, with a spread of half a logit."""
+    """Two models on the same problems, one better by half a logit on average, with a spread of half
+    a logit.
+    """
 
     def chances(mean, shape):
         base = np.clip(random.beta(mean, 1 - mean, size=shape), 1e-9, 1 - 1e-9)
@@ -91,17 +103,23 @@ def of_differences(n_sets: int, random: np.random.Generator) -> list[dict]:
             for mean in MEANS:
                 base, better = chances(mean, 500_000)
                 truth = float((better - base).mean())
-                drawn = [random.binomial(samples, p) / samples for p in chances(mean, (n_sets, problems))]
+                drawn = [
+                    random.binomial(samples, p) / samples for p in chances(mean, (n_sets, problems))
+                ]
                 difference_NP = drawn[1] - drawn[0]
                 found = [scores.mean_of_differences(each_P, samples) for each_P in difference_NP]
                 case = {"samples": samples, "problems": problems}
                 before = bootstrap(difference_NP, random)
-                rows.append(row("difference", case, truth, before, [each.interval_95 for each in found]))
+                rows.append(
+                    row("difference", case, truth, before, [each.interval_95 for each in found])
+                )
     return rows
 
 
 def of_seeds(n_sets: int, random: np.random.Generator) -> list[dict]:
-    """The laboratory's: P problems, each seed with an accuracy of its own; shares, and differences of two settings."""
+    """The laboratory's: P problems, each seed with an accuracy of its own; shares, and differences
+    of two settings.
+    """
     rows = []
     for n_seeds in SEEDS:
         for words, (samples, problem_sd, seed_sd) in LAB_CASES.items():
@@ -116,12 +134,19 @@ def of_seeds(n_sets: int, random: np.random.Generator) -> list[dict]:
                 return sigmoid(problem + seed[0]), sigmoid(problem + 0.5 + seed[1])
 
             truths = [float(each.mean()) for each in chances(1000, 1000, 1)]
-            drawn = [random.binomial(samples, p) / samples for p in chances(n_sets, n_seeds, LAB_PROBLEMS)]
+            drawn = [
+                random.binomial(samples, p) / samples
+                for p in chances(n_sets, n_seeds, LAB_PROBLEMS)
+            ]
             case = {"samples": samples, "problems": LAB_PROBLEMS, "seeds": n_seeds, "case": words}
             after = [results.interval(share_SP)[1:] for share_SP in drawn[0]]
-            rows.append(row("lab, share", case, truths[0], bootstrap_of_both(drawn[0], random), after))
+            rows.append(
+                row("lab, share", case, truths[0], bootstrap_of_both(drawn[0], random), after)
+            )
             difference_NSP = drawn[1] - drawn[0]
-            after = [results.interval_of_difference(each_SP, samples)[1:] for each_SP in difference_NSP]
+            after = [
+                results.interval_of_difference(each_SP, samples)[1:] for each_SP in difference_NSP
+            ]
             before = bootstrap_of_both(difference_NSP, random)
             rows.append(row("lab, difference", case, truths[1] - truths[0], before, after))
     return rows
@@ -132,13 +157,22 @@ def table(rows: list[dict]) -> str:
     lines = []
     for kind in ("avg@k", "difference"):
         own = [each for each in rows if each["kind"] == kind]
-        lines += [f"\n**{kind}**\n", "| problems | samples | " + " | ".join(f"{100 * m:g} %" for m in MEANS) + " |"]
+        lines += [
+            f"\n**{kind}**\n",
+            "| problems | samples | " + " | ".join(f"{100 * m:g} %" for m in MEANS) + " |",
+        ]
         lines.append("| --- " * (2 + len(MEANS)) + "|")
         for start in range(0, len(own), len(MEANS)):
             group = own[start : start + len(MEANS)]
             cells = [_cell(each) for each in group]
-            lines.append(f"| {group[0]['problems']} | {group[0]['samples']} | " + " | ".join(cells) + " |")
-    lines += ["\n**The laboratory's seeds**\n", "| seeds | case | shares | differences |", "| --- " * 4 + "|"]
+            lines.append(
+                f"| {group[0]['problems']} | {group[0]['samples']} | " + " | ".join(cells) + " |"
+            )
+    lines += [
+        "\n**The laboratory's seeds**\n",
+        "| seeds | case | shares | differences |",
+        "| --- " * 4 + "|",
+    ]
     shares = [each for each in rows if each["kind"] == "lab, share"]
     differences = [each for each in rows if each["kind"] == "lab, difference"]
     for one, other in zip(shares, differences, strict=True):
@@ -153,7 +187,9 @@ def _cell(each: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=HERE, help="folder for results.csv and table.md")
+    parser.add_argument(
+        "--out", type=Path, default=HERE, help="folder for results.csv and table.md"
+    )
     parser.add_argument("--sets", type=int, default=2000, help="simulated sets of each case")
     options = parser.parse_args()
     parts: list[Callable] = [of_evaluations, of_differences, of_seeds]

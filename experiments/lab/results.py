@@ -1,4 +1,5 @@
-"""What the notebooks of the studies share: reading results.csv, paired intervals, tables and figures.
+"""What the notebooks of the studies share: reading results.csv, paired intervals, tables and
+figures.
 
 Letters as elsewhere: S seeds, P problems. Shares are fractions; tables and figures are in percent.
 """
@@ -42,12 +43,15 @@ def shares(rows: pd.DataFrame) -> np.ndarray:
 
 
 def interval(value_SP: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % interval of shares by seed and problem, over other seeds and problems like these."""
+    """Mean and 95 % interval of shares by seed and problem, over other seeds and problems like
+    these.
+    """
     return _interval(value_SP, (0.0, 1.0), (0.0, 1.0))
 
 
 def interval_of_difference(value_SP: np.ndarray, samples: float) -> tuple[float, float, float]:
-    """As `interval`, of differences of two settings by seed and problem; each share is of `samples` samples.
+    """As `interval`, of differences of two settings by seed and problem; each share is of `samples`
+    samples.
 
     Paired, they say more than the two intervals do.
     """
@@ -58,12 +62,14 @@ def interval_of_difference(value_SP: np.ndarray, samples: float) -> tuple[float,
 def _interval(
     value_SP: np.ndarray, imagined: tuple[float, float], limits: tuple[float, float]
 ) -> tuple[float, float, float]:
-    """Of crossed seeds and problems: what varies with the seed, and what with the problem, each with its own t.
+    """Of crossed seeds and problems: what varies with the seed, and what with the problem, each
+    with its own t.
 
-    The variance of the mean is σ²(seed)/S + σ²(problem)/P + σ²(rest)/SP. The means of the seeds vary by the first and
-    the last part, and there are only S of them: with three seeds they get the quantile 4.3, with five 2.8. Of the
-    problems' means counts what is beyond the rest; the two imagined problems are those of `scores.mean_of_shares`.
-    Where seeds dominate, a bootstrap of three of them held the truth in 75 to 83 % of the cases.
+    The variance of the mean is σ²(seed)/S + σ²(problem)/P + σ²(rest)/SP. The means of the seeds
+    vary by the first and the last part, and there are only S of them: with three seeds they get the
+    quantile 4.3, with five 2.8. Of the problems' means counts what is beyond the rest; the two
+    imagined problems are those of `scores.mean_of_shares`. Where seeds dominate, a bootstrap of
+    three of them held the truth in 75 to 83 % of the cases.
     """
     n_seeds = len(value_SP)
     padded_SP = np.concatenate([value_SP, np.tile(imagined, (n_seeds, 1))], axis=1)
@@ -104,7 +110,9 @@ def difference(
 
 
 def pass_at_k(rows: pd.DataFrame, k: int) -> np.ndarray:
-    """The chance that one of k samples is right, [S, P]: 1 - C(n-c, k)/C(n, k) with c of n right (arXiv 2107.03374)."""
+    """The chance that one of k samples is right, [S, P]: 1 - C(n-c, k)/C(n, k) with c of n right
+    (arXiv 2107.03374).
+    """
     n = int(rows.samples.iloc[0])
     wrong_SP = n - np.rint(shares(rows) * n)
     j = np.arange(k)
@@ -121,7 +129,11 @@ def text(triple: tuple[float, float, float], sign: bool = False) -> str:
 def show(rows: list[dict[str, str]]) -> str:
     """A Markdown table; also printed."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
+    lines = [
+        names,
+        ["---"] * len(names),
+        *([str(row.get(name, "")) for name in names] for row in rows),
+    ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(table)
     return table
@@ -129,7 +141,12 @@ def show(rows: list[dict[str, str]]) -> str:
 
 def figure(columns: int = 1, lines: int = 1, size: tuple[float, float] = (3.6, 2.9), **options):
     made, axes = plt.subplots(
-        lines, columns, figsize=(size[0] * columns, size[1] * lines), layout="constrained", squeeze=False, **options
+        lines,
+        columns,
+        figsize=(size[0] * columns, size[1] * lines),
+        layout="constrained",
+        squeeze=False,
+        **options,
     )
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
@@ -142,11 +159,20 @@ def save(made, file: Path) -> None:
     print(file)
 
 
-def errorbar(axis, x, triples, label: str | None, colour: str, across: bool = False, **options) -> None:
+def errorbar(
+    axis, x, triples, label: str | None, colour: str, across: bool = False, **options
+) -> None:
     """Means with their intervals, in percent; upwards, or `across`."""
     mean, low, high = (100 * np.array(values) for values in zip(*triples, strict=True))
     ends = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
-    style = {"marker": "o", "ms": 3.5, "lw": 1.4, "capsize": 2, "color": colour, "label": label} | options
+    style = {
+        "marker": "o",
+        "ms": 3.5,
+        "lw": 1.4,
+        "capsize": 2,
+        "color": colour,
+        "label": label,
+    } | options
     if across:
         axis.errorbar(mean, x, xerr=ends, **style)
     else:

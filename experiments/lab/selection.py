@@ -7,8 +7,12 @@ from typing import Any
 from experiments.lab.trials import LEARNING_RATES, Trial
 
 
-def candidates(trials: list[Trial], rates: tuple[float, ...] = LEARNING_RATES) -> list[tuple[Trial, str]]:
-    """Each trial at every one of these rates, to be measured on problems like its data, of the validation split."""
+def candidates(
+    trials: list[Trial], rates: tuple[float, ...] = LEARNING_RATES
+) -> list[tuple[Trial, str]]:
+    """Each trial at every one of these rates, to be measured on problems like its data, of the
+    validation split.
+    """
     found = []
     for trial in trials:
         probe = "operator_validation" if trial.data == "operator" else "validation"
@@ -17,7 +21,9 @@ def candidates(trials: list[Trial], rates: tuple[float, ...] = LEARNING_RATES) -
 
 
 def chooser(rows: list[dict[str, Any]]) -> Callable[[Trial], Trial]:
-    """Returns chosen(trial): the trial with the learning rate that did best (avg@8 at temperature 1)."""
+    """Returns chosen(trial): the trial with the learning rate that did best (avg@8 at temperature
+    1).
+    """
     best: dict[Any, tuple[float, float]] = {}
     for row in rows:
         key = (row["objective"], row["data"])

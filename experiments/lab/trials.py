@@ -1,12 +1,13 @@
-"""One fine-tuning of a laboratory base and what is measured on it: the unit that every study of the folder is made of.
+"""One fine-tuning of a laboratory base and what is measured on it: the unit that every study of the
+folder is made of.
 
 A trial has a name, such as
 
     base=lab,objective=dft,data=noise15,learning_rate=0.001,batch=32,steps=60,schedule=cosine,seed=2,every=0
 
-and lives in a folder of that name, so studies share trials, and a finished one is never made again, unless its config,
-its base or the settings of the probe have changed. Each is computed on one core: two run at once on two, and the
-numbers do not depend on how many cores there are.
+and lives in a folder of that name, so studies share trials, and a finished one is never made again,
+unless its config, its base or the settings of the probe have changed. Each is computed on one core:
+two run at once on two, and the numbers do not depend on how many cores there are.
 """
 
 import dataclasses
@@ -20,16 +21,24 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import assets, errors, train, writer
+from dft_jax import assets
 from dft_jax.analysis import quickstart
 from dft_jax.config import plain
-from dft_jax.evals import benchmarks, runner
-from dft_jax.models import hf
+from dft_jax.evals import runner
+from dft_jax.evals.tasks import benchmarks
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.runtime import errors, files
+from dft_jax.training import loop
+from dft_jax.training.job import load_model
 
 BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
 CHAIN = "family=chain, levels=2-4, n=2500"
 DATA = {
-    **{f"noise{percent}": f"world(split=train, {CHAIN}, noise={percent / 100:g})" for percent in (0, 5, 15, 30)},
+    **{
+        f"noise{percent}": f"world(split=train, {CHAIN}, noise={percent / 100:g})"
+        for percent in (0, 5, 15, 30)
+    },
     "one_style": f"world(split=train, {CHAIN}, styles=1)",
     "operator": "world(split=train, family=operator, levels=1-2, n=2500)",
 }
@@ -45,8 +54,12 @@ PROBES: dict[str, dict[str, Any]] = {
     "test": dict(benchmarks=_CHAINS, samples=8, max_problems=48),
     "operator": dict(benchmarks=("lab_operator", "lab"), samples=8, max_problems=48),
     "quick": dict(benchmarks=("lab", "lab_expression"), samples=8),
-    "temperatures": dict(benchmarks=("lab", "lab_hard"), samples=8, temperature=(0.2, 0.4, 0.6, 0.8, 1.0)),
-    "extremes": dict(benchmarks=("lab", "lab_hard"), samples=8, temperature=(0.05, 0.1, 1.5, 2.0), greedy=False),
+    "temperatures": dict(
+        benchmarks=("lab", "lab_hard"), samples=8, temperature=(0.2, 0.4, 0.6, 0.8, 1.0)
+    ),
+    "extremes": dict(
+        benchmarks=("lab", "lab_hard"), samples=8, temperature=(0.05, 0.1, 1.5, 2.0), greedy=False
+    ),
     "pass64": dict(benchmarks=("lab", "lab_hard"), samples=64, greedy=False),
     "offline": dict(benchmarks=("lab_train",), samples=4, greedy=False, max_problems=0),
     "smoke": dict(benchmarks=("lab_validation",), samples=2, greedy=False, max_problems=8),
@@ -58,8 +71,8 @@ PROBES: dict[str, dict[str, Any]] = {
 class Trial:
     """`objective` is that of a config, `dpo`, `grpo`, or `none` for the base as it is.
 
-    `data` is a name of DATA, or `rejection`: the right answers among four of the base to each question. What `dpo` and
-    `grpo` read is fixed; `data` has a name of it.
+    `data` is a name of DATA, or `rejection`: the right answers among four of the base to each
+    question. What `dpo` and `grpo` read is fixed; `data` has a name of it.
     """
 
     base: str = "lab"
@@ -94,7 +107,9 @@ def parse(name: str) -> Trial:
         try:
             values[key] = kinds[key](value)
         except ValueError as error:
-            raise errors.UserError(f"--trial: {key}={value!r} should be {kinds[key].__name__}") from error
+            raise errors.UserError(
+                f"--trial: {key}={value!r} should be {kinds[key].__name__}"
+            ) from error
     return Trial(**values)
 
 
@@ -103,7 +118,9 @@ def _parts(name: str) -> list[str]:
     parts, depth = [""], 0
     for character in name:
         depth += (character == "(") - (character == ")")
-        parts = [*parts, ""] if character == "," and not depth else [*parts[:-1], parts[-1] + character]
+        parts = (
+            [*parts, ""] if character == "," and not depth else [*parts[:-1], parts[-1] + character]
+        )
     return [part for part in parts if part]
 
 
@@ -123,7 +140,10 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
     config.checkpoint.every = trial.steps
     if trial.every:
         settings = dataclasses.asdict(_settings("curve"))
-        config.eval.update({name: plain(value) for name, value in settings.items()} | {"benchmarks_every": trial.every})
+        config.eval.update(
+            {name: plain(value) for name, value in settings.items()}
+            | {"benchmarks_every": trial.every}
+        )
     return config
 
 
@@ -135,7 +155,7 @@ def _settings(probe: str) -> runner.Settings:
 @functools.cache
 def _plan(base: str, probe: str) -> tuple[Any, Any, runner.Plan]:
     """Model, tokenizer and plan, compiled once for all trials of a process."""
-    _, model, tokenizer = train.load_model(config_of(Trial(base=base), Path()))
+    _, model, tokenizer = load_model(config_of(Trial(base=base), Path()))
     return model, tokenizer, runner.plan(_settings(probe), tokenizer, model)
 
 
@@ -146,11 +166,13 @@ def sampled(root: Path) -> Path:
 
 @functools.cache
 def _weights(base: str) -> str:
-    return hf.digest(hf.Checkpoint(BASES[base]).files)
+    return files.digest(Checkpoint(BASES[base]).files)
 
 
 def rows_file(trial: Trial, probe: str, root: Path) -> Path:
-    """Where the rows are; named by what they depend on besides the name: config, weights, settings of the probe."""
+    """Where the rows are; named by what they depend on besides the name: config, weights, settings
+    of the probe.
+    """
     config = config_of(trial, root).to_dict()
     config["model"]["path"] = _weights(trial.base)
     config["data"]["train"] = DATA.get(trial.data, trial.data)
@@ -160,7 +182,9 @@ def rows_file(trial: Trial, probe: str, root: Path) -> Path:
 
         constants = [rl.BETA, rl.ROW_LENGTH, rl.QUESTIONS, rl.SAMPLES]
     content = json.dumps([config, dataclasses.asdict(_settings(probe)), constants], sort_keys=True)
-    return root / trial.name / probe / f"rows-{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+    return (
+        root / trial.name / probe / f"rows-{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
+    )
 
 
 def is_done(trial: Trial, probe: str, root: Path) -> bool:
@@ -168,7 +192,9 @@ def is_done(trial: Trial, probe: str, root: Path) -> bool:
 
 
 def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
-    """Trains (unless that is done) and evaluates: a row for each benchmark, temperature and evaluated step."""
+    """Trains (unless that is done) and evaluates: a row for each benchmark, temperature and
+    evaluated step.
+    """
     if probe == "curve" and not trial.every:
         raise errors.UserError(f"{trial.name}: the probe `curve` is of trials with every=10 or so")
     folder = root / trial.name
@@ -178,18 +204,28 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
         params, step = _train(trial, folder, root)
         if probe == "curve":
             rows = [
-                row for step in range(trial.every, step + 1, trial.every) for row in _rows(trial, probe, root, step)
+                row
+                for step in range(trial.every, step + 1, trial.every)
+                for row in _rows(trial, probe, root, step)
             ]
         else:
             model, _, plan = _plan(trial.base, probe)
-            with train.matmul_precision("float32"):
-                runner.evaluate(plan, model, lambda: params, folder / probe, {"trial": trial.name, "inputs": file.stem})
+            with loop.matmul_precision("float32"):
+                runner.evaluate(
+                    plan,
+                    model,
+                    lambda: params,
+                    folder / probe,
+                    {"trial": trial.name, "inputs": file.stem},
+                )
             rows = _rows(trial, probe, root, step)
         if probe == "offline":
             _write_rejection(folder / probe)
         seconds = round(time.perf_counter() - start, 1)
         file.parent.mkdir(exist_ok=True)
-        writer.write_json(file, [{**row, "seconds": seconds if row is rows[0] else 0.0} for row in rows])
+        files.write_json(
+            file, [{**row, "seconds": seconds if row is rows[0] else 0.0} for row in rows]
+        )
     return [{**row, "trial": trial.name} for row in json.loads(file.read_text())]
 
 
@@ -197,7 +233,7 @@ def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
     """Parameters and the number of steps; taken from the checkpoint where the training is done."""
     if trial.objective == "none":
         model, *_ = _plan(trial.base, "validation")
-        return hf.load_params(hf.Checkpoint(BASES[trial.base]), model), 0
+        return load_params(Checkpoint(BASES[trial.base]), model), 0
     config = config_of(trial, root)
     if trial.data == "rejection" or trial.objective == "dpo":
         measure(Trial(objective="none", steps=0), "offline", root)
@@ -207,7 +243,7 @@ def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
         # Not kept: a second probe trains again.
         answers = sampled(root) / "predictions.jsonl"
         return rl.run(trial.objective, config, *_plan(trial.base, "offline"), answers), trial.steps
-    run = train.run(config, folder)
+    run = loop.run(config, folder)
     return run.state.params, int(run.state.step)
 
 
@@ -215,19 +251,29 @@ def _write_rejection(folder: Path) -> None:
     """Those of the sampled answers that the grader accepts, as demonstrations."""
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     problems = {p.id: p.question for p in benchmarks.load("lab_train")}
-    kept = [{"question": problems[r["id"]], "answer": r["completion"]} for r in rows if r["verdict"] == "correct"]
-    writer.write_text(folder / REJECTION_NAME, "".join(json.dumps(row) + "\n" for row in kept))
+    kept = [
+        {"question": problems[r["id"]], "answer": r["completion"]}
+        for r in rows
+        if r["verdict"] == "correct"
+    ]
+    files.write_text(folder / REJECTION_NAME, "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def _rows(trial: Trial, probe: str, root: Path, step: int) -> list[dict[str, Any]]:
     folder = root / trial.name
-    scores = json.loads((folder / ("eval/" + str(step) if probe == "curve" else probe) / "scores.json").read_text())
+    scores = json.loads(
+        (folder / ("eval/" + str(step) if probe == "curve" else probe) / "scores.json").read_text()
+    )
     metrics = {}
     if (folder / "metrics.jsonl").exists():
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             row = json.loads(line)
             if row["step"] == step:
-                metrics |= {k: row[k] for k in ("heldout/nll", "heldout/mean_p", "heldout/entropy") if k in row}
+                metrics |= {
+                    k: row[k]
+                    for k in ("heldout/nll", "heldout/mean_p", "heldout/entropy")
+                    if k in row
+                }
     return [
         {
             **dataclasses.asdict(trial),
@@ -243,7 +289,8 @@ def _rows(trial: Trial, probe: str, root: Path, step: int) -> list[dict[str, Any
             "length": result["mean_length_tokens"],
             "cut": result["truncation_rate"],
             **{name.replace("/", "_"): value for name, value in metrics.items()},
-            # How many samples of each problem are right: what every other score and interval follows from.
+            # How many samples of each problem are right: what every other score and interval
+            # follows from.
             "correct": " ".join(
                 str(round(share * result["samples_per_problem"]))
                 for share in result["correct_share_of_problem"].values()

@@ -1,11 +1,14 @@
-"""The first step of `dft_jax` on a batch: loss and gradient norm of SFT and DFT, and the same examples for TRL.
+"""The first step of `dft_jax` on a batch: loss and gradient norm of SFT and DFT, and the same
+examples for TRL.
 
-    python experiments/parity/jax_side.py --checkpoint=HF_FOLDER --data=train.jsonl --out=FOLDER [--examples=8]
+    python experiments/parity/jax_side.py --checkpoint=HF_FOLDER --data=train.jsonl --out=FOLDER
+    [--examples=8]
         [--max-length=640] [--rows=gsm8k] [--micro-batches=1]
 
-The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own template, tokenised,
-shuffled and packed by `loader.Steps`, then given to the step of `train.make_train_step` as it is. Without `--data` the
-examples are random token ids (a checkpoint without a tokenizer has no text to read), packed the same way. Written:
+The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own
+template, tokenised, shuffled and packed by `loader.Steps`, then given to the step of
+`train.make_train_step` as it is. Without `--data` the examples are random token ids (a checkpoint
+without a tokenizer has no text to read), packed the same way. Written:
 
     jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p; counts; versions
     batch.npz   the same examples unpacked, as Hugging Face takes them. Ids p p c e, the last two trained:
@@ -22,10 +25,19 @@ import jax
 import numpy as np
 
 import dft_jax
-from dft_jax import config as config_lib, metrics, models, objectives, optimizer as optimizer_lib, sharding, train
-from dft_jax.data import loader
-from dft_jax.data.chat import Example
-from dft_jax.models import hf
+from dft_jax import config as config_lib, sharding
+from dft_jax.data import batches
+from dft_jax.data.templates import Example
+from dft_jax.losses import objectives
+from dft_jax.models.hf.load import check_tensors
+from dft_jax.models.hf.locate import read_config, resolve
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import build
+from dft_jax.training import metrics, optimizer as optimizer_lib
+from dft_jax.training.job import load_data, load_model
+from dft_jax.training.loop import matmul_precision
+from dft_jax.training.state import init_state
+from dft_jax.training.step import make_hyperparameters, make_train_step
 
 IGNORED = -100
 
@@ -43,8 +55,10 @@ def make_config(arguments: argparse.Namespace):
     return config
 
 
-def random_examples(vocab_size: int, max_length: int, n: int) -> loader.Examples:
-    """`n` examples of a third to the whole of `max_length` random ids, a random head of each not trained."""
+def random_examples(vocab_size: int, max_length: int, n: int) -> batches.Examples:
+    """`n` examples of a third to the whole of `max_length` random ids, a random head of each not
+    trained.
+    """
     generator = np.random.default_rng(0)
     examples = []
     for _ in range(n):
@@ -52,18 +66,24 @@ def random_examples(vocab_size: int, max_length: int, n: int) -> loader.Examples
         prompt = generator.integers(1, length // 2, endpoint=True)
         ids = generator.integers(vocab_size, size=length, dtype=np.int32)
         examples.append(Example(ids, np.arange(length) >= prompt, 0))
-    return loader.Examples(examples, {}, [""] * len(examples))
+    return batches.Examples(examples, {}, [""] * len(examples))
 
 
 def load(arguments: argparse.Namespace, config):
-    """(checkpoint folder, model, examples): through `dft_jax.train` for real data, else without a tokenizer."""
+    """(checkpoint folder, model, examples): through `dft_jax.training.loop` for real data, else
+    without a tokenizer.
+    """
     if arguments.data:
-        source, model, tokenizer = train.load_model(config)
-        return source, model, train.load_data(config, tokenizer, model)[0]
-    source = hf.resolve(config.model.path, config.model.revision)
-    model = models.build(hf.read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
-    hf.check_tensors(hf.Checkpoint(source), model)
-    return source, model, random_examples(model.config.vocab_size, config.data.max_length, 4 * arguments.examples)
+        source, model, tokenizer = load_model(config)
+        return source, model, load_data(config, tokenizer, model)[0]
+    source = resolve(config.model.path, config.model.revision)
+    model = build(read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
+    check_tensors(Checkpoint(source), model)
+    return (
+        source,
+        model,
+        random_examples(model.config.vocab_size, config.data.max_length, 4 * arguments.examples),
+    )
 
 
 def pad(examples: list[Example]) -> dict[str, np.ndarray]:
@@ -80,13 +100,19 @@ def pad(examples: list[Example]) -> dict[str, np.ndarray]:
     return batch
 
 
-def first_step(config, objective: str, source: pathlib.Path, model, step: loader.Step) -> dict[str, float]:
-    """Loss per trained token, gradient norm and mean p of the real training step, from the checkpoint's weights."""
+def first_step(
+    config, objective: str, source: pathlib.Path, model, step: batches.Step
+) -> dict[str, float]:
+    """Loss per trained token, gradient norm and mean p of the real training step, from the
+    checkpoint's weights.
+    """
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    given = train.make_hyperparameters(config, 100, model.mesh)
-    state = train.init_state(config, source, model, optimizer)
-    train_step = train.make_train_step(model, objectives.make_objective(objective), optimizer, given, config)
-    with train.matmul_precision(config.model.compute_dtype):
+    given = make_hyperparameters(config, 100, model.mesh)
+    state = init_state(config, source, model, optimizer)
+    train_step = make_train_step(
+        model, objectives.make_objective(objective), optimizer, given, config
+    )
+    with matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
         sums = jax.device_get(train_step(state, batch)[1])
     means = metrics.per_token(sums, "train")
@@ -99,13 +125,17 @@ def first_step(config, objective: str, source: pathlib.Path, model, step: loader
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="HF folder")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder to write to")
     parser.add_argument("--data", help="file of rows; without it, random token ids")
     parser.add_argument("--rows", default="gsm8k", help="data.rows")
     parser.add_argument("--examples", type=int, default=8, help="train.global_batch")
-    parser.add_argument("--max-length", type=int, default=640, help="data.max_length, which is the packed row's too")
+    parser.add_argument(
+        "--max-length", type=int, default=640, help="data.max_length, which is the packed row's too"
+    )
     parser.add_argument("--micro-batches", type=int, default=1, help="train.accumulation")
     return parser.parse_args()
 
@@ -114,7 +144,7 @@ def main() -> None:
     arguments = parse_arguments()
     config = make_config(arguments)
     source, model, examples = load(arguments, config)
-    steps = loader.Steps(
+    steps = batches.Steps(
         examples,
         model.mesh,
         steps=1,
@@ -125,7 +155,10 @@ def main() -> None:
     )
     step = steps[0]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    np.savez(arguments.out / "batch.npz", **pad([examples.examples[number] for number in steps.stream[0]]))
+    np.savez(
+        arguments.out / "batch.npz",
+        **pad([examples.examples[number] for number in steps.stream[0]]),
+    )
 
     result = {name: first_step(config, name, source, model, step) for name in ("sft", "dft")}
     result["packed_rows"] = step.n_rows * config.train.accumulation

@@ -1,12 +1,16 @@
-"""Compares the first step of `dft_jax` with that of TRL's `SFTTrainer`; writes results.csv; fails above 1e-4.
+"""Compares the first step of `dft_jax` with that of TRL's `SFTTrainer`; writes results.csv; fails
+above 1e-4.
 
-    python experiments/parity/run.py --jax-python=PYTHON --torch-python=PYTHON [--real NAME=HF_FOLDER …] [--data FILE]
+    python experiments/parity/run.py --jax-python=PYTHON --torch-python=PYTHON [--real
+    NAME=HF_FOLDER …] [--data FILE]
 
-from the root of the repository. `--jax-python` runs dft_jax, `--torch-python` has torch, transformers and trl (one
-environment with everything may serve as both). Cases, run one after the other on the CPU:
+from the root of the repository. `--jax-python` runs dft_jax, `--torch-python` has torch,
+transformers and trl (one environment with everything may serve as both). Cases, run one after the
+other on the CPU:
 
     tiny_sft        the embedded tiny model after 60 steps of SFT (made here, half a minute) on its word problems:
-                    small, but with p around 0.7, so that DFT's weight matters; once whole, once in 4 micro-batches
+                    small, but with p around 0.7, so that DFT's weight matters; once whole, once in
+                    4 micro-batches
     golden/…        a checkpoint of each family from tests/golden (random, logits far from flat) on random ids
     NAME            each --real checkpoint, on 8 rows of --data in GSM8K's format
 """
@@ -39,21 +43,33 @@ class Case:
 
 def call(*command: object) -> None:
     """Runs a command in the repository, quietly; shows what it said when it fails."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
     environment |= {"HF_HUB_OFFLINE": "1", "XLA_FLAGS": "", "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise SystemExit(
+            f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
 
 
 def make_cases(arguments: argparse.Namespace, scratch: pathlib.Path) -> list[Case]:
     """All cases; trains the tiny model in `scratch` on the way."""
     tiny = scratch / "tiny"
-    call(arguments.jax_python, "-m", "dft_jax.main", "--config=configs/tiny.py", f"--workdir={tiny}")
+    call(
+        arguments.jax_python, "-m", "dft_jax.main", "--config=configs/tiny.py", f"--workdir={tiny}"
+    )
     assets = ROOT / "dft_jax/assets/tiny"
     trained = Case("tiny_sft", tiny / "export", assets / "train.jsonl", examples=16, max_length=384)
     cases = [trained, dataclasses.replace(trained, micro_batches=4)]
-    cases += [Case(f"golden/{name}", ROOT / "tests/golden" / name, None, max_length=32) for name in GOLDEN]
+    cases += [
+        Case(f"golden/{name}", ROOT / "tests/golden" / name, None, max_length=32) for name in GOLDEN
+    ]
     for text in arguments.real:
         name, _, folder = text.partition("=")
         cases.append(Case(name, pathlib.Path(folder).resolve(), arguments.data.resolve()))
@@ -86,10 +102,18 @@ def run_case(case: Case, arguments: argparse.Namespace, scratch: pathlib.Path) -
 
 
 def compare(ours: dict, theirs: dict, kind: str) -> dict:
-    """The numbers of one objective: ours, TRL's, and the relative differences from TRL and from float64."""
+    """The numbers of one objective: ours, TRL's, and the relative differences from TRL and from
+    float64.
+    """
     if ours["trained_tokens"] != theirs["trained_tokens"]:
-        raise SystemExit(f"trained tokens differ: {ours['trained_tokens']} here, {theirs['trained_tokens']} in TRL")
-    row = {"trained_tokens": ours["trained_tokens"], "objective": kind.replace("nll", "sft"), "mean_p": ours["mean_p"]}
+        raise SystemExit(
+            f"trained tokens differ: {ours['trained_tokens']} here, {theirs['trained_tokens']} in TRL"
+        )
+    row = {
+        "trained_tokens": ours["trained_tokens"],
+        "objective": kind.replace("nll", "sft"),
+        "mean_p": ours["mean_p"],
+    }
     for what, key in (("loss", "loss"), ("norm", "grad_norm")):
         trl, exact = theirs["trl"][kind][key], theirs["float64"][kind][key]
         row |= {f"{what}_jax": ours[key], f"{what}_trl": trl, f"{what}_float64": exact}
@@ -104,10 +128,14 @@ def as_text(value) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jax-python", required=True)
     parser.add_argument("--torch-python", required=True)
-    parser.add_argument("--real", action="append", default=[], metavar="NAME=HF_FOLDER", help="may be repeated")
+    parser.add_argument(
+        "--real", action="append", default=[], metavar="NAME=HF_FOLDER", help="may be repeated"
+    )
     parser.add_argument("--data", type=pathlib.Path, help="rows for --real, in GSM8K's format")
     arguments = parser.parse_args()
     if arguments.real and not arguments.data:
@@ -117,7 +145,14 @@ def main() -> None:
         for case in make_cases(arguments, pathlib.Path(scratch)):
             for row in run_case(case, arguments, pathlib.Path(scratch)):
                 rows.append(row)
-                names = ("checkpoint", "micro_batches", "objective", "mean_p", "loss_difference", "norm_difference")
+                names = (
+                    "checkpoint",
+                    "micro_batches",
+                    "objective",
+                    "mean_p",
+                    "loss_difference",
+                    "norm_difference",
+                )
                 print("  ".join(f"{name} {as_text(row[name])}" for name in names), flush=True)
     with open(HERE / "results.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -1,4 +1,6 @@
-"""The parent's end of a comparison: starts contenders, gives them turns, and collects what they measured."""
+"""The parent's end of a comparison: starts contenders, gives them turns, and collects what they
+measured.
+"""
 
 import contextlib
 import dataclasses
@@ -13,7 +15,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 
-# Everything from the heap, which only ever grows: no page is given back to be faulted in again at the next step.
+# Everything from the heap, which only ever grows: no page is given back to be faulted in again at
+# the next step.
 TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
@@ -25,7 +28,9 @@ _START_S, _TURN_S = 900, 900  # a contender that is silent for so long has faile
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One process of a comparison, and the cases that it is asked for; `only_gate`: it is compared but not timed."""
+    """One process of a comparison, and the cases that it is asked for; `only_gate`: it is compared
+    but not timed.
+    """
 
     name: str
     python: str
@@ -40,7 +45,9 @@ class Failed(Exception):
 
 
 def environment(tuned: bool, threads: int = 2, **changes: str) -> dict[str, str]:
-    """Of every child: the package of this checkout, so many threads, no network, nothing compiled before."""
+    """Of every child: the package of this checkout, so many threads, no network, nothing compiled
+    before.
+    """
     fixed = {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
@@ -94,7 +101,9 @@ class Process:
             said = self.log.read_text(errors="replace").strip().splitlines()[-1:]
             how = "died" if readable else f"said nothing for {limit_s:.0f} s"
             where = f"WORK/logs/{self.log.parent.name}/{self.log.name}"
-            raise Failed(f"{self.contender.name} {how}: {' '.join(said)[:300]} (all of it: {where})")
+            raise Failed(
+                f"{self.contender.name} {how}: {' '.join(said)[:300]} (all of it: {where})"
+            )
         return json.loads(line)
 
     def stop(self) -> None:
@@ -109,7 +118,9 @@ class Process:
 
 @dataclasses.dataclass
 class Duel:
-    """What came of a comparison: (contender, case) -> rounds, first steps' facts, and who failed and why."""
+    """What came of a comparison: (contender, case) -> rounds, first steps' facts, and who failed
+    and why.
+    """
 
     rounds: dict[tuple[str, str], list[dict]] = dataclasses.field(default_factory=dict)
     facts: dict[tuple[str, str], dict] = dataclasses.field(default_factory=dict)
@@ -117,8 +128,18 @@ class Duel:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def run(contenders: list[Contender], *, tuned: bool, rounds: int, steps: int, logs: Path, warmup: int = 2) -> Duel:
-    """Starts contenders one after the other, each with `warmup` untimed steps of each case; then `rounds` in turn."""
+def run(
+    contenders: list[Contender],
+    *,
+    tuned: bool,
+    rounds: int,
+    steps: int,
+    logs: Path,
+    warmup: int = 2,
+) -> Duel:
+    """Starts contenders one after the other, each with `warmup` untimed steps of each case; then
+    `rounds` in turn.
+    """
     duel, running = Duel(), []
     try:
         for contender in contenders:
@@ -146,7 +167,9 @@ def run(contenders: list[Contender], *, tuned: bool, rounds: int, steps: int, lo
                     duel.failed[name] = str(failure)
                     running.remove(process)
                     process.stop()
-            print(f"  round {number + 1} of {rounds}: {time.perf_counter() - began:.0f} s", flush=True)
+            print(
+                f"  round {number + 1} of {rounds}: {time.perf_counter() - began:.0f} s", flush=True
+            )
     finally:
         for process in running:
             process.stop()
@@ -158,8 +181,12 @@ def step_s(rounds: list[dict]) -> np.ndarray:
     return np.array([spent["wall_s"] / spent["steps"] for spent in rounds])
 
 
-def ratio_interval(above: np.ndarray, below: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
-    """The ratio of medians and its 95 % bootstrap interval; whole rounds are drawn: their members were side by side."""
+def ratio_interval(
+    above: np.ndarray, below: np.ndarray, draws: int = 10_000
+) -> tuple[float, float, float]:
+    """The ratio of medians and its 95 % bootstrap interval; whole rounds are drawn: their members
+    were side by side.
+    """
     assert len(above) == len(below) > 0, (len(above), len(below))
     drawn = np.random.default_rng(0).integers(len(above), size=(draws, len(above)))
     ratios = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)

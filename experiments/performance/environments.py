@@ -1,19 +1,36 @@
-"""The environments of the peers: built once with venv and pip in a folder, at the versions that were measured."""
+"""The environments of the peers: built once with venv and pip in a folder, at the versions that
+were measured.
+"""
 
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
-# torch: where pip's own index has only the CUDA build, it works as well; PIP_EXTRA_INDEX_URL can name the CPU one.
+# torch: where pip's own index has only the CUDA build, it works as well; PIP_EXTRA_INDEX_URL can
+# name the CPU one.
 PACKAGES = {
-    "torch": ["torch==2.13.0", "transformers==5.23.0", "trl==1.16.0", "accelerate==1.15.0", "numpy==2.4.6"],
-    "tunix": ["google-tunix==0.1.7", "jax==0.10.2", "jaxlib==0.10.2", "flax==0.12.8", "optax==0.2.8"],
+    "torch": [
+        "torch==2.13.0",
+        "transformers==5.23.0",
+        "trl==1.16.0",
+        "accelerate==1.15.0",
+        "numpy==2.4.6",
+    ],
+    "tunix": [
+        "google-tunix==0.1.7",
+        "jax==0.10.2",
+        "jaxlib==0.10.2",
+        "flax==0.12.8",
+        "optax==0.2.8",
+    ],
 }
 
 
 def python_of(name: str, folder: Path, given: str | None) -> str:
-    """The interpreter of an environment: the one `given`, or that of a venv in `folder`, built when it is not there."""
+    """The interpreter of an environment: the one `given`, or that of a venv in `folder`, built when
+    it is not there.
+    """
     if given:
         return given
     place = folder / name

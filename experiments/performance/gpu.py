@@ -3,8 +3,9 @@
 python -m experiments.performance.gpu --out=experiments/performance [--rows=head,train_1.5b] [--again]
 python -m experiments.performance.gpu --tiny --out=ANYWHERE        every row on a CPU, with small shapes
 
-The gate comes first; without it nothing is timed. Every measurement is a process of its own, so one that runs out of
-memory costs only its own row. What is there already is kept, unless `--again`. A row that cannot be measured is a gap.
+The gate comes first; without it nothing is timed. Every measurement is a process of its own, so one
+that runs out of memory costs only its own row. What is there already is kept, unless `--again`. A
+row that cannot be measured is a gap.
 """
 
 import argparse
@@ -20,9 +21,15 @@ HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 TARGETS = {target.id: target for target in targets.GPU}
 _LIMIT_S = 1800
 
-# Row -> attempts (each a process); of those that work, the best counts. Rows a micro-batch, rematerialisation.
+# Row -> attempts (each a process); of those that work, the best counts. Rows a micro-batch,
+# rematerialisation.
 ATTEMPTS: dict[str, list[list]] = {
-    "train_1.5b": [["1.5b", 8, "none"], ["1.5b", 16, "none"], ["1.5b", 16, "dots"], ["1.5b", 8, "full"]],
+    "train_1.5b": [
+        ["1.5b", 8, "none"],
+        ["1.5b", 16, "none"],
+        ["1.5b", 16, "dots"],
+        ["1.5b", 8, "full"],
+    ],
     "train_7b": [["7b", 8, "dots"], ["7b", 8, "full"], ["7b", 4, "full"]],
     "train_8b": [["8b", 8, "dots"], ["8b", 8, "full"], ["8b", 4, "full"]],
     "torch_eager": [["1.5b", 8, "full"], ["1.5b", 4, "full"]],
@@ -39,16 +46,30 @@ def measure(row: str, attempt: list, tiny: bool, in_process: bool) -> dict:
     """One measurement: what `gpu_rows` found, or {"gap": why not}."""
     if in_process:
         return gpu_rows.measure(row, attempt, tiny)
-    command = [sys.executable, "-m", "experiments.performance.gpu", f"--only={json.dumps([row, attempt])}"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.performance.gpu",
+        f"--only={json.dumps([row, attempt])}",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
     try:
         done = subprocess.run(
-            command + ["--tiny"] * tiny, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_LIMIT_S
+            command + ["--tiny"] * tiny,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_LIMIT_S,
         )
     except subprocess.TimeoutExpired:
         return {"gap": f"not done within {_LIMIT_S} s"}
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "Error" in line or "RESOURCE_EXHAUSTED" in line]
+        said = [
+            line
+            for line in done.stderr.splitlines()
+            if "Error" in line or "RESOURCE_EXHAUSTED" in line
+        ]
         return {"gap": (said or done.stderr.strip().splitlines() or ["died"])[-1][:200]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -63,9 +84,15 @@ def best(row: str, attempts: list[tuple[list, dict]]) -> tuple[list, dict] | Non
 
 
 def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -> list[dict]:
-    """Lines of the table: the row's own, and those that come with it. `ours` is the training row of 1.5B."""
+    """Lines of the table: the row's own, and those that come with it. `ours` is the training row of
+    1.5B.
+    """
     chosen = best(row, attempts)
-    ids = [id for id in TARGETS if id == row or id.startswith((f"{row}_mfu", f"{row}_memory", f"{row}_dft"))]
+    ids = [
+        id
+        for id in TARGETS
+        if id == row or id.startswith((f"{row}_mfu", f"{row}_memory", f"{row}_dft"))
+    ]
     if chosen is None:
         why = "; ".join(dict.fromkeys(found["gap"] for _, found in attempts))
         return [records.result(TARGETS[id], None, note=why) for id in ids]
@@ -74,9 +101,14 @@ def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -
         f"{' '.join(map(str, other))}: {result['gap'] if 'gap' in result else format(result['value'], '.6g')}"
         for other, result in attempts
     )
-    about = {"attempt": " ".join(map(str, attempt)), "device": found["device"], "rounds": found["rounds"]}
+    about = {
+        "attempt": " ".join(map(str, attempt)),
+        "device": found["device"],
+        "rounds": found["rounds"],
+    }
     about |= {"peak_gib": found.get("peak_gib"), "note": f"{found['note']} Tried: {tried}"}
-    if row in ("torch_eager", "torch_fused", "recipe"):  # rates of others; the table has ours over theirs
+    # rates of others; the table has ours over theirs
+    if row in ("torch_eager", "torch_fused", "recipe"):
         if ours is None:
             return [records.result(TARGETS[row], None, note="needs train_1.5b")]
         rate = ours["examples_per_s"] if row == "recipe" else ours["value"]
@@ -84,17 +116,27 @@ def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -
         about |= {"ours": rate, "peer": found["value"]}
     else:
         values = {row: (found["value"], (found["low"], found["high"]))}
-        values |= {f"{row}_{name}": (value, (None, None)) for name, value in found.get("also", {}).items()}
-    return [records.result(TARGETS[id], value, interval, **about) for id, (value, interval) in values.items()]
+        values |= {
+            f"{row}_{name}": (value, (None, None)) for name, value in found.get("also", {}).items()
+        }
+    return [
+        records.result(TARGETS[id], value, interval, **about)
+        for id, (value, interval) in values.items()
+    ]
 
 
-def table(out: Path, rows: list[str], *, tiny: bool, again: bool, in_process: bool = False) -> list[str]:
+def table(
+    out: Path, rows: list[str], *, tiny: bool, again: bool, in_process: bool = False
+) -> list[str]:
     """Measures the gate and `rows` into `out`; returns what did not pass or could not be measured."""
     surroundings = records.Surroundings()
     file, kept = out / "gpu.csv", out / "gpu_attempts.json"
     attempts = json.loads(kept.read_text()) if kept.exists() else {}
     gate = measure("gate", [], tiny, in_process)
-    lines = [{"part": "gpu", **line} for line in gate.get("gate", [{"case": gate.get("gap"), "verdict": "missing"}])]
+    lines = [
+        {"part": "gpu", **line}
+        for line in gate.get("gate", [{"case": gate.get("gap"), "verdict": "missing"}])
+    ]
     records.replace_rows(out / "gate.csv", "part", {"gpu"}, lines)
     for line in lines:
         print(line, flush=True)
@@ -105,23 +147,33 @@ def table(out: Path, rows: list[str], *, tiny: bool, again: bool, in_process: bo
         known = {line["id"]: line for line in records.read_rows(file)}
         if not again and known.get(row, {}).get("value"):
             continue
-        attempts[row] = [(attempt, measure(row, attempt, tiny, in_process)) for attempt in ATTEMPTS[row]]
+        attempts[row] = [
+            (attempt, measure(row, attempt, tiny, in_process)) for attempt in ATTEMPTS[row]
+        ]
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(attempts, indent=1) + "\n")
         ours = best("train_1.5b", attempts.get("train_1.5b", []))
         found = results_of(row, attempts[row], ours and ours[1])
         records.replace_rows(file, "id", {line["id"] for line in found}, found)
         for line in found:
-            print(f"{line['measure']}: {line['value']} ({line['verdict']}) {line['note']}", flush=True)
+            print(
+                f"{line['measure']}: {line['value']} ({line['verdict']}) {line['note']}", flush=True
+            )
             failed += [line["id"]] if line["value"] is None else []
-    records.write_surroundings(out / "gpu_environment.json", "gpu", surroundings.end(gate["versions"]))
+    records.write_surroundings(
+        out / "gpu_environment.json", "gpu", surroundings.end(gate["versions"])
+    )
     return failed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
-    parser.add_argument("--rows", default=",".join(ATTEMPTS), help="some of the default, with commas")
+    parser.add_argument(
+        "--rows", default=",".join(ATTEMPTS), help="some of the default, with commas"
+    )
     parser.add_argument("--tiny", action="store_true", help="small shapes: does every row work?")
     parser.add_argument("--again", action="store_true", help="measure rows that are there already")
     parser.add_argument("--only", help=argparse.SUPPRESS)

@@ -1,7 +1,8 @@
-"""The measurements of the GPU table. Each makes its own random weights of the true shape on the device.
+"""The measurements of the GPU table. Each makes its own random weights of the true shape on the
+device.
 
-`measure(row, attempt, tiny)` returns {"value", "low", "high", "rounds", "note", "device", …} or {"gap": why not}.
-`tiny` shrinks all shapes, to see on any machine that a row works.
+`measure(row, attempt, tiny)` returns {"value", "low", "high", "rounds", "note", "device", …} or
+{"gap": why not}. `tiny` shrinks all shapes, to see on any machine that a row works.
 """
 
 import functools
@@ -16,15 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dft_jax import metrics, models, optimizer as optimizer_lib, train
-from dft_jax.models import hf
-from dft_jax.sampling import Request, Sampler
+from dft_jax.models import model as models
+from dft_jax.models.hf.locate import read_config
+from dft_jax.sampling.sampler import Request, Sampler
+from dft_jax.training import metrics, optimizer as optimizer_lib
+from dft_jax.training.loop import matmul_precision
+from dft_jax.training.state import abstract_state
 from dft_jax.types import Batch
 from experiments.performance import workload
 from experiments.performance.contenders import adapter
 
 PEAK = 989e12  # FLOP/s in bf16, of the H100 (SXM) and the H200, dense: NVIDIA's data sheets
-SHAPES = {  # config.json of Qwen2.5-Math-1.5B, Qwen2.5-Math-7B and Llama-3.1-8B: width, layers, heads, vocabulary
+# config.json of Qwen2.5-Math-1.5B, Qwen2.5-Math-7B and Llama-3.1-8B: width, layers, heads,
+# vocabulary
+SHAPES = {
     "1.5b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
                  num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True),
     "7b": dict(hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28,
@@ -35,7 +41,13 @@ SHAPES = {  # config.json of Qwen2.5-Math-1.5B, Qwen2.5-Math-7B and Llama-3.1-8B
     "gate": dict(hidden_size=1536, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=12,
                  num_key_value_heads=2, vocab_size=8192, tie_word_embeddings=True),
 }  # fmt: skip
-TINY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+TINY = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 
 
 def is_rate(row: str) -> bool:
@@ -54,7 +66,7 @@ def build(shape: str, tiny: bool, **settings):
     """The model of a shape on one device; `settings` as in models.build."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config_json(shape, tiny)))
-        return models.build(hf.read_config(Path(folder)), adapter.one_device_mesh(), **settings)
+        return models.build(read_config(Path(folder)), adapter.one_device_mesh(), **settings)
 
 
 def timed(work: Callable[[], object], tiny: bool, rounds: int = 9) -> np.ndarray:
@@ -73,11 +85,17 @@ def summary(values: np.ndarray, note: str, **more) -> dict:
     low, high = np.quantile(np.median(values[drawn], axis=1), [0.025, 0.975])
     statistics = jax.devices()[0].memory_stats() or {}
     peak = statistics["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in statistics else None
-    found = {"value": float(np.median(values)), "low": float(low), "high": float(high), "rounds": len(values)}
+    found = {
+        "value": float(np.median(values)),
+        "low": float(low),
+        "high": float(high),
+        "rounds": len(values),
+    }
     return found | {"note": note, "peak_gib": peak, **more}
 
 
-# ---- training -------------------------------------------------------------------------------------------------------
+# ---- training
+# -------------------------------------------------------------------------------------------------------
 
 
 def math_examples(vocab_size: int, tiny: bool) -> workload.Examples:
@@ -87,10 +105,16 @@ def math_examples(vocab_size: int, tiny: bool) -> workload.Examples:
 
 
 def training(shape: str, rows: int, remat: str, *, tiny: bool) -> dict:
-    """tokens/s and MFU of full fine-tuning on packed rows of 2048, DFT, a whole step of 256 examples."""
+    """tokens/s and MFU of full fine-tuning on packed rows of 2048, DFT, a whole step of 256
+    examples.
+    """
     param_dtype = "float32" if shape == "1.5b" else "bfloat16"
     row_length = 128 if tiny else 2048
-    changes = {"model.param_dtype": param_dtype, "model.remat": remat, "train.loss_chunk_tokens": 4096}
+    changes = {
+        "model.param_dtype": param_dtype,
+        "model.remat": remat,
+        "train.loss_chunk_tokens": 4096,
+    }
     config = adapter.make_config("bfloat16", **changes)
     model = build(shape, tiny, param_dtype=param_dtype, compute_dtype="bfloat16", remat=remat)
     examples = math_examples(model.config.vocab_size, tiny)
@@ -105,9 +129,14 @@ def training(shape: str, rows: int, remat: str, *, tiny: bool) -> dict:
     facts = trainee.facts()
     assert np.isfinite([facts["loss"], facts["gradient_norm"]]).all(), facts
     c, real_tokens = model.config, int((examples.lengths_N - 1).sum())
-    n_matmul = models.parameter_count(model.abstract_params) - (not c.tie_embeddings) * c.vocab_size * c.hidden_size
+    n_matmul = (
+        models.parameter_count(model.abstract_params)
+        - (not c.tie_embeddings) * c.vocab_size * c.hidden_size
+    )
     mean_length = float(examples.lengths_N.mean())
-    flops = metrics.training_flops_per_token(n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length)
+    flops = metrics.training_flops_per_token(
+        n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
+    )
     rate = real_tokens / seconds
     note = f"{param_dtype} parameters, {real_tokens} useful tokens a step in {packed.tokens_BL.shape} places."
     also = {"mfu": float(np.median(rate)) * flops / PEAK}
@@ -116,24 +145,36 @@ def training(shape: str, rows: int, remat: str, *, tiny: bool) -> dict:
 
 
 def dense_loss(hidden_BLD, head_VD, batch: Batch, objective: str):
-    """The mean loss over trained tokens from full logits in float32: the definition, and the official code's way."""
-    logits_BLV = jnp.einsum("BLD,VD->BLV", hidden_BLD, head_VD.astype(hidden_BLD.dtype)).astype(jnp.float32)
+    """The mean loss over trained tokens from full logits in float32: the definition, and the
+    official code's way.
+    """
+    logits_BLV = jnp.einsum("BLD,VD->BLV", hidden_BLD, head_VD.astype(hidden_BLD.dtype)).astype(
+        jnp.float32
+    )
     logp_BLV = jax.nn.log_softmax(logits_BLV)
-    logp_BL = jnp.where(batch.mask_BL, jnp.take_along_axis(logp_BLV, batch.targets_BL[..., None], axis=-1)[..., 0], 0)
+    logp_BL = jnp.where(
+        batch.mask_BL,
+        jnp.take_along_axis(logp_BLV, batch.targets_BL[..., None], axis=-1)[..., 0],
+        0,
+    )
     loss_BL = -logp_BL * (jax.lax.stop_gradient(jnp.exp(logp_BL)) if objective == "dft" else 1.0)
     return jnp.where(batch.mask_BL, loss_BL, 0).sum() / jnp.maximum(batch.mask_BL.sum(), 1)
 
 
 def begin(model, optimizer) -> tuple[list, tuple]:
-    """[params, optimizer state] on the device, and how they are laid out: a step that keeps this compiles once."""
-    abstract = train.abstract_state(model, optimizer)
+    """[params, optimizer state] on the device, and how they are laid out: a step that keeps this
+    compiles once.
+    """
+    abstract = abstract_state(model, optimizer)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, (abstract.params, abstract.opt_state))
     params = model.init(jax.random.key(0))
     return [params, jax.jit(optimizer.init, out_shardings=layouts[1])(params)], layouts
 
 
 def recipe(shape: str, rows: int, *, tiny: bool) -> dict:
-    """samples/s in the style of the authors' code: each example padded to 2048, full logits, everything recomputed."""
+    """samples/s in the style of the authors' code: each example padded to 2048, full logits,
+    everything recomputed.
+    """
     model = build(shape, tiny, param_dtype="float32", compute_dtype="bfloat16", remat="full")
     every = math_examples(model.config.vocab_size, tiny)
     n = 8 if tiny else 32
@@ -168,7 +209,9 @@ def recipe(shape: str, rows: int, *, tiny: bool) -> dict:
 
 
 def torch_step(shape: str, rows: int, head: str, *, tiny: bool) -> dict:
-    """tokens/s of a PyTorch loop: float32 weights, bf16 autocast, sdpa attention, fused AdamW, full rows of 2048."""
+    """tokens/s of a PyTorch loop: float32 weights, bf16 autocast, sdpa attention, fused AdamW, full
+    rows of 2048.
+    """
     needed = ["torch", "trl"] if head == "fused" else ["torch"]
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
@@ -183,14 +226,19 @@ def torch_step(shape: str, rows: int, head: str, *, tiny: bool) -> dict:
     ids = workload.random_examples(c["vocab_size"], np.full(rows, length))
     seconds = torch_gpu.step_seconds(c, ids, head, rounds=2 if tiny else 9)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return summary(rows * length / seconds, f"torch {torch.__version__} on {device}, {rows} full rows a step.")
+    return summary(
+        rows * length / seconds, f"torch {torch.__version__} on {device}, {rows} full rows a step."
+    )
 
 
-# ---- parts of a step ------------------------------------------------------------------------------------------------
+# ---- parts of a step
+# ------------------------------------------------------------------------------------------------
 
 
 def head_problem(n_tokens: int, width: int, vocab_size: int, dtype) -> tuple:
-    """Random hidden states [1, N, D], a head [V, D] in float32, and a batch of which every token is trained."""
+    """Random hidden states [1, N, D], a head [V, D] in float32, and a batch of which every token is
+    trained.
+    """
     keys = jax.random.split(jax.random.key(0), 3)
     hidden_BLD = jax.random.normal(keys[0], (1, n_tokens, width), dtype)
     head_VD = jax.random.normal(keys[1], (vocab_size, width), jnp.float32) * width**-0.5
@@ -206,15 +254,21 @@ def head(chunk_tokens: int, *, tiny: bool) -> dict:
     compiled = {}
     for objective in ("dft", "sft"):
         loss = adapter.mean_head_loss(objective, adapter.one_device_mesh(), chunk_tokens)
-        compiled[objective] = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*problem).compile()
+        compiled[objective] = (
+            jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*problem).compile()
+        )
     rounds: dict[str, list[float]] = {objective: [] for objective in compiled}
     for _ in range(1 if tiny else 9):  # in turn
         for objective, program in compiled.items():
-            rounds[objective].append(float(np.median(timed(lambda program=program: program(*problem), tiny, rounds=5))))
+            rounds[objective].append(
+                float(np.median(timed(lambda program=program: program(*problem), tiny, rounds=5)))
+            )
     dft, sft = (1e3 * np.array(rounds[objective]) for objective in ("dft", "sft"))
     memory = compiled["dft"].memory_analysis().temp_size_in_bytes / 2**30
     also = {"memory": memory, "dft_over_sft": float(np.median(dft) / np.median(sft))}
-    return summary(dft, f"{sizes[0]} tokens, D {sizes[1]}, V {sizes[2]}, chunks of {chunk_tokens}.", also=also)
+    return summary(
+        dft, f"{sizes[0]} tokens, D {sizes[1]}, V {sizes[2]}, chunks of {chunk_tokens}.", also=also
+    )
 
 
 def optimizer(shape: str, *, tiny: bool) -> dict:
@@ -233,11 +287,16 @@ def optimizer(shape: str, *, tiny: bool) -> dict:
         state[:] = update(*state, grads)
         return state
 
-    return summary(1e3 * timed(once, tiny), f"{models.parameter_count(model.abstract_params) / 1e9:.2f} G parameters.")
+    return summary(
+        1e3 * timed(once, tiny),
+        f"{models.parameter_count(model.abstract_params) / 1e9:.2f} G parameters.",
+    )
 
 
 def decode(shape: str, batch: int, *, tiny: bool) -> dict:
-    """New tokens/s of the sampler, prefill included: 16 samples of each prompt, contexts of 600 to 800 tokens."""
+    """New tokens/s of the sampler, prefill included: 16 samples of each prompt, contexts of 600 to
+    800 tokens.
+    """
     prompt, new = (24, 8) if tiny else (600, 200)
     batch = 16 if tiny else batch
     dtype = "float32" if tiny else "bfloat16"
@@ -245,16 +304,26 @@ def decode(shape: str, batch: int, *, tiny: bool) -> dict:
     params = model.init(jax.random.key(0))
     ids_NL = workload.random_examples(model.config.vocab_size, np.full(batch // 16, prompt)).ids_NL
     sampler = Sampler(model, stop_ids=[], max_length=prompt + new, slots=batch)
-    asked = [Request(str(i), k, tuple(ids.tolist()), 1.0, new) for i, ids in enumerate(ids_NL) for k in range(16)]
+    asked = [
+        Request(str(i), k, tuple(ids.tolist()), 1.0, new)
+        for i, ids in enumerate(ids_NL)
+        for k in range(16)
+    ]
 
     def once():
-        made = sum(len(completion.ids) for completion in sampler.sample(params, asked, progress=False))
+        made = sum(
+            len(completion.ids) for completion in sampler.sample(params, asked, progress=False)
+        )
         assert made == batch * new, made
 
-    return summary(batch * new / timed(once, tiny, rounds=7), f"batch {batch}, prompts of {prompt}, {new} new tokens.")
+    return summary(
+        batch * new / timed(once, tiny, rounds=7),
+        f"batch {batch}, prompts of {prompt}, {new} new tokens.",
+    )
 
 
-# ---- the gate -------------------------------------------------------------------------------------------------------
+# ---- the gate
+# -------------------------------------------------------------------------------------------------------
 
 
 def relative(found, expected) -> float:
@@ -269,21 +338,26 @@ def gate(*, tiny: bool) -> dict:
 
     def line(case, difference, limit):
         verdict = "equal" if difference <= limit else "differs"
-        lines.append({"contender": "ours", "case": case, "loss_difference": difference, "verdict": verdict})
+        lines.append(
+            {"contender": "ours", "case": case, "loss_difference": difference, "verdict": verdict}
+        )
 
     sizes = (256, 64, 512) if tiny else (4096, 1536, 32_768)
     for objective in ("sft", "dft"):
-        with train.matmul_precision("float32"):
+        with matmul_precision("float32"):
             hidden_BLD, head_VD, batch = head_problem(*sizes, jnp.float32)
             ours = adapter.mean_head_loss(objective, adapter.one_device_mesh(), sizes[0] // 4)
             dense = functools.partial(dense_loss, objective=objective)
             found, expected = (
-                jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden_BLD, head_VD, batch) for loss in (ours, dense)
+                jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(hidden_BLD, head_VD, batch)
+                for loss in (ours, dense)
             )
         line(f"head against full logits, {objective}, float32", relative(found, expected), 1e-4)
     for dtype, limit in (("float32", 1e-4), ("bfloat16", 3e-2)):
         facts = packed_and_separate(dtype, tiny)
-        differences = [abs(facts[0][name] / facts[1][name] - 1) for name in ("loss", "gradient_norm")]
+        differences = [
+            abs(facts[0][name] / facts[1][name] - 1) for name in ("loss", "gradient_norm")
+        ]
         line(f"packed against separate examples, {dtype}", max(differences), limit)
     versions = {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
     return {"gate": lines, "versions": {"gpu": versions}}
@@ -305,7 +379,13 @@ def packed_and_separate(dtype: str, tiny: bool) -> list[dict]:
 
 def measure(row: str, attempt: list, tiny: bool) -> dict:
     """What a row's measurement finds, with the device's name."""
-    functions = {"train": training, "torch": torch_step, "decode": decode, "recipe": recipe, "head": head}
+    functions = {
+        "train": training,
+        "torch": torch_step,
+        "decode": decode,
+        "recipe": recipe,
+        "head": head,
+    }
     functions |= {"optimizer": optimizer, "gate": gate}
     found = functions[row.split("_")[0]](*attempt, tiny=tiny)
     return found | {"device": jax.devices()[0].device_kind}

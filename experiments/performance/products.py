@@ -1,9 +1,11 @@
-"""How long the matrix products of model T's step take alone: what the whole step is to be compared with.
+"""How long the matrix products of model T's step take alone: what the whole step is to be compared
+with.
 
 python -m experiments.performance.products
 
-The products of one layer (forward, and the gradients of inputs and kernels) and of the head on the trained half of the
-tokens, without attention's own, which are 3 % of all. Prints milliseconds and GFLOP/s, medians of 15.
+The products of one layer (forward, and the gradients of inputs and kernels) and of the head on the
+trained half of the tokens, without attention's own, which are 3 % of all. Prints milliseconds and
+GFLOP/s, medians of 15.
 """
 
 import time
@@ -37,7 +39,11 @@ def measured(sizes: list[tuple[int, int]], tokens: int) -> tuple[float, float]:
     def some(*shape):
         return jax.device_put(random.standard_normal(shape, dtype=np.float32))
 
-    arrays = [some(i, o) for i, o in sizes], [some(tokens, i) for i, _ in sizes], [some(tokens, o) for _, o in sizes]
+    arrays = (
+        [some(i, o) for i, o in sizes],
+        [some(tokens, i) for i, _ in sizes],
+        [some(tokens, o) for _, o in sizes],
+    )
     spent = milliseconds(products_of, *arrays)
     return spent, 6 * tokens * sum(i * o for i, o in sizes) / spent / 1e6
 
@@ -49,7 +55,9 @@ def main() -> None:
     kv = D // heads * c["num_key_value_heads"]
     layer, layer_rate = measured([(D, D), (D, kv), (D, kv), (D, D), (D, F), (D, F), (F, D)], tokens)
     head, head_rate = measured([(D, shape.vocab_size)], tokens // 2)
-    print(f"layer {layer:.1f} ms ({layer_rate:.0f} GFLOP/s), head {head:.1f} ms ({head_rate:.0f} GFLOP/s)")
+    print(
+        f"layer {layer:.1f} ms ({layer_rate:.0f} GFLOP/s), head {head:.1f} ms ({head_rate:.0f} GFLOP/s)"
+    )
     print(f"products of a step: {shape.layers * layer + head:.0f} ms")
 
 

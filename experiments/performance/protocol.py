@@ -1,12 +1,15 @@
-"""How a contender takes turns: it works only when it is told to, and times itself. Standard library only.
+"""How a contender takes turns: it works only when it is told to, and times itself. Standard library
+only.
 
-The parent writes a line to the contender's stdin, {"case": "dft", "steps": 3}, and waits for one on its stdout,
+The parent writes a line to the contender's stdin, {"case": "dft", "steps": 3}, and waits for one on
+its stdout,
 
-    {"case": "dft", "steps": 3, "wall_s": 1.9, "cpu_s": 3.6, "peak_gib": 1.1, "minor_faults": 12, "facts": {…}}
+    {"case": "dft", "steps": 3, "wall_s": 1.9, "cpu_s": 3.6, "peak_gib": 1.1, "minor_faults": 12,
+    "facts": {…}}
 
-so rounds of several processes can alternate, A B C A B C, and only one of them works at a time. The first line that a
-contender writes says its versions. A trainer that owns its loop calls `Meter.tick` before each step, from a callback
-or from its data iterator, and is held there.
+so rounds of several processes can alternate, A B C A B C, and only one of them works at a time. The
+first line that a contender writes says its versions. A trainer that owns its loop calls
+`Meter.tick` before each step, from a callback or from its data iterator, and is held there.
 """
 
 import importlib.metadata
@@ -31,7 +34,9 @@ def peak_gib() -> float:
 
 
 class Meter:
-    """The contender's end. `note` keeps facts for the gate, such as loss and gradient norm of the first step."""
+    """The contender's end. `note` keeps facts for the gate, such as loss and gradient norm of the
+    first step.
+    """
 
     def __init__(self, made_of: dict[str, str]):
         # Libraries print to stdout; the answers go to a copy of it that only this object has.
@@ -44,9 +49,11 @@ class Meter:
         self._facts |= facts
 
     def tick(self, finish: Callable[[], None]) -> str:
-        """To be called before each step: returns the case to work on; `finish` waits until earlier steps are done.
+        """To be called before each step: returns the case to work on; `finish` waits until earlier
+        steps are done.
 
-        At the end of a turn this answers and waits for the next one; without a next one, the process ends.
+        At the end of a turn this answers and waits for the next one; without a next one, the
+        process ends.
         """
         if self._left == 0:
             if self._command:
@@ -66,7 +73,10 @@ class Meter:
     def _answer(self) -> None:
         wall, cpu, faults = (time.perf_counter(), time.process_time(), self._faults())
         measured = dict(zip(("wall_s", "cpu_s", "minor_faults"), (wall, cpu, faults), strict=True))
-        spent = {name: now - then for (name, now), then in zip(measured.items(), self._began, strict=True)}
+        spent = {
+            name: now - then
+            for (name, now), then in zip(measured.items(), self._began, strict=True)
+        }
         self._say({**self._command, **spent, "peak_gib": peak_gib(), "facts": self._facts})
         self._facts = {}
 

@@ -1,4 +1,6 @@
-"""The study's files: results, rounds, gate and surroundings. A part that is measured again replaces its own lines."""
+"""The study's files: results, rounds, gate and surroundings. A part that is measured again replaces
+its own lines.
+"""
 
 import csv
 import datetime
@@ -49,7 +51,14 @@ def result(target: Target, value: float | None, interval=(None, None), **about) 
     low, high = interval
     numbers = {"value": value, "low": low, "high": high, "verdict": verdict}
     named = {"id": target.id, "measure": target.measure, "better": target.better}
-    return {**named, "floor": target.floor, "aim": target.aim, "unit": target.unit, **numbers, **about}
+    return {
+        **named,
+        "floor": target.floor,
+        "aim": target.aim,
+        "unit": target.unit,
+        **numbers,
+        **about,
+    }
 
 
 class Surroundings:
@@ -77,7 +86,8 @@ class Surroundings:
     @staticmethod
     def _busy_s() -> float:
         ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # without idle and waiting for disks
+        # without idle and waiting for disks
+        return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
     @staticmethod
     def _children_s() -> float:
@@ -93,10 +103,15 @@ def git(*words: str) -> str:
 def machine() -> dict:
     """The machine in plain words, without its name."""
     info = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in info if line.startswith("model name")), "unknown")
+    model = next(
+        (line.partition(":")[2].strip() for line in info if line.startswith("model name")),
+        "unknown",
+    )
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     flags = next((line for line in info if line.startswith("flags")), "")
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()]
+    wide = [
+        flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()
+    ]
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),

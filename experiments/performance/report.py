@@ -18,7 +18,13 @@ def ordered(file: Path, wanted: list[targets.Target]) -> list[dict[str, str]]:
     known = {row["id"]: row for row in records.read_rows(file)}
     gap = {"value": "", "low": "", "high": "", "verdict": "not measured", "note": ""}
     return [
-        {"id": target.id, "measure": target.measure, **gap, **known.get(target.id, {}), "unit": target.unit}
+        {
+            "id": target.id,
+            "measure": target.measure,
+            **gap,
+            **known.get(target.id, {}),
+            "unit": target.unit,
+        }
         for target in wanted
     ]
 
@@ -34,7 +40,10 @@ def shown(text: str, unit: str) -> str:
 
 def table(rows: list[dict[str, str]], wanted: list[targets.Target]) -> str:
     """Markdown."""
-    lines = ["| measure | value (95 % interval) | floor | aim | verdict | absolute: ours, other |", "| --- " * 6 + "|"]
+    lines = [
+        "| measure | value (95 % interval) | floor | aim | verdict | absolute: ours, other |",
+        "| --- " * 6 + "|",
+    ]
     for row, target in zip(rows, wanted, strict=True):
         value = shown(row["value"], row["unit"])
         if row["low"]:
@@ -60,12 +69,19 @@ def with_tables(text: str, made: dict[str, str]) -> str:
     """The README's text with its tables renewed, each between its two comments."""
     for name, content in made.items():
         pattern = rf"(<!-- {name} table -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}", text, flags=re.S)
+        text = re.sub(
+            pattern,
+            lambda match, content=content: f"{match[1]}\n{content}\n\n{match[2]}",
+            text,
+            flags=re.S,
+        )
     return text
 
 
 def draw(folder: Path, file: Path) -> bool:
-    """One picture: each value as a multiple of its floor (right of 1 is better), with its interval and its aim."""
+    """One picture: each value as a multiple of its floor (right of 1 is better), with its interval
+    and its aim.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -79,12 +95,18 @@ def draw(folder: Path, file: Path) -> bool:
         return False
     heights = [len(wanted) for _, wanted, _ in panels]
     figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(10, 0.32 * sum(heights) + 1.2 * len(panels)), height_ratios=heights, squeeze=False
+        len(panels),
+        1,
+        figsize=(10, 0.32 * sum(heights) + 1.2 * len(panels)),
+        height_ratios=heights,
+        squeeze=False,
     )
     for axis, (name, wanted, rows) in zip(axes[:, 0], panels, strict=True):
         _panel(axis, wanted, rows)
         axis.set_title({"cpu": "CPU, two threads", "gpu": "One Hopper GPU"}[name], loc="left")
-    axes[-1, 0].set_xlabel("multiple of the floor (the inverse where less is better): right is better")
+    axes[-1, 0].set_xlabel(
+        "multiple of the floor (the inverse where less is better): right is better"
+    )
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
@@ -95,7 +117,8 @@ def _panel(axis, wanted: list[targets.Target], rows: list[dict[str, str]]) -> No
     axis.set_xscale("log", base=2)
     axis.axvline(1, color="black", linewidth=1)
     for place, (target, row) in enumerate(zip(wanted, rows, strict=True)):
-        floor = target.floor or 1.0  # those without a target are drawn as they are; the count of zero has its own line
+        # those without a target are drawn as they are; the count of zero has its own line
+        floor = target.floor or 1.0
 
         def scaled(value, target=target, floor=floor):
             if target.floor == 0:
@@ -103,12 +126,24 @@ def _panel(axis, wanted: list[targets.Target], rows: list[dict[str, str]]) -> No
             return float(value) / floor if target.better == "higher" else floor / float(value)
 
         if target.aim is not None:
-            axis.plot([scaled(target.aim)], [place], marker="|", color="black", markersize=12, linestyle="none")
+            axis.plot(
+                [scaled(target.aim)],
+                [place],
+                marker="|",
+                color="black",
+                markersize=12,
+                linestyle="none",
+            )
         text = shown(row["value"], row["unit"]) or "not measured"
         if row["value"]:
             color = _COLORS[row["verdict"]]
             if row["low"]:
-                axis.plot([scaled(row["low"]), scaled(row["high"])], [place, place], color=color, linewidth=2)
+                axis.plot(
+                    [scaled(row["low"]), scaled(row["high"])],
+                    [place, place],
+                    color=color,
+                    linewidth=2,
+                )
             axis.plot([scaled(row["value"])], [place], marker="o", color=color, linestyle="none")
         axis.text(1.01, place, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row["measure"] for row in rows], fontsize=8)
@@ -122,11 +157,15 @@ def write(folder: Path) -> None:
     draw(folder, folder / "figure.png")
     readme = folder / "README.md"
     if readme.exists():
-        readme.write_text(with_tables(readme.read_text(encoding="utf-8"), tables(folder)), encoding="utf-8")
+        readme.write_text(
+            with_tables(readme.read_text(encoding="utf-8"), tables(folder)), encoding="utf-8"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=HERE)
     write(parser.parse_args().out)
 

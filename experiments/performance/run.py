@@ -2,8 +2,8 @@
 
 python -m experiments.performance.run --work=FOLDER --envs=FOLDER [--rows=steps,packing,generation,startup,compile]
 
-Everything is measured in turn; results go to the files beside this one after each part, so a part may be measured
-alone, or again. Run it on an otherwise quiet machine.
+Everything is measured in turn; results go to the files beside this one after each part, so a part
+may be measured alone, or again. Run it on an otherwise quiet machine.
 """
 
 import argparse
@@ -25,7 +25,9 @@ PARTS = {
     "startup": parts.startup,
     "compile": parts.compilation,
 }
-OURS = {"ours": {"dft_jax": dft_jax.__version__} | protocol.versions("jax", "jaxlib", "flax", "optax")}
+OURS = {
+    "ours": {"dft_jax": dft_jax.__version__} | protocol.versions("jax", "jaxlib", "flax", "optax")
+}
 NEEDS = {"steps": {"torch", "tunix"}, "generation": {"torch"}}
 
 
@@ -41,14 +43,30 @@ def chosen(rows: str) -> list[str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints, caches and logs")
-    parser.add_argument("--envs", type=Path, required=True, help="folder of the peers' environments, built if missing")
-    parser.add_argument("--torch_python", help="an environment with torch, transformers and trl instead")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for checkpoints, caches and logs"
+    )
+    parser.add_argument(
+        "--envs",
+        type=Path,
+        required=True,
+        help="folder of the peers' environments, built if missing",
+    )
+    parser.add_argument(
+        "--torch_python", help="an environment with torch, transformers and trl instead"
+    )
     parser.add_argument("--tunix_python", help="an environment with google-tunix instead")
     parser.add_argument("--rows", default="steps,packing,generation,startup,compile")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3, help="steps of a training-step contender in each of its turns")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=3,
+        help="steps of a training-step contender in each of its turns",
+    )
     parser.add_argument("--cores", default="0,1", help="the two cores that everything runs on")
     parser.add_argument("--data", type=Path, help="folder with gsm8k_train.jsonl")
     parser.add_argument("--tokenizer", type=Path, help="folder of Qwen2's tokenizer")
@@ -59,11 +77,16 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     names = chosen(arguments.rows)
-    os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})  # children inherit it
+    # children inherit it
+    os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
     needed = set().union(*(NEEDS.get(name.split("_")[0], set()) for name in names))
-    pythons = environments.pythons(arguments.envs.absolute(), arguments.torch_python, arguments.tunix_python, needed)
+    pythons = environments.pythons(
+        arguments.envs.absolute(), arguments.torch_python, arguments.tunix_python, needed
+    )
     work = arguments.work.absolute()
-    settings = parts.Settings(work, pythons, arguments.rounds, arguments.steps, arguments.data, arguments.tokenizer)
+    settings = parts.Settings(
+        work, pythons, arguments.rounds, arguments.steps, arguments.data, arguments.tokenizer
+    )
     work.mkdir(parents=True, exist_ok=True)
     failed = []
     for name in names:
@@ -76,7 +99,11 @@ def main() -> None:
             failed.append(name)
             continue
         write(arguments.out, name, outcome, surroundings)
-        failed += [f"{row['contender']}'s gate" for row in outcome.gate if row["verdict"] in ("differs", "missing")]
+        failed += [
+            f"{row['contender']}'s gate"
+            for row in outcome.gate
+            if row["verdict"] in ("differs", "missing")
+        ]
     report.write(arguments.out)
     if failed:
         raise SystemExit(f"not all is measured: {', '.join(failed)}")
@@ -88,7 +115,9 @@ def write(out: Path, name: str, outcome: parts.Outcome, surroundings: records.Su
     records.replace_rows(out / "cpu.csv", "id", ids, outcome.results)
     records.replace_rows(out / "cpu_rounds.csv", "part", {name}, outcome.rounds)
     records.replace_rows(out / "gate.csv", "part", {name}, outcome.gate)
-    records.write_surroundings(out / "environment.json", name, surroundings.end(outcome.versions or OURS))
+    records.write_surroundings(
+        out / "environment.json", name, surroundings.end(outcome.versions or OURS)
+    )
     for row in outcome.results:
         value = "not measured" if row["value"] is None else f"{row['value']:.3f}"
         print(f"  {row['measure']}: {value} ({row['verdict']}) {row.get('note', '')}", flush=True)

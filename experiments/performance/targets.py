@@ -19,7 +19,10 @@ class Target:
         if self.floor is None:
             return "no target"
         sign = 1 if self.better == "higher" else -1
-        return next((name for name in ("aim", "floor") if sign * (value - getattr(self, name)) >= 0), "below")
+        return next(
+            (name for name in ("aim", "floor") if sign * (value - getattr(self, name)) >= 0),
+            "below",
+        )
 
 
 CPU = [
@@ -41,7 +44,9 @@ CPU = [
     Target("dft_over_sft_V", "DFT ÷ SFT step time, V", 1.03, 1.01, "lower"),
     Target("packing", "useful tokens/s, packed against padding to 2048", 3.2, 4.0),
     Target("packing_dynamic", "useful tokens/s, packed against padding to the longest of eight"),
-    Target("efficiency_gsm8k", "packing efficiency within 256 examples, GSM8K", 0.975, 0.985, unit=""),
+    Target(
+        "efficiency_gsm8k", "packing efficiency within 256 examples, GSM8K", 0.975, 0.985, unit=""
+    ),
     Target("efficiency_math", "… lengths of mathematical data (drawn)", 0.975, 0.985, unit=""),
     Target("generation", "generation, V, batch 16, against transformers.generate", 1.6, 2.5),
     Target("startup", "warm ÷ cold time to the first step", 0.3, 0.22, "lower"),
@@ -50,7 +55,13 @@ CPU = [
 ]
 
 GPU = [
-    Target("train_1.5b", "1.5B full fine-tuning, packed 2048, tokens/s", 45_000, 55_000, unit="tokens/s"),
+    Target(
+        "train_1.5b",
+        "1.5B full fine-tuning, packed 2048, tokens/s",
+        45_000,
+        55_000,
+        unit="tokens/s",
+    ),
     Target("train_1.5b_mfu", "… model FLOPs utilisation of 989 TF/s", 0.45, 0.55, unit=""),
     Target("train_7b", "7B (bf16 parameters), tokens/s", 9_500, 12_000, unit="tokens/s"),
     Target("train_7b_mfu", "… model FLOPs utilisation", unit=""),
@@ -63,6 +74,12 @@ GPU = [
     Target("head_memory", "… extra memory", 6, 4.5, "lower", "GiB"),
     Target("head_dft_over_sft", "DFT ÷ SFT head time", 1.02, 1.01, "lower"),
     Target("optimizer", "optimizer update 1.5B", 16, 14, "lower", "ms"),
-    Target("decode_1.5b", "decode 1.5B, batch 256–512, context 700, tokens/s", 30_000, 55_000, unit="tokens/s"),
+    Target(
+        "decode_1.5b",
+        "decode 1.5B, batch 256–512, context 700, tokens/s",
+        30_000,
+        55_000,
+        unit="tokens/s",
+    ),
     Target("decode_7b", "decode 7B, tokens/s", 12_000, 17_000, unit="tokens/s"),
 ]

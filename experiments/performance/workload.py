@@ -1,10 +1,11 @@
-"""What all contenders work on: random Qwen2-shaped checkpoints and random examples, each written once to a folder.
+"""What all contenders work on: random Qwen2-shaped checkpoints and random examples, each written
+once to a folder.
 
 Needs numpy and, to write a checkpoint, safetensors. Every contender reads the same files.
 
-A random model gives every target the probability 1/V, and DFT's weight would be the same number everywhere. So the
-embedding is drawn large: with tied weights such a model likes to repeat its last token, and half of the targets are
-repetitions. Mean p is then between 0.1 and 0.5, as on real text.
+A random model gives every target the probability 1/V, and DFT's weight would be the same number
+everywhere. So the embedding is drawn large: with tied weights such a model likes to repeat its last
+token, and half of the targets are repetitions. Mean p is then between 0.1 and 0.5, as on real text.
 """
 
 import dataclasses
@@ -59,7 +60,9 @@ SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Examples of token ids, right-padded with 0 to the longest; of each, what follows its prompt is trained."""
+    """Examples of token ids, right-padded with 0 to the longest; of each, what follows its prompt
+    is trained.
+    """
 
     ids_NL: np.ndarray
     lengths_N: np.ndarray
@@ -68,7 +71,9 @@ class Examples:
     def trained_NL(self) -> np.ndarray:
         """True for the tokens that are trained as targets."""
         place_L = np.arange(self.ids_NL.shape[1])
-        return (place_L[None] >= self.prompts_N[:, None]) & (place_L[None] < self.lengths_N[:, None])
+        return (place_L[None] >= self.prompts_N[:, None]) & (
+            place_L[None] < self.lengths_N[:, None]
+        )
 
     def labels_NL(self) -> np.ndarray:
         """As Hugging Face takes them: -100 where untrained, not shifted."""
@@ -96,7 +101,9 @@ def random_examples(vocab_size: int, lengths: np.ndarray, seed: int = 0) -> Exam
 
 
 def math_lengths(n: int, longest: int = 2048, seed: int = 0) -> np.ndarray:
-    """Lengths like those of mathematical fine-tuning data: log-normal, 512 tokens on average, cut at `longest`."""
+    """Lengths like those of mathematical fine-tuning data: log-normal, 512 tokens on average, cut
+    at `longest`.
+    """
     drawn = np.random.default_rng(seed).lognormal(np.log(longest / 4.7), 0.62, n)
     return np.clip(drawn, longest / 32, longest).astype(int)
 
@@ -112,7 +119,10 @@ def write_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> None:
     def normal(*size, std=_STD):
         return generator.normal(scale=std, size=size).astype(np.float32)
 
-    tensors = {"model.embed_tokens.weight": normal(V, D, std=_EMBED_STD), "model.norm.weight": 1 + normal(D)}
+    tensors = {
+        "model.embed_tokens.weight": normal(V, D, std=_EMBED_STD),
+        "model.norm.weight": 1 + normal(D),
+    }
     for layer in range(shape.layers):
         prefix = f"model.layers.{layer}"
         for name, rows in (("q", D), ("k", kv), ("v", kv)):
@@ -130,7 +140,9 @@ def write_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> None:
 
 
 def prepare(work: Path, name: str) -> tuple[Path, Path]:
-    """The checkpoint's folder and the examples' file of a shape in `work`; written where they are missing."""
+    """The checkpoint's folder and the examples' file of a shape in `work`; written where they are
+    missing.
+    """
     shape, folder = SHAPES[name], work / f"model_{name}"
     file = work / f"examples_{name}.npz"
     if not (folder / "config.json").exists():

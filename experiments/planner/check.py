@@ -1,10 +1,13 @@
-"""The planner's account of the real training step against XLA's, compiled ahead of time for devices that are not there.
+"""The planner's account of the real training step against XLA's, compiled ahead of time for devices
+that are not there.
 
-    python experiments/planner/check.py --out=experiments/planner/results.csv
-    python experiments/planner/check.py --out=experiments/planner/results_tpu.csv --topology=v5e:2x4  # needs libtpu
+    python experiments/planner/check.py --out=experiments/planner/results.csv python
+    experiments/planner/check.py --out=experiments/planner/results_tpu.csv --topology=v5e:2x4  #
+    needs libtpu
 
-Nothing is allocated or run: XLA compiles the step that training would run, for simulated CPU devices or for a named
-TPU, and says what it would allocate on each device: arguments + results + temporaries - what both have in common.
+Nothing is allocated or run: XLA compiles the step that training would run, for simulated CPU
+devices or for a named TPU, and says what it would allocate on each device: arguments + results +
+temporaries - what both have in common.
 """
 
 import argparse
@@ -13,6 +16,9 @@ import os
 import sys
 import time
 
+from dft_jax.training.state import abstract_state
+from dft_jax.training.step import make_hyperparameters, make_train_step
+
 FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
     xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib compile_s""".split()
 MODEL = "Qwen/Qwen2.5-Math-1.5B"
@@ -20,11 +26,31 @@ GIB = 2**30
 
 # compute dtype, mesh, policy, rows, micro-batches
 CPU_CASES = [
-    *(("float32", (1, 8, 1), remat, rows, 1) for remat in ("none", "dots", "full") for rows in (1, 2, 4)),
-    *(("float32", (2, 2, 2), remat, rows, 1) for remat in ("none", "dots", "full") for rows in (1, 4)),
-    *(("float32", mesh, remat, 1, 1) for mesh in ((8, 1, 1), (1, 4, 2)) for remat in ("none", "dots", "full")),
-    *(("float32", (1, 1, 1), remat, rows, 1) for remat in ("none", "dots", "full") for rows in (1, 4)),
-    *(("float32", mesh, remat, 1, 4) for mesh in ((1, 8, 1), (2, 2, 2), (1, 1, 1)) for remat in ("dots", "full")),
+    *(
+        ("float32", (1, 8, 1), remat, rows, 1)
+        for remat in ("none", "dots", "full")
+        for rows in (1, 2, 4)
+    ),
+    *(
+        ("float32", (2, 2, 2), remat, rows, 1)
+        for remat in ("none", "dots", "full")
+        for rows in (1, 4)
+    ),
+    *(
+        ("float32", mesh, remat, 1, 1)
+        for mesh in ((8, 1, 1), (1, 4, 2))
+        for remat in ("none", "dots", "full")
+    ),
+    *(
+        ("float32", (1, 1, 1), remat, rows, 1)
+        for remat in ("none", "dots", "full")
+        for rows in (1, 4)
+    ),
+    *(
+        ("float32", mesh, remat, 1, 4)
+        for mesh in ((1, 8, 1), (2, 2, 2), (1, 1, 1))
+        for remat in ("dots", "full")
+    ),
     *(("bfloat16", (1, 8, 1), remat, 1, 1) for remat in ("none", "dots", "full")),
 ]
 TPU_CASES = [
@@ -40,25 +66,40 @@ def compile_step(planner, setting, devices):
     """The training step of `planner` under `setting`, compiled for these devices."""
     import jax
 
-    from dft_jax import models, objectives, optimizer as optimizer_lib, sharding, train
+    from dft_jax import sharding
+    from dft_jax.losses import objectives
+    from dft_jax.models.model import OPTIONS, build
+    from dft_jax.training import optimizer as optimizer_lib
+    from dft_jax.training.loop import matmul_precision
 
     config = planner.config
     n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
-    mesh = jax.make_mesh(setting.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices])
-    options = {name: config.model[name] for name in models.OPTIONS} | {"remat": setting.remat}
-    model = models.build(planner.architecture, mesh, **options)
+    mesh = jax.make_mesh(
+        setting.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices]
+    )
+    options = {name: config.model[name] for name in OPTIONS} | {"remat": setting.remat}
+    model = build(planner.architecture, mesh, **options)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    given = train.make_hyperparameters(config, 100, mesh)
-    step = train.make_train_step(model, objectives.make_objective(config.objective), optimizer, given, config)
+    given = make_hyperparameters(config, 100, mesh)
+    step = make_train_step(
+        model, objectives.make_objective(config.objective), optimizer, given, config
+    )
     batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
-    with train.matmul_precision(config.model.compute_dtype):
-        return step.func.lower(*step.args, train.abstract_state(model, optimizer), batch).compile()
+    with matmul_precision(config.model.compute_dtype):
+        return step.func.lower(*step.args, abstract_state(model, optimizer), batch).compile()
 
 
 def allocated_gib(compiled) -> tuple[float, float, float]:
-    """What XLA would allocate on each device in all, and for temporaries; and what it uses at once (not on a CPU)."""
+    """What XLA would allocate on each device in all, and for temporaries; and what it uses at once
+    (not on a CPU).
+    """
     m = compiled.memory_analysis()
-    everything = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes - m.alias_size_in_bytes
+    everything = (
+        m.argument_size_in_bytes
+        + m.output_size_in_bytes
+        + m.temp_size_in_bytes
+        - m.alias_size_in_bytes
+    )
     return everything / GIB, m.temp_size_in_bytes / GIB, m.peak_memory_in_bytes / GIB
 
 
@@ -88,7 +129,9 @@ def compare(planner, setting, devices) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True)
     parser.add_argument("--topology", help="as v5e:2x4; by default eight simulated CPU devices")
     arguments = parser.parse_args()
@@ -99,7 +142,7 @@ def main() -> None:
     from jax.experimental import topologies
 
     from dft_jax import config as config_lib, plan
-    from dft_jax.analysis import memory
+    from dft_jax.planner import memory
 
     devices, cases, compiler = jax.devices(), CPU_CASES, "cpu"
     if arguments.topology:

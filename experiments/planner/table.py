@@ -1,20 +1,22 @@
-"""What fits where, for the paper's models: the planner's account as a CSV file and the table of README.md.
+"""What fits where, for the paper's models: the planner's account as a CSV file and the table of
+README.md.
 
     python experiments/planner/table.py --out=experiments/planner/table.csv
 
-For each model and machine: one row per device and micro-batch under each policy, parameters sharded over all devices
-(mesh.fsdp=-1), and the most rows that fit so; then what the planner suggests.
+For each model and machine: one row per device and micro-batch under each policy, parameters sharded
+over all devices (mesh.fsdp=-1), and the most rows that fit so; then what the planner suggests.
 """
 
 import argparse
 import csv
 
 from dft_jax import config as config_lib, plan
-from dft_jax.analysis.memory import KINDS, Planner, settings
-from dft_jax.models import REMAT_POLICIES
+from dft_jax.models.model import REMAT_POLICIES
+from dft_jax.planner.memory import KINDS, Planner, settings
 
 MODELS = ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-7B", "meta-llama/Llama-3.1-8B")
-# A v5p-8 has eight cores on four chips, and a device is a chip; a v5e-8 has eight chips of one core.
+# A v5p-8 has eight cores on four chips, and a device is a chip; a v5e-8 has eight chips of one
+# core.
 MACHINES = {
     "v5e-8": ("v5e", 8),
     "v5p-8": ("v5p", 4),
@@ -22,7 +24,18 @@ MACHINES = {
     "one H200": ("h200", 1),
     "eight H100": ("h100", 8),
 }
-FIELDS = ("model", "machine", "device_gib", "mesh", "remat", "rows", *KINDS, "total", "verdict", "most_rows_that_fit")
+FIELDS = (
+    "model",
+    "machine",
+    "device_gib",
+    "mesh",
+    "remat",
+    "rows",
+    *KINDS,
+    "total",
+    "verdict",
+    "most_rows_that_fit",
+)
 STEP_ROWS = 256  # no two examples in one row: the worst
 
 
@@ -31,7 +44,10 @@ def rows_of(planner: Planner, n_devices: int, has_gib: float):
     mesh = (1, n_devices, 1)
     for remat in REMAT_POLICIES:
         account = planner.memory(next(settings(mesh, remat, STEP_ROWS)))
-        most, total = plan.fitting(planner, mesh, remat, STEP_ROWS, plan.SURE * has_gib), sum(account.values())
+        most, total = (
+            plan.fitting(planner, mesh, remat, STEP_ROWS, plan.SURE * has_gib),
+            sum(account.values()),
+        )
         yield {
             "mesh": "x".join(map(str, mesh)),
             "remat": remat,
@@ -55,7 +71,9 @@ def suggestion(planner: Planner, n_devices: int, has_gib: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     print(f"| model | {' | '.join(MACHINES)} |\n|{' --- |' * (len(MACHINES) + 1)}")
@@ -68,7 +86,9 @@ def main() -> None:
             for machine, (device, n_devices) in MACHINES.items():
                 has_gib = plan.DEVICES_GIB[device]
                 for row in rows_of(planner, n_devices, has_gib):
-                    table.writerow({"model": model, "machine": machine, "device_gib": has_gib} | row)
+                    table.writerow(
+                        {"model": model, "machine": machine, "device_gib": has_gib} | row
+                    )
                 cells.append(suggestion(planner, n_devices, has_gib))
             print(f"| {model} | {' | '.join(cells)} |", flush=True)
 

@@ -1,4 +1,5 @@
-"""Reads the six runs of this study; writes curves.csv, results.csv and curves.png beside itself (needs matplotlib).
+"""Reads the six runs of this study; writes curves.csv, results.csv and curves.png beside itself
+(needs matplotlib).
 
 python experiments/random4_gsm8k/analyse.py OUTPUT_FOLDER
 """
@@ -16,11 +17,19 @@ import numpy as np
 
 HERE = Path(__file__).parent
 LAYOUTS = {"1device": "one device", "8devices": "8 devices, 2×2×2", "4micro": "4 micro-batches"}
-COLUMNS = ("train/loss", "train/nll", "train/mean_p", "optimizer/gradient_norm", "data/packing_efficiency")
+COLUMNS = (
+    "train/loss",
+    "train/nll",
+    "train/mean_p",
+    "optimizer/gradient_norm",
+    "data/packing_efficiency",
+)
 
 
 def curve(run: Path) -> np.ndarray:
-    """[steps, columns] of the training rows; a run that is not finished is an error, not a gap filled in."""
+    """[steps, columns] of the training rows; a run that is not finished is an error, not a gap
+    filled in.
+    """
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 101)), f"{run} is not whole"
@@ -35,7 +44,9 @@ def heldout_nll(run: Path) -> dict[int, float]:
 def main() -> None:
     out = Path(sys.argv[1])
     wall_s = dict(line.split() for line in (out / "wall_s.txt").read_text().splitlines())
-    curves = {(o, layout): curve(out / f"{o}_{layout}") for o in ("sft", "dft") for layout in LAYOUTS}
+    curves = {
+        (o, layout): curve(out / f"{o}_{layout}") for o in ("sft", "dft") for layout in LAYOUTS
+    }
     with open(HERE / "curves.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["objective", "layout", "step", *COLUMNS])
@@ -64,14 +75,24 @@ def draw(curves: dict) -> None:
     for objective, colour in (("sft", "tab:blue"), ("dft", "tab:orange")):
         for layout, style in zip(LAYOUTS, ("-", "--", ":"), strict=True):
             values = curves[objective, layout]
-            left.plot(steps, values[:, 1], style, color=colour, label=f"{objective}, {LAYOUTS[layout]}")
+            left.plot(
+                steps, values[:, 1], style, color=colour, label=f"{objective}, {LAYOUTS[layout]}"
+            )
             if layout != "1device":
                 apart = np.abs(values[:, 0] / curves[objective, "1device"][:, 0] - 1)
                 right.semilogy(steps, np.maximum(apart, 1e-9), style, color=colour)
-    left.set(xlabel="step", ylabel="train nll, nats a token", title="nll: three layouts lie on one another")
+    left.set(
+        xlabel="step",
+        ylabel="train nll, nats a token",
+        title="nll: three layouts lie on one another",
+    )
     left.legend(fontsize=7)
     right.axhline(1e-4, color="grey", linewidth=0.8)
-    right.set(xlabel="step", ylabel="relative difference of the loss", title="from the run on one device (grey: 1e-4)")
+    right.set(
+        xlabel="step",
+        ylabel="relative difference of the loss",
+        title="from the run on one device (grey: 1e-4)",
+    )
     figure.savefig(HERE / "curves.png", dpi=120)
 
 

@@ -1,4 +1,5 @@
-"""Writes the study's model: Qwen2-shaped, 4 layers of width 256, random weights, a real vocabulary (needs torch).
+"""Writes the study's model: Qwen2-shaped, 4 layers of width 256, random weights, a real vocabulary
+(needs torch).
 
 python experiments/random4_gsm8k/make_checkpoint.py --tokenizer=FOLDER --out=FOLDER
 """

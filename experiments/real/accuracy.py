@@ -20,7 +20,9 @@ def get_spec(argument: str = "") -> Spec:
     given = config_lib.parse_argument(argument, model="FOLDER", data="FOLDER")
     config, folder = config_lib.get_default(), Path(given["data"])
     config.model.update(path=given["model"], compute_dtype="float32", remat="full")
-    config.data.update(train=str(folder / "gsm8k_train.jsonl"), rows="gsm8k_boxed", template=PROMPT, max_rows=256)
+    config.data.update(
+        train=str(folder / "gsm8k_train.jsonl"), rows="gsm8k_boxed", template=PROMPT, max_rows=256
+    )
     config.data.update(max_length=512, row_length=512)
     config.train.update(steps=32, global_batch=8, accumulation=4, loss_chunk_tokens=256)
     evaluation = Settings(

@@ -24,7 +24,9 @@ PROMPT = "qwen-boxed"
 
 
 def get_spec(argument: str = "") -> Spec:
-    given = config_lib.parse_argument(argument, model="FOLDER", data="FOLDER", part="main", sft="2e-5", dft="2e-5")
+    given = config_lib.parse_argument(
+        argument, model="FOLDER", data="FOLDER", part="main", sft="2e-5", dft="2e-5"
+    )
     config, folder = config_lib.get_default(), Path(given["data"])
     config.model.update(path=given["model"], compute_dtype="bfloat16")
     config.data.update(train=str(folder / "gsm8k_rest.jsonl"), rows="gsm8k_boxed", template=PROMPT)
@@ -44,10 +46,14 @@ def get_spec(argument: str = "") -> Spec:
         workers=8,
     )
     if is_first:
-        arms = [Arm(objective, rate, 0) for rate in (5e-6, 2e-5, 5e-5) for objective in ("sft", "dft")]
+        arms = [
+            Arm(objective, rate, 0) for rate in (5e-6, 2e-5, 5e-5) for objective in ("sft", "dft")
+        ]
     else:
         rates = {"sft": float(given["sft"]), "dft": float(given["dft"])}
-        arms = [Arm(objective, rate, seed) for seed in (0, 1, 2) for objective, rate in rates.items()]
+        arms = [
+            Arm(objective, rate, seed) for seed in (0, 1, 2) for objective, rate in rates.items()
+        ]
     texts = (
         Text("gsm8k", str(problems), "gsm8k_boxed", max_examples=256, answer_mark="\\boxed{"),
         Text("math500", str(folder / "math500.jsonl"), "math", max_examples=100, max_length=768),

@@ -1,4 +1,5 @@
-"""What the manifest costs: the time of its SHA-256 against that of the save itself, in the background and at restart.
+"""What the manifest costs: the time of its SHA-256 against that of the save itself, in the
+background and at restart.
 
 python -m experiments.reliability.save_cost --gb=1.5 --rounds=7
 """
@@ -13,12 +14,14 @@ import statistics
 import tempfile
 import time
 
+from dft_jax.checkpoints import manager
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
 
-from dft_jax import checkpoint, manifest
+from dft_jax.checkpoints import manifest
 from dft_jax.types import TrainState
 
 OUT = pathlib.Path(__file__).with_name("save_cost.csv")
@@ -36,7 +39,9 @@ class Phases(logging.Handler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gb", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
@@ -49,13 +54,15 @@ def main() -> None:
     gb = 12 * side * side * 4 / 1e9
     folder = pathlib.Path(tempfile.mkdtemp(prefix="save_cost"))
     phases, rows = Phases(), []
-    logging.getLogger("dft_jax.checkpoint").setLevel(logging.DEBUG)
-    logging.getLogger("dft_jax.checkpoint").addHandler(phases)
+    logging.getLogger("dft_jax.checkpoints.manager").setLevel(logging.DEBUG)
+    logging.getLogger("dft_jax.checkpoints.manager").addHandler(phases)
     for number in range(1, options.rounds + 1):
-        with checkpoint.Checkpoints(folder, keep=1) as checkpoints:
+        with manager.Checkpoints(folder, keep=1) as checkpoints:
             checkpoints.save(number, state, {"fingerprint": {}, "changes": []})
             returned = time.perf_counter()
-        began, committed, whole = (phases.at[f"{phase} {number}"] for phase in ("save", "commit", "whole"))
+        began, committed, whole = (
+            phases.at[f"{phase} {number}"] for phase in ("save", "commit", "whole")
+        )
         began_to_verify = time.perf_counter()
         assert manifest.problems(folder / str(number), number) == []
         verified = time.perf_counter()

@@ -1,4 +1,5 @@
-"""Scales a checkpoint's last norm, and so its logits: a random model whose next-token entropy is like a trained one's.
+"""Scales a checkpoint's last norm, and so its logits: a random model whose next-token entropy is
+like a trained one's.
 
 python experiments/sampling/scale_head.py --model=FOLDER --factor=10 --out=FOLDER
 """

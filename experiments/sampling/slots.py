@@ -2,7 +2,8 @@
 
 python experiments/sampling/slots.py --model=FOLDER --tokenizer=FOLDER --gsm8k=gsm8k_test.jsonl
 
-The model may be any (a tiny one is quick): each completion is cut at the length of one published solution, in tokens.
+The model may be any (a tiny one is quick): each completion is cut at the length of one published
+solution, in tokens.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from dft_jax import evaluate
-from dft_jax.sampling import Request, Sampler
+from dft_jax.sampling.sampler import Request, Sampler
 
 
 def main() -> None:
@@ -24,13 +25,17 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     rows = [json.loads(line) for line in arguments.gsm8k.read_text().splitlines()]
     lengths = [len(ids) for ids in tokenizer([row["answer"] for row in rows])["input_ids"]]
-    print(f"{len(lengths)} lengths, mean {sum(lengths) / len(lengths):.0f}, largest {max(lengths)} tokens")
+    print(
+        f"{len(lengths)} lengths, mean {sum(lengths) / len(lengths):.0f}, largest {max(lengths)} tokens"
+    )
     opened = evaluate.open_model(arguments.model, "main", 1, "float32")
     params = opened.load()
     for slots in (16, 32, 64, 128, 256):
         sampler = Sampler(opened.model, stop_ids=[], max_length=512, slots=slots)
         asked = [Request(str(i), 0, (1, 2, 3 + i % 200), 1.0, n) for i, n in enumerate(lengths)]
-        assert sum(len(completion.ids) for completion in sampler.sample(params, asked, progress=False)) == sum(lengths)
+        assert sum(
+            len(completion.ids) for completion in sampler.sample(params, asked, progress=False)
+        ) == sum(lengths)
         usage = sampler.usage
         print(f"{slots} slots: {usage.tokens / usage.places:.1%} of {usage.places} places")
 

@@ -1,9 +1,12 @@
-"""Sampling speed of dft_jax and of `transformers.generate`: the same checkpoint, prompts and number of tokens.
+"""Sampling speed of dft_jax and of `transformers.generate`: the same checkpoint, prompts and number
+of tokens.
 
-python experiments/sampling/speed.py --model=FOLDER --jax_python=PYTHON --torch_python=PYTHON --out=results.csv
+python experiments/sampling/speed.py --model=FOLDER --jax_python=PYTHON --torch_python=PYTHON
+--out=results.csv
 
-Each contender is a process of its own that loads the model, warms up once, and then waits for its turn: rounds
-alternate between the two, so that both see the same machine. Nothing stops before the number of tokens is made.
+Each contender is a process of its own that loads the model, warms up once, and then waits for its
+turn: rounds alternate between the two, so that both see the same machine. Nothing stops before the
+number of tokens is made.
 """
 
 import argparse
@@ -33,16 +36,23 @@ def prompts(vocab_size: int) -> list[list[int]]:
 
 def jax_side(folder: str, greedy: bool):
     from dft_jax import evaluate
-    from dft_jax.sampling import Request, Sampler
+    from dft_jax.sampling.sampler import Request, Sampler
 
     opened = evaluate.open_model(folder, "main", 1, "float32")
-    sampler = Sampler(opened.model, stop_ids=[], max_length=PROMPT_TOKENS + NEW_TOKENS, slots=PROMPTS)
+    sampler = Sampler(
+        opened.model, stop_ids=[], max_length=PROMPT_TOKENS + NEW_TOKENS, slots=PROMPTS
+    )
     params = opened.load()
     rows = prompts(opened.model.config.vocab_size)
 
     def run() -> int:
-        asked = [Request(str(i), 0, tuple(row), 0.0 if greedy else 1.0, NEW_TOKENS) for i, row in enumerate(rows)]
-        return sum(len(completion.ids) for completion in sampler.sample(params, asked, progress=False))
+        asked = [
+            Request(str(i), 0, tuple(row), 0.0 if greedy else 1.0, NEW_TOKENS)
+            for i, row in enumerate(rows)
+        ]
+        return sum(
+            len(completion.ids) for completion in sampler.sample(params, asked, progress=False)
+        )
 
     import jax
 
@@ -56,7 +66,11 @@ def torch_side(folder: str, greedy: bool):
     torch.set_num_threads(2)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor(prompts(model.config.vocab_size))
-    choice = dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    choice = (
+        dict(do_sample=False)
+        if greedy
+        else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    )
 
     def run() -> int:
         with torch.inference_mode():
@@ -108,13 +122,25 @@ def main() -> None:
 def compete(arguments, greedy: bool) -> list[dict]:
     root = Path(__file__).parents[2]
     # Both have the two cores of this machine: XLA takes what affinity gives, torch is told.
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "2",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(root),
+    }
     sides = {}
     for side, python in (("jax", arguments.jax_python), ("torch", arguments.torch_python)):
-        command = [python, __file__, f"--contend={side}", f"--model={arguments.model}", *["--greedy"] * greedy]
+        command = [
+            python,
+            __file__,
+            f"--contend={side}",
+            f"--model={arguments.model}",
+            *["--greedy"] * greedy,
+        ]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         sides[side] = subprocess.Popen(command, env=environment, **pipes)
-        versions = json.loads(sides[side].stdout.readline())  # loaded and warm, before the other one starts
+        # loaded and warm, before the other one starts
+        versions = json.loads(sides[side].stdout.readline())
         print(side, versions, flush=True)
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(ROUNDS):

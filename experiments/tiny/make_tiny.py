@@ -1,4 +1,5 @@
-"""Writes dft_jax/assets/tiny: an untrained Qwen2-shaped model's config, a byte tokenizer and word problems.
+"""Writes dft_jax/assets/tiny: an untrained Qwen2-shaped model's config, a byte tokenizer and word
+problems.
 
 python -m experiments.tiny.make_tiny
 """
@@ -17,25 +18,38 @@ _TEMPLATE = (
     "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
 )
-_NAMES, _THINGS = ("Ann", "Bob", "Cara", "Dan", "Eve", "Finn"), ("apples", "books", "coins", "pens", "shells")
+_NAMES, _THINGS = (
+    ("Ann", "Bob", "Cara", "Dan", "Eve", "Finn"),
+    ("apples", "books", "coins", "pens", "shells"),
+)
 
 
 def problem(rng: random.Random) -> dict[str, str]:
     """A two-step word problem with its worked answer, in GSM8K's form."""
     name, other = rng.sample(_NAMES, 2)
-    thing, count, more, factor = rng.choice(_THINGS), rng.randint(2, 9), rng.randint(1, 9), rng.choice((2, 3))
-    total = (count + more) * factor
-    question = (
-        f"{name} has {count} {thing} and finds {more} more. {other} has {factor} times as many. How many has {other}?"
+    thing, count, more, factor = (
+        rng.choice(_THINGS),
+        rng.randint(2, 9),
+        rng.randint(1, 9),
+        rng.choice((2, 3)),
     )
+    total = (count + more) * factor
+    question = f"{name} has {count} {thing} and finds {more} more. {other} has {factor} times as many. How many has {other}?"
     answer = f"{name} has {count}+{more}={count + more}. {other} has {count + more}*{factor}={total}.\n#### {total}"
     return {"question": question, "answer": answer}
 
 
 def write_model(
-    folder: Path, tokenizer: Tokenizer, tokenizer_class: str, *, more: dict | None = None, **sizes: int
+    folder: Path,
+    tokenizer: Tokenizer,
+    tokenizer_class: str,
+    *,
+    more: dict | None = None,
+    **sizes: int,
 ) -> None:
-    """Tokenizer files, and the config.json of a Qwen2 of these sizes; `more` are settings of the tokenizer."""
+    """Tokenizer files, and the config.json of a Qwen2 of these sizes; `more` are settings of the
+    tokenizer.
+    """
     end = _SPECIALS[0]
     settings = {
         "tokenizer_class": tokenizer_class,
@@ -63,7 +77,10 @@ def write_model(
     }
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    for name, value in (("tokenizer_config.json", settings | (more or {})), ("config.json", config)):
+    for name, value in (
+        ("tokenizer_config.json", settings | (more or {})),
+        ("config.json", config),
+    ):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")
 
 
@@ -76,7 +93,9 @@ def main() -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(_SPECIALS)
     sizes = dict(vocab_size=264, hidden_size=64, intermediate_size=192, num_hidden_layers=2)
-    write_model(TINY, tokenizer, "PreTrainedTokenizerFast", more={"chat_template": _TEMPLATE}, **sizes)
+    write_model(
+        TINY, tokenizer, "PreTrainedTokenizerFast", more={"chat_template": _TEMPLATE}, **sizes
+    )
     rng = random.Random(0)
     rows = list({json.dumps(problem(rng)): None for _ in range(1200)})  # each problem once
     (TINY / "train.jsonl").write_text("\n".join(rows[:512]) + "\n")

@@ -1,18 +1,21 @@
-"""What is said of data before it is trained on: rows cut, dropped, equal, held out and trained; columns; characters."""
+"""What is said of data before it is trained on: rows cut, dropped, equal, held out and trained;
+columns; characters.
+"""
 
 import json
 
 import numpy as np
 import pytest
 
-from dft_jax import assets, config as config_lib, errors
-from dft_jax.data import account, loader
-from dft_jax.models import hf
+from dft_jax import assets, config as config_lib
+from dft_jax.data import account, batches
+from dft_jax.models.hf.locate import load_tokenizer
+from dft_jax.runtime import errors
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 def load(folder, given, tokenizer, name="train.jsonl", **changes):
@@ -20,7 +23,7 @@ def load(folder, given, tokenizer, name="train.jsonl", **changes):
     config.update({"max_length": 128, "template": "plain"} | changes)
     file = folder / name
     file.write_text("".join(json.dumps(one) + "\n" for one in given))
-    return loader.load_examples(str(file), config, tokenizer, 264)
+    return batches.load_examples(str(file), config, tokenizer, 264)
 
 
 def row(prompt, completion, **more):
@@ -33,7 +36,9 @@ def rows(n, first=0):
 
 def test_nothing_is_said_where_nothing_is_lost(tmp_path, tokenizer):
     report = load(tmp_path, rows(100), tokenizer).report
-    assert account.warnings("data.train", report) == account.refusals("data.train", report, 0.0) == []
+    assert (
+        account.warnings("data.train", report) == account.refusals("data.train", report, 0.0) == []
+    )
     [line] = account.lines("data.train", report)
     assert line.startswith("data.train: 100 rows read: 100 whole, 0 cut, 0 dropped; ")
 
@@ -43,7 +48,9 @@ def test_cut_rows_and_the_length_that_would_keep_them(tmp_path, tokenizer):
     long = row("?", "x" * 200)
     few = load(tmp_path, [*rows(98), long, long], tokenizer).report
     assert not [line for line in account.warnings("data.train", few) if "whole" in line]
-    report = load(tmp_path, [*rows(97), *[long | {"prompt": text} for text in "?!."]], tokenizer).report
+    report = load(
+        tmp_path, [*rows(97), *[long | {"prompt": text} for text in "?!."]], tokenizer
+    ).report
     [warning] = account.warnings("data.train", report)
     assert "3 of 100 rows (3.0%) are not trained whole: 3 cut at data.max_length=128" in warning
     longest = report["tokens"]["longest_read"]
@@ -51,7 +58,10 @@ def test_cut_rows_and_the_length_that_would_keep_them(tmp_path, tokenizer):
     whole = load(tmp_path, [*rows(97), *3 * [long]], tokenizer, max_length=longest).report
     assert whole["rows"]["truncated"] == 0
     [refusal] = account.refusals("data.train", report, 0.02)
-    assert refusal.startswith("config.data.train: 3 of 100 rows") and "data.max_lost_fraction above 0.02" in refusal
+    assert (
+        refusal.startswith("config.data.train: 3 of 100 rows")
+        and "data.max_lost_fraction above 0.02" in refusal
+    )
     assert account.refusals("data.train", report, 0.03) == []
 
 
@@ -59,11 +69,16 @@ def test_dropped_rows_by_reason(tmp_path, tokenizer):
     given = [*rows(7), {"question": "?"}, {"prompt": "?"}, row("p" * 200, "too late")]
     report = load(tmp_path, given, tokenizer, bad_rows="drop").report
     [warning] = account.warnings("--heldout", report, "--context")
-    assert "3 of 10 rows (30.0%) are not trained whole: 2 dropped as bad_row, 1 dropped as prompt_too_long" in warning
+    assert (
+        "3 of 10 rows (30.0%) are not trained whole: 2 dropped as bad_row, 1 dropped as prompt_too_long"
+        in warning
+    )
     assert "--context=" in warning and "data.bad_rows='refuse' says what is wrong" in warning
 
 
-@pytest.mark.parametrize("lengths, expected", [([5], 5), (range(1, 101), 99), ([*range(99), 500], 98), ([3, 9], 9)])
+@pytest.mark.parametrize(
+    "lengths, expected", [([5], 5), (range(1, 101), 99), ([*range(99), 500], 98), ([3, 9], 9)]
+)
 def test_the_length_for_99_percent_keeps_so_many(lengths, expected):
     found = account.length_for(0.99, list(lengths))
     assert np.mean(np.array(lengths) <= found) >= 0.99
@@ -77,11 +92,17 @@ def test_columns_that_nobody_reads_are_named(tmp_path, tokenizer):
     assert report["columns"]["unread"] == {"input": 50, "level": 50}
     assert "columns that are not read: input, level" in account.lines("data.train", report)[1]
     [warning] = account.warnings("data.train", report)
-    assert "column 'input' is filled in 50 of 50 rows, and not read by this row format; alpaca does" in warning
+    assert (
+        "column 'input' is filled in 50 of 50 rows, and not read by this row format; alpaca does"
+        in warning
+    )
     rarely = [*rows(199), row("Add.", "5", input="2 and 3")]
     assert account.warnings("data.train", load(tmp_path, rarely, tokenizer).report) == []
     alpaca = [{"instruction": one["prompt"], "output": "5", "input": one["input"]} for one in given]
-    assert account.warnings("data.train", load(tmp_path, alpaca, tokenizer, rows="alpaca").report) == []
+    assert (
+        account.warnings("data.train", load(tmp_path, alpaca, tokenizer, rows="alpaca").report)
+        == []
+    )
 
 
 def test_equal_rows_are_counted(tmp_path, tokenizer):
@@ -94,9 +115,18 @@ def test_equal_rows_are_counted(tmp_path, tokenizer):
 
 def test_heldout_rows_that_are_trained_are_named(tmp_path, tokenizer):
     train = load(tmp_path, [*rows(20), *rows(1, first=18)], tokenizer)
-    heldout = load(tmp_path, [*rows(3, first=18), row("5?", "six"), row("6?", "x")], tokenizer, name="test.jsonl")
+    heldout = load(
+        tmp_path,
+        [*rows(3, first=18), row("5?", "six"), row("6?", "x")],
+        tokenizer,
+        name="test.jsonl",
+    )
     found = account.also_trained(heldout.where, heldout.examples, train.where, train.examples)
-    assert found == {"rows": 2, "first": "test.jsonl:1 is train.jsonl:19", "prompts_with_another_answer": 2}
+    assert found == {
+        "rows": 2,
+        "first": "test.jsonl:1 is train.jsonl:19",
+        "prompts_with_another_answer": 2,
+    }
     same, others = account.warnings("data.heldout", heldout.report | {"also_trained": found})
     assert "2 rows are trained as well (test.jsonl:1 is train.jsonl:19)" in same
     assert "the prompts of 2 rows are trained with another answer" in others
@@ -108,7 +138,7 @@ def test_heldout_rows_that_are_trained_are_named(tmp_path, tokenizer):
 
 def test_characters_without_a_token_are_counted(tmp_path):
     """The laboratory's tokenizer has no token for parentheses, nor for Chinese."""
-    laboratory = hf.load_tokenizer(assets.LAB)
+    laboratory = load_tokenizer(assets.LAB)
     given = [*rows(10), row("f(2)?", "2 is 2"), row("9?", "很好 2")]
     report = load(tmp_path, given, laboratory).report
     characters = report["characters"]
@@ -124,8 +154,11 @@ def test_characters_without_a_token_are_counted(tmp_path):
 
 def test_an_answer_without_any_token_is_refused(tmp_path):
     """It would be trained on EOS alone: the model learns to say nothing."""
-    laboratory = hf.load_tokenizer(assets.LAB)
-    with pytest.raises(errors.UserError, match=r"train.jsonl:11: .* no token for anything in the answer \('很好。'\)"):
+    laboratory = load_tokenizer(assets.LAB)
+    with pytest.raises(
+        errors.UserError,
+        match=r"train.jsonl:11: .* no token for anything in the answer \('很好。'\)",
+    ):
         load(tmp_path, [*rows(10), row("9?", "很好。")], laboratory)
     dropped = load(tmp_path, [*rows(10), row("9?", "很好。")], laboratory, bad_rows="drop").report
     assert dropped["rows"]["dropped"] == {"bad_row": 1}

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
+from dft_jax.data.templates import Example
 
 
 def test_picture_of_best_fit():
@@ -24,7 +24,9 @@ def test_every_example_is_placed_once_and_fits(sizes):
 
 
 def test_math_like_lengths_fill_the_rows():
-    """256 examples of about 512 tokens in rows of 2048: at least 97.5 % full (performance.md's floor)."""
+    """256 examples of about 512 tokens in rows of 2048: at least 97.5 % full (performance.md's
+    floor).
+    """
     rng = np.random.default_rng(0)
     full = []
     for _ in range(20):
@@ -35,16 +37,20 @@ def test_math_like_lengths_fill_the_rows():
 
 def test_row_counts_are_few_and_enough():
     assert packing.row_counts([61, 64, 63, 70] * 10, multiple=8) == [64, 72]
-    assert packing.row_counts([61, 64, 63, 70], multiple=8) == [72]  # too few steps for another compilation
+    # too few steps for another compilation
+    assert packing.row_counts([61, 64, 63, 70], multiple=8) == [72]
     assert packing.row_counts([3, 4], multiple=16) == [16]
-    assert packing.row_counts([200] * 99 + [199], multiple=1) == [200]  # a second one would save 1 row of 20,000
+    # a second one would save 1 row of 20,000
+    assert packing.row_counts([200] * 99 + [199], multiple=1) == [200]
     rng = np.random.default_rng(0)
     needed = rng.normal(64, 3, size=25).astype(int).tolist()
     counts = packing.row_counts(needed, multiple=1)
     assert len(counts) == 3 and counts[-1] == max(needed)
     empty = sum(min(count for count in counts if count >= n) - n for n in needed)
     for other in itertools.combinations(range(min(needed), max(needed)), 2):  # none is better
-        assert empty <= sum(min(count for count in (*other, counts[-1]) if count >= n) - n for n in needed)
+        assert empty <= sum(
+            min(count for count in (*other, counts[-1]) if count >= n) - n for n in needed
+        )
     many = rng.normal(64, 3, size=400).astype(int)
     counts = np.array(packing.row_counts(many.tolist(), multiple=1))
     assert len(counts) <= 8 and counts[np.searchsorted(counts, many)].sum() < 1.012 * many.sum()

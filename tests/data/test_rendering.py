@@ -1,15 +1,18 @@
-"""Chat templates: the text that transformers gives, whatever they are made of; no harm from those that mean some."""
+"""Chat templates: the text that transformers gives, whatever they are made of; no harm from those
+that mean some.
+"""
 
 import time
 
 import pytest
 import transformers
 
-from dft_jax import assets, errors
+from dft_jax import assets
 from dft_jax.data import rendering
-from dft_jax.data.chat import STYLES, Template
-from dft_jax.data.sources import BadRow
-from dft_jax.models import hf
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.templates import STYLES, Template
+from dft_jax.models.hf.locate import load_tokenizer
+from dft_jax.runtime import errors
 from tests.marks import slow_but
 from tests.mutations import edit, overrides_for
 
@@ -19,7 +22,7 @@ QUESTION = [{"role": "user", "content": "1+1?"}]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 @pytest.fixture
@@ -49,7 +52,10 @@ HOSTILE = {
     "memory bomb": ("{{ 'a' * 10**11 }}", "needed more than 1 GiB of memory"),
     "memory bomb in a filter": ("{{ 'a' | center(10**11) }}", "needed more than 1 GiB of memory"),
     "a long text": ("{{ 'a' * 10**8 }}", "wrote more than 16,777,216 characters"),
-    "attribute escape": ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__' of 'str' object is unsafe"),
+    "attribute escape": (
+        "{{ ''.__class__.__mro__ }}",
+        "access to attribute '__class__' of 'str' object is unsafe",
+    ),
     "escape by a global": ("{{ cycler.__init__.__globals__.os.environ }}", "attribute '__init__'"),
     "endless recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
     "a file": ("{% include '/etc/passwd' %}", "no loader for this environment"),
@@ -95,12 +101,18 @@ SAME = [
 def test_the_text_is_that_of_transformers(template, tokenizer):
     template = template or tokenizer.get_chat_template()
     theirs = transformers.AutoTokenizer.from_pretrained(assets.TINY)
-    odd = [{"role": "user", "content": ' a\r\n\u2028\x00"<&>\\n \ud800 é'}, {"role": "assistant", "content": "{{ 1 }}"}]
+    odd = [
+        {"role": "user", "content": ' a\r\n\u2028\x00"<&>\\n \ud800 é'},
+        {"role": "assistant", "content": "{{ 1 }}"},
+    ]
     for messages in (QUESTION, odd):
         for prompted in (False, True):
             how = dict(chat_template=template, tokenize=False, add_generation_prompt=prompted)
             expected = theirs.apply_chat_template(messages, **how)
-            assert rendering.render(template, tokenizer.special_tokens_map, messages, prompted) == ("text", expected)
+            assert rendering.render(template, tokenizer.special_tokens_map, messages, prompted) == (
+                "text",
+                expected,
+            )
 
 
 def test_what_is_wrong_is_said(tokenizer, tmp_path):
@@ -119,7 +131,9 @@ def test_named_styles_start_no_process(tokenizer, no_worker):
 
 
 def test_many_rows_cost_little(tokenizer):
-    """One process renders them all: some 0.1 s for these on an idle machine, minutes if each had to start one."""
+    """One process renders them all: some 0.1 s for these on an idle machine, minutes if each had to
+    start one.
+    """
     template = Template("tokenizer", tokenizer)
     template.prompt("1+1?")
     process, start = rendering._worker.process, time.monotonic()

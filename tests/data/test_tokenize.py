@@ -1,4 +1,6 @@
-"""Parts are the whole: ids are those of the whole text, masks those of the answers, prompts those of sampling."""
+"""Parts are the whole: ids are those of the whole text, masks those of the answers, prompts those
+of sampling.
+"""
 
 import unicodedata
 
@@ -7,10 +9,10 @@ import pytest
 from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from dft_jax.data.chat import Part, Template
-from dft_jax.data.sources import BadRow
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.templates import Part, Template
 from dft_jax.data.tokenize import tokenize
-from dft_jax.models import hf
+from dft_jax.models.hf.locate import load_tokenizer
 from tests import lookalikes, text
 
 # Tokenizer and template -> what the template writes after an answer.
@@ -33,17 +35,25 @@ def opened(tmp_path_factory):
     def open_one(name):
         path = lookalikes.write(name, folder / name)
         backend = Tokenizer.from_file(str(path / "tokenizer.json"))
-        return hf.load_tokenizer(path), lambda one: backend.encode(one, add_special_tokens=False).ids
+        return load_tokenizer(path), lambda one: backend.encode(one, add_special_tokens=False).ids
 
     return open_one
 
 
 def whole_text(template, messages, tail):
-    """The conversation as jinja renders it at once, in this process, its last answer ended by EOS instead of `tail`."""
+    """The conversation as jinja renders it at once, in this process, its last answer ended by EOS
+    instead of `tail`.
+    """
     if template.jinja is None:
-        return template.prompt(messages[0]["content"]) + messages[1]["content"] + template.tokenizer.eos_token
+        return (
+            template.prompt(messages[0]["content"])
+            + messages[1]["content"]
+            + template.tokenizer.eos_token
+        )
     source = template.jinja.replace("strftime_now('%d %b %Y')", "'02 Jan 2026'")
-    [rendered], _ = render_jinja_template([messages], chat_template=source, **template.tokenizer.special_tokens_map)
+    [rendered], _ = render_jinja_template(
+        [messages], chat_template=source, **template.tokenizer.special_tokens_map
+    )
     return rendered.removesuffix(tail) + template.tokenizer.eos_token
 
 
@@ -55,14 +65,18 @@ def runs(example):
 
 
 def comparable(one, name):
-    """SentencePiece's decoder takes spaces off and puts them behind markers; NFC is what Qwen's file asks for."""
+    """SentencePiece's decoder takes spaces off and puts them behind markers; NFC is what Qwen's
+    file asks for.
+    """
     if name == "mistral":
         one = one.replace(" ", "").replace("▁", "")
     return unicodedata.normalize("NFC", one)
 
 
 def check_parts(name, style, opened, wanted, seed=0):
-    """Compares `wanted` conversations that are accepted with the library; returns how many were refused."""
+    """Compares `wanted` conversations that are accepted with the library; returns how many were
+    refused.
+    """
     tokenizer, encode = opened(name)
     template = Template(style, tokenizer, date=DATE)
     accepted = refused = 0
@@ -80,7 +94,10 @@ def check_parts(name, style, opened, wanted, seed=0):
             if isinstance(example, BadRow):
                 refused += 1
                 starts = np.cumsum([len(part.text) for part in own])[0 : len(own) - 1 : 2]
-                assert any(ids[: len(prompt)] != prompt for prompt in (encode(whole[:start]) for start in starts))
+                assert any(
+                    ids[: len(prompt)] != prompt
+                    for prompt in (encode(whole[:start]) for start in starts)
+                )
                 continue
             accepted += 1
             assert example.ids.tolist() == template.first_ids + ids
@@ -114,30 +131,42 @@ def one_example(messages, template, tokenizer, max_length=10**6):
 
 
 def test_the_first_word_of_every_answer_is_whole(opened):
-    """SentencePiece puts a space before a text; part by part it put one before every answer and question."""
+    """SentencePiece puts a space before a text; part by part it put one before every answer and
+    question.
+    """
     tokenizer, encode = opened("mistral")
     template = Template("plain", tokenizer)
     example = one_example(conversation("What is 1+1?", "the answer is 2"), template, tokenizer)
-    assert tokenizer.decode(example.ids, skip_special_tokens=True) == "What is 1+1?\nthe answer is 2"
+    assert (
+        tokenizer.decode(example.ids, skip_special_tokens=True) == "What is 1+1?\nthe answer is 2"
+    )
     assert example.ids.tolist() == [1, *encode("What is 1+1?\nthe answer is 2</s>")]
     chat = Template("tokenizer", tokenizer)
     example = one_example(conversation("q", "the answer", "Question", "is x"), chat, tokenizer)
-    assert example.ids.tolist() == encode("<s>[INST] q [/INST] the answer</s>[INST] Question [/INST] is x</s>")
+    assert example.ids.tolist() == encode(
+        "<s>[INST] q [/INST] the answer</s>[INST] Question [/INST] is x</s>"
+    )
     assert [tokenizer.decode(run) for run in runs(example)] == ["the answer</s>", "is x</s>"]
 
 
 def test_an_answer_that_changes_the_prompts_tokens_is_refused(opened):
-    """The prompt's "\\n" and the answer's become one token: sampled from, the prompt would be another."""
+    """The prompt's "\\n" and the answer's become one token: sampled from, the prompt would be
+    another.
+    """
     tokenizer, encode = opened("qwen3")
     template = Template("qwen25-math-cot", tokenizer)
     assert len(encode("assistant\n\nSo")) == len(encode("assistant\nSo"))  # there is such a token
-    with pytest.raises(BadRow, match=r"the prompt ends in the token '\\n' by itself, but before .* in '\\n\\n'"):
+    with pytest.raises(
+        BadRow, match=r"the prompt ends in the token '\\n' by itself, but before .* in '\\n\\n'"
+    ):
         one_example(conversation("1+1?", "\nSo 2"), template, tokenizer)
     assert one_example(conversation("1+1?", "So 2"), template, tokenizer).trained.any()
 
 
 def test_a_prompt_whose_tokens_depend_on_what_follows_is_refused(opened):
-    """GPT-2's splitting reads "\\n\\n" before a word as two line breaks, at the end of a prompt as one token."""
+    """GPT-2's splitting reads "\\n\\n" before a word as two line breaks, at the end of a prompt as
+    one token.
+    """
     tokenizer, encode = opened("smollm2")
     assert encode("x\n\n") != encode("x\n\nyes")[: len(encode("x\n\n"))]
     with pytest.raises(BadRow, match="give a template that ends otherwise"):
@@ -145,7 +174,9 @@ def test_a_prompt_whose_tokens_depend_on_what_follows_is_refused(opened):
 
 
 def test_a_token_that_ends_an_answer_is_trained_whole(opened, tmp_path):
-    """Where no marker stands between them, an answer's last line break and the next one are one token."""
+    """Where no marker stands between them, an answer's last line break and the next one are one
+    token.
+    """
     tokenizer, encode = opened("qwen3")
     assert len(encode("\n\n")) == 1
     file = tmp_path / "chat.jinja"
@@ -162,7 +193,9 @@ def test_a_token_that_ends_an_answer_is_trained_whole(opened, tmp_path):
         Part(" d<|im_end|>", True),
     ]
     example = one_example(messages, template, tokenizer)
-    assert example.ids.tolist() == encode("user: a\nassistant: b\n\nuser: c\nassistant: d<|im_end|>")
+    assert example.ids.tolist() == encode(
+        "user: a\nassistant: b\n\nuser: c\nassistant: d<|im_end|>"
+    )
     assert [tokenizer.decode(run) for run in runs(example)] == [" b\n\n", " d<|im_end|>"]
 
 
@@ -173,11 +206,16 @@ def test_prompts_are_sampled_as_they_are_trained(opened):
         for question in text.strings(60, seed=3):
             prompt_ids = template.prompt_ids(question)
             try:
-                example = one_example(conversation(question, "the answer is 42"), template, tokenizer)
+                example = one_example(
+                    conversation(question, "the answer is 42"), template, tokenizer
+                )
             except BadRow:
                 continue
             assert example.ids[: len(prompt_ids)].tolist() == prompt_ids
-            assert not example.trained[: len(prompt_ids)].any() and example.trained[len(prompt_ids) :].all()
+            assert (
+                not example.trained[: len(prompt_ids)].any()
+                and example.trained[len(prompt_ids) :].all()
+            )
 
 
 def test_a_cut_example(opened):

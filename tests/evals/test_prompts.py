@@ -1,4 +1,6 @@
-"""One prompt: what a model was trained with is what it is evaluated and read with, unless another is named."""
+"""One prompt: what a model was trained with is what it is evaluated and read with, unless another
+is named.
+"""
 
 import json
 import shutil
@@ -7,13 +9,16 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dft_jax import assets, config as config_lib, errors, evaluate, main, models, sharding
+from dft_jax import assets, config as config_lib, evaluate, main, sharding
 from dft_jax.analysis import tokens
-from dft_jax.data import chat
-from dft_jax.data.chat import Template
+from dft_jax.data import templates
+from dft_jax.data.templates import Template
 from dft_jax.evals import prompts, runner
-from dft_jax.export import PROVENANCE_NAME, Origin, export, origin_of
-from dft_jax.models import hf
+from dft_jax.export import origin_of
+from dft_jax.models.hf.export import PROVENANCE_NAME, Origin, export
+from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.model import build
+from dft_jax.runtime import errors
 from tests.commands import TINY, run_command
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -21,7 +26,7 @@ BOXED = "Please reason step by step, and put your final answer within \\boxed{}.
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hf.load_tokenizer(assets.TINY)
+    return load_tokenizer(assets.TINY)
 
 
 class Bare:
@@ -42,7 +47,9 @@ def test_another_prompt_than_trained_is_warned_about(tokenizer, tmp_path):
     def warning(asked, trained, **options):
         return prompts.choose(asked, trained, tokenizer, **options).warning
 
-    expected = "--prompt='qwen-boxed', but the model was trained with 'plain': part of any difference"
+    expected = (
+        "--prompt='qwen-boxed', but the model was trained with 'plain': part of any difference"
+    )
     assert warning("qwen-boxed", "plain").startswith(expected)
     assert warning("plain", "plain") == warning("plain", "") == ""
     assert "with the instruction 'Think.'" in warning("plain", "plain", instruction="Think.")
@@ -56,7 +63,9 @@ def test_another_prompt_than_trained_is_warned_about(tokenizer, tmp_path):
 def test_models_with_different_prompts_have_no_shared_one():
     assert prompts.shared({"base": "", "sft": "plain", "dft": "plain"}) == "plain"
     assert prompts.shared({"base": ""}) == ""
-    with pytest.raises(errors.UserError, match=r"--prompt=auto: .* \(a: 'plain', b: 'qwen-boxed'\); name one"):
+    with pytest.raises(
+        errors.UserError, match=r"--prompt=auto: .* \(a: 'plain', b: 'qwen-boxed'\); name one"
+    ):
         prompts.shared({"a": "plain", "b": "qwen-boxed", "c": ""})
 
 
@@ -71,13 +80,18 @@ def test_the_instruction_is_at_the_end_of_the_question(tokenizer):
         prompt, answer = template.parts(turns)  # trained as it is evaluated
         assert (prompt.text, answer.text) == (own, "2" + tokenizer.eos_token)
     assert Template("plain", tokenizer, instruction="Think.").prompt("1+1?") == "1+1?\nThink.\n"
-    assert Template("plain", tokenizer, instruction="Think.").parts(turns)[0].text == "1+1?\nThink.\n"
+    assert (
+        Template("plain", tokenizer, instruction="Think.").parts(turns)[0].text == "1+1?\nThink.\n"
+    )
     assert Template("tokenizer", tokenizer).prompt("1+1?") == own.replace(f"\n{BOXED}", "")
 
 
 def test_names_of_prompts():
-    assert chat.name_problems("--prompt", "tokenizer-boxed") == []
-    assert "did you mean 'tokenizer-boxed'" in chat.name_problems("--prompt", "tokeniser-boxed")[0]
+    assert templates.name_problems("--prompt", "tokenizer-boxed") == []
+    assert (
+        "did you mean 'tokenizer-boxed'"
+        in templates.name_problems("--prompt", "tokeniser-boxed")[0]
+    )
     assert "auto" in runner.Settings().prompt
 
 
@@ -99,7 +113,7 @@ def problems(tmp_path_factory):
 def exported(tmp_path_factory):
     """An export that says nothing of its prompt, as one of another program."""
     folder = tmp_path_factory.mktemp("exported") / "model"
-    model = models.build(hf.read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
+    model = build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
     export(model.init(jax.random.key(0)), model, assets.TINY, folder, origin=Origin(init="random"))
     (folder / PROVENANCE_NAME).unlink(missing_ok=True)
     return folder
@@ -107,7 +121,12 @@ def exported(tmp_path_factory):
 
 def sampled(folder, problems, out, capfd, monkeypatch, *more):
     """Standard error, scores.json and the first prompt of a small evaluation."""
-    arguments = [f"--model={folder}", "--benchmarks=gsm8k", f"--benchmark_data={problems}", f"--out={out}"]
+    arguments = [
+        f"--model={folder}",
+        "--benchmarks=gsm8k",
+        f"--benchmark_data={problems}",
+        f"--out={out}",
+    ]
     arguments += ["--samples=1", "--max_new_tokens=4", "--slots=8", *more]
     outcome = run_command(evaluate.main, arguments, capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr
@@ -115,7 +134,9 @@ def sampled(folder, problems, out, capfd, monkeypatch, *more):
     return outcome.stderr, json.loads((out / "scores.json").read_text()), first["prompt"]
 
 
-def test_a_checkpoint_is_prompted_as_it_says(exported, problems, tmp_path, tokenizer, capfd, monkeypatch):
+def test_a_checkpoint_is_prompted_as_it_says(
+    exported, problems, tmp_path, tokenizer, capfd, monkeypatch
+):
     check = (problems, tmp_path / "own", capfd, monkeypatch)
     stderr, scores, prompt = sampled(exported, *check)
     assert "prompt: tokenizer (the checkpoint's own chat template)" in stderr
@@ -126,14 +147,18 @@ def test_a_checkpoint_is_prompted_as_it_says(exported, problems, tmp_path, token
     (says / PROVENANCE_NAME).write_text('{"template": "plain"}')
     stderr, scores, prompt = sampled(says, problems, tmp_path / "says_out", capfd, monkeypatch)
     assert "prompt: plain (what the model was trained with)" in stderr and prompt == "0+0?\n"
-    assert scores["settings"]["prompt"] == "plain" and not any("trained" in line for line in scores["warnings"])
+    assert scores["settings"]["prompt"] == "plain" and not any(
+        "trained" in line for line in scores["warnings"]
+    )
     other = ["--prompt=tokenizer-boxed"]
     stderr, scores, prompt = sampled(says, problems, tmp_path / "other", capfd, monkeypatch, *other)
     assert "warning: --prompt='tokenizer-boxed', but the model was trained with 'plain'" in stderr
     assert any("was trained with 'plain'" in line for line in scores["warnings"])
     assert BOXED in prompt
     # An evaluation that was begun with a prompt, as all were before `auto`, goes on with it.
-    stderr, scores, again = sampled(says, problems, tmp_path / "other", capfd, monkeypatch, "--samples=2")
+    stderr, scores, again = sampled(
+        says, problems, tmp_path / "other", capfd, monkeypatch, "--samples=2"
+    )
     assert scores["settings"]["prompt"] == "tokenizer-boxed" and again == prompt
     evaluation = json.loads((tmp_path / "other" / "evaluation.json").read_text())
     assert evaluation["prompt"] == "tokenizer-boxed" and "instruction" not in evaluation
@@ -144,28 +169,51 @@ def test_an_instruction_is_recorded(exported, problems, tmp_path, capfd, monkeyp
     _, scores, prompt = sampled(exported, problems, out, capfd, monkeypatch, "--instruction=Think.")
     assert "0+0?\nThink." in prompt and scores["settings"]["instruction"] == "Think."
     assert json.loads((out / "evaluation.json").read_text())["instruction"] == "Think."
-    arguments = [f"--model={exported}", "--benchmarks=gsm8k", f"--benchmark_data={problems}", f"--out={out}"]
-    outcome = run_command(evaluate.main, [*arguments, "--max_new_tokens=4", "--slots=8"], capfd, monkeypatch)
+    arguments = [
+        f"--model={exported}",
+        "--benchmarks=gsm8k",
+        f"--benchmark_data={problems}",
+        f"--out={out}",
+    ]
+    outcome = run_command(
+        evaluate.main, [*arguments, "--max_new_tokens=4", "--slots=8"], capfd, monkeypatch
+    )
     assert outcome.code == 2 and "instruction: 'Think.' -> 'absent'" in outcome.stderr
     twice = ["--prompt=tokenizer-boxed", "--instruction=Think."]
     outcome = run_command(evaluate.main, [*arguments, *twice], capfd, monkeypatch)
-    assert outcome.code == 2 and "instruction=Think. should be empty with prompt=tokenizer-boxed" in outcome.stderr
+    assert (
+        outcome.code == 2
+        and "instruction=Think. should be empty with prompt=tokenizer-boxed" in outcome.stderr
+    )
 
 
 @pytest.mark.slow
 def test_a_run_is_evaluated_and_read_as_it_was_trained(problems, tmp_path, capfd, monkeypatch):
     eval_ = dict(benchmarks="gsm8k", benchmark_data=problems, samples=1, max_new_tokens=4, slots=8)
     run = tmp_path / "run"
-    arguments = [TINY, f"--workdir={run}", "--config.train.steps=1", "--config.log.tensorboard=False"]
+    arguments = [
+        TINY,
+        f"--workdir={run}",
+        "--config.train.steps=1",
+        "--config.log.tensorboard=False",
+    ]
     arguments += [f"--config.eval.{name}={value}" for name, value in eval_.items()]
-    arguments += ["--config.data.heldout=", "--config.data.max_rows=32", "--config.data.template=plain"]
-    outcome = run_command(main.main, [*arguments, "--config.export.enabled=False"], capfd, monkeypatch)
+    arguments += [
+        "--config.data.heldout=",
+        "--config.data.max_rows=32",
+        "--config.data.template=plain",
+    ]
+    outcome = run_command(
+        main.main, [*arguments, "--config.export.enabled=False"], capfd, monkeypatch
+    )
     assert outcome.code == 0, outcome.stderr
     assert "evaluations: prompt 'plain', what the model was trained with" in outcome.stderr
     evaluation = json.loads((run / "eval" / "1" / "evaluation.json").read_text())
     assert evaluation["prompt"] == "plain"
     stderr, scores, prompt = sampled(run, problems, tmp_path / "out", capfd, monkeypatch)
-    assert "prompt: plain" in stderr and scores["settings"]["prompt"] == "plain" and prompt == "0+0?\n"
+    assert (
+        "prompt: plain" in stderr and scores["settings"]["prompt"] == "plain" and prompt == "0+0?\n"
+    )
     # The same for demonstrations; that they are read is enough here.
     monkeypatch.setattr(tokens, "score", enough)
     data = ["--data=world(split=validation, family=chain, levels=2-3, n=4)", "--rows=gsm8k"]
@@ -173,7 +221,10 @@ def test_a_run_is_evaluated_and_read_as_it_was_trained(problems, tmp_path, capfd
     outcome = run_command(tokens.main, read, capfd, monkeypatch)
     assert "prompt: plain (what the model was trained with)" in outcome.stderr
     outcome = run_command(tokens.main, [*read, "--prompt=tokenizer"], capfd, monkeypatch)
-    assert "warning: run: --prompt='tokenizer', but the model was trained with 'plain'" in outcome.stderr
+    assert (
+        "warning: run: --prompt='tokenizer', but the model was trained with 'plain'"
+        in outcome.stderr
+    )
     outcome = run_command(tokens.main, [*read, "--instruction=Think."], capfd, monkeypatch)
     assert outcome.code == 2 and "--instruction is of sampled questions only" in outcome.stderr
 
@@ -182,20 +233,34 @@ def enough(*arguments):
     raise errors.UserError("enough")
 
 
-def test_demonstrations_are_read_with_the_date_of_the_training(tmp_path, tokenizer, monkeypatch, capsys):
-    """Of several models the first that has one; today's only where nobody knows; none where none is written."""
+def test_demonstrations_are_read_with_the_date_of_the_training(
+    tmp_path, tokenizer, monkeypatch, capsys
+):
+    """Of several models the first that has one; today's only where nobody knows; none where none is
+    written.
+    """
     dated = tmp_path / "dated.jinja"
     dated.write_text("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}:")
     monkeypatch.setattr(evaluate, "today", lambda: "2026-03-04")
 
     def opened(**dates):
-        return {name: SimpleNamespace(tokenizer=tokenizer, date=date) for name, date in dates.items()}
+        return {
+            name: SimpleNamespace(tokenizer=tokenizer, date=date) for name, date in dates.items()
+        }
 
     assert evaluate.reading_date(opened(base="", sft="2026-01-02"), str(dated)) == "2026-01-02"
     assert evaluate.reading_date(opened(base=""), str(dated)) == "2026-03-04"
-    assert evaluate.reading_date(opened(sft="2026-01-02"), "plain") == "" and capsys.readouterr().err == ""
-    assert evaluate.reading_date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated)) == "2026-01-02"
-    assert "warning: dft was trained with the date 2026-01-03 in its prompt" in capsys.readouterr().err
+    assert (
+        evaluate.reading_date(opened(sft="2026-01-02"), "plain") == ""
+        and capsys.readouterr().err == ""
+    )
+    assert (
+        evaluate.reading_date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated))
+        == "2026-01-02"
+    )
+    assert (
+        "warning: dft was trained with the date 2026-01-03 in its prompt" in capsys.readouterr().err
+    )
 
 
 def test_an_export_carries_the_date_of_its_run(exported, tmp_path):
@@ -211,17 +276,25 @@ def test_an_export_carries_the_date_of_its_run(exported, tmp_path):
 
 
 def test_prompts_with_characters_without_a_token_are_warned_about(tokenizer):
-    laboratory = hf.load_tokenizer(assets.LAB)
+    laboratory = load_tokenizer(assets.LAB)
     asked = ["1+1?\n", "f(2)?\n", "很好?\n"]
     [warning] = prompts.unread("gsm8k", asked, laboratory)
-    assert warning.startswith("gsm8k: the tokenizer has no token for some characters (such as '()很好')")
+    assert warning.startswith(
+        "gsm8k: the tokenizer has no token for some characters (such as '()很好')"
+    )
     assert "in the prompts of 2 of 3 problems" in warning
-    assert prompts.unread("gsm8k", asked[:1], laboratory) == prompts.unread("gsm8k", asked, tokenizer) == []
+    assert (
+        prompts.unread("gsm8k", asked[:1], laboratory)
+        == prompts.unread("gsm8k", asked, tokenizer)
+        == []
+    )
 
 
 def test_a_revision_of_a_folder_is_refused(tmp_path):
     folder, refuse = str(tmp_path), evaluate.refuse_idle_revision
-    with pytest.raises(errors.UserError, match="--revision=v2 has no effect: .* is a folder; remove it"):
+    with pytest.raises(
+        errors.UserError, match="--revision=v2 has no effect: .* is a folder; remove it"
+    ):
         refuse([folder], "v2")
     refuse([folder], "main")
     refuse([folder, "Qwen/Qwen2.5-Math-1.5B"], "v2")

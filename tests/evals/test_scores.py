@@ -1,4 +1,6 @@
-"""Scores against independent oracles: enumeration of subsets, exact fractions, analytic errors, coverage."""
+"""Scores against independent oracles: enumeration of subsets, exact fractions, analytic errors,
+coverage.
+"""
 
 import fractions
 import itertools
@@ -23,12 +25,17 @@ CORRECTNESS = st.integers(1, 5).flatmap(
 def test_pass_at_k_is_the_mean_over_all_subsets(correct_PS):
     n_samples = correct_PS.shape[1]
     for k in range(1, n_samples + 1):
-        hits = [row[list(chosen)].any() for row in correct_PS for chosen in itertools.combinations(range(n_samples), k)]
+        hits = [
+            row[list(chosen)].any()
+            for row in correct_PS
+            for chosen in itertools.combinations(range(n_samples), k)
+        ]
         assert scores.pass_at_k(correct_PS, k).mean() == pytest.approx(np.mean(hits), abs=1e-12)
 
 
 @pytest.mark.parametrize(
-    "n_samples,correct,k", [(16, 1, 8), (256, 3, 100), (1024, 1, 512), (4096, 5, 1000), (4096, 4000, 96)]
+    "n_samples,correct,k",
+    [(16, 1, 8), (256, 3, 100), (1024, 1, 512), (4096, 5, 1000), (4096, 4000, 96)],
 )
 def test_pass_at_k_is_stable_for_large_numbers(n_samples, correct, k):
     row = np.arange(n_samples) < correct
@@ -37,7 +44,9 @@ def test_pass_at_k_is_stable_for_large_numbers(n_samples, correct, k):
 
 
 def test_pass_at_k_is_unbiased():
-    """Over samples of a problem with chance p, the mean is 1 − (1−p)^k: an exact sum over the binomial distribution."""
+    """Over samples of a problem with chance p, the mean is 1 − (1−p)^k: an exact sum over the
+    binomial distribution.
+    """
     p, n_samples, k = 0.15, 12, 5
     expectation = sum(
         math.comb(n_samples, c) * p**c * (1 - p) ** (n_samples - c)
@@ -62,18 +71,24 @@ def test_relations_between_the_scores(correct_PS):
 
 
 def test_error_of_independent_samples_is_the_binomial_one():
-    """One sample per problem, p = 0.3: the analytic error is sqrt(p(1−p)/P), and the interval ±1.96 of it."""
+    """One sample per problem, p = 0.3: the analytic error is sqrt(p(1−p)/P), and the interval ±1.96
+    of it.
+    """
     n_problems = 500
     correct_PS = (np.arange(n_problems) < 0.3 * n_problems)[:, None]
     result = scores.average(correct_PS)
     analytic = math.sqrt(0.3 * 0.7 / n_problems)
     assert result.mean == pytest.approx(0.3)
     assert result.standard_error == pytest.approx(analytic, rel=0.005)
-    assert result.interval_95 == pytest.approx((0.3 - 1.96 * analytic, 0.3 + 1.96 * analytic), abs=0.002)
+    assert result.interval_95 == pytest.approx(
+        (0.3 - 1.96 * analytic, 0.3 + 1.96 * analytic), abs=0.002
+    )
 
 
 def test_error_follows_problems_not_samples():
-    """Sixteen copies of a sample are no more evidence: the same error, where a naive one would be a quarter."""
+    """Sixteen copies of a sample are no more evidence: the same error, where a naive one would be a
+    quarter.
+    """
     random = np.random.default_rng(1)
     once_PS = random.random((300, 1)) < 0.4
     often_PS = np.repeat(once_PS, 16, axis=1)
@@ -92,7 +107,9 @@ def coverage(truth, intervals):
 
 @pytest.mark.parametrize("n_samples", [1, 16])
 def test_the_interval_covers_with_few_and_hard_problems(n_samples):
-    """AIME's case: 30 problems of which most are never solved. The bootstrap covered 79 and 84 % here."""
+    """AIME's case: 30 problems of which most are never solved. The bootstrap covered 79 and 84 %
+    here.
+    """
     random = np.random.default_rng(0)
     chance_NP = random.beta(0.05, 0.95, size=(2000, 30))
     share_NP = random.binomial(n_samples, chance_NP) / n_samples
@@ -130,7 +147,9 @@ def test_many_problems_give_the_textbook_interval():
     result = scores.mean_of_shares(share_P)
     error = share_P.std(ddof=1) / math.sqrt(1200)
     assert result.standard_error == pytest.approx(error, rel=0.002)
-    assert result.interval_95 == pytest.approx((result.mean - 1.962 * error, result.mean + 1.962 * error), abs=3e-4)
+    assert result.interval_95 == pytest.approx(
+        (result.mean - 1.962 * error, result.mean + 1.962 * error), abs=3e-4
+    )
 
 
 def test_nothing_and_everything_right_are_no_certainty():
@@ -143,17 +162,23 @@ def test_nothing_and_everything_right_are_no_certainty():
 
 
 def test_differences_of_one_sample_are_bonett_and_price():
-    """Seven problems gained, one lost, of 40: ((7+1) − (1+1)) / 42 ± t · sqrt of the multinomial's variance."""
+    """Seven problems gained, one lost, of 40: ((7+1) − (1+1)) / 42 ± t · sqrt of the multinomial's
+    variance.
+    """
     result = scores.mean_of_differences(np.array([1.0] * 7 + [-1.0] + [0.0] * 32))
     center, n = 6 / 42, 42
     error = math.sqrt((10 / n - center**2) / (n - 1))
     assert result.mean == pytest.approx(6 / 40)
-    assert result.interval_95 == pytest.approx((center - 2.0195 * error, center + 2.0195 * error), abs=1e-4)
+    assert result.interval_95 == pytest.approx(
+        (center - 2.0195 * error, center + 2.0195 * error), abs=1e-4
+    )
 
 
 def test_a_difference_that_is_zero_everywhere_has_no_interval():
     assert scores.mean_of_differences(np.zeros(30), 16) == scores.Mean(0.0, None, None)
-    assert scores.difference_over_benchmarks([np.zeros(3), np.zeros(4)], [1, 1]) == scores.Mean(0.0, None, None)
+    assert scores.difference_over_benchmarks([np.zeros(3), np.zeros(4)], [1, 1]) == scores.Mean(
+        0.0, None, None
+    )
 
 
 def test_the_mean_over_benchmarks_is_the_mean_of_independent_means():
@@ -216,7 +241,10 @@ LOOPS = {
     "short repetition": ("so " * 60, False),  # 179 characters
     "one character": (PROSE + "0" * 200, True),
     "199 of it": (PROSE + "x" + "0" * 199, False),
-    "a sentence of 50": (PROSE + ("Wait, let me check that again, it should be fine. ")[:50] * 5, True),
+    "a sentence of 50": (
+        PROSE + ("Wait, let me check that again, it should be fine. ")[:50] * 5,
+        True,
+    ),
     "period 100, four times": (PROSE + PROSE[:100] * 4, True),
     "period 100, three times": (PROSE + PROSE[:100] * 3, False),
     "period 250, cut in the fifth": (PROSE + PROSE[:250] * 4 + PROSE[:33], True),
@@ -244,9 +272,15 @@ def test_ragged_samples_name_the_problem():
     assert line == "problem 'b' has 1 of 3 samples; missing: sample 0, 1"
 
 
-@pytest.mark.parametrize("bad", [np.zeros((0, 4)), np.zeros((3, 0)), np.zeros(3), np.array([[0.0, math.nan]])])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((0, 4)), np.zeros((3, 0)), np.zeros(3), np.array([[0.0, math.nan]])]
+)
 def test_gaps_are_refused_and_not_taken_for_zero(bad):
-    for function in (scores.average, lambda x: scores.pass_at_k(x, 1), lambda x: scores.majority([[1]], x)):
+    for function in (
+        scores.average,
+        lambda x: scores.pass_at_k(x, 1),
+        lambda x: scores.majority([[1]], x),
+    ):
         with pytest.raises(ValueError):
             function(bad)
     with pytest.raises(ValueError):

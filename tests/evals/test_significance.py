@@ -1,4 +1,6 @@
-"""Sign flips against enumeration and McNemar's exact test, Holm against its definition by adjusted p."""
+"""Sign flips against enumeration and McNemar's exact test, Holm against its definition by adjusted
+p.
+"""
 
 import itertools
 import time
@@ -29,7 +31,9 @@ def test_one_sample_is_mcnemar(gained, lost):
 
 
 def test_equal_runs_have_p_one_and_unequal_lengths_are_fine():
-    assert significance.sign_flip_p_values([np.zeros(30), np.ones(7)]) == pytest.approx([1, 2**-6], abs=6e-3)
+    assert significance.sign_flip_p_values([np.zeros(30), np.ones(7)]) == pytest.approx(
+        [1, 2**-6], abs=6e-3
+    )
     assert significance.sign_flip_p_values([]) == []
 
 

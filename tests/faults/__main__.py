@@ -1,10 +1,12 @@
-"""The fault campaign: hurts real runs in every way that is thought of here, and writes down what came of it.
+"""The fault campaign: hurts real runs in every way that is thought of here, and writes down what
+came of it.
 
 python -m tests.faults --kills=100 --corruptions=300 --terms=20 --jobs=2
 
-The tiny run of eight steps (four checkpoints' worth of saves) is hurt by each fault, taken up again until it ends, and
-compared with an uninterrupted one: SHA-256 of parameters, moments and step, all metrics but the rates, the exported
-file, and no debris. Writes experiments/reliability/results.csv and report.md; exit code 1 if anything failed.
+The tiny run of eight steps (four checkpoints' worth of saves) is hurt by each fault, taken up again
+until it ends, and compared with an uninterrupted one: SHA-256 of parameters, moments and step, all
+metrics but the rates, the exported file, and no debris. Writes experiments/reliability/results.csv
+and report.md; exit code 1 if anything failed.
 """
 
 import argparse
@@ -33,10 +35,24 @@ from tqdm import tqdm
 from tests.faults import corruption, kills, launch, meshes, places, state
 
 OUT = launch.ROOT / "experiments/reliability"
-FIELDS = ("kind", "case", "ok", "landed", "save in flight", "late steps", "seconds", "file", "what", "detail", "commit")
+FIELDS = (
+    "kind",
+    "case",
+    "ok",
+    "landed",
+    "save in flight",
+    "late steps",
+    "seconds",
+    "file",
+    "what",
+    "detail",
+    "commit",
+)
 
 
-def campaign(folder: pathlib.Path, n_kills: int, n_corruptions: int, n_terms: int, jobs: int, seed: int) -> list[dict]:
+def campaign(
+    folder: pathlib.Path, n_kills: int, n_corruptions: int, n_terms: int, jobs: int, seed: int
+) -> list[dict]:
     """All faults; rows of what happened."""
     folder = folder / "runs"
     folder.mkdir()
@@ -45,12 +61,15 @@ def campaign(folder: pathlib.Path, n_kills: int, n_corruptions: int, n_terms: in
     wanted = state.summary(whole)
     assert not wanted["debris"], wanted
     parts = [
-        (kills.kill_chain, folder, wanted, aims, seed + i) for i, aims in enumerate(kills.kill_plan(n_kills, seed))
+        (kills.kill_chain, folder, wanted, aims, seed + i)
+        for i, aims in enumerate(kills.kill_plan(n_kills, seed))
     ]
     parts += [(places.two_runs, folder, wanted), (places.clock_set_back, folder, wanted)]
     share = -(-n_corruptions // 4)
     counts = [min(share, n_corruptions - i * share) for i in range(4)]
-    parts += [(corruption.corruptions, whole, folder, n, seed + i) for i, n in enumerate(counts) if n > 0]
+    parts += [
+        (corruption.corruptions, whole, folder, n, seed + i) for i, n in enumerate(counts) if n > 0
+    ]
     (folder / "disk").mkdir()
     parts += [(places.in_namespace, folder / "disk", whole, 1)]
     for processes in (1, 2):
@@ -79,7 +98,14 @@ def _one(function, *arguments) -> list[dict]:
         for row in function(*arguments):
             rows.append(row)
     except Exception as error:  # a campaign goes on; what broke it is a failure like any other
-        rows.append({"kind": function.__name__, "case": "", "ok": False, "detail": f"{type(error).__name__}: {error}"})
+        rows.append(
+            {
+                "kind": function.__name__,
+                "case": "",
+                "ok": False,
+                "detail": f"{type(error).__name__}: {error}",
+            }
+        )
     return rows
 
 
@@ -88,7 +114,10 @@ def table(rows: list[dict]) -> str:
     groups = collections.defaultdict(list)
     for row in rows:
         groups[row["kind"], row["case"]].append(row)
-    lines = ["| fault | aimed at | tried | hit | as it should be | left out |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| fault | aimed at | tried | hit | as it should be | left out |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for (kind, case), group in sorted(groups.items()):
         hit = sum(row.get("landed", True) for row in group)
         ok, left_out = (sum(row["ok"] is value for row in group) for value in (True, None))
@@ -110,7 +139,9 @@ def write(rows: list[dict], options: argparse.Namespace, took_s: float) -> None:
             writer.writerow({**row, "detail": detail, "commit": commit})
     killed = [row for row in rows if row["kind"] == "kill"]
     in_flight = sum(bool(row["save in flight"]) for row in killed)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "orbax-checkpoint", "grain", "flax"))
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("jax", "orbax-checkpoint", "grain", "flax")
+    )
     failed = [row for row in rows if row["ok"] is False]
     text = f"""
 ## {"Again, in part" if options.append else "The whole"}, at commit {commit}
@@ -125,22 +156,35 @@ Python {platform.python_version()}, {versions}.
 
 {table(rows)}
 """
-    before = (OUT / "report.md").read_text() if options.append else "# The fault campaign, as it went\n"
+    before = (
+        (OUT / "report.md").read_text() if options.append else "# The fault campaign, as it went\n"
+    )
     (OUT / "report.md").write_text(before + text)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--corruptions", type=int, default=300)
-    parser.add_argument("--terms", type=int, default=20, help="of each phase, on one and on two processes")
+    parser.add_argument(
+        "--terms", type=int, default=20, help="of each phase, on one and on two processes"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--append", action="store_true", help="to the results that are there")
     options = parser.parse_args()
     began = time.monotonic()
     options.folder = pathlib.Path(tempfile.mkdtemp(prefix="faults"))
-    rows = campaign(options.folder, options.kills, options.corruptions, options.terms, options.jobs, options.seed)
+    rows = campaign(
+        options.folder,
+        options.kills,
+        options.corruptions,
+        options.terms,
+        options.jobs,
+        options.seed,
+    )
     write(rows, options, time.monotonic() - began)
     shutil.rmtree(options.folder)
     print(table(rows))

@@ -1,4 +1,6 @@
-"""Damages files of a checkpoint in all the ways that disks and people do, and looks at what a run makes of it."""
+"""Damages files of a checkpoint in all the ways that disks and people do, and looks at what a run
+makes of it.
+"""
 
 import os
 import pathlib
@@ -6,15 +8,20 @@ import random
 import shutil
 from collections.abc import Iterator
 
-from dft_jax import checkpoint, errors
+from dft_jax.checkpoints import manager
+from dft_jax.runtime import errors
 from tests.faults import launch, state
 
 KINDS = ("bit flip", "truncation", "zeroed page", "deletion", "swapped files")
 _PAGE = 4096
 
 
-def damage(file: pathlib.Path, kind: str, others: list[pathlib.Path], chance: random.Random) -> str | None:
-    """Does it; says what it did, None where this file cannot be damaged so (an empty one has no bits)."""
+def damage(
+    file: pathlib.Path, kind: str, others: list[pathlib.Path], chance: random.Random
+) -> str | None:
+    """Does it; says what it did, None where this file cannot be damaged so (an empty one has no
+    bits).
+    """
     content = bytearray(file.read_bytes())
     if kind == "deletion":
         file.unlink()
@@ -39,7 +46,9 @@ def damage(file: pathlib.Path, kind: str, others: list[pathlib.Path], chance: ra
         length = chance.randrange(len(content))
         os.truncate(file, length)
         return f"cut to {length} of {len(content)} bytes"
-    starts = [start for start in range(0, len(content), _PAGE) if any(content[start : start + _PAGE])]
+    starts = [
+        start for start in range(0, len(content), _PAGE) if any(content[start : start + _PAGE])
+    ]
     if not starts:
         return None
     start = chance.choice(starts)
@@ -49,13 +58,17 @@ def damage(file: pathlib.Path, kind: str, others: list[pathlib.Path], chance: ra
 
 
 def corruptions(whole: pathlib.Path, folder: pathlib.Path, count: int, seed: int) -> Iterator[dict]:
-    """Damages the newest of two checkpoints, `count` times over its files in turn: the older one must be restored.
+    """Damages the newest of two checkpoints, `count` times over its files in turn: the older one
+    must be restored.
 
-    Every tenth time the real command takes the run up again as well, and must end as the undamaged one did.
+    Every tenth time the real command takes the run up again as well, and must end as the undamaged
+    one did.
     """
     older, newest = state.steps(whole)
     good, wanted = state.state_sha256(whole, older), state.summary(whole)
-    files = sorted(p.relative_to(whole) for p in (whole / f"checkpoints/{newest}").rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(whole) for p in (whole / f"checkpoints/{newest}").rglob("*") if p.is_file()
+    )
     chance, number = random.Random(seed), 0
     cases = [(file, kind) for kind in KINDS for file in files]
     chance.shuffle(cases)
@@ -74,17 +87,27 @@ def corruptions(whole: pathlib.Path, folder: pathlib.Path, count: int, seed: int
             if not outcome and number % 10 == 0:
                 code = launch.run(workdir)
                 found = state.summary(workdir)
-                found["debris"] = [name for name in found["debris"] if ".damaged" not in name and ".unfin" not in name]
-                outcome = "" if code == 0 and found == wanted else f"resumed: exit {code}, or another end"
-            yield {"kind": "corruption", "case": kind, "file": inside, "what": what, "ok": not outcome} | {
-                "detail": outcome
-            }
+                found["debris"] = [
+                    name
+                    for name in found["debris"]
+                    if ".damaged" not in name and ".unfin" not in name
+                ]
+                outcome = (
+                    "" if code == 0 and found == wanted else f"resumed: exit {code}, or another end"
+                )
+            yield {
+                "kind": "corruption",
+                "case": kind,
+                "file": inside,
+                "what": what,
+                "ok": not outcome,
+            } | {"detail": outcome}
         shutil.rmtree(workdir)
 
 
 def _judge(workdir: pathlib.Path, older: int, newest: int, good: str) -> str:
     """What is wrong with how the damage was met; nothing where all is well."""
-    with checkpoint.Checkpoints(workdir / "checkpoints") as checkpoints:
+    with manager.Checkpoints(workdir / "checkpoints") as checkpoints:
         try:
             found = checkpoints.newest(repair=True)
         except errors.UserError as error:

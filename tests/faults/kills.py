@@ -1,4 +1,6 @@
-"""SIGKILL and SIGTERM aimed at phases of a run, again and again on the same run, which must end as if nothing were."""
+"""SIGKILL and SIGTERM aimed at phases of a run, again and again on the same run, which must end as
+if nothing were.
+"""
 
 import pathlib
 import random
@@ -12,25 +14,43 @@ TERM_PHASES = ("compile", "step", "evaluate", "save", "export")
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # where a compilation is what is aimed at
 _PER_CHAIN = 5
 _TERM_STEPS = 24
-_TENSORS = ("model.embed_tokens.weight", "model.norm.weight", "model.layers.1.mlp.up_proj.weight", "rename")
+_TENSORS = (
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "model.layers.1.mlp.up_proj.weight",
+    "rename",
+)
 
 
 def _fault(aim: str, action: str, newest: int, steps: int, chance: random.Random) -> Fault | None:
-    """A fault at a phase that a run which goes on from `newest` still has before it; None where it has none."""
+    """A fault at a phase that a run which goes on from `newest` still has before it; None where it
+    has none.
+    """
     saves = [step for step in range(newest + 1, steps + 1) if step % SAVE_EVERY == 0]
     if aim in ("save", "commit", "whole"):
         # A save of the tiny run takes some 0.2 s: the delay spreads the hits over it.
-        return Fault(f"{aim} {chance.choice(saves[:2])}", action, chance.uniform(0, 0.15)) if saves else None
+        return (
+            Fault(f"{aim} {chance.choice(saves[:2])}", action, chance.uniform(0, 0.15))
+            if saves
+            else None
+        )
     if aim == "step":
-        return Fault(f"step {chance.randint(newest + 1, min(newest + 3, steps))}", action) if newest < steps else None
+        return (
+            Fault(f"step {chance.randint(newest + 1, min(newest + 3, steps))}", action)
+            if newest < steps
+            else None
+        )
     if aim == "compile":
-        return Fault(f"step {newest + 1}", action, chance.uniform(0, 1.0)) if newest < steps else None
+        return (
+            Fault(f"step {newest + 1}", action, chance.uniform(0, 1.0)) if newest < steps else None
+        )
     if aim == "evaluate":
         due = [step for step in range(newest + 1, steps + 1) if step % EVAL_EVERY == 0]
         return Fault(f"evaluate {due[0]}", action, chance.uniform(0, 0.1)) if due else None
     if action == "KILL":
         return Fault(f"export {chance.choice(_TENSORS)}", action, chance.uniform(0, 0.02))
-    return Fault(f"export {chance.choice(_TENSORS[:2])}", action)  # a signal near the end comes when all is done
+    # a signal near the end comes when all is done
+    return Fault(f"export {chance.choice(_TENSORS[:2])}", action)
 
 
 def _newest(workdir: pathlib.Path) -> int:
@@ -47,18 +67,31 @@ def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -
     """One run, killed at each aim in turn, then let go to its end and compared with `wanted`."""
     chance, workdir, hits = random.Random(seed), folder / f"kill{seed}", []
     for aim in aims:
-        fault = _fault(aim, "KILL", _newest(workdir), STEPS, chance) or _fault("export", "KILL", STEPS, STEPS, chance)
+        fault = _fault(aim, "KILL", _newest(workdir), STEPS, chance) or _fault(
+            "export", "KILL", STEPS, STEPS, chance
+        )
         seen = len(launch.phases(workdir))
         code = launch.run(workdir, fault, environment=UNCACHED if aim == "compile" else None)
         landed = code == -9
         in_flight = landed and _in_flight(launch.phases(workdir)[seen:])
-        hits.append({"aim": fault.phase.split()[0] if aim != "compile" else aim, "landed": landed, "save": in_flight})
+        hits.append(
+            {
+                "aim": fault.phase.split()[0] if aim != "compile" else aim,
+                "landed": landed,
+                "save": in_flight,
+            }
+        )
     code = launch.run(workdir)
     found = state.summary(workdir) if code == 0 else {}
     wrong = [name for name in wanted if found.get(name) != wanted[name]]
     detail = f"exit {code}, differs in {wrong}" if code or wrong else ""
     for hit in hits:
-        yield {"kind": "kill", "case": hit["aim"], "save in flight": hit["save"], "landed": hit["landed"]} | {
+        yield {
+            "kind": "kill",
+            "case": hit["aim"],
+            "save in flight": hit["save"],
+            "landed": hit["landed"],
+        } | {
             "ok": not detail,
             "detail": detail,
         }
@@ -66,7 +99,15 @@ def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -
 
 def kill_plan(count: int, seed: int) -> list[list[str]]:
     """Aims for `count` kills, more than half of them at the phases of a save, cut into chains."""
-    weights = {"save": 4, "commit": 3, "whole": 1, "step": 1, "compile": 2, "evaluate": 1.5, "export": 1.5}
+    weights = {
+        "save": 4,
+        "commit": 3,
+        "whole": 1,
+        "step": 1,
+        "compile": 2,
+        "evaluate": 1.5,
+        "export": 1.5,
+    }
     chance = random.Random(seed)
     aims = [aim for aim in AIMS for _ in range(round(count * weights[aim] / sum(weights.values())))]
     aims += chance.choices(AIMS, k=count - len(aims))
@@ -86,12 +127,16 @@ def term_arguments() -> tuple[str, ...]:
     return (f"--config.train.steps={_TERM_STEPS}",)
 
 
-def _launch(workdir: pathlib.Path, fault: Fault | None, processes: int, victim: int, **options) -> list[int]:
+def _launch(
+    workdir: pathlib.Path, fault: Fault | None, processes: int, victim: int, **options
+) -> list[int]:
     if processes == 1:
         return [launch.run(workdir, fault, **options)]
     options.pop("environment", None)
     faults = {victim: fault} if fault else {}
-    return [launch.wait(process) for process in launch.start_many(workdir, processes, faults, **options)]
+    return [
+        launch.wait(process) for process in launch.start_many(workdir, processes, faults, **options)
+    ]
 
 
 def uninterrupted(folder: pathlib.Path, processes: int) -> dict:
@@ -102,7 +147,9 @@ def uninterrupted(folder: pathlib.Path, processes: int) -> dict:
     return state.summary(workdir)
 
 
-def term_chain(folder: pathlib.Path, wanted: dict, phases: list[str], processes: int, seed: int) -> Iterator[dict]:
+def term_chain(
+    folder: pathlib.Path, wanted: dict, phases: list[str], processes: int, seed: int
+) -> Iterator[dict]:
     """One run, asked to stop at each phase in turn by SIGTERM or SIGINT to one of its processes."""
     chance, workdir = random.Random(seed), folder / f"term{processes}.{seed}"
     for number, phase in enumerate(phases):
@@ -116,24 +163,36 @@ def term_chain(folder: pathlib.Path, wanted: dict, phases: list[str], processes:
         options = {"environment": UNCACHED} if phase == "compile" and processes == 1 else {}
         victim = chance.randrange(processes)
         codes = _launch(workdir, fault, processes, victim, arguments=term_arguments(), **options)
-        yield {"kind": f"{action} on {processes}", "case": phase} | _judge(workdir, codes, newest, seen)
+        yield {"kind": f"{action} on {processes}", "case": phase} | _judge(
+            workdir, codes, newest, seen
+        )
     codes = _launch(workdir, None, processes, 0, arguments=term_arguments())
     found = state.summary(workdir) if not any(codes) else {}
     wrong = [name for name in wanted if name != "steps" and found.get(name) != wanted[name]]
     detail = f"exit {codes}, differs in {wrong}" if wrong or any(codes) else ""
-    yield {"kind": f"after SIGTERMs, on {processes}", "case": "same end", "ok": not detail, "detail": detail}
+    yield {
+        "kind": f"after SIGTERMs, on {processes}",
+        "case": "same end",
+        "ok": not detail,
+        "detail": detail,
+    }
 
 
 def _judge(workdir: pathlib.Path, codes: list[int], newest: int, seen: int) -> dict:
-    """All processes exit 42; the checkpoint is that of the last step begun, hardly any of them after the signal.
+    """All processes exit 42; the checkpoint is that of the last step begun, hardly any of them
+    after the signal.
 
-    One process may begin one more step, several two (they agree a step late, and the other may begin the one that the
-    signal came in after it came); and one more before the signal arrives, since steps take no longer here than threads
-    wait for each other.
+    One process may begin one more step, several two (they agree a step late, and the other may
+    begin the one that the signal came in after it came); and one more before the signal arrives,
+    since steps take no longer here than threads wait for each other.
     """
     phases = launch.phases(workdir)[seen:]
     begun = [int(phase.split()[1]) for phase in phases if phase.startswith("step ")]
-    after = phases[phases.index(next(p for p in phases if p.startswith(launch.HURT))) :] if _was_hurt(phases) else []
+    after = (
+        phases[phases.index(next(p for p in phases if p.startswith(launch.HURT))) :]
+        if _was_hurt(phases)
+        else []
+    )
     late = len({phase for phase in after if phase.startswith("step ")})
     saved = _newest(workdir)
     problems = []
@@ -143,7 +202,12 @@ def _judge(workdir: pathlib.Path, codes: list[int], newest: int, seen: int) -> d
         problems.append(f"step {saved} saved, {max(begun, default=newest)} begun")
     if late > len(codes) + 1:
         problems.append(f"{late} steps begun after the signal")
-    return {"landed": _was_hurt(phases), "ok": not problems, "detail": "; ".join(problems), "late steps": late}
+    return {
+        "landed": _was_hurt(phases),
+        "ok": not problems,
+        "detail": "; ".join(problems),
+        "late steps": late,
+    }
 
 
 def _was_hurt(phases: list[str]) -> bool:

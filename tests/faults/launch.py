@@ -1,8 +1,10 @@
-"""Starts the main command in forked processes that hurt themselves, or are hurt, at a named phase of their work.
+"""Starts the main command in forked processes that hurt themselves, or are hurt, at a named phase
+of their work.
 
-The product logs its phases (`step 3`, `evaluate 4`, `save 4`, `commit 4`, `whole 4`, `export NAME`) at debug level; a
-logging handler in the child acts on the first that matches. Children are forked from a server that has imported
-everything and used nothing, which saves their imports; their environment is as of a new process.
+The product logs its phases (`step 3`, `evaluate 4`, `save 4`, `commit 4`, `whole 4`, `export NAME`)
+at debug level; a logging handler in the child acts on the first that matches. Children are forked
+from a server that has imported everything and used nothing, which saves their imports; their
+environment is as of a new process.
 """
 
 import dataclasses
@@ -38,7 +40,9 @@ HURT = "hurt"  # how the phases file tells of a fault
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """At the first phase that matches `phase` (as file names do), after `delay_s`: a signal, or one of ACTIONS."""
+    """At the first phase that matches `phase` (as file names do), after `delay_s`: a signal, or one
+    of ACTIONS.
+    """
 
     phase: str
     action: str  # KILL, TERM, INT, or the name of an action
@@ -99,7 +103,9 @@ def _log_file(workdir: pathlib.Path) -> pathlib.Path:
     return workdir.parents[1] / f"{workdir.parent.name}.{workdir.name}.log"
 
 
-def _child(arguments: list[str], fault: Fault | None, log: str, environment: dict[str, str], clock_s: float) -> None:
+def _child(
+    arguments: list[str], fault: Fault | None, log: str, environment: dict[str, str], clock_s: float
+) -> None:
     """Becomes the command."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -109,7 +115,8 @@ def _child(arguments: list[str], fault: Fault | None, log: str, environment: dic
     if clock_s:
         true_time = time.time
         time.time = lambda: true_time() + clock_s
-    from dft_jax import errors, main
+    from dft_jax import main
+    from dft_jax.runtime import errors
 
     product = logging.getLogger("dft_jax")
     product.setLevel(logging.DEBUG)
@@ -135,10 +142,14 @@ def start(
     devices: int = 1,
     clock_s: float = 0.0,
 ) -> multiprocessing.Process:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "FAULT_FOLDER": str(workdir.parent)}
+    flags = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "FAULT_FOLDER": str(workdir.parent),
+    }
     everything = [*ARGUMENTS, f"--workdir={workdir}", *arguments]
     process = context().Process(
-        target=_child, args=(everything, fault, str(_log_file(workdir)), flags | (environment or {}), clock_s)
+        target=_child,
+        args=(everything, fault, str(_log_file(workdir)), flags | (environment or {}), clock_s),
     )
     process.start()
     return process
@@ -166,10 +177,17 @@ def free_port() -> int:
 
 
 def start_many(workdir: pathlib.Path, count: int, faults: dict[int, Fault], **options) -> list:
-    """The processes of one job, two devices in all for two, one each for more; `faults` by number of the process."""
+    """The processes of one job, two devices in all for two, one each for more; `faults` by number
+    of the process.
+    """
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     return [
-        start(workdir, faults.get(number), environment={**job, "JAX_PROCESS_ID": str(number)}, **options)
+        start(
+            workdir,
+            faults.get(number),
+            environment={**job, "JAX_PROCESS_ID": str(number)},
+            **options,
+        )
         for number in range(count)
     ]
 
@@ -186,4 +204,6 @@ def log(workdir: pathlib.Path) -> str:
 def rows(workdir: pathlib.Path) -> list[dict]:
     """metrics.jsonl without what a clock measured."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("speed/")} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("speed/")} for line in lines
+    ]

@@ -1,4 +1,6 @@
-"""A run killed on one device goes on over other devices, meshes and processes: nearly the same numbers."""
+"""A run killed on one device goes on over other devices, meshes and processes: nearly the same
+numbers.
+"""
 
 import pathlib
 import shutil
@@ -8,7 +10,11 @@ from tests.faults import launch, state
 from tests.faults.launch import Fault
 
 STEPS, KILLED_AT, TOLERANCE = 20, 10, 1e-4
-ARGUMENTS = (f"--config.train.steps={STEPS}", f"--config.checkpoint.every={KILLED_AT}", "--config.eval.every=0")
+ARGUMENTS = (
+    f"--config.train.steps={STEPS}",
+    f"--config.checkpoint.every={KILLED_AT}",
+    "--config.eval.every=0",
+)
 # Devices of each process, processes, and the mesh as data × fsdp × tensor.
 LAYOUTS = [
     (1, 1, (1, 1, 1)),
@@ -29,17 +35,27 @@ def restarts(folder: pathlib.Path, layouts: list[tuple] = LAYOUTS) -> Iterator[d
     assert state.steps(killed) == [KILLED_AT]
     wanted = _curve(whole)
     for devices, processes, mesh in layouts:
-        name = f"{processes * devices} devices, {processes} processes, mesh {'x'.join(map(str, mesh))}"
+        name = (
+            f"{processes * devices} devices, {processes} processes, mesh {'x'.join(map(str, mesh))}"
+        )
         workdir = folder / f"mesh.{name.replace(', ', '.').replace(' ', '')}"
         shutil.copytree(killed, workdir)
-        axes = tuple(f"--config.mesh.{axis}={n}" for axis, n in zip(("data", "fsdp", "tensor"), mesh, strict=True))
+        axes = tuple(
+            f"--config.mesh.{axis}={n}"
+            for axis, n in zip(("data", "fsdp", "tensor"), mesh, strict=True)
+        )
         options = dict(arguments=ARGUMENTS + axes, devices=devices)
         if processes == 1:
             codes = [launch.run(workdir, **options)]
         else:
-            codes = [launch.wait(process) for process in launch.start_many(workdir, processes, {}, **options)]
+            codes = [
+                launch.wait(process)
+                for process in launch.start_many(workdir, processes, {}, **options)
+            ]
         found = _curve(workdir) if not any(codes) else {}
-        drift = max((_relative(found[k], wanted[k]) for k in wanted if k in found), default=float("nan"))
+        drift = max(
+            (_relative(found[k], wanted[k]) for k in wanted if k in found), default=float("nan")
+        )
         ok = found.keys() == wanted.keys() and drift <= TOLERANCE
         detail = f"exit {codes}, largest relative difference of loss and gradient norm {drift:.1e}"
         yield {"kind": "another layout", "case": name, "ok": ok, "detail": detail}

@@ -1,7 +1,9 @@
-"""Bad places to run in: a full disk, a read-only folder, one folder for two runs, a clock that goes back, a dead peer.
+"""Bad places to run in: a full disk, a read-only folder, one folder for two runs, a clock that goes
+back, a dead peer.
 
-A full and a read-only disk are small file systems in memory, mounted where only this process sees them; that takes
-root (or a user namespace), so these cases are left out, and counted as left out, where it is not allowed.
+A full and a read-only disk are small file systems in memory, mounted where only this process sees
+them; that takes root (or a user namespace), so these cases are left out, and counted as left out,
+where it is not allowed.
 """
 
 import json
@@ -21,12 +23,17 @@ HEARTBEAT_S, GRACE_S = 30, 10
 
 
 def in_namespace(folder: pathlib.Path, wanted_from: pathlib.Path, every: int) -> list[dict]:
-    """Runs `mounted` below, every so-many-th case of it, in a mount namespace of its own; rows come back as lines."""
+    """Runs `mounted` below, every so-many-th case of it, in a mount namespace of its own; rows come
+    back as lines.
+    """
     mount = f"mount -t tmpfs -o size=64m tmpfs {folder}"
     again = f"exec {sys.executable} -m tests.faults.places {folder} {wanted_from} {every}"
     flags = ["-m"] if os.geteuid() == 0 else ["-U", "-r", "-m"]
     done = subprocess.run(
-        ["unshare", *flags, "sh", "-c", f"{mount} && {again}"], cwd=launch.ROOT, capture_output=True, text=True
+        ["unshare", *flags, "sh", "-c", f"{mount} && {again}"],
+        cwd=launch.ROOT,
+        capture_output=True,
+        text=True,
     )
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if not rows:
@@ -37,14 +44,24 @@ def in_namespace(folder: pathlib.Path, wanted_from: pathlib.Path, every: int) ->
     return rows
 
 
-def full_disks(folder: pathlib.Path, wanted: dict, checkpoint_bytes: int, every: int) -> Iterator[dict]:
-    """Full at each phase: exit 2 with a message, nothing half-written under a final name; with room, as if nothing."""
-    cases = [(f"data or metadata, {kib} KiB left", Fault("save 4", "fill", argument=1024 * kib)) for kib in (0, 4, 16)]
+def full_disks(
+    folder: pathlib.Path, wanted: dict, checkpoint_bytes: int, every: int
+) -> Iterator[dict]:
+    """Full at each phase: exit 2 with a message, nothing half-written under a final name; with
+    room, as if nothing.
+    """
+    cases = [
+        (f"data or metadata, {kib} KiB left", Fault("save 4", "fill", argument=1024 * kib))
+        for kib in (0, 4, 16)
+    ]
     for tenths in (1, 3, 5, 7, 8):
         some = Fault("save 6", "fill", argument=checkpoint_bytes * tenths / 10)
         cases.append((f"data or metadata, room for {tenths}/10 of it", some))
     cases += [("manifest", Fault("commit 4", "fill")), ("manifest", Fault("commit 8", "fill"))]
-    cases += [("export", Fault("export model.norm.weight", "fill", argument=argument)) for argument in (0, 1e5)]
+    cases += [
+        ("export", Fault("export model.norm.weight", "fill", argument=argument))
+        for argument in (0, 1e5)
+    ]
     for number, (case, fault) in enumerate(cases[::every]):
         workdir = folder / f"full{number}"
         code = launch.run(workdir, fault)
@@ -55,7 +72,12 @@ def full_disks(folder: pathlib.Path, wanted: dict, checkpoint_bytes: int, every:
         code = launch.run(workdir)
         found = state.summary(workdir) if code == 0 else {}
         problems += [f"afterwards exit {code}, differs"] if found != wanted else []
-        yield {"kind": "disk full", "case": case, "ok": not problems, "detail": "; ".join(problems or told)}
+        yield {
+            "kind": "disk full",
+            "case": case,
+            "ok": not problems,
+            "detail": "; ".join(problems or told),
+        }
         shutil.rmtree(workdir)
 
 
@@ -102,7 +124,12 @@ def two_runs(folder: pathlib.Path, wanted: dict) -> Iterator[dict]:
     code = launch.wait(first)
     same = code == 0 and state.summary(workdir) == wanted
     detail = f"first exit {code}, second exit {second}"
-    yield {"kind": "two runs on one folder", "case": "", "ok": second == 2 and said and same, "detail": detail}
+    yield {
+        "kind": "two runs on one folder",
+        "case": "",
+        "ok": second == 2 and said and same,
+        "detail": detail,
+    }
 
 
 def clock_set_back(folder: pathlib.Path, wanted: dict) -> Iterator[dict]:
@@ -111,7 +138,12 @@ def clock_set_back(folder: pathlib.Path, wanted: dict) -> Iterator[dict]:
     killed = launch.run(workdir, Fault("commit 6", "KILL"))
     code = launch.run(workdir, clock_s=-86400.0)
     same = code == 0 and state.summary(workdir) == wanted
-    yield {"kind": "clock set back", "case": "one day", "ok": killed == -9 and same, "detail": f"exit {code}"}
+    yield {
+        "kind": "clock set back",
+        "case": "one day",
+        "ok": killed == -9 and same,
+        "detail": f"exit {code}",
+    }
 
 
 def dead_peers(
@@ -119,7 +151,9 @@ def dead_peers(
     phases: tuple[str, ...] = ("step 3", "save 4", "evaluate 4"),
     victims: tuple[int, ...] = (0, 1),
 ) -> Iterator[dict]:
-    """One of two processes dies: the other ends by itself, with an error, within the heartbeat and some seconds."""
+    """One of two processes dies: the other ends by itself, with an error, within the heartbeat and
+    some seconds.
+    """
     for victim in victims:
         for phase in phases:
             workdir = folder / f"peer{victim}.{phase.replace(' ', '')}"
@@ -135,11 +169,19 @@ def dead_peers(
             )
             case = f"process {victim} at {phase}"
             detail = f"the other: exit {code} after {took:.1f} s"
-            yield {"kind": "dead process", "case": case, "ok": ok, "seconds": round(took, 1), "detail": detail}
+            yield {
+                "kind": "dead process",
+                "case": case,
+                "ok": ok,
+                "seconds": round(took, 1),
+                "detail": detail,
+            }
 
 
 def mounted(folder: pathlib.Path, whole: pathlib.Path, every: int) -> Iterator[dict]:
-    checkpoint_bytes = sum(file.stat().st_size for file in (whole / "checkpoints/8").rglob("*") if file.is_file())
+    checkpoint_bytes = sum(
+        file.stat().st_size for file in (whole / "checkpoints/8").rglob("*") if file.is_file()
+    )
     yield from full_disks(folder, state.summary(whole), checkpoint_bytes, every)
     yield from small_disk(folder)
     yield from read_only(folder)

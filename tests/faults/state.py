@@ -1,4 +1,6 @@
-"""What a run left behind, as plain values that can be compared: hashes of its state, its metrics, its debris."""
+"""What a run left behind, as plain values that can be compared: hashes of its state, its metrics,
+its debris.
+"""
 
 import hashlib
 import pathlib
@@ -7,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dft_jax import manifest
+from dft_jax.checkpoints import manifest
 from tests.faults import launch
 
 DEBRIS = ("*tmp*", "*.removed", "*.unfinished", "*.old", "*.damaged", ".sha256*")
@@ -29,13 +31,19 @@ def state_sha256(workdir: pathlib.Path, step: int) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes())
-        assert not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all(), f"{workdir}: {path} not finite"
+        digest.update(
+            f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode() + array.tobytes()
+        )
+        assert not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all(), (
+            f"{workdir}: {path} not finite"
+        )
     return digest.hexdigest()
 
 
 def debris(workdir: pathlib.Path) -> list[str]:
-    return sorted({str(file.relative_to(workdir)) for pattern in DEBRIS for file in workdir.rglob(pattern)})
+    return sorted(
+        {str(file.relative_to(workdir)) for pattern in DEBRIS for file in workdir.rglob(pattern)}
+    )
 
 
 def summary(workdir: pathlib.Path) -> dict:

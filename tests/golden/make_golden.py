@@ -9,11 +9,12 @@ Each case becomes a folder beside this file:
     logits.npz    token_ids int32 [B, L], logits float32 [B, L, V]
     greedy.npz    what `generate` appends, greedily and with its cache, to the first 5 and the first 16 of token_ids[0]
 
-The logits are computed by reloading the folder as written, in float32 with eager attention, so what is on disk is what
-they belong to. Weights are large (std 0.2), norm scales scatter around 1 and biases are far from 0, so that a
-forgotten bias, scale or rotation moves the logits by far more than float32 rounding. Long cases run to position 159,
-five times the 32 positions of the (original) context: a converter that drops the rope scaling cannot pass them.
-Seeded per case; the same versions of torch and transformers write the same bytes.
+The logits are computed by reloading the folder as written, in float32 with eager attention, so what
+is on disk is what they belong to. Weights are large (std 0.2), norm scales scatter around 1 and
+biases are far from 0, so that a forgotten bias, scale or rotation moves the logits by far more than
+float32 rounding. Long cases run to position 159, five times the 32 positions of the (original)
+context: a converter that drops the rope scaling cannot pass them. Seeded per case; the same
+versions of torch and transformers write the same bytes.
 """
 
 import argparse
@@ -36,8 +37,8 @@ BASE = dict(
     max_position_embeddings=CONTEXT, bos_token_id=94, eos_token_id=95,
 )  # fmt: skip
 LLAMA3_ROPE = dict(
-    # theta 5000 with 12 frequencies puts wavelengths in all three of llama3's bands: kept (< 8 positions),
-    # blended (8 to 32) and divided by the factor (> 32).
+    # theta 5000 with 12 frequencies puts wavelengths in all three of llama3's bands: kept (< 8
+    # positions), blended (8 to 32) and divided by the factor (> 32).
     rope_type="llama3", rope_theta=5000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=CONTEXT,
 )  # fmt: skip
@@ -58,9 +59,19 @@ QWEN2 = dict(num_key_value_heads=2, rope_parameters=default_rope(1000.0))
 # name -> (family, config overrides, (B, L), seed). Options of single cases are below.
 CASES = {
     "qwen2_tied": ("Qwen2", QWEN2 | dict(tie_word_embeddings=True), LONG, 1),
-    "qwen2_untied": ("Qwen2", QWEN2 | dict(tie_word_embeddings=False, num_hidden_layers=3), SHORT, 2),
+    "qwen2_untied": (
+        "Qwen2",
+        QWEN2 | dict(tie_word_embeddings=False, num_hidden_layers=3),
+        SHORT,
+        2,
+    ),
     # Multi-head attention, no grouping, as DeepSeekMath-7B.
-    "llama": ("Llama", dict(num_key_value_heads=4, num_hidden_layers=3, rope_parameters=default_rope(2000.0)), LONG, 3),
+    "llama": (
+        "Llama",
+        dict(num_key_value_heads=4, num_hidden_layers=3, rope_parameters=default_rope(2000.0)),
+        LONG,
+        3,
+    ),
     "llama_linear": (
         "Llama",
         dict(
@@ -77,27 +88,43 @@ CASES = {
     "llama_attention_bias": (
         "Llama",
         dict(
-            num_key_value_heads=2, head_dim=16, attention_bias=True, mlp_bias=True, rope_parameters=default_rope(500.0)
+            num_key_value_heads=2,
+            head_dim=16,
+            attention_bias=True,
+            mlp_bias=True,
+            rope_parameters=default_rope(500.0),
         ),
         SHORT,
         7,
     ),
     "qwen3": (
         "Qwen3",
-        dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, rope_parameters=default_rope(3000.0)),
+        dict(
+            num_key_value_heads=2,
+            head_dim=16,
+            tie_word_embeddings=True,
+            rope_parameters=default_rope(3000.0),
+        ),
         LONG,
         8,
     ),
     "mistral": (
         "Mistral",
-        dict(num_key_value_heads=2, head_dim=16, sliding_window=8, rope_parameters=default_rope(1000.0)),
+        dict(
+            num_key_value_heads=2,
+            head_dim=16,
+            sliding_window=8,
+            rope_parameters=default_rope(1000.0),
+        ),
         (1, 64),
         9,
     ),
     # Head width 24: with theta 1000 and 32 positions, three of the twelve frequencies are blended.
     "qwen2_yarn": (
         "Qwen2",
-        QWEN2 | YARN_SIZES | dict(tie_word_embeddings=True, rope_parameters=YARN_ROPE | dict(rope_theta=1000.0)),
+        QWEN2
+        | YARN_SIZES
+        | dict(tie_word_embeddings=True, rope_parameters=YARN_ROPE | dict(rope_theta=1000.0)),
         LONG,
         12,
     ),
@@ -116,16 +143,22 @@ CASES = {
         13,
     ),
     "qwen2_sharded": ("Qwen2", QWEN2 | dict(tie_word_embeddings=False), SHORT, 10),
-    "qwen2_bf16": ("Qwen2", QWEN2 | dict(tie_word_embeddings=False, num_hidden_layers=3), SHORT, 11),
+    "qwen2_bf16": (
+        "Qwen2",
+        QWEN2 | dict(tie_word_embeddings=False, num_hidden_layers=3),
+        SHORT,
+        11,
+    ),
 }
 SAVE_OPTIONS = {"qwen2_sharded": dict(max_shard_size="50KB")}
 SAVED_DTYPE = {"qwen2_bf16": torch.bfloat16}
-# Cases whose config.json is rewritten as transformers 4 wrote it, with the further keys of the published files.
+# Cases whose config.json is rewritten as transformers 4 wrote it, with the further keys of the
+# published files.
 OLD_SCHEMA = {
     "llama3_oldschema": dict(transformers_version="4.45.0.dev0", pretraining_tp=1),
     "qwen2_oldschema": dict(
-        # As in the published Qwen2.5-Math files: an integer rope_theta, and a window that is given but switched off
-        # (8 here, so that a loader which applies it shows).
+        # As in the published Qwen2.5-Math files: an integer rope_theta, and a window that is given
+        # but switched off (8 here, so that a loader which applies it shows).
         transformers_version="4.44.0", rope_theta=1000, sliding_window=8, use_sliding_window=False,
         max_window_layers=1, use_mrope=False,
     ),
@@ -138,7 +171,9 @@ OLD_SCHEMA = {
 
 
 def random_weights(model: torch.nn.Module, seed: int) -> None:
-    """Overwrites every parameter: norm scales 1 ± 0.2, biases ± 0.5, matrices ± 0.2 (one standard deviation)."""
+    """Overwrites every parameter: norm scales 1 ± 0.2, biases ± 0.5, matrices ± 0.2 (one standard
+    deviation).
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -150,7 +185,9 @@ def random_weights(model: torch.nn.Module, seed: int) -> None:
 
 
 def to_old_schema(path: pathlib.Path, extra: dict) -> None:
-    """Rewrites config.json: `rope_parameters` to `rope_theta` and `rope_scaling`, `dtype` to `torch_dtype`."""
+    """Rewrites config.json: `rope_parameters` to `rope_theta` and `rope_scaling`, `dtype` to
+    `torch_dtype`.
+    """
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
@@ -180,7 +217,9 @@ def make_case(name: str) -> None:
     config = getattr(transformers, f"{family}Config")(**BASE | overrides)
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     random_weights(model, seed)
-    model.to(SAVED_DTYPE.get(name, torch.float32)).save_pretrained(folder, **SAVE_OPTIONS.get(name, {}))
+    model.to(SAVED_DTYPE.get(name, torch.float32)).save_pretrained(
+        folder, **SAVE_OPTIONS.get(name, {})
+    )
     if name in OLD_SCHEMA:
         to_old_schema(folder / "config.json", OLD_SCHEMA[name])
 
@@ -193,14 +232,20 @@ def make_case(name: str) -> None:
         logits = reloaded(token_ids, use_cache=False).logits
     assert torch.isfinite(logits).all() and logits.dtype == torch.float32
     np.savez(folder / "greedy.npz", **greedy(reloaded, token_ids[:1]))
-    np.savez(folder / "logits.npz", token_ids=token_ids.numpy().astype(np.int32), logits=logits.numpy())
+    np.savez(
+        folder / "logits.npz", token_ids=token_ids.numpy().astype(np.int32), logits=logits.numpy()
+    )
     size_kb = sum(file.stat().st_size for file in folder.iterdir()) / 1e3
     print(f"{name}: logits {tuple(logits.shape)}, std {logits.std():.2f}, {size_kb:.0f} kB")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}"
+    )
     names = parser.parse_args().cases or list(CASES)
     if unknown := sorted(set(names) - set(CASES)):
         parser.error(f"unknown cases {unknown}; choose from {', '.join(CASES)}")

@@ -1,8 +1,8 @@
 """Makes Linux lack what macOS lacks, in every Python process with this folder on its PYTHONPATH.
 
 `resource.setrlimit` refuses the address space as macOS does, `ru_maxrss` counts bytes, there is no
-/proc, what the modules `os` and `select` have on Linux alone is gone, and dft_jax.system is told
-that it is on macOS. All else still sees Linux: packages choose their compiled parts by it.
+/proc, what the modules `os` and `select` have on Linux alone is gone, and dft_jax.runtime.system is
+told that it is on macOS. All else still sees Linux: packages choose their compiled parts by it.
 
 It is no macOS: what Apple's file systems, linker or signals do otherwise is not here.
 """
@@ -61,6 +61,6 @@ for _module, _names in _LINUX_ONLY.items():
         if hasattr(_module, _name):
             delattr(_module, _name)
 
-from dft_jax import system  # noqa: E402 — after what it uses is as on macOS
+from dft_jax.runtime import system  # noqa: E402 — after what it uses is as on macOS
 
 system.sys = types.SimpleNamespace(platform="darwin")

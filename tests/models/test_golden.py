@@ -1,12 +1,18 @@
-"""Every architecture against `transformers`: logits, bytes out again, causality, packing, eight devices."""
+"""Every architecture against `transformers`: logits, bytes out again, causality, packing, eight
+devices.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import models
-from dft_jax.models import hf
+from dft_jax.models.families import FAMILIES
+from dft_jax.models.hf.load import check_tensors, load_params
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import build, head
+from dft_jax.runtime import files
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 from tests.marks import slow_but
@@ -16,11 +22,11 @@ CASES = sorted(file.parent.name for file in GOLDEN.glob("*/logits.npz"))
 
 def logits_of(case, mesh, tokens_BL, segments_BL=None, positions_BL=None, **options):
     """Logits [B, L, V] of a golden checkpoint, all kinds of options at their defaults."""
-    config = hf.read_config(GOLDEN / case)
-    model = models.build(config, mesh, **options)
-    checkpoint = hf.Checkpoint(GOLDEN / case)
-    hf.check_tensors(checkpoint, model)
-    params = hf.load_params(checkpoint, model)
+    config = read_config(GOLDEN / case)
+    model = build(config, mesh, **options)
+    checkpoint = Checkpoint(GOLDEN / case)
+    check_tensors(checkpoint, model)
+    params = load_params(checkpoint, model)
     B, L = tokens_BL.shape
     if segments_BL is None:
         segments_BL = np.ones((B, L), np.int32)
@@ -30,7 +36,7 @@ def logits_of(case, mesh, tokens_BL, segments_BL=None, positions_BL=None, **opti
     @jax.jit
     def run(params, batch):
         hidden_BLD = model.apply(params, batch)
-        return jnp.einsum("BLD,VD->BLV", hidden_BLD, models.head(params).astype(hidden_BLD.dtype))
+        return jnp.einsum("BLD,VD->BLV", hidden_BLD, head(params).astype(hidden_BLD.dtype))
 
     return np.asarray(run(params, batch))
 
@@ -41,8 +47,8 @@ def golden():
 
 
 def test_there_are_cases_for_every_family():
-    families = {hf.read_json(GOLDEN / case / "config.json")["model_type"] for case in CASES}
-    assert families == set(models.hf.FAMILIES)
+    found = {files.read_json(GOLDEN / case / "config.json")["model_type"] for case in CASES}
+    assert found == set(FAMILIES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,7 +85,9 @@ def test_packed_equals_separate(case, golden, mesh1):
         tokens_L[100 - second : 100] if len(tokens_L) >= 100 else tokens_L[-second:],
     )
     segments_BL = np.array([[1] * first + [2] * second + [0] * (length - first - second)], np.int32)
-    positions_BL = np.concatenate([np.arange(first), np.arange(second), np.zeros(5)])[None].astype(np.int32)
+    positions_BL = np.concatenate([np.arange(first), np.arange(second), np.zeros(5)])[None].astype(
+        np.int32
+    )
     together_BLV = logits_of(case, mesh1, packed_BL, segments_BL, positions_BL, attention_block=16)
     alone_BLV = logits_of(case, mesh1, packed_BL[:, :first], attention_block=16)
     np.testing.assert_allclose(together_BLV[:, :first], alone_BLV, atol=2e-5)
@@ -101,20 +109,22 @@ def test_causal(case, golden, mesh1):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_rematerialisation_changes_nothing(remat, golden, mesh1):
     tokens_BL = golden["qwen2_tied"]["token_ids"][:, :24]
-    config = hf.read_config(GOLDEN / "qwen2_tied")
+    config = read_config(GOLDEN / "qwen2_tied")
     segments_BL = np.ones_like(tokens_BL)
     positions_BL = np.arange(24, dtype=np.int32)[None]
     batch = Batch(tokens_BL, tokens_BL, segments_BL > 0, segments_BL, positions_BL)
     results = []
     for policy in ("none", remat):
-        model = models.build(config, mesh1, remat=policy)
-        params = hf.load_params(hf.Checkpoint(GOLDEN / "qwen2_tied"), model)
-        results.append(jax.jit(jax.grad(lambda p, model=model: (model.apply(p, batch) ** 2).sum()))(params))
+        model = build(config, mesh1, remat=policy)
+        params = load_params(Checkpoint(GOLDEN / "qwen2_tied"), model)
+        results.append(
+            jax.jit(jax.grad(lambda p, model=model: (model.apply(p, batch) ** 2).sum()))(params)
+        )
     for one, other in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
 def test_rope_scaling_in_both_schemas_is_the_same():
-    old, new = hf.read_config(GOLDEN / "llama3_oldschema"), hf.read_config(GOLDEN / "llama3")
+    old, new = read_config(GOLDEN / "llama3_oldschema"), read_config(GOLDEN / "llama3")
     assert old == new
     assert old.rope.type == "llama3" and old.rope.factor == 8.0

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import models, sharding
-from dft_jax.models import hf, layers
-from dft_jax.models.config import Rope
+from dft_jax import sharding
+from dft_jax.models import layers
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.model import build
+from dft_jax.models.spec import Rope
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 
@@ -67,7 +69,7 @@ def test_rope_of_bfloat16_is_computed_in_float32():
 
 def has_own_gradients(mesh) -> bool:
     """Whether a model on this mesh multiplies with the product that CPUs have, which is custom."""
-    model = models.build(hf.read_config(GOLDEN / "qwen2_tied"), mesh)
+    model = build(read_config(GOLDEN / "qwen2_tied"), mesh)
     rows_BL = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     batch = Batch(rows_BL, rows_BL, jax.ShapeDtypeStruct((2, 8), jnp.bool), rows_BL, rows_BL)
     program = str(jax.make_jaxpr(model.apply)(model.abstract_params, batch))

@@ -1,14 +1,17 @@
-"""YaRN against an independent formula, and how a checkpoint's file gives it; its logits: test_golden, test_parity."""
+"""YaRN against an independent formula, and how a checkpoint's file gives it; its logits:
+test_golden, test_parity.
+"""
 
 import math
 
 import numpy as np
 import pytest
 
-from dft_jax import errors
-from dft_jax.models import hf
-from dft_jax.models.config import ConfigReader, Rope, Yarn
+from dft_jax.models.hf.config_reader import ConfigReader
+from dft_jax.models.hf.locate import read_config
 from dft_jax.models.layers import rope_frequencies
+from dft_jax.models.spec import Rope, Yarn
+from dft_jax.runtime import errors
 from tests.conftest import GOLDEN
 
 QWEN25 = Yarn(1e6, "yarn", factor=4.0, original_context=32768)
@@ -51,7 +54,9 @@ def test_yarn_frequencies(rope, head_dim):
 
 
 def test_yarn_keeps_the_fast_dimensions_and_stretches_the_slow_ones():
-    """Of Qwen2.5's 64 frequencies those up to 23 are kept, from 40 on a quarter is left (worked out by hand)."""
+    """Of Qwen2.5's 64 frequencies those up to 23 are kept, from 40 on a quarter is left (worked out
+    by hand).
+    """
     plain = rope_frequencies(Rope(1e6), 128)
     share = rope_frequencies(QWEN25, 128) / plain
     np.testing.assert_allclose(share[:24], 1)
@@ -78,12 +83,18 @@ SCALING = {"factor": 4.0, "original_max_position_embeddings": 32768}
         {"rope_scaling": SCALING | {"rope_type": "yarn"}},
         {"rope_scaling": SCALING | {"rope_type": "yarn", "type": "yarn", "attention_factor": None}},
         {"rope_parameters": SCALING | {"rope_type": "yarn", "rope_theta": 1e6}},
-        {"rope_scaling": {"type": "yarn", "factor": 4.0}},  # the context is max_position_embeddings then
-        {"rope_scaling": SCALING | {"type": "yarn", "beta_fast": 32, "beta_slow": 1, "truncate": True}},
+        # the context is max_position_embeddings then
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {
+            "rope_scaling": SCALING
+            | {"type": "yarn", "beta_fast": 32, "beta_slow": 1, "truncate": True}
+        },
     ],
 )
 def test_every_spelling_of_yarn(raw):
-    expected = Yarn(1e6, "yarn", 4.0, original_context=32768, attention_factor=0.1 * math.log(4) + 1)
+    expected = Yarn(
+        1e6, "yarn", 4.0, original_context=32768, attention_factor=0.1 * math.log(4) + 1
+    )
     assert read(**raw) == expected
 
 
@@ -95,7 +106,10 @@ def test_every_spelling_of_yarn(raw):
         ({"attention_factor": 1.25}, 1.25),
         ({"attention_factor": 1}, 1.0),
         ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
-        ({"mscale": 0.707, "mscale_all_dim": 1.2}, (1 + 0.0707 * math.log(4)) / (1 + 0.12 * math.log(4))),
+        (
+            {"mscale": 0.707, "mscale_all_dim": 1.2},
+            (1 + 0.0707 * math.log(4)) / (1 + 0.12 * math.log(4)),
+        ),
         ({"mscale": 0.707, "mscale_all_dim": 1.2, "attention_factor": 1.5}, 1.5),
         ({"mscale": None, "mscale_all_dim": None}, 1 + 0.1 * math.log(4)),
     ],
@@ -107,15 +121,24 @@ def test_the_attention_factor(given, expected):
 
 def test_a_yarn_checkpoint_reads_as_far_as_it_was_stretched():
     """Qwen2.5's file says 32768 there, another of the same model 131072."""
-    assert hf.read_config(GOLDEN / "qwen2_yarn").max_length == 4 * 32
-    assert hf.read_config(GOLDEN / "llama_yarn").max_length == 8 * 32
-    assert hf.read_config(GOLDEN / "llama3").max_length == 8 * 32
+    assert read_config(GOLDEN / "qwen2_yarn").max_length == 4 * 32
+    assert read_config(GOLDEN / "llama_yarn").max_length == 8 * 32
+    assert read_config(GOLDEN / "llama3").max_length == 8 * 32
 
 
 def test_other_ropes_are_described_as_before():
-    """A run's fingerprint has the fields of its rope: one more would make every older run another run."""
+    """A run's fingerprint has the fields of its rope: one more would make every older run another
+    run.
+    """
     import dataclasses
 
     names = [field.name for field in dataclasses.fields(Rope)]
-    assert names == ["theta", "type", "factor", "low_freq_factor", "high_freq_factor", "original_context"]
+    assert names == [
+        "theta",
+        "type",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_context",
+    ]
     assert Rope(1e4).attention_factor == 1.0

@@ -39,7 +39,9 @@ def is_noticed(tree: pathlib.Path, change: Change) -> bool:
     except subprocess.TimeoutExpired:
         return True
     if done.returncode not in (0, 1):
-        raise SystemExit(f"{change.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+        raise SystemExit(
+            f"{change.name}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
+        )
     return done.returncode == 1
 
 
@@ -74,7 +76,10 @@ def main() -> None:
             file.write_text(original)
             seconds = time.monotonic() - begin
             found.append(noticed)
-            print(f"{'noticed' if noticed else 'NOT NOTICED':12} {change.name} ({seconds:.0f} s)", flush=True)
+            print(
+                f"{'noticed' if noticed else 'NOT NOTICED':12} {change.name} ({seconds:.0f} s)",
+                flush=True,
+            )
             record(change, noticed)
     print(f"{sum(found)} of {len(found)} noticed")
     sys.exit(not all(found))

@@ -1,7 +1,8 @@
-"""Real pretrained checkpoints against `transformers`, live: logits, greedy text, and an export after training.
+"""Real pretrained checkpoints against `transformers`, live: logits, greedy text, and an export
+after training.
 
-DFT_JAX_REAL_MODELS names a folder of Hugging Face folders; without it all of this is skipped. Minutes on two cores,
-and 8 GB of memory for a model of 0.5 B parameters.
+DFT_JAX_REAL_MODELS names a folder of Hugging Face folders; without it all of this is skipped.
+Minutes on two cores, and 8 GB of memory for a model of 0.5 B parameters.
 """
 
 import functools
@@ -13,13 +14,19 @@ import jax
 import numpy as np
 import pytest
 
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.model import build
+from dft_jax.training import loop
+
 torch = pytest.importorskip("torch")
 import transformers
 
-from dft_jax import config as config_lib, export, models, train
-from dft_jax.data.chat import Template
-from dft_jax.models import hf
-from dft_jax.sampling import Request, Sampler
+from dft_jax import config as config_lib
+from dft_jax.data.templates import Template
+from dft_jax.models.hf.export import export
+from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.sampling.sampler import Request, Sampler
 from tests.conftest import make_mesh
 from tests.parity.test_transformers import jax_logits, torch_logits
 
@@ -43,10 +50,12 @@ if not FOLDERS:
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name, scope="module")
 def real(request):
-    """(folder, model, params, tokenizer) in float32 on one device; freed before the next one is loaded."""
-    model = models.build(hf.read_config(request.param), make_mesh())
-    params = hf.load_params(hf.Checkpoint(request.param), model)
-    yield request.param, model, params, hf.load_tokenizer(request.param)
+    """(folder, model, params, tokenizer) in float32 on one device; freed before the next one is
+    loaded.
+    """
+    model = build(read_config(request.param), make_mesh())
+    params = load_params(Checkpoint(request.param), model)
+    yield request.param, model, params, load_tokenizer(request.param)
     jax.tree.map(lambda leaf: leaf.delete(), params)
     gc.collect()
 
@@ -63,11 +72,17 @@ def torch_model(folder):
 
 @functools.cache
 def torch_greedy(folder) -> tuple[tuple[int, ...], ...]:
-    """What `transformers` writes greedily after each prompt, at most NEW tokens, up to its first stop token."""
+    """What `transformers` writes greedily after each prompt, at most NEW tokens, up to its first
+    stop token.
+    """
     model, made = torch_model(folder), []
-    for ids in prompts(folder, hf.load_tokenizer(folder)):
+    for ids in prompts(folder, load_tokenizer(folder)):
         text = model.generate(
-            torch.tensor([ids]), max_new_tokens=NEW, do_sample=False, use_cache=True, repetition_penalty=1.0
+            torch.tensor([ids]),
+            max_new_tokens=NEW,
+            do_sample=False,
+            use_cache=True,
+            repetition_penalty=1.0,
         )
         made.append(tuple(text[0, len(ids) :].tolist()))
     return tuple(made)
@@ -77,7 +92,10 @@ def test_logits(real):
     folder, model, params, tokenizer = real
     for ids in prompts(folder, tokenizer):
         tokens_BL = np.array([ids], np.int32)
-        expected_BLV, found_BLV = torch_logits(folder, tokens_BL), jax_logits(params, model, tokens_BL)
+        expected_BLV, found_BLV = (
+            torch_logits(folder, tokens_BL),
+            jax_logits(params, model, tokens_BL),
+        )
         assert np.abs(found_BLV - expected_BLV).max() <= TOLERANCE
         np.testing.assert_array_equal(found_BLV.argmax(-1), expected_BLV.argmax(-1))
 
@@ -85,9 +103,12 @@ def test_logits(real):
 def test_greedy_text(real):
     """Token for token, through the sampler's cache, with the model's own template and stop tokens."""
     folder, model, params, tokenizer = real
-    sampler = Sampler(model, stop_ids=[tokenizer.eos_token_id], max_length=512, slots=len(QUESTIONS))
+    sampler = Sampler(
+        model, stop_ids=[tokenizer.eos_token_id], max_length=512, slots=len(QUESTIONS)
+    )
     asked = [
-        Request(question, 0, ids, 0.0, NEW) for question, ids in zip(QUESTIONS, prompts(folder, tokenizer), strict=True)
+        Request(question, 0, ids, 0.0, NEW)
+        for question, ids in zip(QUESTIONS, prompts(folder, tokenizer), strict=True)
     ]
     found = {c.request.problem: c.ids for c in sampler.sample(params, asked, progress=False)}
     for question, expected in zip(QUESTIONS, torch_greedy(folder), strict=True):
@@ -116,13 +137,16 @@ def test_an_export_after_training_gives_the_logits_of_the_run(real, shared, tmp_
             "log.tensorboard": False,
         }
     )
-    run = train.run(config, tmp_path / "run")
+    run = loop.run(config, tmp_path / "run")
     assert int(run.state.step) == 10
-    export.export(run.state.params, run.model, folder, tmp_path / "export", dtype="float32")
+    export(run.state.params, run.model, folder, tmp_path / "export", dtype="float32")
     for ids in prompts(folder, tokenizer)[:2]:
         tokens_BL = np.array([ids], np.int32)
-        # In float64, so that what is measured is our rounding alone: in float32 each side adds its own.
+        # In float64, so that what is measured is our rounding alone: in float32 each side adds its
+        # own.
         found_BLV = torch_logits(tmp_path / "export", tokens_BL, torch.float64)
         expected_BLV = jax_logits(run.state.params, run.model, tokens_BL)
         assert np.abs(found_BLV - expected_BLV).max() <= TOLERANCE
-        assert np.abs(found_BLV - torch_logits(folder, tokens_BL)).max() > 0.1, "training changed nothing"
+        assert np.abs(found_BLV - torch_logits(folder, tokens_BL)).max() > 0.1, (
+            "training changed nothing"
+        )

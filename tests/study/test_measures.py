@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from dft_jax import assets, models, train
-from dft_jax.data.chat import Example, Part
+from dft_jax import assets
+from dft_jax.data.templates import Example, Part
 from dft_jax.data.tokenize import tokenize
-from dft_jax.models import hf
+from dft_jax.models.hf.locate import load_tokenizer
+from dft_jax.models.model import head
 from dft_jax.study import measures
+from dft_jax.training.job import load_model
+from dft_jax.training.loop import matmul_precision
+from dft_jax.training.state import init_params
 from dft_jax.types import Batch
-from tests.training import tiny_config, tiny_examples
+from tests.tiny_trainer import tiny_config, tiny_examples
 
 N, D, V = 96, 16, 50
 
@@ -41,7 +45,9 @@ token_values = jax.jit(measures.token_values, static_argnames="chunk_tokens")
 
 
 def measured(hidden_PD, head_VD, targets_P):
-    values = token_values(jnp.asarray(hidden_PD), jnp.asarray(head_VD), jnp.asarray(targets_P), chunk_tokens=32)
+    values = token_values(
+        jnp.asarray(hidden_PD), jnp.asarray(head_VD), jnp.asarray(targets_P), chunk_tokens=32
+    )
     values = jax.tree.map(lambda x: np.asarray(x, np.float64), values)
     return values, measures.summarise(values, np.arange(N) // 8, np.arange(N) % 8, None)
 
@@ -57,7 +63,9 @@ def test_each_token_equals_dense_logits(case):
     logits_TV, targets_T, values, _ = case
     logp_TV = special.log_softmax(logits_TV, axis=-1)
     np.testing.assert_allclose(values.logp_P, logp_TV[np.arange(N), targets_T], atol=2e-6)
-    np.testing.assert_allclose(values.entropy_P, -(np.exp(logp_TV) * logp_TV).sum(axis=-1), atol=5e-6)
+    np.testing.assert_allclose(
+        values.entropy_P, -(np.exp(logp_TV) * logp_TV).sum(axis=-1), atol=5e-6
+    )
     np.testing.assert_array_equal(values.is_top_P, logits_TV.argmax(axis=-1) == targets_T)
 
 
@@ -79,7 +87,9 @@ def test_grid_and_its_derivatives(case):
 def test_best_temperature_is_that_of_a_minimiser(case):
     logits_TV, targets_T, _, found = case
     bounds = (measures.BETAS_K[0], measures.BETAS_K[-1])
-    minimum = optimize.minimize_scalar(lambda beta: oracle(logits_TV, targets_T, beta)[0], bounds=bounds)
+    minimum = optimize.minimize_scalar(
+        lambda beta: oracle(logits_TV, targets_T, beta)[0], bounds=bounds
+    )
     best = measures.best(found)
     assert best.nll == pytest.approx(minimum.fun, abs=1e-4)
     assert best.temperature == pytest.approx(1 / minimum.x, rel=5e-3)
@@ -91,7 +101,11 @@ def test_equal_entropy_is_that_of_a_root_finder(case, share):
     logits_TV, targets_T, _, found = case
     wanted = share * found.entropy
     bounds = (measures.BETAS_K[0], measures.BETAS_K[-1])
-    if not oracle(logits_TV, targets_T, bounds[1])[1] < wanted < oracle(logits_TV, targets_T, bounds[0])[1]:
+    if (
+        not oracle(logits_TV, targets_T, bounds[1])[1]
+        < wanted
+        < oracle(logits_TV, targets_T, bounds[0])[1]
+    ):
         assert measures.at_entropy(found, wanted) is None
         return
     beta = optimize.brentq(lambda beta: oracle(logits_TV, targets_T, beta)[1] - wanted, *bounds)
@@ -108,9 +122,13 @@ def test_sharpening_alone_changes_nothing_but_the_temperature():
     _, after = measured(hidden_PD, 2 * head_VD, targets_P)
     assert abs(after.nll - before.nll) > 0.05 and after.entropy < 0.7 * before.entropy
     assert measures.best(after).nll == pytest.approx(measures.best(before).nll, abs=2e-5)
-    assert measures.best(after).temperature == pytest.approx(2 * measures.best(before).temperature, rel=5e-3)
+    assert measures.best(after).temperature == pytest.approx(
+        2 * measures.best(before).temperature, rel=5e-3
+    )
     equal = measures.at_entropy(after, before.entropy)
-    assert equal.nll == pytest.approx(before.nll, abs=2e-4) and equal.temperature == pytest.approx(2, rel=1e-3)
+    assert equal.nll == pytest.approx(before.nll, abs=2e-4) and equal.temperature == pytest.approx(
+        2, rel=1e-3
+    )
 
 
 def test_outside_the_grid_there_is_no_temperature():
@@ -137,15 +155,20 @@ def test_packed_places_are_the_trained_tokens_once_each():
         for target, example, place in zip(targets, example_P, place_P, strict=True):
             assert examples[example].ids[place] == target and examples[example].trained[place]
             seen.append((int(example), int(place)))
-    expected = [(e, int(j)) for e, example in enumerate(examples) for j in np.flatnonzero(example.trained) if j]
+    expected = [
+        (e, int(j))
+        for e, example in enumerate(examples)
+        for j in np.flatnonzero(example.trained)
+        if j
+    ]
     assert sorted(seen) == expected
 
 
 @pytest.fixture(scope="module")
 def tiny():
     config = tiny_config()
-    source, model, tokenizer = train.load_model(config)
-    return model, train.init_params(config, source, model), tokenizer
+    source, model, tokenizer = load_model(config)
+    return model, init_params(config, source, model), tokenizer
 
 
 @pytest.mark.slow
@@ -153,7 +176,7 @@ def test_a_model_on_a_text_equals_its_examples_alone(tiny):
     model, params, _ = tiny
     examples = tiny_examples().examples[:5]
     text = measures.pack(examples, row_length=160, rows=8)
-    with train.matmul_precision("float32"):
+    with matmul_precision("float32"):
         found = measures.measure_text(measures.make_measure(model), params, text, None, model.mesh)
         apply = jax.jit(model.apply)
         logp = []
@@ -162,8 +185,10 @@ def test_a_model_on_a_text_equals_its_examples_alone(tiny):
             tokens_BL[0, : len(example.ids)] = example.ids
             ones = np.ones_like(tokens_BL)
             positions = np.broadcast_to(np.arange(160, dtype=np.int32), tokens_BL.shape)
-            hidden_LD = np.asarray(apply(params, Batch(tokens_BL, tokens_BL, ones > 0, ones, positions))[0], np.float64)
-            logits_LV = hidden_LD @ np.asarray(models.head(params), np.float64).T
+            hidden_LD = np.asarray(
+                apply(params, Batch(tokens_BL, tokens_BL, ones > 0, ones, positions))[0], np.float64
+            )
+            logits_LV = hidden_LD @ np.asarray(head(params), np.float64).T
             places = np.flatnonzero(example.trained)
             logp_LV = special.log_softmax(logits_LV[places - 1], axis=-1)
             logp.append(logp_LV[np.arange(len(places)), example.ids[places]])
@@ -182,7 +207,11 @@ def test_shares_are_strict_and_of_tokens():
     values = measures.TokenValues(logp_P, np.ones(4), np.zeros(4), *[zeros_KP] * 4)
     found = measures.summarise(values, np.array([0, 0, 1, 1]), np.array([1, 2, 1, 2]), None)
     assert (found.share_below, found.share_above) == (0.25, 0.25)
-    assert found.p_histogram[2] == 0.25 and found.p_histogram[3] == 0.25 and found.p_histogram[-1] == 0.25
+    assert (
+        found.p_histogram[2] == 0.25
+        and found.p_histogram[3] == 0.25
+        and found.p_histogram[-1] == 0.25
+    )
 
 
 # ---- answers -------------------------------------------------------------------------------------
@@ -208,7 +237,7 @@ def demonstration(tokenizer, answer, prompt="question \\boxed{7}"):
     ],
 )
 def test_answer_places_spell_the_answer(answer, mark, expected):
-    tokenizer = hf.load_tokenizer(assets.TINY)
+    tokenizer = load_tokenizer(assets.TINY)
     example = demonstration(tokenizer, answer)
     places = measures.answer_places(example, tokenizer, mark)
     if expected is None:

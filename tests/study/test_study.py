@@ -9,13 +9,16 @@ import time
 import numpy as np
 import pytest
 
-from dft_jax import assets, errors, interrupts, train
+from dft_jax import assets
 from dft_jax.data import order
+from dft_jax.runtime import errors, interrupts
 from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
+from dft_jax.training import loop
+from dft_jax.training.job import load_model
 from tests.commands import run_command
-from tests.training import tiny_config
+from tests.tiny_trainer import tiny_config
 
 TEXTS = (
     Text("seen", str(assets.TINY / "heldout.jsonl"), "gsm8k", 8, answer_mark="####"),
@@ -26,7 +29,9 @@ CONFIG = {"train.steps": 4, "train.global_batch": 8, "data.row_length": 192}
 
 
 def make_spec(**changes):
-    values = dict(name="tiny", config=tiny_config(**CONFIG), arms=ARMS, texts=TEXTS, measured_at=(2, 4))
+    values = dict(
+        name="tiny", config=tiny_config(**CONFIG), arms=ARMS, texts=TEXTS, measured_at=(2, 4)
+    )
     return Spec(**values | changes)
 
 
@@ -37,7 +42,10 @@ def test_phases_are_in_order_and_have_files_of_their_own():
     phases = spec_lib.phases(make_spec())
     assert [str(phase) for phase in phases[:6]] == [
         "base heldout 0",
-        *(f"sft,learning_rate=0.01,seed=0 {what}" for what in ("train 2", "heldout 2", "train 4", "heldout 4")),
+        *(
+            f"sft,learning_rate=0.01,seed=0 {what}"
+            for what in ("train 2", "heldout 2", "train 4", "heldout 4")
+        ),
         "sft,learning_rate=0.01,seed=0 prune 4",
     ]
     assert len({phase.file for phase in phases}) == len(phases)
@@ -94,7 +102,9 @@ def test_a_spec_file_that_is_no_spec_is_told(content, words, tmp_path):
 
 
 def test_the_specs_of_the_repository_are_sound():
-    first, every = (spec_lib.read(f"experiments/real/dynamics.py:arms={arms}") for arms in ("first", "all"))
+    first, every = (
+        spec_lib.read(f"experiments/real/dynamics.py:arms={arms}") for arms in ("first", "all")
+    )
     assert (len(first.arms), len(every.arms)) == (12, 36)
     for spec in (first, every):
         seeds = [arm.seed for arm in spec.arms]
@@ -110,7 +120,11 @@ def test_the_specs_of_the_repository_are_sound():
 def test_paths_are_no_inputs_and_everything_else_is():
     arm = ARMS[0]
     before = spec_lib.inputs_of(make_spec(), arm)
-    moved = make_spec(config=tiny_config(**CONFIG | {"model.path": "/elsewhere", "data.train": "/other/train.jsonl"}))
+    moved = make_spec(
+        config=tiny_config(
+            **CONFIG | {"model.path": "/elsewhere", "data.train": "/other/train.jsonl"}
+        )
+    )
     assert spec_lib.inputs_of(moved, arm) == before
     for change in (
         {"optimizer.weight_decay": 0.5},
@@ -121,7 +135,9 @@ def test_paths_are_no_inputs_and_everything_else_is():
         for kind in ("train", "heldout", "prune"):
             assert spec_lib.digest(changed, kind) != spec_lib.digest(before, kind), (change, kind)
     other = spec_lib.inputs_of(make_spec(texts=TEXTS[:1]), arm)
-    assert spec_lib.digest(other, "train") == spec_lib.digest(before, "train"), "training knows nothing of the texts"
+    assert spec_lib.digest(other, "train") == spec_lib.digest(before, "train"), (
+        "training knows nothing of the texts"
+    )
     assert spec_lib.digest(other, "heldout") != spec_lib.digest(before, "heldout")
     digests = {spec_lib.digest(spec_lib.inputs_of(make_spec(), each), "train") for each in ARMS}
     assert len(digests) == len(ARMS)
@@ -148,7 +164,9 @@ def done_in(folder, spec=None):
 
 def test_a_done_file_of_other_inputs_is_refused_with_what_differs(tmp_path):
     done_in(tmp_path)
-    other = records_lib.Records(tmp_path, make_spec(config=tiny_config(**CONFIG | {"optimizer.weight_decay": 0.5})))
+    other = records_lib.Records(
+        tmp_path, make_spec(config=tiny_config(**CONFIG | {"optimizer.weight_decay": 0.5}))
+    )
     with pytest.raises(errors.UserError) as error:
         other.is_done(PHASE)
     for word in ("train-0002.json", "config.optimizer.weight_decay: 0.01 -> 0.5", "another --out"):
@@ -158,7 +176,9 @@ def test_a_done_file_of_other_inputs_is_refused_with_what_differs(tmp_path):
 @pytest.mark.parametrize("turned", [False, True])
 def test_an_arm_in_progress_is_not_continued_with_another_config(turned, tmp_path):
     """Its checkpoint says nothing of the config, and there need not be a done-file yet."""
-    specs = [make_spec(config=tiny_config(**CONFIG | {"optimizer.weight_decay": w})) for w in (0.01, 0.5)]
+    specs = [
+        make_spec(config=tiny_config(**CONFIG | {"optimizer.weight_decay": w})) for w in (0.01, 0.5)
+    ]
     first, second = reversed(specs) if turned else specs
     records_lib.Records(tmp_path, first).open_arm(ARMS[0], {})
     with pytest.raises(errors.UserError) as error:
@@ -263,7 +283,7 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
     the run's own."""
     for arm in (ARMS[0], ARMS[3]):
         config = spec_lib.config_of(finished.spec, arm)
-        train.run(config, tmp_path / arm.name)
+        loop.run(config, tmp_path / arm.name)
         lines = (tmp_path / arm.name / "metrics.jsonl").read_text().splitlines()
         expected = [row for row in map(json.loads, lines) if "train/nll" in row]
         found = []
@@ -273,8 +293,12 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
         for ours, theirs in zip(found, expected, strict=True):
             assert ours["nll"] == pytest.approx(theirs["train/nll"], abs=2e-5)
             assert ours["mean_p"] == pytest.approx(theirs["train/mean_p"], abs=2e-6)
-            assert ours["gradient_norm"] == pytest.approx(theirs["optimizer/gradient_norm"], rel=1e-4)
-            assert ours["learning_rate"] == pytest.approx(theirs["optimizer/learning_rate"], rel=1e-4)
+            assert ours["gradient_norm"] == pytest.approx(
+                theirs["optimizer/gradient_norm"], rel=1e-4
+            )
+            assert ours["learning_rate"] == pytest.approx(
+                theirs["optimizer/learning_rate"], rel=1e-4
+            )
             assert ours["is_clipped"] == (theirs["optimizer/gradient_norm"] > 1)
 
 
@@ -283,7 +307,9 @@ def test_one_program_for_each_objective(finished, lab, tmp_path):
     study = run.Study(lab, tmp_path, Clock())
     assert study.program("sft") is study.program("sft")
     rates = [
-        finished.read(Phase(arm, "train", 4)).results["steps"][-1]["nll"] for arm in ARMS if arm.objective == "sft"
+        finished.read(Phase(arm, "train", 4)).results["steps"][-1]["nll"]
+        for arm in ARMS
+        if arm.objective == "sft"
     ]
     assert abs(rates[0] - rates[1]) > 1e-3, "the rates should differ in what they do"
 
@@ -306,7 +332,9 @@ class StopAt(Clock):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loses_checkpoints", [False, True])
-def test_stopped_anywhere_it_ends_with_the_same_results(loses_checkpoints, finished, lab, tmp_path, monkeypatch):
+def test_stopped_anywhere_it_ends_with_the_same_results(
+    loses_checkpoints, finished, lab, tmp_path, monkeypatch
+):
     """Also mid-arm, between training and measuring, and where every checkpoint is lost in
     between."""
     stops, resumed = 0, 0
@@ -341,7 +369,9 @@ def test_done_files_alone_are_enough(finished, lab, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "done" / ARMS[1].name)
     begun = []
     enter = run.Training.__enter__
-    monkeypatch.setattr(run.Training, "__enter__", lambda self: begun.append(self.arm) or enter(self))
+    monkeypatch.setattr(
+        run.Training, "__enter__", lambda self: begun.append(self.arm) or enter(self)
+    )
     records = carry_out(lab, tmp_path)
     assert begun == [ARMS[1]]
     assert results(records) == results(finished)
@@ -357,12 +387,21 @@ def test_a_removed_measurement_is_made_again(finished, lab, tmp_path):
 @pytest.mark.slow
 def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
     world = "world(split=validation, family=chain, levels=2-4, n=16)"
-    lab = {"model.path": str(assets.LAB), "model.init": "checkpoint", "data.template": "plain", "data.train": world}
+    lab = {
+        "model.path": str(assets.LAB),
+        "model.init": "checkpoint",
+        "data.template": "plain",
+        "data.train": world,
+    }
     texts = (Text("world", world, "gsm8k", 4, answer_mark="####"),)
-    spec = make_spec(config=tiny_config(**CONFIG | lab), arms=ARMS[:1], texts=texts, keep="parameters")
+    spec = make_spec(
+        config=tiny_config(**CONFIG | lab), arms=ARMS[:1], texts=texts, keep="parameters"
+    )
     records = carry_out(run.open_laboratory(spec), tmp_path)
     folder = tmp_path / "exports" / ARMS[0].name
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in folder.iterdir()
+    }
     assert records.is_complete(ARMS[0]) and not (tmp_path / "checkpoints" / ARMS[0].name).exists()
 
 
@@ -388,7 +427,7 @@ def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
     for date, is_refused in (("", True), ("2026-07-26", False)):
         changes = {"data.template": str(tmp_path / "dated.jinja"), "data.date": date}
         spec = make_spec(config=tiny_config(**CONFIG | changes))
-        _, _, tokenizer = train.load_model(spec.config)
+        _, _, tokenizer = load_model(spec.config)
         if is_refused:
             with pytest.raises(errors.UserError, match="config.data.date = "):
                 run.refuse_undated(spec, tokenizer)
@@ -414,7 +453,9 @@ def test_the_report_of_everything(finished, tmp_path):
     assert "Complete: all 4 arms." in text and "ncomplete**" not in text
     assert {file.name for file in tmp_path.iterdir()} == {"report.md", "results.csv", "curves.png"}
     measured = finished.read(Phase(ARMS[0], "heldout", 4)).results["seen"]
-    (line,) = [line for line in text.split("## other")[0].splitlines() if line.startswith("| sft | 0.01 |")]
+    (line,) = [
+        line for line in text.split("## other")[0].splitlines() if line.startswith("| sft | 0.01 |")
+    ]
     assert f"| {measured['nll']:.3f} |" in line
 
 
@@ -445,7 +486,8 @@ def test_differences_are_paired_by_seed():
     for arm in arms:
         value = 10.0 * arm.seed + (arm.objective == "dft") * (1 + 0.01 * arm.seed)
         rows.append(report.Row(arm, "seen", 4, dict.fromkeys(names, value)))
-    table = report.differences_table(spec, rows[:-1], "seen", 4)  # seed 2 has no DFT: it is in no pair
+    # seed 2 has no DFT: it is in no pair
+    table = report.differences_table(spec, rows[:-1], "seen", 4)
     assert "| dft - sft | 0.001 | 2 | +1.005 [" in table
     low, high = report.interval([1.0, 1.01])[1:]
     assert f"[{low:.3f}, {high:.3f}]" in table
@@ -481,14 +523,19 @@ def command(tmp_path, capfd, monkeypatch):
     (tmp_path / "spec.py").write_text(SPEC)
 
     def call(*arguments):
-        return run_command(study_command.main, [f"--spec={tmp_path}/spec.py", *arguments], capfd, monkeypatch)
+        return run_command(
+            study_command.main, [f"--spec={tmp_path}/spec.py", *arguments], capfd, monkeypatch
+        )
 
     return call
 
 
 def test_status_and_report_compile_nothing(command, finished):
     folder = finished.folder.parent
-    for flag, words in (("--status", "4 of 4 arms complete"), ("--report", "Complete: all 4 arms.")):
+    for flag, words in (
+        ("--status", "4 of 4 arms complete"),
+        ("--report", "Complete: all 4 arms."),
+    ):
         outcome = command(f"--out={folder}", flag)
         assert (outcome.code, outcome.compiled) == (0, ()) and words in outcome.stdout
 

@@ -1,6 +1,7 @@
 """Llama 2 and 3.x, DeepSeekMath: no biases by default, RoPE scaling `linear`, `llama3` or `yarn`."""
 
-from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.hf.config_reader import ConfigReader, read_common
+from dft_jax.models.spec import DecoderConfig
 
 HF_MODEL_TYPE = "llama"
 

@@ -1,6 +1,7 @@
 """Qwen2 and Qwen2.5, Math and Coder included: biases on q, k and v; full attention."""
 
-from dft_jax.models.config import ConfigReader, DecoderConfig, read_common
+from dft_jax.models.hf.config_reader import ConfigReader, read_common
+from dft_jax.models.spec import DecoderConfig
 
 HF_MODEL_TYPE = "qwen2"
 
@@ -10,6 +11,7 @@ def read(reader: ConfigReader) -> DecoderConfig:
     common = read_common(reader)
     reader.expect("use_sliding_window", False)
     reader.expect("layer_types", ["full_attention"] * common["num_layers"], None)
-    reader.ignore("sliding_window", "max_window_layers")  # without effect while use_sliding_window is false
+    # without effect while use_sliding_window is false
+    reader.ignore("sliding_window", "max_window_layers")
     reader.expect("use_mrope", False)
     return DecoderConfig(**common, qkv_bias=True)

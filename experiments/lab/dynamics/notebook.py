@@ -1,22 +1,29 @@
 # %% [markdown]
 # # b. Training dynamics: accuracy against the step
 #
-# avg@8 at temperature 1 on 48 problems like the demonstrations, every 10 steps; three seeds, 95 % intervals over seeds
-# and problems. The grey line is the base.
+# avg@8 at temperature 1 on 48 problems like the demonstrations, every 10 steps; three seeds, 95 %
+# intervals over seeds and problems. The grey line is the base.
 
 # %%
 from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
 frame, out = results.open_study("dynamics")
-base = 100 * frame[(frame.objective == "none") & (frame.benchmark == "lab") & (frame.temperature == 1.0)].avg.mean()
+base = (
+    100
+    * frame[
+        (frame.objective == "none") & (frame.benchmark == "lab") & (frame.temperature == 1.0)
+    ].avg.mean()
+)
 runs = frame[frame.probe == "curve"]
 RATES = sorted(runs.learning_rate.unique())
 STEPS = sorted(runs.step.unique())
 
 
 def curve(objective, rate, schedule):
-    rows = runs[(runs.objective == objective) & (runs.learning_rate == rate) & (runs.schedule == schedule)]
+    rows = runs[
+        (runs.objective == objective) & (runs.learning_rate == rate) & (runs.schedule == schedule)
+    ]
     return [(step, rows[rows.step == step]) for step in STEPS if (rows.step == step).any()]
 
 
@@ -26,7 +33,10 @@ figure, axes = results.figure(len(RATES), len(schedules), sharex=True, sharey=Tr
 for line, schedule in zip(axes, schedules, strict=True):
     for axis, rate in zip(line, RATES, strict=True):
         for objective in ("sft", "dft"):
-            points = [(step, results.interval(results.shares(rows))) for step, rows in curve(objective, rate, schedule)]
+            points = [
+                (step, results.interval(results.shares(rows)))
+                for step, rows in curve(objective, rate, schedule)
+            ]
             if points:
                 steps, triples = zip(*points, strict=True)
                 results.errorbar(axis, steps, triples, objective.upper(), COLOUR_OF[objective])
@@ -45,7 +55,10 @@ results.save(figure, out / "curves.png")
 table = []
 for schedule in schedules:
     for rate in RATES:
-        means = {o: {step: 100 * rows.avg.mean() for step, rows in curve(o, rate, schedule)} for o in ("sft", "dft")}
+        means = {
+            o: {step: 100 * rows.avg.mean() for step, rows in curve(o, rate, schedule)}
+            for o in ("sft", "dft")
+        }
         if not all(means.values()):
             continue
         best = max(means["sft"].values())

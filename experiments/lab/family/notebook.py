@@ -1,8 +1,8 @@
 # %% [markdown]
 # # f. The family of objectives, on demonstrations of which 15 % of the steps are wrong
 #
-# Each with its own learning rate, chosen on the validation split; three seeds; differences to SFT are paired, and
-# not corrected for being twelve.
+# Each with its own learning rate, chosen on the validation split; three seeds; differences to SFT
+# are paired, and not corrected for being twelve.
 
 # %%
 from experiments.lab import results
@@ -18,13 +18,20 @@ def cell(objective, benchmark, temperature):
 
 table = []
 for objective in ORDER:
-    row = {"objective": objective, "learning rate": f"{cell(objective, 'lab', 1.0).learning_rate.iloc[0]:g}"}
+    row = {
+        "objective": objective,
+        "learning rate": f"{cell(objective, 'lab', 1.0).learning_rate.iloc[0]:g}",
+    }
     for benchmark in ("lab", "lab_expression"):
         for temperature, words in ((1.0, "avg@8"), (0.0, "greedy")):
             rows, sft = cell(objective, benchmark, temperature), cell("sft", benchmark, temperature)
             row[f"{benchmark}, {words}"] = results.text(results.interval(results.shares(rows)))
             if benchmark == "lab":
-                gap = "" if objective == "sft" else results.text(results.difference(rows, sft), sign=True)
+                gap = (
+                    ""
+                    if objective == "sft"
+                    else results.text(results.difference(rows, sft), sign=True)
+                )
                 row[f"{words} − SFT"] = gap
     row["entropy"] = f"{cell(objective, 'lab', 1.0).entropy.mean():.3f}"
     table.append(row)
@@ -39,11 +46,15 @@ for axis, benchmark in zip(axes[0], ("lab", "lab_expression"), strict=True):
             label = ("T = 1" if temperature else "greedy") if number == 0 else None
             colour = COLOUR_OF.get(objective, "#555555")
             place = [number + offset]
-            results.errorbar(axis, place, [triple], label, colour, across=True, ls="", ms=5, **style)
+            results.errorbar(
+                axis, place, [triple], label, colour, across=True, ls="", ms=5, **style
+            )
     axis.set_yticks(range(len(ORDER)), ORDER, fontsize=8)
     axis.set_xlabel("correct, %")
     axis.set_title(
-        {"lab": "like the demonstrations", "lab_expression": "other format"}[benchmark], loc="left", fontsize=9
+        {"lab": "like the demonstrations", "lab_expression": "other format"}[benchmark],
+        loc="left",
+        fontsize=9,
     )
 axes[0, 0].invert_yaxis()
 axes[0, 0].legend(frameon=False, fontsize=8)

@@ -1,4 +1,6 @@
-"""Study f: the family of objectives on demonstrations of which 15 % of the steps are wrong, three seeds."""
+"""Study f: the family of objectives on demonstrations of which 15 % of the steps are wrong, three
+seeds.
+"""
 
 import dataclasses
 
@@ -14,7 +16,9 @@ SEEDS = range(3)
 
 
 def candidates():
-    return selection.candidates([Trial(objective=o, data="noise15") for o in OBJECTIVES], LEARNING_RATES[:3])
+    return selection.candidates(
+        [Trial(objective=o, data="noise15") for o in OBJECTIVES], LEARNING_RATES[:3]
+    )
 
 
 def measurements(chosen):

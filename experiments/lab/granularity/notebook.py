@@ -1,13 +1,19 @@
 # %% [markdown]
 # # e. Weights by the token, by the sentence, and the geometric mean
 #
-# The paper's ablation: p of each token (DFT), Π p of the whole answer, and its geometric mean. Three seeds.
+# The paper's ablation: p of each token (DFT), Π p of the whole answer, and its geometric mean.
+# Three seeds.
 
 # %%
 from experiments.lab import results
 
 frame, out = results.open_study("granularity")
-NAMES = {"sft": "SFT: 1", "dft": "token: p", "sentence": "sentence: Π p", "geometric": "geometric mean"}
+NAMES = {
+    "sft": "SFT: 1",
+    "dft": "token: p",
+    "sentence": "sentence: Π p",
+    "geometric": "geometric mean",
+}
 
 
 def cell(objective, benchmark, temperature):
@@ -23,7 +29,9 @@ for benchmark in ("lab", "lab_expression"):
             if len(rows):
                 row["learning rate"] = f"{rows.learning_rate.iloc[0]:g}"
                 row[words] = results.text(results.interval(results.shares(rows)))
-                row[f"{words} − SFT"] = "" if objective == "sft" else results.text(results.difference(rows, sft), True)
+                row[f"{words} − SFT"] = (
+                    "" if objective == "sft" else results.text(results.difference(rows, sft), True)
+                )
         table.append(row)
 (out / "table.md").write_text(results.show(table) + "\n")
 
@@ -37,10 +45,14 @@ for axis, benchmark in zip(axes[0], ("lab", "lab_expression"), strict=True):
             if len(rows):
                 triple = results.interval(results.shares(rows))
                 label = ("T = 1" if temperature else "greedy") if number == 0 else None
-                results.errorbar(axis, [number + offset], [triple], label, colours[number], ls="", ms=6, **style)
+                results.errorbar(
+                    axis, [number + offset], [triple], label, colours[number], ls="", ms=6, **style
+                )
     axis.set_xticks(range(len(NAMES)), NAMES.values(), rotation=20, ha="right", fontsize=8)
     axis.set_title(
-        {"lab": "like the demonstrations", "lab_expression": "other format"}[benchmark], loc="left", fontsize=9
+        {"lab": "like the demonstrations", "lab_expression": "other format"}[benchmark],
+        loc="left",
+        fontsize=9,
     )
 axes[0, 0].set_ylabel("correct, %")
 axes[0, 0].legend(frameon=False, fontsize=8)

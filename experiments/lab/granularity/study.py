@@ -1,4 +1,6 @@
-"""Study e: the weight by the token (DFT), by the sentence, and its geometric mean, against SFT; three seeds."""
+"""Study e: the weight by the token (DFT), by the sentence, and its geometric mean, against SFT;
+three seeds.
+"""
 
 import dataclasses
 
@@ -14,4 +16,8 @@ def candidates():
 
 
 def measurements(chosen):
-    return [(dataclasses.replace(chosen(Trial(objective=o)), seed=seed), "quick") for o in OBJECTIVES for seed in SEEDS]
+    return [
+        (dataclasses.replace(chosen(Trial(objective=o)), seed=seed), "quick")
+        for o in OBJECTIVES
+        for seed in SEEDS
+    ]

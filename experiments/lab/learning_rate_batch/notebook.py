@@ -1,8 +1,8 @@
 # %% [markdown]
 # # d. Learning rate × batch size
 #
-# Every cell reads 1,920 examples, with one seed the same ones; three seeds. avg@8 at temperature 1, and greedy, on 64
-# problems.
+# Every cell reads 1,920 examples, with one seed the same ones; three seeds. avg@8 at temperature 1,
+# and greedy, on 64 problems.
 
 # %%
 import numpy as np
@@ -29,7 +29,9 @@ for benchmark in ("lab", "lab_expression"):
                 if len(sft) and len(dft):
                     row[f"{name}: SFT"] = results.text(results.interval(results.shares(sft)))
                     row[f"{name}: DFT"] = results.text(results.interval(results.shares(dft)))
-                    row[f"{name}: DFT − SFT"] = results.text(results.difference(dft, sft), sign=True)
+                    row[f"{name}: DFT − SFT"] = results.text(
+                        results.difference(dft, sft), sign=True
+                    )
             table.append(row)
 (out / "table.md").write_text(results.show(table) + "\n")
 
@@ -38,7 +40,10 @@ figure, axes = results.figure(3, 2, size=(3.3, 2.6))
 for line, temperature in zip(axes, (1.0, 0.0), strict=True):
     grids = {
         o: np.array(
-            [[100 * cell(o, rate, batch, "lab", temperature).avg.mean() for rate in RATES] for batch in BATCHES]
+            [
+                [100 * cell(o, rate, batch, "lab", temperature).avg.mean() for rate in RATES]
+                for batch in BATCHES
+            ]
         )
         for o in ("sft", "dft")
     }
@@ -54,10 +59,19 @@ for line, temperature in zip(axes, (1.0, 0.0), strict=True):
             share = (value - least) / max(most - least, 1e-9)
             is_dark = share < 0.55 if colours == "viridis" else not 0.15 < share < 0.85
             sign = "+" if title == "DFT − SFT" else ""
-            axis.text(j, i, f"{value:{sign}.1f}", ha="center", va="center", color="white" if is_dark else "black")
+            axis.text(
+                j,
+                i,
+                f"{value:{sign}.1f}",
+                ha="center",
+                va="center",
+                color="white" if is_dark else "black",
+            )
         axis.set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
         axis.set_yticks(range(len(BATCHES)), BATCHES)
-        axis.set_title(f"{title}, {'T = 1' if temperature else 'greedy'}, %", loc="left", fontsize=9)
+        axis.set_title(
+            f"{title}, {'T = 1' if temperature else 'greedy'}, %", loc="left", fontsize=9
+        )
     line[0].set_ylabel("batch, examples")
 for axis in axes[-1]:
     axis.set_xlabel("learning rate")

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # a. SFT and DFT over bases and demonstrations
 #
-# Accuracy of five seeds with 95 % intervals over seeds and problems; differences are paired. `lab` is like the
-# demonstrations, `lab_hard` has longer chains, `lab_expression` is another format, which no demonstration has.
+# Accuracy of five seeds with 95 % intervals over seeds and problems; differences are paired. `lab`
+# is like the demonstrations, `lab_hard` has longer chains, `lab_expression` is another format,
+# which no demonstration has.
 
 # %%
 from experiments.lab import results
@@ -69,15 +70,25 @@ chains = [data for data in DATA if data != "operator"]
 
 def panels(file, draw, label):
     """A line for each base, a panel for each split; `draw(axis, base, split)` fills it."""
-    figure, axes = results.figure(len(SPLITS), len(bases), size=(3.6, 2.5), sharex=True, sharey="col")
+    figure, axes = results.figure(
+        len(SPLITS), len(bases), size=(3.6, 2.5), sharex=True, sharey="col"
+    )
     for line, base in zip(axes, bases, strict=True):
         for axis, (split, words) in zip(line, SPLITS.items(), strict=True):
             draw(axis, base, split)
             axis.set_title(f"{base}: {words}", loc="left", fontsize=9)
-            axis.set_xticks(range(len(chains)), [DATA[data] for data in chains], rotation=35, ha="right", fontsize=8)
+            axis.set_xticks(
+                range(len(chains)),
+                [DATA[data] for data in chains],
+                rotation=35,
+                ha="right",
+                fontsize=8,
+            )
         line[0].set_ylabel(label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=len(labels), loc="outside upper center")
+    figure.legend(
+        handles, labels, frameon=False, fontsize=8, ncols=len(labels), loc="outside upper center"
+    )
     results.save(figure, out / file)
 
 
@@ -87,27 +98,41 @@ WORDS = {1.0: "T = 1", 0.0: "greedy"}
 
 def means(axis, base, split):
     for i, (temperature, objective) in enumerate((t, o) for t in STYLES for o in ("sft", "dft")):
-        found = [(x, select(base, objective, data, split, temperature)) for x, data in enumerate(chains)]
-        points = [(x + 0.16 * (i - 1.5), results.interval(results.shares(rows))) for x, rows in found if len(rows)]
+        found = [
+            (x, select(base, objective, data, split, temperature)) for x, data in enumerate(chains)
+        ]
+        points = [
+            (x + 0.16 * (i - 1.5), results.interval(results.shares(rows)))
+            for x, rows in found
+            if len(rows)
+        ]
         if points:
             name = f"{objective.upper()}, {WORDS[temperature]}"
             x, triples = zip(*points, strict=True)
             results.errorbar(axis, x, triples, name, COLOUR_OF[objective], **STYLES[temperature])
     for temperature, style in ((1.0, "-"), (0.0, ":")):
         level = 100 * select(base, "none", "noise0", split, temperature).avg.mean()
-        axis.axhline(level, color=COLOUR_OF["base"], lw=1, ls=style, label=f"base, {WORDS[temperature]}")
+        axis.axhline(
+            level, color=COLOUR_OF["base"], lw=1, ls=style, label=f"base, {WORDS[temperature]}"
+        )
 
 
 def differences(axis, base, split):
     axis.axhline(0, color=COLOUR_OF["base"], lw=1)
     for i, temperature in enumerate(STYLES):
-        pairs = [[select(base, o, data, split, temperature) for o in ("dft", "sft")] for data in chains]
+        pairs = [
+            [select(base, o, data, split, temperature) for o in ("dft", "sft")] for data in chains
+        ]
         found = [
-            (x + 0.2 * (i - 0.5), results.difference(*pair)) for x, pair in enumerate(pairs) if all(map(len, pair))
+            (x + 0.2 * (i - 0.5), results.difference(*pair))
+            for x, pair in enumerate(pairs)
+            if all(map(len, pair))
         ]
         if found:
             x, triples = zip(*found, strict=True)
-            results.errorbar(axis, x, triples, WORDS[temperature], COLOUR_OF["dft"], **STYLES[temperature])
+            results.errorbar(
+                axis, x, triples, WORDS[temperature], COLOUR_OF["dft"], **STYLES[temperature]
+            )
 
 
 panels("conditions.png", means, "correct, %")
@@ -125,9 +150,15 @@ for axis, split in zip(axes[0], ("lab_operator", "lab"), strict=True):
             if len(rows):
                 triple = results.interval(results.shares(rows))
                 label = {"none": "base"}.get(objective, objective.upper()) if number == 0 else None
-                results.errorbar(axis, [number + offset], [triple], label, COLOUR_OF[objective], ls="", ms=6)
+                results.errorbar(
+                    axis, [number + offset], [triple], label, COLOUR_OF[objective], ls="", ms=6
+                )
     axis.set_xticks(range(len(bases)), bases)
-    axis.set_title({"lab_operator": "the new operator", "lab": "chains, as before"}[split], loc="left", fontsize=9)
+    axis.set_title(
+        {"lab_operator": "the new operator", "lab": "chains, as before"}[split],
+        loc="left",
+        fontsize=9,
+    )
 axes[0, 0].set_ylabel("avg@8 at T = 1, %")
 axes[0, 1].legend(frameon=False, fontsize=8)
 results.save(figure, out / "operator.png")

@@ -24,7 +24,9 @@ def candidates():
 
 
 def measurements(chosen):
-    untouched = [(Trial(base, "none", steps=0), probe) for base in BASES for probe in ("test", "operator")]
+    untouched = [
+        (Trial(base, "none", steps=0), probe) for base in BASES for probe in ("test", "operator")
+    ]
     tuned = [
         (dataclasses.replace(chosen(trial_of(o, data)), base=base, seed=seed), probe_of(data))
         for base in BASES

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # h. Offline RL: what the base's own answers teach
 #
-# Four answers of the base to each of 2,500 questions; those that the grader accepts are the demonstrations of RFT (SFT
-# on them) and DFT; DPO reads a right and a wrong answer to the same question; GRPO samples anew at every step. Three
-# seeds.
+# Four answers of the base to each of 2,500 questions; those that the grader accepts are the
+# demonstrations of RFT (SFT on them) and DFT; DPO reads a right and a wrong answer to the same
+# question; GRPO samples anew at every step. Three seeds.
 
 # %%
 from experiments.lab import results
@@ -25,7 +25,9 @@ for benchmark in SPLITS:
         for temperature, words in ((1.0, "avg@8"), (0.0, "greedy")):
             rows, sft = cell(objective, benchmark, temperature), cell("sft", benchmark, temperature)
             if len(rows):
-                row["learning rate"] = "" if objective == "none" else f"{rows.learning_rate.iloc[0]:g}"
+                row["learning rate"] = (
+                    "" if objective == "none" else f"{rows.learning_rate.iloc[0]:g}"
+                )
                 row[words] = results.text(results.interval(results.shares(rows)))
                 if objective not in ("none", "sft"):
                     row[f"{words} − RFT"] = results.text(results.difference(rows, sft), sign=True)
@@ -44,7 +46,9 @@ for axis, (benchmark, words) in zip(axes[0], SPLITS.items(), strict=True):
             if len(rows):
                 triple = results.interval(results.shares(rows))
                 label = ("T = 1" if temperature else "greedy") if number == 0 else None
-                results.errorbar(axis, [number + offset], [triple], label, COLOURS[number], ls="", ms=6, **style)
+                results.errorbar(
+                    axis, [number + offset], [triple], label, COLOURS[number], ls="", ms=6, **style
+                )
     axis.set_xticks(range(len(NAMES)), NAMES.values(), rotation=25, ha="right", fontsize=8)
     axis.set_title(f"{benchmark}: {words}", loc="left", fontsize=9)
 axes[0, 0].set_ylabel("correct, %")

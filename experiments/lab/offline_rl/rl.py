@@ -1,9 +1,11 @@
-"""DPO and GRPO on the laboratory's models, composed of the project's own parts: sampler, grader, statistics, optimizer.
+"""DPO and GRPO on the laboratory's models, composed of the project's own parts: sampler, grader,
+statistics, optimizer.
 
-Both read sequences one to a row. DPO (arXiv 2305.18290, eq. 7) compares a right answer of the base with a wrong one
-to the same question. `grpo` samples its own answers at every step and has the advantages of GRPO (arXiv 2402.03300);
-with one update to a batch the ratio of policies is 1, so its loss is the advantage times -log p. Unlike the paper's it
-has no KL term, and divides by the tokens of the batch, not of each answer: REINFORCE with a group's mean and deviation.
+Both read sequences one to a row. DPO (arXiv 2305.18290, eq. 7) compares a right answer of the base
+with a wrong one to the same question. `grpo` samples its own answers at every step and has the
+advantages of GRPO (arXiv 2402.03300); with one update to a batch the ratio of policies is 1, so its
+loss is the advantage times -log p. Unlike the paper's it has no KL term, and divides by the tokens
+of the batch, not of each answer: REINFORCE with a group's mean and deviation.
 """
 
 import dataclasses
@@ -18,28 +20,38 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from dft_jax import losses, models, optimizer as optimizer_lib, train
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
-from dft_jax.evals import grading, runner
-from dft_jax.models import Model, hf
+from dft_jax.data.templates import Example
+from dft_jax.evals import runner
+from dft_jax.evals.graders import pool
+from dft_jax.losses import fused
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import Model, head
+from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.loop import matmul_precision
 from dft_jax.types import Batch
 
 BETA = 0.1  # of DPO
-ROW_LENGTH = 160  # the longest of 10,000 answers of the base has 119 tokens with its question; what is longer is cut
+# the longest of 10,000 answers of the base has 119 tokens with its question; what is longer is cut
+ROW_LENGTH = 160
 QUESTIONS, SAMPLES = 8, 4  # of a step of GRPO; DPO reads half as many pairs as that makes sequences
 
 
 def sequence_logp(model: Model, params, batch: Batch, reference=None):
     """Σ log p over each row's trained tokens [B], and of the reference model."""
-    pair = None if reference is None else (model.apply(reference, batch), models.head(reference))
-    args = (model.apply(params, batch), models.head(params), batch.targets_BL, batch.mask_BL, None, pair)
-    stats = losses.token_stats(*args, chunk_tokens=1024, mesh=model.mesh)
-    return stats.logp_BL.sum(axis=1), 0.0 if reference is None else stats.reference_logp_BL.sum(axis=1)
+    pair = None if reference is None else (model.apply(reference, batch), head(reference))
+    args = (model.apply(params, batch), head(params), batch.targets_BL, batch.mask_BL, None, pair)
+    stats = fused.token_stats(*args, chunk_tokens=1024, mesh=model.mesh)
+    return stats.logp_BL.sum(axis=1), 0.0 if reference is None else stats.reference_logp_BL.sum(
+        axis=1
+    )
 
 
 def dpo_loss(model: Model, params, batch: Batch, reference):
-    """-log σ(β · (log-ratio of the chosen - that of the rejected)); the first half of the rows are the chosen."""
+    """-log σ(β · (log-ratio of the chosen - that of the rejected)); the first half of the rows are
+    the chosen.
+    """
     logp_B, reference_logp_B = sequence_logp(model, params, batch, reference)
     chosen_B, rejected_B = jnp.split(BETA * (logp_B - reference_logp_B), 2)
     return -jax.nn.log_sigmoid(chosen_B - rejected_B).mean()
@@ -53,7 +65,9 @@ def grpo_loss(model: Model, params, batch: Batch, advantage_B):
 
 def rows_of(examples: list[Example]) -> Batch:
     """One sequence a row."""
-    return jax.tree.map(jnp.asarray, packing.fill_rows(examples, [[i] for i in range(len(examples))], ROW_LENGTH))
+    return jax.tree.map(
+        jnp.asarray, packing.fill_rows(examples, [[i] for i in range(len(examples))], ROW_LENGTH)
+    )
 
 
 def example(prompt_ids, completion_ids) -> Example:
@@ -72,7 +86,11 @@ def load_pairs(file: Path, tokenizer, plan: runner.Plan) -> list[tuple[Example, 
         kind = "right" if row["verdict"] == "correct" else "wrong"
         found = of_problem.setdefault(row["id"], {"right": [], "wrong": []})
         found[kind].append(example(prompt_ids, ids if row["truncated"] else [*ids, stop]))
-    return [(found["right"][0], found["wrong"][0]) for found in of_problem.values() if all(found.values())]
+    return [
+        (found["right"][0], found["wrong"][0])
+        for found in of_problem.values()
+        if all(found.values())
+    ]
 
 
 def dpo_steps(pairs, seed: int) -> Iterator[list[Example]]:
@@ -85,29 +103,40 @@ def dpo_steps(pairs, seed: int) -> Iterator[list[Example]]:
 
 
 class Rollouts:
-    """Answers of the model as it is now, to questions in an order drawn from the seed, with their advantages."""
+    """Answers of the model as it is now, to questions in an order drawn from the seed, with their
+    advantages.
+    """
 
     def __init__(self, plan: runner.Plan, benchmark: str, seed: int):
         self.plan, self.benchmark = plan, benchmark
         self.problems = plan.problems[benchmark]
         self.order = np.random.default_rng(seed).permutation(len(self.problems))
-        self.grader = grading.Grader(workers=1)
+        self.grader = pool.Grader(workers=1)
         self.seed = seed
 
     def step(self, number: int, params) -> tuple[list[Example], np.ndarray]:
-        """Examples and advantages: (reward - the question's mean) / its standard deviation, 0 where all are equal."""
+        """Examples and advantages: (reward - the question's mean) / its standard deviation, 0 where
+        all are equal.
+        """
         places = range(number * QUESTIONS, (number + 1) * QUESTIONS)
         chosen = [self.problems[i] for i in self.order.take(places, mode="wrap")]
         prompt = {p.id: self.plan.requests[self.benchmark, 1.0, p.id, 0] for p in chosen}
-        # A sample's noise follows from its problem and number: new ones at every step and for every seed.
+        # A sample's noise follows from its problem and number: new ones at every step and for every
+        # seed.
         first = (self.seed * 1000 + number) * SAMPLES
-        requests = [dataclasses.replace(prompt[p.id], sample=first + i) for p in chosen for i in range(SAMPLES)]
+        requests = [
+            dataclasses.replace(prompt[p.id], sample=first + i)
+            for p in chosen
+            for i in range(SAMPLES)
+        ]
         done = {c.request: c for c in self.plan.sampler.sample(params, requests, progress=False)}
         completions = [done[request] for request in requests]
         texts = [self.plan.decode(list(c.ids if c.is_cut else c.ids[:-1])) for c in completions]
         answers = [p.answer for p in chosen for _ in range(SAMPLES)]
         graded = self.grader.grade(list(zip(texts, answers, strict=True)), progress=False)
-        reward_QS = np.array([g.verdict == "correct" for g in graded], np.float32).reshape(QUESTIONS, SAMPLES)
+        reward_QS = np.array([g.verdict == "correct" for g in graded], np.float32).reshape(
+            QUESTIONS, SAMPLES
+        )
         centred_QS = reward_QS - reward_QS.mean(axis=1, keepdims=True)
         advantage_QS = centred_QS / (reward_QS.std(axis=1, keepdims=True) + 1e-6)
         examples = [example(c.request.prompt_ids, c.ids) for c in completions]
@@ -117,9 +146,10 @@ class Rollouts:
 def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, sampled: Path) -> Any:
     """Trains the base with `dpo` on the pairs in `sampled`, or with `grpo`; returns the parameters.
 
-    Schedule, optimizer, steps and seed are those of the config; the data and the batch are as said above.
+    Schedule, optimizer, steps and seed are those of the config; the data and the batch are as said
+    above.
     """
-    params = hf.load_params(hf.Checkpoint(Path(config.model.path)), model)
+    params = load_params(Checkpoint(Path(config.model.path)), model)
     reference = jax.tree.map(jnp.copy, params)
     rates_U = optimizer_lib.rates(config.optimizer, config.train.steps)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
@@ -136,12 +166,14 @@ def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, samp
         batches = dpo_steps(load_pairs(sampled, tokenizer, plan), config.train.seed)
     else:
         rollouts = Rollouts(plan, "lab_train", config.train.seed)
-    with train.matmul_precision(config.model.compute_dtype):
+    with matmul_precision(config.model.compute_dtype):
         for number in tqdm(range(config.train.steps), desc=objective, unit="step"):
             if objective == "dpo":
                 examples, other = next(batches), reference
             else:
                 examples, other = rollouts.step(number, params)
-            params, opt_state, value = step(params, opt_state, rows_of(examples), other, rates_U[number])
+            params, opt_state, value = step(
+                params, opt_state, rows_of(examples), other, rates_U[number]
+            )
             assert np.isfinite(value), f"{objective}: loss {value} at step {number}"
     return params

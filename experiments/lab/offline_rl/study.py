@@ -1,4 +1,6 @@
-"""Study h: SFT (that is RFT) and DFT on the base's own right answers, DPO on its pairs, and GRPO; three seeds."""
+"""Study h: SFT (that is RFT) and DFT on the base's own right answers, DPO on its pairs, and GRPO;
+three seeds.
+"""
 
 import dataclasses
 
@@ -11,7 +13,9 @@ FIRST = [(Trial(objective="none", steps=0), "offline")]  # four answers to each 
 
 
 def candidates():
-    return selection.candidates([Trial(objective=o, data=data) for o, data in METHODS.items()], LEARNING_RATES[:3])
+    return selection.candidates(
+        [Trial(objective=o, data=data) for o, data in METHODS.items()], LEARNING_RATES[:3]
+    )
 
 
 def measurements(chosen):

@@ -12,7 +12,9 @@ PROBES = ("temperatures", "extremes", "pass64")
 
 
 def candidates():
-    return selection.candidates([Trial(objective=o, data=data) for data in DEMONSTRATIONS for o in OBJECTIVES])
+    return selection.candidates(
+        [Trial(objective=o, data=data) for data in DEMONSTRATIONS for o in OBJECTIVES]
+    )
 
 
 def measurements(chosen):
@@ -22,4 +24,6 @@ def measurements(chosen):
         for seed in SEEDS
         for o in OBJECTIVES
     ]
-    return [(trial, probe) for trial in [Trial(objective="none", steps=0), *trials] for probe in PROBES]
+    return [
+        (trial, probe) for trial in [Trial(objective="none", steps=0), *trials] for probe in PROBES
+    ]

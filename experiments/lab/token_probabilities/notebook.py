@@ -20,10 +20,18 @@ table = []
 for data, words in DATA.items():
     for model in ("base", "sft", "dft"):
         rows = frame[(frame.data == data) & (frame.model == model)]
-        spread = {name: (rows[name].mean(), rows[name].std(ddof=1)) for name in ("nll", "mean_p", "entropy")}
+        spread = {
+            name: (rows[name].mean(), rows[name].std(ddof=1))
+            for name in ("nll", "mean_p", "entropy")
+        }
         row = {"demonstrations": words, "model": model, "seeds": str(len(rows))}
-        row |= {name: f"{mean:.3f}" + ("" if model == "base" else f" ± {s:.3f}") for name, (mean, s) in spread.items()}
-        middle = rows[[b for b, low in zip(BINS, EDGES, strict=False) if 0.1 <= low < 0.9]].sum(axis=1)
+        row |= {
+            name: f"{mean:.3f}" + ("" if model == "base" else f" ± {s:.3f}")
+            for name, (mean, s) in spread.items()
+        }
+        middle = rows[[b for b, low in zip(BINS, EDGES, strict=False) if 0.1 <= low < 0.9]].sum(
+            axis=1
+        )
         row["p < 0.01"] = f"{100 * rows['share_of_p_below_0.01'].mean():.2f} %"
         row["0.1 ≤ p < 0.9"] = f"{100 * middle.mean():.2f} %"
         row["p > 0.95"] = f"{100 * rows['share_of_p_above_0.95'].mean():.2f} %"
@@ -39,7 +47,9 @@ for axis, (data, words) in zip(axes[0], DATA.items(), strict=True):
         middle = shares.mean(axis=0)
         ends = np.abs([middle - shares.min(axis=0), shares.max(axis=0) - middle])
         label = "base" if model == "base" else f"{model.upper()} (range of seeds)"
-        axis.bar(x, middle, 0.25, yerr=ends, color=COLOUR_OF[model], label=label, error_kw={"lw": 0.8})
+        axis.bar(
+            x, middle, 0.25, yerr=ends, color=COLOUR_OF[model], label=label, error_kw={"lw": 0.8}
+        )
     labels = [f"{low:g}–{high:g}" for low, high in zip(EDGES[:-1], EDGES[1:], strict=True)]
     axis.set_xticks(range(len(BINS)), labels, rotation=45, ha="right", fontsize=7)
     axis.set_yscale("log")
@@ -56,7 +66,9 @@ changes = pd.read_csv(results.HERE / "token_probabilities/changed.csv", keep_def
 fallen = []
 for data, words in DATA.items():
     rows = changes[(changes.data == data)]
-    means = rows.groupby(["model", "token"])[["count", "p_before", "p_after", "fell_below_0.01"]].mean()
+    means = rows.groupby(["model", "token"])[
+        ["count", "p_before", "p_after", "fell_below_0.01"]
+    ].mean()
     means = means[means["count"] >= 20]
     dft = means.loc["dft"].assign(change=lambda m: m.p_after - m.p_before).sort_values("change")
     for token, row in dft[dft.change < -0.01].head(12).iterrows():

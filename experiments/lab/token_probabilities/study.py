@@ -1,4 +1,6 @@
-"""Study c: the probability of each token of the demonstrations before and after, and the tokens that DFT suppresses."""
+"""Study c: the probability of each token of the demonstrations before and after, and the tokens
+that DFT suppresses.
+"""
 
 import csv
 import dataclasses
@@ -17,27 +19,39 @@ SEEDS = range(3)
 
 
 def candidates():
-    return selection.candidates([Trial(objective=o, data=data) for data in DEMONSTRATIONS for o in OBJECTIVES])
+    return selection.candidates(
+        [Trial(objective=o, data=data) for data in DEMONSTRATIONS for o in OBJECTIVES]
+    )
 
 
 def _trials(chosen, data: str, seed: int) -> dict[str, Trial]:
-    return {o: dataclasses.replace(chosen(Trial(objective=o, data=data)), seed=seed) for o in OBJECTIVES}
+    return {
+        o: dataclasses.replace(chosen(Trial(objective=o, data=data)), seed=seed) for o in OBJECTIVES
+    }
 
 
 def measurements(chosen):
     """Trained, if no other study did that; what is measured on the way is of no use here."""
-    trials = [trial for data in DEMONSTRATIONS for seed in SEEDS for trial in _trials(chosen, data, seed).values()]
+    trials = [
+        trial
+        for data in DEMONSTRATIONS
+        for seed in SEEDS
+        for trial in _trials(chosen, data, seed).values()
+    ]
     return [(trial, "validation") for trial in trials]
 
 
 def finish(chosen, root: Path, here: Path):
-    """Reads the demonstrations under base, SFT and DFT with dft_jax.analysis.tokens; a row for each model and seed."""
+    """Reads the demonstrations under base, SFT and DFT with dft_jax.analysis.tokens; a row for each
+    model and seed.
+    """
     rows, changes = [], []
     for data in DEMONSTRATIONS:
         for seed in SEEDS:
             trials = _trials(chosen, data, seed)
             rates = "_".join(f"{o}_{trial.learning_rate:g}" for o, trial in trials.items())
-            out = root / "tokens" / f"{data}_seed_{seed}_{rates}"  # no comma: one would end the name of a model
+            # no comma: one would end the name of a model
+            out = root / "tokens" / f"{data}_seed_{seed}_{rates}"
             if not (out / "tokens.html").exists():  # the last file it writes
                 models = ",".join([f"base={BASES['lab']}", *(f"{o}={out / o}" for o in OBJECTIVES)])
                 out.mkdir(parents=True, exist_ok=True)
@@ -45,13 +59,30 @@ def finish(chosen, root: Path, here: Path):
                     link = out / objective
                     link.unlink(missing_ok=True)
                     link.symlink_to(root / trial.name)
-                flags = [f"--models={models}", f"--data={DATA[data].replace('n=2500', 'n=800')}", f"--out={out}"]
-                command = [sys.executable, "-m", "dft_jax.analysis.tokens", *flags, "--rows=gsm8k", "--prompt=plain"]
+                flags = [
+                    f"--models={models}",
+                    f"--data={DATA[data].replace('n=2500', 'n=800')}",
+                    f"--out={out}",
+                ]
+                command = [
+                    sys.executable,
+                    "-m",
+                    "dft_jax.analysis.tokens",
+                    *flags,
+                    "--rows=gsm8k",
+                    "--prompt=plain",
+                ]
                 subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
             summary = json.loads((out / "summary.json").read_text())
             for name, values in summary["models"].items():
                 trial = trials.get(name, Trial(objective="none", steps=0))
-                row = {"data": data, "seed": seed, "model": name, "trial": trial.name, "tokens": values["tokens"]}
+                row = {
+                    "data": data,
+                    "seed": seed,
+                    "model": name,
+                    "trial": trial.name,
+                    "tokens": values["tokens"],
+                }
                 row |= {k: v for k, v in values.items() if isinstance(v, float)}
                 edges = zip(summary["p_bin_edges"][:-1], values["p_histogram"], strict=True)
                 row |= {f"from_{edge:g}": share for edge, share in edges}

@@ -1,4 +1,6 @@
-"""All that this study takes from dft_jax for a training step, in one place: it follows the package's interface."""
+"""All that this study takes from dft_jax for a training step, in one place: it follows the
+package's interface.
+"""
 
 import functools
 from pathlib import Path
@@ -6,10 +8,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dft_jax import config as config_lib, losses, models, objectives, optimizer as optimizer_lib, sharding, train
+from dft_jax import config as config_lib, sharding
 from dft_jax.data import packing
-from dft_jax.data.chat import Example
-from dft_jax.models import hf
+from dft_jax.data.templates import Example
+from dft_jax.losses import fused, objectives
+from dft_jax.models import model as models
+from dft_jax.models.hf import load
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.loop import matmul_precision
+from dft_jax.training.state import init_state
+from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch
 from experiments.performance.workload import Examples
 
@@ -34,12 +44,12 @@ def make_config(compute_dtype: str = "float32", **changes):
 def build(config, folder: str | Path):
     """The model of a checkpoint on one device."""
     options = {name: config.model[name] for name in models.OPTIONS}
-    model = models.build(hf.read_config(Path(folder)), one_device_mesh(), **options)
+    model = models.build(read_config(Path(folder)), one_device_mesh(), **options)
     return models.with_attention(model, config.model.attention)
 
 
 def load_params(folder: str | Path, model):
-    return hf.load_params(hf.Checkpoint(Path(folder)), model)
+    return load.load_params(Checkpoint(Path(folder)), model)
 
 
 class Trainee:
@@ -50,15 +60,15 @@ class Trainee:
 
     def __init__(self, config, model, objective: str, folder: str | Path | None):
         optimizer = optimizer_lib.make_optimizer(config.optimizer)
-        given = train.make_hyperparameters(config, 10_000, model.mesh)
+        given = make_hyperparameters(config, 10_000, model.mesh)
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
-        self.precision = functools.partial(train.matmul_precision, config.model.compute_dtype)
-        self.train_step = train.make_train_step(
+        self.precision = functools.partial(matmul_precision, config.model.compute_dtype)
+        self.train_step = make_train_step(
             model, objectives.make_objective(objective), optimizer, given, config
         )
         with self.precision():
-            self.state = train.init_state(config, folder and Path(folder), model, optimizer)
+            self.state = init_state(config, folder and Path(folder), model, optimizer)
 
     def step(self, batches: list[Batch]) -> None:
         """`batches` are numpy arrays [A, B, L], as the loader makes them."""
@@ -75,7 +85,12 @@ class Trainee:
         sums = jax.device_get(self.sums)
         n = float(sums["tokens"])
         loss, mean_p = float(sums["loss"]) / n, float(sums["p"]) / n
-        return {"loss": loss, "gradient_norm": float(sums["gradient_norm"]), "mean_p": mean_p, "trained_tokens": n}
+        return {
+            "loss": loss,
+            "gradient_norm": float(sums["gradient_norm"]),
+            "mean_p": mean_p,
+            "trained_tokens": n,
+        }
 
 
 def as_examples(examples: Examples) -> list[Example]:
@@ -83,20 +98,32 @@ def as_examples(examples: Examples) -> list[Example]:
     return [Example(ids[:length], trained[:length], 0) for ids, trained, length in columns]
 
 
-def lay_out(examples: Examples, layout: str, row_length: int, rows: int | None = None) -> list[Batch]:
-    """A step's batches, each [A, B, L]; B is `rows` where it is given, with empty rows at the end, else A is 1.
+def lay_out(
+    examples: Examples, layout: str, row_length: int, rows: int | None = None
+) -> list[Batch]:
+    """A step's batches, each [A, B, L]; B is `rows` where it is given, with empty rows at the end,
+    else A is 1.
 
-    `packed`: best-fit into rows. `padded`: an example a row, all of `row_length`. `dynamic`: eight examples at a time,
-    in rows as long as the longest of them.
+    `packed`: best-fit into rows. `padded`: an example a row, all of `row_length`. `dynamic`: eight
+    examples at a time, in rows as long as the longest of them.
     """
     items = as_examples(examples)
     if layout == "packed":
-        groups = [(items, packing.best_fit([packing.slots(item) for item in items], row_length), row_length)]
+        groups = [
+            (
+                items,
+                packing.best_fit([packing.slots(item) for item in items], row_length),
+                row_length,
+            )
+        ]
     elif layout == "padded":
         groups = [(items, [[n] for n in range(len(items))], row_length)]
     elif layout == "dynamic":
         eights = [items[i : i + 8] for i in range(0, len(items), 8)]
-        groups = [(some, [[n] for n in range(len(some))], max(map(packing.slots, some))) for some in eights]
+        groups = [
+            (some, [[n] for n in range(len(some))], max(map(packing.slots, some)))
+            for some in eights
+        ]
     else:
         raise ValueError(f"layout {layout!r}: packed, padded or dynamic")
     return [_micro_batches(packing.fill_rows(*group), rows) for group in groups]
@@ -106,15 +133,19 @@ def _micro_batches(batch: Batch, rows: int | None) -> Batch:
     """[N, L] -> [A, rows, L]."""
     N, L = batch.tokens_BL.shape
     rows = rows or N
-    return jax.tree.map(lambda array: np.pad(array, ((0, -N % rows), (0, 0))).reshape(-1, rows, L), batch)
+    return jax.tree.map(
+        lambda array: np.pad(array, ((0, -N % rows), (0, 0))).reshape(-1, rows, L), batch
+    )
 
 
 def mean_head_loss(objective: str, mesh, chunk_tokens: int):
-    """Returns loss(hidden_BLD, head_VD, batch [B, L]): the mean over trained tokens, by the head that training uses."""
+    """Returns loss(hidden_BLD, head_VD, batch [B, L]): the mean over trained tokens, by the head
+    that training uses.
+    """
     how = dict(objective=objectives.make_objective(objective), chunk_tokens=chunk_tokens, mesh=mesh)
 
     def loss(hidden_BLD, head_VD, batch: Batch):
         where = (batch.targets_BL, batch.mask_BL, batch.segments_BL)
-        return losses.loss_and_stats(hidden_BLD, head_VD, *where, **how)[0] / batch.mask_BL.sum()
+        return fused.loss_and_stats(hidden_BLD, head_VD, *where, **how)[0] / batch.mask_BL.sum()
 
     return loss

@@ -1,10 +1,12 @@
-"""Compilations after the first step of a run: 50 packed steps of the tiny model, held-out evaluation every ten.
+"""Compilations after the first step of a run: 50 packed steps of the tiny model, held-out
+evaluation every ten.
 
 python -m experiments.performance.contenders.compilations --workdir=FOLDER
 
-Prints {"after_first_step": n, "before": m, "programs": {…}, "row_counts": […]}; the last are the sizes
-of the steps. A compilation is jax's monitoring event `/jax/core/compile/backend_compile_duration`; the first step is
-over when the log of `dft_jax` names the second. Saving and the end of the run count too.
+Prints {"after_first_step": n, "before": m, "programs": {…}, "row_counts": […]}; the last are the
+sizes of the steps. A compilation is jax's monitoring event
+`/jax/core/compile/backend_compile_duration`; the first step is over when the log of `dft_jax` names
+the second. Saving and the end of the run count too.
 """
 
 import argparse
@@ -15,7 +17,8 @@ from pathlib import Path
 
 import jax
 
-from dft_jax import assets, config as config_lib, train
+from dft_jax import assets, config as config_lib
+from dft_jax.training.loop import run
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -64,8 +67,10 @@ def main() -> None:
     log.setLevel(logging.DEBUG)
     log.addHandler(counter)
     log.propagate = False
-    train.run(config, arguments.workdir)
-    assert counter.is_after, "the log of dft_jax.train does not say when a step begins any more"
+    run(config, arguments.workdir)
+    assert counter.is_after, (
+        "the log of dft_jax.training.loop does not say when a step begins any more"
+    )
     total = sum(counter.after.values())
     lines = (Path(arguments.workdir) / "metrics.jsonl").read_text().splitlines()
     row_counts = sorted({row["data/rows"] for row in map(json.loads, lines) if "data/rows" in row})

@@ -1,8 +1,10 @@
-"""Seconds that the first call of the training step takes beyond the second: tracing and compiling it.
+"""Seconds that the first call of the training step takes beyond the second: tracing and compiling
+it.
 
 python -m experiments.performance.contenders.compile_step --folder=HF --examples=FILE
 
-Prints {"compile_s": …}. In a process of its own, with no persistent cache; the batch is small, so that a step is short.
+Prints {"compile_s": …}. In a process of its own, with no persistent cache; the batch is small, so
+that a step is short.
 """
 
 import argparse
@@ -19,7 +21,9 @@ def main() -> None:
     parser.add_argument("--examples", required=True)
     arguments = parser.parse_args()
     config = adapter.make_config()
-    trainee = adapter.Trainee(config, adapter.build(config, arguments.folder), "dft", arguments.folder)
+    trainee = adapter.Trainee(
+        config, adapter.build(config, arguments.folder), "dft", arguments.folder
+    )
     batches = adapter.lay_out(Examples.load(arguments.examples), "padded", 64)
     seconds = []
     for _ in range(3):

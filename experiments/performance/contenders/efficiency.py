@@ -1,9 +1,10 @@
-"""How much of the packed rows holds tokens, over an epoch of steps of 256 examples, as `loader.Steps` packs them.
+"""How much of the packed rows holds tokens, over an epoch of steps of 256 examples, as
+`loader.Steps` packs them.
 
 python -m experiments.performance.contenders.efficiency [--data=gsm8k_train.jsonl --tokenizer=FOLDER]
 
-Without `--data`: lengths drawn like those of mathematical fine-tuning data. Prints a line of JSON; `best_fit` leaves
-out the empty rows that bring a step to one of the few row counts.
+Without `--data`: lengths drawn like those of mathematical fine-tuning data. Prints a line of JSON;
+`best_fit` leaves out the empty rows that bring a step to one of the few row counts.
 """
 
 import argparse
@@ -13,23 +14,25 @@ from pathlib import Path
 import numpy as np
 
 from dft_jax import config as config_lib
-from dft_jax.data import loader, packing
-from dft_jax.models import hf
+from dft_jax.data import batches, packing
+from dft_jax.models.hf.locate import load_tokenizer
 from experiments.performance.contenders import adapter
 from experiments.performance.workload import math_lengths, random_examples
 
 _BATCH, _ROW = 256, 2048
 
 
-def drawn_examples() -> loader.Examples:
+def drawn_examples() -> batches.Examples:
     examples = adapter.as_examples(random_examples(1000, math_lengths(32 * _BATCH, _ROW)))
-    return loader.Examples(examples, {}, [""] * len(examples))
+    return batches.Examples(examples, {}, [""] * len(examples))
 
 
-def real_examples(data: str, tokenizer: str) -> loader.Examples:
+def real_examples(data: str, tokenizer: str) -> batches.Examples:
     config = config_lib.get_default()
     config.data.rows, config.data.max_length = "gsm8k", _ROW
-    return loader.load_examples(data, config.data, hf.load_tokenizer(Path(tokenizer)), vocab_size=151_936)
+    return batches.load_examples(
+        data, config.data, load_tokenizer(Path(tokenizer)), vocab_size=151_936
+    )
 
 
 def main() -> None:
@@ -37,11 +40,13 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--tokenizer")
     arguments = parser.parse_args()
-    examples = real_examples(arguments.data, arguments.tokenizer) if arguments.data else drawn_examples()
+    examples = (
+        real_examples(arguments.data, arguments.tokenizer) if arguments.data else drawn_examples()
+    )
     mesh = adapter.one_device_mesh()
     n_steps = len(examples) // _BATCH
     how = dict(steps=n_steps, global_batch=_BATCH, seed=0, accumulation=1, row_length=_ROW)
-    steps = loader.Steps(examples, mesh, **how)
+    steps = batches.Steps(examples, mesh, **how)
     real = positions = least_rows = 0
     for number in range(n_steps):
         step = steps[number]
@@ -49,7 +54,11 @@ def main() -> None:
         positions += step.batch.tokens_BL.size
         sizes = [packing.slots(examples.examples[n]) for n in steps.stream[number]]
         least_rows += len(packing.best_fit(sizes, _ROW))
-    found = {"efficiency": real / positions, "best_fit": real / (least_rows * _ROW), "steps": n_steps}
+    found = {
+        "efficiency": real / positions,
+        "best_fit": real / (least_rows * _ROW),
+        "steps": n_steps,
+    }
     mean_length = float(np.mean([len(example.ids) for example in examples.examples]))
     print(json.dumps(found | {"examples": len(examples), "mean_length": mean_length}))
 

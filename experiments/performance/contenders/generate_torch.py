@@ -1,4 +1,5 @@
-"""`transformers.generate`, sampling from the whole distribution (top_k=0, top_p=1), as many tokens as the other side.
+"""`transformers.generate`, sampling from the whole distribution (top_k=0, top_p=1), as many tokens
+as the other side.
 
 python -m experiments.performance.contenders.generate_torch --folder=HF --examples=FILE
 """
@@ -22,7 +23,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     meter = Meter(versions("torch", "transformers"))
-    model = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        arguments.folder, dtype=torch.float32
+    ).eval()
     ids = torch.from_numpy(Examples.load(arguments.examples).ids_NL).long()
 
     def generate(**choice) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""dft_jax's training step. A case is OBJECTIVE/LAYOUT, as in dft/padded; every case begins from the checkpoint.
+"""dft_jax's training step. A case is OBJECTIVE/LAYOUT, as in dft/padded; every case begins from the
+checkpoint.
 
 python -m experiments.performance.contenders.ours --folder=HF --examples=FILE --row_length=256 --cases=dft/padded
 """
@@ -18,7 +19,9 @@ def main() -> None:
     parser.add_argument("--row_length", type=int, required=True)
     parser.add_argument("--cases", required=True)
     arguments = parser.parse_args()
-    meter = Meter({"dft_jax": dft_jax.__version__} | versions("jax", "jaxlib", "flax", "optax", "numpy"))
+    meter = Meter(
+        {"dft_jax": dft_jax.__version__} | versions("jax", "jaxlib", "flax", "optax", "numpy")
+    )
     examples, config = Examples.load(arguments.examples), adapter.make_config()
     model = adapter.build(config, arguments.folder)
     trainees, batches = {}, {}

@@ -1,11 +1,13 @@
-"""The training step of `trl.SFTTrainer`, inside the loop of its `train()`; a callback holds it between turns.
+"""The training step of `trl.SFTTrainer`, inside the loop of its `train()`; a callback holds it
+between turns.
 
 python -m experiments.performance.contenders.trl_side --folder=HF --examples=FILE --setting=best
 
-Of SFTConfig (trl 1.16.0), `--setting=default` keeps all that says how to compute: bf16 autocast and gradient
-checkpointing, over float32 weights. `--setting=best` turns both off, which makes it the float32 step of the others.
-Both have the fused head (tiles over trained tokens only), sdpa attention and fused AdamW, which are defaults. Learning
-rate, moments, decay and clip are those of the others.
+Of SFTConfig (trl 1.16.0), `--setting=default` keeps all that says how to compute: bf16 autocast and
+gradient checkpointing, over float32 weights. `--setting=best` turns both off, which makes it the
+float32 step of the others. Both have the fused head (tiles over trained tokens only), sdpa
+attention and fused AdamW, which are defaults. Learning rate, moments, decay and clip are those of
+the others.
 """
 
 import argparse
@@ -23,7 +25,10 @@ from experiments.performance.protocol import Meter, versions
 from experiments.performance.workload import Examples
 
 _MANY = 1000  # steps of data; one pass, so that no turn has the end of an epoch in it
-_SETTINGS = {"best": dict(bf16=False, gradient_checkpointing=False, logging_strategy="no"), "default": {}}
+_SETTINGS = {
+    "best": dict(bf16=False, gradient_checkpointing=False, logging_strategy="no"),
+    "default": {},
+}
 
 
 class Turns(transformers.TrainerCallback):
@@ -55,7 +60,9 @@ class Trainer(trl.SFTTrainer):
 def stand_in_tokenizer() -> transformers.PreTrainedTokenizerBase:
     """SFTTrainer insists on one; the rows are token ids already."""
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<eos>": 0}, unk_token="<eos>"))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<eos>", pad_token="<eos>"
+    )
 
 
 def main() -> None:
@@ -88,7 +95,9 @@ def main() -> None:
     )
     trainer.meter = meter
     # Every batch is the whole set of examples, in order: the same step for all contenders.
-    trainer._get_train_sampler = lambda dataset=None: torch.utils.data.SequentialSampler(trainer.train_dataset)
+    trainer._get_train_sampler = lambda dataset=None: torch.utils.data.SequentialSampler(
+        trainer.train_dataset
+    )
     trainer.train()
 
 

@@ -1,10 +1,12 @@
-"""The training step of Tunix's `PeftTrainer`, all parameters trained, inside the loop of its `train()`.
+"""The training step of Tunix's `PeftTrainer`, all parameters trained, inside the loop of its
+`train()`.
 
 python -m experiments.performance.contenders.tunix_side --folder=HF --examples=FILE --objective=sft
 
-As its documentation has it: the Qwen2 model from safetensors on a mesh, inputs with `gen_model_input_fn`, an optax
-optimizer. `sft` is the trainer's own loss. It has no DFT; `dft` is the same loss weighted, through `with_loss_fn`.
-The data iterator holds the loop between turns. float32 and no rematerialisation are the model's defaults.
+As its documentation has it: the Qwen2 model from safetensors on a mesh, inputs with
+`gen_model_input_fn`, an optax optimizer. `sft` is the trainer's own loss. It has no DFT; `dft` is
+the same loss weighted, through `with_loss_fn`. The data iterator holds the loop between turns.
+float32 and no rematerialisation are the model's defaults.
 """
 
 import argparse
@@ -42,14 +44,18 @@ def model_config(folder: str) -> qwen2.ModelConfig:
 def dft_loss(model, input_tokens, input_mask, positions, attention_mask):
     """The trainer's own loss, each token weighted by its probability."""
     logits, _ = model(input_tokens, positions, None, attention_mask)
-    logp_BL = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), input_tokens[:, 1:, None], axis=-1)[..., 0]
+    logp_BL = jnp.take_along_axis(
+        jax.nn.log_softmax(logits[:, :-1]), input_tokens[:, 1:, None], axis=-1
+    )[..., 0]
     mask_BL = input_mask[:, 1:]
     loss_BL = -jax.lax.stop_gradient(jnp.exp(logp_BL)) * logp_BL
     return jnp.sum(loss_BL * mask_BL) / (jnp.sum(mask_BL) + 1e-8)
 
 
 class KeptMetrics(peft_trainer.MetricsLogger):
-    """Remembers the first loss and gradient norm, which the trainer logs while it works on the second step."""
+    """Remembers the first loss and gradient norm, which the trainer logs while it works on the
+    second step.
+    """
 
     def __init__(self, meter: Meter):
         super().__init__()
@@ -73,11 +79,16 @@ def main() -> None:
     assert (examples.lengths_N == examples.ids_NL.shape[1]).all(), "every position is a token"
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with mesh:
-        model = qwen2_params.create_model_from_safe_tensors(arguments.folder, model_config(arguments.folder), mesh)
+        model = qwen2_params.create_model_from_safe_tensors(
+            arguments.folder, model_config(arguments.folder), mesh
+        )
     adamw = optax.adamw(1e-5, b1=0.9, b2=0.95, weight_decay=0.01)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), adamw)
     trainer = peft_trainer.PeftTrainer(
-        model, optimizer, peft_trainer.TrainingConfig(eval_every_n_steps=1_000_000), metrics_logger=KeptMetrics(meter)
+        model,
+        optimizer,
+        peft_trainer.TrainingConfig(eval_every_n_steps=1_000_000),
+        metrics_logger=KeptMetrics(meter),
     )
 
     def model_input(example: peft_trainer.TrainingInput):
@@ -93,7 +104,9 @@ def main() -> None:
     trainer.with_gen_model_input_fn(model_input)
     if arguments.objective == "dft":
         trainer.with_loss_fn(dft_loss)
-    batch = peft_trainer.TrainingInput(input_tokens=examples.ids_NL, input_mask=examples.trained_NL())
+    batch = peft_trainer.TrainingInput(
+        input_tokens=examples.ids_NL, input_mask=examples.trained_NL()
+    )
 
     def batches():
         for _ in itertools.count():

@@ -1,0 +1,197 @@
+r"""math-verify's parser and comparison, made fit for a worker: nothing compiles a string, and
+numbers stay exact.
+
+Its parser reads "6" as `sympy.Number("6")`, and that evaluates Python source made of the text. Only
+what the grammar took for a number gets there, but nothing should: numbers are built here, decimals
+as the fractions that they are.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from dft_jax.evals.graders import spelling
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_DECIMAL = re.compile(r"(-?)([0-9]*)\.?([0-9]*)(?:[eE]([-+]?[0-9]{1,4}))?")
+# Letters that the grammar takes for something else: (\\gamma - 1) for the gamma function at -1, a
+# pole, \\Pi for pi.
+_SYMBOLS = [
+    (re.compile(r"\\gamma(?![A-Za-z])"), r"\\kappa_{g}"),
+    (re.compile(r"\\Gamma(?![A-Za-z])(?!\s*\()"), r"\\kappa_{G}"),
+    (re.compile(r"\\Pi(?![A-Za-z])"), r"\\kappa_{P}"),
+]
+
+
+def prepare(
+    same_value: Callable[[Any, Any], bool], same_equations: Callable[[Any, Any], bool | None]
+) -> None:
+    """Changes math-verify and sympy in this process.
+
+    `same_value` decides whether two expressions are equal, and `same_equations` whether two
+    equations are, or leaves that (None) to sympy's solver, which takes seconds.
+
+    Besides the numbers: sympy's polynomials write source for each number of variables, and its
+    rationals come back from mpmath as source (no model text in either); without these two the guard
+    of the worker can be simple. And two equalities go that are none: M/m = m/M (all letters were
+    made small), and that of two equations without solutions, such as n = n + 7 and x^2 = -1.
+    math-verify's own comparison of values is replaced: it rounds to six decimals, where 2^-99 is
+    2^-98, and takes stop for post, as products of letters.
+    """
+    import math_verify.grader
+    import math_verify.parser
+    import mpmath
+    import sympy
+    import sympy.integrals.manualintegrate  # its dataclasses write source when first imported
+
+    # reads the names of its prefixes as source when first imported; solve and as_set do
+    import sympy.physics.units
+    from latex2sympy2_extended import latex2sympy2
+    from sympy.polys import monomials
+
+    for name in ("mul", "pow", "ldiv", "div", "lcm", "gcd"):
+        plain = getattr(monomials, f"monomial_{name}")
+        setattr(monomials.MonomialOps, name, lambda self, plain=plain: plain)
+    monomials.MonomialOps.mulpow = lambda self: _monomial_mulpow
+
+    identify = mpmath.identify
+    mpmath.identify = lambda *args, **options: _fraction(identify(*args, **options))
+
+    def convert_number(text: str) -> Any:
+        is_decimal = "," in text and text.startswith("0")  # 0,111 is a decimal, 1,111 a thousand
+        return number(text.replace(",", "." if is_decimal else ""))
+
+    latex2sympy2.convert_number = convert_number
+    latex2sympy2._Latex2Sympy.parse_number = lambda self, text: number(text.replace(",", ""))
+
+    def latex2sympy(latex: str, **options: Any) -> Any:
+        config = latex2sympy2.ConversionConfig(lowercase_symbols=not _uses_both_cases(latex))
+        return latex2sympy2.latex2sympy(latex, conversion_config=config, **options)
+
+    def solve(*arguments: Any) -> Any:
+        solutions = sympy.solve(*arguments)
+        if not solutions:
+            raise ValueError("nothing to compare")  # which math-verify takes for "not equal"
+        return solutions
+
+    solve_and_compare = math_verify.grader.sympy_solve_and_compare
+
+    def compare_relations(gold: Any, pred: Any, *precision: int) -> bool:
+        are_equations = isinstance(gold, sympy.Eq) and isinstance(pred, sympy.Eq)
+        verdict = same_equations(gold, pred) if are_equations else None
+        return solve_and_compare(gold, pred, *precision) if verdict is None else verdict
+
+    math_verify.parser.latex2sympy, math_verify.grader.solve = latex2sympy, solve
+    math_verify.grader.sympy_solve_and_compare = compare_relations
+    math_verify.grader.sympy_numeric_eq = lambda a, b, *precision: same_value(a, b)
+    math_verify.grader.sympy_symbolic_eq = lambda a, b: False  # same_value has decided
+    math_verify.grader.sympy_compare_symbols = same_value
+    math_verify.grader.TIMEOUT_WARNING_SHOWN = math_verify.parser.TIMEOUT_WARNING_SHOWN = True
+
+
+def _uses_both_cases(latex: str) -> bool:
+    letters = set(re.sub(rf"{spelling.TEXT}|\\[A-Za-z]+", "", latex))
+    return any(letter.isupper() and letter.lower() in letters for letter in letters)
+
+
+def _monomial_mulpow(a: tuple, b: tuple, power: int) -> tuple:
+    return tuple(x + y * power for x, y in zip(a, b, strict=True))
+
+
+def _fraction(formula: Any) -> Any:
+    """mpmath's "(5/4)" as a sympy number; None, its word for nothing found, for a formula such as
+    "log(2)".
+    """
+    import sympy
+
+    match = (
+        re.fullmatch(r"(-?)\((-?[0-9]+)/([0-9]+)\)|(-?[0-9]+)", formula)
+        if isinstance(formula, str)
+        else None
+    )
+    if match is None:
+        return None
+    if match[4]:
+        return sympy.Integer(int(match[4]))
+    return sympy.Rational(int(match[2]), int(match[3])) * (-1 if match[1] else 1)
+
+
+def number(text: str) -> Any:
+    """The sympy number that digits stand for, a fraction for a decimal; a ValueError for anything
+    else.
+    """
+    import sympy
+
+    text = text.replace(" ", "")
+    if _INTEGER.fullmatch(text):
+        return sympy.Integer(int(text))
+    match = _DECIMAL.fullmatch(text)
+    if match is None or not match[2] + match[3]:
+        raise ValueError("not a number")
+    digits, exponent = int(match[2] + match[3]), int(match[4] or 0) - len(match[3])
+    value = sympy.Rational(digits * 10 ** max(exponent, 0), 10 ** max(-exponent, 0))
+    return -value if match[1] else value
+
+
+@functools.lru_cache(maxsize=64)
+def parse(text: str) -> Any:
+    """The sympy object that a spelled answer is, by math-verify's grammar; None where it is none.
+
+    Parsing goes through a grammar to sympy's constructors, never through text. Units are not
+    removed: its rule for them drops any of c d g h l m o s t after a number.
+    """
+    import math_verify.parser as parser
+    import sympy
+
+    if not spelling.is_readable(text):
+        return None
+    for command, symbol in _SYMBOLS:
+        text = command.sub(symbol, text)
+    config = parser.NormalizationConfig(
+        True, units=False, malformed_operators=True, nits=True, boxed="none"
+    )
+    try:
+        found = parser.parse_latex_cached(parser.normalize_latex(text, config))
+        return None if found.has(sympy.zoo, sympy.nan) else found  # 1/0 is equal to nothing
+    except MemoryError:
+        raise
+    except Exception:
+        return None
+
+
+def equal(answer: Any, reference: Any) -> bool:
+    """math-verify's comparison of two sympy objects; an interval also equals the inequality that it
+    is the set of.
+    """
+    from math_verify.grader import sympy_expr_eq
+
+    try:
+        return bool(
+            sympy_expr_eq(reference, answer, 6, 15, allow_set_relation_comp=True, strict=True)
+        )
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+
+
+def parse_as_published(answer: str) -> list:
+    r"""math-verify's own reading of one answer, for the paper's rules: [expression, text], [text],
+    or nothing.
+
+    The box makes it take the whole answer; "first_match" keeps it from grading by any fraction
+    inside an answer that it cannot parse.
+    """
+    import math_verify
+
+    config = math_verify.LatexExtractionConfig(boxed_match_priority=0)
+    return math_verify.parse(
+        f"\\boxed{{{answer}}}", [config], extraction_mode="first_match", parsing_timeout=None
+    )
+
+
+def verify_as_published(answer: list, reference: list) -> bool:
+    import math_verify
+
+    return math_verify.verify(reference, answer, timeout_seconds=None)

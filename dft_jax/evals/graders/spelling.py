@@ -1,0 +1,274 @@
+r"""One spelling for answers that are written in many: what a model writes as √2, sqrt(2) or \sqrt 2
+is `\sqrt{2}`.
+
+Only text is looked at and only text comes out, in time linear in it but for brackets inside
+brackets. Nothing here may change a value. What cannot be read for certain (digits side by side,
+5'6") is left as it is, and `is_readable` says so.
+"""
+
+import re
+
+from dft_jax.evals.graders import extraction
+
+_CHARACTERS = {
+    "\u200b\u200c\u200d\u2060\ufeff\u00ad": "",
+    "\u00a0\u2002\u2003\u2009\u200a\u202f\u3000": " ",
+    "\u2212\u2013\u2014\u2010\u2011": "-",
+    "\u00d7": r"\times ",
+    "\u00b7\u22c5\u2219": r"\cdot ",
+    "\u00f7": "/",
+    "\u2044\u2215": "/",
+    "\u2264\u2a7d": r"\le ",
+    "\u2265\u2a7e": r"\ge ",
+    "\u2260": r"\ne ",
+    "\u2248": r"\approx ",
+    "\u00b1": r"\pm ",
+    "\u2213": r"\mp ",
+    "\u221e": r"\infty ",
+    "\u222a": r"\cup ",
+    "\u2229": r"\cap ",
+    "\u2208": r"\in ",
+    "\u2216": r"\setminus ",
+    "\u2205": r"\emptyset ",
+    "\u211d": r"\mathbb{R}",
+    "\u2124": r"\mathbb{Z}",
+    "\u00b0\u00ba": r"^\circ ",
+    "\u2032\u2019": "'",
+    "\u2033\u201d\u201c": '"',
+    "\u2026": r"\ldots ",
+    "\u00bd": r"\frac{1}{2}",
+    "\u00bc": r"\frac{1}{4}",
+    "\u00be": r"\frac{3}{4}",
+    "\u2153": r"\frac{1}{3}",
+    "\u2154": r"\frac{2}{3}",
+}
+_GREEK = {
+    "α": "alpha",
+    "β": "beta",
+    "γ": "gamma",
+    "δ": "delta",
+    "ε": "epsilon",
+    "θ": "theta",
+    "λ": "lambda",
+    "μ": "mu",
+    "π": "pi",
+    "ρ": "rho",
+    "σ": "sigma",
+    "τ": "tau",
+    "φ": "phi",
+    "ω": "omega",
+    "Δ": "Delta",
+    "Ω": "Omega",
+}
+_PLAIN = {character: plain for characters, plain in _CHARACTERS.items() for character in characters}
+_PLAIN |= {letter: f"\\{name} " for letter, name in _GREEK.items()}
+_PLAIN |= {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width
+_TRANSLATION = str.maketrans(_PLAIN)
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
+_LOWERED = "₀₁₂₃₄₅₆₇₈₉"
+_RAISED_RUN, _LOWERED_RUN = re.compile(f"[{_RAISED}]+"), re.compile(f"[{_LOWERED}]+")
+_FROM_RAISED = str.maketrans(_RAISED, "0123456789+-n")
+_FROM_LOWERED = str.maketrans(_LOWERED, "0123456789")
+
+TEXT = r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|textit|mathit|operatorname)\s*\{\s*~?\s*([^{}]*?)\s*\}"
+_FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp"
+_NAMES = "pi theta alpha beta gamma lambda omega"
+_COMMANDS = "|".join(f"{_FUNCTIONS} {_NAMES}".split())
+
+_SPELLINGS = [  # (pattern, what is written instead), in this order
+    (r"\\(?:left|right)\s*\.", ""),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\s*", ""),
+    (r"\\lbrace(?![A-Za-z])|\\\{", r"\\{"),
+    (r"\\rbrace(?![A-Za-z])|\\\}", r"\\}"),
+    (r"\\lbrack(?![A-Za-z])", "["),
+    (r"\\rbrack(?![A-Za-z])", "]"),
+    (r"\\(?:langle)(?![A-Za-z])", "("),
+    (r"\\(?:rangle)(?![A-Za-z])", ")"),
+    (r"\\(?:varnothing|empty)(?![A-Za-z])", r"\\emptyset"),
+    (r"\\(?:leqslant|leq)(?![A-Za-z])", r"\\le"),
+    (r"\\(?:geqslant|geq)(?![A-Za-z])", r"\\ge"),
+    (r"\\neq(?![A-Za-z])", r"\\ne"),
+    (r"\\(?:Rbb|R|reals|Reals)(?![A-Za-z])", r"\\mathbb{R}"),
+    (r"\\(?:color|textcolor)\s*\{[A-Za-z]*\}", ""),
+    (r"\\(?:boldsymbol|bm|underline|mathbf|mathit|textit|textbf)\s*\{([^{}a-zA-Z\\]*)\}", r"{\1}"),
+    (
+        r"\\(?:boldsymbol|bm|underline|mathop|mathsf|emph|[lL]arge|huge|small|normalsize)(?![A-Za-z])",
+        "",
+    ),
+    (r"\\(?:texttt|textsf|mathtt)(?![A-Za-z])", r"\\text"),
+    (r"\\lg(?![A-Za-z])", r"\\log"),
+    (r"^\s*(\\text\s*\{\s*)?\"([^\"]*)\"\s*(\})?$", r"\1\2\3"),
+    (r"[€£¥]\s*(?=[\d.])", ""),
+    (
+        r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\||:)"
+        r"([^{}|:]*[<>=][^{}|:]*|[^{}|:]*\\(?:le|ge|ne)(?![A-Za-z])[^{}|:]*)\\\}$",
+        r"\1",
+    ),
+    (r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*([-+]?[\d.,]+)\s*\}", r"\1"),
+    (r"\\(?:text|mbox|textrm)\s*\{\s*([-+]?\d[\d.,]*)\s+([A-Za-z ]+)\}", r"\1 \\text{ \2}"),
+    (r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}", r"\1"),
+    (r"\\imath(?![A-Za-z])", "i"),
+    (
+        r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})(?![A-Za-z])\s*\}?",
+        r"^\\circ ",
+    ),
+    (r"\\(?:degree|deg)(?![A-Za-z])", r"^\\circ "),
+    (r"\\([dtc])frac(?![A-Za-z])", r"\\frac"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\*\*", "^"),
+    (r"\{,\}", ","),
+    (r"\\[!]\s*", ""),
+    (r"\\\$|\$", ""),
+    (r"(?<=\d)\./", "/"),
+    (r"(?<!\\)\\(?:quad|qquad|space)(?![A-Za-z])|(?<!\\)\\[,;:>\s]|~", " "),
+    (r"\\(?:dots|cdots|dotsc|ldots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
+    (rf"(?<![\\A-Za-z{{])({_COMMANDS})(?![A-Za-z])(?!\s*\}})", r"\\\1 "),
+    (r"(?<![A-Za-z\\])\\?sqrt\s*(\d+|[A-Za-z])(?![A-Za-z\d(])", r"\\sqrt{\1}"),
+    (r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}"),
+    (r"√\s*\{", r"\\sqrt{"),
+    (r"(?<=\d)\s*(?:percent\b|\\text\s*\{\s*percent\s*\})", r"\\%"),
+    (r"(?<![\\])%", r"\\%"),
+    (r"(?<=\d)\s*(?:x|\*)\s*(?=10\s*\^)", r" \\cdot "),
+    # else 3e-8 is 3·e − 8
+    (r"(?<![\w.\\])(\d+(?:\.\d*)?)[eE]([-+]?\d+)(?![\w.^])", r"\1 \\cdot 10^{\2}"),
+    (r"^(?:\s|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|(?<![<>])=|:)+", ""),
+    (r"^\+\s*(?=[\d.\\])", ""),
+]
+_RULES = [(re.compile(pattern), new) for pattern, new in _SPELLINGS]
+_ENDS = re.compile(r"(?:\s|\\\\|\\$|,|;|(?<![\d.])\.(?=$))+$")
+_OVERLINED = re.compile(
+    r"(?<![\w.])(\d*)\.(\d*)\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
+)
+_AND_SO_ON = re.compile(r"(?<![\w.])(\d*)\.(\d*?)(\d)\3\3+\s*\\ldots")
+_MIXED = re.compile(
+    r"(?<![\w./^_}\s])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])|^(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])"
+)
+_GROUPS = re.compile(r"(?<![\d.,])(\d{1,3})((?:\s+\d{3})+)(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
+_SIDE_BY_SIDE = re.compile(r"(?<![_^\d.])\d[\d.]*\s+[\d.]|\d\s*['\"]|\d\^\\circ\s*\d|\d\s*\\ldots")
+_PRODUCT = re.compile(r"(?<![\w.^_}])(\d+(?:\.\d+)?)\s*\((?=[^()]*\))")
+_WORDS = {
+    "all real numbers": r"\mathbb{R}",
+    "all reals": r"\mathbb{R}",
+    "real numbers": r"\mathbb{R}",
+    "the real numbers": r"\mathbb{R}",
+    "all integers": r"\mathbb{Z}",
+    "the empty set": r"\emptyset",
+    "empty set": r"\emptyset",
+    "no solution": r"\emptyset",
+    "no solutions": r"\emptyset",
+    "no real solution": r"\emptyset",
+    "no real solutions": r"\emptyset",
+    "infinity": r"\infty",
+    "positive infinity": r"\infty",
+    "negative infinity": r"-\infty",
+}
+
+
+def spell(answer: str) -> str:
+    """The same answer in the one spelling that is compared and parsed."""
+    text = extraction.tidy(answer.replace("...", r"\ldots "))
+    text = _RAISED_RUN.sub(lambda match: f"^{{{match[0].translate(_FROM_RAISED)}}}", text)
+    text = _LOWERED_RUN.sub(lambda match: f"_{{{match[0].translate(_FROM_LOWERED)}}}", text)
+    text = text.translate(_TRANSLATION)
+    text = _roots(text)
+    for pattern, new in _RULES:
+        text = pattern.sub(new, text)
+    text = _OVERLINED.sub(lambda match: _repeating(match[1], match[2], match[3] or match[4]), text)
+    text = _AND_SO_ON.sub(lambda match: _repeating(match[1], match[2], match[3]), text)
+    text = _ENDS.sub("", text).strip()
+    text = _mixed(_groups(text))
+    text = _PRODUCT.sub(r"\1 \\cdot (", text)
+    text = extraction.tidy(text)
+    return _WORDS.get(" ".join(bare_words(text).split()), text)
+
+
+def bare_words(text: str) -> str:
+    """The text with its text commands gone, in small letters."""
+    return re.sub(TEXT, r"\1", text).lower().strip(" .")
+
+
+def is_readable(text: str) -> bool:
+    r"""Whether the text can be parsed for what it says: not where numbers stand side by side, as in
+    3 4 or 5'6".
+    """
+    return _SIDE_BY_SIDE.search(text) is None
+
+
+def _roots(text: str) -> str:
+    r"""sqrt(x), \sqrt(x) and √(x), which TeX reads as the root of a bracket, with braces."""
+    parts, start = [], 0
+    text = re.sub(r"∛\s*(\d+|[A-Za-z])", r"\\sqrt[3]{\1}", text)
+    for match in re.finditer(r"(?<![A-Za-z\\])\\?sqrt\s*\(|√\s*\(", text):
+        end = _closing(text, match.end() - 1)
+        if match.start() < start or end < 0:
+            continue
+        parts.append(text[start : match.start()])
+        parts.append("\\sqrt{" + _roots(text[match.end() : end]) + "}")
+        start = end + 1
+    return "".join([*parts, text[start:]])
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the round bracket opened at `start` is closed, or -1."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    return -1
+
+
+def _repeating(whole: str, begin: str, period: str) -> str:
+    """0.1666… as a fraction: whole "0", begin "1", period "6" is 15/90."""
+    nines = 10 ** len(begin) * (10 ** len(period) - 1)
+    value = int((whole + begin + period) or "0") - int((whole + begin) or "0")
+    return f"\\frac{{{value}}}{{{nines}}}"
+
+
+def _mixed(text: str) -> str:
+    """2 1/6 is two and a sixth; where the numerator is the larger it is nothing that people write."""
+
+    def with_fraction(match: re.Match) -> str:
+        whole, numerator, denominator = (part for part in match.groups() if part is not None)
+        if int(numerator) >= int(denominator):
+            return match[0]
+        return f"{whole}\\frac{{{numerator}}}{{{denominator}}}"
+
+    return _MIXED.sub(with_fraction, text)
+
+
+def _groups(text: str) -> str:
+    """70 000 and 70,000 without their separators: digits join in groups of three only."""
+    text = _GROUPS.sub(lambda match: match[1] + re.sub(r"\s", "", match[2]), text)
+
+    def joined(match: re.Match) -> str:
+        before = text[: match.start()].replace("\\{", "(").replace("\\}", ")")
+        depth = sum(before.count(bracket) for bracket in "([") - sum(
+            before.count(bracket) for bracket in ")]"
+        )
+        return match[1].replace(",", "") if depth <= 0 else match[0]  # (312,123) is a pair
+
+    return _THOUSANDS.sub(joined, text)
+
+
+def key(text: str) -> str:
+    """For the comparison of spelled texts: no spaces but those between digits, no text commands,
+    words in small.
+    """
+    text = re.sub(TEXT, r"\1", text)
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "\x00", text)
+    text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\x01", text)  # \in t is not \int
+    text = re.sub(r"\s", "", text)
+    return text.lower().strip(".") if re.fullmatch(r"[A-Za-z'.-]{3,}", text) else text
+
+
+def is_word(text: str) -> bool:
+    r"""Whether the answer is a word, and no product of letters: three or more of them, in \text or
+    with a vowel.
+    """
+    inside = re.fullmatch(TEXT, text)
+    letters = re.sub(r"[\s.,'-]", "", inside[1] if inside else text)
+    if not re.fullmatch(r"[A-Za-z]{3,}", letters):
+        return False
+    return inside is not None or re.search("[aeiouAEIOU]", letters) is not None

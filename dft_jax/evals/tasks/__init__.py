@@ -1,0 +1,1 @@
+"""Benchmarks: their problems and how they are asked."""

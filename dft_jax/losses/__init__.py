@@ -1,0 +1,1 @@
+"""Objectives, and the fused loss that gives them their statistics."""

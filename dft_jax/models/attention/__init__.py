@@ -1,0 +1,1 @@
+"""Attention, by masks and by kernels."""

@@ -1,0 +1,62 @@
+"""Attention of one new position to a cache of earlier ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from dft_jax.sharding import BATCH_AXES
+
+# A cache [B, G, S, K]: rows along the batch's axes, key/value heads along `tensor`.
+CACHE_SPEC = P(BATCH_AXES, "tensor", None, None)
+
+
+def cached_attention(
+    q_BHK: Float[Array, "B H K"],
+    k_BGK: Float[Array, "B G K"],
+    v_BGK: Float[Array, "B G K"],
+    cache: tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]],
+    positions_B: Int[Array, " B"],
+    *,
+    window: int | None,
+    mesh: Mesh,
+) -> tuple[Float[Array, "B H K"], tuple]:
+    """Writes one token's key and value at its position of each row; its query attends to all up to
+    there.
+
+    Each device works on its own rows and heads: nothing is exchanged. Entries beyond the position
+    are never seen, so a cache may hold anything there.
+
+    Returns:
+      The heads' outputs and the cache with the token in it.
+    """
+    heads = P(BATCH_AXES, "tensor", None)
+    return jax.shard_map(
+        functools.partial(_attend_to_cache, window=window),
+        mesh=mesh,
+        in_specs=(heads, heads, heads, (CACHE_SPEC, CACHE_SPEC), P(BATCH_AXES)),
+        out_specs=(heads, (CACHE_SPEC, CACHE_SPEC)),
+    )(q_BHK, k_BGK, v_BGK, cache, positions_B)
+
+
+def _attend_to_cache(q_BHK, k_BGK, v_BGK, cache, positions_B, *, window):
+    B, H, K = q_BHK.shape
+    rows_B = jnp.arange(B)
+    past_k_BGSK, past_v_BGSK = (
+        past_BGSK.at[rows_B, :, positions_B].set(new_BGK)
+        for past_BGSK, new_BGK in zip(cache, (k_BGK, v_BGK), strict=True)
+    )
+    G, S = past_k_BGSK.shape[1:3]
+    age_BS = positions_B[:, None] - jnp.arange(S)[None, :]
+    may_see_BS = (age_BS >= 0) if window is None else (age_BS >= 0) & (age_BS < window)
+    dtype = jnp.promote_types(jnp.float32, q_BHK.dtype)
+    q_BGRK = q_BHK.reshape(B, G, H // G, K)
+    scores_BGRS = (
+        jnp.einsum("BGRK,BGSK->BGRS", q_BGRK, past_k_BGSK, preferred_element_type=dtype) * K**-0.5
+    )
+    scores_BGRS = jnp.where(may_see_BS[:, None, None], scores_BGRS, jnp.finfo(dtype).min)
+    weights_BGRS = jax.nn.softmax(scores_BGRS, axis=-1).astype(past_v_BGSK.dtype)
+    out_BGRK = jnp.einsum("BGRS,BGSK->BGRK", weights_BGRS, past_v_BGSK)
+    return out_BGRK.reshape(B, H, K), (past_k_BGSK, past_v_BGSK)

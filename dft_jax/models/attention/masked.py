@@ -1,0 +1,43 @@
+"""Causal attention within the segments of packed rows, and of one new token to a cache of keys and
+values.
+"""
+
+import functools
+
+import jax
+from jax.sharding import Mesh, PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from dft_jax.models.attention.kernels import BACKENDS
+from dft_jax.sharding import BATCH_AXES
+
+
+def causal_attention(
+    q_BLHK: Float[Array, "B L H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    segments_BL: Int[Array, "B L"],
+    *,
+    window: int | None,
+    block: int,
+    backend: str = "blocked",
+    mesh: Mesh | None = None,
+) -> Float[Array, "B L H K"]:
+    """Each position attends to the positions of its own segment up to itself; float32 softmax.
+
+    segments  1 1 2 2 2       query 3 (segment 2) sees keys 2, 3
+    window    2               query 4 sees keys 3, 4 (the last `window`, itself included)
+
+    Query head h belongs to key/value head h // R, as in the published checkpoints (H = G·R).
+    Segments are contiguous.
+
+    A `backend` other than "blocked" is a kernel for one device: each works on its own rows and
+    heads of the mesh.
+    """
+    attend = functools.partial(BACKENDS[backend], window=window, block=block)
+    if backend != "blocked":
+        heads, rows = P(BATCH_AXES, None, "tensor", None), P(BATCH_AXES, None)
+        # Kernels do not say along which axes their results vary, so that is not checked.
+        specs = dict(in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+        attend = jax.shard_map(attend, mesh=mesh, **specs)
+    return attend(q_BLHK, k_BLGK, v_BLGK, segments_BL)

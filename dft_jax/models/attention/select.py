@@ -1,0 +1,135 @@
+"""Which attention backend a run uses. A kernel has to show first that it keeps packed segments
+apart.
+
+One that drops segment ids trains without an error. So each runs on a small packed batch, with the
+heads, window, precision and mesh of the run, and is compared with every segment by itself in plain
+JAX: outputs and gradients.
+"""
+
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dft_jax import sharding
+from dft_jax.models.attention.masked import causal_attention
+from dft_jax.models.spec import DecoderConfig
+from dft_jax.runtime import errors
+
+_NATIVE = {"tpu": "splash", "gpu": "cudnn"}
+_NEEDS = {
+    "splash": "a TPU",
+    "cudnn": "compute capability 9 or 10, bfloat16, and a head_dim of 8, 16, … or 128",
+}
+
+# The test's even and odd rows: their segments, and how long these are. The rows are no whole number
+# of tiles.
+_ROWS = (((1, 2, 3, 0), (390, 10, 500, 100)), ((1, 2, 3), (1, 499, 500)))
+_SEGMENTS_2L = np.array([np.repeat(segments, lengths) for segments, lengths in _ROWS], np.int32)
+_LONGEST_WINDOW = 100  # longer ones are tested as this, so that they cut something
+# Largest error of a position, over the root mean square of all. On CPUs blocked and splash have up
+# to 0.04 in bfloat16 and 2e-5 in float32; one key too many in a window, or one too few, makes 1 or
+# more.
+_TOLERANCE = {"bfloat16": 0.15, "float32": 1e-3}
+
+
+def choose_attention(
+    asked: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, block: int
+) -> str:
+    """The backend for `config.model.attention`; UserError where one asked for by name cannot run
+    here, or fails.
+    """
+    device = mesh.devices.flat[0]
+    name = _NATIVE.get(device.platform, "blocked") if asked == "auto" else asked
+    if name == "blocked":
+        return name
+    problem = unmet(name, device, c, compute_dtype) or mistake(name, c, mesh, compute_dtype, block)
+    if problem and asked != "auto":
+        raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto or blocked")
+    chosen, why = ("blocked", f"{name} {problem}") if problem else (name, "packed equals separate")
+    if jax.process_index() == 0:
+        print(f"attention: {chosen} ({why})", file=sys.stderr)
+    return chosen
+
+
+def unmet(name: str, device: jax.Device, c: DecoderConfig, compute_dtype: str) -> str | None:
+    """What a backend needs, if it is not all here, as far as can be said without compiling."""
+    capability = str(getattr(device, "compute_capability", "none"))
+    is_met = {"splash": device.platform == "tpu", "cudnn": capability.split(".")[0] in ("9", "10")}[
+        name
+    ]
+    is_met &= name == "splash" or (compute_dtype == "bfloat16" and c.head_dim in range(8, 129, 8))
+    here = f"{device.device_kind!r}, compute capability {capability}, {compute_dtype}, head_dim {c.head_dim}"
+    return None if is_met else f"needs {_NEEDS[name]} (here: {here})"
+
+
+def mistake(name: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, block: int) -> str | None:
+    """What a backend does wrong in the test; None if nothing."""
+    try:
+        found = packed_errors(name, c, mesh, compute_dtype, block)
+    except Exception as error:  # whatever a kernel's compiler throws
+        return f"does not run here ({errors.first_line(error)})"
+    wrong = [
+        f"{key} {error:.2g}"
+        for key, error in found.items()
+        if not error <= _TOLERANCE[compute_dtype]
+    ]
+    return f"mixes what is packed together (errors: {', '.join(wrong)})" if wrong else None
+
+
+def packed_errors(
+    name: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, block: int
+) -> dict[str, float]:
+    """The largest error of a position, over the root mean square of all, in the output and the
+    three gradients.
+    """
+    B, H, G = 2 * sharding.batch_shards(mesh), c.num_heads, c.num_kv_heads
+    window = c.sliding_window and min(c.sliding_window, _LONGEST_WINDOW)
+    attend = functools.partial(causal_attention, window=window, block=block, mesh=mesh)
+
+    def draw(seed, heads, scale=1.0):
+        x_BLXK = scale * jax.random.normal(
+            jax.random.key(seed), (B, _SEGMENTS_2L.shape[1], heads, c.head_dim)
+        )
+        return sharding.constrain(
+            x_BLXK.astype(compute_dtype), mesh, "batch", "length", "heads", "head_dim"
+        )
+
+    def packed(*qkv):
+        return attend(*qkv, jnp.tile(_SEGMENTS_2L, (B // 2, 1)), backend=name)
+
+    def separate(*qkv):
+        rows = []
+        for kind, (_, lengths) in enumerate(_ROWS):
+            pieces = zip(
+                *(jnp.split(x[kind::2], np.cumsum(lengths)[:-1], axis=1) for x in qkv), strict=True
+            )
+            rows.append(
+                jnp.concatenate(
+                    [attend(*p, jnp.ones(p[0].shape[:2], jnp.int32)) for p in pieces], axis=1
+                )
+            )
+        return jnp.stack(rows, axis=1).reshape(qkv[0].shape)
+
+    def with_gradients(attend, qkv, cotangent_BLHK):
+        out_BLHK, gradients = jax.vjp(attend, *qkv)
+        return (out_BLHK, *gradients(cotangent_BLHK.astype(out_BLHK.dtype)))
+
+    def largest(found_BLXK, exact_BLXK):
+        error_BLX = jnp.square(found_BLXK.astype(jnp.float32) - exact_BLXK).sum(axis=-1)
+        return jnp.sqrt(error_BLX.max() / jnp.square(exact_BLXK).sum(axis=-1).mean())
+
+    # Scores of standard deviation 4: a query looks at few keys, so that one key too many or too few
+    # is no small thing.
+    *qkv, cotangent_BLHK = jax.jit(
+        lambda: (draw(0, H, scale=4.0), draw(1, G), draw(2, G), draw(3, H))
+    )()
+    made_by = jax.jit(with_gradients, static_argnums=0)
+    found = made_by(packed, qkv, cotangent_BLHK)
+    with jax.default_matmul_precision("highest"):
+        exact = made_by(separate, [x.astype(jnp.float32) for x in qkv], cotangent_BLHK)
+    compare = jax.jit(lambda *both: tuple(map(largest, *both)), out_shardings=sharding.named(mesh))
+    return dict(zip(("output", "dq", "dk", "dv"), map(float, compare(found, exact)), strict=True))

@@ -1,0 +1,158 @@
+"""The decoder with a cache of keys and values: prompts all at once, then one token of each row at a
+time.
+
+Training scans over stacked layers, to compile one. Here every layer has its own arrays, in the
+compute dtype: a loop that makes tokens would otherwise copy each layer's weights out of the stack,
+and its cache out and in, at every token.
+
+The head is cut for drawing tokens: head_UDMW is U chunks of M blocks of W tokens, turned so that
+XLA's CPU compiler does not do that for each product (it took two thirds of the time of a token).
+Further letters here and in `sampling`: S places of a cache, B rows (slots, or prompts).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from dft_jax import sharding
+from dft_jax.models.attention.cached import CACHE_SPEC
+from dft_jax.models.decoder import Layer
+from dft_jax.models.layers import RMSNorm, embed
+from dft_jax.models.model import Model, head
+from dft_jax.types import Params
+
+VOCAB_BLOCK = 256  # tokens whose logits are summed up before one of their blocks is chosen
+_BLOCKS_AT_ONCE = 40  # blocks whose logits exist at once
+# keys and values of each layer
+Cache = list[tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]]]
+
+
+def unstack(params: Params, *, model: Model) -> Params:
+    """The parameters for inference: {"embed" (absent if tied), "head", "final_norm", "layers": [one
+    a layer]}.
+
+    `head` is [chunks, D, blocks, VOCAB_BLOCK]; all in the compute dtype, laid out on the mesh as in
+    training. Jitted by the caller.
+    """
+    dtype, mesh, c = model.module.compute_dtype, model.mesh, model.config
+
+    def one_layer(i):
+        def take(stacked, abstract):
+            # The spec's first axis is that of the layers, which is not cut.
+            return sharding.pin(stacked[i].astype(dtype), mesh, *abstract.sharding.spec[1:])
+
+        return jax.tree.map(take, params["layers"], model.abstract_params["layers"])
+
+    # The vocabulary is padded so that chunks are equal and cut by `tensor`.
+    n_blocks, ways = -(-c.vocab_size // VOCAB_BLOCK), mesh.shape["tensor"]
+    U = -(-n_blocks // _BLOCKS_AT_ONCE)
+    M = -(-n_blocks // (U * ways)) * ways
+    head_VD = jnp.pad(head(params).astype(dtype), ((0, U * M * VOCAB_BLOCK - c.vocab_size), (0, 0)))
+    head_UDMW = head_VD.reshape(U, M, VOCAB_BLOCK, c.hidden_size).transpose(0, 3, 1, 2)
+    made = {
+        "head": sharding.pin(
+            head_UDMW, mesh, None, *sharding.spec((c.hidden_size,), ("embed",), mesh), "tensor"
+        ),
+        "final_norm": jax.tree.map(lambda x: x.astype(dtype), params["final_norm"]),
+        "layers": [one_layer(i) for i in range(c.num_layers)],
+    }
+    if "head" in params:
+        made["embed"] = sharding.pin(
+            params["embed"].astype(dtype), mesh, *model.abstract_params["embed"].sharding.spec
+        )
+    return made
+
+
+def prefill(
+    params: Params, model: Model, tokens_BL: Int[Array, "B L"], lengths_B: Int[Array, " B"]
+) -> tuple[Float[Array, "B D"], Cache]:
+    """Runs prompts, padded on the right to L, from position 0.
+
+    Returns:
+      The final hidden state of each prompt's last token, and the cache [B, G, L, K] of every layer.
+    """
+    B, L = tokens_BL.shape
+    positions_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None, :], (B, L))
+    # causal: what comes after the prompt is not seen by it
+    segments_BL = jnp.ones((B, L), jnp.int32)
+    hidden_BLD, cache = _layers(
+        params, model, tokens_BL, segments_BL, positions_BL, [None] * model.config.num_layers
+    )
+    last_B1 = jnp.maximum(lengths_B - 1, 0)[:, None]
+    return jnp.take_along_axis(hidden_BLD, last_B1[:, :, None], axis=1)[:, 0], cache
+
+
+def decode(
+    params: Params,
+    model: Model,
+    tokens_B: Int[Array, " B"],
+    positions_B: Int[Array, " B"],
+    cache: Cache,
+) -> tuple[Float[Array, "B D"], Cache]:
+    """Runs one more token of each row, at its position. Returns final hidden states and the
+    extended cache.
+    """
+    positions_B1 = positions_B[:, None]
+    hidden_B1D, cache = _layers(
+        params, model, tokens_B[:, None], jnp.ones_like(positions_B1), positions_B1, cache
+    )
+    return hidden_B1D[:, 0], cache
+
+
+def _layers(params, model: Model, tokens_BL, segments_BL, positions_BL, caches: list[Any]):
+    module, c = model.module, model.config
+    layer = Layer(c, module.compute_dtype, module.mesh, module.block, keep_cache=True)
+    x_BLD = _embed(params, model, tokens_BL)
+    made = []
+    for layer_params, cache in zip(params["layers"], caches, strict=True):
+        x_BLD, cache = layer.apply(
+            {"params": layer_params}, x_BLD, segments_BL, positions_BL, cache
+        )
+        made.append(sharding.pin(cache, module.mesh, *CACHE_SPEC))
+    norm = RMSNorm(c.hidden_size, c.rms_epsilon, module.compute_dtype)
+    return norm.apply({"params": params["final_norm"]}, x_BLD), made
+
+
+def _embed(params, model: Model, tokens_BL):
+    dtype = model.module.compute_dtype
+    if "embed" in params:
+        x_BLD = embed(params["embed"], tokens_BL, dtype)
+    else:
+        x_BLD = head_rows(
+            params["head"], tokens_BL // VOCAB_BLOCK, model.mesh, tokens_BL % VOCAB_BLOCK
+        )
+    return sharding.constrain(x_BLD, model.mesh, "batch", "length", "embed_activation")
+
+
+def head_rows(
+    head_UDMW, blocks_X: Int[Array, "*X"], mesh: Mesh, rows_X: Int[Array, "*X"] | None = None
+):
+    """Blocks of the head, [*X, D, W], or one row of each, [*X, D], on every device.
+
+    Each device looks its own part of the head up; without this, XLA would first bring all of the
+    head together.
+    """
+    width_axis = "fsdp" if head_UDMW.shape[1] % mesh.shape["fsdp"] == 0 else None
+
+    def local(head_udmw, blocks_X, rows_X):
+        m, n_blocks = head_udmw.shape[2], head_UDMW.shape[2]
+        own_X = blocks_X % n_blocks - lax.axis_index("tensor") * m
+        is_own_X = (own_X >= 0) & (own_X < m)
+        chunk_X, own_X = blocks_X // n_blocks, jnp.clip(own_X, 0, m - 1)
+        found = (
+            head_udmw[chunk_X, :, own_X] if rows_X is None else head_udmw[chunk_X, :, own_X, rows_X]
+        )
+        found = jnp.where(
+            jnp.expand_dims(is_own_X, tuple(range(is_own_X.ndim, found.ndim))), found, 0
+        )
+        return lax.psum(found, "tensor")
+
+    specs = dict(
+        in_specs=(P(None, width_axis, "tensor"), P(), P()),
+        out_specs=P(*[None] * blocks_X.ndim, width_axis),
+    )
+    return sharding.pin(jax.shard_map(local, mesh=mesh, **specs)(head_UDMW, blocks_X, rows_X), mesh)

@@ -1,0 +1,283 @@
+"""Reads an architecture from config.json: every key is used, or known to have no effect, or refused
+by name.
+"""
+
+import math
+import sys
+from typing import Any
+
+from dft_jax.models.spec import DecoderConfig, Rope, Yarn
+from dft_jax.runtime import errors
+
+# Keys that do not change what training computes, at any value: bookkeeping, generation defaults,
+# choices of kernels, notes of other programs, and fields that transformers writes for every model.
+_IRRELEVANT = frozenset(
+    """
+    _name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+    dtype torch_dtype transformers_version tokenizer_class finetuning_task task_specific_params prefix is_decoder
+    use_cache output_attentions output_hidden_states return_dict id2label label2id problem_type
+    chunk_size_feed_forward gradient_checkpointing use_reentrant_checkpointing
+    attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
+    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    transformers.js_config unsloth_fixed unsloth_version
+    """.split()
+)
+# Keys that would change it, with the values that do not.
+_WITHOUT_EFFECT = {
+    "rope_interleaved": (False,),  # else neighbouring dimensions were rotated together
+    "partial_rotary_factor": (1.0,),
+    "alibi": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "torchscript": (False,),
+    "use_bfloat16": (False,),
+    "pruned_heads": ({},),
+    **dict.fromkeys(
+        "attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob".split(), (0.0,)
+    ),
+    **dict.fromkeys("attention_probs_dropout_prob neftune_noise_alpha".split(), (0.0,)),
+}
+_REQUIRED = object()
+_MOST = 2**31 - 1  # of a size: what an index on a device can be
+_MOST_LAYERS = 1000  # each has its names listed; the largest models have some 130
+
+
+class ConfigReader:
+    """Reads `config.json` so that no key passes unseen: each is taken, or must equal what is
+    assumed, or is refused.
+
+    Problems are collected; `finish` raises them all at once.
+    """
+
+    def __init__(self, raw: dict[str, Any], where: str):
+        self.raw, self.where, self.problems = raw, where, []
+        self._left = set(raw) - _IRRELEVANT
+
+    def problem(self, text: str) -> None:
+        self.problems.append(f"{self.where}: {text}")
+
+    def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
+        """The value of `key`; an absent or null one gives `default`, or a problem when there is
+        none.
+        """
+        self._left.discard(key)
+        value = self.raw.get(key)
+        if value is None and default is not _REQUIRED:
+            return default
+        if value is None:
+            self.problem(f"{key!r} is missing; a guess would change the model silently, so add it")
+            return kind(1)
+        is_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        if not is_kind or (isinstance(value, bool) and kind is not bool):
+            self.problem(f"{key}={value!r} should be {kind.__name__}")
+            return kind(1) if default is _REQUIRED else default
+        # JSON's 1e999 is read as infinity
+        if kind is float and not abs(value) <= sys.float_info.max:
+            self.problem(f"{key} is beyond what a float holds; put the model's own value there")
+            return 1.0
+        return kind(value)
+
+    def size(self, key: str, default: Any = _REQUIRED, most: int = _MOST) -> int:
+        """An integer from 1 to `most`."""
+        value = self.take(key, int, default)
+        if value is not None and not 1 <= value <= most:
+            self.problem(
+                f"{key}={value} should be at least 1"
+                if value < 1
+                else f"{key}={value} is more than {most}"
+            )
+            return 1
+        return value
+
+    def positive(self, key: str, default: Any = _REQUIRED) -> float:
+        """A number above zero."""
+        value = self.take(key, float, default)
+        if not value > 0:
+            self.problem(f"{key}={value} should be positive")
+            return 1.0
+        return value
+
+    def expect(self, key: str, *legal: Any, default: Any = _REQUIRED) -> None:
+        """`key` must have one of the `legal` values; absent is as good, unless a `default` says
+        what absent means.
+        """
+        self._left.discard(key)
+        value = self.raw.get(key, legal[0] if default is _REQUIRED else default)
+        if not _is_one_of(value, legal):
+            self.problem(f"{key}={value!r} is not supported: only {' or '.join(map(repr, legal))}")
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that this family defines and that are known not to matter here."""
+        self._left.difference_update(keys)
+
+    def rope(self, context: int) -> Rope:
+        """Rotary settings from transformers 5 (`rope_parameters`) or older files (`rope_theta`,
+        `rope_scaling`).
+        """
+        old = {"rope_theta": self.raw.get("rope_theta")} | self.take("rope_scaling", dict, {})
+        raw = self.take("rope_parameters", dict, {}) or old
+        self.ignore("rope_theta", "rope_scaling", "rope_parameters")
+        if self.raw.get("rope_parameters") and self.raw.get("rope_scaling"):
+            self.problem("rope_parameters and rope_scaling are both there; keep the right one")
+        if self.raw.get("rope_theta") not in (None, raw.get("rope_theta")):
+            self.problem(
+                "rope_theta differs from the one inside rope_parameters or rope_scaling; keep the right one"
+            )
+        raw = {"rope_type": raw.get("type")} | raw  # `type` is the oldest spelling
+        if raw.get("type") not in (None, raw["rope_type"]):
+            self.problem(
+                f"rope: type={raw['type']!r} and rope_type={raw['rope_type']!r} differ; keep the right one"
+            )
+        reader = ConfigReader({k: v for k, v in raw.items() if k != "type"}, f"{self.where}: rope")
+        kind = reader.take("rope_type", str, "default")
+        theta = reader.positive("rope_theta")
+        if kind in _ROPES:
+            rope = _ROPES[kind](reader, theta, context)
+            reader.expect("partial_rotary_factor", 1.0, 1)
+            reader.refuse_rest()
+        else:
+            rope = Rope(theta)
+            reader.problem(
+                f"rope_type={kind!r} is not supported: only {', '.join(map(repr, _ROPES))}"
+            )
+        self.problems += reader.problems
+        return rope
+
+    def refuse_rest(self) -> None:
+        """Every key that is left must be null, which is as good as absent, or have a value without
+        effect.
+        """
+        for key in sorted(self._left):
+            value, legal = self.raw[key], _WITHOUT_EFFECT.get(key)
+            if value is None or (legal and _is_one_of(value, legal)):
+                continue
+            if legal:
+                self.problem(f"{key}={value!r} is not supported: only {legal[0]!r}")
+            else:
+                self.problem(
+                    f"{key}={value!r} is not a known key of this model; remove it if it has no effect"
+                )
+
+    def finish(self, config: DecoderConfig) -> DecoderConfig:
+        """Returns `config` when nothing is wrong with it and no key is left over; else raises
+        UserError with all.
+        """
+        self.refuse_rest()
+        if config.num_heads % config.num_kv_heads:
+            self.problem(
+                f"num_key_value_heads={config.num_kv_heads} does not divide {config.num_heads} heads"
+            )
+        if config.head_dim % 2:
+            self.problem(f"head_dim={config.head_dim} should be even for rotary positions")
+        errors.raise_if_any(self.problems)
+        return config
+
+
+def _is_one_of(value: Any, legal: tuple) -> bool:
+    """False is not 0 here, nor True 1."""
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in legal)
+
+
+def _default_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
+    return Rope(theta)
+
+
+def _linear_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
+    return Rope(theta, type="linear", factor=reader.positive("factor"))
+
+
+def _llama3_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
+    low, high = reader.positive("low_freq_factor"), reader.positive("high_freq_factor")
+    if high <= low:
+        reader.problem("high_freq_factor should be above low_freq_factor")
+    return Rope(
+        theta,
+        type="llama3",
+        factor=reader.positive("factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_context=reader.size("original_max_position_embeddings", context),
+    )
+
+
+def _yarn_rope(reader: ConfigReader, theta: float, context: int) -> Yarn:
+    """Absent keys mean what they mean to transformers; the attention factor follows from the
+    others.
+    """
+    factor = reader.positive("factor")
+    beta_fast, beta_slow = reader.positive("beta_fast", 32.0), reader.positive("beta_slow", 1.0)
+    if beta_fast < beta_slow:
+        reader.problem(f"beta_fast={beta_fast} should be at least beta_slow={beta_slow}")
+    if theta <= 1:
+        reader.problem(f"rope_theta={theta} should be above 1 for yarn")
+    mscale, mscale_all_dim = (
+        reader.take("mscale", float, None),
+        reader.take("mscale_all_dim", float, None),
+    )
+    if (mscale is None) != (mscale_all_dim is None):
+        reader.problem(
+            "mscale and mscale_all_dim go together: programs differ on one alone; give both, or neither"
+        )
+    attention_factor = reader.take("attention_factor", float, None)
+    if attention_factor is None and mscale and mscale_all_dim:
+        attention_factor = _yarn_scale(factor, mscale) / _yarn_scale(factor, mscale_all_dim)
+    elif attention_factor is None:
+        attention_factor = _yarn_scale(factor, 1.0)
+    if not attention_factor > 0:
+        reader.problem(f"attention_factor={attention_factor} should be positive")
+    return Yarn(
+        theta,
+        type="yarn",
+        factor=factor,
+        original_context=reader.size("original_max_position_embeddings", context),
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=reader.take("truncate", bool, True),
+        attention_factor=attention_factor,
+    )
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+_ROPES = {
+    "default": _default_rope,
+    "linear": _linear_rope,
+    "llama3": _llama3_rope,
+    "yarn": _yarn_rope,
+}
+
+
+def read_common(reader: ConfigReader) -> dict[str, Any]:
+    """The fields that every supported family spells alike, as keyword arguments of DecoderConfig."""
+    hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    reader.expect("hidden_act", "silu")
+    reader.expect("attention_dropout", 0.0, 0)
+    reader.expect("is_encoder_decoder", False)
+    context = reader.size("max_position_embeddings")
+    rope = reader.rope(context)
+    # published files say the original context there, or already the longer one
+    if rope.type == "yarn":
+        context = min(max(context, int(rope.factor * rope.original_context)), _MOST)
+    if "head_dim" not in reader.raw and hidden_size % num_heads:
+        reader.problem(
+            f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}: give head_dim"
+        )
+    return dict(
+        vocab_size=reader.size("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=reader.size("num_hidden_layers", most=_MOST_LAYERS),
+        num_heads=num_heads,
+        num_kv_heads=reader.size("num_key_value_heads", num_heads),
+        head_dim=reader.size("head_dim", max(hidden_size // num_heads, 1)),
+        intermediate_size=reader.size("intermediate_size"),
+        rms_epsilon=reader.positive("rms_norm_eps"),
+        rope=rope,
+        tie_embeddings=reader.take("tie_word_embeddings", bool, False),
+        max_length=context,
+        init_std=reader.positive("initializer_range", 0.02),
+    )

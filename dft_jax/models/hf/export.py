@@ -1,0 +1,311 @@
+"""Parameters as a Hugging Face folder that `transformers` loads: sharded safetensors, config and
+tokenizer.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from dft_jax.models.hf import rounding, tokenizer as tokenizer_lib
+from dft_jax.models.hf.load import tensor_reader
+from dft_jax.models.hf.locate import (
+    ADDITIONAL_TEMPLATES,
+    additional_templates,
+    load_tokenizer,
+    tokenizer_files,
+)
+from dft_jax.models.hf.safetensors import INDEX_NAME, Checkpoint, other_dtypes, weights_dtype
+from dft_jax.models.hf.tensors import tensor_table
+from dft_jax.models.model import Model
+from dft_jax.runtime import errors, files, interrupts
+from dft_jax.runtime.files import flush, write_json
+from dft_jax.types import Params
+
+PROVENANCE_NAME = "dft_jax.json"
+MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
+_log = logging.getLogger(__name__)  # phases, as in checkpoint.py
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where exported parameters come from, as far as a reader of the folder can use it."""
+
+    objective: str = ""
+    step: int | None = None
+    template: str = "tokenizer"  # what the run was trained under: data.template
+    template_text: str | None = None  # of a .jinja file
+    date: str = ""  # YYYY-MM-DD, of a run whose template writes the date
+    path: str = ""  # the base's, as the config had it
+    revision: str = ""
+    # or "random": then the source's weights, if it has any, are not where the run began
+    init: str = "checkpoint"
+    # what its checkpoints say: run_id, base
+    run: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
+        # exports are published: its name will do
+        is_folder = Path(self.path).is_absolute() or Path(self.path).is_dir()
+        base = self.run.get("base") or {"revision": self.revision, "init": self.init}
+        digest = self.template_text and hashlib.sha256(self.template_text.encode()).hexdigest()
+        return {
+            "format": 1,
+            "objective": self.objective,
+            "step": self.step,
+            "template": self.template if self.template_text is None else "tokenizer",
+            "template_source": Path(self.template).name,
+            "template_sha256": digest,
+            "date": self.date,
+            "run_id": self.run.get("run_id"),
+            "base": base | {"path": Path(self.path).name if is_folder else self.path},
+        }
+
+
+def export(
+    params: Params,
+    model: Model,
+    source: Path,
+    out: Path,
+    *,
+    dtype: str = "auto",
+    max_shard_gb: float = 5.0,
+    origin: Origin | None = None,
+) -> rounding.Rounding:
+    """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in
+    `source`.
+
+    All is written to a temporary folder beside `out`, which then takes its name, replacing an
+    earlier export. Every process takes part; process 0 writes. `dtype` "source" is that of the
+    checkpoint, of each tensor its own, so that an untouched checkpoint comes out byte for byte;
+    "auto" is the same unless rounding to it loses a tenth of what was trained, and then float32.
+    What rounding does is printed, and written to dft_jax.json; returned is how it is in the files.
+
+    A chat template of `origin` becomes the folder's own, so that it is prompted as it was trained;
+    the one that was there stays, as additional_chat_templates/source.jinja.
+
+    Raises:
+      UserError: there is no room, or no permission; an earlier export is as it was.
+      Stopped: a signal asked for it; likewise.
+    """
+    origin = origin or Origin()
+    temporary = out.with_name(f".{out.name}.tmp")
+    is_writer = jax.process_index() == 0
+    what, remedy = (
+        f"{out}: the export could not be written",
+        "make it possible, then run the same command again",
+    )
+    # safetensors has its own type for a full disk
+    with errors.told(what, remedy, (OSError, SafetensorError)):
+        source_dtype = weights_dtype(source)
+        base = Checkpoint(source) if origin.init == "checkpoint" else None
+        keeps_types = dtype in ("auto", "source")
+        others = other_dtypes(source) if keeps_types else {}
+        measured = rounding.measure(
+            params, model, base, source_dtype if keeps_types else dtype, others
+        )
+        smaller, written = _n_bytes(model, measured.dtype, others), measured
+        if dtype == "auto" and measured.lost_share >= MOST_LOST:
+            written, others, keeps_types = measured.in_float32(), {}, False
+        if is_writer:
+            _announce(
+                measured,
+                written,
+                dtype,
+                base is None,
+                (smaller, _n_bytes(model, written.dtype, others)),
+            )
+        try:
+            if is_writer:
+                shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+                temporary.mkdir(parents=True)
+                _copy_config(source, temporary, None if keeps_types else written.dtype)
+                if origin.template_text is not None:
+                    _set_template(temporary, origin.template_text)
+                _warn_of_tokenizer(temporary)
+                types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
+                if others:
+                    types["other_dtypes"] = others
+                losses = {"rounding": written.report()}
+                if written is not measured:
+                    losses["rounding_in_source_dtype"] = measured.report()
+                write_json(temporary / PROVENANCE_NAME, origin.report() | types | losses)
+            _write_tensors(params, model, temporary, written.dtype, others, max_shard_gb)
+            if is_writer:
+                _log.debug("export rename")
+                _replace(temporary, out)
+        finally:
+            if is_writer:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def provenance(folder: Path) -> dict[str, Any] | None:
+    """What an export says of itself; None for a folder that is none, or of before there was such a
+    file.
+    """
+    file = folder / PROVENANCE_NAME
+    return files.read_json(file) if file.exists() else None
+
+
+def _n_bytes(model: Model, dtype: str, others: dict[str, str]) -> int:
+    """Of all tensors as they are written."""
+    return sum(
+        math.prod(shape) * jnp.dtype(others.get(name, dtype)).itemsize
+        for _, _, name, shape in tensor_table(model)
+    )
+
+
+def _announce(
+    measured: rounding.Rounding,
+    written: rounding.Rounding,
+    asked: str,
+    is_random: bool,
+    sizes: tuple[int, int],
+) -> None:
+    """Says what rounding does to the run, and how large the files are going to be: `sizes` of both,
+    in bytes.
+    """
+    n, update = measured.weights, "the weights" if is_random else "the update"
+    moved = (
+        "" if is_random else f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
+    )
+    lost = f"as {measured.dtype} {measured.lost_share:.2%} of {update}'s norm is lost"
+    if not is_random:
+        lost += f" and {measured.changed_as_written / n:.1%} of the weights differ"
+    smaller, size = (n_bytes / 1e9 for n_bytes in sizes)
+    print(f"export: {moved}{lost}; written as {written.dtype}, {size:.3g} GB", file=sys.stderr)
+    if written is not measured:
+        print(
+            f"export: float32 keeps all of it; config.export.dtype='source' would be {smaller:.3g} GB",
+            file=sys.stderr,
+        )
+    elif measured.lost_share >= MOST_LOST:
+        print(
+            f"warning: config.export.dtype={asked!r}: rounding to {measured.dtype} loses {measured.lost_share:.1%} of"
+            " what was trained; 'auto' or 'float32' keeps it",
+            file=sys.stderr,
+        )
+
+
+def _write_tensors(
+    params: Params, model: Model, to: Path, dtype: str, others: dict[str, str], max_shard_gb: float
+) -> None:
+    """Each tensor as `dtype`, or as the one that `others` has for it."""
+    # in layer order
+    table = sorted(tensor_table(model), key=lambda e: (e[1] is not None, e[1] or 0))
+    entries = {
+        name: (path, layer, shape, others.get(name, dtype)) for path, layer, name, shape in table
+    }
+    shards = split_state_dict_into_shards_factory(
+        entries,
+        get_storage_size=lambda entry: math.prod(entry[2]) * jnp.dtype(entry[3]).itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=int(max_shard_gb * 1e9),
+    )
+    read = tensor_reader(params, model)
+    is_writer = jax.process_index() == 0
+    with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
+        for file_name, names in shards.filename_to_tensors.items():
+            tensors = {}
+            for name in names:
+                interrupts.check()
+                _log.debug("export %s", name)
+                *place, own_dtype = entries[name]
+                tensor = read(*place)  # by all processes together
+                if is_writer:
+                    tensors[name] = np.ascontiguousarray(tensor.astype(own_dtype))
+                progress.update()
+            if is_writer:
+                _save(tensors, to / file_name)
+    if is_writer and shards.is_sharded:
+        index = {
+            "metadata": shards.metadata,
+            "weight_map": dict(sorted(shards.tensor_to_filename.items())),
+        }
+        write_json(to / INDEX_NAME, index)
+
+
+def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
+    # transformers refuses a file without a format
+    save_file(tensors, file, metadata={"format": "pt"})
+    # safetensors writes for the owner's eyes only
+    shutil.copymode(file.with_name("config.json"), file)
+    flush(file)
+
+
+def _copy_config(source: Path, to: Path, dtype: str | None) -> None:
+    """config.json unchanged unless the weights get another `dtype`; generation config, tokenizer
+    and templates as they are.
+    """
+    raw = files.read_json(source / "config.json")
+    # which older readers know too
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
+    if dtype is None or all(raw.get(key) == dtype for key in keys):
+        shutil.copyfile(source / "config.json", to / "config.json")
+    else:
+        write_json(to / "config.json", raw | dict.fromkeys(keys, dtype))
+    generation = source / "generation_config.json"
+    for file in [*([generation] if generation.exists() else []), *tokenizer_files(source)]:
+        shutil.copyfile(file, to / file.name)
+    for file in additional_templates(source):
+        (to / file.parent.name).mkdir(exist_ok=True)
+        shutil.copyfile(file, to / file.parent.name / file.name)
+
+
+def _warn_of_tokenizer(folder: Path) -> None:
+    """Says where transformers will read the folder's tokenizer otherwise than the run did."""
+    if not (folder / tokenizer_lib.FILE_NAME).exists():
+        return
+    difference = tokenizer_lib.differs_in_transformers(folder, load_tokenizer(folder))
+    if difference:
+        print(f"note: {difference}", file=sys.stderr)
+
+
+def _set_template(folder: Path, text: str) -> None:
+    """Makes `text` the chat template of an exported tokenizer, in every place where one is read.
+
+    Readers differ in which place comes first, so none may keep the old one. That goes to
+    additional_chat_templates, where transformers offers it by the name "source", with those that
+    tokenizer_config.json had by other names.
+    """
+    file, settings_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    settings = files.read_json(settings_file) if settings_file.exists() else {}
+    held = settings.get("chat_template")
+    others = {"source": held} if isinstance(held, str) else {}
+    for entry in held if isinstance(held, list) else []:
+        others["source" if entry["name"] == "default" else entry["name"]] = entry["template"]
+    if file.exists():
+        others["source"] = file.read_text(encoding="utf-8")
+    for name, template in others.items():
+        additional = folder / ADDITIONAL_TEMPLATES / f"{Path(name).name}.jinja"
+        if template != text and not additional.exists():
+            additional.parent.mkdir(exist_ok=True)
+            additional.write_text(template, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
+    if held is not None:
+        write_json(settings_file, settings | {"chat_template": text})
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    """`temporary` takes the name `out`; an earlier export there goes only when the new one has its
+    place.
+    """
+    old = out.with_name(f".{out.name}.old")
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        out.rename(old)
+    temporary.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,117 @@
+"""Finds a checkpoint: a folder, or a snapshot of the hub; and reads which model its config.json
+describes.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+
+from dft_jax.models.families import FAMILIES
+from dft_jax.models.hf.config_reader import ConfigReader
+from dft_jax.models.hf.tokenizer import Tokenizer, read_tokenizer
+from dft_jax.models.spec import DecoderConfig
+from dft_jax.runtime import errors, hub
+from dft_jax.runtime.files import check_file, read_json, refuse_code
+
+# Downloaded and carried along (an adapter's config to be refused); nothing else is looked at: no
+# pickles, no code.
+CHECKPOINT_PATTERNS = (
+    "model*.safetensors model.safetensors.index.json config.json generation_config.json adapter_config.json"
+).split()
+TOKENIZER_PATTERNS = (
+    "tokenizer* special_tokens_map.json added_tokens.json chat_template* vocab* merges.txt *.model *.tiktoken"
+).split()
+# Templates besides the default one, by their names; a folder of the checkpoint's.
+ADDITIONAL_TEMPLATES = "additional_chat_templates"
+
+
+def resolve(path: str, revision: str) -> Path:
+    """The folder of a checkpoint: `path` itself when it is a folder, else the hub's snapshot
+    (cached or fetched).
+
+    A hub id is said to be one, with the commit that `revision` stands for now.
+
+    Raises:
+      UserError: neither; the message says what to fetch.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    if path.startswith((".", "/", "~")) or path.removeprefix(hub.PREFIX).count("/") != 1:
+        raise errors.UserError(
+            f"model.path={path!r} is not a folder, nor a hub id such as 'Qwen/Qwen2.5-Math-1.5B'"
+        )
+    hub_id = hub.id_of(path, "model.path")
+    import huggingface_hub
+
+    patterns = [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS, f"{ADDITIONAL_TEMPLATES}/*.jinja"]
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
+        )
+    except Exception as error:  # offline, unknown, gated: many types, one remedy
+        raise errors.UserError(
+            f"model.path={path!r} (revision {revision!r}) is neither a folder here nor in the hub's cache, and fetching"
+            f" failed ({type(error).__name__}); where there is a network: hf download {hub_id} --revision {revision}"
+        ) from error
+    if jax.process_index() == 0:
+        print(
+            f"note: model {hub_id} is the hub's, {revision} is commit {hub.commit_of(folder)}",
+            file=sys.stderr,
+        )
+    return folder
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """The architecture from `config.json`, every key accounted for (see models/config.py)."""
+    file, adapter, generation = (
+        folder / f"{name}.json" for name in ("config", "adapter_config", "generation_config")
+    )
+    if adapter.exists():
+        raise errors.UserError(
+            f"{adapter}: the folder holds an adapter (LoRA), which would not be applied; merge it into its base model,"
+            " or remove the file to train the base alone"
+        )
+    raw = read_json(file)
+    if generation.exists():
+        read_json(generation)  # carried along to the export, where it should not be what fails
+    refuse_code(raw, file)
+    if raw.get("quantization_config") is not None:
+        raise errors.UserError(
+            f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original"
+        )
+    family = raw.pop("model_type", None)
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise errors.UserError(
+            f"{file}: model_type={family!r} is not supported; known: {', '.join(sorted(FAMILIES))}"
+        )
+    reader = ConfigReader(raw, str(file))
+    return reader.finish(FAMILIES[family].read(reader))
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that make the checkpoint's tokenizer."""
+    found = {file for pattern in TOKENIZER_PATTERNS for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
+
+
+def additional_templates(folder: Path) -> list[Path]:
+    """Chat templates besides the default one, which an export carries along; no part of a run's
+    identity.
+    """
+    return sorted(folder.glob(f"{ADDITIONAL_TEMPLATES}/*.jinja"))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer, as its tokenizer.json says; no code from the checkpoint is run.
+
+    Raises:
+      UserError: none that can be used, or files of it that contradict each other
+      (models/tokenizer.py).
+    """
+    files = tokenizer_files(folder)
+    for file in additional_templates(folder):
+        check_file(file)
+    for file in files:
+        check_file(file)
+    return read_tokenizer(folder, files)

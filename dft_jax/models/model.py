@@ -1,0 +1,114 @@
+"""Models as pure functions over a plain params tree; Flax Linen stays inside this folder."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
+
+from dft_jax import sharding
+from dft_jax.models.attention.select import choose_attention
+from dft_jax.models.decoder import REMAT_POLICIES, Decoder
+from dft_jax.models.spec import DecoderConfig
+from dft_jax.types import Batch, Params
+
+# of `build`, and of config.model
+OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")
+__all__ = [
+    "OPTIONS",
+    "REMAT_POLICIES",
+    "DecoderConfig",
+    "Model",
+    "build",
+    "head",
+    "matmul_precision",
+    "with_attention",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder on a mesh. `abstract_params` holds shape, dtype and sharding of every leaf; nothing
+    is allocated.
+    """
+
+    config: DecoderConfig
+    module: Decoder
+    abstract_params: Params
+    init: Callable[[jax.Array], Params]
+    apply: Callable[[Params, Batch], Float[Array, "B L D"]]
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.module.mesh
+
+
+def build(
+    config: DecoderConfig,
+    mesh: Mesh,
+    *,
+    param_dtype: str = "float32",
+    compute_dtype: str = "float32",
+    remat: str = "none",
+    attention_block: int = 512,
+) -> Model:
+    """The model of `config` on `mesh`: `init(key)` gives random params, `apply(params, batch)`
+    hidden states.
+    """
+    module = Decoder(
+        config, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), mesh, remat, attention_block
+    )
+    rows = sharding.batch_shards(mesh)
+
+    def init_boxed(key):
+        tokens_BL = jnp.zeros((rows, 1), jnp.int32)
+        return module.init(key, tokens_BL, tokens_BL, tokens_BL)["params"]
+
+    def abstract(box: nn.Partitioned) -> jax.ShapeDtypeStruct:
+        layout = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))
+        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout)
+
+    boxes = jax.eval_shape(lambda: init_boxed(jax.random.key(0)))
+    abstract_params = jax.tree.map(
+        abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+    )
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
+
+    init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)), out_shardings=layouts)
+    return Model(config, module, abstract_params, init, functools.partial(_apply, module))
+
+
+def _apply(module: Decoder, params: Params, batch: Batch):
+    return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
+
+
+def with_attention(model: Model, asked: str) -> Model:
+    """The model with the backend that `config.model.attention` comes to; as built it has the one
+    that runs anywhere.
+    """
+    dtype, block = str(model.module.compute_dtype), model.module.block
+    with matmul_precision(dtype):
+        module = model.module.clone(
+            backend=choose_attention(asked, model.config, model.mesh, dtype, block)
+        )
+    return dataclasses.replace(model, module=module, apply=functools.partial(_apply, module))
+
+
+def matmul_precision(compute_dtype: str):
+    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or
+    tf32.
+    """
+    return jax.default_matmul_precision("highest" if compute_dtype == "float32" else "default")
+
+
+def head(params: Params) -> Float[Array, "V D"]:
+    """The output head: its own table, or the embedding when the checkpoint ties them."""
+    return params.get("head", params["embed"])
+
+
+def parameter_count(abstract_params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params))

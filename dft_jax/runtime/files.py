@@ -1,0 +1,158 @@
+"""The files of a checkpoint's folder: only plain ones, JSON read strictly, and never code."""
+
+import codecs
+import concurrent.futures
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from dft_jax.runtime import errors
+
+FETCH = "fetch the file again"
+
+
+def check_file(file: Path) -> None:
+    """Refuses what only stands for a file of a checkpoint: a link that leads elsewhere, a git-lfs
+    pointer.
+
+    An export copies the tokenizer's files, so a link in a cloned checkpoint would carry any file of
+    this machine along. The hub's cache is made of links, to blobs of its own.
+    """
+    target = Path(os.path.realpath(file))
+    is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
+    if not is_blob and not target.is_relative_to(os.path.realpath(file.parent)):
+        raise errors.UserError(
+            f"{file} is a link out of its folder, to {target}; copy that file here if it belongs here"
+        )
+    if file.is_file() and begins(file).startswith(b"version https://git-lfs"):
+        raise errors.UserError(
+            f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
+        )
+    # other programs refuse it, and an export too
+    if file.is_file() and begins(file).startswith(codecs.BOM_UTF8):
+        raise errors.UserError(
+            f"{file} begins with a byte order mark (BOM); re-save it as UTF-8 without one"
+        )
+
+
+def begins(file: Path) -> bytes:
+    """The first bytes of a file, which tell what it is."""
+    with open(file, "rb") as handle:
+        return handle.read(32)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_json(file: Path, remedy: str = FETCH) -> dict[str, Any]:
+    """A JSON object from a file; UserError names file and line, and the remedy for one that is not
+    whole.
+    """
+    if not file.is_file():
+        raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
+    check_file(file)
+    try:
+        text = file.read_text(encoding="utf-8")
+        value = json.loads(
+            text, object_pairs_hook=errors.unique_keys, parse_constant=_refuse_constant
+        )
+    except UnicodeDecodeError as error:
+        raise errors.UserError(f"{file}: not UTF-8 ({error.reason}); {remedy}") from error
+    except json.JSONDecodeError as error:
+        raise errors.UserError(
+            f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}"
+        ) from error
+    # a key twice, NaN, 5000 digits; nested too deep
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.UserError(
+            f"{file}: cannot be read ({errors.first_line(error)}); {remedy}"
+        ) from error
+    if not isinstance(value, dict):
+        raise errors.UserError(
+            f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}"
+        )
+    return value
+
+
+def refuse_code(raw: dict[str, Any], file: Path) -> None:
+    """UserError where a file of the checkpoint asks for code of the checkpoint to be run."""
+    if "auto_map" in raw:
+        raise errors.UserError(
+            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
+            " nothing needs that code"
+        )
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Writes under a temporary name, flushes to disk, then renames: the final name never holds half
+    a file.
+    """
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        flush(temporary)
+        os.replace(temporary, file)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # of a full disk
+        raise
+    flush(file.parent)
+
+
+def flush(path: Path) -> None:
+    """Makes what is written in a file, or renamed in a folder, outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(file: Path, text: str) -> None:
+    """As `write_atomically`, by process 0 alone."""
+    if jax.process_index() == 0:
+        write_atomically(file, text)
+
+
+def write_json(file: Path, value: Any) -> None:
+    write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def digest(files: Iterable[Path]) -> str:
+    """One SHA-256 of the names and contents of files, in the order of their names."""
+    return joined_digest(sha256_of(files))
+
+
+def sha256_of(files: Iterable[Path]) -> dict[Path, str]:
+    """The SHA-256 of each file's content."""
+    files = sorted(files)
+
+    def of(file: Path) -> str:
+        with open(file, "rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    # hashing leaves the interpreter to others
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        hashed = threads.map(of, files)
+        how = dict(desc="hash", unit="file", leave=False, delay=1, disable=jax.process_index() > 0)
+        return dict(zip(files, tqdm(hashed, total=len(files), **how), strict=True))
+
+
+def joined_digest(hashes: dict[Path, str]) -> str:
+    """What `digest` makes of files whose own SHA-256 are known.
+
+    Raises:
+      ValueError: no files. The hash of nothing would be the same for any two things that are gone.
+    """
+    if not hashes:
+        raise ValueError("there are no files to hash")
+    total = hashlib.sha256()
+    for file in sorted(hashes):
+        total.update(f"{file.name}\0{hashes[file]}\n".encode())
+    return total.hexdigest()

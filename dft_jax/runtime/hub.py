@@ -1,0 +1,40 @@
+"""What is the hub's and what is a path: a folder that is not there never becomes a stranger's
+repository.
+"""
+
+import os
+from pathlib import Path
+
+from dft_jax.runtime import errors
+
+PREFIX = "hf://"  # may stand before a hub id, to say that it is one
+
+
+def id_of(path: str, setting: str) -> str:
+    """The hub id that `path` is, where neither file nor folder of this name is here.
+
+    `runs/base` could be an id as well as a path. Where `runs` is a folder here it is taken as a
+    path, because whoever owns the name on the hub would supply the weights or the data;
+    `hf://runs/base` is always the hub's.
+
+    Raises:
+      UserError: it is a path; `setting` is what the user calls it.
+    """
+    hub_id = path.removeprefix(PREFIX)
+    if hub_id == path and "/" in path and Path(path).parent.is_dir():
+        what = f"no such file or folder (looked from {os.getcwd()}, where {Path(path).parent} is a folder)"
+        raise errors.UserError(
+            f"{setting}={path!r}: {what}; correct the path, or give {PREFIX}{path} for the hub's"
+        )
+    return hub_id
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None of any other folder, of which nobody says
+    one.
+    """
+    folder = folder.absolute()
+    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith(
+        ("models--", "datasets--")
+    )
+    return folder.name if is_snapshot else None

@@ -1,0 +1,85 @@
+"""What every run reports: sums over trained tokens, made inside the step and finished on the host."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dft_jax.types import TokenStats
+
+# The paper's bins of token probability (its figure of token distributions).
+P_BIN_EDGES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+def token_sums(stats: TokenStats, loss: Float[Array, ""], mask_BL) -> dict[str, Array]:
+    """Sums over the trained tokens of one micro-batch; adding them over micro-batches is exact."""
+    p_BL = jnp.exp(stats.logp_BL)
+
+    def total(x_BL):
+        return jnp.where(mask_BL, x_BL, 0).sum(dtype=jnp.float32)
+
+    # Edge i opens bin i; p = 1 falls in the last one.
+    bin_BL = sum((p_BL >= edge).astype(jnp.int32) for edge in P_BIN_EDGES[1:-1])
+    in_bin = [total(bin_BL == i) for i in range(len(P_BIN_EDGES) - 1)]
+    return {
+        "loss": loss,
+        "nll": total(-stats.logp_BL),
+        "p": total(p_BL),
+        "entropy": total(stats.entropy_BL),
+        "correct": total(stats.correct_BL),
+        "tokens": total(mask_BL),
+        "p_histogram": jnp.stack(in_bin),
+    }
+
+
+def per_token(sums: dict, area: str) -> dict:
+    """Host-side: means per trained token, named `area/what`; the histogram as fractions in
+    `P_BIN_EDGES`' bins.
+    """
+    n = max(float(sums["tokens"]), 1.0)
+    sum_of = {
+        "loss": "loss",
+        "nll": "nll",
+        "mean_p": "p",
+        "entropy": "entropy",
+        "token_accuracy": "correct",
+    }
+    means = {f"{area}/{name}": float(sums[key]) / n for name, key in sum_of.items()}
+    means[f"{area}/supervised_tokens"] = int(sums["tokens"])
+    means[f"{area}/p_histogram"] = histogram = [
+        float(count) / n for count in np.asarray(sums["p_histogram"])
+    ]
+    means[f"{area}/share_of_p_below_0.01"] = sum(histogram[: P_BIN_EDGES.index(0.01)])
+    return means
+
+
+# Dense bf16 peak of one device, FLOP/s, by a part of `device.device_kind`; from the makers'
+# datasheets.
+_PEAK_FLOPS = {
+    # "TPU v5": v5p
+    **{
+        "TPU v4": 275e12,
+        "TPU v5 lite": 197e12,
+        "TPU v5e": 197e12,
+        "TPU v5": 459e12,
+        "TPU v6": 918e12,
+    },
+    **{"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12},
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak of a device by name, or None where it is not known (every CPU): then no MFU is reported."""
+    return next((flops for name, flops in _PEAK_FLOPS.items() if name in device_kind), None)
+
+
+def training_flops_per_token(
+    n_matmul_params: int, n_layers: int, n_heads: int, head_dim: int, mean_length: float
+) -> float:
+    """FLOPs forward and backward of one token: 6 a parameter used in a product, and causal
+    attention over its example, of `mean_length` tokens on average.
+
+    Recomputation (rematerialisation, the head's second pass) is not counted: it is cost, not useful
+    work.
+    """
+    attention = 6 * 2 * n_layers * n_heads * head_dim * (mean_length / 2)
+    return 6 * n_matmul_params + attention

@@ -1,0 +1,47 @@
+"""The state of training: its shapes and layouts before anything is allocated, and how it begins."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from dft_jax import sharding
+from dft_jax.models.hf.load import load_params
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import Model
+from dft_jax.types import Params, TrainState
+
+
+def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes, dtypes and shardings of the state; moments lie where their parameters do."""
+    replicated = sharding.named(model.mesh)
+
+    def like(leaf, layout):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, param: like(leaf, param.sharding),
+        jax.eval_shape(optimizer.init, model.abstract_params),
+        model.abstract_params,
+        transform_non_params=lambda leaf: like(leaf, replicated),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(step, model.abstract_params, opt_state)
+
+
+def init_params(config: ConfigDict, source: Path, model: Model) -> Params:
+    """The checkpoint's parameters, or random ones from the seed."""
+    if config.model.init == "random":
+        return model.init(jax.random.key(config.train.seed))
+    return load_params(Checkpoint(source), model)
+
+
+def init_state(config: ConfigDict, source: Path, model: Model, optimizer) -> TrainState:
+    """The state before the first step."""
+    params = init_params(config, source, model)
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
+    opt_state = jax.jit(optimizer.init, out_shardings=layouts.opt_state)(params)
+    return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)

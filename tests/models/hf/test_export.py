@@ -1,0 +1,157 @@
+"""Import and export: bytes in, the same bytes out; temporary folders only until the end."""
+
+import hashlib
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dft_jax import assets, evaluate
+from dft_jax.models.hf import export as export_lib, load as hf
+from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import build
+from dft_jax.runtime import errors, files
+from tests.conftest import GOLDEN, make_mesh
+
+
+def load(case, mesh, **options):
+    model = build(read_config(GOLDEN / case), mesh, **options)
+    return model, hf.load_params(Checkpoint(GOLDEN / case), model)
+
+
+def digest(file):
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def tensors_of(folder):
+    found = {}
+    for file in folder.glob("*.safetensors"):
+        found |= load_file(file)
+    return found
+
+
+CASES = sorted(file.parent.name for file in GOLDEN.glob("*/model.safetensors"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_import_then_export_is_byte_identical(case, tmp_path):
+    """float32 and bf16 checkpoints through float32 parameters on eight devices: the very same
+    files.
+    """
+    model, params = load(case, make_mesh(2, 2, 2))
+    export(params, model, GOLDEN / case, tmp_path / "out")
+    for file in ("model.safetensors", "config.json", "generation_config.json"):
+        if (GOLDEN / case / file).exists():
+            assert digest(tmp_path / "out" / file) == digest(GOLDEN / case / file), file
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_sharded_import_and_export(tmp_path, mesh1):
+    """Two shards in, many small ones out, and in again: the same tensors, each shard within its
+    size.
+    """
+    model, params = load("qwen2_sharded", mesh1)
+    export(params, model, GOLDEN / "qwen2_sharded", tmp_path / "out", max_shard_gb=2e-5)
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 3 and files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    before, after = tensors_of(GOLDEN / "qwen2_sharded"), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    again = hf.load_params(Checkpoint(tmp_path / "out"), model)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_other_dtype_is_written_into_config(tmp_path, mesh1):
+    model, params = load("qwen2_tied", mesh1)
+    export(params, model, GOLDEN / "qwen2_tied", tmp_path / "out", dtype="bfloat16")
+    assert files.read_json(tmp_path / "out/config.json")["dtype"] == "bfloat16"
+    assert {array.dtype for array in tensors_of(tmp_path / "out").values()} == {
+        np.dtype(ml_dtypes.bfloat16)
+    }
+
+
+def test_tied_models_export_no_head(tmp_path, mesh1):
+    model, params = load("qwen2_tied", mesh1)
+    export(params, model, GOLDEN / "qwen2_tied", tmp_path / "out")
+    assert "lm_head.weight" not in tensors_of(tmp_path / "out")
+
+
+def test_an_interrupted_export_leaves_no_final_name_and_an_old_one_is_replaced(
+    tmp_path, mesh1, monkeypatch
+):
+    model, params = load("qwen2_tied", mesh1)
+    source, out = GOLDEN / "qwen2_tied", tmp_path / "out"
+
+    def full_disk(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export_lib, "_save", full_disk)
+        with pytest.raises(errors.UserError, match="no space left on device"):
+            export(params, model, source, out)
+    assert not out.exists() and list(tmp_path.iterdir()) == []
+    export(params, model, source, out)
+    first = digest(out / "model.safetensors")
+    doubled = jax.tree.map(lambda x: 2 * x, params)
+    export(doubled, model, source, out)
+    assert digest(out / "model.safetensors") != first
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.slow
+def test_host_memory_of_import_is_about_one_tensor(tmp_path, monkeypatch, mesh1):
+    """Never more than one tensor is read before it is placed: reads and placements alternate."""
+    events = []
+    read, place = Checkpoint.read, hf._place
+    monkeypatch.setattr(
+        Checkpoint, "read", lambda self, name: events.append("read") or read(self, name)
+    )
+    monkeypatch.setattr(hf, "_place", lambda *a: events.append("place") or place(*a))
+    load("qwen2_untied", mesh1)
+    assert events == ["read", "place"] * (len(events) // 2) and len(events) > 20
+
+
+def test_parameters_lie_sharded(mesh8):
+    """Each device holds an eighth or a quarter of the large arrays, not a copy."""
+    _, params = load("llama", mesh8)
+    up = params["layers"]["mlp"]["up"]["kernel"]
+    # tensor 2 × fsdp 2, copied over data 2
+    assert up.addressable_shards[0].data.size == up.size // 4
+    embed = params["embed"]
+    assert embed.addressable_shards[0].data.size == embed.size // 4
+
+
+def test_an_export_says_what_it_is_of_but_not_where_a_folder_lies(tmp_path):
+    """It may be published. Its evaluations say the same."""
+    base = {
+        "path": str(assets.LAB),
+        "revision": None,
+        "commit": None,
+        "init": "checkpoint",
+        "sha256": "aa",
+    }
+    origin = Origin(
+        step=3, path=str(assets.LAB), run={"run_id": "5f0c", "base": base, "fingerprint": {}}
+    )
+    said = origin.report()
+    assert (said["run_id"], said["base"]) == ("5f0c", base | {"path": "lab"})
+    assert str(assets.LAB.parent) not in json.dumps(said)
+    (tmp_path / "dft_jax.json").write_text(json.dumps(said))
+    assert evaluate._exported_from(tmp_path) == {
+        "run_id": "5f0c",
+        "step": 3,
+        "base": base | {"path": "lab"},
+    }
+    older = Origin(path="Qwen/Q", revision="v1").report()
+    assert (older["run_id"], older["base"]) == (
+        None,
+        {"path": "Qwen/Q", "revision": "v1", "init": "checkpoint"},
+    )
+    (tmp_path / "dft_jax.json").write_text(json.dumps(Origin().report()))
+    assert evaluate._exported_from(tmp_path) == {} == evaluate._exported_from(assets.LAB)

@@ -1,0 +1,194 @@
+"""The memory planner: the walk on small computations, its account against XLA's, the command."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dft_jax import config as config_lib, plan
+from dft_jax.models.model import DecoderConfig, parameter_count
+from dft_jax.models.spec import Rope
+from dft_jax.planner import liveness, memory
+from experiments.planner import check
+from tests.commands import ROOT, assert_refused, run_command
+
+NUMINA = f"--config={ROOT}/configs/numina_qwen25_math.py"
+MIB = 2**20
+
+
+def peak_mib(function, *shapes, kept=False, shares=None):
+    """MiB that the walk finds for a function of float32 arrays of these shapes."""
+    leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    last = math.inf if kept else -1
+    inputs = [
+        liveness.Array(4 * math.prod(s) * (shares or {}).get(s, 1), s, jnp.float32, last=last)
+        for s in shapes
+    ]
+    return (
+        liveness.total(liveness.peak(jax.make_jaxpr(function)(*leaves), inputs, shares or {})) / MIB
+    )
+
+
+X = (512, 512)  # 1 MiB
+
+
+def test_the_walk_fuses_reuses_and_frees():
+    assert peak_mib(lambda x: jnp.exp(x) * 2 + 1, X) == 1  # fused, in the place of its operand
+    assert peak_mib(lambda x: jnp.exp(x) * 2 + 1, X, kept=True) == 2
+    assert peak_mib(lambda x: x @ x, X) == 2
+    # the first product dies before the last is made
+    assert peak_mib(lambda x: x @ x @ x @ x, X) == 3
+    assert peak_mib(lambda x: jnp.exp(x) @ x, X) == 3  # a product needs its operand in memory
+    assert peak_mib(lambda x: (x.T * 3).sum(), X) < 1.01  # a reduction does not
+    assert peak_mib(lambda x: (x @ x, x)[1], X) == 1  # nobody reads the product
+    assert peak_mib(jax.jit(lambda x: jax.checkpoint(lambda y: y @ y)(x)), X) == 2
+
+
+def test_the_walk_knows_loops_and_shares():
+    def stack(x, xs):
+        return jax.lax.scan(lambda carry, x: (carry @ x, carry @ carry), x, xs)
+
+    # 4 slices read, 4 stacked, the carried one; within a trip, a slice and the next carry.
+    assert peak_mib(stack, X, (4, *X)) == 4 + 4 + 1 + 2
+    assert peak_mib(stack, X, (4, *X), shares={(4, *X): 0.25}) == 1 + 1 + 1 + 2
+    # a loop of one trip is none: the slice has died before the second product
+    assert peak_mib(stack, X, (1, *X)) == 3
+
+    def accumulate(x):
+        return jax.lax.fori_loop(0, 9, lambda i, total: total + jnp.float32(1) * i, x)
+
+    assert peak_mib(accumulate, X) < 1.01  # carried in place
+
+
+def small(compute="float32"):
+    config = config_lib.get_default()
+    config.data.max_length, config.train.loss_chunk_tokens, config.model.attention_block = (
+        512,
+        128,
+        128,
+    )
+    config.model.compute_dtype = compute
+    sizes = dict(
+        vocab_size=8192, hidden_size=256, num_layers=6, num_heads=4, num_kv_heads=2, head_dim=64
+    )
+    rest = dict(
+        intermediate_size=1024,
+        rms_epsilon=1e-6,
+        rope=Rope(1e4),
+        tie_embeddings=True,
+        max_length=512,
+    )
+    return memory.Planner(config, DecoderConfig(**sizes, **rest))
+
+
+@pytest.mark.parametrize(
+    "mesh, remat, rows, accumulation",
+    [
+        ((1, 8, 1), "none", 2, 1),
+        pytest.param((2, 2, 2), "dots", 2, 1, marks=pytest.mark.slow),
+        # The parameters on every device, and one row: what gradients are added up in is a large
+        # part.
+        pytest.param((8, 1, 1), "full", 1, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):
+    """The real step, compiled for eight devices. experiments/planner has the same for 1.5B
+    parameters.
+    """
+    row = check.compare(small(), memory.Setting(mesh, remat, rows, accumulation), jax.devices())
+    assert abs(float(row["error_percent"])) < 10, row
+    assert abs(float(row["temporary_error_percent"])) < 15, row
+
+
+def test_less_is_saved_with_more_recomputation_and_fewer_rows():
+    planner, mesh = small("bfloat16"), (1, 2, 1)
+    saved = {
+        remat: planner.memory(memory.Setting(mesh, remat, 4, 1))["activations"]
+        for remat in ("none", "dots", "full")
+    }
+    assert saved["none"] > 2 * saved["dots"] > 4 * saved["full"] > 0
+    two, four = (
+        sum(planner.memory(memory.Setting(mesh, "dots", rows, 2)).values()) for rows in (2, 4)
+    )
+    assert two < four
+    found = plan.fitting(planner, mesh, "dots", 16, (two + four) / 2)
+    assert (found.rows, found.accumulation) == (2, 4)
+    assert plan.fitting(planner, mesh, "dots", 16, two / 2) is None
+
+
+def test_moments_in_bfloat16_take_half():
+    planner, setting = small(), memory.Setting((1, 4, 1), "full", 1, 1)
+    whole = planner.memory(setting)
+    planner.config.optimizer.moment_dtype = "bfloat16"
+    half = dataclasses.replace(planner).memory(setting)
+    assert half["moments"] == pytest.approx(whole["moments"] / 2, rel=1e-3)
+    assert half["parameters"] == whole["parameters"]
+
+
+def test_architectures_are_the_published_ones():
+    counts = [1_543_714_304, 7_615_616_512, 3_212_749_824, 8_030_261_248, 6_910_365_696]
+    planners = [
+        memory.Planner(config_lib.get_default(), architecture)
+        for architecture in plan.ARCHITECTURES.values()
+    ]
+    assert [
+        parameter_count(planner.build((1, 1, 1)).abstract_params) for planner in planners
+    ] == counts
+
+
+def test_the_command_says_what_fits_without_devices_or_weights(capfd, monkeypatch):
+    arguments = [
+        f"{NUMINA}:size=7b",
+        "--device=h200",
+        "--devices=16",
+        "--config.mesh.tensor=2",
+        "--step_rows=16",
+    ]
+    outcome = run_command(plan.main, arguments, capfd, monkeypatch)
+    assert outcome.code == 0 and outcome.compiled == (), outcome
+    assert "7.62 B parameters" in outcome.stdout and "data=1 × fsdp=8 × tensor=2" in outcome.stdout
+    lines = outcome.stdout.splitlines()
+    assert sum(line.split()[:1] in (["none"], ["dots"], ["full"]) for line in lines) >= 5
+    assert lines[-1].startswith("fits so: --config.mesh.data=")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--devices=8"], ["--device is required"]),
+        (["--device=h300"], ["h300", "h200"]),
+        (["--device=h100", "--devices=6", "--config.mesh.tensor=4"], ["but there are 6 devices"]),
+        (
+            ["--device=h100", "--config.mesh.tensor=3", "--devices=3"],
+            ["does not divide the model's", "heads"],
+        ),
+        (
+            ["--device=h100", "--config.model.path=no/such"],
+            ["config.model.path='no/such'", "Qwen/Qwen2.5-Math-7B"],
+        ),
+        (["--device=h100", "--config.data.max_length=8192"], ["use at most 4096"]),
+    ],
+)
+def test_mistakes_are_told(arguments, words, capfd, monkeypatch):
+    assert_refused(run_command(plan.main, [NUMINA, *arguments], capfd, monkeypatch), *words)
+
+
+def test_the_planner_counts_positions_of_rows_not_of_examples():
+    planner = small()
+    before = planner.batch(2, 3).tokens_BL.shape
+    planner.config.data.row_length = 1024
+    assert (before, planner.batch(2, 3).tokens_BL.shape) == ((2, 3, 512), (2, 3, 1024))
+
+
+def test_what_bfloat16_parameters_cost_is_said_where_they_are_used_or_proposed():
+    config, short = config_lib.get_default(), {"model.param_dtype": "bfloat16"}
+    assert (
+        plan.of_parameters(config, {})
+        == plan.of_parameters(config, {"optimizer.moment_dtype": "bfloat16"})
+        == ""
+    )
+    assert "take small updates by chance" in plan.of_parameters(config, short)
+    config.update_from_flattened_dict(short | {"optimizer.rounding": "nearest"})
+    assert "lose small updates" in plan.of_parameters(config, {})
