@@ -1,6 +1,7 @@
-"""GSM8K with any supported checkpoint: one epoch over its 7,473 training problems.
+r"""GSM8K with any supported checkpoint: one epoch over its 7,473 training problems.
 
-    python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
+    python -m dft_jax.main --config=configs/gsm8k.py:objective=dft \
+        --config.model.path=FOLDER --workdir=runs/gsm8k
 
 Arguments: objective (dft). Data comes from the hub (openai/gsm8k, train and test); local copies are
 `--config.data.train=gsm8k_train.jsonl --config.data.heldout=gsm8k_test.jsonl --config.data.subset=`

@@ -1,7 +1,8 @@
-"""The paper's main table: 100,000 rows of NuminaMath-CoT, one epoch of 390 steps (arXiv 2508.05629,
+r"""The paper's main table: 100,000 rows of NuminaMath-CoT, one epoch of 390 steps (arXiv 2508.05629,
 section 4).
 
-    python -m dft_jax.main --config=configs/numina_qwen25_math.py:objective=dft,size=1.5b --workdir=runs/numina_dft
+    python -m dft_jax.main --config=configs/numina_qwen25_math.py:objective=dft,size=1.5b \
+        --workdir=runs/numina_dft
 
 Arguments: objective (dft); size: 1.5b, 7b (Qwen2.5-Math), llama3b (Llama-3.2-3B), llama8b
 (Llama-3.1-8B), deepseek7b. Hardware: 1.5b on one 80 GB GPU or v5e-8; 7b and 8b on eight 80 GB GPUs

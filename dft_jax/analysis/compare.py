@@ -373,44 +373,8 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     for axis, temperature in zip(axes[:, 0], temperatures, strict=True):
         for number, name in enumerate(names):
             own = [row for row in rows if row["temperature"] == temperature and row["run"] == name]
-            x = [
-                groups.index(row["benchmark"]) + (number - (len(names) - 1) / 2) * width
-                for row in own
-            ]
-            y = [100 * row["avg_at_k"] for row in own]
-            ends = [(row["avg_at_k_low"], row["avg_at_k_high"]) for row in own]
-            below = [
-                0 if low is None else max(0.0, v - 100 * low)
-                for v, (low, _) in zip(y, ends, strict=True)
-            ]
-            above = [
-                0 if high is None else max(0.0, 100 * high - v)
-                for v, (_, high) in zip(y, ends, strict=True)
-            ]
-            # a gap, not a bar of height zero
-            for benchmark in set(groups) - {row["benchmark"] for row in own}:
-                place = groups.index(benchmark) + (number - (len(names) - 1) / 2) * width
-                axis.text(
-                    place,
-                    0,
-                    "not run",
-                    rotation=90,
-                    ha="center",
-                    va="bottom",
-                    fontsize=7,
-                    color="#888888",
-                )
-            colour = COLOURS[number % len(COLOURS)]
-            axis.bar(
-                x,
-                y,
-                width * 0.92,
-                yerr=[below, above],
-                color=colour,
-                label=name,
-                capsize=2,
-                ecolor="#333333",
-            )
+            offset = (number - (len(names) - 1) / 2) * width
+            _bars(axis, own, groups, offset, 0.92 * width, COLOURS[number % len(COLOURS)], name)
         ks = sorted({row["k"] for row in rows if row["temperature"] == temperature and "k" in row})
         axis.set_title(
             f"{report.temperature_text(temperature)}, avg@{'/'.join(map(str, ks))}",
@@ -429,6 +393,40 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     )
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+def _bars(
+    axis,
+    rows: list[dict[str, Any]],
+    groups: list[str],
+    offset: float,
+    width: float,
+    colour: str,
+    label: str,
+) -> None:
+    """One run's bars beside the middle of each benchmark's group; a gap says "not run"."""
+    places, heights, below, above = [], [], [], []
+    for row in rows:
+        height = 100 * row["avg_at_k"]
+        low, high = row["avg_at_k_low"], row["avg_at_k_high"]
+        places.append(groups.index(row["benchmark"]) + offset)
+        heights.append(height)
+        below.append(0 if low is None else max(0.0, height - 100 * low))
+        above.append(0 if high is None else max(0.0, 100 * high - height))
+    axis.bar(
+        places,
+        heights,
+        width,
+        yerr=[below, above],
+        color=colour,
+        label=label,
+        capsize=2,
+        ecolor="#333333",
+    )
+    # A bar of height zero would say that all answers were wrong.
+    style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "color": "#888888"}
+    for benchmark in set(groups) - {row["benchmark"] for row in rows}:
+        axis.text(groups.index(benchmark) + offset, 0, "not run", **style)
 
 
 def write_csv(rows: list[dict[str, Any]], file: Path, columns: Iterable[str] = ()) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from dft_jax.runtime.files import joined_digest
+from dft_jax.runtime.files import joined_digest, write_atomically
 
 NAME = "manifest.json"
 VERIFY = ("sha256", "sizes", "off")
@@ -40,7 +40,7 @@ def write(folder: Path, step: int) -> None:
     files = sorted(file for file in found if not file.name.startswith(_PART))
     share = _hashes(folder, files[mine :: len(parts)], is_new=True)
     if mine > 0:
-        return files.write_atomically(parts[mine], json.dumps(share))
+        return write_atomically(parts[mine], json.dumps(share))
     deadline = time.monotonic() + _PART_TIMEOUT_S
     for part in parts[1:]:
         while not part.exists():
@@ -49,7 +49,7 @@ def write(folder: Path, step: int) -> None:
             time.sleep(0.05)
         share |= json.loads(part.read_text())
         part.unlink()
-    files.write_atomically(folder / NAME, _text(step, share))
+    write_atomically(folder / NAME, _text(step, share))
 
 
 def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:

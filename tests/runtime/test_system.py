@@ -138,7 +138,7 @@ def test_the_cache_is_kept_below_its_limit(tmp_path, monkeypatch, cache_settings
     assert len([file for file in caches.rglob("*") if file.is_file()]) == 4
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(cli, "CACHE_BYTES", 250)
+    monkeypatch.setattr(compilation_cache, "CACHE_BYTES", 250)
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.keep_compilations()
     assert {file.name for file in caches.rglob("*") if file.is_file()} == {"new", "old"}

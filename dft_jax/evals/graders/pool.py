@@ -70,16 +70,16 @@ class Grader:
     ):
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: choose one of {', '.join(MODES)}")
-        if sandbox < 1 or wall_s <= 0 or memory_gb < 0.5:
+        if workers < 1 or wall_s <= 0 or memory_gb < 0.5:
             raise ValueError(
-                f"{sandbox=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB"
+                f"{workers=}, {wall_s=}, {memory_gb=}: at least 1 worker, some time, and 0.5 GiB"
             )
         unknown = [marker for marker in answer_markers if marker not in extraction.MARKERS]
         if unknown or not answer_markers:
             raise ValueError(f"{answer_markers=}: choose from {', '.join(extraction.MARKERS)}")
         self.mode, self.last_number, self.answer_markers = mode, last_number, tuple(answer_markers)
         self.wall_s, self.memory_gb = wall_s, memory_gb
-        self.wanted = sandbox
+        self.wanted = workers
         self.workers: list[Worker] = []
 
     def __enter__(self) -> "Grader":

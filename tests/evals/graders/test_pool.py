@@ -91,7 +91,7 @@ def test_no_payload_raises_an_event():
 
 def test_the_recorder_sees_what_sympy_would_do():
     """The test above could not fail if its recorder saw nothing."""
-    code = "import sys; from tests.evals import grading_payloads as g; import sympy; seen = []\n"
+    code = "import sys; from tests.evals.graders import grading_payloads as g; import sympy; seen = []\n"
     code += "sys.addaudithook(lambda *a: g.is_suspect(*a) and seen.append(a[0]))\nsympy.Number('6'); print(seen)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2]
@@ -201,8 +201,8 @@ def test_labelled_pairs(verdicts):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_neither_workers_nor_order_matter(workers, verdicts):
     order = list(range(len(BOXED)))
-    random.Random(sandbox).shuffle(order)
-    with Grader(workers=sandbox) as grader:
+    random.Random(workers).shuffle(order)
+    with Grader(workers=workers) as grader:
         graded = grader.grade([BOXED[i] for i in order], progress=False)
     assert [one.verdict for one in graded] == [verdicts[i] for i in order]
 
