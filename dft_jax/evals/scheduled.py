@@ -46,9 +46,7 @@ class BenchmarkEvaluator:
         self.origin: dict[str, Any] = {}
         self.steps: list[int] = []
         asked = self._continued(settings)
-        self.plan = runner.plan(
-            asked, tokenizer, model, "config.eval.", date=date, trained=trained
-        )
+        self.plan = runner.plan(asked, tokenizer, model, "config.eval.", date=date, trained=trained)
         if jax.process_index() == 0:
             choice = self.plan.choice
             print(f"evaluations: prompt {choice.name!r}, {choice.why}", file=sys.stderr)

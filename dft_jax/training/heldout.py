@@ -38,7 +38,7 @@ class HeldOut:
         reference: Params | None = None,
     ):
         self.model, self.reference = model, reference
-        self.steps = batches.OnePass(
+        self.steps = batches.SequentialBatches(
             examples, model.mesh, global_batch=global_batch, row_length=row_length
         )
         loss = make_loss(model, objective, chunk_tokens)

@@ -42,7 +42,7 @@ class Job:
     tokenizer: Any
     train: batches.Examples
     heldout: batches.Examples | None
-    batches: batches.Steps
+    batches: batches.TrainBatches
     length: order.Length
     optimizer: optax.GradientTransformationExtraArgs
     objective: objectives.Objective
@@ -102,9 +102,7 @@ class Job:
         """data.heldout, where it is given, before the others."""
         if self.heldout is None:
             return self.evaluators
-        heldout = HeldOutEvaluator(
-            self.model, self.objective, self.heldout, self.config, reference
-        )
+        heldout = HeldOutEvaluator(self.model, self.objective, self.heldout, self.config, reference)
         return (heldout, *self.evaluators)
 
     def is_checkpoint_step(self, step: int) -> bool:
@@ -209,17 +207,17 @@ def load_data(
     most = config.eval.max_examples
     heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
     heldout.report["also_trained"] = account.also_trained(
-        heldout.where, heldout.examples, train.where, train.examples
+        heldout.origins, heldout.examples, train.origins, train.examples
     )
     return train, heldout
 
 
 def make_steps(
     config: ConfigDict, examples: batches.Examples, model: Model, version: int = order.VERSION
-) -> batches.Steps:
+) -> batches.TrainBatches:
     """The packed steps of the run; `version` is that of data/order.py."""
     t = config.train
-    return batches.Steps(
+    return batches.TrainBatches(
         examples,
         model.mesh,
         steps=length_of(config, len(examples), version).steps,

@@ -686,9 +686,7 @@ def test_only_what_the_tokenizer_has_is_sampled(checkpoint, folder, tmp_path):
 
     def vocab_size(source):
         model = build(read_config(source), sharding.make_mesh(-1, 1, 1))
-        settings = Settings(
-            benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain"
-        )
+        settings = Settings(benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain")
         return runner.plan(settings, load_tokenizer(source), model).sampler.vocab_size
 
     assert vocab_size(checkpoint) == 259 < read_config(checkpoint).vocab_size == 264
