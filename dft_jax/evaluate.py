@@ -125,12 +125,14 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
     predictions = records.read_predictions(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     problems = records.load_problems(predictions, data)
-    predictions = records.refer(predictions, problems)
+    predictions = records.with_references(predictions, problems)
     _make_writable(out, file)
     with folders.locked(out, "--out"):
         rows, summary = report.grade(predictions, problems, **grader)
         summary["predictions"] = {"file": file.name, "sha256": digest, "rows": len(predictions)}
-        with errors.told(f"--out={out}: cannot be written", "make room, or give another folder"):
+        with errors.user_errors(
+            f"--out={out}: cannot be written", "make room, or give another folder"
+        ):
             files.write_text(out / GRADED_NAME, "".join(json.dumps(row) + "\n" for row in rows))
             files.write_json(out / runner.SCORES_NAME, summary)
     return summary
@@ -144,7 +146,7 @@ def _make_writable(out: Path, file: Path) -> None:
         raise errors.UserError(
             f"--out={out}: {file.name} there would be overwritten by itself; give another folder"
         )
-    with errors.told(f"--out={out}: cannot be made", "give another folder"):
+    with errors.user_errors(f"--out={out}: cannot be made", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
     if not os.access(out, os.W_OK | os.X_OK):
         raise errors.UserError(f"--out={out}: no permission to write there; give another folder")

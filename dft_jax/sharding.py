@@ -88,16 +88,16 @@ def named(mesh: Mesh, *parts) -> NamedSharding:
     return NamedSharding(mesh, P(*parts))
 
 
-def pin(x, mesh: Mesh, *parts):
+def with_layout(x, mesh: Mesh, *parts):
     """Lays an array, or each of a tree, out along these axes of the mesh, inside jit; replicated
     without any.
     """
     return jax.lax.with_sharding_constraint(x, named(mesh, *parts))
 
 
-def constrain(x: jax.Array, mesh: Mesh, *axes: str) -> jax.Array:
+def with_logical_layout(x: jax.Array, mesh: Mesh, *axes: str) -> jax.Array:
     """Pins an activation to the mesh by its logical axes, inside jit."""
-    return pin(x, mesh, *spec(x.shape, axes, mesh))
+    return with_layout(x, mesh, *spec(x.shape, axes, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -453,7 +453,7 @@ def main() -> None:
     print(text(made))
     if _OUT.value:
         out = Path(_OUT.value).expanduser()
-        with errors.told(f"--out={out}: cannot be made", "give another folder"):
+        with errors.user_errors(f"--out={out}: cannot be made", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
         write_csv(made.rows, out / "comparison.csv")
         plot(made.rows, out / "comparison.png")

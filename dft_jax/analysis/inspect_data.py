@@ -69,7 +69,7 @@ def main() -> None:
     examples, heldout = load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, seed=config.train.seed)
     settings |= dict(row_length=batches.row_length(config.data))
-    step = batches.Steps(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
+    step = batches.TrainBatches(examples, model.mesh, steps=1, accumulation=1, **settings)[0]
     reports = {"train": examples.report} | ({"heldout": heldout.report} if heldout else {})
     print(json.dumps(examples.report, indent=2))
     marks = formats.calculator_marks(config.data)

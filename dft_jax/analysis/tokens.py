@@ -15,7 +15,7 @@ the tokens that fell and rose most, and writes to --out
     histogram.png   p in the paper's bins
     tokens.html     the first examples, their tokens coloured by p, and by its change
 
-A token's gradient is the norm of the gradient of its loss with respect to its logits: 
+A token's gradient is the norm of the gradient of its loss with respect to its logits:
 w · |onehot - p|, which is w · sqrt(1 - 2p + Σ_v p_v²), with the weight w = 1 for SFT and w = p for
 DFT; tokens.npz has that of SFT. Σ_v p_v² is no estimate: twice the hidden states make twice the logits,
 under which the target has a probability q, p²/q = Σ_v p_v². It costs a second pass through the
@@ -112,7 +112,7 @@ def numbered(examples: loader.Examples) -> loader.Examples:
     ids_of = np.split((np.cumsum(trained) - 1).astype(np.int32), ends)
     pairs = zip(examples.examples, ids_of, strict=True)
     replaced = [dataclasses.replace(example, ids=ids) for example, ids in pairs]
-    return loader.Examples(replaced, examples.report, examples.where)
+    return loader.Examples(replaced, examples.report, examples.origins)
 
 
 def score(
@@ -136,7 +136,9 @@ def score(
         return batch.mask_BL, numbers.targets_BL, (own.logp_BL, own.entropy_BL, gradient_BL)
 
     sizes = dict(global_batch=config.train.global_batch, row_length=loader.row_length(config.data))
-    passes = [loader.OnePass(e, model.mesh, **sizes) for e in (examples, numbered(examples))]
+    passes = [
+        loader.SequentialBatches(e, model.mesh, **sizes) for e in (examples, numbered(examples))
+    ]
     scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)
     params = opened.load()
     quiet = jax.process_index() > 0 or None  # None is quiet unless stderr is a terminal
@@ -352,7 +354,7 @@ def main() -> None:
             }
             about["environment"] = environment.describe()
             about["checkpoints"] = {name: each.identify() for name, each in opened.items()}
-            with errors.told(
+            with errors.user_errors(
                 f"--out={out}: cannot be written", "make room, or give another folder"
             ):
                 report(scores, examples, next(iter(opened.values())).tokenizer, about, out)

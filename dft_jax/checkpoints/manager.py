@@ -96,7 +96,9 @@ class Checkpoints:
         """What process 0 makes of the folder, on all of them."""
 
         def told() -> Any:
-            with errors.told(f"{self.folder}: cannot be used", "make it readable and writable"):
+            with errors.user_errors(
+                f"{self.folder}: cannot be used", "make it readable and writable"
+            ):
                 return work(*arguments)
 
         return distributed.by_first(f"checkpoint {topic}", told)
@@ -295,7 +297,9 @@ class Checkpoints:
         if self.is_reader:  # perhaps of a run that is at work
             remedy = "it is damaged; a start of the run with config.checkpoint.verify='sha256' sets it aside"
         try:
-            with errors.told(f"{folder}: cannot be read", remedy, (KeyError, OSError, ValueError)):
+            with errors.user_errors(
+                f"{folder}: cannot be read", remedy, (KeyError, OSError, ValueError)
+            ):
                 yield
         except errors.UserError:
             self._require(folder)

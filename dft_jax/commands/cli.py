@@ -87,7 +87,7 @@ def join_processes() -> None:
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     remedy = "start them with srun or on a TPU pod, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
-    with errors.told("the job's processes were not found", remedy, (KeyError, ValueError)):
+    with errors.user_errors("the job's processes were not found", remedy, (KeyError, ValueError)):
         if address:
             count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
             jax.distributed.initialize(

@@ -37,7 +37,7 @@ class Examples:
 
     examples: list[Example]
     report: dict
-    where: list[str]  # file and line of each
+    origins: list[str]  # file and line of each
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -142,7 +142,7 @@ def _tokenize(
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class PackedBatch:
     """The packed rows of one step that this process holds, [A, b, L], out of `n_rows` (B) on all
     processes.
     """
@@ -150,7 +150,7 @@ class Step:
     batch: Batch
     n_rows: int
     real_tokens: int  # positions that hold a token, over all processes
-    where: tuple[str, ...]  # file and line of its examples, those of all processes
+    origins: tuple[str, ...]  # file and line of its examples, those of all processes
 
     @property
     def efficiency(self) -> float:
@@ -178,23 +178,23 @@ class Packer:
         row_length: int,
         by_examples: bool = False,
     ):
-        self.examples, self.where, self.mesh = examples.examples, examples.where, mesh
+        self.examples, self.origins, self.mesh = examples.examples, examples.origins, mesh
         self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
         self.multiple = accumulation * sharding.batch_shards(mesh)
         watched = tqdm(
             ahead, desc="pack", unit="step", leave=False, delay=2, disable=jax.process_index() > 0
         )
         self.row_counts = packing.row_counts(
-            [self._needed(self._pack(step)) for step in watched], self.multiple
+            [self._needed(self._rows_of(step)) for step in watched], self.multiple
         )
 
     def _needed(self, micro_batches: list[list[list[int]]]) -> int:
         return self.accumulation * max(map(len, micro_batches))
 
-    def _pack(self, numbers: list[int]) -> list[list[list[int]]]:
+    def _rows_of(self, example_ids: list[int]) -> list[list[list[int]]]:
         """Example numbers of each row of each micro-batch."""
         A = self.accumulation
-        groups = np.array_split(numbers, A) if self.by_examples else [numbers]
+        groups = np.array_split(example_ids, A) if self.by_examples else [example_ids]
         packed = []
         for group in groups:
             rows = packing.best_fit(
@@ -203,9 +203,9 @@ class Packer:
             packed.append([[int(group[i]) for i in row] for row in rows])
         return packed if self.by_examples else [packed[0][a::A] for a in range(A)]
 
-    def fill(self, numbers: list[int]) -> Step:
+    def pack(self, example_ids: list[int]) -> PackedBatch:
         """The step of these examples: the rows that the devices of this process hold."""
-        micro_batches = self._pack(numbers)
+        micro_batches = self._rows_of(example_ids)
         needed = packing.round_up(self._needed(micro_batches), self.multiple)
         n_rows = (
             next((count for count in self.row_counts if count >= needed), needed)
@@ -219,11 +219,11 @@ class Packer:
                 packing.fill_rows(self.examples, [rows[b] for b in mine], self.row_length)
             )
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
-        real_tokens = sum(packing.slots(self.examples[n]) for n in numbers)
-        return Step(batch, n_rows, real_tokens, tuple(self.where[n] for n in numbers))
+        real_tokens = sum(packing.slots(self.examples[n]) for n in example_ids)
+        return PackedBatch(batch, n_rows, real_tokens, tuple(self.origins[n] for n in example_ids))
 
 
-class Steps:
+class TrainBatches:
     """Random access to the packed steps of a run of `steps`: `steps[n]`. `version` is that of
     order.py.
     """
@@ -245,18 +245,18 @@ class Steps:
         ahead = [self.stream[n] for n in range(min(steps, _STEPS_AHEAD))]
         self.packer = Packer(examples, mesh, ahead, **how_to_pack)
 
-    def __getitem__(self, step: int) -> Step:
-        return self.packer.fill(self.stream[step])
+    def __getitem__(self, step: int) -> PackedBatch:
+        return self.packer.pack(self.stream[step])
 
-    def iterate(self, start: int) -> Iterator[Step]:
+    def iterate(self, start: int) -> Iterator[PackedBatch]:
         """Steps from number `start` on, made ahead of time in threads."""
-        filled = self.stream.slice(slice(start, None)).map(self.packer.fill)
+        filled = self.stream.slice(slice(start, None)).map(self.packer.pack)
         return iter(
             filled.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
         )
 
 
-class OnePass:
+class SequentialBatches:
     """The packed steps of one pass in file order, for evaluation; the last may hold fewer examples."""
 
     def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int):
@@ -269,5 +269,5 @@ class OnePass:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Step]:
-        return map(self.packer.fill, self.batches)
+    def __iter__(self) -> Iterator[PackedBatch]:
+        return map(self.packer.pack, self.batches)

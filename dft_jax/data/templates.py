@@ -134,7 +134,7 @@ class Template:
                     f" choose one of {', '.join(STYLES)} or a .jinja file"
                 ) from error
         elif name.endswith(".jinja"):
-            with errors.told(
+            with errors.user_errors(
                 f"{setting}={name!r} cannot be read",
                 "give a UTF-8 file",
                 (OSError, UnicodeDecodeError),

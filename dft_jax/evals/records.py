@@ -75,7 +75,7 @@ def read_predictions(file: Path) -> list[Prediction]:
             samples_of[prediction.id].append(prediction.sample)
         remedy = "add them, or leave the problem out: a missing sample is no wrong answer"
         mistakes += [
-            f"{file.name}: {name}: {what}; {remedy}" for what in scores.rectangle(samples_of)
+            f"{file.name}: {name}: {what}; {remedy}" for what in scores.missing_samples(samples_of)
         ]
     errors.raise_if_any(mistakes)
     return predictions
@@ -176,7 +176,7 @@ def load_problems(predictions: list[Prediction], data: str) -> dict[str, list[be
     return {name: benchmarks.load(name, data) for name in wanted}
 
 
-def refer(
+def with_references(
     predictions: list[Prediction], problems: dict[str, list[benchmarks.Problem]]
 ) -> list[Prediction]:
     """Every prediction with a reference: its own, or the benchmark's. UserError for ids the

@@ -184,7 +184,9 @@ def score(name: str, group: list[Scored], problems: list[Problem] | None) -> dic
         "mean_length_tokens": _mean_of(rows, "tokens"),
         "mean_token_entropy": None if entropy is None else round(entropy, 4),
         "truncation_rate": _mean_of(rows, "truncated"),
-        "repetition_rate": float(np.mean([scores.loops(row["completion"]) for row in rows])),
+        "repetition_rate": float(
+            np.mean([scores.ends_in_a_loop(row["completion"]) for row in rows])
+        ),
     }
     if "strict_verdict" in rows[0]:
         result["paper_against_strict"] = _disagreements(group)

@@ -338,7 +338,7 @@ def evaluate(
     params = load() if missing else None
     if is_writer:
         _begin(out, _identity(plan, model, of))
-    with errors.told(
+    with errors.user_errors(
         f"{out}: cannot be written",
         "what is sampled is kept: make room, then run the same command again",
     ):
@@ -405,7 +405,7 @@ def recorded_date(out: Path) -> str:
 
 
 def _begin(out: Path, identity: dict[str, Any]) -> None:
-    with errors.told(f"{out}: cannot be written", "give another folder"):
+    with errors.user_errors(f"{out}: cannot be written", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
         if not (out / EVALUATION_NAME).exists():
             files.write_json(out / EVALUATION_NAME, identity)

@@ -188,7 +188,7 @@ def majority(classes_PS: Sequence[Sequence[int | None]], correct_PS: np.ndarray)
     return np.array(right)
 
 
-def loops(text: str) -> bool:
+def ends_in_a_loop(text: str) -> bool:
     """Whether a completion ends in a loop: one stretch of text over and over, until the limit cut
     it.
 
@@ -208,7 +208,7 @@ def loops(text: str) -> bool:
     return False
 
 
-def rectangle(samples_of: dict[str, Sequence[int]]) -> list[str]:
+def missing_samples(samples_of: dict[str, Sequence[int]]) -> list[str]:
     """What is wrong with the samples of each problem, by id: all should have the same numbers.
     Empty where all is well.
 

@@ -43,7 +43,7 @@ def unstack(params: Params, *, model: Model) -> Params:
     def one_layer(i):
         def take(stacked, abstract):
             # The spec's first axis is that of the layers, which is not cut.
-            return sharding.pin(stacked[i].astype(dtype), mesh, *abstract.sharding.spec[1:])
+            return sharding.with_layout(stacked[i].astype(dtype), mesh, *abstract.sharding.spec[1:])
 
         return jax.tree.map(take, params["layers"], model.abstract_params["layers"])
 
@@ -54,14 +54,14 @@ def unstack(params: Params, *, model: Model) -> Params:
     head_VD = jnp.pad(head(params).astype(dtype), ((0, U * M * VOCAB_BLOCK - c.vocab_size), (0, 0)))
     head_UDMW = head_VD.reshape(U, M, VOCAB_BLOCK, c.hidden_size).transpose(0, 3, 1, 2)
     made = {
-        "head": sharding.pin(
+        "head": sharding.with_layout(
             head_UDMW, mesh, None, *sharding.spec((c.hidden_size,), ("embed",), mesh), "tensor"
         ),
         "final_norm": jax.tree.map(lambda x: x.astype(dtype), params["final_norm"]),
         "layers": [one_layer(i) for i in range(c.num_layers)],
     }
     if "head" in params:
-        made["embed"] = sharding.pin(
+        made["embed"] = sharding.with_layout(
             params["embed"].astype(dtype), mesh, *model.abstract_params["embed"].sharding.spec
         )
     return made
@@ -112,7 +112,7 @@ def _layers(params, model: Model, tokens_BL, segments_BL, positions_BL, caches: 
         x_BLD, cache = layer.apply(
             {"params": layer_params}, x_BLD, segments_BL, positions_BL, cache
         )
-        made.append(sharding.pin(cache, module.mesh, *CACHE_SPEC))
+        made.append(sharding.with_layout(cache, module.mesh, *CACHE_SPEC))
     norm = RMSNorm(c.hidden_size, c.rms_epsilon, module.compute_dtype)
     return norm.apply({"params": params["final_norm"]}, x_BLD), made
 
@@ -125,7 +125,7 @@ def _embed(params, model: Model, tokens_BL):
         x_BLD = head_rows(
             params["head"], tokens_BL // VOCAB_BLOCK, model.mesh, tokens_BL % VOCAB_BLOCK
         )
-    return sharding.constrain(x_BLD, model.mesh, "batch", "length", "embed_activation")
+    return sharding.with_logical_layout(x_BLD, model.mesh, "batch", "length", "embed_activation")
 
 
 def head_rows(
@@ -155,4 +155,6 @@ def head_rows(
         in_specs=(P(None, width_axis, "tensor"), P(), P()),
         out_specs=P(*[None] * blocks_X.ndim, width_axis),
     )
-    return sharding.pin(jax.shard_map(local, mesh=mesh, **specs)(head_UDMW, blocks_X, rows_X), mesh)
+    return sharding.with_layout(
+        jax.shard_map(local, mesh=mesh, **specs)(head_UDMW, blocks_X, rows_X), mesh
+    )

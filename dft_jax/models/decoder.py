@@ -62,7 +62,9 @@ class Attention(nn.Module):
         frequencies = layers.rope_frequencies(c.rope, K)
         q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies, c.rope.attention_factor)
         k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies, c.rope.attention_factor)
-        q_BLHK = sharding.constrain(q_BLHK, self.mesh, "batch", "length", "heads", "head_dim")
+        q_BLHK = sharding.with_logical_layout(
+            q_BLHK, self.mesh, "batch", "length", "heads", "head_dim"
+        )
         if cache is None:
             how = dict(
                 window=c.sliding_window, block=self.block, backend=self.backend, mesh=self.mesh
@@ -107,7 +109,9 @@ class Layer(nn.Module):
         x_BLD = x_BLD + out_BLD
         mlp = layers.MLP(c, self.param_dtype, sharding.platform(self.mesh), name="mlp")
         x_BLD = x_BLD + mlp(norm("mlp_norm")(x_BLD))
-        x_BLD = sharding.constrain(x_BLD, self.mesh, "batch", "length", "embed_activation")
+        x_BLD = sharding.with_logical_layout(
+            x_BLD, self.mesh, "batch", "length", "embed_activation"
+        )
         return x_BLD, cache if self.keep_cache else None
 
 
@@ -140,7 +144,9 @@ class Decoder(nn.Module):
         x_BLD = layers.embed(table("embed"), tokens_BL, self.compute_dtype)
         if not c.tie_embeddings:
             table("head")  # declared here with everything else; used by the loss
-        x_BLD = sharding.constrain(x_BLD, self.mesh, "batch", "length", "embed_activation")
+        x_BLD = sharding.with_logical_layout(
+            x_BLD, self.mesh, "batch", "length", "embed_activation"
+        )
         layer = Layer
         if (policy := REMAT_POLICIES[self.remat]) is not None:
             # inside a scan nothing can be merged

@@ -50,7 +50,7 @@ class Stopped(BaseException):
     """
 
 
-class KeyTwice(ValueError):
+class DuplicateKey(ValueError):
     """An object of JSON has a key twice."""
 
 
@@ -61,7 +61,9 @@ def raise_if_any(problems: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def told(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (OSError,)) -> Iterator[None]:
+def user_errors(
+    what: str, remedy: str, kinds: tuple[type[Exception], ...] = (OSError,)
+) -> Iterator[None]:
     """Makes exceptions of these kinds a UserError: `what (why); remedy`."""
     try:
         yield
@@ -136,7 +138,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For json.loads: of two equal keys the last would win, and other readers may take the first."""
     if len(dict(pairs)) < len(pairs):
         [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
-        raise KeyTwice(f"key {key!r} appears twice in an object; keep one")
+        raise DuplicateKey(f"key {key!r} appears twice in an object; keep one")
     return dict(pairs)
 
 

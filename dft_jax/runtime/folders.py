@@ -34,7 +34,7 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
       for all processes.
     """
     with distributed.together("lock"):
-        with errors.told(f"{flag}={folder}: cannot be used", "give another folder"):
+        with errors.user_errors(f"{flag}={folder}: cannot be used", "give another folder"):
             folder.mkdir(parents=True, exist_ok=True)
             lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
         try:
@@ -60,7 +60,7 @@ def _require_shared(folder: Path, flag: str) -> None:
     word, file = secrets.token_hex(8), folder / _LOCK_NAME
     with distributed.together("folder written"):
         if jax.process_index() == 0:
-            with errors.told(f"{flag}={folder}: cannot be written", "give another"):
+            with errors.user_errors(f"{flag}={folder}: cannot be written", "give another"):
                 file.write_text(word)
                 files.flush(file)
     word = distributed.decided("folder", word, lambda words: words[0])

@@ -130,7 +130,7 @@ class Interrupts:
         self.thread.start()
         self.old_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         self.old_handlers = self._arm()
-        self.old_stderr, sys.stderr = sys.stderr, _Forgiving(sys.stderr)
+        self.old_stderr, sys.stderr = sys.stderr, _BrokenPipeProof(sys.stderr)
         _current = self
         return self
 
@@ -224,11 +224,11 @@ def _adder():
 
 
 def _say(text: str) -> None:
-    with _unheard():
+    with _ignore_broken_pipe():
         os.write(2, f"\n{text}\n".encode())
 
 
-class _Forgiving:
+class _BrokenPipeProof:
     """stderr whose reader may be gone: Ctrl-C ends the `tee` behind a run as well, which must not
     cost the state.
     """
@@ -240,17 +240,17 @@ class _Forgiving:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        with _unheard():
+        with _ignore_broken_pipe():
             self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with _unheard():
+        with _ignore_broken_pipe():
             self.stream.flush()
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
+def _ignore_broken_pipe() -> Iterator[None]:
     """Once the reader is dead, all that is still to be said goes nowhere: 1 and 2 have the same."""
     try:
         yield

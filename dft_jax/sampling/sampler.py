@@ -338,7 +338,9 @@ def _pinned(slots: Slots, model: Model) -> Slots:
     """Rows along the batch axes of the mesh, the heads of the cache along `tensor`."""
 
     def pin(x):
-        return sharding.pin(x, model.mesh, *(CACHE_SPEC if x.ndim == 4 else [sharding.BATCH_AXES]))
+        return sharding.with_layout(
+            x, model.mesh, *(CACHE_SPEC if x.ndim == 4 else [sharding.BATCH_AXES])
+        )
 
     return jax.tree.map(pin, slots)
 
@@ -365,7 +367,9 @@ def _empty(*, n_slots: int, size: int, n_outputs: int, model: Model) -> Slots:
 def _prefill(params, tokens_BL, lengths_B, *, model: Model):
     hidden_BD, cache = cached.prefill(params, model, tokens_BL, lengths_B)
     # Any slot may take any prompt, so every device of the batch axes has all of them.
-    return sharding.pin(hidden_BD, model.mesh), sharding.pin(cache, model.mesh, None, "tensor")
+    return sharding.with_layout(hidden_BD, model.mesh), sharding.with_layout(
+        cache, model.mesh, None, "tensor"
+    )
 
 
 def _grow(slots: Slots, *, size: int, model: Model) -> Slots:
@@ -458,4 +462,4 @@ def _decode(params, slots: Slots, least_active, *, model: Model, stop_ids, drawi
         "steps": steps,
         "tokens": tokens,
     }
-    return slots, sharding.pin(report, model.mesh)
+    return slots, sharding.with_layout(report, model.mesh)

@@ -54,7 +54,9 @@ class Records:
         if not file.exists():
             return None
         remedy = "remove it, to have the phase done again"
-        with errors.told(f"{file}: not a done-file", remedy, (OSError, ValueError, TypeError)):
+        with errors.user_errors(
+            f"{file}: not a done-file", remedy, (OSError, ValueError, TypeError)
+        ):
             done = Done(**json.loads(file.read_text(encoding="utf-8")))
         wanted = spec_lib.digest(spec_lib.inputs_of(self.spec, phase.arm), phase.kind)
         if done.inputs_sha256 != wanted:
@@ -85,7 +87,7 @@ class Records:
             if changes:
                 raise errors.UserError([f"{file} has other inputs; {_REMEDY}", *changes])
             inputs = held | inputs
-        with errors.told(f"{file}: cannot be written", "make room, or give another --out"):
+        with errors.user_errors(f"{file}: cannot be written", "make room, or give another --out"):
             file.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(file, inputs)
 
@@ -108,7 +110,7 @@ class Records:
             results=results,
         )
         file = self.folder / phase.file
-        with errors.told(
+        with errors.user_errors(
             f"{file}: cannot be written", "make room, then run the same command again"
         ):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,7 +149,7 @@ _REMEDY = "undo the change, or give another --out, or remove the arm's folder th
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    with errors.told(f"{file}: cannot be read", "remove it", (OSError, ValueError)):
+    with errors.user_errors(f"{file}: cannot be read", "remove it", (OSError, ValueError)):
         return json.loads(file.read_text(encoding="utf-8"))
 
 

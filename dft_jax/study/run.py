@@ -389,7 +389,7 @@ class Training:
         with bar:
             while self.step < last:
                 self.clock.check()
-                packed = self.lab.packer.fill(self.numbers[self.step])
+                packed = self.lab.packer.pack(self.numbers[self.step])
                 batch = sharding.device_batch(packed.batch, mesh, packed.n_rows)
                 self.state, sums = self.program(hyperparameters, self.state, batch)
                 self.step += 1

@@ -242,7 +242,7 @@ def open_workdir(
       UserError: they are those of another run, and the change is not named in
       `resume.allow_changed`.
     """
-    with errors.told(f"--workdir={workdir}: cannot be used", "give another"):
+    with errors.user_errors(f"--workdir={workdir}: cannot be used", "give another"):
         (workdir / "checkpoints").mkdir(exist_ok=True)
         settings = config.checkpoint
         checkpoints = Checkpoints(
@@ -340,7 +340,7 @@ def _set_aside(workdir: Path, after: int) -> None:
         n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.old-{n}").exists()
     )
     place = folder.with_name(f"{folder.name}.old-{number}")
-    with errors.told(f"{folder}: cannot be renamed", "move it away"):
+    with errors.user_errors(f"{folder}: cannot be renamed", "move it away"):
         place.mkdir()
         for each in stale:
             each.rename(place / each.name)
@@ -391,7 +391,7 @@ def describe_run(
 
     `account` is of its data, and `run` what `open_workdir` said of it.
     """
-    with errors.told(f"--workdir={workdir}: cannot be written", "give another"):
+    with errors.user_errors(f"--workdir={workdir}: cannot be written", "give another"):
         files.write_text(workdir / "config.json", config_lib.to_json(with_absolute_paths(config)))
         made_of = {name: run.get(name) for name in _SAID_ONCE}  # of an older run nobody knows
         described = environment.describe() | {"attention": model.module.backend}

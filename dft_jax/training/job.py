@@ -31,7 +31,7 @@ class Job:
     model: Model
     train: batches.Examples
     heldout: batches.Examples | None
-    packed: batches.Steps
+    packed: batches.TrainBatches
     length: order.Length
     optimizer: optax.GradientTransformationExtraArgs
     objective: objectives.Objective
@@ -141,17 +141,17 @@ def load_data(
     most = config.eval.max_examples
     heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
     heldout.report["also_trained"] = account.also_trained(
-        heldout.where, heldout.examples, train.where, train.examples
+        heldout.origins, heldout.examples, train.origins, train.examples
     )
     return train, heldout
 
 
 def make_steps(
     config: ConfigDict, examples: batches.Examples, model: Model, version: int = order.VERSION
-) -> batches.Steps:
+) -> batches.TrainBatches:
     """The packed steps of the run; `version` is that of data/order.py."""
     t = config.train
-    return batches.Steps(
+    return batches.TrainBatches(
         examples,
         model.mesh,
         steps=length_of(config, len(examples), version).steps,

@@ -78,7 +78,7 @@ class Writer:
                 os.fsync(self.rows.fileno())
 
     def _told(self):
-        return errors.told(
+        return errors.user_errors(
             f"{self.file}: cannot be written", "make it possible, then run the same command again"
         )
 
@@ -104,7 +104,7 @@ def require_boards(config: ConfigDict) -> None:
     for package, (key, is_wanted) in wanted.items():
         if is_wanted:
             what = f"{key} is set, but {package} cannot be imported"
-            with errors.told(what, f"pip install {package}, or unset the key", (Exception,)):
+            with errors.user_errors(what, f"pip install {package}, or unset the key", (Exception,)):
                 importlib.import_module(package)
 
 

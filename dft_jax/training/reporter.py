@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import dft_jax
-from dft_jax.data.batches import Examples, Step
+from dft_jax.data.batches import Examples, PackedBatch
 from dft_jax.models.model import Model, parameter_count
 from dft_jax.runtime import errors, interrupts, system
 from dft_jax.training import metrics, optimizer
@@ -51,7 +51,7 @@ class Reporter:
         self.trace = Trace(config.profile, log.file.parent / "profile")
         self.compilations = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
-        self.behind: tuple[int, dict, Step] | None = None
+        self.behind: tuple[int, dict, PackedBatch] | None = None
         quiet = jax.process_index() > 0
         self.bar = tqdm(
             total=steps, initial=start, desc=config.objective, unit="step", disable=quiet
@@ -60,7 +60,7 @@ class Reporter:
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
 
-    def waited(self, batches: Iterator[Step]) -> Iterator[Step]:
+    def waited(self, batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
         """The same; the time that they take is reported as waiting for data."""
         with contextlib.suppress(StopIteration):
             while True:
@@ -86,7 +86,7 @@ class Reporter:
                 file=sys.stderr,
             )
 
-    def add(self, step: int, sums: dict[str, jax.Array], packed: Step) -> None:
+    def add(self, step: int, sums: dict[str, jax.Array], packed: PackedBatch) -> None:
         self.flush()
         self.behind = (step, sums, packed)
 
@@ -112,7 +112,7 @@ class Reporter:
         warning = self.rounding.after(step, values)
         if warning and not self.bar.disable:
             print(f"warning: {warning}", file=sys.stderr)
-        self.skips.count(step, is_finite, packed.where)
+        self.skips.count(step, is_finite, packed.origins)
         self.bar.update(step - self.bar.n)
         self.bar.set_postfix(
             {name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values}
@@ -271,7 +271,7 @@ class _Throughput:
         yield
         self.spent_s[on] += time.perf_counter() - begin
 
-    def of(self, sums: dict, step: Step) -> dict[str, float]:
+    def of(self, sums: dict, step: PackedBatch) -> dict[str, float]:
         now, last = time.perf_counter(), self.last
         self.last = now
         spent_s, self.spent_s = self.spent_s, dict.fromkeys(self.spent_s, 0.0)

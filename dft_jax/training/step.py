@@ -185,7 +185,7 @@ def make_evaluate(
         return lambda params: {}
     loss = make_loss(model, objective, config)
     sizes = dict(global_batch=config.train.global_batch, row_length=batches.row_length(config.data))
-    steps = batches.OnePass(heldout, model.mesh, **sizes)
+    steps = batches.SequentialBatches(heldout, model.mesh, **sizes)
 
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def eval_step(reference, params, batch: Batch):

@@ -6,7 +6,7 @@ examples for TRL.
         [--max-length=640] [--rows=gsm8k] [--micro-batches=1]
 
 The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own
-template, tokenised, shuffled and packed by `loader.Steps`, then given to the step of
+template, tokenised, shuffled and packed by `loader.TrainBatches`, then given to the step of
 `train.make_train_step` as it is. Without `--data` the examples are random token ids (a checkpoint
 without a tokenizer has no text to read), packed the same way. Written:
 
@@ -101,7 +101,7 @@ def pad(examples: list[Example]) -> dict[str, np.ndarray]:
 
 
 def first_step(
-    config, objective: str, source: pathlib.Path, model, step: batches.Step
+    config, objective: str, source: pathlib.Path, model, step: batches.PackedBatch
 ) -> dict[str, float]:
     """Loss per trained token, gradient norm and mean p of the real training step, from the
     checkpoint's weights.
@@ -144,7 +144,7 @@ def main() -> None:
     arguments = parse_arguments()
     config = make_config(arguments)
     source, model, examples = load(arguments, config)
-    steps = batches.Steps(
+    steps = batches.TrainBatches(
         examples,
         model.mesh,
         steps=1,

@@ -195,8 +195,10 @@ def project_loss(params, batch):
     ).sum()
 
 
-first = batches.Examples(examples.examples[:BATCH], examples.report, examples.where[:BATCH])
-packed = batches.OnePass(first, model.mesh, global_batch=BATCH, row_length=config.data.max_length)
+first = batches.Examples(examples.examples[:BATCH], examples.report, examples.origins[:BATCH])
+packed = batches.SequentialBatches(
+    first, model.mesh, global_batch=BATCH, row_length=config.data.max_length
+)
 step = next(iter(packed))
 packed_BL = jax.tree.map(
     lambda x_ABL: x_ABL[0], sharding.device_batch(step.batch, model.mesh, step.n_rows)

@@ -121,7 +121,7 @@ def test_heldout_rows_that_are_trained_are_named(tmp_path, tokenizer):
         tokenizer,
         name="test.jsonl",
     )
-    found = account.also_trained(heldout.where, heldout.examples, train.where, train.examples)
+    found = account.also_trained(heldout.origins, heldout.examples, train.origins, train.examples)
     assert found == {
         "rows": 2,
         "first": "test.jsonl:1 is train.jsonl:19",
@@ -131,7 +131,7 @@ def test_heldout_rows_that_are_trained_are_named(tmp_path, tokenizer):
     assert "2 rows are trained as well (test.jsonl:1 is train.jsonl:19)" in same
     assert "the prompts of 2 rows are trained with another answer" in others
     new = load(tmp_path, rows(3, first=30), tokenizer, name="test.jsonl")
-    none = account.also_trained(new.where, new.examples, train.where, train.examples)
+    none = account.also_trained(new.origins, new.examples, train.origins, train.examples)
     assert none == {"rows": 0, "first": "", "prompts_with_another_answer": 0}
     assert account.warnings("data.heldout", new.report | {"also_trained": none}) == []
 

@@ -203,7 +203,7 @@ def many(tokenizer, tmp_path_factory):
 def steps_of(examples, mesh=None, accumulation=1, seed=0):
     mesh = mesh or make_mesh()
     how = dict(steps=40, global_batch=8, seed=seed, accumulation=accumulation, row_length=128)
-    return batches.Steps(examples, mesh, **how)
+    return batches.TrainBatches(examples, mesh, **how)
 
 
 def contents(step):
@@ -258,7 +258,7 @@ def test_by_examples_gives_each_micro_batch_its_share(many):
     for more.
     """
     how = dict(accumulation=4, row_length=128, by_examples=True)
-    step = batches.Steps(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
+    step = batches.TrainBatches(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
     segments = np.asarray(step.batch.segments_BL)
     assert [int(segments[a].max(axis=1).sum()) for a in range(4)] == [2, 2, 2, 2]
     assert contents(step) == contents(steps_of(many)[0])
@@ -276,7 +276,7 @@ def test_the_hash_of_data_sees_every_token_and_every_mask(many):
 
 
 def test_in_order_visits_each_once(many):
-    steps = batches.OnePass(many, make_mesh(), global_batch=8, row_length=128)
+    steps = batches.SequentialBatches(many, make_mesh(), global_batch=8, row_length=128)
     seen = [item for step in steps for item in contents(step)]
     assert len(seen) == 50 and len(set(seen)) >= 45
 
@@ -313,7 +313,7 @@ def test_rows_can_be_longer_than_examples():
         how = dict(
             steps=2, global_batch=6, accumulation=1, seed=0, row_length=batches.row_length(config)
         )
-        step = batches.Steps(examples, mesh, **how)[0]
+        step = batches.TrainBatches(examples, mesh, **how)[0]
         assert step.batch.tokens_BL.shape[-1] == (row_length or 160)
         tokens.append(sorted(step.batch.targets_BL[step.batch.mask_BL].tolist()))
         efficiency.append(step.efficiency)

@@ -257,18 +257,18 @@ LOOPS = {
 @pytest.mark.parametrize("case", LOOPS)
 def test_loops(case):
     text, expected = LOOPS[case]
-    assert scores.loops(text) == expected
+    assert scores.ends_in_a_loop(text) == expected
 
 
 def test_loops_are_quick_on_long_texts():
     began = time.perf_counter()
-    assert not scores.loops("ab" * 2_000_000 + "c" + "a" * 199)
+    assert not scores.ends_in_a_loop("ab" * 2_000_000 + "c" + "a" * 199)
     assert time.perf_counter() - began < 1
 
 
 def test_ragged_samples_name_the_problem():
-    assert scores.rectangle({"a": [0, 1], "b": [1, 0]}) == []
-    [line] = scores.rectangle({"a": [0, 1, 2], "b": [2]})
+    assert scores.missing_samples({"a": [0, 1], "b": [1, 0]}) == []
+    [line] = scores.missing_samples({"a": [0, 1, 2], "b": [2]})
     assert line == "problem 'b' has 1 of 3 samples; missing: sample 0, 1"
 
 

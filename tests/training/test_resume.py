@@ -193,7 +193,7 @@ def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
     for sizes in MESHES:
         model = build(read_config(assets.TINY), make_mesh(*sizes))
         steps = make_steps(config(), examples, model)
-        seen.append([steps[n].where for n in range(20)])
+        seen.append([steps[n].origins for n in range(20)])
         optimizer = optimizer_lib.make_optimizer(config().optimizer)
         state = Checkpoints(finished / "checkpoints").restore(4, abstract_state(model, optimizer))
         bits.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)])

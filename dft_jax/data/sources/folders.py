@@ -132,7 +132,9 @@ def _listed_on_card(folder: Path, subset: str) -> dict[str, list[str]]:
     from huggingface_hub import metadata_load
 
     # yaml has many types
-    with errors.told(f"{card}: its header cannot be read", "mend or remove it", (Exception,)):
+    with errors.user_errors(
+        f"{card}: its header cannot be read", "mend or remove it", (Exception,)
+    ):
         configs = (metadata_load(card) or {}).get("configs") or []
         listed = {
             config["config_name"]: _patterns(config["data_files"])

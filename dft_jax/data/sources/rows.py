@@ -130,7 +130,7 @@ def _object(line: bytes) -> dict[str, Any] | str:
             return "begins with a byte order mark (BOM); remove these three bytes"
         cut = "" if line.endswith(b"\n") else ", and the line has no end: was the file cut off?"
         return f"not JSON at column {error.colno} ({error.msg}){cut}; mend or remove the line"
-    except errors.KeyTwice as error:
+    except errors.DuplicateKey as error:
         return str(error)
     except (ValueError, RecursionError) as error:  # a number of 5000 digits, brackets 10000 deep
         return f"not JSON that Python reads ({error}); mend or remove the line"
@@ -176,7 +176,9 @@ def _read_table(file: Path, name: str) -> Iterator[Row]:
     from pyarrow import parquet
 
     # of many types
-    damaged = errors.told(f"{name}: not a readable parquet file", "write it again", (Exception,))
+    damaged = errors.user_errors(
+        f"{name}: not a readable parquet file", "write it again", (Exception,)
+    )
     with damaged, parquet.ParquetFile(file) as table:
         columns = table.schema_arrow.names
         twice = [column for column in columns if columns.count(column) > 1]

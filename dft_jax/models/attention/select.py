@@ -94,7 +94,7 @@ def packed_errors(
         x_BLXK = scale * jax.random.normal(
             jax.random.key(seed), (B, _SEGMENTS_2L.shape[1], heads, c.head_dim)
         )
-        return sharding.constrain(
+        return sharding.with_logical_layout(
             x_BLXK.astype(compute_dtype), mesh, "batch", "length", "heads", "head_dim"
         )
 

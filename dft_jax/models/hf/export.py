@@ -108,7 +108,7 @@ def export(
         "make it possible, then run the same command again",
     )
     # safetensors has its own type for a full disk
-    with errors.told(what, remedy, (OSError, SafetensorError)):
+    with errors.user_errors(what, remedy, (OSError, SafetensorError)):
         source_dtype = weights_dtype(source)
         base = Checkpoint(source) if origin.init == "checkpoint" else None
         keeps_types = dtype in ("auto", "source")

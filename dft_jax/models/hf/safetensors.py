@@ -91,7 +91,7 @@ def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     # the library checks all, but of two equal names it takes the last
     with _open(file), open(file, "rb") as handle:
         header = handle.read(int.from_bytes(handle.read(8), "little"))
-    with errors.told(f"{file}: in its header", "fetch it again", (ValueError,)):
+    with errors.user_errors(f"{file}: in its header", "fetch it again", (ValueError,)):
         entries = json.loads(header, object_pairs_hook=errors.unique_keys)
     entries.pop("__metadata__", None)
     return {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}

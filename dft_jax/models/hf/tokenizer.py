@@ -234,7 +234,7 @@ def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:
     for name, content in {SETTINGS_NAME: raw, **beside}.items():
         refuse_code(content, folder / name)
     # both libraries raise many types
-    with errors.told(f"{folder}: no usable tokenizer", _REMEDY, (Exception,)):
+    with errors.user_errors(f"{folder}: no usable tokenizer", _REMEDY, (Exception,)):
         if FILE_NAME in present:
             backend, special = (
                 _read_file(folder / FILE_NAME, raw),

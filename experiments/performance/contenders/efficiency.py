@@ -1,5 +1,5 @@
 """How much of the packed rows holds tokens, over an epoch of steps of 256 examples, as
-`loader.Steps` packs them.
+`loader.TrainBatches` packs them.
 
 python -m experiments.performance.contenders.efficiency [--data=gsm8k_train.jsonl --tokenizer=FOLDER]
 
@@ -46,7 +46,7 @@ def main() -> None:
     mesh = adapter.one_device_mesh()
     n_steps = len(examples) // _BATCH
     how = dict(steps=n_steps, global_batch=_BATCH, seed=0, accumulation=1, row_length=_ROW)
-    steps = batches.Steps(examples, mesh, **how)
+    steps = batches.TrainBatches(examples, mesh, **how)
     real = positions = least_rows = 0
     for number in range(n_steps):
         step = steps[number]
