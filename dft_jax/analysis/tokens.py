@@ -15,7 +15,7 @@ the tokens that fell and rose most, and writes to --out
     histogram.png   p in the paper's bins
     tokens.html     the first examples, their tokens coloured by p, and by its change
 
-A token's gradient is the norm of the gradient of its loss with respect to its logits: 
+A token's gradient is the norm of the gradient of its loss with respect to its logits:
 w · |onehot - p|, which is w · sqrt(1 - 2p + Σ_v p_v²), with the weight w = 1 for SFT and w = p for
 DFT; tokens.npz has that of SFT. Σ_v p_v² is no estimate: twice the hidden states make twice the logits,
 under which the target has a probability q, p²/q = Σ_v p_v². It costs a second pass through the

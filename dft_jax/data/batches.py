@@ -249,7 +249,7 @@ class TrainBatches:
     def __getitem__(self, step: int) -> PackedBatch:
         return self.packer.pack(self.stream[step])
 
-    def starting_at(self, start: int) -> Iterator[tuple[int, Step]]:
+    def starting_at(self, start: int) -> Iterator[tuple[int, PackedBatch]]:
         """(count of steps with this one, step), after the first `start` and up to the last; made
         ahead of time in threads.
         """

@@ -63,7 +63,7 @@ class Reporter:
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
 
-    def timed(self, batches: Iterator[tuple[int, Step]]) -> Iterator[tuple[int, Step]]:
+    def timed(self, batches: Iterator[tuple[int, PackedBatch]]) -> Iterator[tuple[int, PackedBatch]]:
         """Yields `batches`, recording the time that each takes as waiting for data."""
         with contextlib.suppress(StopIteration):
             while True:

@@ -163,9 +163,10 @@ def test_gradient_is_that_of_the_objectives(scale):
     for name, weight_T in (("sft", 1.0), ("dft", jnp.exp(logp(logits_TV))[:, 0])):
         objective = objectives.make_objective(name)
         rest = dict.fromkeys(("entropy_BL", "correct_BL", "examples_BL"))
-        loss = lambda x_TV, of=objective, rest=rest: of(
-            TokenStats(logp_BL=logp(x_TV), **rest)
-        ).sum()  # noqa: E731
+
+        def loss(x_TV, of=objective, rest=rest):
+            return of(TokenStats(logp_BL=logp(x_TV), **rest)).sum()
+
         expected_T = jnp.linalg.norm(jax.grad(loss)(logits_TV), axis=1)
         np.testing.assert_allclose(weight_T * found_T, expected_T, rtol=1e-3, atol=1e-3)
     rest_T = -np.expm1(np.asarray(logp(logits_TV))[:, 0])

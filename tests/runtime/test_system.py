@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dft_jax.commands import cli
 from dft_jax.runtime import compilation_cache, sandbox, system
 from dft_jax.training import reporter
 
