@@ -33,7 +33,7 @@ class LM:
         reader: which run or hub commit they are of, and what that began with.
       read: gives the parameters, laid out as `model.abstract_params`.
       source: the Hugging Face folder that config and tokenizer are of.
-      name: of its folder.
+      path: where it was opened from: a folder, a hub id, or the directory of a run.
       what: which weights these are, for a reader: of a run, or of an export, which may be rounded.
       weights_sha256_of_sample: of a Hugging Face folder, which each host may have on its own disk.
       date: YYYY-MM-DD, of a run, or its export, whose template writes the date.
@@ -45,7 +45,7 @@ class LM:
     identify: Callable[[], dict[str, Any]]
     read: Callable[[], Params]
     source: Path
-    name: str = ""
+    path: str = ""
     what: str = ""
     weights_sha256_of_sample: str = ""
     date: str = ""
@@ -54,6 +54,15 @@ class LM:
     @functools.cached_property
     def params(self) -> Params:
         return self.read()
+
+    def forget_params(self) -> None:
+        """Lets the parameters go; they are read again when they are next asked for."""
+        self.__dict__.pop("params", None)
+
+    @property
+    def name(self) -> str:
+        """Of its folder, or the last part of its hub id."""
+        return Path(self.path).absolute().name
 
 
 def open_checkpoint(
@@ -197,10 +206,10 @@ def _lm_of_run(folder: Path, mesh: dict[str, int], compute_dtype: str) -> LM:
         identify=lambda: identity,
         read=saved.params,
         source=saved.source,
-        name=folder.name,
+        path=str(folder),
         what=f"{folder.name}, step {saved.step}: its {masters} weights, computed in {compute_dtype}",
         date=saved.config.data.get("date", ""),
-        trained=_trained_template(saved.config, folder),
+        trained=trained_template(saved.config, folder),
     )
 
 
@@ -228,7 +237,7 @@ def _lm_of_checkpoint(path: str, revision: str, mesh: dict[str, int], compute_dt
         identify=identify,
         read=lambda: load_params(Checkpoint(source), model),
         source=source,
-        name=name,
+        path=path,
         what=f"{name}: {dtype} weights, computed in {compute_dtype}",
         weights_sha256_of_sample=weights_sample(source),
         date=exported.get("date", ""),
@@ -273,7 +282,7 @@ def template_file(workdir: Path) -> Path | None:
     return file if file.exists() else None
 
 
-def _trained_template(config: ConfigDict, workdir: Path) -> str:
+def trained_template(config: ConfigDict, workdir: Path) -> str:
     """What a run was trained with, as a value of --prompt. Of a .jinja file its folder has a copy."""
     name = config.data.template
     if name.endswith(".jinja"):

@@ -18,19 +18,19 @@ import jax
 from ml_collections import ConfigDict
 
 from dft_jax.checkpoints import manifest
-from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.data.batches import Examples
 from dft_jax.data.templates import AUTO, Template, today
+from dft_jax.lm import TEMPLATE_NAME, base_of
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
 from dft_jax.models.model import Model
-from dft_jax.runtime import distributed, environment, errors, files, hub
+from dft_jax.runtime import distributed, environment, errors, files
 from dft_jax.runtime.environment import process_facts
 from dft_jax.runtime.options import flatten
 from dft_jax.training.optimizer import rounding_of
 
-_TEMPLATE_NAME = "chat_template.jinja"
 # What a checkpoint says of its run since it began, and keys that fingerprints of older versions
 # lack.
 _SAID_ONCE = ("run_id", "base", "data")
@@ -331,28 +331,13 @@ def _begin(workdir: Path, config: ConfigDict, source: Path, train: Examples) -> 
     with distributed.together("beginning"):  # process 0 writes and hashes
         if jax.process_index() == 0:
             _set_aside(workdir, after=-1)
-            is_random = config.model.init == "random"
-            base = base_of(
-                config, source, None if is_random else files.digest(Checkpoint(source).files)
-            )
+            sha256 = None
+            if config.model.init == "checkpoint":
+                sha256 = files.digest(Checkpoint(source).files)
+            named = config.model
+            base = base_of(named.path, named.revision, named.init, source, sha256)
     mine = {"run_id": secrets.token_hex(8), "base": base, "data": data_of(train)}
     return distributed.decided("run", mine, lambda everyone: everyone[0])
-
-
-def base_of(config: ConfigDict, source: Path, sha256: str | None) -> dict[str, Any]:
-    """The checkpoint that a run begins with: where it was found, the hub's commit, and SHA-256 of
-    all its weights.
-
-    None for weights that it does not begin with, because it draws random ones.
-    """
-    is_folder = Path(config.model.path).is_dir()
-    return {
-        "path": str(Path(config.model.path).absolute()) if is_folder else config.model.path,
-        "revision": None if is_folder else config.model.revision,
-        "commit": hub.commit_of(source),
-        "init": config.model.init,
-        "sha256": sha256,
-    }
 
 
 def data_of(train: Examples) -> dict[str, Any]:
@@ -446,7 +431,7 @@ def describe_run(
         # the file may change, or go, before the run is exported
         if config.data.template.endswith(".jinja"):
             files.write_text(
-                workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8")
+                workdir / TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8")
             )
 
 
@@ -459,19 +444,3 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
         if Path(path).exists():
             absolute.update_from_flattened_dict({key: str(Path(path).absolute())})
     return absolute
-
-
-def template_file(workdir: Path) -> Path | None:
-    """The copy of the .jinja file that a run was trained with; None of a run of before this was
-    kept.
-    """
-    file = workdir / _TEMPLATE_NAME
-    return file if file.exists() else None
-
-
-def trained_template(workdir: Path) -> str | None:
-    """The text of the .jinja file that a run was trained with; None of a run of before this was
-    kept.
-    """
-    file = workdir / _TEMPLATE_NAME
-    return file.read_text(encoding="utf-8") if file.exists() else None

@@ -5,18 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import optax
 from ml_collections import ConfigDict
 
-from dft_jax import sharding
 from dft_jax.data import account, batches, order
+from dft_jax.lm import open_config
 from dft_jax.losses import objectives
-from dft_jax.models.hf.load import check_tensors
-from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
-from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
-from dft_jax.models.model import OPTIONS, Model, build, with_attention
-from dft_jax.models.options import architecture_problems
+from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import distributed, errors
 from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
 from dft_jax.training.evaluators import Evaluator, HeldOutEvaluator, MakeEvaluators, no_evaluators
@@ -127,7 +122,7 @@ def prepare(
     with distributed.together("preparation"):
         metrics_log.require_boards(config.log)
         identity.refuse_moved(config, workdir)
-        source, model, tokenizer = load_model(config)
+        source, model, tokenizer = open_config(config)
         config = identity.with_date(config, date, tokenizer)
         evaluators = make_evaluators(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)
@@ -160,28 +155,6 @@ def prepare(
         evaluators=evaluators,
         fingerprint=fingerprint,
     )
-
-
-def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
-    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all
-    checked.
-
-    Of the config only `model`, `mesh` and `data.max_length` matter.
-    """
-    n_devices = jax.device_count()
-    errors.raise_if_any(sharding.problems(**config.mesh, device_count=n_devices))
-    source = resolve(config.model.path, config.model.revision)
-    architecture = read_config(source)
-    max_length = config.data.max_length
-    errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
-    options = {name: config.model[name] for name in OPTIONS}
-    model = build(architecture, sharding.make_mesh(**config.mesh), **options)
-    if config.model.init == "checkpoint":
-        check_tensors(Checkpoint(source), model)
-    else:
-        # nothing else looks at it before the export, which should not be what refuses it
-        weights_dtype(source)
-    return source, model, load_tokenizer(source)
 
 
 def announce_account(job: Job) -> None:

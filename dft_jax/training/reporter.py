@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dft_jax.training import metrics, optimizer
 from dft_jax.training.evaluators import Evaluator
 from dft_jax.training.metrics_log import Writer
 from dft_jax.training.options import parse_steps
+from dft_jax.types import Params
 
 # those that there are
 _OF_UPDATE = ("learning_rate", "gradient_norm", "moved_share", "update_lost")
