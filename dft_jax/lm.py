@@ -34,6 +34,7 @@ class LM:
       read: gives the parameters, laid out as `model.abstract_params`.
       source: the Hugging Face folder that config and tokenizer are of.
       path: where it was opened from: a folder, a hub id, or the directory of a run.
+      revision: of a hub id.
       what: which weights these are, for a reader: of a run, or of an export, which may be rounded.
       weights_sha256_of_sample: of a Hugging Face folder, which each host may have on its own disk.
       date: YYYY-MM-DD, of a run, or its export, whose template writes the date.
@@ -46,6 +47,7 @@ class LM:
     read: Callable[[], Params]
     source: Path
     path: str = ""
+    revision: str = "main"
     what: str = ""
     weights_sha256_of_sample: str = ""
     date: str = ""
@@ -58,6 +60,11 @@ class LM:
     def forget_params(self) -> None:
         """Lets the parameters go; they are read again when they are next asked for."""
         self.__dict__.pop("params", None)
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        """Sizes of the mesh by axis."""
+        return dict(self.model.mesh.shape)
 
     @property
     def name(self) -> str:
@@ -238,6 +245,7 @@ def _lm_of_checkpoint(path: str, revision: str, mesh: dict[str, int], compute_dt
         read=lambda: load_params(Checkpoint(source), model),
         source=source,
         path=path,
+        revision=revision,
         what=f"{name}: {dtype} weights, computed in {compute_dtype}",
         weights_sha256_of_sample=weights_sample(source),
         date=exported.get("date", ""),

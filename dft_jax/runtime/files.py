@@ -2,7 +2,9 @@
 
 import codecs
 import concurrent.futures
+import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, files
 
 FETCH = "fetch the file again"
 
@@ -156,3 +158,14 @@ def joined_digest(hashes: dict[Path, str]) -> str:
     for file in sorted(hashes):
         total.update(f"{file.name}\0{hashes[file]}\n".encode())
     return total.hexdigest()
+
+
+def write_csv(rows: list[dict[str, Any]], file: Path, columns: Iterable[str] = ()) -> None:
+    """A line for each row; columns are in the order given, or else in that of the rows."""
+    sheet = io.StringIO()
+    table = csv.DictWriter(
+        sheet, list(columns or dict.fromkeys(k for row in rows for k in row)), lineterminator="\n"
+    )
+    table.writeheader()
+    table.writerows(rows)
+    files.write_text(file, sheet.getvalue())

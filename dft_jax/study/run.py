@@ -24,18 +24,18 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import account, batches, order
 from dft_jax.data.templates import Template
 from dft_jax.evals import runner
+from dft_jax.lm import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import Model, with_attention
+from dft_jax.models.model import Model, matmul_precision, with_attention
 from dft_jax.runtime import errors, files
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.job import load_data, load_model
-from dft_jax.training.loop import matmul_precision
+from dft_jax.training.job import load_data
 from dft_jax.training.state import abstract_state, init_params
 from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Hyperparameters, Params, TrainState
@@ -109,7 +109,7 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     """
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    source, model, tokenizer = load_model(config)
+    source, model, tokenizer = open_config(config)
     refuse_undated(spec, tokenizer)
     examples, _ = load_data(config, tokenizer, model)
     report = examples.report

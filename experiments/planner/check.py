@@ -68,9 +68,8 @@ def compile_step(planner, setting, devices):
 
     from dft_jax import sharding
     from dft_jax.losses import objectives
-    from dft_jax.models.model import OPTIONS, build
+    from dft_jax.models.model import OPTIONS, build, matmul_precision
     from dft_jax.training import optimizer as optimizer_lib
-    from dft_jax.training.loop import matmul_precision
 
     config = planner.config
     n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]

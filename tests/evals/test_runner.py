@@ -655,13 +655,13 @@ def test_a_checkpoint_that_goes_meanwhile_is_replaced_once_by_the_newest(
             raise Gone("checkpoints/8: is gone; run the same command again")
 
     monkeypatch.setattr(evaluate, "_evaluate", gone)
-    evaluate.evaluate_newest(Settings(), tmp_path)
+    evaluate._evaluate_newest(Settings(), tmp_path)
     assert (
         seen == [tmp_path] * 2 and "checkpoints/8: is gone; the newest" in capsys.readouterr().err
     )
     monkeypatch.setattr(evaluate, "_evaluate", lambda *_: seen.clear() or gone(*_))
     with pytest.raises(Gone, match="run the same command again"):
-        evaluate.evaluate_newest(Settings(), tmp_path)
+        evaluate._evaluate_newest(Settings(), tmp_path)
 
 
 def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monkeypatch):
@@ -670,9 +670,11 @@ def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monk
     def gone():
         raise Gone("gone")
 
-    before = evaluate.open_model
+    before = evaluate.open_lm
     monkeypatch.setattr(
-        evaluate, "open_model", lambda *given: dataclasses.replace(before(*given), load=gone)
+        evaluate,
+        "open_lm",
+        lambda *path, **given: dataclasses.replace(before(*path, **given), read=gone),
     )
     with pytest.raises(AssertionError, match="error: gone"):
         run()
@@ -976,7 +978,8 @@ def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
 
 def test_the_settings_of_config_and_command_are_the_same():
     from dft_jax import config as config_lib
+    from dft_jax.evals import settings
 
     names = {field.name for field in runner.dataclasses.fields(Settings)}
     assert names <= set(config_lib.get_default().eval)
-    assert config_lib.benchmark_settings(config_lib.get_default()) == Settings()
+    assert settings.of_config(config_lib.get_default().eval) == Settings()

@@ -87,9 +87,9 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
     }
     config = tiny_config(**given)
     kept = identity.with_absolute_paths(config)
-    assert config_lib.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
-    assert config_lib.paths(config) == {key: path for key, path in given.items() if path}
-    assert config_lib.digest(config) != config_lib.digest(kept), (
+    assert identity.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
+    assert identity.paths(config) == {key: path for key, path in given.items() if path}
+    assert identity.digest(config) != identity.digest(kept), (
         "so evaluations go by what was given"
     )
     workdir = here / "runs" / "mine"

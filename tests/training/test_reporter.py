@@ -86,9 +86,9 @@ def reporter(tmp_path, mesh1):
 
 
 def watch(reporter, step, work):
-    with reporter.watched(step):
+    with reporter.step(step):
         sums = work()
-        reporter.behind = (step, sums, None)
+        reporter._pending = (step, sums, None)
 
 
 def test_a_compilation_while_training_is_told(reporter, capfd):
@@ -115,7 +115,7 @@ def test_waiting_for_data_is_counted_as_such(reporter):
             time.sleep(0.05)
             yield n
 
-    assert list(reporter.waited(slow())) == [0, 1]
+    assert list(reporter.timed(slow())) == [0, 1]
     assert reporter.throughput.spent_s["data_wait_s"] >= 0.1
 
 

@@ -16,8 +16,8 @@ from dft_jax.models import model as models
 from dft_jax.models.hf import load
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import matmul_precision
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import init_state
 from dft_jax.training.step import make_hyperparameters, make_train_step
 from dft_jax.types import Batch
