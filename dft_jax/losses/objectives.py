@@ -10,14 +10,13 @@ import contextlib
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dft_jax.runtime import errors
+from dft_jax.runtime import calls, errors
 from dft_jax.types import TokenStats
 
 Loss = Callable[..., Float[Array, "B L"]]
@@ -196,24 +195,21 @@ def make_objective(spec: str) -> Objective:
       UserError: unknown name or parameter, or a value out of range; the message lists the legal
       ones.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", spec)
-    if not match:
+    call = calls.parse(spec)
+    if call is None:
         raise errors.UserError(
             f"objective={spec!r}: expected a name such as 'dft' or 'power(alpha=0.5)'"
         )
-    name, arguments = match[1], match[2] or ""
-    if name not in OBJECTIVES:
+    if call.name not in OBJECTIVES:
+        hint = errors.did_you_mean(call.name, list(OBJECTIVES))
         raise errors.UserError(
-            f"objective={spec!r}: unknown objective {name!r}{errors.did_you_mean(name, list(OBJECTIVES))};"
+            f"objective={spec!r}: unknown objective {call.name!r}{hint};"
             f" known: {', '.join(OBJECTIVES)}"
         )
-    known, legal = OBJECTIVES[name]
+    known, legal = OBJECTIVES[call.name]
+    call.require_known(f"objective={spec!r}", legal)
     parameters = {}
-    for argument in filter(None, (part.strip() for part in arguments.split(","))):
-        key, _, value = (part.strip() for part in argument.partition("="))
-        if key not in legal:
-            words = f"{name} has no parameter {key!r}; known: {', '.join(legal) or 'none'}"
-            raise errors.UserError(f"objective={spec!r}: {words}")
+    for key, value in call.arguments.items():
         is_legal, words = legal[key]
         parameters[key] = float("nan")  # which is in no range
         with contextlib.suppress(ValueError):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dft_jax.analysis import compare
 from dft_jax.evals import scores
+from dft_jax.runtime import files
 from experiments.lab import results
 
 HERE = Path(__file__).parent
@@ -195,7 +195,7 @@ def main() -> None:
     parts: list[Callable] = [of_evaluations, of_differences, of_seeds]
     rows = [each for part in parts for each in part(options.sets, np.random.default_rng(0))]
     columns = "kind samples problems seeds case truth before_coverage after_coverage before_width after_width not_given"
-    compare.write_csv(rows, options.out / "results.csv", columns.split())
+    files.write_csv(rows, options.out / "results.csv", columns.split())
     (options.out / "table.md").write_text(table(rows))
     print(table(rows))
 

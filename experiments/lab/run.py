@@ -21,9 +21,8 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from dft_jax.analysis import compare
 from dft_jax.commands import cli
-from dft_jax.runtime import errors, folders
+from dft_jax.runtime import errors, files, folders
 from experiments.lab import selection
 from experiments.lab.trials import PROBES, Trial, is_done, measure, parse, use_cache
 
@@ -128,7 +127,7 @@ def write_rows(rows: list[dict[str, Any]], file: Path) -> None:
     short = [
         {k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows
     ]
-    compare.write_csv(short, file)
+    files.write_csv(short, file)
 
 
 def run_study(name: str, root: Path, jobs: int) -> None:

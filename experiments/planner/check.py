@@ -11,11 +11,12 @@ temporaries - what both have in common.
 """
 
 import argparse
-import csv
 import os
+import pathlib
 import sys
 import time
 
+from dft_jax.runtime import files
 from dft_jax.training.state import abstract_state
 from dft_jax.training.step import make_hyperparameters, make_train_step
 
@@ -148,18 +149,17 @@ def main() -> None:
     if arguments.topology:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
         devices, cases, compiler = topology.devices, TPU_CASES, arguments.topology
-    with open(arguments.out, "w", newline="") as file:
-        rows = csv.DictWriter(file, FIELDS)
-        rows.writeheader()
-        for compute, mesh, remat, n_rows, accumulation in cases:
-            config = config_lib.get_default()
-            config.model.compute_dtype = compute
-            planner = memory.Planner(config, plan.ARCHITECTURES[MODEL])
-            row = compare(planner, memory.Setting(mesh, remat, n_rows, accumulation), devices)
-            row |= {"compiler": compiler, "model": MODEL}
-            rows.writerow(row)
-            file.flush()
-            print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr)
+    rows = []
+    for compute, mesh, remat, n_rows, accumulation in cases:
+        config = config_lib.get_default()
+        config.model.compute_dtype = compute
+        planner = memory.Planner(config, plan.ARCHITECTURES[MODEL])
+        row = compare(planner, memory.Setting(mesh, remat, n_rows, accumulation), devices)
+        row |= {"compiler": compiler, "model": MODEL}
+        rows.append(row)
+        # After each case, because one takes minutes.
+        files.write_csv(rows, pathlib.Path(arguments.out), FIELDS)
+        print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr)
 
 
 if __name__ == "__main__":
