@@ -17,7 +17,7 @@ from dft_jax.data.sources import rows
 from dft_jax.evals.runner import Settings
 from dft_jax.losses import objectives
 from dft_jax.models.attention.kernels import BACKENDS
-from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
+from dft_jax.models.model import REMAT_POLICIES, DecoderSpec
 from dft_jax.runtime import errors
 from dft_jax.sharding import MESH_AXES, mesh_sizes
 from dft_jax.training import optimizer
@@ -421,7 +421,7 @@ def _batch_problems(config: ConfigDict, device_count: int) -> list[str]:
 
 
 def validate_architecture(
-    config: ConfigDict, architecture: DecoderConfig, device_count: int
+    config: ConfigDict, architecture: DecoderSpec, device_count: int
 ) -> list[str]:
     """What does not fit between a config, a mesh and the checkpoint's architecture."""
     problems = []

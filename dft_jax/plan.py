@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from dft_jax import config as config_lib, sharding
 from dft_jax.commands import cli
 from dft_jax.models.hf.locate import read_config
-from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
+from dft_jax.models.model import REMAT_POLICIES, DecoderSpec
 from dft_jax.models.spec import Rope
 from dft_jax.planner.memory import KINDS, Planner, Setting, settings
 from dft_jax.runtime import errors, hub
@@ -49,9 +49,9 @@ SURE, MOST = 0.85, 0.95
 
 def _shape(
     hidden, layers, heads, kv_heads, feed_forward, vocabulary, tied, context, bias=False
-) -> DecoderConfig:
+) -> DecoderSpec:
     sizes = (vocabulary, hidden, layers, heads, kv_heads, 128, feed_forward)
-    return DecoderConfig(*sizes, 1e-6, Rope(1e4), tied, context, qkv_bias=bias)
+    return DecoderSpec(*sizes, 1e-6, Rope(1e4), tied, context, qkv_bias=bias)
 
 
 # The paper's models, for which nothing needs to be fetched. Of other models config.json is read.
@@ -64,7 +64,7 @@ ARCHITECTURES = {
 }
 
 
-def read_architecture(path: str, revision: str) -> DecoderConfig:
+def read_architecture(path: str, revision: str) -> DecoderSpec:
     """Of a folder, of one of ARCHITECTURES, or of a model on the hub; only its config.json is
     looked at.
     """

@@ -14,7 +14,7 @@ from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
-from dft_jax.models.model import DecoderConfig, Model
+from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import liveness
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
@@ -59,7 +59,7 @@ class Planner:
     """A config and an architecture: `memory(setting)` is the account of its training step."""
 
     config: ConfigDict
-    architecture: DecoderConfig
+    architecture: DecoderSpec
 
     def memory(self, setting: Setting) -> dict[str, float]:
         """GiB of one device by kind, at the moment of the step when they are most."""
@@ -109,7 +109,7 @@ class Planner:
     def build(
         self,
         mesh: tuple[int, int, int],
-        architecture: DecoderConfig | None = None,
+        architecture: DecoderSpec | None = None,
         remat: str = "none",
     ) -> Model:
         """The model of this architecture, or of another, on a mesh of devices that need not be
