@@ -182,7 +182,7 @@ def sample(
         vocab_size=max({*lm.tokenizer.get_vocab().values(), *stops.ids}) + 1,
     )
     texts = {}
-    with _progress(show_progress), matmul_precision(str(lm.model.module.compute_dtype)):
+    with progress.silent(not show_progress), matmul_precision(str(lm.model.module.compute_dtype)):
         for completion in sampler.sample(lm.params, requests):
             text = lm.tokenizer.decode(list(completion.ids), skip_special_tokens=True)
             texts[completion.request] = text
@@ -247,7 +247,7 @@ def finetune(
     if base is not None:
         config = _on_base(base, config)
     stopped = None
-    with _progress(show_progress), _interruptible():
+    with progress.silent(not show_progress), _interruptible():
         try:
             return train(config, workdir)
         except errors.Stopped as error:
@@ -280,14 +280,6 @@ def _interruptible() -> Iterator[None]:
         yield
         return
     with interrupts.Interrupts():
-        yield
-
-
-@contextlib.contextmanager
-def _progress(is_shown: bool) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if not is_shown:
-            stack.enter_context(progress.silent())
         yield
 
 
@@ -333,7 +325,7 @@ def evaluate(
     temperatures = (temperature,) if isinstance(temperature, (int, float)) else tuple(temperature)
     asked = _settings(benchmarks=tuple(benchmarks), temperature=temperatures, **settings)
     errors.raise_if_any(asked.mistakes(""))
-    with _progress(show_progress), contextlib.ExitStack() as stack:
+    with progress.silent(not show_progress), contextlib.ExitStack() as stack:
         folder = None
         if out is None:
             kept = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -399,7 +391,7 @@ def score(
     how = reading.Reading(rows=rows, prompt=template, context=max_length, max_rows=max_rows)
     config = reading.config_for({"model": lm}, how)
     examples = reading.read(str(data), lm, config)
-    with _progress(show_progress):
+    with progress.silent(not show_progress):
         found = token_scores.score(lm, examples, config, lm.name)
     ids_T, example_T = token_scores.tokens(examples)
     texts = [lm.tokenizer.decode([int(id_)]) for id_ in ids_T]
@@ -447,9 +439,7 @@ def compare(scores: Mapping[str, Evaluation | str | Path]) -> Comparison:
     return Comparison(made.rows, made.warnings, comparison.text(made))
 
 
-def export(
-    lm: LM, out: str | Path, *, dtype: str = "auto", max_shard_gb: float = 5.0
-) -> Rounding:
+def export(lm: LM, out: str | Path, *, dtype: str = "auto", max_shard_gb: float = 5.0) -> Rounding:
     """Writes a model as a Hugging Face folder that `transformers` loads.
 
     Args:

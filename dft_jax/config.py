@@ -79,7 +79,7 @@ def parse_argument(argument: str, **defaults: str) -> dict[str, str]:
         name, equals, value = part.partition("=")
         if name not in defaults or not equals:
             legal = ", ".join(f"{key}={default}" for key, default in defaults.items())
-            hint = options.did_you_mean(name, list(defaults))
+            hint = errors.did_you_mean(name, list(defaults))
             raise errors.UserError(f"--config=…:{part}{hint}: expected some of {legal}")
         values[name] = value
     return values
@@ -91,7 +91,7 @@ def unknown_key(key: str) -> str:
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return f"config.{key} is a section, so it has no value; its keys: {', '.join(inside)}"
-    meant = options.did_you_mean(key, known)
+    meant = errors.did_you_mean(key, known)
     namesakes = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     if namesakes:
         meant = f" (did you mean {' or '.join(map(repr, namesakes))}?)"

@@ -16,7 +16,10 @@ from dft_jax.runtime import errors, folders
 from dft_jax.training import origin
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run; an interrupted run there is resumed.", allow_override=True
+    "workdir",
+    None,
+    "Directory of the run; an interrupted run there is resumed.",
+    allow_override=True,
 )
 _OUT = flags.DEFINE_string(
     "out", None, "Folder to write; by default the run's export/.", allow_override=True

@@ -18,7 +18,10 @@ from dft_jax.training import origin
 
 _CONFIG = cli.define_config()
 flags.DEFINE_string(
-    "workdir", None, "Directory of the run; an interrupted run there is resumed.", allow_override=True
+    "workdir",
+    None,
+    "Directory of the run; an interrupted run there is resumed.",
+    allow_override=True,
 )
 
 

@@ -28,10 +28,12 @@ from ml_collections import ConfigDict
 from dft_jax import config as config_lib, sharding
 from dft_jax.commands import cli
 from dft_jax.models.hf.locate import read_config
-from dft_jax.models.model import REMAT_POLICIES, DecoderConfig
+from dft_jax.models.model import REMAT_POLICIES, DecoderSpec
+from dft_jax.models.options import architecture_problems
 from dft_jax.models.spec import Rope
 from dft_jax.planner.memory import KINDS, Planner, Setting, settings
 from dft_jax.runtime import errors, hub
+from dft_jax.training import optimizer
 
 # Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version;
 # NVIDIA's datasheets of A100, H100, H200 and DGX B200). What they write as GB, drivers report as
@@ -49,9 +51,9 @@ SURE, MOST = 0.85, 0.95
 
 def _shape(
     hidden, layers, heads, kv_heads, feed_forward, vocabulary, tied, context, bias=False
-) -> DecoderConfig:
+) -> DecoderSpec:
     sizes = (vocabulary, hidden, layers, heads, kv_heads, 128, feed_forward)
-    return DecoderConfig(*sizes, 1e-6, Rope(1e4), tied, context, qkv_bias=bias)
+    return DecoderSpec(*sizes, 1e-6, Rope(1e4), tied, context, qkv_bias=bias)
 
 
 # The paper's models, for which nothing needs to be fetched. Of other models config.json is read.
@@ -64,7 +66,7 @@ ARCHITECTURES = {
 }
 
 
-def read_architecture(path: str, revision: str) -> DecoderConfig:
+def read_architecture(path: str, revision: str) -> DecoderSpec:
     """Of a folder, of one of ARCHITECTURES, or of a model on the hub; only its config.json is
     looked at.
     """
@@ -167,7 +169,7 @@ def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -
         config = planner.config.copy_and_resolve_references()
         config.update_from_flattened_dict(choice)
         chosen = Planner(config, planner.architecture)
-        if not config_lib.validate_moments(config.optimizer) and (
+        if not optimizer.problems(config.optimizer.moment_dtype, config.optimizer.b2) and (
             found := best(chosen, count, step_rows, room_gib)
         ):
             return Suggestion(choice, count, found, sum(chosen.memory(found).values()))
@@ -231,7 +233,8 @@ def main() -> None:
     problems = config_lib.validate_on(config, n_devices)
     errors.raise_if_any([problem for problem in problems if not problem.startswith(_UNREAD)])
     architecture = read_architecture(config.model.path, config.model.revision)
-    errors.raise_if_any(config_lib.validate_architecture(config, architecture, n_devices))
+    max_length = config.data.max_length
+    errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     mesh = (config.mesh[axis] for axis in sharding.MESH_AXES)
     planner, mesh = Planner(config, architecture), sharding.mesh_sizes(*mesh, n_devices)
     step_rows = min(_STEP_ROWS.value or config.train.global_batch, config.train.global_batch)

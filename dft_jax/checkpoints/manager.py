@@ -22,7 +22,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dft_jax.checkpoints import manifest
-from dft_jax.runtime import distributed, errors, files, interrupts
+from dft_jax.runtime import distributed, errors, files, interrupts, processes
 from dft_jax.runtime.options import AT_LEAST_0, AT_LEAST_1, Option
 from dft_jax.types import Params, TrainState
 
@@ -215,7 +215,7 @@ class Checkpoints:
         finally:
             outlook.save_began = None
         _log.debug("whole %d", step)
-        if jax.process_index() == 0:
+        if processes.is_first():
             self._retire(step)
 
     def _retire(self, newest: int) -> None:
@@ -260,7 +260,7 @@ class Checkpoints:
             )
             if not is_of_files and str(self.folder) not in str(error):
                 raise
-            if jax.process_index() == 0:
+            if processes.is_first():
                 self._remove_temporary()  # half a checkpoint on a disk that may be full
             raise errors.UserError(
                 f"{self.folder}: step {step} could not be saved ({errors.first_line(error)[:300]}); make it possible,"
@@ -273,7 +273,7 @@ class Checkpoints:
 
         Process 0 looks: the others may come here while it still lets an old one go.
         """
-        if jax.process_index() > 0:
+        if not processes.is_first():
             return
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free

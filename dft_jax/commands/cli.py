@@ -127,5 +127,3 @@ def _wrong_type(error: flags.Error) -> str | None:
         return None
     default = config_lib.flatten(config_lib.get_default())[match[1]]
     return f"config.{match[1]}={match[2]} should be {type(default).__name__}, such as {default!r}"
-
-

@@ -6,13 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from dft_jax.data import formats
 from dft_jax.data.sources.rows import Message, is_only_read
 from dft_jax.data.templates import Example, Part
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, processes
 
 _MAX_OFFENDERS, _SHOWN_BAD, _SHOWN_CHARACTERS = 5, 3, 8  # in the report, and in messages
 _KEPT = 0.99  # of the rows, by the length that is proposed
@@ -284,7 +283,7 @@ def tell(name: str, report: dict[str, Any], limit: str = _LIMIT) -> None:
 
 def announce(told: list[str], warned: list[str]) -> None:
     """Says it on process 0."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         for line in told:
             print(line, file=sys.stderr)
         for line in warned:

@@ -126,7 +126,7 @@ class Settings:
         return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A setting as a config has it: ml_collections reads no tuples from a command line, they are
     text with commas.
     """
@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 
 # What config.eval has of a benchmark evaluation.
 SECTION = {
-    field.name: Option(_plain(field.default), field.metadata["help"])
+    field.name: Option(plain(field.default), field.metadata["help"])
     for field in dataclasses.fields(Settings)
 }
 
@@ -156,4 +156,4 @@ def problems(values: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return str(_plain(value))
+    return str(plain(value))

@@ -10,14 +10,13 @@ import contextlib
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dft_jax.runtime import errors
+from dft_jax.runtime import calls, errors
 from dft_jax.runtime.options import Option, unknown
 from dft_jax.types import TokenStats
 
@@ -200,22 +199,18 @@ def make_objective(spec: str) -> Objective:
       UserError: unknown name or parameter, or a value out of range; the message lists the legal
       ones.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*(?:\((.*)\))?\s*", spec)
-    if not match:
+    call = calls.parse(spec)
+    if call is None:
         raise errors.UserError(
             f"objective={spec!r}: expected a name such as 'dft' or 'power(alpha=0.5)'"
         )
-    name, arguments = match[1], match[2] or ""
-    if name not in OBJECTIVES:
-        what = f"objective={spec!r}: unknown objective {name!r}"
-        raise errors.UserError(unknown(what, name, list(OBJECTIVES)))
-    known, legal = OBJECTIVES[name]
+    if call.name not in OBJECTIVES:
+        what = f"objective={spec!r}: unknown objective {call.name!r}"
+        raise errors.UserError(unknown(what, call.name, list(OBJECTIVES)))
+    known, legal = OBJECTIVES[call.name]
+    call.require_known(f"objective={spec!r}", legal)
     parameters = {}
-    for argument in filter(None, (part.strip() for part in arguments.split(","))):
-        key, _, value = (part.strip() for part in argument.partition("="))
-        if key not in legal:
-            words = f"{name} has no parameter {key!r}; known: {', '.join(legal) or 'none'}"
-            raise errors.UserError(f"objective={spec!r}: {words}")
+    for key, value in call.arguments.items():
         is_legal, words = legal[key]
         parameters[key] = float("nan")  # which is in no range
         with contextlib.suppress(ValueError):

@@ -10,7 +10,7 @@ from dft_jax import sharding
 from dft_jax.models import layers
 from dft_jax.models.attention.cached import cached_attention
 from dft_jax.models.attention.masked import causal_attention
-from dft_jax.models.spec import DecoderConfig
+from dft_jax.models.spec import DecoderSpec
 
 # What the backward pass finds saved: everything, the results of matrix products, or only each
 # layer's input.
@@ -30,7 +30,7 @@ class Attention(nn.Module):
     [B, G, L, K].
     """
 
-    config: DecoderConfig
+    config: DecoderSpec
     param_dtype: jnp.dtype
     mesh: Mesh
     block: int
@@ -88,7 +88,7 @@ class Layer(nn.Module):
     in training.
     """
 
-    config: DecoderConfig
+    config: DecoderSpec
     param_dtype: jnp.dtype
     mesh: Mesh
     block: int
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
     chunks.
     """
 
-    config: DecoderConfig
+    config: DecoderSpec
     param_dtype: jnp.dtype
     compute_dtype: jnp.dtype
     mesh: Mesh

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dft_jax.models.spec import DecoderConfig, Rope, Yarn
+from dft_jax.models.spec import DecoderSpec, Rope, Yarn
 
 
 def _param(module: nn.Module, name, init, shape, axes, dtype):
@@ -100,7 +100,7 @@ class RMSNorm(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate x) · up x)."""
 
-    config: DecoderConfig
+    config: DecoderSpec
     param_dtype: jnp.dtype
     platform: str
 

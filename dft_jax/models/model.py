@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from dft_jax import sharding
 from dft_jax.models.attention.select import choose_attention
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder
-from dft_jax.models.spec import DecoderConfig
+from dft_jax.models.spec import DecoderSpec
 from dft_jax.types import Batch, Params
 
 # of `build`, and of config.model
@@ -21,7 +21,7 @@ OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")
 __all__ = [
     "OPTIONS",
     "REMAT_POLICIES",
-    "DecoderConfig",
+    "DecoderSpec",
     "Model",
     "build",
     "head",
@@ -36,7 +36,7 @@ class Model:
     is allocated.
     """
 
-    config: DecoderConfig
+    config: DecoderSpec
     module: Decoder
     abstract_params: Params
     init: Callable[[jax.Array], Params]
@@ -48,7 +48,7 @@ class Model:
 
 
 def build(
-    config: DecoderConfig,
+    config: DecoderSpec,
     mesh: Mesh,
     *,
     param_dtype: str = "float32",

@@ -6,7 +6,7 @@ from typing import Any
 from dft_jax import sharding
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.models.decoder import REMAT_POLICIES
-from dft_jax.models.spec import DecoderConfig
+from dft_jax.models.spec import DecoderSpec
 from dft_jax.runtime.options import AT_LEAST_1, Option
 
 SECTION = {
@@ -57,7 +57,7 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
 
 
 def architecture_problems(
-    mesh: dict[str, int], max_length: int, architecture: DecoderConfig, device_count: int
+    mesh: dict[str, int], max_length: int, architecture: DecoderSpec, device_count: int
 ) -> list[str]:
     """What does not fit between a mesh, the length of examples, and a checkpoint's architecture."""
     found = []

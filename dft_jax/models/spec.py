@@ -39,7 +39,7 @@ class Yarn(Rope):
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderSpec:
     """Everything that shapes the computation. Sizes in elements; `sliding_window` in tokens, None
     for none.
     """

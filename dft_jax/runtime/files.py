@@ -7,14 +7,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from tqdm import tqdm
-
-from dft_jax.runtime import errors, files
+from dft_jax.runtime import errors, processes, progress
 
 FETCH = "fetch the file again"
 
@@ -118,12 +115,39 @@ def flush(path: Path) -> None:
 
 def write_text(file: Path, text: str) -> None:
     """As `write_atomically`, by process 0 alone."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         write_atomically(file, text)
 
 
 def write_json(file: Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Indented JSON with a newline at its end, by process 0 alone."""
     write_text(file, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
+
+
+def write_csv(rows: Sequence[dict[str, Any]], file: Path, columns: Iterable[str] = ()) -> None:
+    """A header, and a line for each row, by process 0 alone; `columns` as in `csv_text`."""
+    write_text(file, csv_text(rows, columns))
+
+
+def csv_text(rows: Sequence[dict[str, Any]], columns: Iterable[str] = ()) -> str:
+    """The text of a CSV file, for callers that start no JAX backend; lines end in a newline alone.
+
+    Args:
+      columns: in their order; by default all that rows have, in the order of their first use.
+        Cells of columns that a row lacks are empty.
+
+    Raises:
+      ValueError: a row has a column that is not among `columns`.
+    """
+    names = list(columns)
+    if not names:
+        for row in rows:
+            names += [name for name in row if name not in names]
+    text = io.StringIO()
+    sheet = csv.DictWriter(text, names, lineterminator="\n")
+    sheet.writeheader()
+    sheet.writerows(rows)
+    return text.getvalue()
 
 
 def digest(files: Iterable[Path]) -> str:
@@ -135,15 +159,21 @@ def sha256_of(files: Iterable[Path]) -> dict[Path, str]:
     """The SHA-256 of each file's content."""
     files = sorted(files)
 
-    def of(file: Path) -> str:
+    def hash_of(file: Path) -> str:
         with open(file, "rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
 
-    # hashing leaves the interpreter to others
+    # Threads, because hashing releases the interpreter's lock.
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        hashed = threads.map(of, files)
-        how = dict(desc="hash", unit="file", leave=False, delay=1, disable=jax.process_index() > 0)
-        return dict(zip(files, tqdm(hashed, total=len(files), **how), strict=True))
+        hashes = progress.bar(
+            threads.map(hash_of, files),
+            desc="hash",
+            unit="file",
+            total=len(files),
+            leave=False,
+            delay=1,
+        )
+        return dict(zip(files, hashes, strict=True))
 
 
 def joined_digest(hashes: dict[Path, str]) -> str:
@@ -158,14 +188,3 @@ def joined_digest(hashes: dict[Path, str]) -> str:
     for file in sorted(hashes):
         total.update(f"{file.name}\0{hashes[file]}\n".encode())
     return total.hexdigest()
-
-
-def write_csv(rows: list[dict[str, Any]], file: Path, columns: Iterable[str] = ()) -> None:
-    """A line for each row; columns are in the order given, or else in that of the rows."""
-    sheet = io.StringIO()
-    table = csv.DictWriter(
-        sheet, list(columns or dict.fromkeys(k for row in rows for k in row)), lineterminator="\n"
-    )
-    table.writeheader()
-    table.writerows(rows)
-    files.write_text(file, sheet.getvalue())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from dft_jax.runtime import distributed, errors, files, system
+from dft_jax.runtime import distributed, errors, files, processes, system
 
 _LOCK_NAME = ".lock"
 
@@ -38,7 +38,7 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             lock = open(folder / _LOCK_NAME, "a")  # noqa: SIM115 — NFS locks files, not folders
         try:
-            if jax.process_index() == 0:
+            if processes.is_first():
                 system.lock(lock)
         except BlockingIOError as error:
             lock.close()
@@ -59,7 +59,7 @@ def _require_shared(folder: Path, flag: str) -> None:
         return
     word, file = secrets.token_hex(8), folder / _LOCK_NAME
     with distributed.together("folder written"):
-        if jax.process_index() == 0:
+        if processes.is_first():
             with errors.user_errors(f"{flag}={folder}: cannot be written", "give another"):
                 file.write_text(word)
                 files.flush(file)

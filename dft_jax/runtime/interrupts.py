@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # launchers send one signal to a group and pass it on as well: so soon after the first it is the
@@ -213,7 +213,7 @@ def _sum_of_all(stop: bool, save_is_due: bool, steps_are_long: bool) -> jax.Arra
     """A collective over all devices: how many say each of the three. The last two are asked of
     process 0 alone.
     """
-    is_first = jax.process_index() == 0
+    is_first = processes.is_first()
     mine = np.array([stop, is_first and save_is_due, is_first and steps_are_long], np.int32)
     layout, total = _adder()
     return total(

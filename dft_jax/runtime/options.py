@@ -5,12 +5,13 @@ together, checks every value by them, and `--help` prints them.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from dft_jax.runtime import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +87,4 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """`what (did you mean 'X'?); known: X, Y`: about a name that is none of the known ones."""
-    return f"{what}{did_you_mean(name, known)}; known: {', '.join(known)}"
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """' (did you mean X?)' for the closest known name, or the empty string."""
-    close = difflib.get_close_matches(name, known, n=1)
-    if not close:
-        return ""
-    return f" (did you mean {close[0]!r}?)"
+    return f"{what}{errors.did_you_mean(name, known)}; known: {', '.join(known)}"

@@ -1,24 +1,17 @@
-"""The one progress bar: in terminals and notebooks, on process 0, and silent when asked."""
+"""The one progress bar: for whoever watches a terminal or a notebook, of process 0 alone."""
 
 import contextlib
+import contextvars
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
 from tqdm.auto import tqdm
 
-_is_silent = False
+from dft_jax.runtime import processes
 
-
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """No bars within this context."""
-    global _is_silent
-    before, _is_silent = _is_silent, True
-    try:
-        yield
-    finally:
-        _is_silent = before
+# Per thread: a thread that works beside the training loop silences its own bars, not the loop's.
+_is_silent = contextvars.ContextVar("_is_silent", default=False)
 
 
 def bar(
@@ -27,23 +20,46 @@ def bar(
     desc: str,
     unit: str,
     total: int | None = None,
-    initial: int = 0,
     leave: bool = True,
     delay: float = 0,
+    initial: int = 0,
 ) -> tqdm:
-    """A bar over an iterable, or one that is moved by hand (`update`, `set_postfix`, `close`).
+    """A progress bar over `iterable`, or one to be moved by its `update`.
+
+    It shows nothing on processes other than 0, nor within `silent`.
 
     Args:
-      leave: whether it stays once it is full.
-      delay: seconds before it is first shown.
+      desc: what is under way, in a word or two.
+      unit: what is counted, in the singular.
+      total: how many there will be, where `iterable` has no length.
+      leave: whether the bar stays when it is done. One that does not is shown only where it can be
+        wiped away again: on a terminal or in a notebook, not in a log file.
+      delay: seconds before it is first shown, so that quick work shows none.
+      initial: how many were done before, as in a resumed run.
     """
+    can_wipe = sys.stderr.isatty() or "ipykernel" in sys.modules
+    is_hidden = not processes.is_first() or _is_silent.get() or not (leave or can_wipe)
     return tqdm(
         iterable,
         desc=desc,
         unit=unit,
         total=total,
-        initial=initial,
         leave=leave,
         delay=delay,
-        disable=_is_silent or jax.process_index() > 0,
+        initial=initial,
+        disable=is_hidden,
     )
+
+
+@contextlib.contextmanager
+def silent(is_wanted: bool = True) -> Iterator[None]:
+    """Within this context, and on this thread, no bar that is made shows anything.
+
+    Args:
+      is_wanted: False leaves everything as it was, for callers that are told whether to be silent.
+    """
+    token = _is_silent.set(is_wanted or _is_silent.get())
+    try:
+        yield
+    finally:
+        _is_silent.reset(token)

@@ -64,7 +64,9 @@ class Reporter:
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
 
-    def timed(self, batches: Iterator[tuple[int, PackedBatch]]) -> Iterator[tuple[int, PackedBatch]]:
+    def timed(
+        self, batches: Iterator[tuple[int, PackedBatch]]
+    ) -> Iterator[tuple[int, PackedBatch]]:
         """Yields `batches`, recording the time that each takes as waiting for data."""
         with contextlib.suppress(StopIteration):
             while True:

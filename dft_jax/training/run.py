@@ -105,6 +105,4 @@ def fine_tune(
     workdir = folders.local_folder(str(workdir))
     with opened(prepare(config, workdir, make_evaluators), workdir) as (job, folder):
         state = loop.run(job, folder)
-    return Run(
-        workdir, job.config, job.source, job.model, job.tokenizer, state, folder.identity
-    )
+    return Run(workdir, job.config, job.source, job.model, job.tokenizer, state, folder.identity)

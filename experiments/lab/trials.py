@@ -22,9 +22,8 @@ import jax
 from ml_collections import ConfigDict
 
 from dft_jax import api, assets
-from dft_jax.config import plain
 from dft_jax.evals import runner
-from dft_jax.evals.settings import Settings
+from dft_jax.evals.settings import Settings, plain
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.lab import recipe
 from dft_jax.lm import open_config

@@ -37,7 +37,8 @@ from dft_jax.models.model import build, matmul_precision
 from dft_jax.training import metrics, optimizer as optimizer_lib
 from dft_jax.training.job import load_data
 from dft_jax.training.state import init_state
-from dft_jax.training.step import make_hyperparameters, make_train_step
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
+from dft_jax.types import Frozen
 
 IGNORED = -100
 
@@ -109,12 +110,11 @@ def first_step(
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, model.mesh)
     state = init_state(config, source, model, optimizer)
-    train_step = make_train_step(
-        model, objectives.make_objective(objective), optimizer, given, config
-    )
+    made = objectives.make_objective(objective)
+    train_step = make_train_step(model, made, optimizer, StepOptions.of(config))
     with matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
-        sums = jax.device_get(train_step(state, batch)[1])
+        sums = jax.device_get(train_step(Frozen(given), state, batch)[1])
     means = metrics.per_token(sums, "train")
     return {
         "loss": means["train/loss"],

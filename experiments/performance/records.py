@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from dft_jax.runtime.files import csv_text, write_atomically
 from experiments.performance.targets import Target
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +29,8 @@ def replace_rows(file: Path, key: str, keys: set[str], new: list[dict]) -> None:
     rows = [row for row in read_rows(file) if row[key] not in keys] + [as_text(row) for row in new]
     if not rows:
         return
-    columns = list(dict.fromkeys(name for row in rows for name in row))
     file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", newline="", encoding="utf-8") as handle:
-        sheet = csv.DictWriter(handle, columns, restval="", lineterminator="\n")
-        sheet.writeheader()
-        sheet.writerows(rows)
+    write_atomically(file, csv_text(rows))
 
 
 def as_text(row: dict) -> dict[str, str]:

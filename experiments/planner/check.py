@@ -11,13 +11,15 @@ temporaries - what both have in common.
 """
 
 import argparse
-import csv
 import os
+import pathlib
 import sys
 import time
 
+from dft_jax.runtime import files
 from dft_jax.training.state import abstract_state
-from dft_jax.training.step import make_hyperparameters, make_train_step
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
+from dft_jax.types import Frozen
 
 FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
     xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib compile_s""".split()
@@ -80,12 +82,11 @@ def compile_step(planner, setting, devices):
     model = build(planner.architecture, mesh, **options)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, mesh)
-    step = make_train_step(
-        model, objectives.make_objective(config.objective), optimizer, given, config
-    )
+    objective = objectives.make_objective(config.objective)
+    step = make_train_step(model, objective, optimizer, StepOptions.of(config))
     batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
     with matmul_precision(config.model.compute_dtype):
-        return step.func.lower(*step.args, abstract_state(model, optimizer), batch).compile()
+        return step.lower(Frozen(given), abstract_state(model, optimizer), batch).compile()
 
 
 def allocated_gib(compiled) -> tuple[float, float, float]:
@@ -147,18 +148,17 @@ def main() -> None:
     if arguments.topology:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
         devices, cases, compiler = topology.devices, TPU_CASES, arguments.topology
-    with open(arguments.out, "w", newline="") as file:
-        rows = csv.DictWriter(file, FIELDS)
-        rows.writeheader()
-        for compute, mesh, remat, n_rows, accumulation in cases:
-            config = config_lib.get_default()
-            config.model.compute_dtype = compute
-            planner = memory.Planner(config, plan.ARCHITECTURES[MODEL])
-            row = compare(planner, memory.Setting(mesh, remat, n_rows, accumulation), devices)
-            row |= {"compiler": compiler, "model": MODEL}
-            rows.writerow(row)
-            file.flush()
-            print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr)
+    rows = []
+    for compute, mesh, remat, n_rows, accumulation in cases:
+        config = config_lib.get_default()
+        config.model.compute_dtype = compute
+        planner = memory.Planner(config, plan.ARCHITECTURES[MODEL])
+        row = compare(planner, memory.Setting(mesh, remat, n_rows, accumulation), devices)
+        row |= {"compiler": compiler, "model": MODEL}
+        rows.append(row)
+        # After each case, because one takes minutes.
+        files.write_csv(rows, pathlib.Path(arguments.out), FIELDS)
+        print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ over all devices (mesh.fsdp=-1), and the most rows that fit so; then what the pl
 """
 
 import argparse
-import csv
+import pathlib
 
 from dft_jax import config as config_lib, plan
 from dft_jax.models.model import REMAT_POLICIES
 from dft_jax.planner.memory import KINDS, Planner, settings
+from dft_jax.runtime import files
 
 MODELS = ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-7B", "meta-llama/Llama-3.1-8B")
 # A v5p-8 has eight cores on four chips, and a device is a chip; a v5e-8 has eight chips of one
@@ -77,20 +78,17 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     print(f"| model | {' | '.join(MACHINES)} |\n|{' --- |' * (len(MACHINES) + 1)}")
-    with open(arguments.out, "w", newline="") as file:
-        table = csv.DictWriter(file, FIELDS)
-        table.writeheader()
-        for model in MODELS:
-            planner = Planner(config_lib.get_default(), plan.ARCHITECTURES[model])
-            cells = []
-            for machine, (device, n_devices) in MACHINES.items():
-                has_gib = plan.DEVICES_GIB[device]
-                for row in rows_of(planner, n_devices, has_gib):
-                    table.writerow(
-                        {"model": model, "machine": machine, "device_gib": has_gib} | row
-                    )
-                cells.append(suggestion(planner, n_devices, has_gib))
-            print(f"| {model} | {' | '.join(cells)} |", flush=True)
+    table = []
+    for model in MODELS:
+        planner = Planner(config_lib.get_default(), plan.ARCHITECTURES[model])
+        cells = []
+        for machine, (device, n_devices) in MACHINES.items():
+            has_gib = plan.DEVICES_GIB[device]
+            for row in rows_of(planner, n_devices, has_gib):
+                table.append({"model": model, "machine": machine, "device_gib": has_gib} | row)
+            cells.append(suggestion(planner, n_devices, has_gib))
+        print(f"| {model} | {' | '.join(cells)} |", flush=True)
+    files.write_csv(table, pathlib.Path(arguments.out), FIELDS)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m experiments.reliability.save_cost --gb=1.5 --rounds=7
 """
 
 import argparse
-import csv
 import logging
 import os
 import pathlib
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from dft_jax.checkpoints import manifest
+from dft_jax.runtime import files
 from dft_jax.types import TrainState
 
 OUT = pathlib.Path(__file__).with_name("save_cost.csv")
@@ -78,10 +78,7 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     shutil.rmtree(folder)
-    with open(OUT, "w", newline="") as handle:
-        sheet = csv.DictWriter(handle, rows[0], lineterminator="\n")
-        sheet.writeheader()
-        sheet.writerows(rows)
+    files.write_csv(rows, OUT)
     print("median manifest ÷ save:", statistics.median(row["manifest_over_save"] for row in rows))
 
 

@@ -81,7 +81,9 @@ def row_of(rows, **values):
 
 
 def test_differences_are_paired_over_problems(runs):
-    rows = comparison.compare([comparison.read(f"{runs}/{name}") for name in ("base", "sft", "dft")]).rows
+    rows = comparison.compare(
+        [comparison.read(f"{runs}/{name}") for name in ("base", "sft", "dft")]
+    ).rows
     row = row_of(rows, benchmark="math500", run="dft", temperature=1.0)
     base, dft = (np.array(list(s.values())) for s in (shares(1), shares(5, shift=0.2)))
     assert row["difference"] == pytest.approx(np.mean(dft - base))
@@ -109,7 +111,9 @@ def test_differences_are_paired_over_problems(runs):
 
 
 def test_a_missing_benchmark_is_a_gap(runs):
-    made = comparison.compare([comparison.read(f"{runs}/{name}") for name in ("base", "sft", "dft")])
+    made = comparison.compare(
+        [comparison.read(f"{runs}/{name}") for name in ("base", "sft", "dft")]
+    )
     rows, warnings = made.rows, made.warnings
     assert [
         row["run"] for row in rows if row["benchmark"] == "gsm8k" and row["temperature"] == 1
@@ -213,7 +217,9 @@ def test_each_setting_that_matters_is_compared(where, name, values, tmp_path):
         own = {where: {name: value}} if where else {name: value}
         content = {"results": [result("gsm8k", shares(1))]} | own
         (tmp_path / run / "scores.json").write_text(json.dumps(content))
-    warnings = comparison.compare([comparison.read(f"{tmp_path}/{run}") for run in ("a", "b")]).warnings
+    warnings = comparison.compare(
+        [comparison.read(f"{tmp_path}/{run}") for run in ("a", "b")]
+    ).warnings
     assert warnings == [f"b has {name}={values[1]!r}, a has {values[0]!r}"]
 
 

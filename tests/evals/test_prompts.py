@@ -257,8 +257,7 @@ def test_demonstrations_are_read_with_the_date_of_the_training(
         and capsys.readouterr().err == ""
     )
     assert (
-        reading._date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated), "--")
-        == "2026-01-02"
+        reading._date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated), "--") == "2026-01-02"
     )
     assert (
         "warning: dft was trained with the date 2026-01-03 in its prompt" in capsys.readouterr().err

@@ -32,6 +32,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 from tqdm import tqdm
 
+from dft_jax.runtime import files
 from tests.faults import corruption, kills, launch, meshes, places, state
 
 OUT = launch.ROOT / "experiments/reliability"
@@ -130,13 +131,14 @@ def write(rows: list[dict], options: argparse.Namespace, took_s: float) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=OUT, capture_output=True, text=True
     ).stdout.strip()
-    with open(OUT / "results.csv", "a" if options.append else "w", newline="") as handle:
-        writer = csv.DictWriter(handle, FIELDS, lineterminator="\n")
-        if not options.append:
-            writer.writeheader()
-        for row in rows:
-            detail = str(row.get("detail", "")).replace(str(options.folder), "…")
-            writer.writerow({**row, "detail": detail, "commit": commit})
+    table: list[dict] = []
+    if options.append:
+        with open(OUT / "results.csv", newline="") as handle:
+            table += csv.DictReader(handle)
+    for row in rows:
+        detail = str(row.get("detail", "")).replace(str(options.folder), "…")
+        table.append({**row, "detail": detail, "commit": commit})
+    files.write_atomically(OUT / "results.csv", files.csv_text(table, FIELDS))
     killed = [row for row in rows if row["kind"] == "kill"]
     in_flight = sum(bool(row["save in flight"]) for row in killed)
     versions = ", ".join(

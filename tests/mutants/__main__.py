@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 
+from dft_jax.runtime.files import csv_text, write_atomically
 from tests.mutants.changes import CHANGES, Change, changed
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,10 +53,8 @@ def record(change: Change, noticed: bool) -> None:
         with open(SCORE, newline="") as handle:
             rows = {row["change"]: row for row in csv.DictReader(handle)}
     rows[change.name] = {"change": change.name, "file": change.file, "noticed": noticed}
-    with open(SCORE, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, ["change", "file", "noticed"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[each.name] for each in CHANGES if each.name in rows)
+    known = [rows[change.name] for change in CHANGES if change.name in rows]
+    write_atomically(SCORE, csv_text(known, ["change", "file", "noticed"]))
 
 
 def main() -> None:

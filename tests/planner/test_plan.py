@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from dft_jax import config as config_lib, plan
-from dft_jax.models.model import DecoderConfig, parameter_count
+from dft_jax.models.model import DecoderSpec, parameter_count
 from dft_jax.models.spec import Rope
 from dft_jax.planner import liveness, memory
 from experiments.planner import check
@@ -80,7 +80,7 @@ def small(compute="float32"):
         tie_embeddings=True,
         max_length=512,
     )
-    return memory.Planner(config, DecoderConfig(**sizes, **rest))
+    return memory.Planner(config, DecoderSpec(**sizes, **rest))
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,7 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
     kept = identity.with_absolute_paths(config)
     assert identity.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
     assert identity.paths(config) == {key: path for key, path in given.items() if path}
-    assert identity.digest(config) != identity.digest(kept), (
-        "so evaluations go by what was given"
-    )
+    assert identity.digest(config) != identity.digest(kept), "so evaluations go by what was given"
     workdir = here / "runs" / "mine"
     identity.refuse_moved(config, workdir)  # there is no run yet
     workdir.mkdir()

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from dft_jax import sharding
 from dft_jax.models.attention.masked import causal_attention
-from dft_jax.models.spec import DecoderConfig
+from dft_jax.models.spec import DecoderSpec
 from dft_jax.runtime import errors
 
 _NATIVE = {"tpu": "splash", "gpu": "cudnn"}
@@ -36,9 +36,7 @@ _LONGEST_WINDOW = 100  # longer ones are tested as this, so that they cut someth
 _TOLERANCE = {"bfloat16": 0.15, "float32": 1e-3}
 
 
-def choose_attention(
-    asked: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, block: int
-) -> str:
+def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: int) -> str:
     """The backend for `config.model.attention`; UserError where one asked for by name cannot run
     here, or fails.
     """
@@ -55,7 +53,7 @@ def choose_attention(
     return chosen
 
 
-def unmet(name: str, device: jax.Device, c: DecoderConfig, compute_dtype: str) -> str | None:
+def unmet(name: str, device: jax.Device, c: DecoderSpec, compute_dtype: str) -> str | None:
     """What a backend needs, if it is not all here, as far as can be said without compiling."""
     capability = str(getattr(device, "compute_capability", "none"))
     is_met = {"splash": device.platform == "tpu", "cudnn": capability.split(".")[0] in ("9", "10")}[
@@ -66,7 +64,7 @@ def unmet(name: str, device: jax.Device, c: DecoderConfig, compute_dtype: str) -
     return None if is_met else f"needs {_NEEDS[name]} (here: {here})"
 
 
-def mistake(name: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, block: int) -> str | None:
+def mistake(name: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: int) -> str | None:
     """What a backend does wrong in the test; None if nothing."""
     try:
         found = packed_errors(name, c, mesh, compute_dtype, block)
@@ -81,7 +79,7 @@ def mistake(name: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, block: 
 
 
 def packed_errors(
-    name: str, c: DecoderConfig, mesh: Mesh, compute_dtype: str, block: int
+    name: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: int
 ) -> dict[str, float]:
     """The largest error of a position, over the root mean square of all, in the output and the
     three gradients.

@@ -1,5 +1,5 @@
 """One file per architecture family: `HF_MODEL_TYPE`, and `read(reader)` from its config.json to a
-DecoderConfig.
+DecoderSpec.
 
 A new file here is found by itself; the tests find its golden checkpoint under tests/golden/ the
 same way.

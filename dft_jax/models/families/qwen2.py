@@ -1,12 +1,12 @@
 """Qwen2 and Qwen2.5, Math and Coder included: biases on q, k and v; full attention."""
 
 from dft_jax.models.hf.config_reader import ConfigReader, read_common
-from dft_jax.models.spec import DecoderConfig
+from dft_jax.models.spec import DecoderSpec
 
 HF_MODEL_TYPE = "qwen2"
 
 
-def read(reader: ConfigReader) -> DecoderConfig:
+def read(reader: ConfigReader) -> DecoderSpec:
     reader.expect("is_qwen2_config", True)  # a note of the program that trained it
     common = read_common(reader)
     reader.expect("use_sliding_window", False)
@@ -14,4 +14,4 @@ def read(reader: ConfigReader) -> DecoderConfig:
     # without effect while use_sliding_window is false
     reader.ignore("sliding_window", "max_window_layers")
     reader.expect("use_mrope", False)
-    return DecoderConfig(**common, qkv_bias=True)
+    return DecoderSpec(**common, qkv_bias=True)

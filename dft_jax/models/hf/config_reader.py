@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-from dft_jax.models.spec import DecoderConfig, Rope, Yarn
+from dft_jax.models.spec import DecoderSpec, Rope, Yarn
 from dft_jax.runtime import errors
 
 # Keys that do not change what training computes, at any value: bookkeeping, generation defaults,
@@ -161,7 +161,7 @@ class ConfigReader:
                     f"{key}={value!r} is not a known key of this model; remove it if it has no effect"
                 )
 
-    def finish(self, config: DecoderConfig) -> DecoderConfig:
+    def finish(self, config: DecoderSpec) -> DecoderSpec:
         """Returns `config` when nothing is wrong with it and no key is left over; else raises
         UserError with all.
         """
@@ -253,7 +253,7 @@ _ROPES = {
 
 
 def read_common(reader: ConfigReader) -> dict[str, Any]:
-    """The fields that every supported family spells alike, as keyword arguments of DecoderConfig."""
+    """The fields that every supported family spells alike, as keyword arguments of DecoderSpec."""
     hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     reader.expect("hidden_act", "silu")
     reader.expect("attention_dropout", 0.0, 0)

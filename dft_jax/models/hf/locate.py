@@ -10,7 +10,7 @@ import jax
 from dft_jax.models.families import FAMILIES
 from dft_jax.models.hf.config_reader import ConfigReader
 from dft_jax.models.hf.tokenizer import Tokenizer, read_tokenizer
-from dft_jax.models.spec import DecoderConfig
+from dft_jax.models.spec import DecoderSpec
 from dft_jax.runtime import errors, hub
 from dft_jax.runtime.files import check_file, read_json, refuse_code
 
@@ -62,7 +62,7 @@ def resolve(path: str, revision: str) -> Path:
     return folder
 
 
-def read_config(folder: Path) -> DecoderConfig:
+def read_config(folder: Path) -> DecoderSpec:
     """The architecture from `config.json`, every key accounted for (see models/config.py)."""
     file, adapter, generation = (
         folder / f"{name}.json" for name in ("config", "adapter_config", "generation_config")

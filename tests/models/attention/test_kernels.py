@@ -23,7 +23,7 @@ from dft_jax.models.attention.masked import causal_attention
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.spec import DecoderConfig, Rope
+from dft_jax.models.spec import DecoderSpec, Rope
 from dft_jax.runtime import errors
 from dft_jax.training import identity
 from dft_jax.types import Batch
@@ -43,7 +43,7 @@ def architecture(H=4, G=2, K=16, window=None):
         max_length=64,
     )
     heads = dict(num_heads=H, num_kv_heads=G, head_dim=K, sliding_window=window)
-    return DecoderConfig(**sizes, **heads, rope=Rope(1e4), tie_embeddings=True)
+    return DecoderSpec(**sizes, **heads, rope=Rope(1e4), tie_embeddings=True)
 
 
 ARCHITECTURE = architecture(window=4096)  # of most tests: compiled once

@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all, and tables as CSV."""
+
+import os
+
+import jax
+import pytest
+
+from dft_jax.runtime import files
+
+ROWS = [{"run": "a", "score": 1}, {"run": "b, c", "note": "x"}]
+
+
+def test_a_csv_has_the_columns_of_all_rows_in_the_order_of_their_first_use(tmp_path):
+    files.write_csv(ROWS, tmp_path / "table.csv")
+    assert (tmp_path / "table.csv").read_bytes() == b'run,score,note\na,1,\n"b, c",,x\n'
+
+
+def test_a_csv_has_the_columns_that_are_asked_for():
+    assert files.csv_text(ROWS, ["note", "score", "run"]).startswith("note,score,run\n,1,a\n")
+    with pytest.raises(ValueError, match="note"):
+        files.csv_text(ROWS, ["run", "score"])
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    files.write_csv(ROWS, tmp_path / "table.csv")
+    files.write_json(tmp_path / "value.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypatch):
+    file = tmp_path / "state.json"
+    files.write_atomically(file, "old")
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
