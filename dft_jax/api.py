@@ -201,9 +201,10 @@ def train(config: ConfigDict, workdir: str | Path) -> Run:
       that failed.
       Stopped: a signal asked for it (runtime/interrupts.py); the state is saved.
     """
+    place = folders.local_folder(str(workdir))
     with distributed.together("config"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    return fine_tune(config, Path(workdir), benchmark_evaluators)
+    return fine_tune(config, place, benchmark_evaluators)
 
 
 def benchmark_evaluators(

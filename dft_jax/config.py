@@ -87,7 +87,7 @@ def parse_argument(argument: str, **defaults: str) -> dict[str, str]:
 
 def unknown_key(key: str) -> str:
     """What to say about a key that the default config does not have."""
-    known = list(all_options())
+    known = sorted(all_options())
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return f"config.{key} is a section, so it has no value; its keys: {', '.join(inside)}"

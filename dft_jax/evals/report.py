@@ -17,8 +17,7 @@ from dft_jax.evals.graders import pool
 from dft_jax.evals.records import Prediction, groups
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.evals.tasks.benchmarks import Problem
-from dft_jax.runtime import environment, errors, interrupts
-from dft_jax.training import reporter
+from dft_jax.runtime import environment, errors, interrupts, system
 
 Problems = dict[str, list[Problem]]
 
@@ -110,7 +109,7 @@ def grade(
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),
-            "peak_host_gib": round(reporter.peak_host_gib(), 3),
+            "peak_host_gib": round(system.peak_gib(), 3),
         },
         "environment": environment.describe(),
     }

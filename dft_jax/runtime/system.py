@@ -109,3 +109,8 @@ def processor() -> str:
         ).stdout
         return f"{platform.machine()} {brand.strip()}"
     return platform.machine()
+
+
+def peak_gib() -> float:
+    """The most memory that this process had at once, in GiB."""
+    return peak_kib() / 2**20

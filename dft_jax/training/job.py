@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from dft_jax.data import account, batches, order
 from dft_jax.lm import open_config
 from dft_jax.losses import objectives
+from dft_jax.models.attention import select
 from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import distributed, errors
 from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
@@ -123,6 +124,8 @@ def prepare(
         metrics_log.require_boards(config.log)
         identity.refuse_moved(config, workdir)
         source, model, tokenizer = open_config(config)
+        attention, compute_dtype = config.model.attention, config.model.compute_dtype
+        errors.raise_if_any(select.problems(attention, model.config, model.mesh, compute_dtype))
         config = identity.with_date(config, date, tokenizer)
         evaluators = make_evaluators(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)

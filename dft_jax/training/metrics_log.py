@@ -95,12 +95,14 @@ class Writer:
             self.rows.close()
 
 
-def require_boards(config: ConfigDict) -> None:
+def require_boards(log: ConfigDict) -> None:
     """UserError where a package that the config asks for cannot be imported. A service that is down
     is another thing: it may come back, and the run goes on without it.
     """
-    wanted = {"tensorboardX": ("config.log.tensorboard", config.log.tensorboard)}
-    wanted["wandb"] = ("config.log.wandb_project", config.log.wandb_project)
+    wanted = {
+        "tensorboardX": ("config.log.tensorboard", log.tensorboard),
+        "wandb": ("config.log.wandb_project", log.wandb_project),
+    }
     for package, (key, is_wanted) in wanted.items():
         if is_wanted:
             what = f"{key} is set, but {package} cannot be imported"

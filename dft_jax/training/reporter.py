@@ -156,11 +156,6 @@ class Reporter:
         jax.monitoring.unregister_event_duration_listener(self._count)
 
 
-def peak_host_gib() -> float:
-    """The most memory that this process had at once, in GiB."""
-    return system.peak_kib() / 2**20
-
-
 class RoundingWarning:
     """Says once that most bfloat16 parameters stayed as they were: at the first step of the full
     rate.
@@ -280,7 +275,7 @@ class _Throughput:
             values["speed/first_step_s"] = time.monotonic() - dft_jax.IMPORTED_AT
         if memory := self.device.memory_stats():
             values["speed/peak_memory_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
-        values["speed/peak_host_gib"] = peak_host_gib()
+        values["speed/peak_host_gib"] = system.peak_gib()
         if last is None:
             return values
         step_s = now - last

@@ -12,7 +12,6 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.lm import LM, trained_template
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
-from dft_jax.runtime import folders
 from dft_jax.training import loop
 from dft_jax.training.evaluators import MakeEvaluators, no_evaluators
 from dft_jax.training.folder import opened
@@ -102,7 +101,6 @@ def fine_tune(
       failed.
       Stopped: a signal asked for it (runtime/interrupts.py); the state is saved.
     """
-    workdir = folders.local_folder(str(workdir))
     with opened(prepare(config, workdir, make_evaluators), workdir) as (job, folder):
         state = loop.run(job, folder)
     return Run(workdir, job.config, job.source, job.model, job.tokenizer, state, folder.identity)

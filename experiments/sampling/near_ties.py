@@ -109,7 +109,7 @@ def main() -> None:
         opened.tokenizer,
         opened.model,
     )
-    params = lambda: opened.params()
+    params = opened.params
     unstacked = jax.jit(functools.partial(cached.unstack, model=opened.model))(params)
     requests = {plan.requests[key]: key for _, key in differing}
     ids_of = {
