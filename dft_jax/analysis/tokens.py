@@ -32,9 +32,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from dft_jax import evaluate
 from dft_jax.analysis import reading, token_report, token_scores
-from dft_jax.commands import cli
+from dft_jax.commands import cli, evaluate
 from dft_jax.data import account
 from dft_jax.lm import open_lm
 from dft_jax.runtime import compilation_cache, environment, errors, folders

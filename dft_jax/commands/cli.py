@@ -57,10 +57,11 @@ def parse(required: list[str], positional: str = "") -> list[str]:
         ) from error
     if rest and not positional:
         raise errors.UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
-    missing = [positional] if positional and not rest else []
-    missing += [f"--{name}" for name in required if not flags.FLAGS[name].value]
-    if missing:
-        raise errors.UserError(f"{missing[0]} is required; --help lists the options")
+    if positional and not rest:
+        raise errors.UserError(f"{positional} is required; --help lists the options")
+    for name in required:
+        if not flags.FLAGS[name].value:
+            raise errors.UserError(f"--{name} is required; --help lists the options")
     return rest
 
 
@@ -68,12 +69,12 @@ def _help() -> str:
     """The command's docstring, and the flags of this project that it knows."""
     modules = flags.FLAGS.flags_by_module_dict()
     ours = [name for name in modules if name.startswith("dft_jax") or name == sys.argv[0]]
-    return "\n".join(
-        [
-            sys.modules["__main__"].__doc__ or "",
-            *(flags.FLAGS.module_help(name) for name in sorted(ours)),
-        ]
-    )
+    lines = [sys.modules["__main__"].__doc__ or ""]
+    for name in sorted(ours):
+        lines.append(flags.FLAGS.module_help(name))
+    if "config" in flags.FLAGS:
+        lines.append(config_lib.describe())
+    return "\n".join(lines)
 
 
 def join_processes() -> None:

@@ -88,7 +88,7 @@ class BenchmarkEvaluator:
             if step > start or not (folder / runner.SCORES_NAME).exists():
                 runner.check(self.plan, self.model, folder, {**origin, "step": step})
 
-    def compile(self) -> None:
+    def compile_programs(self) -> None:
         """Nothing: the sampler's shapes follow from what is still to be sampled."""
 
     def due(self, step: int) -> bool:

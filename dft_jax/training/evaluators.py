@@ -13,7 +13,7 @@ from dft_jax.types import Params
 
 
 class Evaluator(Protocol):
-    """A measurement. The loop calls `begin` once, `compile` before the first step, and `run` at
+    """A measurement. The loop calls `begin` once, `compile_programs` before the first step, and `run` at
     the steps that are `due` and have no metric of this kind yet.
     """
 
@@ -35,7 +35,7 @@ class Evaluator(Protocol):
         """
         ...
 
-    def compile(self) -> None:
+    def compile_programs(self) -> None:
         """Compiles what `run` needs."""
         ...
 
@@ -84,8 +84,8 @@ class HeldOutEvaluator:
     def begin(self, steps: int, start: int, origin: dict[str, Any]) -> None:
         self._steps = steps
 
-    def compile(self) -> None:
-        self._heldout.compile()
+    def compile_programs(self) -> None:
+        self._heldout.compile_programs()
 
     def due(self, step: int) -> bool:
         is_in_turn = self._every > 0 and step % self._every == 0

@@ -70,7 +70,7 @@ class HeldOut:
             reference=reference,
         )
 
-    def compile(self) -> None:
+    def compile_programs(self) -> None:
         """Compiles for every shape, so that the first measurement takes as long as the others."""
         for count in self.steps.packer.row_counts:
             self._program(count)

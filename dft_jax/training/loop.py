@@ -59,7 +59,7 @@ def _compile(
     if folder.start == job.steps:
         return _no_step
     for evaluator in evaluators:
-        evaluator.compile()
+        evaluator.compile_programs()
     return job.compile_step(frozen)
 
 

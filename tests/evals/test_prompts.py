@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dft_jax import assets, config as config_lib, evaluate, main, sharding
+from dft_jax import assets, config as config_lib, main, sharding
 from dft_jax.analysis import reading, tokens
+from dft_jax.commands import evaluate
 from dft_jax.data import templates
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts

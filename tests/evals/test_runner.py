@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, evaluate, main, sharding
+from dft_jax import assets, main, sharding
 from dft_jax.checkpoints.manager import Gone
+from dft_jax.commands import evaluate
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import report, runner

@@ -15,9 +15,10 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from dft_jax import api, assets, evaluate, export as export_command
+from dft_jax import api, assets
 from dft_jax.analysis import heldout as heldout_lib
 from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.commands import evaluate, export as export_command
 from dft_jax.lab import recipe
 from dft_jax.models.hf import rounding
 from dft_jax.models.hf.export import MOST_LOST, PROVENANCE_NAME, Origin, export, provenance
