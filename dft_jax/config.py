@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dft_jax.checkpoints import manifest
 from dft_jax.data import formats, templates
-from dft_jax.data.sources import rows
+from dft_jax.data.sources import locate
 from dft_jax.evals.runner import Settings
 from dft_jax.losses import objectives
 from dft_jax.models.attention.kernels import BACKENDS
@@ -330,7 +330,7 @@ def _path_problems(given: dict[str, Any]) -> list[str]:
         problems.append(
             "config.data.train is empty: give a .jsonl, .json or .parquet file, a folder or a hub dataset"
         )
-    absent = [key for key in ("data.train", "data.heldout") if rows.is_path(given.get(key, ""))]
+    absent = [key for key in ("data.train", "data.heldout") if locate.is_path(given.get(key, ""))]
     absent = [key for key in absent if not Path(given[key]).exists()]
     if template.endswith(".jinja") and not Path(template).is_file():
         absent.append("data.template")
@@ -355,7 +355,7 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
     default = flatten(get_default())
     path = given.get("model.path", "")
     data = [given[key] for key in ("data.train", "data.heldout") if given.get(key)]
-    from_hub = any(rows.is_hub_id(place) for place in data)
+    from_hub = any(locate.is_hub_id(place) for place in data)
     in_parts = from_hub or any(Path(place).is_dir() for place in data)
     # Key -> whether it has an effect, and why it would have none.
     has_effect = {
@@ -365,7 +365,7 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
     }
     for key, split in (("data.train", "data.split"), ("data.heldout", "data.heldout_split")):
         place = given.get(key, "")
-        is_whole = bool(place) and not rows.is_hub_id(place) and not Path(place).is_dir()
+        is_whole = bool(place) and not locate.is_hub_id(place) and not Path(place).is_dir()
         has_effect[split] = (not is_whole, f"{key}={place!r} has no splits")
     found = []
     for key, (is_used, why) in has_effect.items():

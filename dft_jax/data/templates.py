@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from dft_jax.data import rendering
-from dft_jax.data.sources.rows import BadRow, Message, is_only_read
+from dft_jax.data.messages import Message, is_only_read
+from dft_jax.data.sources.rows import BadRow
 from dft_jax.runtime import errors
 
 _HELPFUL = "You are a helpful assistant."

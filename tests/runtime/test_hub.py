@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dft_jax import assets, config as config_lib, plan
-from dft_jax.data.sources import rows
+from dft_jax.data.sources import locate
 from dft_jax.models.hf.locate import resolve
 from dft_jax.runtime import errors, hub
 from dft_jax.training import identity
@@ -44,7 +44,7 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
     [
         lambda: resolve("runs/base", "main"),
         lambda: plan.read_architecture("runs/base", "main"),
-        lambda: rows.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
+        lambda: locate.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
     ],
     ids=["model", "plan", "data"],
 )

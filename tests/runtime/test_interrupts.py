@@ -21,7 +21,7 @@ from tests.tiny_trainer import tiny_config
 
 ALONE = """
 import os, signal, time
-from dft_jax import interrupts
+from dft_jax.runtime import interrupts
 with interrupts.Interrupts():
     {work}
     os.kill(os.getpid(), signal.SIGTERM)
