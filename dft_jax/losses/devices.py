@@ -59,7 +59,7 @@ class DeviceShare:
     vocab_axes: tuple[str, ...]  # the axes of the mesh that cut the vocabulary
     top_tokens: int
     dtype: DTypeLike  # of everything that is computed: float32, or float64 where inputs are
-    inputs: Inputs  # as they came, for shapes and dtypes of the results
+    shape: tuple[int, ...]  # B and L of this device
 
     def logits(self, index_C: Int[Array, " C"]) -> Logits:
         """Logits at the positions of a chunk; 0 beyond the last one."""
@@ -89,22 +89,44 @@ class DeviceShare:
 
     def as_rows(self, stats_N: Stats) -> Stats:
         """From [N] back to [B, L]."""
-        shape = self.inputs.mask_BL.shape
-        return jax.tree.map(lambda value_N: value_N.reshape(shape), stats_N)
+        return jax.tree.map(lambda value_N: value_N.reshape(self.shape), stats_N)
 
-    def no_gradients(self) -> Projection:
-        """Zeros to add to, float32 whatever the model is: bfloat16 loses small terms of a sum."""
+
+@dataclasses.dataclass(frozen=True)
+class GradientSums:
+    """Adds up the gradients of hidden states and head on one device, chunk after chunk."""
+
+    model: Projection  # [N, D] and [V, D], both in the dtype of the hidden states
+    inputs: Projection  # as they came, for shapes and dtypes of the results
+    vocab_axes: tuple[str, ...]
+    dtype: DTypeLike
+
+    def zeros(self) -> Projection:
+        """What is added to, float32 whatever the model is: bfloat16 loses small terms of a sum."""
         d_hidden_ND = jnp.zeros(self.model.hidden.shape, self.dtype)
         return Projection(d_hidden_ND, jnp.zeros(self.model.head.shape, self.dtype))
 
-    def summed(self, gradients: Projection) -> Projection:
+    def add(
+        self, sums: Projection, index_C: Int[Array, " C"], d_logits_CV: Float[Array, "C V"]
+    ) -> Projection:
+        """The sums with what the chunk at these positions gives to them."""
+        d_logits_CV = d_logits_CV.astype(self.model.hidden.dtype)
+        d_hidden_CD = jnp.einsum(
+            "CV,VD->CD", d_logits_CV, self.model.head, preferred_element_type=self.dtype
+        )
+        hidden_CD = chunks.take(self.model.hidden, index_C)
+        d_head_VD = sums.head + jnp.einsum(
+            "CV,CD->VD", d_logits_CV, hidden_CD, preferred_element_type=self.dtype
+        )
+        return Projection(chunks.put(sums.hidden, index_C, d_hidden_CD), d_head_VD)
+
+    def over_devices(self, sums: Projection) -> Projection:
         """The gradients over all devices, in shape and dtype of what they are gradients of."""
-        model = self.inputs.model
         # Every slice of the vocabulary has pulled at the same hidden states.
-        d_hidden_BLD = lax.psum(gradients.hidden, self.vocab_axes).reshape(model.hidden.shape)
-        d_hidden_BLD = d_hidden_BLD.astype(model.hidden.dtype)
+        d_hidden_BLD = lax.psum(sums.hidden, self.vocab_axes).reshape(self.inputs.hidden.shape)
+        d_hidden_BLD = d_hidden_BLD.astype(self.inputs.hidden.dtype)
         # A device has seen its own rows only. Once, after all chunks: it moves V·D numbers.
-        d_head_VD = lax.psum(gradients.head, sharding.BATCH_AXES).astype(model.head.dtype)
+        d_head_VD = lax.psum(sums.head, sharding.BATCH_AXES).astype(self.inputs.head.dtype)
         return Projection(d_hidden_BLD, d_head_VD)
 
 
@@ -136,9 +158,19 @@ def share_of(inputs: Inputs, spec: LossSpec, vocab_axes: tuple[str, ...]) -> Dev
         chunks=chunks.cut(targets_BL, mask_BL, spec.chunk_tokens, vocab_axes, local_vocab),
         vocab_axes=vocab_axes,
         top_tokens=spec.top_tokens,
-        dtype=jnp.promote_types(jnp.float32, inputs.model.hidden.dtype),
-        inputs=inputs,
+        dtype=_dtype_of_sums(inputs.model),
+        shape=mask_BL.shape,
     )
+
+
+def gradient_sums(inputs: Inputs, vocab_axes: tuple[str, ...]) -> GradientSums:
+    """Sums for the gradients of what `shard_map` has given to this device."""
+    model = inputs.model
+    return GradientSums(_flat(model), model, vocab_axes, _dtype_of_sums(model))
+
+
+def _dtype_of_sums(model: Projection) -> DTypeLike:
+    return jnp.promote_types(jnp.float32, model.hidden.dtype)
 
 
 def _flat(model: Projection) -> Projection:

@@ -34,8 +34,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.losses import chunks, devices, objectives, statistics
-from dft_jax.losses.devices import DeviceShare, Inputs, LossSpec, Projection
-from dft_jax.losses.statistics import Logits, Logsumexps, Stats, StatsGradients
+from dft_jax.losses.devices import Inputs, LossSpec, Projection
+from dft_jax.losses.statistics import Stats, StatsGradients
 from dft_jax.types import TokenStats
 
 # ---- what callers use
@@ -255,6 +255,7 @@ def _local_stats_and_gradients(
 ) -> tuple[Stats, Projection]:
     """Both from the same logits; the objective sees a chunk as if it were a batch."""
     share = devices.share_of(inputs, spec, vocab_axes)
+    sums = devices.gradient_sums(inputs, vocab_axes)
 
     def add_chunk(number, carry):
         stats, gradients = carry
@@ -262,12 +263,12 @@ def _local_stats_and_gradients(
         logits = share.logits(index_C)
         found, logsumexps = share.stats_of(logits)
         d_found = _loss_gradients(objective, found, share.chunks.is_token(index_C))
-        gradients = _add_gradients(share, gradients, index_C, logits, logsumexps, d_found)
-        return _put(stats, index_C, found), gradients
+        d_logits_CV = statistics.d_logits(logits, logsumexps, d_found)
+        return _put(stats, index_C, found), sums.add(gradients, index_C, d_logits_CV)
 
-    carry = (share.no_stats(), share.no_gradients())
+    carry = (share.no_stats(), sums.zeros())
     stats, gradients = lax.fori_loop(0, share.chunks.count, add_chunk, carry)
-    return share.as_rows(stats), share.summed(gradients)
+    return share.as_rows(stats), sums.over_devices(gradients)
 
 
 def _local_gradients(
@@ -275,6 +276,7 @@ def _local_gradients(
 ) -> Projection:
     """The gradients alone, from logits that are made again."""
     share = devices.share_of(inputs, spec, vocab_axes)
+    sums = devices.gradient_sums(inputs, vocab_axes)
     d_stats_N = jax.tree.map(lambda value_BL: value_BL.reshape(-1), d_stats_BL)
 
     def add_chunk(number, gradients):
@@ -282,10 +284,11 @@ def _local_gradients(
         logits = share.logits(index_C)
         _, logsumexps = share.stats_of(logits)
         d_found = jax.tree.map(lambda value_N: chunks.take(value_N, index_C), d_stats_N)
-        return _add_gradients(share, gradients, index_C, logits, logsumexps, d_found)
+        d_logits_CV = statistics.d_logits(logits, logsumexps, d_found)
+        return sums.add(gradients, index_C, d_logits_CV)
 
-    gradients = lax.fori_loop(0, share.chunks.count, add_chunk, share.no_gradients())
-    return share.summed(gradients)
+    gradients = lax.fori_loop(0, share.chunks.count, add_chunk, sums.zeros())
+    return sums.over_devices(gradients)
 
 
 def _put(stats_N: Stats, index_C: jax.Array, stats_C: Stats) -> Stats:
@@ -304,24 +307,3 @@ def _loss_gradients(
         return _sum_of_losses(objective, values, is_token_C)
 
     return jax.grad(loss)(StatsGradients(stats.logp, stats.kl))
-
-
-def _add_gradients(
-    share: DeviceShare,
-    gradients: Projection,
-    index_C: jax.Array,
-    logits: Logits,
-    logsumexps: Logsumexps,
-    d_stats: StatsGradients,
-) -> Projection:
-    """The gradients of hidden states [N, D] and head, with what one chunk gives to them."""
-    d_logits_CV = statistics.d_logits(logits, logsumexps, d_stats)
-    d_logits_CV = d_logits_CV.astype(share.model.hidden.dtype)
-    d_hidden_CD = jnp.einsum(
-        "CV,VD->CD", d_logits_CV, share.model.head, preferred_element_type=share.dtype
-    )
-    hidden_CD = chunks.take(share.model.hidden, index_C)
-    d_head_VD = gradients.head + jnp.einsum(
-        "CV,CD->VD", d_logits_CV, hidden_CD, preferred_element_type=share.dtype
-    )
-    return Projection(chunks.put(gradients.hidden, index_C, d_hidden_CD), d_head_VD)

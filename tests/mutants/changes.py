@@ -54,8 +54,8 @@ OF_LOSSES = [
     Change(
         "loss-head-gradient-of-own-rows",
         "dft_jax/losses/devices.py",
-        "lax.psum(gradients.head, sharding.BATCH_AXES).astype",
-        "gradients.head.astype",
+        "lax.psum(sums.head, sharding.BATCH_AXES).astype",
+        "sums.head.astype",
         LOSSES,
         "float64 and dft",
     ),
