@@ -160,7 +160,7 @@ def _nothing_usable(path: str, account: Account) -> str:
     first = ""
     if account.offenders:
         first = f"; first: {account.offenders[0]}"
-    return f"{path}: no example to train on ({why}){first}; mend the rows or raise data.max_length"
+    return f"{path}: no example to train on ({why}){first}; fix the rows or raise data.max_length"
 
 
 def _require_embeddings(path: str, examples: list[Example], vocab_size: int) -> None:
@@ -318,7 +318,7 @@ class TrainBatches:
 
 
 class SequentialBatches:
-    """The packed steps of one pass in file order, for evaluation; the last may hold fewer examples."""
+    """The packed steps of one pass in file order, for evaluation; the last may be smaller."""
 
     def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int):
         self.batches = []

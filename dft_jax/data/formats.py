@@ -114,7 +114,7 @@ def gsm8k_boxed(row: dict, config: ConfigDict) -> list[Message]:
     steps, hashes, value = answer["content"].rpartition("####")
     value = value.strip().replace(",", "")
     if not hashes or not value:
-        raise BadRow("field 'answer' has no '#### 42' at its end; mend the row or set data.rows")
+        raise BadRow("field 'answer' has no '#### 42' at its end; fix the row or set data.rows")
     text = f"{steps.rstrip()}\nThe answer is \\boxed{{{value}}}."
     return [question, answer | {"content": text.lstrip()}]
 
@@ -148,9 +148,10 @@ def alpaca(row: dict, config: ConfigDict) -> list[Message]:
 def messages(row: dict, config: ConfigDict) -> list[Message]:
     """A conversation under `data.messages_field`: a list of {role, content}.
 
-    Only assistant turns are trained. Content may be a list of text parts, as {"type": "text", "text": "…"}, which are joined. A text
-    under `system` beside the list begins the conversation. An answer with `weight` 0 (or `train`
-    false) is read, not trained. What else a message or the row says of it is refused by name.
+    Only assistant turns are trained. Content may be a list of text parts, as {"type": "text",
+    "text": "…"}, which are joined. A text under `system` beside the list begins the conversation.
+    An answer with `weight` 0 (or `train` false) is read, not trained. What else a message or the
+    row says of it is refused by name.
     """
     field = config.messages_field
     return _conversation(row, field, _list(row, field))
@@ -200,8 +201,14 @@ def calculator_marks(config: ConfigDict) -> str:
 
 def _has_calculator_marks(conversation: list[Message]) -> bool:
     """Whether an answer holds marks as GSM8K's `<<48/2=24>>`, which are trained like other text."""
-    answers = [message["content"] for message in conversation if message["role"] == "assistant"]
-    return any(_CALCULATOR_MARK.search(answer) for answer in answers)
+    for answer in _answers(conversation):
+        if _CALCULATOR_MARK.search(answer["content"]):
+            return True
+    return False
+
+
+def _answers(conversation: list[Message]) -> list[Message]:
+    return [message for message in conversation if message["role"] == "assistant"]
 
 
 def _conversation(row: dict, field: str, turns: list) -> list[Message]:
@@ -211,8 +218,7 @@ def _conversation(row: dict, field: str, turns: list) -> list[Message]:
         raise BadRow(
             "the last message should be the assistant's; add the answer or remove the message"
         )
-    answers = [message for message in conversation if message["role"] == "assistant"]
-    if all(is_only_read(answer) for answer in answers):
+    if all(is_only_read(answer) for answer in _answers(conversation)):
         raise BadRow(
             "no answer is trained: all have weight 0; remove the row or set data.bad_rows='drop'"
         )
@@ -339,7 +345,7 @@ def _list(row: dict, field: str) -> list:
         if conversation == []:
             found = "an empty list"
         raise BadRow(
-            f"field {field!r} should be a list of messages, not {found}; mend it or set data.rows"
+            f"field {field!r} should be a list of messages, not {found}; fix it or set data.rows"
         )
     return conversation
 

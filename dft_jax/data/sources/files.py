@@ -1,4 +1,4 @@
-"""Rows from a .jsonl, .json or .parquet file, and from the files of a folder one after the other."""
+"""Rows from a .jsonl, .json or .parquet file, and from the files of a folder in their order."""
 
 import codecs
 import json
@@ -55,12 +55,12 @@ def _json_object(line: bytes) -> dict[str, Any] | str:
         cut = ""
         if not line.endswith(b"\n"):
             cut = ", and the line has no end: was the file cut off?"
-        return f"not JSON at column {error.colno} ({error.msg}){cut}; mend or remove the line"
+        return f"not JSON at column {error.colno} ({error.msg}){cut}; fix or remove the line"
     except errors.DuplicateKey as error:
         return str(error)
     # A number of 5000 digits, brackets 10000 deep.
     except (ValueError, RecursionError) as error:
-        return f"not JSON that Python reads ({error}); mend or remove the line"
+        return f"not JSON that Python reads ({error}); fix or remove the line"
     if not isinstance(value, dict):
         found = type(value).__name__
         return f"expected a JSON object, found {found}; write one object per line"
@@ -75,14 +75,14 @@ def _read_json(file: Path, name: str) -> Iterator[Row]:
         line = content.count(b"\n", 0, error.start) + 1
         raise errors.UserError(f"{name}:{line}: not UTF-8; re-save the file as UTF-8") from error
     except json.JSONDecodeError as error:
-        remedy = "mend it"
+        remedy = "fix it"
         if error.msg == "Extra data":
             remedy = "if each line is an object, name the file .jsonl"
         what = f"not JSON ({error.msg} at column {error.colno})"
         raise errors.UserError(f"{name}:{error.lineno}: {what}; {remedy}") from error
     # A key twice, a number of 5000 digits, brackets 10000 deep.
     except (ValueError, RecursionError) as error:
-        raise errors.UserError(f"{name}: not readable as JSON ({error}); mend the file") from error
+        raise errors.UserError(f"{name}: not readable as JSON ({error}); fix the file") from error
     if not isinstance(values, list):
         found = type(values).__name__
         raise errors.UserError(
@@ -90,7 +90,7 @@ def _read_json(file: Path, name: str) -> Iterator[Row]:
         )
     for number, value in enumerate(values):
         if not isinstance(value, dict):
-            value = "expected a JSON object; mend or remove it"
+            value = "expected a JSON object; fix or remove it"
         yield Row(f"{name}[{number}]", value)
 
 
