@@ -604,7 +604,7 @@ TOKENIZER = {
     "a chat template that is no program": (
         "tiny",
         edit("tokenizer_config.json", chat_template="a\n{% for %}"),
-        ["data.template='tokenizer':2: ", "mend it"],
+        ["data.template='tokenizer':2: ", "fix it"],
     ),
 }
 

@@ -253,7 +253,7 @@ OVERRIDES = {
                 "data.max_rows",
             )
         ],
-        ["config.data.max_rows=-7", "and 2 more problems; mend these first"],
+        ["config.data.max_rows=-7", "and 2 more problems; fix these first"],
     ),
     "unknown flag": (["--workdri=x"], ["workdri", "Did you mean: workdir"]),
     "stray word": (["runs/tiny"], ["unexpected argument 'runs/tiny'", "--name=value"]),

@@ -33,13 +33,13 @@ DATA = {
         "a.jsonl",
         GOOD + b"{'prompt': 1}\n",
         [],
-        ["a.jsonl:2: not JSON at column 2", "mend or remove the line"],
+        ["a.jsonl:2: not JSON at column 2", "fix or remove the line"],
     ),
     "truncated last line": (
         "a.jsonl",
         GOOD + GOOD[:20],
         [],
-        ["a.jsonl:2: not JSON", "was the file cut off?", "mend or remove"],
+        ["a.jsonl:2: not JSON", "was the file cut off?", "fix or remove"],
     ),
     "duplicate key": (
         "a.jsonl",
@@ -63,13 +63,13 @@ DATA = {
         "a.jsonl",
         b"[" * 200_000 + b"\n",
         [],
-        ["a.jsonl:1: not JSON that Python reads", "mend or remove"],
+        ["a.jsonl:1: not JSON that Python reads", "fix or remove"],
     ),
     "number too long": (
         "a.jsonl",
         b"9" * 5000 + b"\n",
         [],
-        ["a.jsonl:1: not JSON that Python reads", "mend or remove"],
+        ["a.jsonl:1: not JSON that Python reads", "fix or remove"],
     ),
     "line is a list": (
         "a.jsonl",
@@ -141,13 +141,13 @@ DATA = {
         [],
         ["a.json:2: not JSON (Extra data", "name the file .jsonl"],
     ),
-    "malformed JSON": ("a.json", b'[\n{"prompt": "x"},\n]', [], ["a.json:", "not JSON", "mend it"]),
+    "malformed JSON": ("a.json", b'[\n{"prompt": "x"},\n]', [], ["a.json:", "not JSON", "fix it"]),
     "JSON not UTF-8": ("a.json", b'[\n"\xff"]', [], ["a.json:2: not UTF-8", "re-save"]),
     "JSON item is text": (
         "a.json",
         b'["x"]',
         [],
-        ["a.json[0]: expected a JSON object", "mend or remove it"],
+        ["a.json[0]: expected a JSON object", "fix or remove it"],
     ),
     "unknown suffix": (
         "a.txt",
@@ -193,15 +193,15 @@ DATA = {
 
 # Name -> (text of a chat template, what stderr must say).
 TEMPLATES = {
-    "syntax error": ("{{ 1 }}\n{% for %}", ["t.jinja':2:", "mend it"]),
-    "unknown filter": ("{{ messages | shout }}", ["t.jinja':1:", "shout", "mend it"]),
+    "syntax error": ("{{ 1 }}\n{% for %}", ["t.jinja':2:", "fix it"]),
+    "unknown filter": ("{{ messages | shout }}", ["t.jinja':1:", "shout", "fix it"]),
     "raises": (
         "{{ raise_exception('no tools here') }}",
-        ["a.jsonl:1: template", "no tools here", "mend one of them"],
+        ["a.jsonl:1: template", "no tools here", "fix one of them"],
     ),
     "TypeError inside": (
         "{{ messages[0].content + 1 }}",
-        ["a.jsonl:1: template", "TypeError", "mend it"],
+        ["a.jsonl:1: template", "TypeError", "fix it"],
     ),
     "not UTF-8": (b"\xff", ["t.jinja' cannot be read", "give a UTF-8 file"]),
 }
@@ -374,7 +374,7 @@ SUBPROCESSES = {
     "config": (["--config.train.sede=1"], ["did you mean 'train.seed'"]),
     "data": (
         ["--config.data.train={folder}/a.jsonl", "--config.data.rows=fields"],
-        ["a.jsonl:2: not JSON", "mend or remove"],
+        ["a.jsonl:2: not JSON", "fix or remove"],
     ),
     "checkpoint": (
         [f"--config.model.path={GOLDEN}/llama", "--config.data.max_length=32"],

@@ -260,7 +260,7 @@ BOTH_WAYS = """
 import sys, jax
 address, index = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(address, 2, index)
-from dft_jax import distributed
+from dft_jax.runtime import distributed
 def both(values): return [*values, len(values)]
 mine = "x" * (3 + 100_000 * index)
 by_service = distributed.decided("test", mine, both)

@@ -190,4 +190,3 @@ def main() -> None:
     compilation_cache.keep_compilations()
     refuse_idle_revision([_MODEL.value], _REVISION.value)
     _evaluate_newest(asked, folders.local_folder(_OUT.value, "--out"))
-

@@ -53,4 +53,3 @@ def main() -> None:
             origin=origin.of_run(workdir, saved.config, saved.step, identity),
         )
     print(f"exported step {saved.step} to {out}")
-

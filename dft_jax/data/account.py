@@ -9,26 +9,37 @@ from typing import Any
 import numpy as np
 
 from dft_jax.data import formats
-from dft_jax.data.sources.rows import Message, is_only_read
+from dft_jax.data.messages import Message, is_only_read
 from dft_jax.data.templates import Example, Part
 from dft_jax.runtime import errors, processes
 
-_MAX_OFFENDERS, _SHOWN_BAD, _SHOWN_CHARACTERS = 5, 3, 8  # in the report, and in messages
-_KEPT = 0.99  # of the rows, by the length that is proposed
+# Of each kind, in the report and in messages.
+_MAX_OFFENDERS = 5
+_SHOWN_BAD = 3
+_SHOWN_CHARACTERS = 8
+# Share of the rows that the proposed length keeps whole.
+_KEPT = 0.99
 _LIMIT = "data.max_length"
-# Shares of the rows, or of the characters, above which a warning says so.
-_MANY_LOST, _MANY_EQUAL, _MANY_FILLED, _MANY_UNREADABLE = 0.02, 0.02, 0.01, 0.001
+# Shares of the rows above which a warning says so; the last is of the characters.
+_MANY_LOST = 0.02
+_MANY_EQUAL = 0.02
+_MANY_FILLED = 0.01
+_MANY_UNREADABLE = 0.001
 
 
 class Account:
     """Counts what becomes of every row, column, character and token."""
 
     def __init__(self):
-        self.rows_read = self.rows_truncated = self.tokens_cut = self.tokens_dropped = 0
-        self.dropped: collections.Counter[str] = collections.Counter()
+        self.rows_read = 0
+        self.rows_truncated = 0
+        self.dropped: collections.Counter[str] = collections.Counter()  # rows, by reason
+        self.tokens_cut = 0
+        self.tokens_dropped = 0
         self.offenders: list[str] = []
         self.bad: list[str] = []
-        self.answers_trained = self.answers_read = 0
+        self.answers_trained = 0
+        self.answers_read = 0
         self.lengths: list[int] = []  # in tokens, before the cut
         self.columns_read: set[str] = set()
         self.columns_filled: collections.Counter[str] = collections.Counter()
@@ -36,63 +47,76 @@ class Account:
         self.lost_characters: collections.Counter[str] = collections.Counter()
         self.rows_with_lost: list[str] = []
 
-    def _offender(self, where: str, text: str) -> None:
+    def _add_offender(self, origin: str, text: str) -> None:
         if len(self.offenders) < _MAX_OFFENDERS:
-            self.offenders.append(f"{where}: {text}")
+            self.offenders.append(f"{origin}: {text}")
 
-    def bad_row(self, where: str, problem: str) -> None:
+    def bad_row(self, origin: str, problem: str) -> None:
+        """Counts a row that cannot be trained on."""
         self.dropped["bad_row"] += 1
-        self._offender(where, problem)
+        self._add_offender(origin, problem)
         if len(self.bad) < _SHOWN_BAD:
-            self.bad.append(f"{where}: {problem}")
+            self.bad.append(f"{origin}: {problem}")
 
     def refuse_bad_rows(self) -> None:
-        more = self.dropped["bad_row"] - len(self.bad)
-        drop = "data.bad_rows='drop' leaves them all out, counted"
-        tail = [f"… and {more} more bad rows; {drop}"] if more else []
-        errors.raise_if_any(self.bad + tail)
+        """UserError where there was a bad row, with the first few."""
+        problems = list(self.bad)
+        more = self.dropped["bad_row"] - len(problems)
+        if more:
+            drop = "data.bad_rows='drop' leaves them all out, counted"
+            problems.append(f"… and {more} more bad rows; {drop}")
+        errors.raise_if_any(problems)
 
     def count_columns(self, row: formats.Columns) -> None:
+        """Counts which columns of a row say something, and which a row format asked for."""
         self.columns_read |= row.asked_for
         self.columns_filled.update(row.filled())
 
-    def count_answers(self, where: str, messages: list[Message], parts: list[Part]) -> None:
-        """`messages` that say of themselves that they are not trained are no offence."""
+    def count_answers(self, origin: str, messages: list[Message], parts: list[Part]) -> None:
+        """Counts the answers of a row that are trained, and those that are only read.
+
+        `messages` that say of themselves that they are not trained are no offence.
+        """
         n_trained = sum(part.trained for part in parts)
         n_answers = sum(message["role"] == "assistant" for message in messages)
         n_meant = n_answers - sum(is_only_read(message) for message in messages)
         self.answers_trained += n_trained
         self.answers_read += n_answers - n_trained
         if n_trained < n_meant:
-            what = "the template shows the others differently once later turns follow"
-            self._offender(where, f"{n_trained} of {n_meant} answers are trained: {what}")
+            why = "the template shows the others differently once later turns follow"
+            self._add_offender(origin, f"{n_trained} of {n_meant} answers are trained: {why}")
 
-    def drop(self, where: str, reason: str, n_tokens: int) -> None:
+    def drop(self, origin: str, reason: str, n_tokens: int) -> None:
+        """Counts an example of which nothing is trained."""
         self.dropped[reason] += 1
         self.tokens_dropped += n_tokens
         self.lengths.append(n_tokens)
-        self._offender(where, f"{reason} ({n_tokens} tokens)")
+        self._add_offender(origin, f"{reason} ({n_tokens} tokens)")
 
-    def use(self, where: str, example: Example) -> None:
+    def use(self, origin: str, example: Example) -> None:
+        """Counts an example that is trained, whole or cut."""
         self.lengths.append(len(example.ids) + example.cut_tokens)
         self.n_characters += example.n_characters
         if example.lost_characters:
             self.lost_characters.update(example.lost_characters)
-            self.rows_with_lost.append(where)
+            self.rows_with_lost.append(origin)
         if example.cut_tokens:
             self.rows_truncated += 1
             self.tokens_cut += example.cut_tokens
-            self._offender(where, f"truncated by {example.cut_tokens} tokens, EOS among them")
+            cut = f"truncated by {example.cut_tokens} tokens, EOS among them"
+            self._add_offender(origin, cut)
 
     def report(
-        self, path: str, max_length: int, places: list[str], examples: list[Example]
+        self, path: str, max_length: int, origins: list[str], examples: list[Example]
     ) -> dict[str, Any]:
-        """Plain values, of the examples that are used and of where each stands."""
-        used_tokens = sum(len(example.ids) for example in examples)
-        most_lost = self.lost_characters.most_common(_SHOWN_CHARACTERS)
-        unread = {
-            name: n for name, n in self.columns_filled.items() if name not in self.columns_read
-        }
+        """The account as plain values, for data_report.json.
+
+        Args:
+          path: what was read.
+          max_length: tokens of an example at most.
+          origins: file and line of each example.
+          examples: those that are used.
+        """
         return {
             "path": path,
             "rows": {
@@ -101,29 +125,46 @@ class Account:
                 "truncated": self.rows_truncated,
                 "dropped": dict(self.dropped),
             },
-            "tokens": {
-                "read": used_tokens + self.tokens_cut + self.tokens_dropped,
-                "used": used_tokens,
-                "supervised": sum(int(example.trained[1:].sum()) for example in examples),
-                "truncated": self.tokens_cut,
-                "dropped": self.tokens_dropped,
-                "longest_example": max(len(example.ids) for example in examples),
-                "longest_read": max(self.lengths),
-                "max_length": max_length,
-                "max_length_for_99_percent": length_for(_KEPT, self.lengths),
-            },
+            "tokens": self._tokens_report(max_length, examples),
             "answers": {"trained": self.answers_trained, "only_read": self.answers_read},
-            "columns": {"read": sorted(self.columns_read), "unread": dict(sorted(unread.items()))},
-            "equal_rows": equal_rows(places, examples),
-            "characters": {
-                "used": self.n_characters,
-                "without_token": self.lost_characters.total(),
-                "rows": len(self.rows_with_lost),
-                "most_common": "".join(character for character, _ in most_lost),
-                "first": self.rows_with_lost[:_SHOWN_BAD],
-            },
+            "columns": self._columns_report(),
+            "equal_rows": equal_rows(origins, examples),
+            "characters": self._characters_report(),
             "first_offenders": self.offenders,
             "sha256": digest(examples),
+        }
+
+    def _tokens_report(self, max_length: int, examples: list[Example]) -> dict[str, int]:
+        used = sum(len(example.ids) for example in examples)
+        # The first token of an example is never a target.
+        supervised = sum(int(example.trained[1:].sum()) for example in examples)
+        return {
+            "read": used + self.tokens_cut + self.tokens_dropped,
+            "used": used,
+            "supervised": supervised,
+            "truncated": self.tokens_cut,
+            "dropped": self.tokens_dropped,
+            "longest_example": max(len(example.ids) for example in examples),
+            "longest_read": max(self.lengths),
+            "max_length": max_length,
+            "max_length_for_99_percent": length_for(_KEPT, self.lengths),
+        }
+
+    def _columns_report(self) -> dict[str, Any]:
+        unread = {}
+        for name, n_filled in sorted(self.columns_filled.items()):
+            if name not in self.columns_read:
+                unread[name] = n_filled
+        return {"read": sorted(self.columns_read), "unread": unread}
+
+    def _characters_report(self) -> dict[str, Any]:
+        most_lost = self.lost_characters.most_common(_SHOWN_CHARACTERS)
+        return {
+            "used": self.n_characters,
+            "without_token": self.lost_characters.total(),
+            "rows": len(self.rows_with_lost),
+            "most_common": "".join(character for character, _ in most_lost),
+            "first": self.rows_with_lost[:_SHOWN_BAD],
         }
 
 
@@ -156,58 +197,63 @@ def _prompt_key(example: Example) -> bytes:
     return hashlib.blake2b(prompt.tobytes(), digest_size=16).digest()
 
 
-def equal_rows(places: list[str], examples: list[Example]) -> dict[str, Any]:
+def equal_rows(origins: list[str], examples: list[Example]) -> dict[str, Any]:
     """How many examples equal an earlier one, token by token, and the first that does."""
-    first_place: dict[bytes, str] = {}
-    number, first = 0, ""
-    for place, example in zip(places, examples, strict=True):
+    first_origin: dict[bytes, str] = {}
+    number = 0
+    first = ""
+    for origin, example in zip(origins, examples, strict=True):
         key = _key(example)
-        if key in first_place:
+        if key in first_origin:
             number += 1
-            first = first or f"{place} equals {first_place[key]}"
+            first = first or f"{origin} equals {first_origin[key]}"
         else:
-            first_place[key] = place
+            first_origin[key] = origin
     return {"number": number, "first": first}
 
 
 def also_trained(
-    places: list[str], heldout: list[Example], train_places: list[str], train: list[Example]
+    origins: list[str], heldout: list[Example], train_origins: list[str], train: list[Example]
 ) -> dict[str, Any]:
     """How many held-out examples are trained too, as they are, or with another answer."""
-    trained: dict[bytes, str] = {}
-    for place, example in zip(train_places, train, strict=True):
-        trained.setdefault(_key(example), place)
+    origin_in_train: dict[bytes, str] = {}
+    for origin, example in zip(train_origins, train, strict=True):
+        origin_in_train.setdefault(_key(example), origin)
     prompts = {_prompt_key(example) for example in train}
-    number, number_of_prompts, first = 0, 0, ""
-    for place, example in zip(places, heldout, strict=True):
-        place_in_train = trained.get(_key(example))
-        if place_in_train is not None:
+    number = 0
+    number_of_prompts = 0
+    first = ""
+    for origin, example in zip(origins, heldout, strict=True):
+        same = origin_in_train.get(_key(example))
+        if same is not None:
             number += 1
-            first = first or f"{place} is {place_in_train}"
+            first = first or f"{origin} is {same}"
         elif _prompt_key(example) in prompts:
             number_of_prompts += 1
     return {"rows": number, "first": first, "prompts_with_another_answer": number_of_prompts}
 
 
 # ---- what is said of it
-# -------------------------------------------------------------------------------------
 
 
 def lines(name: str, report: dict[str, Any]) -> list[str]:
     """The account for a reader; `name` is what the user calls the file, as in data.train."""
-    rows, tokens = report["rows"], report["tokens"]
+    rows = report["rows"]
+    tokens = report["tokens"]
     n_dropped = sum(rows["dropped"].values())
     counts = f"{rows['read']:,} rows read: {rows['used_whole']:,} whole"
     counts += f", {rows['truncated']:,} cut, {n_dropped:,} dropped"
     length = f"the longest has {tokens['longest_read']:,} tokens"
     found = [f"{name}: {counts}; {tokens['supervised']:,} trained tokens; {length}"]
-    said = []
-    if unread := report["columns"]["unread"]:
-        said.append(f"columns that are not read: {', '.join(unread)}")
-    if report["equal_rows"]["number"]:
-        said.append(f"{report['equal_rows']['number']:,} rows equal an earlier one")
-    if said:
-        found.append(f"{name}: {'; '.join(said)}")
+    details = []
+    unread = report["columns"]["unread"]
+    if unread:
+        details.append(f"columns that are not read: {', '.join(unread)}")
+    n_equal = report["equal_rows"]["number"]
+    if n_equal:
+        details.append(f"{n_equal:,} rows equal an earlier one")
+    if details:
+        found.append(f"{name}: {'; '.join(details)}")
     return found
 
 
@@ -218,30 +264,64 @@ def warnings(name: str, report: dict[str, Any], limit: str = _LIMIT) -> list[str
     """
     found = []
     if _lost_share(report) > _MANY_LOST:
-        found.append(f"{name}: {_losses(report, limit)}")
-    n_read, equal = report["rows"]["read"], report["equal_rows"]
-    if equal["number"] > _MANY_EQUAL * n_read:
-        what = f"{equal['number']:,} of {n_read:,} rows equal an earlier one ({equal['first']})"
-        found.append(f"{name}: {what}; each counts as often as it is there")
-    for column, n in report["columns"]["unread"].items():
-        if column in formats.CHANGES_MEANING and n > _MANY_FILLED * n_read:
-            what = f"column {column!r} is filled in {n:,} of {n_read:,} rows, and not read"
-            formats_ = "alpaca does" if column == "input" else "others may"
+        found.append(_losses(report, limit))
+    found += _equal_warnings(report)
+    found += _column_warnings(report)
+    found += _character_warnings(report)
+    found += _heldout_warnings(report)
+    return [f"{name}: {warning}" for warning in found]
+
+
+def _equal_warnings(report: dict[str, Any]) -> list[str]:
+    n_read = report["rows"]["read"]
+    equal = report["equal_rows"]
+    if equal["number"] <= _MANY_EQUAL * n_read:
+        return []
+    rows = f"{equal['number']:,} of {n_read:,} rows equal an earlier one ({equal['first']})"
+    return [f"{rows}; each counts as often as it is there"]
+
+
+def _column_warnings(report: dict[str, Any]) -> list[str]:
+    n_read = report["rows"]["read"]
+    found = []
+    for column, n_filled in report["columns"]["unread"].items():
+        if column in formats.CHANGES_MEANING and n_filled > _MANY_FILLED * n_read:
+            readers = "others may"
+            if column == "input":
+                readers = "alpaca does"
             found.append(
-                f"{name}: {what} by this row format; {formats_}, or put it into the prompt"
+                f"column {column!r} is filled in {n_filled:,} of {n_read:,} rows, and not read"
+                f" by this row format; {readers}, or put it into the prompt"
             )
+    return found
+
+
+def _character_warnings(report: dict[str, Any]) -> list[str]:
     characters = report["characters"]
-    if characters["without_token"] > _MANY_UNREADABLE * characters["used"]:
-        what = f"the tokenizer has no token for {characters['without_token']:,} of"
-        what += f" {characters['used']:,} characters, in {characters['rows']:,} rows"
-        what += f" (such as {characters['most_common']!r}, first in {characters['first'][0]})"
-        found.append(f"{name}: {what}; the model never sees them")
-    if also := report.get("also_trained"):
-        if also["rows"]:
-            what = f"{also['rows']:,} rows are trained as well ({also['first']})"
-            found.append(f"{name}: {what}; their nll says nothing of new text")
-        if n := also["prompts_with_another_answer"]:
-            found.append(f"{name}: the prompts of {n:,} rows are trained with another answer")
+    if characters["without_token"] <= _MANY_UNREADABLE * characters["used"]:
+        return []
+    return [
+        f"the tokenizer has no token for {characters['without_token']:,} of"
+        f" {characters['used']:,} characters, in {characters['rows']:,} rows"
+        f" (such as {characters['most_common']!r}, first in {characters['first'][0]});"
+        " the model never sees them"
+    ]
+
+
+def _heldout_warnings(report: dict[str, Any]) -> list[str]:
+    """Of held-out rows, whose report says which of them are trained too."""
+    also = report.get("also_trained")
+    if not also:
+        return []
+    found = []
+    if also["rows"]:
+        found.append(
+            f"{also['rows']:,} rows are trained as well ({also['first']});"
+            " their nll says nothing of new text"
+        )
+    n_prompts = also["prompts_with_another_answer"]
+    if n_prompts:
+        found.append(f"the prompts of {n_prompts:,} rows are trained with another answer")
     return found
 
 
@@ -254,18 +334,22 @@ def refusals(name: str, report: dict[str, Any], most: float) -> list[str]:
 
 
 def _lost_share(report: dict[str, Any]) -> float:
+    """Share of the rows that are cut or dropped."""
     rows = report["rows"]
     return (rows["read"] - rows["used_whole"]) / rows["read"]
 
 
 def _losses(report: dict[str, Any], limit: str) -> str:
     """How many rows are not trained whole, why, and what would keep them."""
-    rows, tokens = report["rows"], report["tokens"]
-    reasons, remedies = [], []
+    rows = report["rows"]
+    tokens = report["tokens"]
+    reasons = []
     if rows["truncated"]:
-        what = f"cut at {limit}={tokens['max_length']}, so that their EOS is not trained"
-        reasons.append(f"{rows['truncated']:,} {what}")
-    reasons += [f"{n:,} dropped as {reason}" for reason, n in rows["dropped"].items()]
+        cut = f"cut at {limit}={tokens['max_length']}, so that their EOS is not trained"
+        reasons.append(f"{rows['truncated']:,} {cut}")
+    for reason, n_dropped in rows["dropped"].items():
+        reasons.append(f"{n_dropped:,} dropped as {reason}")
+    remedies = []
     if rows["truncated"] or "prompt_too_long" in rows["dropped"]:
         longer = tokens["max_length_for_99_percent"]
         remedies.append(f"{limit}={longer} would keep 99 % whole")
@@ -277,14 +361,15 @@ def _losses(report: dict[str, Any], limit: str) -> str:
 
 
 def tell(name: str, report: dict[str, Any], limit: str = _LIMIT) -> None:
-    """Says the account of one file and what to know of it; `name` and `limit` as in `warnings`."""
+    """Prints the account of one file and its warnings; `name` and `limit` as in `warnings`."""
     announce(lines(name, report), warnings(name, report, limit))
 
 
-def announce(told: list[str], warned: list[str]) -> None:
-    """Says it on process 0."""
-    if processes.is_first():
-        for line in told:
-            print(line, file=sys.stderr)
-        for line in warned:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+def announce(notes: list[str], to_warn_of: list[str]) -> None:
+    """Prints lines and warnings to stderr, on process 0."""
+    if not processes.is_first():
+        return
+    for line in notes:
+        print(line, file=sys.stderr)
+    for line in to_warn_of:
+        print(f"warning: {line}", file=sys.stderr, flush=True)

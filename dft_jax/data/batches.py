@@ -7,27 +7,30 @@ the same steps on any number of devices and processes; each process fills only t
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from dft_jax import sharding
 from dft_jax.data import formats, order, packing
 from dft_jax.data.account import Account
-from dft_jax.data.sources import rows as sources
+from dft_jax.data.sources import locate
+from dft_jax.data.sources.rows import BadRow, Row
 from dft_jax.data.templates import Example, Part, Template
 from dft_jax.data.tokenize import tokenize
-from dft_jax.runtime import errors
+from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.runtime import errors, progress
 from dft_jax.types import Batch
 
+# The tokenizer's threads need some hundred texts to be busy; more only hold memory.
 _TOKENIZE_AT_ONCE = 1024
-# whose packing decides the row counts; later steps that need more have counts of their own
+# Steps whose packing decides the row counts; later ones that need more have counts of their own.
 _STEPS_AHEAD = 4096
 
 
@@ -36,7 +39,7 @@ class Examples:
     """All usable examples of a source, with the account of every row and token that was read."""
 
     examples: list[Example]
-    report: dict
+    report: dict[str, Any]
     origins: list[str]  # file and line of each
 
     def __len__(self) -> int:
@@ -49,102 +52,132 @@ class Examples:
 
 
 def row_length(config: ConfigDict) -> int:
-    """Positions of a packed row; `config` is `config.data`, of a run that may be older than the
-    key.
+    """Positions of a packed row.
+
+    `config` is `config.data`, of a run that may be older than the key.
     """
     return config.get("row_length", 0) or config.max_length
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """One usable row: its conversation as text, and its origin (file and line)."""
+
+    origin: str
+    parts: list[Part]
 
 
 def load_examples(
     path: str,
     config: ConfigDict,
-    tokenizer,
+    tokenizer: Tokenizer,
     vocab_size: int,
     *,
     split: str = "train",
     max_rows: int = 0,
 ) -> Examples:
-    """Reads, renders and tokenises all of `path`; `config` is `config.data`, `max_rows` 0 for all
-    rows.
+    """Reads, renders and tokenises all of `path`.
 
     The report (account.py) balances: rows read = used whole + truncated + dropped by reason, and
     tokens read = used + cut off by truncation + dropped (a malformed row has no tokens to count).
 
+    Args:
+      path: file, folder, hub id or excerpt of the lab's world; see sources/locate.py.
+      config: `config.data`.
+      vocab_size: rows of the model's embedding table.
+      split: of a folder or a hub dataset.
+      max_rows: rows to read, from the first on; 0 for all.
+
     Raises:
       UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line),
-      nothing
-        usable at all, or token ids that the model's table does not have.
+        nothing usable at all, or token ids that the model's table does not have.
     """
     template = Template(config.template, tokenizer, date=config.get("date", ""))
     account = Account()
-    quiet = jax.process_index() > 0 or None  # None: unless stderr is a terminal
-    source = sources.open_rows(path, config, split)
-    rows = itertools.islice(source.rows, max_rows or None)
-
-    def conversations() -> Iterator[tuple[str, list[Part]]]:
-        for row in tqdm(
-            rows, desc=f"read {Path(path).name}", unit="row", leave=False, disable=quiet
-        ):
-            account.rows_read += 1
-            try:
-                columns = formats.Columns(row.value)
-                messages = formats.ROW_FORMATS[config.rows](columns, config)
-                parts = template.parts(messages)
-            except sources.BadRow as error:
-                account.bad_row(row.where, str(error))
-                continue
-            account.count_columns(columns)
-            account.count_answers(row.where, messages, parts)
-            yield row.where, parts
-
-    used: list[tuple[str, Example]] = []
-    waiting = conversations()
-    while some := list(itertools.islice(waiting, _TOKENIZE_AT_ONCE)):
-        used += _tokenize(some, template, config.max_length, account)
+    source = locate.open_rows(path, config, split)
+    rows = progress.bar(
+        itertools.islice(source.rows, max_rows or None),
+        desc=f"read {Path(path).name}",
+        unit="row",
+        leave=False,
+    )
+    examples: list[Example] = []
+    origins: list[str] = []
+    records = _records(rows, config, template, account)
+    while block := list(itertools.islice(records, _TOKENIZE_AT_ONCE)):
+        for origin, example in _tokenize(block, template, config.max_length, account):
+            origins.append(origin)
+            examples.append(example)
     if config.bad_rows == "refuse":
         account.refuse_bad_rows()
-    if not used:
-        why = (
-            ", ".join(f"{n} {reason}" for reason, n in account.dropped.items())
-            or "the file has no rows"
-        )
-        first = f"; first: {account.offenders[0]}" if account.offenders else ""
-        raise errors.UserError(
-            f"{path}: no example to train on ({why}){first}; mend the rows or raise data.max_length"
-        )
-    places, examples = [where for where, _ in used], [example for _, example in used]
-    largest = max(int(example.ids.max()) for example in examples)
-    if largest >= vocab_size:
-        raise errors.UserError(
-            f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the tokenizer is not this"
-            " model's; copy the model's own tokenizer files"
-        )
-    report = account.report(path, config.max_length, places, examples)
-    return Examples(examples, report | {"commit": source.commit}, places)
+    if not examples:
+        raise errors.UserError(_nothing_usable(path, account))
+    _require_embeddings(path, examples, vocab_size)
+    report = account.report(path, config.max_length, origins, examples)
+    return Examples(examples, report | {"commit": source.commit}, origins)
+
+
+def _records(
+    rows: Iterable[Row], config: ConfigDict, template: Template, account: Account
+) -> Iterator[_Record]:
+    """The rows as conversations under the template; malformed ones are counted and left out."""
+    read_row = formats.ROW_FORMATS[config.rows]
+    for row in rows:
+        account.rows_read += 1
+        try:
+            columns = formats.Columns(row.value)
+            messages = read_row(columns, config)
+            parts = template.parts(messages)
+        except BadRow as error:
+            account.bad_row(row.origin, str(error))
+            continue
+        account.count_columns(columns)
+        account.count_answers(row.origin, messages, parts)
+        yield _Record(row.origin, parts)
 
 
 def _tokenize(
-    conversations: list[tuple[str, list[Part]]],
-    template: Template,
-    max_length: int,
-    account: Account,
+    records: list[_Record], template: Template, max_length: int, account: Account
 ) -> Iterator[tuple[str, Example]]:
-    all_parts = [parts for _, parts in conversations]
+    """(origin, example) of each record of which something is trained; the others are counted."""
+    all_parts = [record.parts for record in records]
     examples = tokenize(all_parts, template.tokenizer, template.first_ids, max_length)
-    for (where, _), example in zip(conversations, examples, strict=True):
-        if isinstance(example, sources.BadRow):
-            account.bad_row(where, str(example))
+    for record, example in zip(records, examples, strict=True):
+        if isinstance(example, BadRow):
+            account.bad_row(record.origin, str(example))
         elif len(example.ids) < 2 or not example.trained[1:].any():
-            account.drop(where, "prompt_too_long", len(example.ids) + example.cut_tokens)
+            n_tokens = len(example.ids) + example.cut_tokens
+            account.drop(record.origin, "prompt_too_long", n_tokens)
         else:
-            account.use(where, example)
-            yield where, example
+            account.use(record.origin, example)
+            yield record.origin, example
+
+
+def _nothing_usable(path: str, account: Account) -> str:
+    """What to say of a source none of whose rows can be trained on."""
+    reasons = [f"{n} {reason}" for reason, n in account.dropped.items()]
+    why = ", ".join(reasons) or "the file has no rows"
+    first = ""
+    if account.offenders:
+        first = f"; first: {account.offenders[0]}"
+    return f"{path}: no example to train on ({why}){first}; fix the rows or raise data.max_length"
+
+
+def _require_embeddings(path: str, examples: list[Example], vocab_size: int) -> None:
+    """UserError where a token has no embedding: JAX would take the last one without a word."""
+    largest = max(int(example.ids.max()) for example in examples)
+    if largest >= vocab_size:
+        raise errors.UserError(
+            f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the"
+            " tokenizer is not this model's; copy the model's own tokenizer files"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
-    """The packed rows of one step that this process holds, [A, b, L], out of `n_rows` (B) on all
-    processes.
+    """The packed rows of one step that this process holds.
+
+    `batch` is [A, b, L], its b rows out of `n_rows` (B) on all processes.
     """
 
     batch: Batch
@@ -160,12 +193,16 @@ class PackedBatch:
 
 
 class Packer:
-    """Turns lists of example numbers into packed steps of few different sizes.
+    """Turns lists of example ids into packed steps of few different sizes.
 
-    `ahead` are the steps that are going to be made; the row counts that all steps are padded to
-    come from them. With `by_examples` each micro-batch holds its share of the step's examples, as
-    replicating a recipe that treats micro-batches one by one needs; else rows are packed together
-    and dealt to micro-batches in turn.
+    Args:
+      ahead: the example ids of the steps that are going to be made; the row counts that all steps
+        are padded to are chosen from what these need.
+      accumulation: micro-batches of a step (A).
+      row_length: positions of a row (L).
+      by_examples: each micro-batch holds its share of the step's examples, as replicating a recipe
+        needs that treats micro-batches one by one. Otherwise the step's examples are packed
+        together, which leaves fewer gaps, and the rows are dealt to micro-batches in turn.
     """
 
     def __init__(
@@ -178,54 +215,70 @@ class Packer:
         row_length: int,
         by_examples: bool = False,
     ):
-        self.examples, self.origins, self.mesh = examples.examples, examples.origins, mesh
-        self.accumulation, self.row_length, self.by_examples = accumulation, row_length, by_examples
+        self.examples = examples.examples
+        self.origins = examples.origins
+        self.mesh = mesh
+        self.accumulation = accumulation
+        self.row_length = row_length
+        self.by_examples = by_examples
+        # The rows of each micro-batch are spread evenly over the devices of the batch axes.
         self.multiple = accumulation * sharding.batch_shards(mesh)
-        watched = tqdm(
-            ahead, desc="pack", unit="step", leave=False, delay=2, disable=jax.process_index() > 0
-        )
-        self.row_counts = packing.row_counts(
-            [self._needed(self._rows_of(step)) for step in watched], self.multiple
-        )
+        needed = []
+        for example_ids in progress.bar(ahead, desc="pack", unit="step", leave=False, delay=2):
+            needed.append(self._rows_needed(self._micro_batches(example_ids)))
+        self.row_counts = packing.row_counts(needed, self.multiple)
 
-    def _needed(self, micro_batches: list[list[list[int]]]) -> int:
-        return self.accumulation * max(map(len, micro_batches))
+    def _rows_needed(self, micro_batches: list[list[list[int]]]) -> int:
+        """Rows of a step; all its micro-batches have as many as the largest."""
+        return self.accumulation * max(len(rows) for rows in micro_batches)
 
-    def _rows_of(self, example_ids: list[int]) -> list[list[list[int]]]:
-        """Example numbers of each row of each micro-batch."""
+    def _micro_batches(self, example_ids: list[int]) -> list[list[list[int]]]:
+        """Example ids of each row of each micro-batch."""
         A = self.accumulation
-        groups = np.array_split(example_ids, A) if self.by_examples else [example_ids]
-        packed = []
-        for group in groups:
-            rows = packing.best_fit(
-                [packing.slots(self.examples[n]) for n in group], self.row_length
-            )
-            packed.append([[int(group[i]) for i in row] for row in rows])
-        return packed if self.by_examples else [packed[0][a::A] for a in range(A)]
+        if self.by_examples:
+            shares = np.array_split(example_ids, A)
+            return [self._rows(share.tolist()) for share in shares]
+        rows = self._rows(example_ids)
+        return [rows[a::A] for a in range(A)]
+
+    def _rows(self, example_ids: list[int]) -> list[list[int]]:
+        """Packs examples into rows; the example ids of each row."""
+        sizes = [packing.slots(self.examples[example_id]) for example_id in example_ids]
+        packed = packing.best_fit(sizes, self.row_length)
+        rows = []
+        for places in packed:
+            rows.append([int(example_ids[place]) for place in places])
+        return rows
 
     def pack(self, example_ids: list[int]) -> PackedBatch:
         """The step of these examples: the rows that the devices of this process hold."""
-        micro_batches = self._rows_of(example_ids)
-        needed = packing.round_up(self._needed(micro_batches), self.multiple)
-        n_rows = (
-            next((count for count in self.row_counts if count >= needed), needed)
-            // self.accumulation
-        )
-        mine = sharding.process_rows(self.mesh, n_rows)
+        micro_batches = self._micro_batches(example_ids)
+        n_rows = self._row_count(self._rows_needed(micro_batches)) // self.accumulation
+        held = sharding.process_rows(self.mesh, n_rows)
         filled = []
         for rows in micro_batches:
-            rows = rows + [[]] * (n_rows - len(rows))
-            filled.append(
-                packing.fill_rows(self.examples, [rows[b] for b in mine], self.row_length)
-            )
-        batch = jax.tree.map(lambda *arrays: np.stack(arrays), *filled)
-        real_tokens = sum(packing.slots(self.examples[n]) for n in example_ids)
-        return PackedBatch(batch, n_rows, real_tokens, tuple(self.origins[n] for n in example_ids))
+            # Empty rows up to the count: each count is a compilation.
+            padded = rows + [[]] * (n_rows - len(rows))
+            held_rows = [padded[b] for b in held]
+            filled.append(packing.fill_rows(self.examples, held_rows, self.row_length))
+        batch = jax.tree.map(lambda *arrays_bL: np.stack(arrays_bL), *filled)
+        real_tokens = sum(packing.slots(self.examples[example_id]) for example_id in example_ids)
+        origins = tuple(self.origins[example_id] for example_id in example_ids)
+        return PackedBatch(batch, n_rows, real_tokens, origins)
+
+    def _row_count(self, needed: int) -> int:
+        """The smallest row count that holds so many rows; a new one where none does."""
+        rounded = packing.round_up(needed, self.multiple)
+        for count in self.row_counts:
+            if count >= rounded:
+                return count
+        return rounded
 
 
 class TrainBatches:
-    """Random access to the packed steps of a run of `steps`: `steps[n]`. `version` is that of
-    order.py.
+    """Random access to the packed steps of a run of `steps`: `batches[n]`.
+
+    `version` is that of order.py; `accumulation`, `row_length` and `by_examples` are the Packer's.
     """
 
     def __init__(
@@ -236,38 +289,48 @@ class TrainBatches:
         steps: int,
         global_batch: int,
         seed: int,
+        accumulation: int,
+        row_length: int,
+        by_examples: bool = False,
         version: int = order.VERSION,
-        **how_to_pack,
     ):
         self.steps = steps
         self.stream = order.batches(
             len(examples), global_batch=global_batch, seed=seed, version=version
         )
         ahead = [self.stream[n] for n in range(min(steps, _STEPS_AHEAD))]
-        self.packer = Packer(examples, mesh, ahead, **how_to_pack)
+        self.packer = Packer(
+            examples,
+            mesh,
+            ahead,
+            accumulation=accumulation,
+            row_length=row_length,
+            by_examples=by_examples,
+        )
 
     def __getitem__(self, step: int) -> PackedBatch:
         return self.packer.pack(self.stream[step])
 
     def starting_at(self, start: int) -> Iterator[tuple[int, PackedBatch]]:
-        """(count of steps with this one, step), after the first `start` and up to the last; made
-        ahead of time in threads.
+        """(count of steps with this one, its batch) after the first `start` and up to the last.
+
+        They are made ahead of time in threads.
         """
-        filled = self.stream.slice(slice(start, None)).map(self.packer.pack)
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        return zip(
-            range(start + 1, self.steps + 1), iter(filled.to_iter_dataset(options)), strict=False
-        )
+        packed = self.stream.slice(slice(start, None)).map(self.packer.pack)
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        counts = range(start + 1, self.steps + 1)
+        # The counts come first: where they end no batch is taken.
+        return zip(counts, iter(packed.to_iter_dataset(ahead)), strict=False)
 
 
 class SequentialBatches:
-    """The packed steps of one pass in file order, for evaluation; the last may hold fewer examples."""
+    """The packed steps of one pass in file order, for evaluation; the last may be smaller."""
 
     def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int):
-        everything = list(range(len(examples)))
-        self.batches = [
-            everything[i : i + global_batch] for i in range(0, len(everything), global_batch)
-        ]
+        self.batches = []
+        for start in range(0, len(examples), global_batch):
+            end = min(start + global_batch, len(examples))
+            self.batches.append(list(range(start, end)))
         self.packer = Packer(examples, mesh, self.batches, accumulation=1, row_length=row_length)
 
     def __len__(self) -> int:

@@ -11,15 +11,21 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.sources.rows import ONLY_READ, BadRow, Message, is_only_read, read_rows
+from dft_jax.data.messages import ONLY_READ, Message, is_only_read
+from dft_jax.data.sources.locate import read_rows
+from dft_jax.data.sources.rows import BadRow
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 # Keys of a message that may say how, or whether, it is trained, with the value under which they say
 # nothing. Nothing is also what null, "", [] and {} say under any key.
 _SAYS_NOTHING = {
-    **dict.fromkeys(("weight", "loss_weight"), 1),
-    **dict.fromkeys(("loss", "train", "trainable", "end_turn"), True),
+    "weight": 1,
+    "loss_weight": 1,
+    "loss": True,
+    "train": True,
+    "trainable": True,
+    "end_turn": True,
     "prefix": False,
     "recipient": "all",
 }
@@ -39,9 +45,12 @@ CHANGES_MEANING = frozenset(
     (*_BESIDE_MESSAGES, *"instruction input context system system_prompt history".split())
 )
 _REMEDY = "remove it where that is right, else the row"
+_SHOWN = 40  # characters of a value in a message
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
-ROW_FORMATS: dict[str, Callable[[dict, ConfigDict], list[Message]]] = {}
+# (row, `config.data`) -> conversation
+RowFormat = Callable[[dict, ConfigDict], list[Message]]
+ROW_FORMATS: dict[str, RowFormat] = {}
 
 
 class Columns(dict):
@@ -64,20 +73,24 @@ class Columns(dict):
         return [column for column, value in self.items() if not _says_nothing(column, value)]
 
 
-def row_format(function):
+def row_format(function: RowFormat) -> RowFormat:
+    """Registers a function under its name, as `data.rows` gives it."""
     ROW_FORMATS[function.__name__] = function
     return function
 
 
 @row_format
 def fields(row: dict, config: ConfigDict) -> list[Message]:
-    """A prompt and a completion under the names in `data.prompt_field` and `data.completion_field`."""
+    """A prompt and a completion under `data.prompt_field` and `data.completion_field`."""
     pair = _pair(row, config.prompt_field, config.completion_field)
     texts = [message["content"] for message in pair]
     for field in ("messages", "conversations"):
         if not _says_nothing(field, row.get(field)) and _texts_of(row[field]) != texts:
-            what = f"field {field!r} holds another conversation than {config.prompt_field!r} and its completion"
-            raise BadRow(f"{what}; set data.rows to train on that, or remove the field")
+            other = f"{config.prompt_field!r} and its completion"
+            raise BadRow(
+                f"field {field!r} holds another conversation than {other};"
+                " set data.rows to train on that, or remove the field"
+            )
     return pair
 
 
@@ -89,7 +102,7 @@ def gsm8k(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def gsm8k_unmarked(row: dict, config: ConfigDict) -> list[Message]:
-    """openai/gsm8k without the marks of its calculator: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
+    """openai/gsm8k without its calculator's marks: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
     question, answer = _pair(row, "question", "answer")
     return [question, answer | {"content": _CALCULATOR_MARK.sub("", answer["content"])}]
 
@@ -101,7 +114,7 @@ def gsm8k_boxed(row: dict, config: ConfigDict) -> list[Message]:
     steps, hashes, value = answer["content"].rpartition("####")
     value = value.strip().replace(",", "")
     if not hashes or not value:
-        raise BadRow("field 'answer' has no '#### 42' at its end; mend the row or set data.rows")
+        raise BadRow("field 'answer' has no '#### 42' at its end; fix the row or set data.rows")
     text = f"{steps.rstrip()}\nThe answer is \\boxed{{{value}}}."
     return [question, answer | {"content": text.lstrip()}]
 
@@ -120,8 +133,7 @@ def math(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def alpaca(row: dict, config: ConfigDict) -> list[Message]:
-    """{instruction, input, output}: `input`, where there is one, is on the lines after the
-    instruction.
+    """{instruction, input, output}: `input`, if any, is on the lines after the instruction.
 
     A text under `system` begins the conversation. Earlier turns under `history` are refused.
     """
@@ -134,12 +146,12 @@ def alpaca(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def messages(row: dict, config: ConfigDict) -> list[Message]:
-    """A conversation under `data.messages_field`: a list of {role, content}; only assistant turns
-    are trained.
+    """A conversation under `data.messages_field`: a list of {role, content}.
 
-    Content may be a list of text parts, as {"type": "text", "text": "…"}, which are joined. A text
-    under `system` beside the list begins the conversation. An answer with `weight` 0 (or `train`
-    false) is read, not trained. What else a message or the row says of it is refused by name.
+    Only assistant turns are trained. Content may be a list of text parts, as {"type": "text",
+    "text": "…"}, which are joined. A text under `system` beside the list begins the conversation.
+    An answer with `weight` 0 (or `train` false) is read, not trained. What else a message or the
+    row says of it is refused by name.
     """
     field = config.messages_field
     return _conversation(row, field, _list(row, field))
@@ -147,26 +159,26 @@ def messages(row: dict, config: ConfigDict) -> list[Message]:
 
 @row_format
 def sharegpt(row: dict, config: ConfigDict) -> list[Message]:
-    """A conversation under `conversations`: a list of {from, value}, from `system`, `human` or
-    `gpt`.
-    """
+    """A conversation under `conversations`: {from, value}, from `system`, `human` or `gpt`."""
     turns = _list(row, "conversations")
-    renamed = []
-    for number, turn in enumerate(turns):
-        if not isinstance(turn, dict):
-            raise BadRow(
-                f"message {number} should be an object with from and value, not {type(turn).__name__}"
-            )
-        if turn.get("from") not in _SHAREGPT_ROLES:
-            known = ", ".join(_SHAREGPT_ROLES)
-            raise BadRow(
-                f"message {number} is from {turn.get('from')!r}; it should be one of {known}"
-            )
-        others = {key: value for key, value in turn.items() if key not in ("from", "value")}
-        if "value" in turn:
-            others["content"] = turn["value"]
-        renamed.append(others | {"role": _SHAREGPT_ROLES[turn["from"]]})
+    renamed = [_sharegpt_message(turn, number) for number, turn in enumerate(turns)]
     return _conversation(row, "conversations", renamed)
+
+
+def _sharegpt_message(turn: Any, number: int) -> dict[str, Any]:
+    """A turn {from, value} as {role, content}; other keys stay, for `_message` to judge."""
+    if not isinstance(turn, dict):
+        found = type(turn).__name__
+        raise BadRow(f"message {number} should be an object with from and value, not {found}")
+    sender = turn.get("from")
+    if sender not in _SHAREGPT_ROLES:
+        known = ", ".join(_SHAREGPT_ROLES)
+        raise BadRow(f"message {number} is from {sender!r}; it should be one of {known}")
+    message = {key: value for key, value in turn.items() if key not in ("from", "value")}
+    if "value" in turn:
+        message["content"] = turn["value"]
+    message["role"] = _SHAREGPT_ROLES[sender]
+    return message
 
 
 def calculator_marks(config: ConfigDict) -> str:
@@ -189,31 +201,36 @@ def calculator_marks(config: ConfigDict) -> str:
 
 def _has_calculator_marks(conversation: list[Message]) -> bool:
     """Whether an answer holds marks as GSM8K's `<<48/2=24>>`, which are trained like other text."""
-    answers = [message["content"] for message in conversation if message["role"] == "assistant"]
-    return any(_CALCULATOR_MARK.search(answer) for answer in answers)
+    for answer in _answers(conversation):
+        if _CALCULATOR_MARK.search(answer["content"]):
+            return True
+    return False
+
+
+def _answers(conversation: list[Message]) -> list[Message]:
+    return [message for message in conversation if message["role"] == "assistant"]
 
 
 def _conversation(row: dict, field: str, turns: list) -> list[Message]:
-    """The messages of a row, and the text of its `system` before them; refuses what else belongs to
-    them.
-    """
-    result = [_message(message, number) for number, message in enumerate(turns)]
-    if result[-1]["role"] != "assistant":
+    """The messages of a row, after the text of its `system`; refuses what else belongs to them."""
+    conversation = [_message(message, number) for number, message in enumerate(turns)]
+    if conversation[-1]["role"] != "assistant":
         raise BadRow(
             "the last message should be the assistant's; add the answer or remove the message"
         )
-    if all(is_only_read(message) for message in result if message["role"] == "assistant"):
+    if all(is_only_read(answer) for answer in _answers(conversation)):
         raise BadRow(
             "no answer is trained: all have weight 0; remove the row or set data.bad_rows='drop'"
         )
     _refuse_beside(row, field, _BESIDE_MESSAGES)
-    texts = [message["content"].strip() for message in result]
+    # Many datasets repeat the first question and the last answer beside the conversation.
+    texts = [message["content"].strip() for message in conversation]
     for other in ("prompt", "completion"):
         value = row.get(other)
         is_repeated = isinstance(value, str) and value.strip() in texts
         if not is_repeated and not _says_nothing(other, value):
             raise BadRow(f"field {other!r} beside {field!r} is in none of its messages; {_REMEDY}")
-    return _after_system(row, result, field)
+    return _after_system(row, conversation, field)
 
 
 def _refuse_beside(row: dict, field: str, others: Iterable[str]) -> None:
@@ -226,9 +243,7 @@ def _refuse_beside(row: dict, field: str, others: Iterable[str]) -> None:
 
 
 def _after_system(row: dict, conversation: list[Message], field: str) -> list[Message]:
-    """The conversation that is in `field`, after the text in the row's `system`, where there is
-    one.
-    """
+    """The conversation that is in `field`, after the text in the row's `system`, if any."""
     if _says_nothing("system", row.get("system")):
         return conversation
     system = {"role": "system", "content": _text(row, "system")}
@@ -244,9 +259,8 @@ def _after_system(row: dict, conversation: list[Message], field: str) -> list[Me
 def _message(message: Any, number: int) -> Message:
     """One message, all that it says honoured."""
     if not isinstance(message, dict):
-        raise BadRow(
-            f"message {number} should be an object with role and content, not {type(message).__name__}"
-        )
+        found = type(message).__name__
+        raise BadRow(f"message {number} should be an object with role and content, not {found}")
     if "role" not in message and "from" in message:
         raise BadRow(
             f"message {number} has 'from' in the place of 'role'; set data.rows='sharegpt'"
@@ -254,42 +268,50 @@ def _message(message: Any, number: int) -> Message:
     role = message.get("role")
     if role not in ROLES:
         raise BadRow(f"message {number} has role {role!r}; it should be one of {', '.join(ROLES)}")
-    only_read = False
-    for key, value in message.items():
-        if key in _WEIGHTS and isinstance(value, (int, float)) and value == 0:
-            only_read = True
-            continue
-        is_known = key in ("role", "content") or key in _BOOKKEEPING
-        if not is_known and not _says_nothing(key, value):
-            shown = repr(value) if len(repr(value)) <= 40 else "…"
-            raise BadRow(
-                f"message {number} has {key}={shown}, which is not supported and would be lost; {_REMEDY}"
-            )
-    if isinstance(message.get("content"), list):
-        message = message | {"content": "".join(_part(part, number) for part in message["content"])}
+    has_no_weight = _has_no_weight(message, number)
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part, number) for part in content)
+        message = message | {"content": content}
     try:
         text = _text(message, "content", empty_is_fine=role != "assistant")
     except BadRow as error:
         raise BadRow(f"message {number}: {error}") from error
-    read = {"role": role, "content": text}
-    if only_read and role == "assistant":  # others are never trained
+    read: Message = {"role": role, "content": text}
+    # Messages of other roles are never trained.
+    if has_no_weight and role == "assistant":
         read[ONLY_READ] = True
     return read
 
 
+def _has_no_weight(message: dict[str, Any], number: int) -> bool:
+    """Whether a message says that it is not trained; BadRow for keys that would be lost."""
+    has_no_weight = False
+    for key, value in message.items():
+        if key in _WEIGHTS and isinstance(value, (int, float)) and value == 0:
+            has_no_weight = True
+        elif key in ("role", "content") or key in _BOOKKEEPING:
+            continue
+        elif not _says_nothing(key, value):
+            shown = repr(value)
+            if len(shown) > _SHOWN:
+                shown = "…"
+            raise BadRow(
+                f"message {number} has {key}={shown}, which is not supported and would be lost;"
+                f" {_REMEDY}"
+            )
+    return has_no_weight
+
+
 def _part(part: Any, number: int) -> str:
     """The text of one part of a message's content."""
+    kind = type(part).__name__
     if isinstance(part, dict):
-        says = {key: value for key, value in part.items() if not _says_nothing(key, value)}
-        if (
-            says.keys() <= {"type", "text"}
-            and part.get("type") == "text"
-            and isinstance(part.get("text"), str)
-        ):
-            return part["text"]
         kind = part.get("type")
-    else:
-        kind = type(part).__name__
+        text = part.get("text")
+        says = {key for key, value in part.items() if not _says_nothing(key, value)}
+        if kind == "text" and isinstance(text, str) and says <= {"type", "text"}:
+            return text
     raise BadRow(
         f"message {number} has a part of type {kind!r} in its content; only plain text is supported"
     )
@@ -297,28 +319,39 @@ def _part(part: Any, number: int) -> str:
 
 def _says_nothing(key: str, value: Any) -> bool:
     """Whether `value` under `key` is what an absent key is."""
-    if value is None or (isinstance(value, (str, list, dict)) and value in ("", "[]", [], {})):
+    if value is None:
+        return True
+    if isinstance(value, (str, list, dict)) and value in ("", "[]", [], {}):
         return True
     return key in _SAYS_NOTHING and value == _SAYS_NOTHING[key]
 
 
 def _texts_of(conversation: Any) -> list[Any]:
     """The texts of a list of messages, in either spelling."""
-    turns = conversation if isinstance(conversation, list) else []
-    return [turn.get("content", turn.get("value")) for turn in turns if isinstance(turn, dict)]
+    if not isinstance(conversation, list):
+        return []
+    texts = []
+    for turn in conversation:
+        if isinstance(turn, dict):
+            texts.append(turn.get("content", turn.get("value")))
+    return texts
 
 
 def _list(row: dict, field: str) -> list:
     """The list of messages in a field, not empty."""
     conversation = _value(row, field)
     if not isinstance(conversation, list) or not conversation:
-        found = "an empty list" if conversation == [] else type(conversation).__name__
-        problem = f"field {field!r} should be a list of messages, not {found}"
-        raise BadRow(f"{problem}; mend it or set data.rows")
+        found = type(conversation).__name__
+        if conversation == []:
+            found = "an empty list"
+        raise BadRow(
+            f"field {field!r} should be a list of messages, not {found}; fix it or set data.rows"
+        )
     return conversation
 
 
 def _pair(row: dict, prompt_field: str, completion_field: str) -> list[Message]:
+    """One question and its answer."""
     return [
         {"role": "user", "content": _text(row, prompt_field)},
         {"role": "assistant", "content": _text(row, completion_field)},
@@ -326,13 +359,17 @@ def _pair(row: dict, prompt_field: str, completion_field: str) -> list[Message]:
 
 
 def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
+    """The text in a field; BadRow where it is none."""
     text = _value(row, field)
     if not isinstance(text, str):
-        remedy = "set data.rows for conversations" if isinstance(text, list) else "put it in quotes"
+        remedy = "put it in quotes"
+        if isinstance(text, list):
+            remedy = "set data.rows for conversations"
         raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; {remedy}")
     if re.search("[\ud800-\udfff]", text):
         raise BadRow(
-            f"field {field!r} holds half a surrogate pair, which is not text; re-save the row as UTF-8"
+            f"field {field!r} holds half a surrogate pair, which is not text;"
+            " re-save the row as UTF-8"
         )
     if not text.strip() and not empty_is_fine:
         raise BadRow(f"field {field!r} is empty; remove the row or set data.bad_rows='drop'")
@@ -340,8 +377,9 @@ def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
 
 
 def _value(row: dict, field: str) -> Any:
+    """What is in a field; BadRow where it is missing or null."""
     if field not in row:
-        has = ", ".join(map(repr, sorted(row))) or "no fields"
+        has = ", ".join(repr(name) for name in sorted(row)) or "no fields"
         raise BadRow(
             f"field {field!r} is missing (the row has {has}); set data.rows or the field names"
         )

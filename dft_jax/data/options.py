@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax.data import formats, templates
-from dft_jax.data.sources import rows
+from dft_jax.data.sources import locate
 from dft_jax.runtime.options import AT_LEAST_0, FRACTION, Legal, Option
 
 SECTION = {
@@ -54,7 +54,7 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
     absent = []
     for key in ("train", "heldout"):
         place = given.get(key, "")
-        if rows.is_path(place) and not Path(place).exists():
+        if locate.is_path(place) and not Path(place).exists():
             absent.append(key)
     if template.endswith(".jinja") and not Path(template).is_file():
         absent.append("template")
@@ -80,7 +80,7 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
     """Settings that say which part of a dataset is meant, where there is none to choose from."""
     train, heldout = given.get("train", ""), given.get("heldout", "")
     places = [place for place in (train, heldout) if place]
-    from_hub = any(rows.is_hub_id(place) for place in places)
+    from_hub = any(locate.is_hub_id(place) for place in places)
     in_parts = from_hub or any(Path(place).is_dir() for place in places)
     idle = {}  # key -> why it has no effect
     if not from_hub:
@@ -88,7 +88,7 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
     if not in_parts:
         idle["subset"] = "the data is neither of the hub nor a folder"
     for key, place, split in (("train", train, "split"), ("heldout", heldout, "heldout_split")):
-        if place and not rows.is_hub_id(place) and not Path(place).is_dir():
+        if place and not locate.is_hub_id(place) and not Path(place).is_dir():
             idle[split] = f"data.{key}={place!r} has no splits"
     found = []
     for key, why in idle.items():

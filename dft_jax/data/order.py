@@ -22,7 +22,7 @@ from typing import Any
 import grain
 
 VERSION = 2
-FINGERPRINT_KEY = "stream_version"  # absent: 1
+FINGERPRINT_KEY = "stream_version"  # where it is absent the version is 1
 
 # What 0.29 * 100 and its like are off by is no part of an epoch.
 _SLACK = 1e-9
@@ -31,30 +31,34 @@ _WORTH_A_WARNING = 0.05
 
 
 def version_of(fingerprint: dict[str, Any] | None) -> int:
-    """That of a run by what its checkpoint says it is; None is a run that has none yet."""
-    return VERSION if fingerprint is None else fingerprint.get(FINGERPRINT_KEY, 1)
+    """The version of a run by its checkpoint's fingerprint; None is a run without checkpoints."""
+    if fingerprint is None:
+        return VERSION
+    return fingerprint.get(FINGERPRINT_KEY, 1)
 
 
 def as_fingerprint(version: int) -> dict[str, int]:
-    """What a run's fingerprint says of its version."""
-    return {} if version == 1 else {FINGERPRINT_KEY: version}
+    """What a run's fingerprint says of its version: of version 1 nothing, as in old runs."""
+    if version == 1:
+        return {}
+    return {FINGERPRINT_KEY: version}
 
 
 def batches(
     n_examples: int, *, global_batch: int, seed: int, version: int = VERSION
 ) -> grain.MapDataset:
-    """The numbers of each step's examples: `[n]` are those of step n, from 0, without end."""
+    """The example ids of each step: `[n]` are those of step n, from 0, without end."""
 
+    # A step may lie in two epochs, and the threads that make steps ahead in one more.
     @functools.lru_cache(4)
-    def order(epoch: int) -> grain.MapDataset:
-        drawn_from = epoch_seed(seed, epoch, version)
-        return grain.MapDataset.range(n_examples).shuffle(seed=drawn_from)
+    def order_of(epoch: int) -> grain.MapDataset:
+        return grain.MapDataset.range(n_examples).shuffle(seed=epoch_seed(seed, epoch, version))
 
-    def at(place: int) -> int:
+    def example_at(place: int) -> int:
         epoch, place_in_epoch = divmod(place, n_examples)
-        return order(epoch)[place_in_epoch]
+        return order_of(epoch)[place_in_epoch]
 
-    stream = grain.MapDataset.range(sys.maxsize).map(at)
+    stream = grain.MapDataset.range(sys.maxsize).map(example_at)
     return stream.batch(global_batch, batch_fn=list)
 
 
@@ -64,7 +68,8 @@ def epoch_seed(seed: int, epoch: int, version: int = VERSION) -> int:
         return (seed + epoch) % 2**32
     if epoch == 0:
         return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:4], "little")
+    digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,21 +92,26 @@ class Length:
 
     def line(self) -> str:
         """For a reader, as in `2 steps of 256 examples = 1.00 epochs of 511`."""
-        steps = f"{self.steps} step{'s' if self.steps > 1 else ''}"
-        return f"{steps} of {self.global_batch} examples = {self.epochs:.2f} epochs of {self.n_examples}"
+        steps = f"{self.steps} steps"
+        if self.steps == 1:
+            steps = "1 step"
+        epochs = f"{self.epochs:.2f} epochs of {self.n_examples}"
+        return f"{steps} of {self.global_batch} examples = {epochs}"
 
     def warnings(self) -> list[str]:
         """What differs from what was asked for by more than a reader would expect."""
         found = []
         asked = self.asked_epochs
         if asked is not None and abs(self.epochs / asked - 1) > _WORTH_A_WARNING:
-            what = f"config.train.epochs={asked:g} becomes {self.epochs:.2f}, in whole batches"
-            found.append(f"{what}; a smaller train.global_batch comes closer")
-        if self.n_examples < self.global_batch:
-            what = (
-                f"config.train.global_batch={self.global_batch} is more than the {self.n_examples}"
+            found.append(
+                f"config.train.epochs={asked:g} becomes {self.epochs:.2f}, in whole batches;"
+                " a smaller train.global_batch comes closer"
             )
-            found.append(f"{what} examples: some are in one update several times")
+        if self.n_examples < self.global_batch:
+            found.append(
+                f"config.train.global_batch={self.global_batch} is more than the"
+                f" {self.n_examples} examples: some are in one update several times"
+            )
         return found
 
 
@@ -112,5 +122,7 @@ def length(
     if steps:
         return Length(steps, global_batch, n_examples, None)
     exact = epochs * n_examples / global_batch
-    whole = math.floor(exact) if version == 1 else math.ceil(exact - _SLACK)
+    whole = math.ceil(exact - _SLACK)
+    if version == 1:
+        whole = math.floor(exact)
     return Length(max(whole, 1), global_batch, n_examples, epochs)

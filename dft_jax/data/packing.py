@@ -5,11 +5,18 @@ the paper's meaning (256 examples), and an unpacked run would make the same upda
 """
 
 import functools
+from typing import overload
 
 import numpy as np
 
 from dft_jax.data.templates import Example
 from dft_jax.types import Batch
+
+# Row counts of a run: at most so many, and one more for every so many steps.
+_MOST_COUNTS = 8
+_STEPS_FOR_A_COUNT = 10
+# Of all rows, which another count has to save to be worth its compilation.
+_SAVING = 0.0025
 
 
 def slots(example: Example) -> int:
@@ -26,11 +33,13 @@ def best_fit(sizes: list[int], row_length: int) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     room = np.empty(len(sizes), np.int64)
-    for number in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+    longest_first = sorted(range(len(sizes)), key=lambda number: (-sizes[number], number))
+    for number in longest_first:
         assert sizes[number] <= row_length, "examples are cut to the row before packing"
         left = room[: len(rows)] - sizes[number]
         fits = np.flatnonzero(left >= 0)
         if len(fits):
+            # The fullest row: short gaps at the ends of rows are what packing loses.
             row = fits[np.argmin(left[fits])]
         else:
             row = len(rows)
@@ -42,8 +51,9 @@ def best_fit(sizes: list[int], row_length: int) -> list[list[int]]:
 
 
 def row_counts(needed: list[int], multiple: int) -> list[int]:
-    """The row counts that steps are padded to: few, since each is a compilation, and with the
-    fewest empty rows.
+    """The row counts that steps are padded to: those with the fewest empty rows.
+
+    They are few, because each is a compilation of the step, which takes minutes on large models.
 
         needed [61, 64, 63, 70] ten times, multiple 8  ->  [64, 72]
 
@@ -59,39 +69,56 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
     n_steps = np.cumsum(times)  # of this size, or smaller
 
     @functools.cache
-    def fewest(last: int, n: int) -> tuple[int, list[int]]:
-        """Rows of the steps up to size number `last` in at most n counts, and these."""
-        options = [(0, [], 0)]
-        options += [
-            (*fewest(first, n - 1), n_steps[first]) for first in range(last if n > 1 else 0)
-        ]
-        return min(
-            (rows + int(sizes[last] * (n_steps[last] - done)), [*counts, int(sizes[last])])
-            for rows, counts, done in options
-        )
+    def fewest(last: int, n_counts: int) -> tuple[int, list[int]]:
+        """Rows of the steps up to size number `last` in at most so many counts, and these counts.
 
-    found = [fewest(len(sizes) - 1, n) for n in range(1, min(8, 1 + len(needed) // 10) + 1)]
-    best = found[0]
-    for more in found[1:]:
-        best = more if more[0] < 0.9975 * best[0] else best
-    return best[1]
+        Dynamic programming: the largest count is sizes[last], the steps up to another size are
+        padded to smaller ones.
+        """
+        largest = int(sizes[last])
+        best = (largest * int(n_steps[last]), [largest])
+        if n_counts == 1:
+            return best
+        for first in range(last):
+            rows, counts = fewest(first, n_counts - 1)
+            padded_to_largest = int(n_steps[last] - n_steps[first])
+            best = min(best, (rows + largest * padded_to_largest, [*counts, largest]))
+        return best
+
+    most_counts = min(_MOST_COUNTS, 1 + len(needed) // _STEPS_FOR_A_COUNT)
+    best_rows, best = fewest(len(sizes) - 1, 1)
+    for n_counts in range(2, most_counts + 1):
+        rows, counts = fewest(len(sizes) - 1, n_counts)
+        if rows < (1 - _SAVING) * best_rows:
+            best_rows, best = rows, counts
+    return best
 
 
-def round_up(n, multiple: int):
+@overload
+def round_up(n: int, multiple: int) -> int: ...
+@overload
+def round_up(n: np.ndarray, multiple: int) -> np.ndarray: ...
+def round_up(n, multiple):
+    """The smallest multiple that is at least n, of a number or of each of an array."""
     return -(-n // multiple) * multiple
 
 
 def fill_rows(examples: list[Example], rows: list[list[int]], row_length: int) -> Batch:
-    """Writes rows of examples as a Batch of numpy arrays [len(rows), row_length]; see types.Batch
-    for a picture.
+    """Writes rows of example ids as a Batch of numpy arrays [len(rows), row_length].
+
+    A picture of one is in types.Batch.
     """
     shape = (len(rows), row_length)
-    tokens, targets, segments, positions = (np.zeros(shape, np.int32) for _ in range(4))
+    tokens = np.zeros(shape, np.int32)
+    targets = np.zeros(shape, np.int32)
     mask = np.zeros(shape, bool)
-    for row, numbers in enumerate(rows):
+    segments = np.zeros(shape, np.int32)
+    positions = np.zeros(shape, np.int32)
+    for row, example_ids in enumerate(rows):
         start = 0
-        for segment, number in enumerate(numbers, start=1):
-            example = examples[number]
+        # Segment 0 is padding.
+        for segment, example_id in enumerate(example_ids, start=1):
+            example = examples[example_id]
             here = slice(start, start + slots(example))
             tokens[row, here] = example.ids[:-1]
             targets[row, here] = example.ids[1:]

@@ -4,12 +4,15 @@ import dataclasses
 
 from dft_jax.data.templates import Template
 
-TOKENIZER, TEMPLATE, GENERATION = "tokenizer", "template", "generation_config.json"
+# Where a stop was found: also "config.json", under the tokenizer's own name for it.
+TOKENIZER = "tokenizer"
+TEMPLATE = "template"
+GENERATION = "generation_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stops:
-    """Token ids that end an answer, by where each was found, and what to tell of them."""
+    """Token ids that end an answer, by where each was found, and what to warn of."""
 
     sources: dict[str, list[int]]  # tokenizer, template, generation_config.json, config.json
     warnings: list[str]
@@ -17,7 +20,10 @@ class Stops:
     @property
     def ids(self) -> list[int]:
         """All of them, in order."""
-        return sorted({id_ for ids in self.sources.values() for id_ in ids})
+        found: set[int] = set()
+        for ids in self.sources.values():
+            found.update(ids)
+        return sorted(found)
 
 
 def find_stops(template: Template) -> Stops:
@@ -27,15 +33,16 @@ def find_stops(template: Template) -> Stops:
     answer; a model that is not stopped there writes on to the limit.
     """
     tokenizer = template.tokenizer
-    sources = {
+    candidates = {
         TOKENIZER: [tokenizer.eos_token_id],
         TEMPLATE: template.markers(),
         **tokenizer.eos_ids,
     }
+    sources = {place: ids for place, ids in candidates.items() if ids}
     declared = tokenizer.eos_ids.get(GENERATION, [])
     warnings = []
     if declared and tokenizer.eos_token_id not in declared:
         shown = ", ".join(f"{id_} ({tokenizer.convert_ids_to_tokens(id_)})" for id_ in declared)
-        what = f"the tokenizer's eos_token is {tokenizer.eos_token_id} ({tokenizer.eos_token})"
-        warnings.append(f"{what}, {GENERATION} says {shown}; either ends an answer here")
-    return Stops({place: ids for place, ids in sources.items() if ids}, warnings)
+        eos = f"the tokenizer's eos_token is {tokenizer.eos_token_id} ({tokenizer.eos_token})"
+        warnings.append(f"{eos}, {GENERATION} says {shown}; either ends an answer here")
+    return Stops(sources, warnings)

@@ -1,30 +1,38 @@
-"""Conversations to text, cut into parts of which some are trained (data/tokenize.py makes token ids
-of them).
+"""Conversations to text, cut into parts of which some are trained; data/tokenize.py does the rest.
 
-Two messages under the template `qwen-boxed` (· trained, the rest not):
+Two messages under the template `qwen-boxed`; what is trained has dots below it, EOS among it:
 
     <|im_start|>user\\n1+1?<|im_end|>\\n<|im_start|>assistant\\n | 2<|endoftext|>
-                                                              | ············ EOS is trained as any other token
+                                                              | ··············
 """
 
 import dataclasses
 import datetime
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dft_jax.data import rendering
-from dft_jax.data.sources.rows import BadRow, Message, is_only_read
+from dft_jax.data.messages import Message, is_only_read
+from dft_jax.data.rendering import Beginning
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors
 
 _HELPFUL = "You are a helpful assistant."
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 _ASKED = "{input}\n" + _BOXED
-_QWEN = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+_QWEN = (
+    "<|im_start|>system\n{system}<|im_end|>\n"
+    "<|im_start|>user\n{user}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
 _LLAMA = (
     "<|start_header_id|>system<|end_header_id|>\n\n{system}{end}\n"
-    "<|start_header_id|>user<|end_header_id|>\n\n{user}{end}\n<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "<|start_header_id|>user<|end_header_id|>\n\n{user}{end}\n"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 # Prompts by name for one question: what stands before the answer, `{input}` being the question.
 # `qwen-boxed`, `llama-base-boxed` and `deepseek-math` are those of the paper's evaluation; its
@@ -42,30 +50,41 @@ TOKENIZER_BOXED = "tokenizer-boxed"
 # of an evaluation: as the model was trained
 AUTO = "auto"
 # What ends an answer under a style besides EOS, where the tokenizer has it as one token.
-_STOPS = dict.fromkeys(("qwen-boxed", "qwen25-math-cot"), ("<|im_end|>", "<|endoftext|>"))
-_STOPS |= dict.fromkeys(("llama-base-boxed", "llama-ins-boxed"), ("<|eot_id|>", "<|end_of_text|>"))
+_STOPS = {
+    "qwen-boxed": ("<|im_end|>", "<|endoftext|>"),
+    "qwen25-math-cot": ("<|im_end|>", "<|endoftext|>"),
+    "llama-base-boxed": ("<|eot_id|>", "<|end_of_text|>"),
+    "llama-ins-boxed": ("<|eot_id|>", "<|end_of_text|>"),
+}
 
 # What a template is tried with, and what a thought of a reasoning model stands between.
-_QUESTION, _ANSWER = "(a question)", "(an answer)"
-_THOUGHT, _THOUGHT_END = "<think>", "</think>"
+_QUESTION = "(a question)"
+_ANSWER = "(an answer)"
+_THOUGHT = "<think>"
+_THOUGHT_END = "</think>"
 _OPENS = re.compile(rf"{_THOUGHT}\s*$")  # at the end of a prompt
 _ADDRESS = re.compile(r"\w+ at 0x[0-9a-f]+>")  # how Python shows an object that has no text
 
 
 def date_problems(setting: str, date: str) -> list[str]:
     """What is wrong with a date for templates; empty is none."""
-    if not date or re.fullmatch(r"\d{4}-\d{2}-\d{2}", date) and _is_day(date):
+    if not date or _is_day(date):
         return []
     return [
-        f"{setting}={date!r} should be a day, as in 2026-07-26, or empty for the day on which the run begins"
+        f"{setting}={date!r} should be a day, as in 2026-07-26, or empty for the day on which the"
+        " run begins"
     ]
 
 
 def _is_day(date: str) -> bool:
+    # fromisoformat reads other spellings too, such as 20260726.
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date):
+        return False
     try:
-        return bool(datetime.date.fromisoformat(date))
+        datetime.date.fromisoformat(date)
     except ValueError:
         return False
+    return True
 
 
 def today() -> str:
@@ -87,14 +106,12 @@ def name_problems(setting: str, name: str) -> list[str]:
     if name in known or name.endswith(".jinja"):
         return []
     hint = errors.did_you_mean(name, known)
-    return [
-        f"{setting}={name!r} is unknown{hint}; known: {', '.join(known)}, or a path to a .jinja file"
-    ]
+    listed = ", ".join(known)
+    return [f"{setting}={name!r} is unknown{hint}; known: {listed}, or a path to a .jinja file"]
 
 
 class Template:
-    """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a path to a .jinja
-    file.
+    """`data.template`: `tokenizer` (the checkpoint's own), a name of STYLES, or a .jinja file.
 
     `tokenizer-boxed` is `tokenizer` with an instruction.
 
@@ -109,51 +126,63 @@ class Template:
 
     Raises:
       UserError: no such template, or one that no answer can be trained under: it is empty, leaves
-      the question out, is
-        not the same every time, or runs away.
+        the question out, is not the same every time, or runs away.
     """
 
     def __init__(
         self,
         name: str,
-        tokenizer,
+        tokenizer: Tokenizer,
         setting: str = "data.template",
         instruction: str = "",
         date: str = "",
     ):
         errors.raise_if_any(name_problems(setting, name))
-        self.name, self.tokenizer, self.setting, self.jinja = name, tokenizer, setting, None
+        self.name = name
+        self.tokenizer = tokenizer
+        self.setting = setting
+        self.instruction = instruction
+        if name == TOKENIZER_BOXED:
+            self.instruction = _BOXED
+        self.jinja = self._source()
         self.first_ids: list[int] = []
-        self._tails: dict[tuple[str, ...], str] = {}
-        self.instruction = _BOXED if name == TOKENIZER_BOXED else instruction
-        if name in ("tokenizer", TOKENIZER_BOXED):
-            try:
-                # the default one where there are several
-                self.jinja = tokenizer.get_chat_template()
-            except ValueError as error:
-                raise errors.UserError(
-                    f"{setting}={name!r}, but the checkpoint's tokenizer has {error};"
-                    f" choose one of {', '.join(STYLES)} or a .jinja file"
-                ) from error
-        elif name.endswith(".jinja"):
-            with errors.user_errors(
-                f"{setting}={name!r} cannot be read",
-                "give a UTF-8 file",
-                (OSError, UnicodeDecodeError),
-            ):
-                self.jinja = Path(name).read_text(encoding="utf-8-sig")  # a BOM is no text
-        else:
+        if self.jinja is None:
             self.first_ids = tokenizer.first_ids
         self.date = ""
         if self.is_dated:
             self.date = date or today()
+        # What the template writes after an answer, by the roles of the conversation up to it.
+        self._tails: dict[tuple[str, ...], str] = {}
         if self.jinja is not None:
             self._check()
+
+    def _source(self) -> str | None:
+        """The source of a chat template; None of a style."""
+        if self.name in ("tokenizer", TOKENIZER_BOXED):
+            try:
+                # The default one where there are several.
+                return self.tokenizer.get_chat_template()
+            except ValueError as error:
+                raise errors.UserError(
+                    f"{self.setting}={self.name!r}, but the checkpoint's tokenizer has {error};"
+                    f" choose one of {', '.join(STYLES)} or a .jinja file"
+                ) from error
+        if not self.name.endswith(".jinja"):
+            return None
+        with errors.user_errors(
+            f"{self.setting}={self.name!r} cannot be read",
+            "give a UTF-8 file",
+            (OSError, UnicodeDecodeError),
+        ):
+            # A byte order mark is no text.
+            return Path(self.name).read_text(encoding="utf-8-sig")
 
     @property
     def text(self) -> str:
         """The source of a chat template; of a style its name."""
-        return self.name if self.jinja is None else self.jinja
+        if self.jinja is None:
+            return self.name
+        return self.jinja
 
     @property
     def is_dated(self) -> bool:
@@ -174,33 +203,44 @@ class Template:
 
         Raises:
           BadRow: the template cannot render the conversation, or not so that each prompt comes
-          before its answer.
+            before its answer.
         """
-        only_read = [turn for turn, message in enumerate(messages) if is_only_read(message)]
+        read_only = [turn for turn, message in enumerate(messages) if is_only_read(message)]
         messages = [self._instructed(self._without_end(message)) for message in messages]
         if self.jinja is None:
             return self._style_parts(messages)
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
             raise BadRow("no assistant message; add the answer")
-        asked = []
+        # The conversation up to each answer, as a prompt for it and with it: one call of the worker
+        # for all of them.
+        beginnings: list[Beginning] = []
         for turn in turns:
-            asked += [(messages[:turn], True), (messages[: turn + 1], False)]
-        rendered = self._render_all(asked)
-        prompts, shown = rendered[0::2], rendered[1::2]
+            beginnings.append((messages[:turn], True))
+            beginnings.append((messages[: turn + 1], False))
+        rendered = self._render_all(beginnings)
+        prompts = rendered[0::2]
+        shown = rendered[1::2]
         self._require_all(messages[: turns[-1]], prompts[-1])
-        parts, done = [], 0
+        # Cut the last prompt, which holds all earlier turns, at each answer that is trained.
+        last_prompt = prompts[-1]
+        parts: list[Part] = []
+        done = 0
         for number, turn in enumerate(turns):
-            if turn in only_read:
+            if turn in read_only:
                 continue
             is_last = number == len(turns) - 1
             answer, tail = self._answer(prompts[number], shown[number], messages[: turn + 1])
-            answer += self.tokenizer.eos_token if is_last else tail.rstrip()
+            if is_last:
+                answer += self.tokenizer.eos_token
+            else:
+                answer += tail.rstrip()
             start = len(prompts[number])
-            if is_last or prompts[-1].startswith(prompts[number] + answer):
-                parts += [Part(prompts[-1][done:start], False), Part(answer, True)]
+            if is_last or last_prompt.startswith(prompts[number] + answer):
+                parts.append(Part(last_prompt[done:start], False))
+                parts.append(Part(answer, True))
                 done = start + len(answer)
-        if turns[-1] in only_read:
+        if turns[-1] in read_only:
             parts.append(Part(shown[-1][done:], False))
         return parts
 
@@ -223,52 +263,48 @@ class Template:
         return self.first_ids + self.tokenizer.encode(self.prompt(question))
 
     def markers(self) -> list[int]:
-        """Tokens that end an answer besides EOS: the end of a turn where the style, or the chat
-        template, has one.
-        """
+        """Tokens that end an answer besides EOS: the end of a turn, where there is one."""
         if self.jinja is None:
             known = self.tokenizer.get_vocab()
             return sorted(known[marker] for marker in _STOPS.get(self.name, ()) if marker in known)
         # The template shows its marker: it is the special token right after an answer.
+        question = {"role": "user", "content": "?"}
+        answer = {"role": "assistant", "content": _ANSWER}
         try:
-            tail = self._tail(
-                [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
-            )
-        except BadRow:  # a template for questions only has no marker
+            tail = self._tail([question, answer])
+        except BadRow:
+            # A template for questions only has no marker.
             return []
         first = self.tokenizer.encode(tail.lstrip())[:1]
         return [id_ for id_ in first if id_ in self.tokenizer.added_ids]
 
     def _check(self) -> None:
         """Refuses a template under which no answer could be trained, whatever the data."""
-        where = f"{self.setting}={self.name!r}"
-        remedy = f"mend it, or choose one of {', '.join(STYLES)} or another .jinja file"
+        setting = f"{self.setting}={self.name!r}"
+        remedy = f"fix it, or choose one of {', '.join(STYLES)} or another .jinja file"
         if not self.jinja.strip():
-            raise errors.UserError(f"{where}: the template is empty; {remedy}")
+            raise errors.UserError(f"{setting}: the template is empty; {remedy}")
         try:
             prompt = self.prompt(_QUESTION)
         except BadRow:
-            return  # a template for other conversations than this one; its rows will tell
+            # A template for other conversations than this one; its rows will show.
+            return
+        if not prompt.strip():
+            raise errors.UserError(f"{setting}: the template writes nothing; {remedy}")
         if _QUESTION not in prompt:
-            what = (
-                "the template leaves the question out"
-                if prompt.strip()
-                else "the template writes nothing"
-            )
-            raise errors.UserError(f"{where}: {what}; {remedy}")
-        if _ADDRESS.search(prompt):
-            what = (
-                f"the template writes {_ADDRESS.search(prompt)[0]!r}, which is another every time"
-            )
-            raise errors.UserError(f"{where}: {what}; {remedy}")
+            raise errors.UserError(f"{setting}: the template leaves the question out; {remedy}")
+        address = _ADDRESS.search(prompt)
+        if address is not None:
+            changes = f"the template writes {address[0]!r}, which is another every time"
+            raise errors.UserError(f"{setting}: {changes}; {remedy}")
 
     def _without_end(self, message: Message) -> Message:
-        """What a template sees of a message, an answer without the EOS that the data has at its
-        end.
+        """What a template sees of a message: an answer without EOS at its end.
 
-        One EOS is added to it, and one is enough.
+        Some data has it there; one is added to every answer, and one is enough.
         """
-        eos, content = self.tokenizer.eos_token, message["content"]
+        eos = self.tokenizer.eos_token
+        content = message["content"]
         message = {"role": message["role"], "content": content}
         if message["role"] != "assistant" or eos not in content:
             return message
@@ -281,18 +317,21 @@ class Template:
         return {**message, "content": content}
 
     def _require_all(self, messages: list[Message], prompt: str) -> None:
-        """BadRow where the text of a question or of the system is not in the prompt for the last
-        answer.
-        """
+        """BadRow where a question or the system's text is not in the prompt for the last answer."""
         for number, message in enumerate(messages):
-            if message["role"] != "assistant" and message["content"].strip() not in prompt:
-                what = f"leaves message {number} (of the {message['role']}) out, or changes it"
-                raise BadRow(f"template {self.name!r} {what}; mend the template, or give another")
+            role = message["role"]
+            if role != "assistant" and message["content"].strip() not in prompt:
+                raise BadRow(
+                    f"template {self.name!r} leaves message {number} (of the {role}) out, or"
+                    " changes it; fix the template, or give another"
+                )
 
     def _style_parts(self, messages: list[Message]) -> list[Part]:
+        """One question and one answer under a style."""
         if [message["role"] for message in messages] != ["user", "assistant"]:
             raise BadRow(
-                f"template {self.name!r} takes one question and one answer, not {len(messages)} messages;"
+                f"template {self.name!r} takes one question and one answer, not"
+                f" {len(messages)} messages;"
                 " for conversations set data.template='tokenizer' or a .jinja file"
             )
         question, answer = messages
@@ -311,75 +350,79 @@ class Template:
         tail = self._tail(messages)
         if not shown.endswith(tail):
             raise BadRow(
-                f"template {self.name!r} ends this answer otherwise than others; mend one of them"
+                f"template {self.name!r} ends this answer otherwise than others; fix one of them"
             )
+        answer = shown[len(prompt) :].removesuffix(tail)
         thought = _OPENS.search(prompt)
         if thought is None:
-            if not shown.startswith(prompt):
-                raise BadRow(
-                    f"template {self.name!r} does not keep the prompt before an answer as it was"
-                )
-            return shown[len(prompt) :].removesuffix(tail), tail
-        # The prompt has opened a thought, which the answer goes on with and has to close.
-        answer = shown[len(prompt) :].removesuffix(tail)
+            self._require_kept(prompt, shown)
+            return answer, tail
+        # The prompt has opened a thought, which the answer continues and has to close.
         if not shown.startswith(prompt) or _THOUGHT in answer:
-            if not shown.startswith(prompt[: thought.start()]):
-                raise BadRow(
-                    f"template {self.name!r} does not keep the prompt before an answer as it was"
-                )
-            # The template shows the answer without its thought, or opens the thought again: as the
-            # data has it, then.
+            self._require_kept(prompt[: thought.start()], shown)
+            # The template shows the answer without its thought, or opens the thought again: take
+            # the answer as the data has it, then.
             answer = messages[-1]["content"].lstrip().removeprefix(_THOUGHT)
             if prompt.endswith("\n"):
                 answer = answer.removeprefix("\n")
         if _THOUGHT_END not in answer or _THOUGHT in answer:
             raise BadRow(
-                f"template {self.name!r} opens a thought ({_THOUGHT}) before the answer, which has to close it with"
-                f" {_THOUGHT_END}, once; mend the answer, or give a template that opens none"
+                f"template {self.name!r} opens a thought ({_THOUGHT}) before the answer, which has"
+                f" to close it with {_THOUGHT_END}, once; fix the answer, or give a template that"
+                " opens none"
             )
         return answer, tail
 
+    def _require_kept(self, prompt: str, shown: str) -> None:
+        """BadRow where the conversation with an answer does not begin as the prompt for it."""
+        if not shown.startswith(prompt):
+            raise BadRow(
+                f"template {self.name!r} does not keep the prompt before an answer as it was"
+            )
+
     def _tail(self, messages: list[Message]) -> str:
         """What the template writes after the last message of such a conversation, an answer."""
-        shape = tuple(message["role"] for message in messages)
-        if shape not in self._tails:
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._tails:
             probe = [*messages[:-1], {"role": "assistant", "content": _ANSWER}]
-            before, found, tail = self._render(probe, add_generation_prompt=False).rpartition(
-                _ANSWER
-            )
+            text = self._render(probe, add_generation_prompt=False)
+            _, found, tail = text.rpartition(_ANSWER)
             if not found:
-                raise BadRow(f"template {self.name!r} leaves the answer out; mend it")
-            self._tails[shape] = tail
-        return self._tails[shape]
+                raise BadRow(f"template {self.name!r} leaves the answer out; fix it")
+            self._tails[roles] = tail
+        return self._tails[roles]
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> str:
         return self._render_all([(messages, add_generation_prompt)])[0]
 
-    def _render_all(self, asked: list[tuple[list[Message], bool]]) -> list[str]:
-        """The text of several beginnings of a conversation, with a prompt for the next answer or
-        without.
-        """
+    def _render_all(self, beginnings: Sequence[Beginning]) -> list[str]:
+        """The text of several beginnings of a conversation."""
+        assert self.jinja is not None, "a style is not rendered"
         rendered = rendering.render_all(
-            self.jinja, self.tokenizer.special_tokens_map, asked, self.date
+            self.jinja, self.tokenizer.special_tokens_map, beginnings, self.date
         )
+        # Rendering ends at the first that fails.
         outcome, text = rendered[-1]
         if outcome == "text":
             return [text for _, text in rendered]
         if outcome == "syntax":
-            raise errors.UserError(f"{self.setting}={self.name!r}:{text}; mend it")
+            raise errors.UserError(f"{self.setting}={self.name!r}:{text}; fix it")
         if outcome in rendering.RUNAWAY:
             raise errors.UserError(
-                f"{self.setting}={self.name!r}: rendering one conversation {rendering.RUNAWAY[outcome]};"
-                f" mend the template, or choose one of {', '.join(STYLES)} or a .jinja file"
+                f"{self.setting}={self.name!r}: rendering one conversation"
+                f" {rendering.RUNAWAY[outcome]};"
+                f" fix the template, or choose one of {', '.join(STYLES)} or a .jinja file"
             )
-        remedy = "mend it" if outcome == "failed" else "mend one of them"
+        # A template that fails is wrong itself; one that refuses may be right about the row.
+        remedy = "fix one of them"
+        if outcome == "failed":
+            remedy = "fix it"
         raise BadRow(f"template {self.name!r} {outcome} ({text}); {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Token ids and loss mask of one conversation, cut on the right at the limit (see
-    data/tokenize.py).
+    """Token ids and loss mask of one conversation, cut on the right at the limit.
 
     ids      p p p c c e      prompt, completion, EOS
     trained  0 0 0 1 1 1      the mask of each id as a target

@@ -15,12 +15,15 @@ ends in the whole:
 
 import bisect
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Example, Part
 from dft_jax.models.hf.tokenizer import Tokenizer
+
+_SHOWN = 40  # characters of an answer in a message
 
 
 def tokenize(
@@ -32,18 +35,25 @@ def tokenize(
       first_ids: stand before every text, untrained: BOS, or nothing.
       max_length: tokens of an example. One that is cut gets no EOS: its answer does not end there.
     """
-    texts = ["".join(part.text for part in parts) for parts in conversations]
-    spans = [_trained_spans(parts) for parts in conversations]
-    prompts = [
-        text[:start] for text, of_text in zip(texts, spans, strict=True) for start, _ in of_text
-    ]
+    texts = []
+    spans = []
+    prompts = []  # the text before each trained part
+    for parts in conversations:
+        text = "".join(part.text for part in parts)
+        text_spans = _trained_spans(parts)
+        texts.append(text)
+        spans.append(text_spans)
+        for start, _ in text_spans:
+            prompts.append(text[:start])
+    # All of them at once, because the tokenizer has threads.
     encodings = tokenizer.encode_batch([*texts, *prompts])
+    text_encodings = encodings[: len(texts)]
     prompt_encodings = iter(encodings[len(texts) :])
-    examples = []
-    for text, encoding, of_text in zip(texts, encodings, spans, strict=False):
-        before = [next(prompt_encodings).ids for _ in of_text]
+    examples: list[Example | BadRow] = []
+    for text, encoding, text_spans in zip(texts, text_encodings, spans, strict=True):
+        prompt_ids = [next(prompt_encodings).ids for _ in text_spans]
         try:
-            trained = _mask(text, encoding, of_text, before, tokenizer)
+            trained = _mask(text, encoding, text_spans, prompt_ids, tokenizer)
         except BadRow as error:
             examples.append(error)
             continue
@@ -57,7 +67,8 @@ def tokenize(
 
 def _trained_spans(parts: list[Part]) -> list[tuple[int, int]]:
     """(start, end) in characters of each trained part."""
-    spans, start = [], 0
+    spans = []
+    start = 0
     for part in parts:
         end = start + len(part.text)
         if part.trained:
@@ -66,16 +77,23 @@ def _trained_spans(parts: list[Part]) -> list[tuple[int, int]]:
     return spans
 
 
-def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokenizer) -> np.ndarray:
+def _mask(
+    text: str,
+    encoding: Any,
+    spans: list[tuple[int, int]],
+    prompts: list[list[int]],
+    tokenizer: Tokenizer,
+) -> np.ndarray:
     """Which tokens of a text are trained, [n] of bool.
 
     Args:
+      encoding: the whole text's, with `ids` and `offsets` in characters.
       spans: (start, end) in characters of each trained part.
-      before: the ids of the text before each span, tokenised by itself.
+      prompts: the ids of the text before each span, tokenised by itself.
     """
     ids = encoding.ids
     trained = np.zeros(len(ids), bool)
-    for (start, end), prompt_ids in zip(spans, before, strict=True):
+    for (start, end), prompt_ids in zip(spans, prompts, strict=True):
         n_prompt = len(prompt_ids)
         if ids[:n_prompt] != prompt_ids:
             raise BadRow(_merged(ids, prompt_ids, tokenizer))
@@ -89,20 +107,22 @@ def _mask(text: str, encoding, spans, before: list[list[int]], tokenizer: Tokeni
 
 
 def _require_readable(answer: str, ids: list[int], tokenizer: Tokenizer) -> None:
-    """BadRow where the tokenizer has no token for anything that an answer says: the model would
-    learn to say nothing.
+    """BadRow where the tokenizer has no token for anything that an answer says.
 
-    What is left of it then is the end of the turn, a token of its own.
+    What is left of it then is the end of the turn, a token of its own, and the model would learn to
+    say nothing.
     """
     lost = tokenizer.without_token(answer, ids)
     if not lost:
         return
     left = tokenizer.decode(id_ for id_ in ids if id_ not in tokenizer.added_ids)
-    if len("".join(left.split())) == 0:
-        shown = lost if len(lost) <= 40 else f"{lost[:39]}…"
+    if not left.strip():
+        shown = lost
+        if len(lost) > _SHOWN:
+            shown = f"{lost[: _SHOWN - 1]}…"
         raise BadRow(
-            f"the tokenizer has no token for anything in the answer ({shown!r}); remove the row, set"
-            " data.bad_rows='drop', or take a model whose tokenizer reads such text"
+            f"the tokenizer has no token for anything in the answer ({shown!r}); remove the row,"
+            " set data.bad_rows='drop', or take a model whose tokenizer reads such text"
         )
 
 
@@ -114,7 +134,8 @@ def _merged(ids: list[int], prompt_ids: list[int], tokenizer: Tokenizer) -> str:
     alone = tokenizer.decode(prompt_ids[differ:])
     before_answer = tokenizer.decode(ids[differ : differ + 1])
     return (
-        f"the prompt ends in the token {alone!r} by itself, but before this answer in {before_answer!r}: the"
-        " model would not be trained on the prompt that it is sampled from; begin the answer"
-        " otherwise (without white space, say), or give a template that ends otherwise"
+        f"the prompt ends in the token {alone!r} by itself, but before this answer in"
+        f" {before_answer!r}: the model would not be trained on the prompt that it is sampled from;"
+        " begin the answer otherwise (without white space, say), or give a template that ends"
+        " otherwise"
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.sources.rows import BadRow, read_rows
+from dft_jax.data.sources.locate import read_rows
+from dft_jax.data.sources.rows import BadRow
 from dft_jax.evals import scores
 from dft_jax.evals.saved import is_number
 from dft_jax.evals.tasks import benchmarks
@@ -54,17 +55,17 @@ def read_predictions(file: Path) -> list[Prediction]:
     place_of: dict[tuple, str] = {}
     for row in read_rows(str(file), ConfigDict(), split=""):
         try:
-            prediction = _prediction(row.where, row.value)
+            prediction = _prediction(row.origin, row.value)
         except BadRow as error:
-            mistakes.append(f"{row.where}: {error}")
+            mistakes.append(f"{row.origin}: {error}")
             continue
         key = (prediction.benchmark, prediction.temperature, prediction.id, prediction.sample)
         if key in place_of:
             what = f"sample {prediction.sample} of {prediction.benchmark} {prediction.id!r} is on {place_of[key]} too"
             mistakes.append(
-                f"{row.where}: {what}; number the samples of a problem 0, 1, 2 …, or remove one"
+                f"{row.origin}: {what}; number the samples of a problem 0, 1, 2 …, or remove one"
             )
-        place_of.setdefault(key, row.where)
+        place_of.setdefault(key, row.origin)
         predictions.append(prediction)
     errors.raise_if_any(mistakes)
     if not predictions:

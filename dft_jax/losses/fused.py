@@ -1,12 +1,24 @@
-"""The loss of the target tokens, and their statistics, from hidden states and output head without
-the full logits.
+"""Loss and statistics of the target tokens, from hidden states and head, never the full logits.
 
-One chunked linear cross-entropy serves every objective. Only trained positions are computed: they
-are gathered to the front, cut into chunks of C tokens, and a loop with as many trips as there are
-chunks makes the [C, V] logits of one chunk at a time. An objective whose loss of a token depends on
-that token alone knows its gradient at once, so the same chunk of logits gives the gradients of
-hidden states and head: 3 products of N·D·V in all. The others need all log p first, and make the
-logits again in the backward pass: 4 products.
+One chunked linear cross-entropy serves every objective. Trained positions are cut into chunks of C
+tokens (chunks.py), and a loop makes the [C, V] logits of one chunk at a time (statistics.py):
+
+    for each chunk:                                                                  products
+      logits_CV    = hidden_CD · head_DV     (and those of a reference, if needed)       1
+      logsumexp_C, log p_C, entropy_C, …  → statistics, [N] each
+
+      one pass: the loss of a token depends on that token alone, so its gradient is known here
+        d_logits_CV  = Σ d loss / d statistic · d statistic / d logits
+        d_hidden_CD  = d_logits_CV · head_VD                                             2
+        d_head_VD   += d_logits_CV · hidden_CD                                           3
+      kept for the backward pass: both gradients, to be multiplied by a number
+
+      two passes: the loss of a token depends on others, so all log p come first
+      kept for the backward pass: the inputs; there a second loop makes
+        logits_CV and logsumexp_C again                                                  2
+        d_logits_CV from the incoming gradients, then d_hidden_CD and d_head_VD          3, 4
+
+A product is 2·N·D·V operations; those of the logits of a reference come on top, in each pass.
 
 Each device works on its own rows and its own slice of the vocabulary inside `shard_map`; the
 gradients of the head are summed over devices once, after the loop.
@@ -18,26 +30,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from dft_jax import sharding
-from dft_jax.losses import objectives
+from dft_jax.losses import chunks, devices, objectives, statistics
+from dft_jax.losses.devices import Inputs, LossSpec, Projection
+from dft_jax.losses.statistics import Stats, StatsGradients
 from dft_jax.types import TokenStats
 
-_ROWS = P(sharding.BATCH_AXES, None)
-_HIDDEN = P(sharding.BATCH_AXES, None, None)
-_DIFFERENTIABLE = ("logp_BL", "kl_BL")
-
-
-@dataclasses.dataclass(frozen=True)
-class _How:
-    """What the computation is specialised on."""
-
-    chunk_tokens: int
-    mesh: Mesh
-    top_tokens: int
-    objective: objectives.Objective | None = None  # whose gradients are made with the statistics
+# ---- what callers use
 
 
 def loss_and_stats(
@@ -52,22 +53,30 @@ def loss_and_stats(
     chunk_tokens: int,
     mesh: Mesh,
 ) -> tuple[Float[Array, ""], TokenStats]:
-    """Σ of the objective over the trained tokens, with gradients to `hidden_BLD` and `head_VD`; and
-    what it is made of.
+    """Sum of the objective over trained tokens, and the statistics it was computed from.
 
-    The statistics carry no gradient. Arguments as in `token_stats`, to whose precision and masking
-    this keeps.
+    The sum is differentiable in `hidden_BLD` and `head_VD`; the statistics carry no gradient.
+    Arguments, precision and masking are those of `token_stats`.
     """
     top_tokens = objectives.TOP_TOKENS if objectives.TOP_ENTROPY in objective.needs else 0
-    arguments = (hidden_BLD, head_VD, targets_BL, mask_BL)
     if objectives.OTHER_TOKENS in objective.needs:
-        how = dict(chunk_tokens=chunk_tokens, mesh=mesh, top_tokens=top_tokens)
-        stats = token_stats(*arguments, segments_BL, reference, **how)
-        return jnp.where(mask_BL, objective(stats), 0).sum(), jax.tree.map(lax.stop_gradient, stats)
-    total, found = _loss_and_stats(
-        *arguments, reference or (), _How(chunk_tokens, mesh, top_tokens, objective)
-    )
-    return total, TokenStats(**found, examples_BL=jnp.where(mask_BL, segments_BL, 0))
+        stats = token_stats(
+            hidden_BLD,
+            head_VD,
+            targets_BL,
+            mask_BL,
+            segments_BL,
+            reference,
+            chunk_tokens=chunk_tokens,
+            mesh=mesh,
+            top_tokens=top_tokens,
+        )
+        loss = jnp.where(mask_BL, objective(stats), 0).sum()
+        return loss, jax.tree.map(lax.stop_gradient, stats)
+    inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
+    spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
+    loss, stats = _loss_in_one_pass(inputs, objective, spec)
+    return loss, stats.as_token_stats(jnp.where(mask_BL, segments_BL, 0))
 
 
 def token_stats(
@@ -91,255 +100,210 @@ def token_stats(
     Args:
       hidden_BLD: final hidden states; B divisible by the data × fsdp devices of `mesh`.
       head_VD: output head in the dtype of the parameters; its gradient accumulates in float32.
+      targets_BL: ids of the tokens that are to be predicted.
+      mask_BL: which of them are trained.
       segments_BL: which example of its row a token belongs to; by default a row is one example.
       reference: hidden states and head of another model with the same vocabulary, for
-      `reference_logp_BL` and `kl_BL`.
+        `reference_logp_BL` and `kl_BL`.
       chunk_tokens: trained tokens whose logits exist at once on a device, C.
+      mesh: the devices; rows are spread over its batch axes, the vocabulary over `tensor`.
       top_tokens: how many of the most probable tokens `top_entropy_BL` is of; 0 leaves it out.
 
     Returns:
-      Statistics of which only `logp_BL` and `kl_BL` carry a gradient, to `hidden_BLD` and
+      Statistics in nats, of which only `logp_BL` and `kl_BL` carry a gradient, to `hidden_BLD` and
       `head_VD`.
     """
-    how = _How(chunk_tokens, mesh, top_tokens)
-    _, stats = _loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference or (), how)
+    inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
+    spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
+    stats = _stats_in_two_passes(inputs, spec)
     examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
-    stopped = {
-        name: lax.stop_gradient(value)
-        for name, value in stats.items()
-        if name not in _DIFFERENTIABLE
-    }
-    return TokenStats(**stats | stopped, examples_BL=examples_BL)
+    stopped = jax.tree.map(lax.stop_gradient, stats)
+    stats = dataclasses.replace(stopped, logp=stats.logp, kl=stats.kl)
+    return stats.as_token_stats(examples_BL)
 
 
-def _total(objective, stats, mask):
-    """Σ of the objective, which has to look at each token alone; 0 without one."""
-    return (
-        jnp.where(mask, objective(TokenStats(**stats, examples_BL=mask)), 0).sum()
-        if objective
-        else 0.0
-    )
+def _inputs(
+    hidden_BLD: jax.Array,
+    head_VD: jax.Array,
+    targets_BL: jax.Array,
+    mask_BL: jax.Array,
+    reference: tuple[jax.Array, jax.Array] | None,
+) -> Inputs:
+    model = Projection(hidden_BLD, head_VD)
+    if reference is None:
+        return Inputs(model, None, targets_BL, mask_BL)
+    return Inputs(model, Projection(*reference), targets_BL, mask_BL)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _loss_and_stats(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how: _How):
-    """(Σ of the objective, statistics by name). Of the latter a gradient flows only where there is
-    no objective.
-    """
-    without = dataclasses.replace(how, objective=None)  # nobody asks for a gradient
-    stats, _ = _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, {}, without)
-    return _total(how.objective, stats, mask_BL), stats
+# ---- one pass: the gradients are made in the loop that makes the statistics
 
 
-def _forward(hidden_BLD, head_VD, targets_BL, mask_BL, reference, how):
-    arguments = (hidden_BLD, head_VD, targets_BL, mask_BL, reference)
-    stats, gradients = _on_devices(*arguments, {}, how)
-    return (_total(how.objective, stats, mask_BL), stats), gradients or arguments
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _loss_in_one_pass(
+    inputs: Inputs, objective: objectives.Objective, spec: LossSpec
+) -> tuple[jax.Array, Stats]:
+    """Sum of the objective and statistics; this body runs where nobody asks for a gradient."""
+    stats = _sweep(inputs, spec)
+    return _sum_of_losses(objective, stats, inputs.mask_BL), stats
 
 
-def _backward(how, saved, cotangents):
-    d_total, d_stats = cotangents
-    if how.objective:
-        gradients = [gradient * d_total.astype(gradient.dtype) for gradient in saved]
-    else:
-        _, gradients = _on_devices(
-            *saved, {name: d_stats[name] for name in _DIFFERENTIABLE if name in d_stats}, how
-        )
-    return *gradients, None, None, None
-
-
-_loss_and_stats.defvjp(_forward, _backward)
-
-
-def _on_devices(hidden_BLD, head_VD, targets_BL, mask_BL, reference, cotangents, how: _How):
-    """Statistics by name; and, given an objective or cotangents of statistics, gradients of hidden
-    states and head.
-
-    A vocabulary that the `tensor` axis does not divide is not cut, and every device takes all of
-    it.
-    """
-    vocab_axes = ("tensor",) if head_VD.shape[0] % how.mesh.shape["tensor"] == 0 else ()
-    model = (_HIDDEN, P(vocab_axes or None, None))
-    return jax.shard_map(
-        functools.partial(
-            _local, how=how, vocab_axes=vocab_axes, top_tokens=min(how.top_tokens, head_VD.shape[0])
-        ),
-        mesh=how.mesh,
-        in_specs=(*model, _ROWS, _ROWS, model if reference else (), _ROWS),
-        out_specs=(_ROWS, model if how.objective or cotangents else ()),
-        # nothing differentiates through it: the custom gradients above are the only ones
+def _one_pass_forward(
+    inputs: Inputs, objective: objectives.Objective, spec: LossSpec
+) -> tuple[tuple[jax.Array, Stats], Projection]:
+    """The same, and the gradients of the sum, which are all that the backward pass needs."""
+    layout = devices.layout_of(inputs, spec.mesh)
+    stats, gradients = jax.shard_map(
+        functools.partial(_local_stats_and_gradients, objective, spec, layout.vocab_axes),
+        mesh=spec.mesh,
+        in_specs=(layout.inputs,),
+        out_specs=(devices.ROWS, layout.inputs.model),
+        # Nothing differentiates through it: the custom gradients here are the only ones.
         check_vma=False,
-    )(hidden_BLD, head_VD, targets_BL, mask_BL, reference, cotangents)
+    )(inputs)
+    return (_sum_of_losses(objective, stats, inputs.mask_BL), stats), gradients
 
 
-def _local(
-    hidden_BLD,
-    head_VD,
-    targets_BL,
-    mask_BL,
-    reference,
-    cotangents,
-    *,
-    how: _How,
-    vocab_axes,
-    top_tokens,
-):
-    chunk_of, n_chunks, N = _chunks(
-        targets_BL, mask_BL, how.chunk_tokens, vocab_axes, head_VD.shape[0]
-    )
-    dtype = jnp.promote_types(jnp.float32, hidden_BLD.dtype)
-    logits_of = [_logits_of(*model, dtype) for model in ((hidden_BLD, head_VD), reference) if model]
-    hidden_ND, weights_VD = hidden_BLD.reshape(N, -1), head_VD.astype(hidden_BLD.dtype)
-
-    def one_chunk(i, carry):
-        found, gradients = carry
-        index_C, is_target_CV = chunk_of(i)
-        is_token_C = index_C < N
-        logits = [logits(index_C) for logits in logits_of]
-        stats, logsumexps = _of_chunk(logits, is_target_CV, vocab_axes, top_tokens)
-        found = {name: found[name].at[index_C].set(stats[name], mode="drop") for name in found}
-        if not gradients:
-            return found, gradients
-        if how.objective:
-            d_stats = _gradients_of_loss(how.objective, stats, is_token_C)
-        else:
-            d_stats = {
-                name: _take(value_BL.reshape(N), index_C) for name, value_BL in cotangents.items()
-            }
-        d_hidden_ND, d_head_VD = gradients
-        d_logits_CV = _d_logits(logits, logsumexps, is_target_CV, d_stats).astype(hidden_ND.dtype)
-        d_hidden_CD = jnp.einsum("CV,VD->CD", d_logits_CV, weights_VD, preferred_element_type=dtype)
-        d_head_VD += jnp.einsum(
-            "CV,CD->VD", d_logits_CV, _take(hidden_ND, index_C), preferred_element_type=dtype
-        )
-        return found, (d_hidden_ND.at[index_C].set(d_hidden_CD, mode="drop"), d_head_VD)
-
-    names = ["logp_BL", "entropy_BL", *(["top_entropy_BL"] if top_tokens else [])]
-    names += ["reference_logp_BL", "kl_BL"] if reference else []
-    found = {name: jnp.zeros(N, dtype) for name in names} | {"correct_BL": jnp.zeros(N, bool)}
-    zeros = (jnp.zeros(hidden_ND.shape, dtype), jnp.zeros(head_VD.shape, dtype))
-    gradients = zeros if how.objective or cotangents else ()
-    found, gradients = lax.fori_loop(0, n_chunks, one_chunk, (found, gradients))
-    if gradients:  # summed over the parts of the vocabulary, and over the rows of all devices
-        d_hidden_BLD = (
-            lax.psum(gradients[0], vocab_axes).reshape(hidden_BLD.shape).astype(hidden_BLD.dtype)
-        )
-        gradients = (
-            d_hidden_BLD,
-            lax.psum(gradients[1], sharding.BATCH_AXES).astype(head_VD.dtype),
-        )
-    return {name: all_N.reshape(mask_BL.shape) for name, all_N in found.items()}, gradients
+def _one_pass_backward(
+    objective: objectives.Objective,
+    spec: LossSpec,
+    gradients: Projection,
+    cotangents: tuple[jax.Array, Stats],
+) -> tuple[Inputs]:
+    """The gradients of the sum times the gradient that comes in, such as 1/N."""
+    d_loss, _ = cotangents  # the statistics carry no gradient
+    scaled = jax.tree.map(lambda gradient: gradient * d_loss.astype(gradient.dtype), gradients)
+    return (Inputs(scaled, None, None, None),)
 
 
-def _of_chunk(logits, is_target_CV, vocab_axes, top_tokens):
-    """Statistics of a chunk by name, and logsumexps, from the logits [C, V] of the model (and of
-    the reference).
+_loss_in_one_pass.defvjp(_one_pass_forward, _one_pass_backward)
+
+
+def _sum_of_losses(
+    objective: objectives.Objective, stats: Stats, is_token: jax.Array
+) -> Float[Array, ""]:
+    """Sum over the tokens, of an objective that looks at each token alone.
+
+    So it does not matter which example a token belongs to, and a chunk is as good as a batch.
     """
-    logits_CV, *reference_logits = logits
-    stats, logsumexp_C = _of_model(logits_CV, is_target_CV, vocab_axes)
-    if top_tokens:
-        stats["top_entropy_BL"] = _top_entropy(logits_CV, top_tokens, vocab_axes)
-    if not reference_logits:
-        return stats, [logsumexp_C]
-    (reference_CV,) = reference_logits
-    of_reference, reference_logsumexp_C = _of_model(reference_CV, is_target_CV, vocab_axes)
-    reference_logp_CV = reference_CV - reference_logsumexp_C[:, None]
-    log_ratio_CV = reference_logp_CV - (logits_CV - logsumexp_C[:, None])
-    stats["reference_logp_BL"] = of_reference["logp_BL"]
-    stats["kl_BL"] = lax.psum((jnp.exp(reference_logp_CV) * log_ratio_CV).sum(axis=-1), vocab_axes)
-    return stats, [logsumexp_C, reference_logsumexp_C]
+    losses = objective(stats.as_token_stats(is_token))
+    return jnp.where(is_token, losses, 0).sum()
 
 
-def _of_model(logits_CV, is_target_CV, vocab_axes):
-    """log p, entropy and correctness of the targets, and the logsumexp; sums run over the whole
-    vocabulary.
-    """
-    max_C = lax.pmax(logits_CV.max(axis=-1), vocab_axes)
-    exp_CV = jnp.exp(logits_CV - max_C[:, None])
-    terms_CV = (exp_CV, exp_CV * logits_CV, jnp.where(is_target_CV, logits_CV, 0.0))
-    sum_C, sum_logits_C, target_C = lax.psum(
-        [term_CV.sum(axis=-1) for term_CV in terms_CV], vocab_axes
-    )
-    logsumexp_C = max_C + jnp.log(sum_C)
-    entropy_C = logsumexp_C - sum_logits_C / sum_C
-    return {
-        "logp_BL": target_C - logsumexp_C,
-        "entropy_BL": entropy_C,
-        "correct_BL": target_C >= max_C,
-    }, logsumexp_C
+# ---- two passes: the statistics first, the gradients when it is known what the loss makes of them
 
 
-def _top_entropy(logits_CV, top_tokens, vocab_axes):
-    """Entropy of the softmax over the largest logits alone: of each device's largest, then of those
-    of all.
-    """
-    top_CK = lax.top_k(logits_CV, min(top_tokens, logits_CV.shape[1]))[0]
-    if vocab_axes:
-        top_CK = lax.all_gather(top_CK, vocab_axes, axis=1, tiled=True)
-        top_CK = lax.top_k(top_CK, top_tokens)[0]
-    logp_CK = jax.nn.log_softmax(top_CK, axis=-1)
-    return -(jnp.exp(logp_CK) * logp_CK).sum(axis=-1)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _stats_in_two_passes(inputs: Inputs, spec: LossSpec) -> Stats:
+    """Statistics, of which a gradient flows through `logp` and `kl`."""
+    return _sweep(inputs, spec)
 
 
-def _gradients_of_loss(objective, stats, is_token_C):
-    """d Σ loss / d statistic [C], by name; the objective sees the chunk as if it were a batch."""
-
-    def loss(differentiable):
-        return _total(objective, stats | differentiable, is_token_C)
-
-    return jax.grad(loss)({name: stats[name] for name in _DIFFERENTIABLE if name in stats})
+def _two_passes_forward(inputs: Inputs, spec: LossSpec) -> tuple[Stats, Inputs]:
+    """The same, and the inputs, from which the backward pass makes the logits again."""
+    return _sweep(inputs, spec), inputs
 
 
-def _d_logits(logits, logsumexps, is_target_CV, d_stats):
-    """d log p(target) / d logits = onehot(target) - p, and d KL(π_ref ‖ π) / d logits = p - p_ref."""
-    p_CV, *p_reference = (
-        jnp.exp(logits_CV - n_C[:, None]) for logits_CV, n_C in zip(logits, logsumexps, strict=True)
-    )
-    d_logits_CV = d_stats["logp_BL"][:, None] * (is_target_CV - p_CV)
-    for reference_CV in p_reference:
-        d_logits_CV += d_stats["kl_BL"][:, None] * (p_CV - reference_CV)
-    return d_logits_CV
+def _two_passes_backward(spec: LossSpec, inputs: Inputs, cotangents: Stats) -> tuple[Inputs]:
+    d_stats = StatsGradients(cotangents.logp, cotangents.kl)
+    layout = devices.layout_of(inputs, spec.mesh)
+    gradients = jax.shard_map(
+        functools.partial(_local_gradients, spec, layout.vocab_axes),
+        mesh=spec.mesh,
+        in_specs=(layout.inputs, devices.ROWS),
+        out_specs=layout.inputs.model,
+        check_vma=False,
+    )(inputs, d_stats)
+    return (Inputs(gradients, None, None, None),)
 
 
-def _logits_of(hidden_BLD, head_VD, dtype):
-    """Returns logits(index_C) -> [C, V] at these positions, zero beyond the last one."""
-    hidden_ND, head_VD = (
-        hidden_BLD.reshape(-1, hidden_BLD.shape[-1]),
-        head_VD.astype(hidden_BLD.dtype),
+_stats_in_two_passes.defvjp(_two_passes_forward, _two_passes_backward)
+
+
+def _sweep(inputs: Inputs, spec: LossSpec) -> Stats:
+    """The statistics alone, [B, L] each."""
+    layout = devices.layout_of(inputs, spec.mesh)
+    return jax.shard_map(
+        functools.partial(_local_stats, spec, layout.vocab_axes),
+        mesh=spec.mesh,
+        in_specs=(layout.inputs,),
+        out_specs=devices.ROWS,
+        check_vma=False,
+    )(inputs)
+
+
+# ---- the loop of one device: three of them, which differ in what they carry
+
+
+def _local_stats(spec: LossSpec, vocab_axes: tuple[str, ...], inputs: Inputs) -> Stats:
+    """The statistics of its rows."""
+    share = devices.share_of(inputs, spec, vocab_axes)
+
+    def add_chunk(number, stats):
+        index_C = share.chunks.index(number)
+        found, _ = share.stats_of(share.logits(index_C))
+        return _put(stats, index_C, found)
+
+    stats = lax.fori_loop(0, share.chunks.count, add_chunk, share.no_stats())
+    return share.as_rows(stats)
+
+
+def _local_stats_and_gradients(
+    objective: objectives.Objective,
+    spec: LossSpec,
+    vocab_axes: tuple[str, ...],
+    inputs: Inputs,
+) -> tuple[Stats, Projection]:
+    """Both from the same logits; the objective sees a chunk as if it were a batch."""
+    share = devices.share_of(inputs, spec, vocab_axes)
+    sums = devices.gradient_sums(inputs, vocab_axes)
+
+    def add_chunk(number, carry):
+        stats, gradients = carry
+        index_C = share.chunks.index(number)
+        logits = share.logits(index_C)
+        found, logsumexps = share.stats_of(logits)
+        d_found = _loss_gradients(objective, found, share.chunks.is_token(index_C))
+        d_logits_CV = statistics.d_logits(logits, logsumexps, d_found)
+        return _put(stats, index_C, found), sums.add(gradients, index_C, d_logits_CV)
+
+    carry = (share.no_stats(), sums.zeros())
+    stats, gradients = lax.fori_loop(0, share.chunks.count, add_chunk, carry)
+    return share.as_rows(stats), sums.over_devices(gradients)
+
+
+def _local_gradients(
+    spec: LossSpec, vocab_axes: tuple[str, ...], inputs: Inputs, d_stats_BL: StatsGradients
+) -> Projection:
+    """The gradients alone, from logits that are made again."""
+    share = devices.share_of(inputs, spec, vocab_axes)
+    sums = devices.gradient_sums(inputs, vocab_axes)
+    d_stats_N = jax.tree.map(lambda value_BL: value_BL.reshape(-1), d_stats_BL)
+
+    def add_chunk(number, gradients):
+        index_C = share.chunks.index(number)
+        logits = share.logits(index_C)
+        _, logsumexps = share.stats_of(logits)
+        d_found = jax.tree.map(lambda value_N: chunks.take(value_N, index_C), d_stats_N)
+        d_logits_CV = statistics.d_logits(logits, logsumexps, d_found)
+        return sums.add(gradients, index_C, d_logits_CV)
+
+    gradients = lax.fori_loop(0, share.chunks.count, add_chunk, sums.zeros())
+    return sums.over_devices(gradients)
+
+
+def _put(stats_N: Stats, index_C: jax.Array, stats_C: Stats) -> Stats:
+    return jax.tree.map(
+        lambda all_N, value_C: chunks.put(all_N, index_C, value_C), stats_N, stats_C
     )
 
-    def logits(index_C):
-        return jnp.einsum(
-            "CD,VD->CV", _take(hidden_ND, index_C), head_VD, preferred_element_type=dtype
-        )
 
-    return logits
+def _loss_gradients(
+    objective: objectives.Objective, stats: Stats, is_token_C: jax.Array
+) -> StatsGradients:
+    """d Σ loss / d statistic, [C]."""
 
+    def loss(differentiable: StatsGradients) -> jax.Array:
+        values = dataclasses.replace(stats, logp=differentiable.logp, kl=differentiable.kl)
+        return _sum_of_losses(objective, values, is_token_C)
 
-def _chunks(targets_BL, mask_BL, chunk_tokens, vocab_axes, local_vocab):
-    """Returns (chunk_of, number of chunks, N), with chunk_of(i) = (index_C, is_target_CV).
-
-    mask_N   0 1 1 0 1 0      with chunks of 2 tokens, N = 6:
-    index_C  [1 2] [4 6]      6 = N is beyond the last position: reads give 0, writes are dropped
-    """
-    N = mask_BL.size
-    # The last chunk is computed whole: of few positions it should not be a large part.
-    chunk_tokens = min(chunk_tokens, max(N // 4, 128), N)
-    mask_N = mask_BL.reshape(-1)
-    padded = -(-N // chunk_tokens) * chunk_tokens
-    (order_N,) = jnp.nonzero(mask_N, size=padded, fill_value=N)
-    # The same trip count everywhere, so that the collectives inside the loop meet.
-    n_chunks = lax.pmax(-(-mask_N.sum() // chunk_tokens), sharding.BATCH_AXES)
-    first_id = lax.axis_index(vocab_axes) * local_vocab if vocab_axes else 0
-    local_targets_N = targets_BL.reshape(-1) - first_id
-
-    def chunk_of(i):
-        index_C = lax.dynamic_slice(order_N, (i * chunk_tokens,), (chunk_tokens,))
-        is_target_CV = _take(local_targets_N, index_C)[:, None] == jnp.arange(local_vocab)[None, :]
-        return index_C, is_target_CV
-
-    return chunk_of, n_chunks, N
-
-
-def _take(array_N, index_C):
-    return array_N.at[index_C].get(mode="fill", fill_value=0)
+    return jax.grad(loss)(StatsGradients(stats.logp, stats.kl))

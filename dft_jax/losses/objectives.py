@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +21,32 @@ from dft_jax.runtime.options import Option, unknown
 from dft_jax.types import TokenStats
 
 Loss = Callable[..., Float[Array, "B L"]]
-Range = tuple[Callable[[float], bool], str]
 
-# What a statistic costs is paid only by the objectives that need it.
-# another forward pass, with the parameters before training: reference_logp_BL, kl_BL
-REFERENCE = "reference"
-TOP_ENTROPY = "top_entropy"  # a partial sort of the vocabulary: top_entropy_BL
-# a loss that depends on tokens besides its own: logits made twice (losses.py)
-OTHER_TOKENS = "other_tokens"
-TOP_TOKENS = 20
+# What an objective needs besides log p, in `Objective.needs`: only those that name it pay for it.
+REFERENCE = "reference"  # reference_logp_BL and kl_BL: a forward pass of the model before training
+TOP_ENTROPY = "top_entropy"  # top_entropy_BL: a partial sort of the vocabulary
+OTHER_TOKENS = "other_tokens"  # a loss that depends on other tokens: logits are made twice
+
+TOP_TOKENS = 20  # of which top_entropy_BL is
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The legal values of a parameter; `words` complete "should be …" for a user."""
+
+    is_legal: Callable[[float], bool]
+    words: str
+
+
+_FRACTION = Range(lambda value: 0.0 <= value <= 1.0, "between 0 and 1")
+_NOT_NEGATIVE = Range(lambda value: 0.0 <= value < float("inf"), "a finite number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """loss(stats) -> [B, L]; `needs` names what is costly: statistics that `stats` must have, or
-    OTHER_TOKENS.
+    """loss(stats) -> [B, L], with values for its parameters.
+
+    `needs` names what is costly: statistics that `stats` must have, or OTHER_TOKENS.
     """
 
     loss: Loss
@@ -48,118 +59,125 @@ class Objective:
 # config.objective
 OPTION = Option("dft", "what is minimised: sft, dft, power(alpha=0.5), … (losses/objectives.py)")
 
-OBJECTIVES: dict[str, tuple[Objective, dict[str, Range]]] = {}  # and the range of each parameter
+
+@dataclasses.dataclass(frozen=True)
+class Registered:
+    """An objective under its name: the loss with the published defaults, and its parameters."""
+
+    loss: Loss
+    needs: tuple[str, ...]
+    ranges: Mapping[str, Range]
 
 
-def register(*needs: str, **legal: Range):
-    """Registers a loss as an objective; `legal` gives each parameter's range and its words."""
+OBJECTIVES: dict[str, Registered] = {}
 
-    def of(loss: Loss) -> Loss:
-        OBJECTIVES[loss.__name__] = Objective(loss, needs), legal
+
+def register(
+    needs: tuple[str, ...] = (), ranges: Mapping[str, Range] | None = None
+) -> Callable[[Loss], Loss]:
+    """Registers `loss(stats, **parameters)` as an objective under the function's name."""
+
+    def decorator(loss: Loss) -> Loss:
+        OBJECTIVES[loss.__name__] = Registered(loss, needs, ranges or {})
         return loss
 
-    return of
+    return decorator
 
 
-def objective(*needs: str, **legal: Range):
-    """The same, of a weight."""
+def objective(
+    needs: tuple[str, ...] = (), ranges: Mapping[str, Range] | None = None
+) -> Callable[[Loss], Loss]:
+    """Registers `weight(stats, **parameters)`; the loss is -stop_gradient(weight) · log p."""
 
-    def of(weight: Loss) -> Loss:
+    def decorator(weight: Loss) -> Loss:
         @functools.wraps(weight)
         def loss(stats: TokenStats, **parameters: float) -> Float[Array, "B L"]:
             return -jax.lax.stop_gradient(weight(stats, **parameters)) * stats.logp_BL
 
-        return register(*needs, **legal)(loss)
+        return register(needs, ranges)(loss)
 
-    return of
-
-
-_FRACTION = (lambda value: 0.0 <= value <= 1.0, "between 0 and 1")
-_NOT_NEGATIVE = (lambda value: 0.0 <= value < float("inf"), "a finite number of at least 0")
+    return decorator
 
 
 @objective()
-def sft(stats: TokenStats):
+def sft(stats: TokenStats) -> Float[Array, "B L"]:
     """Negative log-likelihood: weight 1."""
     return jnp.ones_like(stats.logp_BL)
 
 
 @objective()
-def dft(stats: TokenStats):
-    """Dynamic fine-tuning: weight p, so the gradient is exactly that of -p (arXiv 2508.05629, eq.
-    9).
-    """
+def dft(stats: TokenStats) -> Float[Array, "B L"]:
+    """Dynamic fine-tuning: weight p, so the gradient is that of -p (arXiv 2508.05629, eq. 9)."""
     return jnp.exp(stats.logp_BL)
 
 
-@objective(alpha=_NOT_NEGATIVE)
-def power(stats: TokenStats, alpha: float = 0.5):
+@objective(ranges={"alpha": _NOT_NEGATIVE})
+def power(stats: TokenStats, alpha: float = 0.5) -> Float[Array, "B L"]:
     """Weight p^α: the gradient of (1 - p^α)/α. α = 0 is SFT, α = 1 is DFT (arXiv 2510.00526)."""
     return jnp.exp(alpha * stats.logp_BL)
 
 
-@objective(tau=_FRACTION)
-def threshold(stats: TokenStats, tau: float = 0.2):
+@objective(ranges={"tau": _FRACTION})
+def threshold(stats: TokenStats, tau: float = 0.2) -> Float[Array, "B L"]:
     """Weight 1 where p ≥ τ, else 0 (arXiv 2510.00526)."""
     return (jnp.exp(stats.logp_BL) >= tau).astype(stats.logp_BL.dtype)
 
 
-@objective(floor=_FRACTION)
-def floored_dft(stats: TokenStats, floor: float = 0.1):
+@objective(ranges={"floor": _FRACTION})
+def floored_dft(stats: TokenStats, floor: float = 0.1) -> Float[Array, "B L"]:
     """Weight max(p, floor): rare but mandatory tokens, such as EOS, can still be learned."""
     return jnp.maximum(jnp.exp(stats.logp_BL), floor)
 
 
-@objective(alpha=_FRACTION)
-def mixed(stats: TokenStats, alpha: float = 0.75):
+@objective(ranges={"alpha": _FRACTION})
+def mixed(stats: TokenStats, alpha: float = 0.75) -> Float[Array, "B L"]:
     """Weight α·p + (1 - α): between SFT (α = 0) and DFT (α = 1)."""
     return alpha * jnp.exp(stats.logp_BL) + (1.0 - alpha)
 
 
-@objective(OTHER_TOKENS)
-def sentence(stats: TokenStats):
-    """Weight Π p over the example's trained tokens: DFT by the sentence, as in the paper's ablation
-    (it loses).
+@objective(needs=(OTHER_TOKENS,))
+def sentence(stats: TokenStats) -> Float[Array, "B L"]:
+    """Weight Π p over the example's trained tokens: DFT by the sentence.
+
+    One of the two sentence-level weights of the paper's ablation, where both lose.
     """
-    return jnp.exp(_of_example(stats)[0])
+    return jnp.exp(_sum_per_example(stats.logp_BL, stats))
 
 
-@objective(OTHER_TOKENS)
-def geometric(stats: TokenStats):
-    """Weight (Π p)^(1/n), n the example's trained tokens: the other sentence-level weight of the
-    paper's ablation.
-    """
-    total_BL, count_BL = _of_example(stats)
-    return jnp.exp(total_BL / jnp.maximum(count_BL, 1))
+@objective(needs=(OTHER_TOKENS,))
+def geometric(stats: TokenStats) -> Float[Array, "B L"]:
+    """Weight (Π p)^(1/n), n the example's trained tokens: the other weight of that ablation."""
+    return jnp.exp(_mean_per_example(stats.logp_BL, stats))
 
 
-@register(REFERENCE, kl=_NOT_NEGATIVE)
-def asft(stats: TokenStats, kl: float = 0.05):
-    """DFT + kl · KL(π_ref ‖ π): anchored, so that it stays near the model it began from (arXiv
-    2509.23753).
-    """
+@register(needs=(REFERENCE,), ranges={"kl": _NOT_NEGATIVE})
+def asft(stats: TokenStats, kl: float = 0.05) -> Float[Array, "B L"]:
+    """DFT + kl · KL(π_ref ‖ π), which stays near the model it began from (arXiv 2509.23753)."""
     return dft(stats) + kl * stats.kl_BL
 
 
-@objective(REFERENCE, OTHER_TOKENS, largest=_NOT_NEGATIVE)
-def iw_sft(stats: TokenStats, largest: float = 16.0):
-    """The sequence's importance weight against the model before training, length-normalised and
-    clipped: min(exp(mean_t(log π - log π_ref)), largest) (arXiv 2507.12856).
+@objective(needs=(REFERENCE, OTHER_TOKENS), ranges={"largest": _NOT_NEGATIVE})
+def iw_sft(stats: TokenStats, largest: float = 16.0) -> Float[Array, "B L"]:
+    """Weight min(exp(mean_t(log π - log π_ref)), largest), the mean over the example's tokens.
+
+    The sequence's importance weight against the model before training, length-normalised and
+    clipped (arXiv 2507.12856).
     """
-    total_BL, count_BL = _of_example(stats, stats.logp_BL - stats.reference_logp_BL)
-    return jnp.minimum(jnp.exp(total_BL / jnp.maximum(count_BL, 1)), largest)
+    log_ratio_BL = stats.logp_BL - stats.reference_logp_BL
+    return jnp.minimum(jnp.exp(_mean_per_example(log_ratio_BL, stats)), largest)
 
 
-@objective(TOP_ENTROPY)
-def eaft(stats: TokenStats):
-    """Entropy among the 20 most probable tokens over ln 20: small where the model is sure (arXiv
-    2601.02151).
+@objective(needs=(TOP_ENTROPY,))
+def eaft(stats: TokenStats) -> Float[Array, "B L"]:
+    """Weight H₂₀ / ln 20, H₂₀ the entropy among the 20 most probable tokens (arXiv 2601.02151).
+
+    It is small where the model is sure.
     """
     return stats.top_entropy_BL / math.log(TOP_TOKENS)
 
 
-@objective(OTHER_TOKENS, floor=_FRACTION)
-def talr(stats: TokenStats, floor: float = 0.01):
+@objective(needs=(OTHER_TOKENS,), ranges={"floor": _FRACTION})
+def talr(stats: TokenStats, floor: float = 0.01) -> Float[Array, "B L"]:
     """Weight max(p^(1/τ), floor), τ the median loss of the micro-batch's tokens (arXiv 2509.20758).
 
     Where the model is sure of most tokens τ is nearly 0, and all tokens that it is not sure of have
@@ -172,24 +190,26 @@ def talr(stats: TokenStats, floor: float = 0.01):
     return jnp.maximum(jnp.exp(stats.logp_BL / tau), floor)
 
 
-def _of_example(
-    stats: TokenStats, value_BL=None
-) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
-    """At each token, Σ log p (or of another value) over the trained tokens of its example, and
-    their number.
+def _sum_per_example(value_BL: Float[Array, "B L"], stats: TokenStats) -> Float[Array, "B L"]:
+    """At each token, the sum of a value over the trained tokens of its example.
 
-    examples_BL   1  1  0  2  2      logp_BL  -1 -2  0 -3 -1
-    Σ log p      -3 -3  .  -4 -4     number    2  2  .  2  2
+    examples_BL   1  1  0  2  2      value_BL  -1 -2  0 -3 -1
+    sum          -3 -3  .  -4 -4
     """
-    is_trained_BL = stats.examples_BL > 0
-    value_BL = jnp.where(is_trained_BL, stats.logp_BL if value_BL is None else value_BL, 0)
+    trained_BL = jnp.where(stats.examples_BL > 0, value_BL, 0)
 
     def one_row(value_L, examples_L):
-        return jax.ops.segment_sum(value_L, examples_L, num_segments=len(value_L) + 1)[examples_L]
+        # Examples of a row are numbered from 1; an untrained token is in none, 0.
+        sums = jax.ops.segment_sum(value_L, examples_L, num_segments=len(value_L) + 1)
+        return sums[examples_L]
 
-    over_rows = jax.vmap(one_row)
-    count_BL = over_rows(is_trained_BL.astype(value_BL.dtype), stats.examples_BL)
-    return over_rows(value_BL, stats.examples_BL), count_BL
+    return jax.vmap(one_row)(trained_BL, stats.examples_BL)
+
+
+def _mean_per_example(value_BL: Float[Array, "B L"], stats: TokenStats) -> Float[Array, "B L"]:
+    """At each token, the mean of a value over the trained tokens of its example."""
+    count_BL = _sum_per_example(jnp.ones_like(value_BL), stats)
+    return _sum_per_example(value_BL, stats) / jnp.maximum(count_BL, 1)
 
 
 def make_objective(spec: str) -> Objective:
@@ -197,7 +217,7 @@ def make_objective(spec: str) -> Objective:
 
     Raises:
       UserError: unknown name or parameter, or a value out of range; the message lists the legal
-      ones.
+        ones.
     """
     call = calls.parse(spec)
     if call is None:
@@ -207,18 +227,19 @@ def make_objective(spec: str) -> Objective:
     if call.name not in OBJECTIVES:
         what = f"objective={spec!r}: unknown objective {call.name!r}"
         raise errors.UserError(unknown(what, call.name, list(OBJECTIVES)))
-    known, legal = OBJECTIVES[call.name]
-    call.require_known(f"objective={spec!r}", legal)
+    known = OBJECTIVES[call.name]
+    call.require_known(f"objective={spec!r}", known.ranges)
     parameters = {}
-    for key, value in call.arguments.items():
-        is_legal, words = legal[key]
-        parameters[key] = float("nan")  # which is in no range
+    for key, text in call.arguments.items():
+        legal = known.ranges[key]
+        value = float("nan")  # which is in no range
         with contextlib.suppress(ValueError):
-            parameters[key] = float(value)
-        if not is_legal(parameters[key]):
+            value = float(text)
+        if not legal.is_legal(value):
             raise errors.UserError(
-                f"objective={spec!r}: {key} must be {words}, not {value or 'nothing'!r}"
+                f"objective={spec!r}: {key} must be {legal.words}, not {text or 'nothing'!r}"
             )
+        parameters[key] = value
     return Objective(functools.partial(known.loss, **parameters), known.needs)
 
 

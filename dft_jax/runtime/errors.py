@@ -34,7 +34,7 @@ class UserError(ValueError):
         if len(lines) > _MAX_LINES:
             hidden = len(lines) - _MAX_LINES + 1
             lines = lines[: _MAX_LINES - 1] + [
-                f"error: … and {hidden} more problems; mend these first"
+                f"error: … and {hidden} more problems; fix these first"
             ]
         return "\n".join(lines)
 

@@ -5,13 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model
-from dft_jax.runtime import interrupts
+from dft_jax.runtime import interrupts, progress
 from dft_jax.training import metrics
 from dft_jax.training.step import make_loss
 from dft_jax.types import Batch, Params
@@ -87,8 +86,7 @@ class HeldOut:
     def measure(self, params: Params) -> dict[str, Any]:
         """Metrics of all examples; losses are per trained token, in nats."""
         total = None
-        is_quiet = jax.process_index() > 0
-        for step in tqdm(self.steps, desc="held out", leave=False, disable=is_quiet):
+        for step in progress.bar(self.steps, desc="held out", unit="batch", leave=False):
             interrupts.check()
             batch = sharding.device_batch(step.batch, self.model.mesh, step.n_rows)
             sums = self._program(step.n_rows)(self.reference, params, batch)

@@ -12,12 +12,11 @@ from typing import Any
 
 import jax
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import dft_jax
 from dft_jax.data.batches import Examples, PackedBatch
 from dft_jax.models.model import Model, parameter_count
-from dft_jax.runtime import errors, interrupts, system
+from dft_jax.runtime import errors, interrupts, processes, progress, system
 from dft_jax.training import metrics, optimizer
 from dft_jax.training.evaluators import Evaluator
 from dft_jax.training.metrics_log import Writer
@@ -56,10 +55,7 @@ class Reporter:
         self.compilations = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
         self._pending: tuple[int, dict, PackedBatch] | None = None
-        quiet = jax.process_index() > 0
-        self.bar = tqdm(
-            total=steps, initial=start, desc=config.objective, unit="step", disable=quiet
-        )
+        self.bar = progress.bar(total=steps, initial=start, desc=config.objective, unit="step")
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
@@ -116,7 +112,7 @@ class Reporter:
         if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
         warning = self.rounding.after(step, values)
-        if warning and not self.bar.disable:
+        if warning and processes.is_first():
             print(f"warning: {warning}", file=sys.stderr)
         self.skips.count(step, is_finite, packed.origins)
         self.bar.update(step - self.bar.n)

@@ -12,13 +12,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import fused, objectives
 from dft_jax.models.model import Model, head
-from dft_jax.runtime import distributed, interrupts
+from dft_jax.runtime import distributed, interrupts, progress
 from dft_jax.training import metrics, optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
 from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState
@@ -192,10 +191,7 @@ def compile_ahead(
             programs[n_rows] = train_step.lower(frozen, state, batch).compile()
         return programs[n_rows]
 
-    is_quiet = jax.process_index() > 0
-    for count in tqdm(
-        packer.row_counts, desc="compile", unit="shape", leave=False, disable=is_quiet
-    ):
+    for count in progress.bar(packer.row_counts, desc="compile", unit="shape", leave=False):
         program(count // packer.accumulation)
     distributed.meet("compiled")
 

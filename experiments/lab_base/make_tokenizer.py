@@ -43,7 +43,7 @@ def _texts() -> Iterator[str]:
         ("operator", "1-3"),
         ("fact", "1-1"),
     ):
-        for row in world.rows("pretrain", family, levels, 5000, noise=0.5):
+        for row in world.Excerpt("pretrain", family, levels, 5000, noise=0.5).rows():
             yield f"{row['question']}\n{row['answer']}"
 
 

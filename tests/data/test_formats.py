@@ -43,7 +43,7 @@ def test_gsm8k_boxed():
 
 @pytest.mark.parametrize("answer", ["So 24.", "So 24.\n#### ", "#### "])
 def test_gsm8k_boxed_needs_the_answer_after_hashes(answer):
-    with pytest.raises(BadRow, match="field 'answer' has no '#### 42' at its end; mend the row"):
+    with pytest.raises(BadRow, match="field 'answer' has no '#### 42' at its end; fix the row"):
         answer_of("gsm8k_boxed", answer)
 
 

@@ -45,7 +45,7 @@ def prompt(text, tokenizer, tmp_path):
     return Template(str(file), tokenizer).prompt("1+1?")
 
 
-TOO_LONG = "took more than 10 s; mend the template, or choose one of plain"
+TOO_LONG = "took more than 10 s; fix the template, or choose one of plain"
 HOSTILE = {
     "endless loop": (LOOP, TOO_LONG),
     "power bomb": ("{{ 10**(10**9) }}", TOO_LONG),
@@ -69,7 +69,7 @@ def test_hostile_templates_are_refused(case, refused, tmp_path):
     text, expected = HOSTILE[case]
     overrides = overrides_for("tiny", edit("tokenizer_config.json", chat_template=text), tmp_path)
     start = time.monotonic()
-    refused(overrides, ["template", "'tokenizer'", expected, "mend"])
+    refused(overrides, ["template", "'tokenizer'", expected, "fix"])
     assert time.monotonic() - start < 15 + 5  # the command's own time, on a busy machine
 
 
@@ -77,7 +77,7 @@ def test_rendering_goes_on_after_a_runaway(tokenizer, tmp_path, monkeypatch, no_
     monkeypatch.setattr(rendering, "RENDER_S", 1.0)
     before = prompt("{{ messages[0].content }}", tokenizer, tmp_path)
     first = rendering._worker.process
-    with pytest.raises(errors.UserError, match="mend the template"):
+    with pytest.raises(errors.UserError, match="fix the template"):
         prompt(LOOP, tokenizer, tmp_path)
     assert first.returncode is not None and rendering._worker is None
     assert prompt("{{ messages[0].content }}", tokenizer, tmp_path) == before == "1+1?"
@@ -118,7 +118,7 @@ def test_the_text_is_that_of_transformers(template, tokenizer):
 def test_what_is_wrong_is_said(tokenizer, tmp_path):
     with pytest.raises(errors.UserError, match=r"template.jinja':2: Expected an expression"):
         prompt("a\n{% if %}", tokenizer, tmp_path)
-    with pytest.raises(BadRow, match=r"refused the row \(no system turn\); mend"):
+    with pytest.raises(BadRow, match=r"refused the row \(no system turn\); fix"):
         prompt("{{ raise_exception('no system turn') }}", tokenizer, tmp_path)
     with pytest.raises(BadRow, match=r"failed \(TypeError: can only concatenate str"):
         prompt("{{ 'a' + 1 }}", tokenizer, tmp_path)

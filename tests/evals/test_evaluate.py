@@ -300,7 +300,7 @@ BAD = {
     "malformed row": (
         lines(OK) + b"{'a'}\n",
         [],
-        ["predictions.jsonl:2: not JSON at column 2", "mend or remove"],
+        ["predictions.jsonl:2: not JSON at column 2", "fix or remove"],
     ),
     "cut off": (lines(OK) + lines(OK)[:30], [], ["predictions.jsonl:2:", "was the file cut off?"]),
     "no completion": (
@@ -444,7 +444,7 @@ BAD = {
     "many bad rows": (
         lines(*[{}] * 9),
         [],
-        ["predictions.jsonl:4:", "and 5 more problems; mend these first"],
+        ["predictions.jsonl:4:", "and 5 more problems; fix these first"],
     ),
     "out is a file": (
         lines(OK),

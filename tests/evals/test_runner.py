@@ -483,7 +483,7 @@ BAD = {
     ),
     "malformed row": (
         ["--benchmark_data={}/bad.jsonl"],
-        ["bad.jsonl:2: not JSON at column 2", "mend or remove"],
+        ["bad.jsonl:2: not JSON at column 2", "fix or remove"],
     ),
     "no answer": (
         ["--benchmark_data={}/no_answer.jsonl"],
@@ -510,12 +510,12 @@ BAD = {
     "missing template": (["--prompt={}/none.jinja"], ["none.jinja' cannot be read"]),
     "template that fails": (
         ["--prompt={}/fails.jinja"],
-        ["gsm8k '0': template", "TypeError", "mend it"],
+        ["gsm8k '0': template", "TypeError", "fix it"],
     ),
     "template without text": (["--prompt={}/empty.jinja"], ["empty.jinja': the template is empty"]),
     "template with an error": (
         ["--prompt={}/wrong.jinja"],
-        ["--prompt=", "wrong.jinja':1:", "mend it"],
+        ["--prompt=", "wrong.jinja':1:", "fix it"],
     ),
     "half a surrogate": (
         ["--benchmark_data={}/half.jsonl"],

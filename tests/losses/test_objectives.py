@@ -1,6 +1,4 @@
-"""Every objective, found by itself: finite, zero where masked, and the gradient its table entry
-names.
-"""
+"""Every registered objective: finite, zero where masked, and with the weights of its paper."""
 
 import dataclasses
 import inspect
@@ -22,11 +20,16 @@ def stats_of(logp, **costly):
     """One example a row. The reference is the model itself unless given, so its divergence is 0."""
     logp = jnp.atleast_2d(logp)
     zeros = jnp.zeros_like(logp)
-    costly = (
-        dict(reference_logp_BL=jax.lax.stop_gradient(logp), kl_BL=zeros, top_entropy_BL=zeros + 1)
-        | costly
+    stats = TokenStats(
+        logp_BL=logp,
+        entropy_BL=zeros,
+        correct_BL=jnp.zeros_like(logp, bool),
+        examples_BL=jnp.ones_like(logp, int),
+        reference_logp_BL=jax.lax.stop_gradient(logp),
+        kl_BL=zeros,
+        top_entropy_BL=zeros + 1,
     )
-    return TokenStats(logp, zeros, jnp.zeros_like(logp, bool), jnp.ones_like(logp, int), **costly)
+    return dataclasses.replace(stats, **costly)
 
 
 def weights(spec, p=P):
@@ -46,15 +49,15 @@ def test_finite_from_p_near_zero_to_one(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_those_that_say_so_depend_on_other_tokens(name):
-    """The gradients of the others are made token by token, before the rest of the batch is known."""
+    """The others get their gradients token by token, before the rest of the batch is known."""
     objective = objectives.make_objective(name)
     logp = jnp.array([-0.5, -2.0, -0.1, -3.0])
-    before, after = (
-        objective(stats_of(x, reference_logp_BL=jnp.full((1, 4), -1.0)))
-        for x in (logp, logp.at[1].set(-9.0))
-    )
+    reference_logp = jnp.full((1, 4), -1.0)
+    before = objective(stats_of(logp, reference_logp_BL=reference_logp))
+    after = objective(stats_of(logp.at[1].set(-9.0), reference_logp_BL=reference_logp))
     is_same = np.asarray(before == after)[0, [0, 2, 3]]
-    assert not is_same.all() if objectives.OTHER_TOKENS in objective.needs else is_same.all()
+    depends_on_others = objectives.OTHER_TOKENS in objective.needs
+    assert is_same.all() == (not depends_on_others)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,9 +133,7 @@ def test_bad_specs(spec, words):
 
 @pytest.mark.parametrize("spec", ["sentence", "geometric"])
 def test_weights_of_whole_examples(spec):
-    """Two examples in a row, an untrained token between them, another row beside it; as in the
-    docstring.
-    """
+    """Two examples in a row, an untrained token between them, and another row beside it."""
     logp_BL = jnp.array([[-1.0, -2.0, 0.0, -3.0, -1.0], [-0.5, 0.0, 0.0, 0.0, 0.0]])
     examples_BL = jnp.array([[1, 1, 0, 2, 2], [3, 0, 0, 0, 0]])
     stats = dataclasses.replace(stats_of(logp_BL), examples_BL=examples_BL)
@@ -149,9 +150,8 @@ def test_asft_adds_the_divergence():
     kl_BL = jnp.array([[0.0, 2.0]])
     logp = jnp.array([-1.0, -0.5])
     stats = stats_of(logp, kl_BL=kl_BL)
-    found = objectives.make_objective("asft(kl=0.3)")(stats) - objectives.make_objective("dft")(
-        stats
-    )
+    with_divergence = objectives.make_objective("asft(kl=0.3)")(stats)
+    found = with_divergence - objectives.make_objective("dft")(stats)
     np.testing.assert_allclose(found, 0.3 * kl_BL, rtol=1e-6)
 
 
@@ -175,10 +175,10 @@ DEFAULTS = {
 
 def test_defaults_are_those_that_were_published():
     found = {}
-    for name, (objective, legal) in objectives.OBJECTIVES.items():
-        parameters = inspect.signature(objective.loss).parameters
+    for name, registered in objectives.OBJECTIVES.items():
+        parameters = inspect.signature(registered.loss).parameters
         found[name] = {key: parameters[key].default for key in parameters if key != "stats"}
-        assert found[name].keys() >= legal.keys()
+        assert found[name].keys() >= registered.ranges.keys()
     assert found == DEFAULTS
 
 

@@ -29,7 +29,7 @@ OBJECTIVES = ("tests/losses/test_objectives.py",)
 OF_LOSSES = [
     Change(
         "loss-last-chunk-dropped",
-        "dft_jax/losses/fused.py",
+        "dft_jax/losses/chunks.py",
         "lax.pmax(-(-mask_N.sum() // chunk_tokens), sharding.BATCH_AXES)",
         "lax.pmax(mask_N.sum() // chunk_tokens, sharding.BATCH_AXES)",
         LOSSES,
@@ -37,15 +37,15 @@ OF_LOSSES = [
     ),
     Change(
         "loss-kl-the-other-way-round",
-        "dft_jax/losses/fused.py",
+        "dft_jax/losses/statistics.py",
         "(jnp.exp(reference_logp_CV) * log_ratio_CV).sum",
-        "(jnp.exp(logits_CV - logsumexp_C[:, None]) * -log_ratio_CV).sum",
+        "(jnp.exp(logits.model_CV - model.logsumexp_C[:, None]) * -log_ratio_CV).sum",
         LOSSES,
         "float64 and asft",
     ),
     Change(
         "loss-kl-gradient-sign",
-        "dft_jax/losses/fused.py",
+        "dft_jax/losses/statistics.py",
         "* (p_CV - reference_CV)",
         "* (reference_CV - p_CV)",
         LOSSES,
@@ -53,15 +53,15 @@ OF_LOSSES = [
     ),
     Change(
         "loss-head-gradient-of-own-rows",
-        "dft_jax/losses/fused.py",
-        "lax.psum(gradients[1], sharding.BATCH_AXES).astype",
-        "gradients[1].astype",
+        "dft_jax/losses/devices.py",
+        "lax.psum(sums.head, sharding.BATCH_AXES).astype",
+        "sums.head.astype",
         LOSSES,
         "float64 and dft",
     ),
     Change(
         "loss-top-tokens-of-each-device",
-        "dft_jax/losses/fused.py",
+        "dft_jax/losses/statistics.py",
         "        top_CK = lax.top_k(top_CK, top_tokens)[0]\n",
         "",
         LOSSES,
@@ -69,7 +69,7 @@ OF_LOSSES = [
     ),
     Change(
         "loss-entropy-without-maximum",
-        "dft_jax/losses/fused.py",
+        "dft_jax/losses/statistics.py",
         "entropy_C = logsumexp_C - sum_logits_C / sum_C",
         "entropy_C = jnp.log(sum_C) - sum_logits_C / sum_C",
         LOSSES,
@@ -92,7 +92,7 @@ OF_LOSSES = [
     Change(
         "objective-geometric-of-all-tokens",
         "dft_jax/losses/objectives.py",
-        "    count_BL = over_rows(is_trained_BL.astype(value_BL.dtype), stats.examples_BL)",
+        "    count_BL = _sum_per_example(jnp.ones_like(value_BL), stats)",
         "    count_BL = jnp.full_like(value_BL, value_BL.shape[1])",
         OBJECTIVES,
     ),

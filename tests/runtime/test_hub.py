@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from dft_jax import assets, config as config_lib, plan
-from dft_jax.data.sources import rows
+from dft_jax.data.sources import locate
+from dft_jax.lm import base_of
 from dft_jax.models.hf.locate import resolve
 from dft_jax.runtime import errors, hub
 from dft_jax.training import identity
@@ -44,7 +45,7 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
     [
         lambda: resolve("runs/base", "main"),
         lambda: plan.read_architecture("runs/base", "main"),
-        lambda: rows.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
+        lambda: locate.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
     ],
     ids=["model", "plan", "data"],
 )
@@ -70,7 +71,7 @@ def test_a_hub_id_is_said_to_be_one_with_its_commit(here, monkeypatch, capfd):
         f"note: model nobody/base is the hub's, main is commit {'c' * 40}" in capfd.readouterr().err
     )
     assert hub.commit_of(snapshot) == "c" * 40 and hub.commit_of(here) is None
-    base = identity.base_of(tiny_config(**{"model.path": "nobody/base"}), snapshot, "aa")
+    base = base_of("nobody/base", "main", "checkpoint", snapshot, "aa")
     assert (base["path"], base["revision"], base["commit"]) == ("nobody/base", "main", "c" * 40)
 
 

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 import pytest
 
+from dft_jax.api import train
 from dft_jax.runtime import errors, interrupts
 from dft_jax.training import reporter
-from dft_jax.training.loop import run
 from tests.faults import launch
 from tests.tiny_trainer import tiny_config
 
 ALONE = """
 import os, signal, time
-from dft_jax import interrupts
+from dft_jax.runtime import interrupts
 with interrupts.Interrupts():
     {work}
     os.kill(os.getpid(), signal.SIGTERM)
@@ -136,7 +136,7 @@ def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
     monkeypatch.setattr(reporter.Reporter, "step", noted)
     monkeypatch.setattr(reporter.Reporter, "wait", lambda self: waited.append(1) or wait(self))
     with contextlib.suppress(errors.Stopped), interrupts.Interrupts():
-        run(tiny_config(**{"train.steps": 6, "checkpoint.every": 100}), tmp_path)
+        train(tiny_config(**{"train.steps": 6, "checkpoint.every": 100}), tmp_path)
     return began, len(waited)
 
 

@@ -53,7 +53,7 @@ def test_a_limit_that_the_system_lacks_is_left_out(macos):
 
 UNDER_A_HARD_LIMIT = """
 import resource
-from dft_jax import system
+from dft_jax.runtime import system
 for what in (resource.RLIMIT_CPU, resource.RLIMIT_AS):
     resource.setrlimit(what, (2**33, 2**33))
 assert all(system.limit_processor_s(seconds) for seconds in (2**34, 500, 600))

@@ -302,8 +302,9 @@ def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_neare
     (tmp_path / "config.json").write_text(config_lib.to_json(goes_on))  # as it is resumed
     assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
     broken = new.copy_and_resolve_references().unlock()
-    del broken.resume  # refused a moment later, in words
-    assert identity.with_first_rounding(broken, tmp_path) is broken
+    del broken.resume
+    with pytest.raises(errors.UserError, match="config.resume.allow_changed is missing"):
+        api.train(broken, tmp_path)
     named = config(**SHORT, **{"resume.allow_changed": "optimizer.rounding"})
     assert identity.with_first_rounding(named, tmp_path).optimizer.rounding == "stochastic"
     assert optimizer_lib.rounding_of(ConfigDict(held).optimizer) == "nearest"

@@ -1,5 +1,4 @@
-"""Which files of a folder are its rows: those of one split, in order, each read by itself (see
-sources.py).
+"""Which files of a folder are the rows of a split, in their order.
 
 A folder fetched with `hf download --repo-type dataset NAME --local-dir FOLDER` is read by what its
 card says: README.md lists the files of each subset and split. Without such a list all .jsonl, .json
@@ -10,6 +9,7 @@ where none does, all are `train`.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +17,67 @@ from dft_jax.runtime import errors
 
 ENDINGS = (".jsonl", ".json", ".parquet")
 # Rows that nobody reads here: better refused than left out in silence.
-_UNREAD = frozenset(
-    ".arrow .avro .bz2 .csv .feather .gz .lz4 .msgpack .ndjson .npy .npz .orc .tar .tgz .tsv .xz .zip .zst".split()
-)
-_NO_ROWS = frozenset("dataset_infos.json dataset_info.json dataset_dict.json state.json".split())
+_UNREAD = (
+    ".arrow .avro .bz2 .csv .feather .gz .lz4 .msgpack .ndjson .npy .npz .orc .tar .tgz .tsv .xz"
+    " .zip .zst"
+).split()
+# What `datasets` and the hub put beside the rows.
+_NO_ROWS = "dataset_infos.json dataset_info.json dataset_dict.json state.json".split()
 _SPLIT_OF_WORD = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
+# A file of a split in several: `train_sft-00000-of-00002.parquet` is of `train_sft`.
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}.*")
 
 
 def data_files(folder: Path, subset: str, split: str) -> list[Path]:
-    """The files of a split in order; `subset` names one of the card, or a folder inside, empty for
-    none.
+    """The files of a split in order.
+
+    Args:
+      subset: one that the card lists, or a folder inside; empty for none.
 
     Raises:
       UserError: no such subset or split, no rows, or files that are not read or whose split is
-      unclear.
+        unclear.
     """
-    listed = _listed_on_card(folder, subset)
-    splits = listed or _splits_of_names(_inside(folder, subset))
-    if split not in splits:
-        known = ", ".join(sorted(splits))
-        remedy = "set data.split or data.heldout_split, or name a file"
-        raise errors.UserError(f"{folder} has no split {split!r}, only {known}; {remedy}")
-    return _matching(folder, listed[split]) if listed else splits[split]
+    patterns_of = _listed_on_card(folder, subset)
+    if patterns_of:
+        _require_split(folder, split, patterns_of)
+        return _matching(folder, patterns_of[split])
+    files_of = _splits_of_names(_inside(folder, subset))
+    _require_split(folder, split, files_of)
+    return files_of[split]
+
+
+def _require_split(folder: Path, split: str, splits: Iterable[str]) -> None:
+    known = sorted(splits)
+    if split not in known:
+        raise errors.UserError(
+            f"{folder} has no split {split!r}, only {', '.join(known)};"
+            " set data.split or data.heldout_split, or name a file"
+        )
 
 
 def split_of(name: str) -> str:
-    """The split that a path inside a folder names; empty where it names none. The file's name says
-    it first.
+    """The split that a path inside a folder names, its file first; empty where it names none.
 
     Raises:
       UserError: a name that says two, as in train_test.jsonl.
     """
-    *folders, file = name.split("/")
+    *inner_folders, file = name.split("/")
     shard = _SHARD.fullmatch(file)
-    if shard and folders[-1:] == ["data"]:
+    if shard and inner_folders[-1:] == ["data"]:
         return shard[1]
-    for part in (file, *reversed(folders)):
+    for part in (file, *reversed(inner_folders)):
         words = re.split(r"[-._ 0-9]+", part.lower())
         found = {_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD}
         if len(found) > 1:
@@ -70,6 +90,7 @@ def split_of(name: str) -> str:
 
 
 def _splits_of_names(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split, by what their names say."""
     names = _names_below(folder)
     if not names:
         raise errors.UserError(
@@ -88,60 +109,62 @@ def _splits_of_names(folder: Path) -> dict[str, list[Path]]:
 
 
 def _names_below(folder: Path) -> list[str]:
-    """Paths of the files with rows inside a folder, sorted; hidden ones, such as a download's
-    cache, do not count.
+    """Paths of the files with rows inside a folder, sorted.
+
+    Hidden ones, such as a download's cache, do not count.
     """
+    paths = []
+    for parent, inner_folders, file_names in os.walk(folder, followlinks=True):
+        # os.walk descends into what is left in its list.
+        inner_folders[:] = [name for name in inner_folders if not name.startswith((".", "__"))]
+        for file_name in file_names:
+            if not file_name.startswith("."):
+                paths.append(Path(parent, file_name))
     names = []
-    for place, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith((".", "__"))]
-        names += [
-            Path(place, file).relative_to(folder).as_posix()
-            for file in files
-            if not file.startswith(".")
-        ]
-    for name in sorted(names):
-        ending = Path(name).suffix
-        if ending not in ENDINGS and ending.lower() in (*ENDINGS, *_UNREAD):
+    for path in sorted(paths, key=lambda path: path.relative_to(folder).as_posix()):
+        name = path.relative_to(folder).as_posix()
+        ending = path.suffix
+        if ending in ENDINGS:
+            if path.name not in _NO_ROWS:
+                names.append(name)
+        elif ending.lower() in (*ENDINGS, *_UNREAD):
             remedy = f"make it one of {', '.join(ENDINGS)}, or remove it"
             raise errors.UserError(
                 f"{folder}: {name}: rows in a {ending} file are not read; {remedy}"
             )
-    return sorted(
-        name for name in names if Path(name).suffix in ENDINGS and Path(name).name not in _NO_ROWS
-    )
+    return names
 
 
 def _inside(folder: Path, subset: str) -> Path:
+    """The folder of a subset; the folder itself for none."""
     if not subset:
         return folder
     inner = folder / subset
     if not inner.is_dir() or ".." in Path(subset).parts or Path(subset).is_absolute():
         raise errors.UserError(
-            f"{folder} has no subset {subset!r}, neither on its card nor as a folder; set data.subset"
+            f"{folder} has no subset {subset!r}, neither on its card nor as a folder;"
+            " set data.subset"
         )
     return inner
 
 
 def _listed_on_card(folder: Path, subset: str) -> dict[str, list[str]]:
-    """Split -> patterns of files, as the header of README.md lists them for the subset; empty where
-    it lists none.
-    """
+    """Split -> patterns of files, as README.md's header lists them for the subset; perhaps none."""
     card = folder / "README.md"
     if not card.is_file():
         return {}
     from huggingface_hub import metadata_load
 
-    # yaml has many types
-    with errors.user_errors(
-        f"{card}: its header cannot be read", "mend or remove it", (Exception,)
-    ):
-        configs = (metadata_load(card) or {}).get("configs") or []
-        listed = {
-            config["config_name"]: _patterns(config["data_files"])
-            for config in configs
-            if "data_files" in config
-        }
-        defaults = [config["config_name"] for config in configs if config.get("default")]
+    listed: dict[str, dict[str, list[str]]] = {}
+    defaults = []
+    # The exceptions of YAML, and of a header of another shape, are of many types.
+    with errors.user_errors(f"{card}: its header cannot be read", "fix or remove it", (Exception,)):
+        header = metadata_load(card) or {}
+        for config in header.get("configs") or []:
+            if "data_files" in config:
+                listed[config["config_name"]] = _patterns(config["data_files"])
+            if config.get("default"):
+                defaults.append(config["config_name"])
     if not listed:
         return {}
     name = subset or [*defaults, *listed][0]
@@ -153,32 +176,43 @@ def _listed_on_card(folder: Path, subset: str) -> dict[str, list[str]]:
 
 
 def _patterns(listed: Any) -> dict[str, list[str]]:
-    """Split -> patterns, of `data_files` in any of its forms: a pattern, a list, or a list of
-    {split, path}.
-    """
+    """Split -> patterns, of `data_files`: a pattern, a list, or a list of {split, path}."""
     patterns: dict[str, list[str]] = {}
-    for entry in listed if isinstance(listed, list) else [listed]:
-        split, path = (
-            (entry["split"], entry["path"]) if isinstance(entry, dict) else ("train", entry)
-        )
-        patterns.setdefault(split, []).extend(path if isinstance(path, list) else [path])
+    for entry in _as_list(listed):
+        split = "train"
+        path = entry
+        if isinstance(entry, dict):
+            split = entry["split"]
+            path = entry["path"]
+        patterns.setdefault(split, []).extend(_as_list(path))
     return patterns
 
 
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    return [value]
+
+
 def _matching(folder: Path, patterns: list[str]) -> list[Path]:
+    """The files that the patterns of a card name."""
     files: dict[Path, None] = {}  # in order, each once
     for pattern in patterns:
         if ".." in Path(pattern).parts or Path(pattern).is_absolute():
             raise errors.UserError(
-                f"{folder}: its README.md names files outside, {pattern!r}; mend or remove it"
+                f"{folder}: its README.md names files outside, {pattern!r}; fix or remove it"
             )
         found = sorted(file for file in folder.glob(pattern) if file.is_file())
         unread = [file.name for file in found if file.suffix not in ENDINGS]
-        if unread or not found:
-            what = f"{unread[0]} is not read here" if unread else "there are none"
-            remedy = f"fetch them again, as {', '.join(ENDINGS)}"
+        problem = ""
+        if unread:
+            problem = f"{unread[0]} is not read here"
+        elif not found:
+            problem = "there are none"
+        if problem:
             raise errors.UserError(
-                f"{folder}: of the files {pattern!r} on its README.md {what}; {remedy}"
+                f"{folder}: of the files {pattern!r} on its README.md {problem};"
+                f" fetch them again, as {', '.join(ENDINGS)}"
             )
         files |= dict.fromkeys(found)
     return list(files)

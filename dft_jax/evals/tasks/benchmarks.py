@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.sources.rows import BadRow, read_rows
+from dft_jax.data.sources.locate import read_rows
+from dft_jax.data.sources.rows import BadRow
 from dft_jax.evals.graders import extraction
 from dft_jax.runtime import errors, hub
 
@@ -167,14 +168,14 @@ def load(name: str, path: str = "") -> list[Problem]:
             problem = _problem(benchmark, row.value, number)
         except BadRow as error:
             of = "" if isinstance(row.content, str) else f"not a row of {name}: "
-            mistakes.append(f"{row.where}: {of}{error}")
+            mistakes.append(f"{row.origin}: {of}{error}")
             continue
         if problem.id in place_of:
             first = place_of[problem.id]
             mistakes.append(
-                f"{row.where}: id {problem.id!r} is that of {first} too; remove one of the rows"
+                f"{row.origin}: id {problem.id!r} is that of {first} too; remove one of the rows"
             )
-        place_of.setdefault(problem.id, row.where)
+        place_of.setdefault(problem.id, row.origin)
         problems.append(problem)
     errors.raise_if_any(mistakes)
     if not problems:

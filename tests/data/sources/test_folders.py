@@ -9,7 +9,8 @@ from pyarrow import parquet
 
 from dft_jax import assets
 from dft_jax.data import batches
-from dft_jax.data.sources import folders, rows as sources
+from dft_jax.data.sources import folders, locate
+from dft_jax.data.sources.rows import BadRow
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 from tests.tiny_trainer import tiny_config
@@ -40,9 +41,7 @@ def write(folder, rows):
 
 
 def read(place, split="train", subset=""):
-    return list(
-        sources.read_rows(str(place), ConfigDict({"subset": subset, "revision": ""}), split)
-    )
+    return list(locate.read_rows(str(place), ConfigDict({"subset": subset, "revision": ""}), split))
 
 
 def test_a_folder_gives_what_its_files_give(tmp_path):
@@ -58,7 +57,7 @@ def test_a_folder_gives_what_its_files_give(tmp_path):
         repr(value) for values in ROWS.values() for value in values
     ]
     places = ["a.jsonl:1", "a.jsonl:2", "b.json[0]", "inner/a.jsonl:1", "inner/a.jsonl:2"]
-    assert [row.where for row in found] == [
+    assert [row.origin for row in found] == [
         *places,
         "inner/deep/c.parquet[0]",
         "inner/deep/c.parquet[1]",
@@ -68,7 +67,7 @@ def test_a_folder_gives_what_its_files_give(tmp_path):
 def test_a_key_twice_is_seen_in_a_folder_too(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "x", "prompt": "y"}\n')
     [row] = read(tmp_path)
-    with pytest.raises(sources.BadRow, match="key 'prompt' appears twice"):
+    with pytest.raises(BadRow, match="key 'prompt' appears twice"):
         _ = row.value
 
 
@@ -335,7 +334,7 @@ def test_the_commit_of_a_dataset_is_that_of_its_files(folders, commit, monkeypat
 
     files = [f"/cache/x___y/main/0.0.0/{name}/y-train-{n}.arrow" for n, name in enumerate(folders)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Table([{"a": 1}], files))
-    source = sources.open_rows("x/y", ConfigDict({"subset": "", "revision": "main"}), "train")
+    source = locate.open_rows("x/y", ConfigDict({"subset": "", "revision": "main"}), "train")
     assert (source.commit, [row.value for row in source.rows]) == (commit, [{"a": 1}])
 
 
@@ -348,6 +347,6 @@ def test_the_commit_of_a_folder_is_that_of_a_snapshot_and_in_its_account(tmp_pat
         examples = batches.load_examples(config.train, config, load_tokenizer(assets.TINY), 264)
         assert examples.report["commit"] == commit
     assert (
-        sources.open_rows(str(tmp_path / "plain" / "train.jsonl"), ConfigDict(), "train").commit
+        locate.open_rows(str(tmp_path / "plain" / "train.jsonl"), ConfigDict(), "train").commit
         is None
     )

@@ -8,7 +8,7 @@ import pytest
 
 from dft_jax import assets
 from dft_jax.data.sources import world
-from dft_jax.data.sources.rows import read_rows
+from dft_jax.data.sources.locate import read_rows
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 from tests.marks import slow_but
@@ -52,7 +52,7 @@ def answer_of(question: str) -> int:
 @pytest.mark.parametrize("family,levels", FAMILIES)
 @pytest.mark.parametrize("styles", [1, 4])
 def test_solutions_without_noise_are_right(family, levels, styles):
-    for row in world.rows("train", family, levels, 300, styles=styles, seed=1):
+    for row in world.Excerpt("train", family, levels, 300, styles=styles, seed=1).rows():
         lines = re.findall(r"(\d+)([-+*@])(\d+)(?:=| is )(\d+)", row["answer"])
         assert all(world.apply(int(a), symbol, int(b)) == int(c) for a, symbol, b, c in lines)
         assert len(lines) == row["level"] - (family == "chain")
@@ -61,7 +61,7 @@ def test_solutions_without_noise_are_right(family, levels, styles):
 
 def test_noise_makes_the_share_of_wrong_steps():
     steps = wrong = 0
-    for row in world.rows("pretrain", "chain", "2-6", 2000, noise=0.08):
+    for row in world.Excerpt("pretrain", "chain", "2-6", 2000, noise=0.08).rows():
         for a, symbol, b, c in re.findall(r"(\d+)([-+*@])(\d+)=(\d+)", row["answer"]):
             steps += 1
             wrong += world.apply(int(a), symbol, int(b)) != int(c)
@@ -85,7 +85,7 @@ def key_of(question: str) -> tuple:
 @pytest.mark.parametrize("family,levels", slow_but(FAMILIES[:3], FAMILIES))
 def test_splits_share_no_problem(family, levels):
     keys = {
-        split: {key_of(row["question"]) for row in world.rows(split, family, levels, 800)}
+        split: {key_of(row["question"]) for row in world.Excerpt(split, family, levels, 800).rows()}
         for split in world.SPLITS
     }
     assert all(keys.values())
@@ -95,9 +95,9 @@ def test_splits_share_no_problem(family, levels):
 
 
 def test_a_part_is_the_same_every_time_and_another_with_another_seed():
-    one, again, other = (list(world.rows("train", n=50, seed=seed)) for seed in (0, 0, 1))
+    one, again, other = (list(world.Excerpt("train", n=50, seed=seed).rows()) for seed in (0, 0, 1))
     assert one == again != other
-    questions = [row["question"] for row in world.rows("test", "chain", "2-4", 400)]
+    questions = [row["question"] for row in world.Excerpt("test", "chain", "2-4", 400).rows()]
     assert len(set(map(key_of, questions))) == 400
 
 
@@ -111,7 +111,7 @@ def test_data_names_it_like_a_file():
     )
     assert (
         len(rows) == 30
-        and rows[3].where == "world[3]"
+        and rows[3].origin == "world[3]"
         and set(rows[3].value) == {"question", "answer", "level"}
     )
 
@@ -119,7 +119,7 @@ def test_data_names_it_like_a_file():
 def test_tokenizer_has_a_token_for_every_word():
     tokenizer = load_tokenizer(assets.LAB)
     for family, levels in FAMILIES:
-        for row in world.rows("test", family, levels, 100, noise=0.1):
+        for row in world.Excerpt("test", family, levels, 100, noise=0.1).rows():
             text = f"{row['question']}\n{row['answer']}"
             assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
             pieces = [tokenizer.convert_ids_to_tokens(id_) for id_ in tokenizer.encode(text)]
@@ -132,7 +132,7 @@ def test_tokenizer_has_a_token_for_every_word():
     [
         (
             "world(splits=train)",
-            "unknown argument 'splits' (did you mean 'split'?); known: split, family",
+            "world has no parameter 'splits' (did you mean 'split'?); known: split, family",
         ),
         ("world(split=dev)", "split='dev' should be one of test, validation, train, pretrain"),
         (

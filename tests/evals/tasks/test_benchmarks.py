@@ -108,7 +108,7 @@ GOOD = b'{"id": 1, "problem": "1+1?", "answer": "2"}\n'
 
 # Name -> (benchmark, content, what the message must say).
 BAD = {
-    "not JSON": ("aime24", GOOD + b"oops\n", ["rows.jsonl:2: not JSON", "mend or remove"]),
+    "not JSON": ("aime24", GOOD + b"oops\n", ["rows.jsonl:2: not JSON", "fix or remove"]),
     "cut off": ("aime24", GOOD + GOOD[:20], ["rows.jsonl:2:", "was the file cut off?"]),
     "one id twice": (
         "aime24",

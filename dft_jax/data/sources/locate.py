@@ -1,0 +1,58 @@
+"""What a data path names: a file, a folder, a dataset of the hub, or a part of the lab's world."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from dft_jax.data.sources import files, hub as hub_datasets, world
+from dft_jax.data.sources.rows import Row, Source
+from dft_jax.runtime import errors, hub
+
+
+def open_rows(path: str, config: ConfigDict, split: str) -> Source:
+    """Rows of `path` in order; the `value` of a malformed line raises BadRow.
+
+    Args:
+      path: a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id (see
+        runtime/hub.py), or a part of the laboratory's world, `world(…)`.
+      config: `config.data`, for the subset and the revision.
+      split: of a folder or a hub dataset.
+
+    Raises:
+      UserError: nothing readable there.
+    """
+    part = world.parse(path)
+    if part is not None:
+        return Source(world.numbered_rows(part))
+    place = Path(path)
+    if place.is_file():
+        return Source(files.read_file(place))
+    if place.is_dir():
+        return Source(files.read_folder(place, config.subset, split), hub.commit_of(place))
+    if is_path(path):
+        raise errors.UserError(
+            f"data file {path!r} does not exist (looked from {Path.cwd()}); correct the path"
+        )
+    hub_id = hub.id_of(path, "data file")
+    return hub_datasets.open_dataset(hub_id, config.subset, split, config.revision)
+
+
+def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
+    """The rows of `open_rows` alone."""
+    return open_rows(path, config, split).rows
+
+
+def is_path(path: str) -> bool:
+    """Whether `path` can be no dataset of the hub."""
+    if path.startswith(hub.PREFIX):
+        return False
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        return True
+    return Path(path).suffix in files.ENDINGS
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether rows of `path` would be fetched from the hub."""
+    is_world = path.lstrip().startswith("world(")
+    return not is_world and not Path(path).exists() and not is_path(path)
