@@ -278,8 +278,8 @@ OF_MODELS = [
     Change(
         "model-no-query-and-key-norms",
         "dft_jax/models/decoder.py",
-        "if c.qk_norm:",
-        "if c.qk_norm and False:",
+        "if self.layer.qk_norm:",
+        "if self.layer.qk_norm and False:",
         GOLDEN,
         "logits and qwen3",
     ),
