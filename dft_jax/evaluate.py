@@ -36,7 +36,7 @@ from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import cli
 from dft_jax.data import account, batches, formats, templates
 from dft_jax.data.templates import Template, today
-from dft_jax.evals import prompts, records, report, runner
+from dft_jax.evals import grading, prompts, records, report, runner
 from dft_jax.export import open_run
 from dft_jax.losses import objectives
 from dft_jax.models.hf.export import provenance
@@ -128,7 +128,7 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
     predictions = records.with_references(predictions, problems)
     _make_writable(out, file)
     with folders.locked(out, "--out"):
-        rows, summary = report.grade(predictions, problems, **grader)
+        rows, summary = grading.grade(predictions, problems, **grader)
         summary["predictions"] = {"file": file.name, "sha256": digest, "rows": len(predictions)}
         with errors.user_errors(
             f"--out={out}: cannot be written", "make room, or give another folder"
