@@ -340,8 +340,8 @@ OF_EVALUATION = [
     Change(
         "scores-pass-at-k-with-replacement",
         "dft_jax/evals/scores.py",
-        "(wrong_P[:, None] - j_K) / (n_samples - j_K)",
-        "(wrong_P[:, None] + 0 * j_K) / n_samples",
+        "(wrong[..., None] - j_K) / (n_samples - j_K)",
+        "(wrong[..., None] + 0 * j_K) / n_samples",
         SCORES,
     ),
     Change(
@@ -354,7 +354,7 @@ OF_EVALUATION = [
     Change(
         "scores-no-answer-votes",
         "dft_jax/evals/scores.py",
-        "collections.Counter(each for each in classes_S if each is not None)",
+        "collections.Counter(number for number in classes_S if number is not None)",
         "collections.Counter(classes_S)",
         SCORES,
     ),
