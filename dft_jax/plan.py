@@ -30,7 +30,7 @@ from dft_jax.commands import cli
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import REMAT_POLICIES, DecoderSpec
 from dft_jax.models.options import architecture_problems
-from dft_jax.models.spec import Rope
+from dft_jax.models.spec import LayerSpec, Rope
 from dft_jax.planner.memory import KINDS, Planner, Setting, settings
 from dft_jax.runtime import errors, hub
 from dft_jax.training import optimizer
@@ -50,10 +50,28 @@ SURE, MOST = 0.85, 0.95
 
 
 def _shape(
-    hidden, layers, heads, kv_heads, feed_forward, vocabulary, tied, context, bias=False
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    feed_forward: int,
+    vocabulary: int,
+    tied: bool,
+    context: int,
+    bias: bool = False,
 ) -> DecoderSpec:
-    sizes = (vocabulary, hidden, layers, heads, kv_heads, 128, feed_forward)
-    return DecoderSpec(*sizes, 1e-6, Rope(1e4), tied, context, qkv_bias=bias)
+    return DecoderSpec(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=128,
+        intermediate_size=feed_forward,
+        rms_epsilon=1e-6,
+        tie_embeddings=tied,
+        max_length=context,
+        layers=(LayerSpec(Rope(1e4), qkv_bias=bias),) * layers,
+    )
 
 
 # The paper's models, for which nothing needs to be fetched. Of other models config.json is read.

@@ -570,8 +570,8 @@ def weights():
     model = build(read_config(assets.TINY), make_mesh())
     rng = np.random.default_rng(0)
     return {
-        name: rng.normal(0, 0.02, shape).astype(np.float32)
-        for _, _, name, shape in tensor_table(model)
+        tensor.name: rng.normal(0, 0.02, tensor.shape).astype(np.float32)
+        for tensor in tensor_table(model)
     }
 
 

@@ -61,7 +61,7 @@ def pair(base: dict[str, Any], other: dict[str, Any]) -> Pairs:
 
 def _has_row_numbers(benchmark: str) -> bool:
     known = benchmarks.BENCHMARKS.get(benchmark)
-    return known is not None and not known.id
+    return known is not None and not known.id_field
 
 
 def _by_id(first: dict[str, Any], second: dict[str, Any], warnings: list[str]) -> Pairs:

@@ -1,8 +1,7 @@
-"""The manifest of a checkpoint: the size and SHA-256 of its every file, written last, so that it
-says "this is whole".
+"""The manifest of a checkpoint: size and SHA-256 of every file, written when all are complete.
 
-Orbax has no checksum of array data: a flipped bit is restored as if nothing were. A folder without
-a manifest is one whose saving never ended; a folder that differs from its manifest is damaged.
+Orbax has no checksum of array data: a flipped bit is restored without a word. A folder without a
+manifest is one whose save was never completed; one that differs from its manifest is damaged.
 """
 
 import concurrent.futures
@@ -11,21 +10,22 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
-from tqdm import tqdm
 
+from dft_jax.runtime import progress
 from dft_jax.runtime.files import joined_digest, write_atomically
 
 NAME = "manifest.json"
 VERIFY = ("sha256", "sizes", "off")
 _PART = ".sha256."  # the number of a process follows
+# Between the first process that has hashed its share and the last.
 _PART_TIMEOUT_S = 600.0
 
 
 def write(folder: Path, step: int) -> None:
-    """Every process hashes its share of the files; process 0 gathers the shares and writes the
-    manifest.
+    """Every process hashes its share of the files; process 0 gathers them and writes the manifest.
 
     Runs in a thread beside training, so processes meet through the folder (all of them see it, as
     Orbax needs too) and not through the devices.
@@ -34,15 +34,20 @@ def write(folder: Path, step: int) -> None:
       OSError: a file cannot be read or written.
       TimeoutError: another process has not delivered its share.
     """
-    mine = jax.process_index()
-    parts = [folder / f"{_PART}{process}.json" for process in range(jax.process_count())]
-    found = (file for file in folder.rglob("*") if file.is_file() and file != folder / NAME)
-    files = sorted(file for file in found if not file.name.startswith(_PART))
-    share = _hashes(folder, files[mine :: len(parts)], is_new=True)
-    if mine > 0:
-        return write_atomically(parts[mine], json.dumps(share))
+    process = jax.process_index()
+    parts = [folder / f"{_PART}{number}.json" for number in range(jax.process_count())]
+    files = []
+    for file in sorted(folder.rglob("*")):
+        is_own = file == folder / NAME or file.name.startswith(_PART)
+        if file.is_file() and not is_own:
+            files.append(file)
+    share = _hashes(folder, files[process :: len(parts)], is_new=True)
+    if process > 0:
+        write_atomically(parts[process], json.dumps(share))
+        return
     deadline = time.monotonic() + _PART_TIMEOUT_S
     for part in parts[1:]:
+        # The other process writes its part atomically: where it exists it is complete.
         while not part.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{part} was not written within {_PART_TIMEOUT_S:.0f} s")
@@ -53,8 +58,9 @@ def write(folder: Path, step: int) -> None:
 
 
 def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
-    """How the files of a checkpoint differ from its manifest, one line each; `verify` is one of
-    VERIFY.
+    """How the files of a checkpoint differ from its manifest, one line each.
+
+    `verify` is one of VERIFY.
     """
     if verify == "off":
         return []
@@ -63,6 +69,8 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
         content = json.loads(text)
         files = content["files"]
         sizes = {name: entry["bytes"] for name, entry in files.items()}
+        # Written anew it has to be the same text: else a flipped bit in a hash or a name could
+        # pass for damage of another file, or for none.
         if content["step"] != step or text != _text(step, files):
             return [f"{NAME} is not as it was written"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -80,21 +88,23 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
 
 
 def changed(folder: Path, share: slice = slice(None)) -> list[str]:
-    """The files, or a share of them, that have not the SHA-256 of the manifest, which was found to
-    be whole.
+    """The files, or a share of them, whose SHA-256 is not that of the manifest.
+
+    The manifest itself was found to be as it was written, by `problems`.
     """
     try:
         files = json.loads((folder / NAME).read_text(encoding="utf-8"))["files"]
-        mine = sorted(files)[share]
-        hashes = _hashes(folder, [folder / name for name in mine], is_new=False)
+        names = sorted(files)[share]
+        hashes = _hashes(folder, [folder / name for name in names], is_new=False)
     except OSError as error:
         return [f"{error.filename} cannot be read ({error.strerror})"]
-    return [f"{name} has another content" for name in mine if hashes[name] != files[name]]
+    return [f"{name} has another content" for name in names if hashes[name] != files[name]]
 
 
 def digest(folder: Path) -> str:
-    """One SHA-256 of a checkpoint's files, that of models/hf.py's `digest`, from the manifest: no
-    data is read.
+    """One SHA-256 of a checkpoint's files, from the manifest: no data is read.
+
+    It is the one that `digest` of runtime/files.py makes of the files themselves.
 
     Raises:
       OSError, ValueError: there is no manifest, or it names no file.
@@ -102,46 +112,49 @@ def digest(folder: Path) -> str:
     content = (folder / NAME).read_bytes()
     files = json.loads(content)["files"]
     hashes = {folder / name: entry["sha256"] for name, entry in files.items()}
+    # The hash of nothing would be the same for any two checkpoints that are gone.
     if not hashes:
         raise ValueError(f"{folder / NAME} names no file")
     return joined_digest(hashes | {folder / NAME: hashlib.sha256(content).hexdigest()})
 
 
-def _text(step: int, files: dict) -> str:
+def _text(step: int, files: dict[str, dict]) -> str:
+    """The manifest as it is written, byte for byte: any other text is a damaged one."""
     return json.dumps({"step": step, "files": files}, indent=1, sort_keys=True) + "\n"
 
 
 def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
-    """{relative name: {bytes, sha256}}, several files at a time (hashing leaves the interpreter to
-    others).
+    """{relative name: {bytes, sha256}} of files.
 
     New files are flushed to the disk as well: the manifest must not outlast a power cut that they
     do not.
     """
 
-    def of(file: Path) -> tuple[str, dict]:
+    def entry_of(file: Path) -> dict[str, Any]:
         with open(file, "rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
             if is_new:
                 os.fsync(handle.fileno())
-        return str(file.relative_to(folder)), {"bytes": file.stat().st_size, "sha256": digest}
+        return {"bytes": file.stat().st_size, "sha256": sha256}
 
-    with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        hashed = threads.map(of, files)
-        how = dict(
+    names = [str(file.relative_to(folder)) for file in files]
+    # Threads, because hashing releases the interpreter's lock. While training goes on beside it,
+    # a second bar would tear the first.
+    with concurrent.futures.ThreadPoolExecutor(4) as threads, progress.silent(is_new):
+        entries = progress.bar(
+            threads.map(entry_of, files),
             desc="verify",
-            total=len(files),
             unit="file",
+            total=len(files),
             leave=False,
             delay=2,
-            disable=is_new or None,
         )
-        return dict(tqdm(hashed, **how))
+        return dict(zip(names, entries, strict=True))
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether there is a run to go on with in `workdir`; what is left there otherwise is of an
-    earlier one.
+    """Whether there is a run to resume in `workdir`; what is left there otherwise is of an earlier
+    one.
     """
     found = (workdir / "checkpoints").glob(f"*/{NAME}")
     return any(file.parent.name.isdigit() for file in found)

@@ -201,10 +201,7 @@ def calculator_marks(config: ConfigDict) -> str:
 
 def _has_calculator_marks(conversation: list[Message]) -> bool:
     """Whether an answer holds marks as GSM8K's `<<48/2=24>>`, which are trained like other text."""
-    for answer in _answers(conversation):
-        if _CALCULATOR_MARK.search(answer["content"]):
-            return True
-    return False
+    return any(_CALCULATOR_MARK.search(answer["content"]) for answer in _answers(conversation))
 
 
 def _answers(conversation: list[Message]) -> list[Message]:

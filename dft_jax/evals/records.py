@@ -1,10 +1,12 @@
-"""Completions in a file, made here or by any other engine: a row each, checked before anything is
-graded.
+"""Predictions, read from a file and checked before anything is graded; and the scores made of them.
+
+A file of predictions has a row for each completion, made here or by any other engine.
 """
 
 import collections
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from dft_jax.data.sources.locate import read_rows
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.evals import scores
 from dft_jax.evals.saved import is_number
-from dft_jax.evals.tasks import benchmarks
+from dft_jax.evals.tasks import benchmarks, fields
+from dft_jax.evals.tasks.task import Problem
 from dft_jax.runtime import errors
 
 # A count of 400 digits, or an entropy of 1e308, is a mistake, and no mean could be made of it.
@@ -24,11 +27,13 @@ LARGEST_ENTROPY = 100  # nats; ln of the largest vocabulary is below 20
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One completion and where it stands. `row` is the line as read; `reference` the answer it is
-    graded against.
+    """One completion, and what it is graded against.
+
+    `origin` is the place of its row for messages, `row` the row as read, and `reference` the right
+    answer (None: the benchmark has it).
     """
 
-    where: str
+    origin: str
     row: dict[str, Any]
     benchmark: str
     id: str
@@ -37,22 +42,115 @@ class Prediction:
     reference: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class GradedPrediction:
+    """A prediction, its row with the verdict, and the number of what its answer means.
+
+    Answers to one problem at one temperature mean the same where their numbers are equal; None
+    where there is no answer.
+    """
+
+    prediction: Prediction
+    row: dict[str, Any]
+    meaning: int | None
+
+    @property
+    def is_correct(self) -> bool:
+        return self.row["verdict"] == "correct"
+
+
+# ---- scores, as scores.json has them: its keys are the names of these members, in this order
+
+
+@dataclasses.dataclass(frozen=True)
+class ProblemCounts:
+    """How many problems the benchmark has and how many are scored; ids of the others if known."""
+
+    expected: int
+    scored: int
+    missing: list[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOfSamples:
+    """A mean over problems of what k samples of each give; see `scores.Mean`."""
+
+    k: int
+    mean: float
+    standard_error: float | None
+    interval_95: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, k: int, mean: scores.Mean) -> "MeanOfSamples":
+        return cls(k, mean.mean, mean.standard_error, mean.interval_95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Disagreement:
+    """Answers that only one of the two modes accepts: their number, and the first of them."""
+
+    count: int
+    first: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Disagreements:
+    """Of the paper's rules and the strict ones, on the same answers."""
+
+    only_paper: Disagreement
+    only_strict: Disagreement
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The scores of one benchmark at one temperature (None: not known).
+
+    From the three members that end in `_of_problem` all means can be made again, and compared
+    problem by problem.
+    """
+
+    benchmark: str
+    temperature: float | None
+    problems: ProblemCounts
+    samples_per_problem: int
+    avg_at_k: MeanOfSamples
+    pass_at_k: dict[str, float]  # by k
+    pass_at_k_interval_95: dict[str, tuple[float, float] | None]
+    maj_at_k: MeanOfSamples
+    correct_share_of_problem: dict[str, float]
+    majority_correct_of_problem: dict[str, bool]
+    sha256_of_problem: dict[str, str]
+    sha256_is_of: str
+    verdicts: dict[str, int]
+    mean_length_characters: float
+    mean_length_tokens: float | None
+    mean_token_entropy: float | None  # nats
+    truncation_rate: float | None
+    repetition_rate: float
+    paper_against_strict: Disagreements | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As in scores.json, where `paper_against_strict` is there in the paper's mode only."""
+        values = dataclasses.asdict(self)
+        if self.paper_against_strict is None:
+            del values["paper_against_strict"]
+        return values
+
+
+# ---- reading predictions
+
+
 def read_predictions(file: Path) -> list[Prediction]:
     """The completions of a file, in order.
 
     Raises:
       UserError: no such file, malformed rows, nothing in it, one sample twice, samples missing of
-      some problems.
+        some problems.
     """
-    if not file.is_file():
-        raise errors.UserError(f"{file}: no such file (looked from {Path.cwd()}); correct the path")
-    if file.suffix not in (".jsonl", ".json"):
-        raise errors.UserError(f"{file}: unknown ending {file.suffix!r}; give a .jsonl file")
-    if not os.access(file, os.R_OK):
-        raise errors.UserError(f"{file}: no permission to read it; change its mode")
+    _require_readable(file)
     predictions: list[Prediction] = []
     mistakes: list[str] = []
-    place_of: dict[tuple, str] = {}
+    origins: dict[tuple, str] = {}
     for row in read_rows(str(file), ConfigDict(), split=""):
         try:
             prediction = _prediction(row.origin, row.value)
@@ -60,59 +158,63 @@ def read_predictions(file: Path) -> list[Prediction]:
             mistakes.append(f"{row.origin}: {error}")
             continue
         key = (prediction.benchmark, prediction.temperature, prediction.id, prediction.sample)
-        if key in place_of:
-            what = f"sample {prediction.sample} of {prediction.benchmark} {prediction.id!r} is on {place_of[key]} too"
+        if key in origins:
             mistakes.append(
-                f"{row.origin}: {what}; number the samples of a problem 0, 1, 2 …, or remove one"
+                f"{row.origin}: sample {prediction.sample} of {prediction.benchmark}"
+                f" {prediction.id!r} is on {origins[key]} too;"
+                " number the samples of a problem 0, 1, 2 …, or remove one"
             )
-        place_of.setdefault(key, row.origin)
+        origins.setdefault(key, row.origin)
         predictions.append(prediction)
     errors.raise_if_any(mistakes)
     if not predictions:
         raise errors.UserError(f"{file.name}: the file has no rows; write one completion per line")
-    for (name, _), group in groups(predictions).items():
-        samples_of = collections.defaultdict(list)
-        for prediction in group:
-            samples_of[prediction.id].append(prediction.sample)
-        remedy = "add them, or leave the problem out: a missing sample is no wrong answer"
-        mistakes += [
-            f"{file.name}: {name}: {what}; {remedy}" for what in scores.missing_samples(samples_of)
-        ]
-    errors.raise_if_any(mistakes)
+    errors.raise_if_any(_missing_samples(file.name, predictions))
     return predictions
 
 
-def _prediction(where: str, row: dict[str, Any]) -> Prediction:
-    wrong = []
-    for field, (is_right, should_be, is_required) in _FIELDS.items():
-        value = row.get(field)
-        if value is None and is_required:
-            wrong.append(f"field {field!r} is missing; it should be {should_be}")
-        elif value is not None and not is_right(value):
-            shown = repr(value) if len(repr(value)) <= 40 else type(value).__name__
-            wrong.append(f"field {field!r} should be {should_be}, not {shown}; mend the row")
-    if wrong:
-        raise BadRow(wrong[0])
-    try:
-        benchmarks.find(row["benchmark"])
-    except errors.UserError as error:
-        raise BadRow(f"{error}; others are added in dft_jax/evals/tasks/benchmarks.py") from error
-    reference = row.get("reference")
-    if reference is not None:
-        reference = benchmarks.final_answer(reference)
-    return Prediction(
-        where,
-        row,
-        row["benchmark"],
-        str(row["id"]),
-        row["sample"],
-        row.get("temperature"),
-        reference,
-    )
+def _require_readable(file: Path) -> None:
+    if not file.is_file():
+        raise errors.UserError(f"{file}: no such file (looked from {Path.cwd()}); correct the path")
+    if file.suffix not in (".jsonl", ".json"):
+        raise errors.UserError(f"{file}: unknown ending {file.suffix!r}; give a .jsonl file")
+    if not os.access(file, os.R_OK):
+        raise errors.UserError(f"{file}: no permission to read it; change its mode")
+
+
+def _missing_samples(name: str, predictions: list[Prediction]) -> list[str]:
+    """A line for each problem that has fewer samples than others of its benchmark."""
+    remedy = "add them, or leave the problem out: a missing sample is no wrong answer"
+    mistakes = []
+    for (benchmark, _), group in groups(predictions).items():
+        samples_of = collections.defaultdict(list)
+        for prediction in group:
+            samples_of[prediction.id].append(prediction.sample)
+        for what in scores.missing_samples(samples_of):
+            mistakes.append(f"{name}: {benchmark}: {what}; {remedy}")
+    return mistakes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """What a row may say under a name; `should_be` completes the sentence for a user."""
+
+    is_legal: Callable[[Any], bool]
+    should_be: str
+    is_required: bool = False
 
 
 def _is_count(value: Any) -> bool:
     return is_number(value) and isinstance(value, int) and 0 <= value <= LARGEST_COUNT
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_any_text(value: Any) -> bool:
+    """An empty completion is an answer like others."""
+    return isinstance(value, str)
 
 
 def _is_id(value: Any) -> bool:
@@ -127,77 +229,114 @@ def _is_entropy(value: Any) -> bool:
     return is_number(value) and 0 <= value <= LARGEST_ENTROPY
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
-# Field -> (test, what it should be, whether it has to be there). An empty completion is an answer
-# like others.
 _FIELDS = {
-    "benchmark": (_is_text, "the name of a benchmark", True),
-    "id": (_is_id, "the problem's id, text or a whole number below 2**53", True),
-    "sample": (_is_count, f"the number of the sample, from 0 to {LARGEST_COUNT}", True),
-    "completion": (lambda value: isinstance(value, str), "the text of the model", True),
-    "temperature": (_is_temperature, "a number from 0 (greedy) to 10", False),
-    "entropy": (
-        _is_entropy,
-        f"the mean entropy of its tokens in nats, from 0 to {LARGEST_ENTROPY}",
-        False,
+    "benchmark": _Field(_is_text, "the name of a benchmark", is_required=True),
+    "id": _Field(_is_id, "the problem's id, text or a whole number below 2**53", is_required=True),
+    "sample": _Field(
+        _is_count, f"the number of the sample, from 0 to {LARGEST_COUNT}", is_required=True
     ),
-    "reference": (_is_text, "the right answer as text", False),
-    "truncated": (lambda value: isinstance(value, bool), "true or false", False),
-    "tokens": (_is_count, f"the completion's length in tokens, from 0 to {LARGEST_COUNT}", False),
+    "completion": _Field(_is_any_text, "the text of the model", is_required=True),
+    "temperature": _Field(_is_temperature, "a number from 0 (greedy) to 10"),
+    "entropy": _Field(
+        _is_entropy, f"the mean entropy of its tokens in nats, from 0 to {LARGEST_ENTROPY}"
+    ),
+    "reference": _Field(_is_text, "the right answer as text"),
+    "truncated": _Field(_is_bool, "true or false"),
+    "tokens": _Field(_is_count, f"the completion's length in tokens, from 0 to {LARGEST_COUNT}"),
 }
 
 
+def _prediction(origin: str, row: dict[str, Any]) -> Prediction:
+    """The row as a prediction; BadRow with the first field that is wrong."""
+    for name, field in _FIELDS.items():
+        value = row.get(name)
+        if value is None:
+            if field.is_required:
+                raise BadRow(f"field {name!r} is missing; it should be {field.should_be}")
+        elif not field.is_legal(value):
+            shown = repr(value)
+            if len(shown) > 40:
+                shown = type(value).__name__
+            raise BadRow(f"field {name!r} should be {field.should_be}, not {shown}; fix the row")
+    try:
+        benchmarks.find(row["benchmark"])
+    except errors.UserError as error:
+        raise BadRow(f"{error}; others are added in dft_jax/evals/tasks/") from error
+    reference = row.get("reference")
+    if reference is not None:
+        reference = fields.final_answer(reference)
+    return Prediction(
+        origin=origin,
+        row=row,
+        benchmark=row["benchmark"],
+        id=str(row["id"]),
+        sample=row["sample"],
+        temperature=row.get("temperature"),
+        reference=reference,
+    )
+
+
 def groups(predictions: list[Prediction]) -> dict[tuple[str, float | None], list[Prediction]]:
-    """The predictions that are scored together: those of one benchmark at one temperature, None
-    where none is given.
-    """
+    """The predictions that are scored together, by benchmark and temperature (None: not known)."""
     found = collections.defaultdict(list)
     for prediction in predictions:
         found[prediction.benchmark, prediction.temperature].append(prediction)
     return dict(found)
 
 
-def load_problems(predictions: list[Prediction], data: str) -> dict[str, list[benchmarks.Problem]]:
-    """The problems of each benchmark: of `data` where it is given, else from the hub where a
-    reference is wanting.
+# ---- what predictions are graded against
+
+
+def load_problems(predictions: list[Prediction], data: str) -> dict[str, list[Problem]]:
+    """The problems of each benchmark that has to be loaded.
+
+    Args:
+      data: the benchmark's file, or the folder of their files. Where it is empty, only benchmarks
+        of which a reference is wanting are loaded, from the hub.
+
+    Raises:
+      UserError: one file for several benchmarks, or what `Task.load` refuses.
     """
     names = list(dict.fromkeys(prediction.benchmark for prediction in predictions))
     if data and Path(data).is_file() and len(names) > 1:
-        names = ", ".join(names)
         raise errors.UserError(
-            f"--benchmark_data={data} is one file for {names}; give the folder of their files"
+            f"--benchmark_data={data} is one file for {', '.join(names)};"
+            " give the folder of their files"
         )
-    without_reference = {
+    incomplete = {
         prediction.benchmark for prediction in predictions if prediction.reference is None
     }
-    wanted = [name for name in names if data or name in without_reference]
-    return {name: benchmarks.load(name, data) for name in wanted}
+    return {name: benchmarks.load(name, data) for name in names if data or name in incomplete}
 
 
 def with_references(
-    predictions: list[Prediction], problems: dict[str, list[benchmarks.Problem]]
+    predictions: list[Prediction], problems: dict[str, list[Problem]]
 ) -> list[Prediction]:
-    """Every prediction with a reference: its own, or the benchmark's. UserError for ids the
-    benchmark does not have.
+    """Every prediction with a reference: its own, or the benchmark's.
+
+    Raises:
+      UserError: ids that the benchmark, where it was loaded, does not have.
     """
-    answers = {
-        name: {problem.id: problem.answer for problem in list_} for name, list_ in problems.items()
-    }
-    mistakes, referred = [], []
+    answers: dict[str, dict[str, str]] = {}
+    for name, of_benchmark in problems.items():
+        answers[name] = {problem.id: problem.answer for problem in of_benchmark}
+    mistakes: list[str] = []
+    completed: list[Prediction] = []
     for prediction in predictions:
         known = answers.get(prediction.benchmark)
         if known is not None and prediction.id not in known:
-            close = (
-                errors.did_you_mean(prediction.id, list(known))
-                or f" (one is {next(iter(known))!r})"
+            hint = errors.did_you_mean(prediction.id, list(known))
+            hint = hint or f" (one is {next(iter(known))!r})"
+            mistakes.append(
+                f"{prediction.origin}: {prediction.benchmark} has no problem"
+                f" {prediction.id!r}{hint}; write the benchmark's own ids"
             )
-            what = f"{prediction.benchmark} has no problem {prediction.id!r}{close}"
-            mistakes.append(f"{prediction.where}: {what}; write the benchmark's own ids")
             continue
         reference = prediction.reference or known[prediction.id]
-        referred.append(dataclasses.replace(prediction, reference=reference))
+        completed.append(dataclasses.replace(prediction, reference=reference))
     errors.raise_if_any(mistakes)
-    return referred
+    return completed

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dft_jax.evals import records, report, runner
+from dft_jax.evals import grading, records, runner
 from dft_jax.runtime import errors, files, folders
 
 GRADED_NAME = "predictions.graded.jsonl"
@@ -30,7 +30,7 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
     predictions = records.with_references(predictions, problems)
     _make_writable(out, file)
     with folders.locked(out, "--out"):
-        rows, summary = report.grade(predictions, problems, **grader)
+        rows, summary = grading.grade(predictions, problems, **grader)
         summary["predictions"] = {"file": file.name, "sha256": digest, "rows": len(predictions)}
         with errors.user_errors(
             f"--out={out}: cannot be written", "make room, or give another folder"

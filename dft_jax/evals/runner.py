@@ -24,7 +24,7 @@ import jax
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import Stops, find_stops
 from dft_jax.data.templates import Template
-from dft_jax.evals import prompts as prompts_lib, report
+from dft_jax.evals import grading, prompts as prompts_lib
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
 from dft_jax.evals.settings import Settings
@@ -376,7 +376,7 @@ def _finish(
     }
     asked |= {"stop_ids": list(plan.sampler.stop_ids), "stop_sources": plan.stops.sources}
     asked["compute_dtype"] = str(plan.sampler.model.module.compute_dtype)
-    known = asked | {"format": report.FORMAT}
+    known = asked | {"format": grading.FORMAT}
     is_answered = all(summary.get(name) == value for name, value in known.items())
     if is_answered and not (out / JOURNAL_NAME).exists():
         # Nothing was sampled, and nothing is asked that it does not answer.
@@ -389,7 +389,7 @@ def _finish(
             Prediction(str(out), row, key[0], key[2], key[3], key[1], answers[key[0], key[2]])
         )
     names = ("mode", "last_number", "answer_markers", "workers")
-    rows, summary = report.grade(
+    rows, summary = grading.grade(
         predictions, plan.problems, **{name: settings[name] for name in names}
     )
     summary["warnings"] += plan.stops.warnings + plan.unread

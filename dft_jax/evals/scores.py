@@ -1,7 +1,6 @@
-"""Numbers from verdicts: avg@k, pass@k and maj@k with their intervals, lengths, loops. NumPy and
-SciPy.
+"""Numbers from verdicts: avg@k, pass@k and maj@k with their intervals, and completions in loops.
 
-Arrays are named by letters as elsewhere: P problems, S samples of each.
+Arrays are named by letters: P problems, S samples of each. Shares are fractions from 0 to 1.
 """
 
 import collections
@@ -10,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Shaped
 from scipy import special
 
 # Of the one method that makes intervals, as scores.json names it.
@@ -19,7 +19,10 @@ INTERVAL = {
     "study": "experiments/intervals",
 }
 
-LOOP_CHARACTERS, LOOP_REPEATS, LOOP_PERIOD = 200, 4, 250
+# A loop at the end of a text: so long at least, so many times the same, of so long a period at most.
+LOOP_CHARACTERS = 200
+LOOP_REPEATS = 4
+LOOP_PERIOD = 250
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Padded:
     degrees: float
 
 
-def average(correct_PS: np.ndarray) -> Mean:
+def average(correct_PS: Shaped[np.ndarray, "P S"]) -> Mean:
     """avg@S: the share of correct samples, over problems.
 
     Samples of one problem are not independent, so the problems' shares are what varies: sixteen
@@ -53,9 +56,8 @@ def average(correct_PS: np.ndarray) -> Mean:
     return mean_of_shares(_checked(correct_PS).mean(axis=1))
 
 
-def mean_of_shares(share_P: np.ndarray) -> Mean:
-    """The mean of one share (0 to 1) for each problem, and how it would vary over other problems
-    like these.
+def mean_of_shares(share_P: Shaped[np.ndarray, " P"]) -> Mean:
+    """The mean of a share for each problem, and how it would vary over other problems like these.
 
     The interval is Student's over P + 2 problems: the given ones, and two imagined ones of which
     one is right and one is wrong (Agresti and Caffo 2000 add these to binary observations). For
@@ -67,7 +69,7 @@ def mean_of_shares(share_P: np.ndarray) -> Mean:
     return _mean(share_P, imagined=(0.0, 1.0), limits=(0.0, 1.0))
 
 
-def mean_of_differences(difference_P: np.ndarray, draws: float = 1) -> Mean:
+def mean_of_differences(difference_P: Float[np.ndarray, " P"], draws: float = 1) -> Mean:
     """The mean of one paired difference of shares for each problem, from -1 to 1.
 
     The imagined problems differ by ±1/√draws, where each share is the mean of so many draws: by 1
@@ -81,20 +83,23 @@ def mean_of_differences(difference_P: np.ndarray, draws: float = 1) -> Mean:
 
 
 def imagined_differences(draws: float) -> tuple[float, float]:
+    """How the two imagined problems differ where each share is the mean of so many draws."""
     return -1 / math.sqrt(draws), 1 / math.sqrt(draws)
 
 
 def mean_over_benchmarks(shares: Sequence[np.ndarray]) -> Mean:
     """The mean over benchmarks of the mean over problems, each benchmark with the same weight."""
+    mean = float(np.mean([share_P.mean() for share_P in shares]))
     parts = [padded(share_P, (0.0, 1.0)) for share_P in shares]
-    return _combined(
-        float(np.mean([share_P.mean() for share_P in shares])), parts, limits=(0.0, 1.0)
-    )
+    return _combined(mean, parts, limits=(0.0, 1.0))
 
 
 def difference_over_benchmarks(differences: Sequence[np.ndarray], draws: Sequence[float]) -> Mean:
-    """The mean over benchmarks of the mean paired difference; `draws` of each as in
-    `mean_of_differences`.
+    """The mean over benchmarks of the mean paired difference.
+
+    Args:
+      differences: of each benchmark, as in `mean_of_differences`.
+      draws: of each benchmark, as there.
     """
     mean = float(np.mean([difference_P.mean() for difference_P in differences]))
     if not any(np.any(difference_P) for difference_P in differences):
@@ -123,9 +128,7 @@ def _mean(value_P: np.ndarray, imagined: tuple[float, float], limits: tuple[floa
 
 
 def _combined(mean: float, parts: Sequence[Padded | None], limits: tuple[float, float]) -> Mean:
-    """Of the mean of independent parts; their degrees of freedom are pooled as Satterthwaite (1946)
-    does.
-    """
+    """The mean of independent parts, its degrees of freedom pooled as by Satterthwaite (1946)."""
     if None in parts:
         return Mean(mean, None, None)
     variances = np.array([part.variance for part in parts])
@@ -137,15 +140,15 @@ def _combined(mean: float, parts: Sequence[Padded | None], limits: tuple[float, 
     return Mean(mean, error, (max(limits[0], low), min(limits[1], high)))
 
 
-def pass_at_k(correct_PS: np.ndarray, k: int) -> np.ndarray:
-    """Of each problem, the chance that at least one of k samples, drawn from the S without
-    replacement, is correct.
-    """
+def pass_at_k(correct_PS: Shaped[np.ndarray, "P S"], k: int) -> Float[np.ndarray, " P"]:
+    """The chance that one or more of k samples, drawn without replacement, are correct."""
     correct_PS = _checked(correct_PS)
     return pass_at_k_of_counts(correct_PS.sum(axis=1), correct_PS.shape[1], k)
 
 
-def pass_at_k_of_counts(correct_P: np.ndarray, n_samples: int, k: int) -> np.ndarray:
+def pass_at_k_of_counts(
+    correct: Shaped[np.ndarray, "*problems"], n_samples: int, k: int
+) -> Float[np.ndarray, "*problems"]:
     """`pass_at_k` from how many of the `n_samples` samples of each problem are correct.
 
     The unbiased estimator 1 − C(S−c, k)/C(S, k) of Chen et al. (arXiv 2107.03374, equation 1), c of
@@ -154,43 +157,51 @@ def pass_at_k_of_counts(correct_P: np.ndarray, n_samples: int, k: int) -> np.nda
     """
     if not 1 <= k <= n_samples:
         raise ValueError(f"pass@{k} needs 1 <= k <= {n_samples} samples")
-    wrong_P = n_samples - np.asarray(correct_P)
+    wrong = n_samples - np.asarray(correct)
     j_K = np.arange(k)
-    # A factor is 0 once j reaches wrong_P, whatever the later ones.
-    all_wrong_P = np.prod((wrong_P[:, None] - j_K) / (n_samples - j_K), axis=1)
-    return 1 - all_wrong_P
+    # A factor is 0 once j reaches the number of wrong samples, whatever the later ones are.
+    all_wrong = np.prod((wrong[..., None] - j_K) / (n_samples - j_K), axis=-1)
+    return 1 - all_wrong
 
 
 def powers_of_two(n_samples: int) -> list[int]:
     """The k of pass@k: 1, 2, 4, …, and the number of samples itself."""
-    powers = [2**i for i in range(n_samples.bit_length()) if 2**i <= n_samples]
-    return powers if powers[-1] == n_samples else [*powers, n_samples]
+    powers = [2**exponent for exponent in range(n_samples.bit_length())]
+    if powers[-1] != n_samples:
+        powers.append(n_samples)
+    return powers
 
 
-def majority(classes_PS: Sequence[Sequence[int | None]], correct_PS: np.ndarray) -> np.ndarray:
+def majority(
+    classes_PS: Sequence[Sequence[int | None]], correct_PS: Shaped[np.ndarray, "P S"]
+) -> Shaped[np.ndarray, " P"]:
     """maj@S of each problem: whether the answer that most of its samples give is correct.
 
-    Samples of one class mean the same (`grading.Grader.classes`); one without an answer
-    (None) does not vote. Of classes with as many votes the one whose first sample is the earliest
+    Samples of one class mean the same (`pool.Grader.classes`); one without an answer (None) does
+    not vote. Of classes with as many votes the one whose first sample is the earliest
     wins; a problem where nobody votes counts as not correct. The winner is correct if any of its
     samples was found so: a verdict of `timeout` on one of them is the machine's doing.
     """
     correct_PS = _checked(correct_PS)
     right = []
     for classes_S, correct_S in zip(classes_PS, correct_PS, strict=True):
-        votes = collections.Counter(each for each in classes_S if each is not None)
+        votes = collections.Counter(number for number in classes_S if number is not None)
         if not votes:
             right.append(False)
             continue
-        winner = votes.most_common(1)[0][0]  # of equals the first that was counted
-        pairs = zip(classes_S, correct_S, strict=True)
-        right.append(any(correct for each, correct in pairs if each == winner))
+        # Of classes with as many votes, `most_common` gives the first that was counted.
+        winner = votes.most_common(1)[0][0]
+        verdicts_of_winner = [
+            is_correct
+            for number, is_correct in zip(classes_S, correct_S, strict=True)
+            if number == winner
+        ]
+        right.append(any(verdicts_of_winner))
     return np.array(right)
 
 
 def ends_in_a_loop(text: str) -> bool:
-    """Whether a completion ends in a loop: one stretch of text over and over, until the limit cut
-    it.
+    """Whether a completion ends in a loop: one stretch of text over and over, until it was cut.
 
     That is, for some period p of at most 250 characters, the last max(200, 4·p) characters repeat
     with period p: at least four times the same, and at least 200 characters of it. White space at
@@ -209,8 +220,7 @@ def ends_in_a_loop(text: str) -> bool:
 
 
 def missing_samples(samples_of: dict[str, Sequence[int]]) -> list[str]:
-    """What is wrong with the samples of each problem, by id: all should have the same numbers.
-    Empty where all is well.
+    """A line for each problem that lacks samples which others have; empty where all is well.
 
     A missing sample is a gap that would bias every score if it were counted as wrong, or left out.
     """
@@ -219,21 +229,23 @@ def missing_samples(samples_of: dict[str, Sequence[int]]) -> list[str]:
     for problem, samples in samples_of.items():
         missing = sorted(set(full) - set(samples))
         if missing:
-            shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+            shown = ", ".join(map(str, missing[:5]))
+            if len(missing) > 5:
+                shown += ", …"
             mistakes.append(
-                f"problem {problem!r} has {len(samples)} of {len(full)} samples; missing: sample {shown}"
+                f"problem {problem!r} has {len(samples)} of {len(full)} samples;"
+                f" missing: sample {shown}"
             )
     return mistakes
 
 
 def _checked(correct_PS: np.ndarray) -> np.ndarray:
-    """As bool [P, S] with at least one of each. NaN for a missing sample is refused: it is a gap,
-    not a zero.
-    """
+    """As bool [P, S], at least one of each; a ValueError for NaN, which is a gap and no zero."""
     correct_PS = np.asarray(correct_PS)
     if correct_PS.ndim != 2 or 0 in correct_PS.shape:
         raise ValueError(
-            f"correctness should be [problems, samples], at least one of each, not {correct_PS.shape}"
+            "correctness should be [problems, samples], at least one of each,"
+            f" not {correct_PS.shape}"
         )
     if not np.isin(correct_PS, [0, 1]).all():
         raise ValueError("correctness should be true or false for every sample")

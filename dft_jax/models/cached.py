@@ -10,8 +10,9 @@ XLA's CPU compiler does not do that for each product (it took two thirds of the 
 Further letters here and in `sampling`: S places of a cache, B rows (slots, or prompts).
 """
 
-from typing import Any
+from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -19,16 +20,16 @@ from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
-from dft_jax.models.attention.cached import CACHE_SPEC
-from dft_jax.models.decoder import Layer
-from dft_jax.models.layers import RMSNorm, embed
+from dft_jax.models.attention.cached import LayerCache
+from dft_jax.models.decoder import Stack
+from dft_jax.models.layers import embed
 from dft_jax.models.model import Model, head
+from dft_jax.models.spec import LayerPlace
 from dft_jax.types import Params
 
 VOCAB_BLOCK = 256  # tokens whose logits are summed up before one of their blocks is chosen
 _BLOCKS_AT_ONCE = 40  # blocks whose logits exist at once
-# keys and values of each layer
-Cache = list[tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]]]
+Cache = list[LayerCache]  # of all layers
 
 
 def unstack(params: Params, *, model: Model) -> Params:
@@ -40,12 +41,16 @@ def unstack(params: Params, *, model: Model) -> Params:
     """
     dtype, mesh, c = model.module.compute_dtype, model.mesh, model.config
 
-    def one_layer(i):
-        def take(stacked, abstract):
+    def take_layer(place: LayerPlace) -> Params:
+        def take(stacked: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
             # The spec's first axis is that of the layers, which is not cut.
-            return sharding.with_layout(stacked[i].astype(dtype), mesh, *abstract.sharding.spec[1:])
+            layout = abstract.sharding.spec[1:]
+            return sharding.with_layout(stacked[place.trip].astype(dtype), mesh, *layout)
 
-        return jax.tree.map(take, params["layers"], model.abstract_params["layers"])
+        stack, abstract_stack = params, model.abstract_params
+        for key in place.path:
+            stack, abstract_stack = stack[key], abstract_stack[key]
+        return jax.tree.map(take, stack, abstract_stack)
 
     # The vocabulary is padded so that chunks are equal and cut by `tensor`.
     n_blocks, ways = -(-c.vocab_size // VOCAB_BLOCK), mesh.shape["tensor"]
@@ -58,7 +63,7 @@ def unstack(params: Params, *, model: Model) -> Params:
             head_UDMW, mesh, None, *sharding.spec((c.hidden_size,), ("embed",), mesh), "tensor"
         ),
         "final_norm": jax.tree.map(lambda x: x.astype(dtype), params["final_norm"]),
-        "layers": [one_layer(i) for i in range(c.num_layers)],
+        "layers": [take_layer(place) for place in c.layer_places()],
     }
     if "head" in params:
         made["embed"] = sharding.with_layout(
@@ -103,18 +108,42 @@ def decode(
     return hidden_B1D[:, 0], cache
 
 
-def _layers(params, model: Model, tokens_BL, segments_BL, positions_BL, caches: list[Any]):
-    module, c = model.module, model.config
-    layer = Layer(c, module.compute_dtype, module.mesh, module.block, keep_cache=True)
+class CachedDecoder(Stack):
+    """Embedded tokens to final hidden states, with parameters of its own for every layer."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        segments_BL: Int[Array, "B L"],
+        positions_BL: Int[Array, "B L"],
+        caches: Sequence[LayerCache | None],
+    ) -> tuple[Float[Array, "B L D"], Cache]:
+        return self.layers_and_norm(x_BLD, segments_BL, positions_BL, caches)
+
+
+def _layers(
+    params: Params,
+    model: Model,
+    tokens_BL: Int[Array, "B L"],
+    segments_BL: Int[Array, "B L"],
+    positions_BL: Int[Array, "B L"],
+    caches: Sequence[LayerCache | None],
+) -> tuple[Float[Array, "B L D"], Cache]:
+    module = model.module
+    # Parameters are in the compute dtype already; prompts go the `blocked` way, which runs anywhere.
+    decoder = CachedDecoder(
+        spec=model.config,
+        param_dtype=module.compute_dtype,
+        compute_dtype=module.compute_dtype,
+        mesh=module.mesh,
+        block=module.block,
+    )
     x_BLD = _embed(params, model, tokens_BL)
-    made = []
-    for layer_params, cache in zip(params["layers"], caches, strict=True):
-        x_BLD, cache = layer.apply(
-            {"params": layer_params}, x_BLD, segments_BL, positions_BL, cache
-        )
-        made.append(sharding.with_layout(cache, module.mesh, *CACHE_SPEC))
-    norm = RMSNorm(c.hidden_size, c.rms_epsilon, module.compute_dtype)
-    return norm.apply({"params": params["final_norm"]}, x_BLD), made
+    variables = {"final_norm": params["final_norm"]}
+    for number, layer_params in enumerate(params["layers"]):
+        variables[f"layers_{number}"] = layer_params
+    return decoder.apply({"params": variables}, x_BLD, segments_BL, positions_BL, caches)
 
 
 def _embed(params, model: Model, tokens_BL):

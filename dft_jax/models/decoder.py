@@ -1,4 +1,6 @@
-"""The decoder-only transformer that the supported families share, as a Flax Linen module."""
+"""The decoder-only transformer that the supported families share, as Flax Linen modules."""
+
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -8,9 +10,9 @@ from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
 from dft_jax.models import layers
-from dft_jax.models.attention.cached import cached_attention
+from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
 from dft_jax.models.attention.masked import causal_attention
-from dft_jax.models.spec import DecoderSpec
+from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, place_in_period
 
 # What the backward pass finds saved: everything, the results of matrix products, or only each
 # layer's input.
@@ -22,73 +24,119 @@ REMAT_POLICIES = {
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; q/k norm and biases as the family has
-    them.
+    """Grouped-query self-attention; positions, q/k norm, window and biases as the layer has them.
 
     With a `cache` the rows are single tokens that extend it (see `cached_attention`). Returned
     beside the output are the keys and values: the extended cache, or those of the rows as a cache
     [B, G, L, K].
     """
 
-    config: DecoderSpec
+    spec: DecoderSpec
+    layer: LayerSpec
     param_dtype: jnp.dtype
     mesh: Mesh
     block: int
     backend: str
 
     @nn.compact
-    def __call__(self, x_BLD, segments_BL, positions_BL, cache=None):
-        c = self.config
-        D, H, G, K = c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim
-
-        def linear(name, einsum, shape, axes, bias_dims):
-            platform = sharding.platform(self.mesh)
-            return layers.Linear(
-                einsum, shape, axes, bias_dims, c.init_std, self.param_dtype, platform, name=name
-            )
-
-        def project(name, heads, axis):
-            axes, bias_dims = (axis, "head_dim", "embed"), 2 if c.qkv_bias else 0
-            return linear(name, "BLD,HKD->BLHK", (heads, K, D), axes, bias_dims)(x_BLD)
-
-        q_BLHK, k_BLGK, v_BLGK = (
-            project("q", H, "heads"),
-            project("k", G, "kv_heads"),
-            project("v", G, "kv_heads"),
-        )
-        if c.qk_norm:
-            q_BLHK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="q_norm")(q_BLHK)
-            k_BLGK = layers.RMSNorm(K, c.rms_epsilon, self.param_dtype, name="k_norm")(k_BLGK)
-        frequencies = layers.rope_frequencies(c.rope, K)
-        q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies, c.rope.attention_factor)
-        k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies, c.rope.attention_factor)
+    def __call__(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        segments_BL: Int[Array, "B L"],
+        positions_BL: Int[Array, "B L"],
+        cache: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], LayerCache]:
+        D, K = self.spec.hidden_size, self.spec.head_dim
+        H, G = self.spec.num_heads, self.spec.num_kv_heads
+        q_BLHK = self._project("q", H, "heads", x_BLD)
+        k_BLGK = self._project("k", G, "kv_heads", x_BLD)
+        v_BLGK = self._project("v", G, "kv_heads", x_BLD)
+        if self.layer.qk_norm:
+            q_BLHK = self._norm("q_norm", H, "heads", q_BLHK)
+            k_BLGK = self._norm("k_norm", G, "kv_heads", k_BLGK)
+        rope = self.layer.rope
+        if rope is not None:
+            frequencies = layers.rope_frequencies(rope, K)
+            q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies, rope.attention_factor)
+            k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies, rope.attention_factor)
+        # Each device attends with its own heads; keys and values follow from the queries' layout.
         q_BLHK = sharding.with_logical_layout(
             q_BLHK, self.mesh, "batch", "length", "heads", "head_dim"
         )
+        window = self.layer.sliding_window
         if cache is None:
-            how = dict(
-                window=c.sliding_window, block=self.block, backend=self.backend, mesh=self.mesh
+            out_BLHK = causal_attention(
+                q_BLHK,
+                k_BLGK,
+                v_BLGK,
+                segments_BL,
+                window=window,
+                block=self.block,
+                backend=self.backend,
+                mesh=self.mesh,
             )
-            out_BLHK = causal_attention(q_BLHK, k_BLGK, v_BLGK, segments_BL, **how)
             cache = (k_BLGK.swapaxes(1, 2), v_BLGK.swapaxes(1, 2))
         else:
-            new = (q_BLHK[:, 0], k_BLGK[:, 0], v_BLGK[:, 0])
             out_BHK, cache = cached_attention(
-                *new, cache, positions_BL[:, 0], window=c.sliding_window, mesh=self.mesh
+                q_BLHK[:, 0],
+                k_BLGK[:, 0],
+                v_BLGK[:, 0],
+                cache,
+                positions_BL[:, 0],
+                window=window,
+                mesh=self.mesh,
             )
             out_BLHK = out_BHK[:, None]
-        out = linear(
-            "o", "BLHK,DHK->BLD", (D, H, K), ("embed", "heads", "head_dim"), 1 if c.o_bias else 0
+        out = self._linear(
+            "o",
+            "BLHK,DHK->BLD",
+            shape=(D, H, K),
+            axes=("embed", "heads", "head_dim"),
+            bias_dims=int(self.layer.o_bias),
         )
         return out(out_BLHK), cache
 
+    def _project(self, name: str, n_heads: int, axis: str, x_BLD: Array) -> Array:
+        """Queries, keys or values [B, L, heads, K]."""
+        linear = self._linear(
+            name,
+            "BLD,HKD->BLHK",
+            shape=(n_heads, self.spec.head_dim, self.spec.hidden_size),
+            axes=(axis, "head_dim", "embed"),
+            # A bias has the two dimensions of the outputs, heads and their width.
+            bias_dims=2 * int(self.layer.qkv_bias),
+        )
+        return linear(x_BLD)
+
+    def _linear(
+        self, name: str, einsum: str, shape: tuple[int, ...], axes: tuple[str, ...], bias_dims: int
+    ) -> layers.Linear:
+        return layers.Linear(
+            einsum,
+            shape,
+            axes,
+            bias_dims,
+            self.spec.init_std,
+            self.param_dtype,
+            sharding.platform(self.mesh),
+            name=name,
+        )
+
+    def _norm(self, name: str, n_heads: int, axis: str, x_BLHK: Array) -> Array:
+        """Of queries or keys: each head by itself, or all of a position together."""
+        shape, axes = (self.spec.head_dim,), ("norm",)
+        if self.layer.qk_norm == "width":
+            # The scale lies where the heads do; the mean over all of them crosses devices.
+            shape, axes = (n_heads, self.spec.head_dim), (axis, "head_dim")
+        norm = layers.RMSNorm(shape, self.spec.rms_epsilon, self.param_dtype, axes, name=name)
+        return norm(x_BLHK)
+
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream. Scanned over layers
-    in training.
-    """
+    """Attention and feed-forward, each added to the residual stream, each with its norm."""
 
-    config: DecoderSpec
+    spec: DecoderSpec
+    layer: LayerSpec
     param_dtype: jnp.dtype
     mesh: Mesh
     block: int
@@ -96,37 +144,164 @@ class Layer(nn.Module):
     keep_cache: bool = False
 
     @nn.compact
-    def __call__(self, x_BLD, segments_BL, positions_BL, cache=None):
-        c = self.config
-
-        def norm(name):
-            return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name=name)
-
+    def __call__(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        segments_BL: Int[Array, "B L"],
+        positions_BL: Int[Array, "B L"],
+        cache: LayerCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         attention = Attention(
-            c, self.param_dtype, self.mesh, self.block, self.backend, name="attention"
+            self.spec,
+            self.layer,
+            self.param_dtype,
+            self.mesh,
+            self.block,
+            self.backend,
+            name="attention",
         )
-        out_BLD, cache = attention(norm("attention_norm")(x_BLD), segments_BL, positions_BL, cache)
-        x_BLD = x_BLD + out_BLD
-        mlp = layers.MLP(c, self.param_dtype, sharding.platform(self.mesh), name="mlp")
-        x_BLD = x_BLD + mlp(norm("mlp_norm")(x_BLD))
+        feed_forward = layers.FEED_FORWARDS[self.layer.feed_forward](
+            self.spec, self.layer, self.param_dtype, sharding.platform(self.mesh), name="mlp"
+        )
+        inputs_BLD = self._norm("attention_norm", "before", x_BLD)
+        out_BLD, cache = attention(inputs_BLD, segments_BL, positions_BL, cache)
+        x_BLD = x_BLD + self._norm("attention_norm", "after", out_BLD)
+        out_BLD = feed_forward(self._norm("mlp_norm", "before", x_BLD))
+        x_BLD = x_BLD + self._norm("mlp_norm", "after", out_BLD)
+        # Rows along the batch axes and the width whole, so that every layer begins as the first.
         x_BLD = sharding.with_logical_layout(
             x_BLD, self.mesh, "batch", "length", "embed_activation"
         )
-        return x_BLD, cache if self.keep_cache else None
+        if not self.keep_cache:
+            # Training keeps none: a scan would stack the keys and values of all layers.
+            return x_BLD, None
+        return x_BLD, cache
+
+    def _norm(self, name: str, placement: str, x_BLD: Array) -> Array:
+        """The norm, where this layer has it; elsewhere `x_BLD` as it is."""
+        if placement != self.layer.norm:
+            return x_BLD
+        shape = (self.spec.hidden_size,)
+        return layers.RMSNorm(shape, self.spec.rms_epsilon, self.param_dtype, name=name)(x_BLD)
 
 
-class Decoder(nn.Module):
-    """Token ids to final hidden states (after the last norm). The head is applied by `losses`, in
-    chunks.
-    """
+class Period(nn.Module):
+    """One trip of a loop whose neighbouring layers differ."""
 
-    config: DecoderSpec
+    spec: DecoderSpec
+    period: tuple[LayerSpec, ...]
+    param_dtype: jnp.dtype
+    mesh: Mesh
+    block: int
+    backend: str
+    remat: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        segments_BL: Int[Array, "B L"],
+        positions_BL: Int[Array, "B L"],
+    ) -> tuple[Float[Array, "B L D"], None]:
+        for number, layer_spec in enumerate(self.period):
+            layer = _layer_class(self.remat)(
+                self.spec,
+                layer_spec,
+                self.param_dtype,
+                self.mesh,
+                self.block,
+                self.backend,
+                name=place_in_period(number),
+            )
+            x_BLD, _ = layer(x_BLD, segments_BL, positions_BL)
+        return x_BLD, None
+
+
+def _layer_class(remat: str) -> type[Layer]:
+    policy = REMAT_POLICIES[remat]
+    if policy is None:
+        return Layer
+    # A scan's forward and backward pass are two loops: nothing of them can be merged, so nothing
+    # has to prevent it.
+    return nn.remat(Layer, policy=policy, prevent_cse=False)
+
+
+class Stack(nn.Module):
+    """All layers in order and the last norm: what training, prefilling and decoding all run."""
+
+    spec: DecoderSpec
     param_dtype: jnp.dtype
     compute_dtype: jnp.dtype
     mesh: Mesh
     remat: str = "none"
-    block: int = 512
-    backend: str = "blocked"  # of attention; see attention_backends.py
+    block: int = 512  # queries that `blocked` attention takes together
+    backend: str = "blocked"  # of attention; see attention/select.py
+
+    def layers_and_norm(
+        self,
+        x_BLD: Float[Array, "B L D"],
+        segments_BL: Int[Array, "B L"],
+        positions_BL: Int[Array, "B L"],
+        caches: Sequence[LayerCache | None] | None = None,
+    ) -> tuple[Float[Array, "B L D"], list[LayerCache]]:
+        """Embedded tokens to final hidden states; called by the `__call__` of a subclass.
+
+        Without `caches`, as in training, the parameters of layers are stacked and the layers
+        scanned. With them, one of each layer (None where it is still to be made), every layer has
+        parameters of its own, and the extended caches are returned beside the hidden states.
+        """
+        extended = []
+        if caches is None:
+            for loop in self.spec.loops:
+                x_BLD, _ = self._scanned(loop)(x_BLD, segments_BL, positions_BL)
+        else:
+            for number, (layer_spec, cache) in enumerate(
+                zip(self.spec.layers, caches, strict=True)
+            ):
+                layer = Layer(
+                    self.spec,
+                    layer_spec,
+                    self.param_dtype,
+                    self.mesh,
+                    self.block,
+                    self.backend,
+                    keep_cache=True,
+                    name=f"layers_{number}",
+                )
+                x_BLD, cache = layer(x_BLD, segments_BL, positions_BL, cache)
+                # Rows along the batch axes, heads along `tensor`: the next token finds it so.
+                extended.append(sharding.with_layout(cache, self.mesh, *CACHE_SPEC))
+        norm = layers.RMSNorm(
+            (self.spec.hidden_size,), self.spec.rms_epsilon, self.param_dtype, name="final_norm"
+        )
+        return norm(x_BLD), extended
+
+    def _scanned(self, loop: LayerLoop) -> nn.Module:
+        """The layers of a loop, compiled once however many trips it has."""
+        body, arguments = _layer_class(self.remat), {"layer": loop.period[0]}
+        if len(loop.period) > 1:
+            body, arguments = Period, {"period": loop.period, "remat": self.remat}
+        scan = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=loop.times,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scan(
+            self.spec,
+            param_dtype=self.param_dtype,
+            mesh=self.mesh,
+            block=self.block,
+            backend=self.backend,
+            name=loop.name,
+            **arguments,
+        )
+
+
+class Decoder(Stack):
+    """Token ids to final hidden states. The head is applied by `losses`, in chunks."""
 
     @nn.compact
     def __call__(
@@ -135,32 +310,17 @@ class Decoder(nn.Module):
         segments_BL: Int[Array, "B L"],
         positions_BL: Int[Array, "B L"],
     ) -> Float[Array, "B L D"]:
-        c = self.config
-
-        def table(name):
-            init = nn.with_partitioning(nn.initializers.normal(c.init_std), ("vocab", "embed"))
-            return self.param(name, init, (c.vocab_size, c.hidden_size), self.param_dtype)
-
-        x_BLD = layers.embed(table("embed"), tokens_BL, self.compute_dtype)
-        if not c.tie_embeddings:
-            table("head")  # declared here with everything else; used by the loss
+        x_BLD = layers.embed(self._table("embed"), tokens_BL, self.compute_dtype)
+        if not self.spec.tie_embeddings:
+            self._table("head")  # declared here with everything else; used by the loss
+        # Looking rows up leaves them as the table is cut; the layers want the width whole.
         x_BLD = sharding.with_logical_layout(
             x_BLD, self.mesh, "batch", "length", "embed_activation"
         )
-        layer = Layer
-        if (policy := REMAT_POLICIES[self.remat]) is not None:
-            # inside a scan nothing can be merged
-            layer = nn.remat(Layer, policy=policy, prevent_cse=False)
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=c.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        layers_ = stack(c, self.param_dtype, self.mesh, self.block, self.backend, name="layers")
-        x_BLD, _ = layers_(x_BLD, segments_BL, positions_BL)
-        return layers.RMSNorm(c.hidden_size, c.rms_epsilon, self.param_dtype, name="final_norm")(
-            x_BLD
-        )
+        hidden_BLD, _ = self.layers_and_norm(x_BLD, segments_BL, positions_BL)
+        return hidden_BLD
+
+    def _table(self, name: str) -> Float[Array, "V D"]:
+        init = nn.with_partitioning(nn.initializers.normal(self.spec.init_std), ("vocab", "embed"))
+        shape = (self.spec.vocab_size, self.spec.hidden_size)
+        return self.param(name, init, shape, self.param_dtype)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from dft_jax.models.spec import DecoderSpec, Rope, Yarn
+from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
 
 
 def _param(module: nn.Module, name, init, shape, axes, dtype):
@@ -79,54 +79,59 @@ def _cpu_product(einsum, x, kernel):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale over the last axis, in float32."""
+    """x / rms(x) · scale in float32, over the last axes of x: as many as `shape` has."""
 
-    size: int
+    shape: tuple[int, ...]
     epsilon: float
     param_dtype: jnp.dtype
+    axes: tuple[str, ...] = ("norm",)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = _param(
-            self, "scale", nn.initializers.ones, (self.size,), ("norm",), self.param_dtype
-        )
+        scale = _param(self, "scale", nn.initializers.ones, self.shape, self.axes, self.param_dtype)
         x32 = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-        rms = jnp.sqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return (x32 / rms).astype(x.dtype) * jnp.expand_dims(
-            scale.astype(x.dtype), tuple(range(x.ndim - 1))
-        )
+        last_axes = tuple(range(-len(self.shape), 0))
+        rms = jnp.sqrt(jnp.mean(x32 * x32, axis=last_axes, keepdims=True) + self.epsilon)
+        normalised = (x32 / rms).astype(x.dtype)
+        leading_axes = tuple(range(x.ndim - scale.ndim))
+        return normalised * jnp.expand_dims(scale.astype(x.dtype), leading_axes)
 
 
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate x) · up x)."""
+class SwiGLU(nn.Module):
+    """down(silu(gate x) · up x), arXiv 2002.05202."""
 
-    config: DecoderSpec
+    spec: DecoderSpec
+    layer: LayerSpec
     param_dtype: jnp.dtype
     platform: str
 
     @nn.compact
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        c = self.config
-
-        def linear(name, einsum, shape, axes):
-            bias_dims = int(c.mlp_bias)
-            return Linear(
-                einsum,
-                shape,
-                axes,
-                bias_dims,
-                c.init_std,
-                self.param_dtype,
-                self.platform,
-                name=name,
-            )
-
-        D, F = c.hidden_size, c.intermediate_size
-        gate_BLF = linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
-        up_BLF = linear("up", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
+        D, F = self.spec.hidden_size, self.spec.intermediate_size
+        gate_BLF = self._linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
+        up_BLF = self._linear("up", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
         # What silu would save for the backward pass costs more to keep than to make again.
         activation = jax.checkpoint(lambda gate, up: nn.silu(gate) * up, prevent_cse=False)
-        return linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"))(activation(gate_BLF, up_BLF))
+        down = self._linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"))
+        return down(activation(gate_BLF, up_BLF))
+
+    def _linear(
+        self, name: str, einsum: str, shape: tuple[int, ...], axes: tuple[str, ...]
+    ) -> Linear:
+        return Linear(
+            einsum,
+            shape,
+            axes,
+            int(self.layer.mlp_bias),
+            self.spec.init_std,
+            self.param_dtype,
+            self.platform,
+            name=name,
+        )
+
+
+# By LayerSpec.feed_forward. Each is made as module(spec, layer, param_dtype, platform).
+FEED_FORWARDS = {"swiglu": SwiGLU}
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:

@@ -1,13 +1,16 @@
-"""What a decoder is, and how a family reads it from a checkpoint's `config.json`, key by key."""
+"""What a decoder is: its sizes, and layer by layer what is computed. Plain values; nothing runs here."""
 
 import dataclasses
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar, Literal
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions. `type` is `default`, `linear` or `llama3`, or `yarn` for the class below;
-    the other fields serve the scaled types.
+    """Rotary positions (arXiv 2104.09864): dimension pair i turns by position · theta^(-2i/K).
+
+    `type` is `default`, `linear` or `llama3`, or `yarn` for the class below; the other fields serve
+    the scaled types.
     """
 
     theta: float
@@ -24,12 +27,11 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class Yarn(Rope):
-    """YaRN (arXiv 2309.00071): dimensions that turn fewer than `beta_slow` times within the
-    original context are divided by `factor`, those that turn more than `beta_fast` times are kept,
-    between them is a linear ramp.
+    """YaRN (arXiv 2309.00071): slow dimensions are divided by `factor`, fast ones are kept.
 
-    `truncate` widens the ramp to whole dimensions. Both queries and keys are multiplied by
-    `attention_factor`.
+    Slow are those that turn fewer than `beta_slow` times within the original context, fast those
+    that turn more than `beta_fast` times; between them is a linear ramp. `truncate` widens the ramp
+    to whole dimensions. Both queries and keys are multiplied by `attention_factor`.
     """
 
     beta_fast: float = 32.0
@@ -39,25 +41,165 @@ class Yarn(Rope):
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderSpec:
-    """Everything that shapes the computation. Sizes in elements; `sliding_window` in tokens, None
-    for none.
+class LayerSpec:
+    """One layer: self-attention, then a feed-forward, each added to the residual stream."""
+
+    # How queries and keys are rotated; None for a layer without positions (NoPE).
+    rope: Rope | None
+    # Tokens that a query sees, itself included; None for all up to it.
+    sliding_window: int | None = None
+    # before: x + f(norm(x)), as Llama; after: x + norm(f(x)), as OLMo-2.
+    norm: Literal["before", "after"] = "before"
+    # RMS norm of queries and keys: over each head, or over the width of all heads together.
+    qk_norm: Literal["head", "width"] | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
+    # A name in layers.FEED_FORWARDS.
+    feed_forward: str = "swiglu"
+    mlp_bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerLoop:
+    """Layers that one loop runs: those of `period`, `times` over, from layer `first` on.
+
+    Their parameters are stacked over the trips of the loop, apart for each place in the period:
+    layer first + t · len(period) + p is number t of place p.
     """
+
+    first: int
+    period: tuple[LayerSpec, ...]
+    times: int
+
+    @property
+    def name(self) -> str:
+        """Of its parameters in the tree. Most models have one loop, whose name is `layers`."""
+        if self.first == 0:
+            return "layers"
+        return f"layers_{self.first}"
+
+    def paths(self) -> list[tuple[str, ...]]:
+        """Where the tree has the parameters of each layer of the period.
+
+        A period of one layer has no name of its own there, as in checkpoints of earlier runs.
+        """
+        if len(self.period) == 1:
+            return [(self.name,)]
+        return [(self.name, place_in_period(number)) for number in range(len(self.period))]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlace:
+    """Where a layer's parameters lie: beneath `path` in the tree, number `trip` of their stack."""
+
+    path: tuple[str, ...]
+    trip: int
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderSpec:
+    """Everything that shapes the computation; sizes in elements, `max_length` in tokens."""
 
     vocab_size: int
     hidden_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     intermediate_size: int
     rms_epsilon: float
-    rope: Rope
     tie_embeddings: bool
     max_length: int
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    sliding_window: int | None = None
+    layers: tuple[LayerSpec, ...]
     init_std: float = 0.02
+    # The module of models/families whose tensor names a checkpoint of this has.
+    family: str = "llama"
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @functools.cached_property
+    def loops(self) -> tuple[LayerLoop, ...]:
+        """The layers as loops over periods of equal ones (see `split_into_loops`)."""
+        return split_into_loops(self.layers)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The sliding windows that occur, each once."""
+        return tuple(dict.fromkeys(layer.sliding_window for layer in self.layers))
+
+    def with_layers(self, **changes: Any) -> "DecoderSpec":
+        """The same decoder with these fields of every layer changed."""
+        layers = [dataclasses.replace(layer, **changes) for layer in self.layers]
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def layer_places(self) -> list[LayerPlace]:
+        """Where each layer's parameters lie, in the order of the layers."""
+        places = []
+        for loop in self.loops:
+            for trip in range(loop.times):
+                for path in loop.paths():
+                    places.append(LayerPlace(path, trip))
+        return places
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a run records of its architecture, to resume only on the same one.
+
+        Runs from before there was a LayerSpec have the keys of a decoder whose layers are all
+        alike; such a decoder is still recorded by these keys, so that those runs resume.
+        """
+        first = self.layers[0]
+        sizes = dataclasses.asdict(dataclasses.replace(self, layers=()))
+        del sizes["layers"]
+        family = sizes.pop("family")
+        sizes["num_layers"] = self.num_layers
+        expressible = dataclasses.replace(first, norm="before", feed_forward="swiglu")
+        if set(self.layers) != {expressible} or first.rope is None or first.qk_norm == "width":
+            loops = [dataclasses.asdict(loop) for loop in self.loops]
+            return sizes | {"family": family, "loops": loops}
+        return sizes | {
+            "rope": dataclasses.asdict(first.rope),
+            "qkv_bias": first.qkv_bias,
+            "o_bias": first.o_bias,
+            "mlp_bias": first.mlp_bias,
+            "qk_norm": first.qk_norm == "head",
+            "sliding_window": first.sliding_window,
+        }
+
+
+def place_in_period(number: int) -> str:
+    """The name beneath which the tree has the parameters of layer `number` of a period."""
+    return f"layer_{number}"
+
+
+def split_into_loops(layers: tuple[LayerSpec, ...]) -> tuple[LayerLoop, ...]:
+    """Cuts layers into loops over periods, so that few layers are compiled however many there are.
+
+    r r r n r r r n      one loop: the period r r r n, twice
+    d m m m m m          two loops: d once, and m five times
+
+    From each place on, the period is taken that spares most layers from being compiled; of equally
+    good ones the shortest.
+    """
+    loops = []
+    first = 0
+    while first < len(layers):
+        rest = layers[first:]
+        best = LayerLoop(first, rest[:1], 1)
+        for length in range(1, len(rest) // 2 + 1):
+            times = _repetitions(rest, length)
+            if length * (times - 1) > len(best.period) * (best.times - 1):
+                best = LayerLoop(first, rest[:length], times)
+            if length * times == len(rest):
+                break
+        loops.append(best)
+        first += len(best.period) * best.times
+    return tuple(loops)
+
+
+def _repetitions(layers: tuple[LayerSpec, ...], length: int) -> int:
+    """How often the first `length` layers come one after another from the start."""
+    same = length
+    while same < len(layers) and layers[same] == layers[same - length]:
+        same += 1
+    return same // length

@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -14,23 +14,26 @@ CACHE_BYTES = 4 * 2**30  # of compiled programs, in all
 
 
 def keep_compilations() -> None:
-    """Keeps compiled programs in the user's cache (or where JAX_COMPILATION_CACHE_DIR says), for
-    the next start.
+    """Keeps compiled programs for the next start, in the user's cache.
 
-    Not those of several CPU devices: read back, they no longer keep their collectives in order, and
-    wait for each other for ever (XLA with jax 0.10.2).
+    JAX_COMPILATION_CACHE_DIR names another folder. Disabled on multi-device CPU: executables read
+    back from disk can deadlock in collectives (jax 0.10.2).
     """
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
         jax.config.update("jax_enable_compilation_cache", False)
-    elif not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        caches = home / "dft_jax" / "compilations"
-        with contextlib.suppress(OSError):  # a home that cannot be written: every start compiles
-            cache = caches / machine_name()
-            cache.mkdir(parents=True, exist_ok=True)
-            prune(caches, CACHE_BYTES)
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        return
+    if jax.config.jax_compilation_cache_dir:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    caches = home / "dft_jax" / "compilations"
+    # In a home that cannot be written every start compiles.
+    with contextlib.suppress(OSError):
+        cache = caches / machine_name()
+        cache.mkdir(parents=True, exist_ok=True)
+        prune(caches, CACHE_BYTES)
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        # JAX keeps programs that took a second; a start compiles many that take less.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def machine_name() -> str:
@@ -49,11 +52,17 @@ def prune(folder: Path, most_bytes: int) -> None:
 
     JAX has a limit of its own, which a run that is killed while it writes an entry breaks for good.
     """
-    files = [(file, file.stat()) for file in folder.rglob("*") if file.is_file()]
-    files.sort(key=lambda found: max(found[1].st_atime, found[1].st_mtime))
-    size = sum(stat.st_size for _, stat in files)
-    for file, stat in files:
-        if size <= most_bytes:
+    entries = []
+    for file in folder.rglob("*"):
+        if file.is_file():
+            stat = file.stat()
+            used_at = max(stat.st_atime, stat.st_mtime)
+            entries.append((used_at, stat.st_size, file))
+    entries.sort(key=lambda entry: entry[0])
+    total = sum(n_bytes for _, n_bytes, _ in entries)
+    for _, n_bytes, file in entries:
+        if total <= most_bytes:
             return
-        file.unlink(missing_ok=True)  # another process may do the same
-        size -= stat.st_size
+        # Another process may do the same at this moment.
+        file.unlink(missing_ok=True)
+        total -= n_bytes

@@ -1,16 +1,16 @@
-"""Errors a user can mend, and the one place that turns them into an exit code."""
+"""User-facing errors, and the one place that maps them to exit codes."""
 
-import collections
 import contextlib
 import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
-EXIT_RESUMABLE = 42  # ended by a signal, all of it saved: the same command goes on
+# Ended by a signal, with the state saved: the same command resumes. Job scripts requeue on it.
+EXIT_RESUMABLE = 42
 _MAX_LINES = 5
 
 
@@ -21,7 +21,9 @@ class UserError(ValueError):
     """
 
     def __init__(self, problems: str | Sequence[str]):
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        if isinstance(problems, str):
+            problems = [problems]
+        self.problems = list(problems)
         super().__init__("\n".join(self.problems))
 
     def report(self) -> str:
@@ -29,24 +31,32 @@ class UserError(ValueError):
 
         Names may come from a hostile file, so nothing that a terminal would obey is printed.
         """
-        texts = [" ".join(f"error: {problem}".split()) for problem in self.problems]
-        lines = [printable(text) for text in texts]
+        lines = []
+        for problem in self.problems:
+            on_one_line = " ".join(f"error: {problem}".split())
+            lines.append(printable(on_one_line))
         if len(lines) > _MAX_LINES:
-            hidden = len(lines) - _MAX_LINES + 1
-            lines = lines[: _MAX_LINES - 1] + [
-                f"error: … and {hidden} more problems; fix these first"
-            ]
+            shown = lines[: _MAX_LINES - 1]
+            hidden = len(lines) - len(shown)
+            lines = [*shown, f"error: … and {hidden} more problems; fix these first"]
         return "\n".join(lines)
 
 
 def printable(text: str) -> str:
     """The text with everything that a terminal would obey, instead of show, written out."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    written = []
+    for character in text:
+        if not character.isprintable():
+            # As in source code, without the quotes: \\x1b for the escape that begins a command.
+            character = repr(character)[1:-1]
+        written.append(character)
+    return "".join(written)
 
 
 class Stopped(BaseException):
-    """A signal asked the run to end. Like KeyboardInterrupt it is no Exception, so nothing mends it
-    by mistake.
+    """Raised when a signal asked the run to stop.
+
+    A BaseException, like KeyboardInterrupt, so that `except Exception` cannot swallow it.
     """
 
 
@@ -62,21 +72,23 @@ def raise_if_any(problems: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def user_errors(
-    what: str, remedy: str, kinds: tuple[type[Exception], ...] = (OSError,)
+    problem: str, remedy: str, kinds: tuple[type[Exception], ...] = (OSError,)
 ) -> Iterator[None]:
-    """Makes exceptions of these kinds a UserError: `what (why); remedy`."""
+    """Makes exceptions of these kinds a UserError: `problem (cause); remedy`."""
     try:
         yield
+    # A UserError is a ValueError, which may be among the kinds, and says all of this already.
     except UserError:
         raise
     except kinds as error:
-        why = getattr(error, "strerror", None) or first_line(error)
+        cause = getattr(error, "strerror", None) or first_line(error)
         file = getattr(error, "filename", None)
-        named = f": {file}" if file and str(file) not in what else ""
-        raise UserError(f"{what} ({why}{named}); {remedy}") from error
+        if file and str(file) not in problem:
+            cause = f"{cause}: {file}"
+        raise UserError(f"{problem} ({cause}); {remedy}") from error
 
 
-def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
     """Decorates a command's main().
 
     A UserError becomes its message on stderr and exit code 2, Stopped a line and 42. Where there
@@ -85,19 +97,18 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(main)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return main(*args, **kwargs)
         except UserError as error:
             print(error.report(), file=sys.stderr, flush=True)
             _exit(EXIT_USER_ERROR)
         except Stopped as stopped:
-            with contextlib.suppress(OSError):  # nobody may be reading any more
-                print(
-                    f"stopped by {stopped}; the same command goes on from there",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            line = f"stopped by {stopped}; the same command resumes from there"
+            # Nobody may be reading any more.
+            with contextlib.suppress(OSError):
+                print(line, file=sys.stderr, flush=True)
+            # A normal exit: all processes stop at the same step, so all come to the barrier.
             sys.exit(EXIT_RESUMABLE)
         except Exception:
             if not _is_one_of_many():
@@ -109,10 +120,12 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_one_of_many() -> bool:
+    # Without importing JAX, which takes seconds, to say that a flag is unknown.
     return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
 
 
-def _exit(code: int) -> None:
+def _exit(code: int) -> NoReturn:
+    """Ends the process; one of many at once, without waiting for the others."""
     if _is_one_of_many():
         sys.stderr.flush()
         os._exit(code)
@@ -120,26 +133,33 @@ def _exit(code: int) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's message, or its type when it has none: libraries write many."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """An exception's type, and the first line of its message: libraries write many."""
+    kind = type(error).__name__
+    text = str(error).strip()
+    if not text:
+        return kind
+    return f"{kind}: {text.splitlines()[0].strip()}"
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """`name: old -> new`, by name, for all that differs between two dicts."""
-    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return {
-        name: f"{name}: {old.get(name, 'absent')!r} -> {new.get(name, 'absent')!r}"
-        for name in names
-    }
+    found = {}
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            before = old.get(name, "absent")
+            after = new.get(name, "absent")
+            found[name] = f"{name}: {before!r} -> {after!r}"
+    return found
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For json.loads: of two equal keys the last would win, and other readers may take the first."""
-    if len(dict(pairs)) < len(pairs):
-        [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
-        raise DuplicateKey(f"key {key!r} appears twice in an object; keep one")
-    return dict(pairs)
+    """For json.loads, where the last of two equal keys would win; other readers take the first."""
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise DuplicateKey(f"key {key!r} appears twice in an object; keep one")
+        values[key] = value
+    return values
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -147,4 +167,6 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
     import difflib
 
     close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    if not close:
+        return ""
+    return f" (did you mean {close[0]!r}?)"

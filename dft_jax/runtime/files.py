@@ -1,4 +1,4 @@
-"""The files of a checkpoint's folder: only plain ones, JSON read strictly, and never code."""
+"""Files: written whole or not at all, JSON read strictly, tables as CSV, digests, never code."""
 
 import codecs
 import concurrent.futures
@@ -17,8 +17,9 @@ FETCH = "fetch the file again"
 
 
 def check_file(file: Path) -> None:
-    """Refuses what only stands for a file of a checkpoint: a link that leads elsewhere, a git-lfs
-    pointer.
+    """Refuses what only stands for a file of a checkpoint.
+
+    That is a link that leads elsewhere, a git-lfs pointer, or text with a byte order mark.
 
     An export copies the tokenizer's files, so a link in a cloned checkpoint would carry any file of
     this machine along. The hub's cache is made of links, to blobs of its own.
@@ -27,14 +28,18 @@ def check_file(file: Path) -> None:
     is_blob = target.parent.name == "blobs" and target.parents[1].name.startswith("models--")
     if not is_blob and not target.is_relative_to(os.path.realpath(file.parent)):
         raise errors.UserError(
-            f"{file} is a link out of its folder, to {target}; copy that file here if it belongs here"
+            f"{file} is a link out of its folder, to {target};"
+            " copy that file here if it belongs here"
         )
-    if file.is_file() and begins(file).startswith(b"version https://git-lfs"):
+    if not file.is_file():
+        return
+    start = begins(file)
+    if start.startswith(b"version https://git-lfs"):
         raise errors.UserError(
             f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder"
         )
-    # other programs refuse it, and an export too
-    if file.is_file() and begins(file).startswith(codecs.BOM_UTF8):
+    # Other programs refuse it, and an export too.
+    if start.startswith(codecs.BOM_UTF8):
         raise errors.UserError(
             f"{file} begins with a byte order mark (BOM); re-save it as UTF-8 without one"
         )
@@ -51,8 +56,10 @@ def _refuse_constant(name: str) -> None:
 
 
 def read_json(file: Path, remedy: str = FETCH) -> dict[str, Any]:
-    """A JSON object from a file; UserError names file and line, and the remedy for one that is not
-    whole.
+    """A JSON object from a file.
+
+    Raises:
+      UserError: names file and line, and the remedy for a file that is incomplete.
     """
     if not file.is_file():
         raise errors.UserError(f"{file} is missing, or no plain file; fetch it, or put it back")
@@ -68,7 +75,7 @@ def read_json(file: Path, remedy: str = FETCH) -> dict[str, Any]:
         raise errors.UserError(
             f"{file}:{error.lineno}: not JSON ({error.msg}); {remedy}"
         ) from error
-    # a key twice, NaN, 5000 digits; nested too deep
+    # A key twice, NaN, 5000 digits; nested too deep.
     except (OSError, ValueError, RecursionError) as error:
         raise errors.UserError(
             f"{file}: cannot be read ({errors.first_line(error)}); {remedy}"
@@ -84,23 +91,28 @@ def refuse_code(raw: dict[str, Any], file: Path) -> None:
     """UserError where a file of the checkpoint asks for code of the checkpoint to be run."""
     if "auto_map" in raw:
         raise errors.UserError(
-            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here; remove the key if"
-            " nothing needs that code"
+            f"{file}: 'auto_map' asks to run code from the checkpoint, which is never done here;"
+            " remove the key if nothing needs that code"
         )
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes under a temporary name, flushes to disk, then renames: the final name never holds half
-    a file.
+    """Writes under a temporary name, flushes to disk, then renames.
+
+    So the final name never holds half a file, whenever the process is killed.
     """
+    if isinstance(content, str):
+        content = content.encode()
     temporary = file.with_name(f"{file.name}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content)
         flush(temporary)
         os.replace(temporary, file)
     except OSError:
-        temporary.unlink(missing_ok=True)  # of a full disk
+        # On a disk that is full the rest would stay.
+        temporary.unlink(missing_ok=True)
         raise
+    # The new name is an entry of the folder, which has to reach the disk as well.
     flush(file.parent)
 
 
@@ -156,7 +168,7 @@ def digest(files: Iterable[Path]) -> str:
 
 
 def sha256_of(files: Iterable[Path]) -> dict[Path, str]:
-    """The SHA-256 of each file's content."""
+    """The SHA-256 of each file's content, in the order of their names."""
     files = sorted(files)
 
     def hash_of(file: Path) -> str:
@@ -185,6 +197,7 @@ def joined_digest(hashes: dict[Path, str]) -> str:
     if not hashes:
         raise ValueError("there are no files to hash")
     total = hashlib.sha256()
+    # The name without its folder: the same files have the same digest wherever they lie.
     for file in sorted(hashes):
         total.update(f"{file.name}\0{hashes[file]}\n".encode())
     return total.hexdigest()

@@ -1,6 +1,4 @@
-"""What is the hub's and what is a path: a folder that is not there never becomes a stranger's
-repository.
-"""
+"""Which names are the hub's and which are paths: a missing folder never becomes a repository."""
 
 import os
 from pathlib import Path
@@ -22,19 +20,19 @@ def id_of(path: str, setting: str) -> str:
     """
     hub_id = path.removeprefix(PREFIX)
     if hub_id == path and "/" in path and Path(path).parent.is_dir():
-        what = f"no such file or folder (looked from {os.getcwd()}, where {Path(path).parent} is a folder)"
         raise errors.UserError(
-            f"{setting}={path!r}: {what}; correct the path, or give {PREFIX}{path} for the hub's"
+            f"{setting}={path!r}: no such file or folder"
+            f" (looked from {os.getcwd()}, where {Path(path).parent} is a folder);"
+            f" correct the path, or give {PREFIX}{path} for the hub's"
         )
     return hub_id
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of a snapshot in the hub's cache; None of any other folder, of which nobody says
-    one.
-    """
+    """The commit of a snapshot in the hub's cache, which names its folder; None of any other."""
     folder = folder.absolute()
-    is_snapshot = folder.parent.name == "snapshots" and folder.parents[1].name.startswith(
-        ("models--", "datasets--")
-    )
-    return folder.name if is_snapshot else None
+    if folder.parent.name != "snapshots":
+        return None
+    if not folder.parents[1].name.startswith(("models--", "datasets--")):
+        return None
+    return folder.name

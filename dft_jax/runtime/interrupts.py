@@ -1,9 +1,9 @@
-"""SIGTERM and SIGINT: the first asks a run to save and end with exit code 42, a third ends it at
-once.
+"""SIGTERM and SIGINT: the first asks a run to save and exit with 42, a third ends it at once.
 
-The main thread asks between its steps, with `check`, whether its handler has run. A thread hears
-signals as they arrive, also while the main thread waits for a step or a compilation, where handlers
-wait: it tells the user what is still to be done and for about how long, or ends the process.
+The main thread asks between its steps, with `check`, whether its handler has run. Python runs
+handlers in the main thread only, so not while that waits for a step or a compilation. A second
+thread therefore reads the signals as they arrive: it tells the user what is still to be done and
+for about how long, or ends the process.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -26,8 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from dft_jax.runtime import errors, processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# launchers send one signal to a group and pass it on as well: so soon after the first it is the
-# same
+# A launcher may signal the group and also forward the signal; a repeat within this time is an echo.
 ECHO_S = 1.0
 # Steps are dispatched one ahead of the one that runs, so a signal waits for two of them. From this
 # length on a step is awaited first: the device then idles for the host's 10 ms or so between two
@@ -39,10 +38,10 @@ _current: "Interrupts | None" = None
 
 @dataclasses.dataclass
 class Outlook:
-    """What is known of how long a stop will take. The run writes it, the thread that hears signals
-    reads it.
+    """What is known of how long a stop will take.
 
-    Times are of time.monotonic(), in seconds.
+    The run writes it, the thread that reads signals reads it. Times are of time.monotonic(), in
+    seconds.
     """
 
     step_s: float | None = None  # how long the last step took
@@ -55,7 +54,7 @@ class Outlook:
         now = time.monotonic()
         if self.save_began is not None and self.step_began is None:
             return f"the save is running ({_about(self.save_s, now - self.save_began)})"
-        step = "what is under way has to come to where it can be left"
+        step = "the work in progress has to reach a place where it can stop"
         if self.step_began is not None:
             step = f"the step in flight has to end ({_about(self.step_s, now - self.step_began)})"
         return f"{step}, then the state is saved ({_about(self.save_s, 0.0)})"
@@ -80,16 +79,15 @@ class Agreed:
 
 
 def check(*, save_is_due: bool = False, at_once: bool = False) -> bool:
-    """To be called, by all processes alike, wherever a run can be left and taken up again; free
-    when nothing catches.
+    """Stops the run if a signal came; all processes call it wherever a run can be resumed from.
 
     From the first call on there is something to save; before it a signal ends the process at once
-    (with 42 as well).
+    (with 42 as well). Costs nothing where signals are not caught.
 
     Args:
       save_is_due: process 0's clock says that it is time to save.
       at_once: wait for the others' answers, instead of reading at the next call what they say at
-      this one.
+        this one.
 
     Returns:
       Whether all processes should save now.
@@ -116,7 +114,7 @@ def steps_are_long() -> bool:
 
 
 class Interrupts:
-    """While entered, signals are caught; only the main thread can enter it, and only one at a time."""
+    """While entered, signals are caught; one at a time, and entered by the main thread only."""
 
     def __init__(self):
         self.handled: str | None = None  # the name of a signal, once the main thread knows of it
@@ -133,9 +131,11 @@ class Interrupts:
             target=self._watch, args=(reader,), name="signals", daemon=True
         )
         self.thread.start()
+        # The interpreter writes the number of each signal there, whatever the main thread does.
         self.old_writer = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
         self.old_handlers = self._arm()
-        self.old_stderr, sys.stderr = sys.stderr, _BrokenPipeProof(sys.stderr)
+        self.old_stderr = sys.stderr
+        sys.stderr = _BrokenPipeProof(sys.stderr)
         _current = self
         return self
 
@@ -150,20 +150,27 @@ class Interrupts:
         for number, handler in self.old_handlers.items():
             # All is saved and the process is on its way out with 42: nothing should change that
             # code any more.
-            signal.signal(number, signal.SIG_IGN if kind is errors.Stopped else handler)
-        os.close(self.writer)  # ends the thread
+            if kind is errors.Stopped:
+                handler = signal.SIG_IGN
+            signal.signal(number, handler)
+        # The thread reads the end of the pipe, and ends.
+        os.close(self.writer)
         self.thread.join()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.handled = signal.Signals(number).name
 
     def _watch(self, reader: int) -> None:
-        count, last_at = 0, -ECHO_S
+        """The second thread: answers each signal, until the pipe is closed."""
+        count = 0
+        last_at = -ECHO_S
         while byte := os.read(reader, 1):
-            number, now = byte[0], time.monotonic()
+            number = byte[0]
+            now = time.monotonic()
             if number not in SIGNALS or now - last_at < ECHO_S:
                 continue
-            count, last_at = count + 1, now
+            count += 1
+            last_at = now
             name = signal.Signals(number).name
             if not self.is_working:
                 _say(f"{name}: ended before there was anything to save")
@@ -172,21 +179,21 @@ class Interrupts:
                 _say(f"{name}: {outlook.remaining()}; then it ends")
             elif count == 2:
                 _say(
-                    f"{name} again: {outlook.remaining()}; a third signal ends at once, and loses what is not saved"
+                    f"{name} again: {outlook.remaining()};"
+                    " a third signal ends at once, and loses what is not saved"
                 )
             else:
                 os._exit(128 + number)
         os.close(reader)
 
     def agree(self, save_is_due: bool, at_once: bool) -> Agreed:
-        """What all processes know, of this call or (unless `at_once`) at the latest of the one
-        before.
+        """What all processes know of this call, or (unless `at_once`) of the one before.
 
         Their answers are added up on the devices and read one call late, like metrics, so nobody
         waits for them.
         """
         if not self.is_working:
-            # again: the runtimes of accelerators install handlers of their own when they start
+            # Again: the runtimes of accelerators install handlers of their own when they start.
             self._arm()
         self.is_working = True
         is_long = outlook.step_s is None or outlook.step_s >= LONG_STEP_S
@@ -194,10 +201,14 @@ class Interrupts:
             self.agreed = Agreed(self.handled is not None, save_is_due, is_long)
             return self.agreed
         before = self._read()
-        # that it is due was agreed before it could be done
+        # Where all agreed on a save at the call before, it is due once, not twice: the clock starts
+        # anew only when the save begins.
         is_due = save_is_due and not before.save
+        # Every process adds its answer at every call, else they would wait for each other.
         self.pending = _sum_of_all(self.handled is not None, is_due, is_long)
-        now = self._read() if at_once else Agreed(steps_are_long=before.steps_are_long)
+        now = Agreed(steps_are_long=before.steps_are_long)
+        if at_once:
+            now = self._read()
         self.agreed = Agreed(before.stop or now.stop, before.save or now.save, now.steps_are_long)
         return self.agreed
 
@@ -205,43 +216,47 @@ class Interrupts:
         """The answers that are on their way; where there are none, what was known."""
         if self.pending is None:
             return Agreed(steps_are_long=self.agreed.steps_are_long)
-        counts, self.pending = np.asarray(self.pending), None
-        return Agreed(*(bool(count) for count in counts))
+        n_stop, n_save, n_long = np.asarray(self.pending)
+        self.pending = None
+        return Agreed(bool(n_stop), bool(n_save), bool(n_long))
 
 
 def _sum_of_all(stop: bool, save_is_due: bool, steps_are_long: bool) -> jax.Array:
-    """A collective over all devices: how many say each of the three. The last two are asked of
-    process 0 alone.
+    """How many devices say each of the three, the last two those of process 0 alone.
+
+    A collective over all devices: it takes its place between two steps, which are collectives too,
+    and costs no meeting of the hosts.
     """
     is_first = processes.is_first()
-    mine = np.array([stop, is_first and save_is_due, is_first and steps_are_long], np.int32)
+    answers = np.array([stop, is_first and save_is_due, is_first and steps_are_long], np.int32)
+    of_local_devices = np.tile(answers, (jax.local_device_count(), 1))
     layout, total = _adder()
-    return total(
-        jax.make_array_from_process_local_data(layout, np.tile(mine, (jax.local_device_count(), 1)))
-    )
+    return total(jax.make_array_from_process_local_data(layout, of_local_devices))
 
 
 @functools.cache
-def _adder():
+def _adder() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """The layout of one row a device, and the program that adds the rows up."""
     mesh = jax.make_mesh((jax.device_count(),), ("devices",))
     total = functools.partial(jnp.sum, axis=0)
-    return NamedSharding(mesh, P("devices")), jax.jit(total, out_shardings=NamedSharding(mesh, P()))
+    # Replicated, so that every process can read the sum.
+    on_all = NamedSharding(mesh, P())
+    return NamedSharding(mesh, P("devices")), jax.jit(total, out_shardings=on_all)
 
 
 def _say(text: str) -> None:
+    """Writes to stderr itself: Python's has a lock that the main thread may hold."""
     with _ignore_broken_pipe():
         os.write(2, f"\n{text}\n".encode())
 
 
 class _BrokenPipeProof:
-    """stderr whose reader may be gone: Ctrl-C ends the `tee` behind a run as well, which must not
-    cost the state.
-    """
+    """stderr that survives a closed reader: Ctrl-C also kills the `tee` behind a run."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: Any):
         self.stream = stream
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
@@ -256,7 +271,7 @@ class _BrokenPipeProof:
 
 @contextlib.contextmanager
 def _ignore_broken_pipe() -> Iterator[None]:
-    """Once the reader is dead, all that is still to be said goes nowhere: 1 and 2 have the same."""
+    """Once the reader is gone, stdout and stderr are sent to nowhere: both have the same reader."""
     try:
         yield
     except OSError:

@@ -48,16 +48,18 @@ def forbid_core_dumps() -> None:
     _limit(resource.RLIMIT_CORE, 0)
 
 
-def _limit(what: int, value: int, lower_hard: bool = True) -> bool:
+def _limit(kind: int, value: int, lower_hard: bool = True) -> bool:
     """Sets a limit of this process: the hard one too, or only the soft one, which may rise again.
 
     Beyond the hard one, as `ulimit -t` and `ulimit -v` set it on login nodes, setrlimit raises.
     """
-    _, hard = resource.getrlimit(what)
+    _, hard = resource.getrlimit(kind)
     if hard != resource.RLIM_INFINITY:
         value = min(value, hard)
+    if lower_hard:
+        hard = value
     try:
-        resource.setrlimit(what, (value, value if lower_hard else hard))
+        resource.setrlimit(kind, (value, hard))
     except (OSError, ValueError):
         return False
     return True
@@ -71,7 +73,10 @@ def peak_kib(process: int | str = "self") -> int:
     with contextlib.suppress(OSError):
         return _status_kib("VmHWM", process)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 1024 if sys.platform == "darwin" else peak
+    # macOS counts bytes.
+    if sys.platform == "darwin":
+        return peak // 1024
+    return peak
 
 
 def mapped_kib() -> int:
@@ -81,9 +86,12 @@ def mapped_kib() -> int:
     return 0
 
 
-def _status_kib(what: str, process: int | str) -> int:
+def _status_kib(field: str, process: int | str) -> int:
+    """A number of /proc; OSError where there is no such file, as on macOS."""
     status = Path(f"/proc/{process}/status").read_text()
-    return int(re.search(rf"{what}:\s+(\d+)", status)[1])
+    match = re.search(rf"{field}:\s+(\d+)", status)
+    assert match is not None, field
+    return int(match[1])
 
 
 def lock(file: IO) -> None:
@@ -98,16 +106,16 @@ def lock(file: IO) -> None:
 
 def processor() -> str:
     """What decides which machine code this processor runs: its kind, and its instructions."""
+    # Linux.
     with contextlib.suppress(OSError):
         info = Path("/proc/cpuinfo").read_text()
         fields = re.findall(r"^(?:model name|flags|Features)\s*:.*", info, re.MULTILINE)
         return " ".join([platform.machine(), *sorted(set(fields))])
+    # macOS.
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        brand = subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout
-        return f"{platform.machine()} {brand.strip()}"
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return f"{platform.machine()} {done.stdout.strip()}"
     return platform.machine()
 
 

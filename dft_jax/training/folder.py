@@ -89,6 +89,5 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         if step is not None and jax.process_index() == 0:
             print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)
         yield job, RunFolder(path, checkpoints, step, run)
-        # What the helper has not landed yet.
-        for line in getattr(checkpoints, "damaged_notes", list)():
+        for line in checkpoints.damaged_notes():
             print(line, file=sys.stderr)

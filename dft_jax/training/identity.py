@@ -3,7 +3,6 @@ is refused.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -224,9 +223,8 @@ def fingerprint(
     with counts, weights and all.
     """
     found = {f"config.{key}": value for key, value in kept_on_resume(config).items()}
-    found |= {
-        f"architecture.{key}": value for key, value in dataclasses.asdict(model.config).items()
-    }
+    for key, value in model.config.fingerprint().items():
+        found[f"architecture.{key}"] = value
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         found[f"parameters.{name}"] = f"{leaf.dtype}{list(leaf.shape)}"

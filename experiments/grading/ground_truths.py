@@ -39,7 +39,7 @@ def main() -> None:
     arguments.add_argument("--benchmark_data", required=True)
     folder = arguments.parse_args().benchmark_data
     with pool.Grader(workers=1) as grader:
-        for name in benchmarks.BENCHMARKS:
+        for name in benchmarks.MATH:
             cases = [
                 (problem, kind, answer, expected)
                 for problem in benchmarks.load(name, folder)

@@ -60,9 +60,10 @@ def write(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rng, weight_map = np.random.default_rng(0), {}
-    for _, layer, name, shape in tensor_table(build(folder, "bfloat16")):
-        file = f"model-{0 if layer is None else layer + 1:05d}.safetensors"
-        weight_map.setdefault(file, {})[name] = rng.normal(size=shape).astype(ml_dtypes.bfloat16)
+    for tensor in tensor_table(build(folder, "bfloat16")):
+        file = f"model-{0 if tensor.layer is None else tensor.layer + 1:05d}.safetensors"
+        values = rng.normal(size=tensor.shape).astype(ml_dtypes.bfloat16)
+        weight_map.setdefault(file, {})[tensor.name] = values
     for file, tensors in weight_map.items():
         save_file(tensors, folder / file)
     names = {name: file for file, tensors in weight_map.items() for name in tensors}
@@ -82,7 +83,7 @@ def measure(folder: pathlib.Path, param_dtype: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     arrays = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 1e9
     item_bytes = 4 if param_dtype == "float32" else 2
-    largest = max(math.prod(shape) for *_, shape in tensor_table(model)) * item_bytes / 1e9
+    largest = max(math.prod(tensor.shape) for tensor in tensor_table(model)) * item_bytes / 1e9
     print(
         f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB"
     )

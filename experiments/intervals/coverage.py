@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dft_jax.evals import scores
+from dft_jax.evals import scores, significance
 from dft_jax.runtime import files
 from experiments.lab import results
 
@@ -34,25 +34,26 @@ Interval = tuple[float, float]
 
 
 def bootstrap(value_NP: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Percentiles 2.5 and 97.5 of means over problems drawn with replacement, [N, 2]; one drawing
-    serves all sets.
-    """
+    """The percentile bootstrap's interval of means over problems, [N, 2]; all sets share the draws."""
     n_problems = value_NP.shape[1]
-    drawn = random.integers(n_problems, size=(RESAMPLES, n_problems))
-    counts_RP = np.array([np.bincount(each, minlength=n_problems) for each in drawn])
-    return np.quantile(value_NP @ counts_RP.T / n_problems, [0.025, 0.975], axis=1).T
+    counts_RP = _counts(n_problems, random)
+    return significance.percentile_interval(value_NP @ counts_RP.T / n_problems, axis=1).T
+
+
+def _counts(n: int, random: np.random.Generator) -> np.ndarray:
+    """How often each of `n` is drawn in each resample, [R, n]: a mean is then one product."""
+    drawn = significance.resample(n, RESAMPLES, random)
+    return np.array([np.bincount(index, minlength=n) for index in drawn])
 
 
 def bootstrap_of_both(value_NSP: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """As `bootstrap`, with seeds drawn too."""
     _, n_seeds, n_problems = value_NSP.shape
-    seeds = random.integers(n_seeds, size=(RESAMPLES, n_seeds))
-    problems = random.integers(n_problems, size=(RESAMPLES, n_problems))
-    seeds_RS = np.array([np.bincount(each, minlength=n_seeds) for each in seeds])
-    problems_RP = np.array([np.bincount(each, minlength=n_problems) for each in problems])
+    seeds_RS = _counts(n_seeds, random)
+    problems_RP = _counts(n_problems, random)
     counts_RX = (seeds_RS[:, :, None] * problems_RP[:, None, :]).reshape(RESAMPLES, -1)
     means_NR = value_NSP.reshape(len(value_NSP), -1) @ counts_RX.T / (n_seeds * n_problems)
-    return np.quantile(means_NR, [0.025, 0.975], axis=1).T
+    return significance.percentile_interval(means_NR, axis=1).T
 
 
 def row(

@@ -7,15 +7,14 @@ Letters as elsewhere: S seeds, P problems. Shares are fractions; tables and figu
 import argparse
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
 
+from dft_jax.analysis import figures
 from dft_jax.analysis.comparison import COLOURS
 from dft_jax.evals import scores
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+plt = figures.pyplot()
 
 COLOUR_OF = {"base": COLOURS[0], "none": COLOURS[0], "sft": COLOURS[1], "dft": COLOURS[2]}
 HERE = Path(__file__).parent
@@ -110,13 +109,9 @@ def difference(
 
 
 def pass_at_k(rows: pd.DataFrame, k: int) -> np.ndarray:
-    """The chance that one of k samples is right, [S, P]: 1 - C(n-c, k)/C(n, k) with c of n right
-    (arXiv 2107.03374).
-    """
-    n = int(rows.samples.iloc[0])
-    wrong_SP = n - np.rint(shares(rows) * n)
-    j = np.arange(k)
-    return 1 - np.prod(np.clip((wrong_SP[..., None] - j) / (n - j), 0, None), axis=-1)
+    """`scores.pass_at_k` of each seed and problem, [S, P]."""
+    n_samples = int(rows.samples.iloc[0])
+    return scores.pass_at_k_of_counts(np.rint(shares(rows) * n_samples), n_samples, k)
 
 
 def text(triple: tuple[float, float, float], sign: bool = False) -> str:

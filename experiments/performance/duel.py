@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dft_jax.evals import significance
+
 ROOT = Path(__file__).parents[2]
 
 # Everything from the heap, which only ever grows: no page is given back to be faulted in again at
@@ -184,11 +186,14 @@ def step_s(rounds: list[dict]) -> np.ndarray:
 def ratio_interval(
     above: np.ndarray, below: np.ndarray, draws: int = 10_000
 ) -> tuple[float, float, float]:
-    """The ratio of medians and its 95 % bootstrap interval; whole rounds are drawn: their members
-    were side by side.
+    """The ratio of medians and its 95 % bootstrap interval.
+
+    Whole rounds are drawn: their members were side by side.
     """
     assert len(above) == len(below) > 0, (len(above), len(below))
-    drawn = np.random.default_rng(0).integers(len(above), size=(draws, len(above)))
-    ratios = np.median(above[drawn], axis=1) / np.median(below[drawn], axis=1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(np.median(above) / np.median(below)), float(low), float(high)
+
+    def ratio(index_Rn: np.ndarray) -> np.ndarray:
+        return np.median(above[index_Rn], axis=1) / np.median(below[index_Rn], axis=1)
+
+    low, high = significance.bootstrap_interval(ratio, len(above), n_resamples=draws)
+    return float(np.median(above) / np.median(below)), low, high

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dft_jax.evals import significance
 from dft_jax.models import model as models
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import matmul_precision
@@ -81,14 +82,15 @@ def timed(work: Callable[[], object], tiny: bool, rounds: int = 9) -> np.ndarray
 
 def summary(values: np.ndarray, note: str, **more) -> dict:
     """Median and its 95 % bootstrap interval."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(5000, len(values)))
-    low, high = np.quantile(np.median(values[drawn], axis=1), [0.025, 0.975])
+    low, high = significance.bootstrap_interval(
+        lambda index_Rn: np.median(values[index_Rn], axis=1), len(values), n_resamples=5000
+    )
     statistics = jax.devices()[0].memory_stats() or {}
     peak = statistics["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in statistics else None
     found = {
         "value": float(np.median(values)),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "rounds": len(values),
     }
     return found | {"note": note, "peak_gib": peak, **more}

@@ -7,6 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
+from dft_jax.analysis import figures
 from experiments.performance import records, targets
 
 HERE = Path(__file__).parent
@@ -82,11 +83,7 @@ def draw(folder: Path, file: Path) -> bool:
     """One picture: each value as a multiple of its floor (right of 1 is better), with its interval
     and its aim.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = figures.pyplot()
     panels = []
     for name, wanted in (("cpu", targets.CPU), ("gpu", targets.GPU)):
         if (folder / f"{name}.csv").exists():

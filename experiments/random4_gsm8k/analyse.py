@@ -9,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+
+from dft_jax.analysis import figures
+
+plt = figures.pyplot()
 
 HERE = Path(__file__).parent
 LAYOUTS = {"1device": "one device", "8devices": "8 devices, 2×2×2", "4micro": "4 micro-batches"}

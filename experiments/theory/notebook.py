@@ -34,6 +34,7 @@ from dft_jax import sharding
 from dft_jax.analysis.comparison import COLOURS
 from dft_jax.data import packing
 from dft_jax.data.sources import world
+from dft_jax.evals import significance
 from dft_jax.lab.recipe import lab_config
 from dft_jax.lm import open_config
 from dft_jax.losses import objectives
@@ -428,14 +429,14 @@ save(figure, "variance.png")
 rng = np.random.default_rng(2)
 sampled_bins = np.unique(bin_N)
 own_of = [np.flatnonzero(bin_N == i) for i in sampled_bins]
-drawn = [own[rng.integers(0, len(own), (2000, len(own)))] for own in own_of]  # [R, n] each
+drawn = [own[significance.resample(len(own), 2000, rng)] for own in own_of]  # [R, n] each
 
 
 def with_interval(name: str, values, resampled) -> dict:
     """Columns `name`, `name_low`, `name_high`: values, and the ends of the bootstrap interval of
     each.
     """
-    low, high = np.array([np.percentile(values_R, [2.5, 97.5]) for values_R in resampled]).T
+    low, high = np.array([significance.percentile_interval(values_R) for values_R in resampled]).T
     return {name: np.array(values), f"{name}_low": low, f"{name}_high": high}
 
 

@@ -81,6 +81,26 @@ def test_a_reader_moves_nothing_a_run_sets_aside(folder, capfd):
     assert "set aside as 3.damaged" in capfd.readouterr().err
 
 
+def test_quarantined_checkpoints_are_reported_with_their_size(folder, monkeypatch):
+    """Nothing removes them, so somebody has to be told that they are there."""
+    assert Checkpoints(folder).damaged_notes() == []
+    flip_bit(folder / "3")
+    checkpoints = Checkpoints(folder)
+    checkpoints.newest(repair=True)
+    size = sum(file.stat().st_size for file in (folder / "3.damaged").rglob("*") if file.is_file())
+    assert 16_000 < size < 999_000, "64 · 64 numbers of four bytes, and what describes them"
+    remedy = "differed from its manifest and is not used; remove it when you have looked"
+    place = f"{folder}/3.damaged ({size / 1000:.3g} kB)"
+    assert checkpoints.damaged_notes() == [f"note: {place} {remedy}"]
+    (folder / "10.damaged").mkdir()
+    assert [note.split(" ")[1] for note in checkpoints.damaged_notes()] == [
+        f"{folder}/3.damaged",
+        f"{folder}/10.damaged",
+    ]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert checkpoints.damaged_notes() == []
+
+
 def test_none_that_is_good_is_not_a_new_start(folder):
     for step in ("2", "3"):
         flip_bit(folder / step)
@@ -116,7 +136,7 @@ def test_an_unfinished_step_does_not_count(folder, capfd):
     (folder / "1.removed").mkdir()
     with Checkpoints(folder, keep=2) as checkpoints:
         assert checkpoints.newest(repair=True) == 2
-        assert names(folder) == ["2"] and "its saving never ended" in capfd.readouterr().err
+        assert names(folder) == ["2"] and "its save was never completed" in capfd.readouterr().err
         checkpoints.save(3, state(3), RUN)
     assert names(folder) == ["2", "3"]
 
@@ -192,7 +212,7 @@ def test_only_the_run_itself_is_told_to_remove_what_cannot_be_read(folder):
     run.newest(repair=True)
     with pytest.raises(errors.UserError, match="cannot be read .* sets it aside"):
         reader.run_of(3)
-    with pytest.raises(errors.UserError, match="cannot be read .* remove that folder to go on"):
+    with pytest.raises(errors.UserError, match="cannot be read .* remove that folder to resume"):
         run.run_of(3)
 
 

@@ -313,13 +313,13 @@ BAD = {
         [],
         [
             "predictions.jsonl:2: field 'sample' should be the number of the sample, from 0 to 1000000000, not '0'",
-            "mend the row",
+            "fix the row",
         ],
     ),
     "a reference with an empty box": (
         lines({**OK, "reference": r"so \boxed{}"}),
         [],
-        ["predictions.jsonl:1: the reference marks an answer", "mend or remove the row"],
+        ["predictions.jsonl:1: the reference marks an answer", "fix or remove the row"],
     ),
     "unknown marker": (
         lines(OK),

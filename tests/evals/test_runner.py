@@ -19,7 +19,7 @@ from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import evaluate
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
-from dft_jax.evals import report, runner
+from dft_jax.evals import grading, runner
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.settings import Settings
 from dft_jax.models.hf.export import Origin, export
@@ -706,7 +706,14 @@ def test_a_signal_is_heard_while_grading():
         interrupts.check()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(errors.Stopped, match="SIGTERM"):
-            report.grade(predictions, {}, mode="strict", last_number=False, workers=1)
+            grading.grade(
+                predictions,
+                {},
+                mode="strict",
+                last_number=False,
+                answer_markers=("box",),
+                workers=1,
+            )
         assert caught.handled == "SIGTERM"
 
 

@@ -127,4 +127,5 @@ def test_rematerialisation_changes_nothing(remat, golden, mesh1):
 def test_rope_scaling_in_both_schemas_is_the_same():
     old, new = read_config(GOLDEN / "llama3_oldschema"), read_config(GOLDEN / "llama3")
     assert old == new
-    assert old.rope.type == "llama3" and old.rope.factor == 8.0
+    rope = old.layers[0].rope
+    assert rope.type == "llama3" and rope.factor == 8.0

@@ -281,8 +281,8 @@ OF_MODELS = [
     Change(
         "model-no-query-and-key-norms",
         "dft_jax/models/decoder.py",
-        "if c.qk_norm:",
-        "if c.qk_norm and False:",
+        "if self.layer.qk_norm:",
+        "if self.layer.qk_norm and False:",
         GOLDEN,
         "logits and qwen3",
     ),
@@ -343,8 +343,8 @@ OF_EVALUATION = [
     Change(
         "scores-pass-at-k-with-replacement",
         "dft_jax/evals/scores.py",
-        "(wrong_P[:, None] - j_K) / (n_samples - j_K)",
-        "(wrong_P[:, None] + 0 * j_K) / n_samples",
+        "(wrong[..., None] - j_K) / (n_samples - j_K)",
+        "(wrong[..., None] + 0 * j_K) / n_samples",
         SCORES,
     ),
     Change(
@@ -357,7 +357,7 @@ OF_EVALUATION = [
     Change(
         "scores-no-answer-votes",
         "dft_jax/evals/scores.py",
-        "collections.Counter(each for each in classes_S if each is not None)",
+        "collections.Counter(number for number in classes_S if number is not None)",
         "collections.Counter(classes_S)",
         SCORES,
     ),

@@ -9,7 +9,7 @@ import pytest
 
 from dft_jax import config as config_lib, plan
 from dft_jax.models.model import DecoderSpec, parameter_count
-from dft_jax.models.spec import Rope
+from dft_jax.models.spec import LayerSpec, Rope
 from dft_jax.planner import liveness, memory
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
@@ -70,17 +70,19 @@ def small(compute="float32"):
         128,
     )
     config.model.compute_dtype = compute
-    sizes = dict(
-        vocab_size=8192, hidden_size=256, num_layers=6, num_heads=4, num_kv_heads=2, head_dim=64
-    )
-    rest = dict(
+    spec = DecoderSpec(
+        vocab_size=8192,
+        hidden_size=256,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
         intermediate_size=1024,
         rms_epsilon=1e-6,
-        rope=Rope(1e4),
         tie_embeddings=True,
         max_length=512,
+        layers=(LayerSpec(Rope(1e4)),) * 6,
     )
-    return memory.Planner(config, DecoderSpec(**sizes, **rest))
+    return memory.Planner(config, spec)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def test_what_remains_is_told_from_what_was_measured(monkeypatch):
     told = interrupts.Outlook().remaining()
     assert (
         told
-        == f"what is under way has to come to where it can be left, then the state is saved ({unknown})"
+        == "the work in progress has to reach a place where it can stop, then the state is saved"
+        f" ({unknown})"
     )
     told = interrupts.Outlook(step_s=60.0, step_began=80.0, save_s=12.0).remaining()
     assert (

@@ -85,13 +85,13 @@ def test_windows_ends_in_one_line():
 def test_workers_without_limits_of_memory_work_and_it_is_said_once(monkeypatch, capfd):
     monkeypatch.syspath_prepend(str(STAND_IN))  # workers get it from here
     monkeypatch.setattr(system, "sys", SimpleNamespace(platform="darwin"))
-    sandbox._say_what_lacks.cache_clear()
+    sandbox._note_missing.cache_clear()
     for _ in range(2):
         worker = sandbox.Worker("tests.runtime.test_sandbox:serve", 20.0, 200)
         assert worker.ask(["echo", 5]) == 5
         assert worker.ask(["fill", 300 * 2**20]) == 300 * 2**20
         worker.kill()
-    sandbox._say_what_lacks.cache_clear()
+    sandbox._note_missing.cache_clear()
     assert capfd.readouterr().err.count(NOTE) == 1
 
 

@@ -45,6 +45,10 @@ class Graded:
     extracted: str | None  # the answer's text, None where the completion has none
 
 
+def no_check() -> None:
+    """Lets the grading go on."""
+
+
 class Grader:
     """Owns the workers; use it as a context manager.
 
@@ -94,7 +98,7 @@ class Grader:
         self,
         items: Sequence[tuple[str, str]],
         progress: bool = True,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = no_check,
         truncated: Sequence[bool] = (),
     ) -> list[Graded]:
         """Grades (completion, reference) pairs in their order; equal answers to equal references

@@ -11,18 +11,20 @@ from dft_jax.sharding import BATCH_AXES
 
 # A cache [B, G, S, K]: rows along the batch's axes, key/value heads along `tensor`.
 CACHE_SPEC = P(BATCH_AXES, "tensor", None, None)
+# Keys and values of one layer.
+LayerCache = tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]]
 
 
 def cached_attention(
     q_BHK: Float[Array, "B H K"],
     k_BGK: Float[Array, "B G K"],
     v_BGK: Float[Array, "B G K"],
-    cache: tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]],
+    cache: LayerCache,
     positions_B: Int[Array, " B"],
     *,
     window: int | None,
     mesh: Mesh,
-) -> tuple[Float[Array, "B H K"], tuple]:
+) -> tuple[Float[Array, "B H K"], LayerCache]:
     """Writes one token's key and value at its position of each row; its query attends to all up to
     there.
 

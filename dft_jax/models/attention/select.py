@@ -8,6 +8,7 @@ JAX: outputs and gradients.
 
 import functools
 import sys
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -80,64 +81,99 @@ def mistake(name: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: in
         found = packed_errors(name, c, mesh, compute_dtype, block)
     except Exception as error:  # whatever a kernel's compiler throws
         return f"does not run here ({errors.first_line(error)})"
-    wrong = [
-        f"{key} {error:.2g}"
-        for key, error in found.items()
-        if not error <= _TOLERANCE[compute_dtype]
-    ]
-    return f"mixes what is packed together (errors: {', '.join(wrong)})" if wrong else None
+    wrong = []
+    for quantity, error in found.items():
+        # also where it is NaN
+        if not error <= _TOLERANCE[compute_dtype]:
+            wrong.append(f"{quantity} {error:.2g}")
+    if wrong:
+        return f"mixes what is packed together (errors: {', '.join(wrong)})"
+    return None
 
 
 def packed_errors(
     name: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: int
 ) -> dict[str, float]:
-    """The largest error of a position, over the root mean square of all, in the output and the
-    three gradients.
-    """
-    B, H, G = 2 * sharding.batch_shards(mesh), c.num_heads, c.num_kv_heads
-    window = c.sliding_window and min(c.sliding_window, _LONGEST_WINDOW)
-    attend = functools.partial(causal_attention, window=window, block=block, mesh=mesh)
+    """The largest error of a position, over the root mean square of all, by quantity.
 
-    def draw(seed, heads, scale=1.0):
-        x_BLXK = scale * jax.random.normal(
-            jax.random.key(seed), (B, _SEGMENTS_2L.shape[1], heads, c.head_dim)
-        )
+    The quantities are the output and the three gradients. Where layers have different windows, it
+    is the largest among these.
+    """
+    worst: dict[str, float] = {}
+    for window in c.windows:
+        found = _errors_with_window(name, c, window, mesh, compute_dtype, block)
+        for quantity, error in found.items():
+            # NumPy's, which keeps NaN
+            worst[quantity] = float(np.maximum(error, worst.get(quantity, 0.0)))
+    return worst
+
+
+def _errors_with_window(
+    name: str, c: DecoderSpec, window: int | None, mesh: Mesh, compute_dtype: str, block: int
+) -> dict[str, float]:
+    if window is not None:
+        window = min(window, _LONGEST_WINDOW)
+    attend = functools.partial(causal_attention, window=window, block=block, mesh=mesh)
+    n_rows = 2 * sharding.batch_shards(mesh)
+
+    def draw(seed: int, heads: int, scale: float = 1.0) -> jax.Array:
+        shape = (n_rows, _SEGMENTS_2L.shape[1], heads, c.head_dim)
+        x_BLXK = scale * jax.random.normal(jax.random.key(seed), shape)
+        # Rows and heads on the devices that have them in a run.
         return sharding.with_logical_layout(
             x_BLXK.astype(compute_dtype), mesh, "batch", "length", "heads", "head_dim"
         )
 
-    def packed(*qkv):
-        return attend(*qkv, jnp.tile(_SEGMENTS_2L, (B // 2, 1)), backend=name)
+    def draw_all() -> tuple[jax.Array, ...]:
+        # Scores of standard deviation 4: a query looks at few keys, so that one key too many or too
+        # few is no small thing.
+        q_BLHK = draw(0, c.num_heads, scale=4.0)
+        k_BLGK = draw(1, c.num_kv_heads)
+        v_BLGK = draw(2, c.num_kv_heads)
+        cotangent_BLHK = draw(3, c.num_heads)
+        return q_BLHK, k_BLGK, v_BLGK, cotangent_BLHK
 
-    def separate(*qkv):
+    def packed(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array) -> jax.Array:
+        segments_BL = jnp.tile(_SEGMENTS_2L, (n_rows // 2, 1))
+        return attend(q_BLHK, k_BLGK, v_BLGK, segments_BL, backend=name)
+
+    def separate(*qkv: jax.Array) -> jax.Array:
+        """The same, each segment by itself in plain JAX."""
         rows = []
         for kind, (_, lengths) in enumerate(_ROWS):
-            pieces = zip(
-                *(jnp.split(x[kind::2], np.cumsum(lengths)[:-1], axis=1) for x in qkv), strict=True
-            )
-            rows.append(
-                jnp.concatenate(
-                    [attend(*p, jnp.ones(p[0].shape[:2], jnp.int32)) for p in pieces], axis=1
-                )
-            )
+            ends = np.cumsum(lengths)[:-1]
+            q_pieces, k_pieces, v_pieces = (jnp.split(x[kind::2], ends, axis=1) for x in qkv)
+            outputs = []
+            for q, k, v in zip(q_pieces, k_pieces, v_pieces, strict=True):
+                outputs.append(attend(q, k, v, jnp.ones(q.shape[:2], jnp.int32)))
+            rows.append(jnp.concatenate(outputs, axis=1))
         return jnp.stack(rows, axis=1).reshape(qkv[0].shape)
 
-    def with_gradients(attend, qkv, cotangent_BLHK):
-        out_BLHK, gradients = jax.vjp(attend, *qkv)
-        return (out_BLHK, *gradients(cotangent_BLHK.astype(out_BLHK.dtype)))
-
-    def largest(found_BLXK, exact_BLXK):
-        error_BLX = jnp.square(found_BLXK.astype(jnp.float32) - exact_BLXK).sum(axis=-1)
-        return jnp.sqrt(error_BLX.max() / jnp.square(exact_BLXK).sum(axis=-1).mean())
-
-    # Scores of standard deviation 4: a query looks at few keys, so that one key too many or too few
-    # is no small thing.
-    *qkv, cotangent_BLHK = jax.jit(
-        lambda: (draw(0, H, scale=4.0), draw(1, G), draw(2, G), draw(3, H))
-    )()
-    made_by = jax.jit(with_gradients, static_argnums=0)
+    *qkv, cotangent_BLHK = jax.jit(draw_all)()
+    made_by = jax.jit(_with_gradients, static_argnums=0)
     found = made_by(packed, qkv, cotangent_BLHK)
     with jax.default_matmul_precision("highest"):
         exact = made_by(separate, [x.astype(jnp.float32) for x in qkv], cotangent_BLHK)
-    compare = jax.jit(lambda *both: tuple(map(largest, *both)), out_shardings=sharding.named(mesh))
-    return dict(zip(("output", "dq", "dk", "dv"), map(float, compare(found, exact)), strict=True))
+    # Replicated, so that every process has the numbers.
+    compare = jax.jit(_largest_errors, out_shardings=sharding.named(mesh))
+    quantities = ("output", "dq", "dk", "dv")
+    return dict(zip(quantities, map(float, compare(found, exact)), strict=True))
+
+
+def _with_gradients(
+    attend: Callable, qkv: Sequence[jax.Array], cotangent_BLHK: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The output, and the gradients of queries, keys and values."""
+    out_BLHK, gradients = jax.vjp(attend, *qkv)
+    return (out_BLHK, *gradients(cotangent_BLHK.astype(out_BLHK.dtype)))
+
+
+def _largest_errors(
+    found: Sequence[jax.Array], exact: Sequence[jax.Array]
+) -> tuple[jax.Array, ...]:
+    largest = []
+    for found_BLXK, exact_BLXK in zip(found, exact, strict=True):
+        error_BLX = jnp.square(found_BLXK.astype(jnp.float32) - exact_BLXK).sum(axis=-1)
+        size = jnp.square(exact_BLXK).sum(axis=-1).mean()
+        largest.append(jnp.sqrt(error_BLX.max() / size))
+    return tuple(largest)

@@ -1,17 +1,23 @@
-"""One file per architecture family: `HF_MODEL_TYPE`, and `read(reader)` from its config.json to a
-DecoderSpec.
+"""One file per architecture family; a new one is found by itself, and so is its golden checkpoint.
 
-A new file here is found by itself; the tests find its golden checkpoint under tests/golden/ the
-same way.
+A family has
+  HF_MODEL_TYPE   the `model_type` of its config.json,
+  read(reader)    from its config.json to a DecoderSpec, every key accounted for,
+  TENSORS         parameter of ours -> tensor of its checkpoints.
 """
 
 import importlib
 import pkgutil
+from types import ModuleType
 
-FAMILIES = {
-    module.HF_MODEL_TYPE: module
-    for module in (
-        importlib.import_module(f"{__name__}.{info.name}")
-        for info in pkgutil.iter_modules(__path__)
-    )
-}
+
+def _find() -> dict[str, ModuleType]:
+    """model_type -> the module of this folder that reads it."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        found[module.HF_MODEL_TYPE] = module
+    return found
+
+
+FAMILIES = _find()

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-from dft_jax.models.spec import DecoderSpec, Rope, Yarn
+from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
 from dft_jax.runtime import errors
 
 # Keys that do not change what training computes, at any value: bookkeeping, generation defaults,
@@ -252,32 +252,39 @@ _ROPES = {
 }
 
 
-def read_common(reader: ConfigReader) -> dict[str, Any]:
-    """The fields that every supported family spells alike, as keyword arguments of DecoderSpec."""
-    hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+def read_common(reader: ConfigReader, *, ties_by_default: bool = False) -> DecoderSpec:
+    """A decoder from the keys that all supported families spell alike; its layers are Llama's.
+
+    A family changes what it has otherwise (`DecoderSpec.with_layers`). `ties_by_default` is what an
+    absent `tie_word_embeddings` means to the family in transformers.
+    """
+    hidden_size = reader.size("hidden_size")
+    num_heads = reader.size("num_attention_heads")
     reader.expect("hidden_act", "silu")
     reader.expect("attention_dropout", 0.0, 0)
     reader.expect("is_encoder_decoder", False)
     context = reader.size("max_position_embeddings")
     rope = reader.rope(context)
-    # published files say the original context there, or already the longer one
     if rope.type == "yarn":
+        # published files say the original context there, or already the longer one
         context = min(max(context, int(rope.factor * rope.original_context)), _MOST)
     if "head_dim" not in reader.raw and hidden_size % num_heads:
         reader.problem(
-            f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}: give head_dim"
+            f"hidden_size={hidden_size} is not a multiple of num_attention_heads={num_heads}:"
+            " give head_dim"
         )
-    return dict(
-        vocab_size=reader.size("vocab_size"),
+    vocab_size = reader.size("vocab_size")
+    num_layers = reader.size("num_hidden_layers", most=_MOST_LAYERS)
+    return DecoderSpec(
+        vocab_size=vocab_size,
         hidden_size=hidden_size,
-        num_layers=reader.size("num_hidden_layers", most=_MOST_LAYERS),
         num_heads=num_heads,
         num_kv_heads=reader.size("num_key_value_heads", num_heads),
         head_dim=reader.size("head_dim", max(hidden_size // num_heads, 1)),
         intermediate_size=reader.size("intermediate_size"),
         rms_epsilon=reader.positive("rms_norm_eps"),
-        rope=rope,
-        tie_embeddings=reader.take("tie_word_embeddings", bool, False),
+        tie_embeddings=reader.take("tie_word_embeddings", bool, ties_by_default),
         max_length=context,
+        layers=(LayerSpec(rope),) * num_layers,
         init_std=reader.positive("initializer_range", 0.02),
     )

@@ -28,7 +28,7 @@ from dft_jax.models.hf.locate import (
     tokenizer_files,
 )
 from dft_jax.models.hf.safetensors import INDEX_NAME, Checkpoint, other_dtypes, weights_dtype
-from dft_jax.models.hf.tensors import tensor_table
+from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files, interrupts
 from dft_jax.runtime.files import flush, write_json
@@ -128,7 +128,7 @@ def export(
         measured = rounding.measure(
             params, model, base, source_dtype if keeps_types else dtype, others
         )
-        smaller, written = _n_bytes(model, measured.dtype, others), measured
+        smaller, written = _total_bytes(model, measured.dtype, others), measured
         if dtype == "auto" and measured.lost_share >= MOST_LOST:
             written, others, keeps_types = measured.in_float32(), {}, False
         if is_writer:
@@ -137,7 +137,7 @@ def export(
                 written,
                 dtype,
                 base is None,
-                (smaller, _n_bytes(model, written.dtype, others)),
+                (smaller, _total_bytes(model, written.dtype, others)),
             )
         try:
             if is_writer:
@@ -172,12 +172,19 @@ def provenance(folder: Path) -> dict[str, Any] | None:
     return files.read_json(file) if file.exists() else None
 
 
-def _n_bytes(model: Model, dtype: str, others: dict[str, str]) -> int:
-    """Of all tensors as they are written."""
-    return sum(
-        math.prod(shape) * jnp.dtype(others.get(name, dtype)).itemsize
-        for _, _, name, shape in tensor_table(model)
-    )
+def _n_bytes(tensor: Tensor, dtype: str) -> int:
+    return math.prod(tensor.shape) * jnp.dtype(dtype).itemsize
+
+
+def _total_bytes(model: Model, dtype: str, others: dict[str, str]) -> int:
+    """Of all tensors, each as `dtype` or as the one that `others` has for it."""
+    table = tensor_table(model)
+    return sum(_n_bytes(tensor, others.get(tensor.name, dtype)) for tensor in table)
+
+
+def _layer_order(tensor: Tensor) -> int:
+    """Files begin with what is outside the layers."""
+    return -1 if tensor.layer is None else tensor.layer
 
 
 def _announce(
@@ -216,14 +223,13 @@ def _write_tensors(
     params: Params, model: Model, to: Path, dtype: str, others: dict[str, str], max_shard_gb: float
 ) -> None:
     """Each tensor as `dtype`, or as the one that `others` has for it."""
-    # in layer order
-    table = sorted(tensor_table(model), key=lambda e: (e[1] is not None, e[1] or 0))
-    entries = {
-        name: (path, layer, shape, others.get(name, dtype)) for path, layer, name, shape in table
-    }
+    table = sorted(tensor_table(model), key=_layer_order)
+    by_name = {tensor.name: tensor for tensor in table}
+    dtypes = {tensor.name: others.get(tensor.name, dtype) for tensor in table}
+    sizes = {tensor.name: _n_bytes(tensor, dtypes[tensor.name]) for tensor in table}
     shards = split_state_dict_into_shards_factory(
-        entries,
-        get_storage_size=lambda entry: math.prod(entry[2]) * jnp.dtype(entry[3]).itemsize,
+        sizes,
+        get_storage_size=lambda n_bytes: n_bytes,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=int(max_shard_gb * 1e9),
     )
@@ -235,10 +241,9 @@ def _write_tensors(
             for name in names:
                 interrupts.check()
                 _log.debug("export %s", name)
-                *place, own_dtype = entries[name]
-                tensor = read(*place)  # by all processes together
+                array = read(by_name[name])  # by all processes together
                 if is_writer:
-                    tensors[name] = np.ascontiguousarray(tensor.astype(own_dtype))
+                    tensors[name] = np.ascontiguousarray(array.astype(dtypes[name]))
                 progress.update()
             if is_writer:
                 _save(tensors, to / file_name)

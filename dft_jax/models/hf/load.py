@@ -7,55 +7,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
 from dft_jax import sharding
-from dft_jax.models.hf.safetensors import _REMEDY, DTYPES, EMBEDDING, HEAD, Checkpoint
-from dft_jax.models.hf.tensors import tensor_table
+from dft_jax.models.hf.safetensors import DTYPES, EMBEDDING, HEAD, REMEDY, Checkpoint
+from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, errors
 from dft_jax.types import Params
 
 
 def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
-    """Compares the checkpoint's names, shapes and dtypes with the model's; all differences in one
-    UserError.
-    """
-    headers, expected = (
-        checkpoint.headers,
-        {name: shape for _, _, name, shape in tensor_table(model)},
-    )
-    # a buffer of old Llama files
-    ignored = {name for name in headers if name.endswith(".rotary_emb.inv_freq")}
+    """Compares names, shapes and dtypes with the model's; one UserError says all differences."""
+    headers = checkpoint.headers
+    expected = {tensor.name: tensor.shape for tensor in tensor_table(model)}
     tied_head = HEAD in headers and model.config.tie_embeddings
     if tied_head:
         expected[HEAD] = expected[EMBEDDING]
-    others = {
-        "missing": expected.keys() - headers.keys(),
-        "unexpected": headers.keys() - expected.keys() - ignored,
-    }
-    found = [
-        (len(names), what, ", ".join(sorted(names))) for what, names in others.items() if names
-    ]
-    problems = [f"{count} {what} tensors: {names}; {_REMEDY}" for count, what, names in found]
+    # a buffer of old Llama files
+    ignored = {name for name in headers if name.endswith(".rotary_emb.inv_freq")}
+    missing = expected.keys() - headers.keys()
+    unexpected = headers.keys() - expected.keys() - ignored
+    problems = []
+    for what, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            problems.append(f"{len(names)} {what} tensors: {', '.join(sorted(names))}; {REMEDY}")
     for name in sorted(expected.keys() & headers.keys()):
         shape, dtype = headers[name]
         if shape != expected[name]:
             problems.append(
-                f"{name} has shape {list(shape)}, config.json says {list(expected[name])}; {_REMEDY}"
+                f"{name} has shape {list(shape)}, config.json says {list(expected[name])}; {REMEDY}"
             )
         if dtype not in DTYPES:
             problems.append(f"{name} has dtype {dtype}; save it as one of {', '.join(DTYPES)}")
-    if (
-        tied_head
-        and not problems
-        and not np.array_equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING))
-    ):
-        remedy = "set it to false to keep the head"
+    if tied_head and not problems and not _heads_are_equal(checkpoint):
         problems.append(
-            f"{HEAD} differs from the embedding, but config.json has tie_word_embeddings=true; {remedy}"
+            f"{HEAD} differs from the embedding, but config.json has tie_word_embeddings=true;"
+            " set it to false to keep the head"
         )
     errors.raise_if_any([f"{checkpoint.folder}: {problem}" for problem in problems])
+
+
+def _heads_are_equal(checkpoint: Checkpoint) -> bool:
+    return np.array_equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING))
 
 
 def load_params(checkpoint: Checkpoint, model: Model) -> Params:
@@ -69,51 +64,60 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
     """
     arrays: dict[tuple[str, ...], jax.Array] = {}
     leaves = flatten_dict(model.abstract_params)
-    table = list(tensor_table(model))
-    for path, layer, name, _ in tqdm(
-        table, desc="import", unit="tensor", disable=jax.process_index() > 0
-    ):
-        leaf = leaves[path]
-        host = checkpoint.read(name).reshape(leaf.shape if layer is None else leaf.shape[1:])
-        if not np.isfinite(host).all():
-            where = checkpoint.folder / checkpoint.file_of[name]
-            raise errors.UserError(
-                f"{where}: {name} holds NaN or infinity; fetch it again, or take another checkpoint"
-            )
-        if layer is None:
-            arrays[path] = _place(host, leaf.sharding, leaf.dtype)
-        else:
-            if path not in arrays:
-                zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
-                arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
-            layout = sharding.named(model.mesh, *leaf.sharding.spec[1:])
-            arrays[path] = _write_layer(arrays[path], _place(host, layout, leaf.dtype), layer)
+    is_silent = jax.process_index() > 0
+    for tensor in tqdm(tensor_table(model), desc="import", unit="tensor", disable=is_silent):
+        path, leaf = tensor.path, leaves[tensor.path]
+        host = _read_finite(checkpoint, tensor.name)
+        if tensor.index is None:
+            arrays[path] = _place(host.reshape(leaf.shape), leaf.sharding, leaf.dtype)
+            continue
+        if path not in arrays:
+            zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
+            arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
+        # One layer is cut as its stack is, whose first axis stays whole.
+        layout = sharding.named(model.mesh, *leaf.sharding.spec[1:])
+        one = _place(host.reshape(leaf.shape[1:]), layout, leaf.dtype)
+        arrays[path] = _write_layer(arrays[path], one, tensor.index)
     distributed.meet("weights")  # one disk may be minutes slower than another
     return unflatten_dict(arrays)
 
 
-def _place(host: np.ndarray, layout, dtype) -> jax.Array:
+def _read_finite(checkpoint: Checkpoint, name: str) -> np.ndarray:
+    """A tensor as it is in the checkpoint; UserError where it holds NaN or infinity."""
+    host = checkpoint.read(name)
+    if not np.isfinite(host).all():
+        file = checkpoint.folder / checkpoint.file_of[name]
+        raise errors.UserError(
+            f"{file}: {name} holds NaN or infinity; fetch it again, or take another checkpoint"
+        )
+    return host
+
+
+def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Array:
+    """The array on its devices; each part is converted by itself, so that no whole copy is made."""
     return jax.make_array_from_callback(host.shape, layout, lambda index: host[index].astype(dtype))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write_layer(stacked: jax.Array, one: jax.Array, layer) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stacked, one, layer, 0)
+def _write_layer(stacked: jax.Array, one: jax.Array, index: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stacked, one, index, 0)
 
 
-def tensor_reader(
-    params: Params, model: Model
-) -> Callable[[tuple[str, ...], int | None, tuple[int, ...]], np.ndarray]:
-    """Returns read(path, layer, shape): one tensor of `params`, whole on every process's host,
-    checkpoint-shaped.
+def tensor_reader(params: Params, model: Model) -> Callable[[Tensor], np.ndarray]:
+    """Returns read(tensor): it from `params`, whole on every process's host, as checkpoints have it.
+
+    All processes have to read the same tensors in the same order.
     """
+    # Without axes: every device, and so every host, gets all of it.
     layout = sharding.named(model.mesh)
-    take = jax.jit(
-        lambda array, layer: array if layer is None else array[layer], out_shardings=layout
-    )
 
-    def read(path, layer, shape):
-        leaf = functools.reduce(lambda node, key: node[key], path, params)
-        return np.asarray(take(leaf, layer).addressable_data(0)).reshape(shape)
+    def one_of(array: jax.Array, index: int | None) -> jax.Array:
+        return array if index is None else array[index]
+
+    take = jax.jit(one_of, out_shardings=layout)
+
+    def read(tensor: Tensor) -> np.ndarray:
+        leaf = functools.reduce(lambda node, key: node[key], tensor.path, params)
+        return np.asarray(take(leaf, tensor.index).addressable_data(0)).reshape(tensor.shape)
 
     return read

@@ -2,6 +2,7 @@
 describes.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def read_config(folder: Path) -> DecoderSpec:
             f"{file}: model_type={family!r} is not supported; known: {', '.join(sorted(FAMILIES))}"
         )
     reader = ConfigReader(raw, str(file))
-    return reader.finish(FAMILIES[family].read(reader))
+    spec = reader.finish(FAMILIES[family].read(reader))
+    return dataclasses.replace(spec, family=family)
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -80,16 +80,17 @@ def measure(
       Stopped: a signal asked for it.
     """
     read = tensor_reader(params, model)
-    table = list(tensor_table(model))
+    table = tensor_table(model)
     sums = np.zeros(5)
-    for number, (path, layer, name, shape) in enumerate(
-        tqdm(table, desc="measure", unit="tensor", leave=False, disable=jax.process_index() > 0)
+    is_silent = jax.process_index() > 0
+    for number, tensor in enumerate(
+        tqdm(table, desc="measure", unit="tensor", leave=False, disable=is_silent)
     ):
         interrupts.check()
-        trained = read(path, layer, shape)  # by all processes together
+        trained = read(tensor)  # by all processes together
         if number % jax.process_count() == jax.process_index():
-            before = None if base is None else base.read(name)
-            sums += tensor_sums(trained, before, (others or {}).get(name, dtype))
+            before = None if base is None else base.read(tensor.name)
+            sums += tensor_sums(trained, before, (others or {}).get(tensor.name, dtype))
     sums = np.array(distributed.decided("rounding", sums.tolist(), _added))
     return Rounding(
         dtype=dtype,

@@ -131,7 +131,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
         )
         if strays:
             raise errors.UserError(
-                f"{index} does not name {', '.join(sorted(strays))}, which is there; {_REMEDY}"
+                f"{index} does not name {', '.join(sorted(strays))}, which is there; {REMEDY}"
             )
         return weight_map
     if single.exists():
@@ -150,7 +150,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_REMEDY = "fetch config.json and the weights of one and the same model"
+REMEDY = "fetch config.json and the weights of one and the same model"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 

@@ -1,57 +1,58 @@
 """Which tensor of a checkpoint is which parameter here: names and shapes."""
 
-from collections.abc import Iterator
+import dataclasses
 
 from flax.traverse_util import flatten_dict
 
-from dft_jax.models.hf.safetensors import EMBEDDING, HEAD
+from dft_jax.models.families import FAMILIES
 from dft_jax.models.model import Model
 
-# A parameter's path here -> its name there; inside the layers, part by part.
-_TOP = {("embed",): EMBEDDING, ("head",): HEAD, ("final_norm", "scale"): "model.norm.weight"}
-_RENAMED = {
-    "attention": "self_attn",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "q": "q_proj",
-    "k": "k_proj",
-    "v": "v_proj",
-    "o": "o_proj",
-    "gate": "gate_proj",
-    "up": "up_proj",
-    "down": "down_proj",
-    "kernel": "weight",
-    "scale": "weight",
-}
+# Parameters of attention whose first two axes are the number and the width of heads, unless they
+# are one head's alone; a checkpoint has the two joined.
+_BY_HEAD = ("q", "k", "v", "q_norm", "k_norm")
 
 
-def tensor_name(path: tuple[str, ...], layer: int | None) -> str:
-    """The checkpoint's name of a parameter, `layer` for those stacked over layers.
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint, and the parameter here that it is, or a layer of it."""
 
-    ("layers", "attention", "q", "kernel"), 3  ->  "model.layers.3.self_attn.q_proj.weight"
-    """
-    if path in _TOP:
-        return _TOP[path]
-    return ".".join([f"model.layers.{layer}", *(_RENAMED.get(part, part) for part in path[1:])])
+    name: str
+    shape: tuple[int, ...]
+    path: tuple[str, ...]  # of the parameter in the tree
+    index: int | None  # along the parameter's first axis where layers are stacked; else None
+    layer: int | None  # the layer of the model; None outside the layers
 
 
 def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The checkpoint's shape of one layer's parameter: number and width of heads joined, order
-    unchanged.
+    """The checkpoint's shape of one layer's parameter: number and width of heads joined.
+
+    `path` begins within the layer. The order of axes is the same.
+
+    ("attention", "q", "kernel"), (4, 8, 32)  ->  (32, 32)
     """
-    if path[1:2] == ("attention",) and path[2] in "qkv":
+    if path[0] != "attention":
+        return shape
+    if path[1] in _BY_HEAD and len(shape) > 1:
         return (shape[0] * shape[1], *shape[2:])
-    if path[-2:] == ("o", "kernel"):
+    if path[1:] == ("o", "kernel"):
         return (shape[0], shape[1] * shape[2])
     return shape
 
 
-def tensor_table(
-    model: Model,
-) -> Iterator[tuple[tuple[str, ...], int | None, str, tuple[int, ...]]]:
-    """(path, layer or None, checkpoint name, checkpoint shape) of each tensor, one entry per layer."""
-    for path, leaf in sorted(flatten_dict(model.abstract_params).items()):
-        stacked = path[0] == "layers"
-        shape = tensor_shape(path, leaf.shape[1:] if stacked else leaf.shape)
-        for layer in range(model.config.num_layers) if stacked else (None,):
-            yield path, layer, tensor_name(path, layer), shape
+def tensor_table(model: Model) -> list[Tensor]:
+    """Every tensor of a checkpoint of the model: by parameter, and of a stack layer after layer."""
+    names = FAMILIES[model.config.family].TENSORS
+    leaves = flatten_dict(model.abstract_params)
+    loop_names = {loop.name for loop in model.config.loops}
+    table = []
+    for path, leaf in leaves.items():
+        if path[0] not in loop_names:
+            table.append(Tensor(names[".".join(path)], leaf.shape, path, index=None, layer=None))
+    for layer, place in enumerate(model.config.layer_places()):
+        depth = len(place.path)
+        for path, leaf in leaves.items():
+            if path[:depth] == place.path:
+                name = names[".".join(path[depth:])].format(layer=layer)
+                shape = tensor_shape(path[depth:], leaf.shape[1:])
+                table.append(Tensor(name, shape, path, place.trip, layer))
+    return sorted(table, key=lambda tensor: (tensor.path, tensor.index or 0))

@@ -128,7 +128,7 @@ BAD = {
     "null answer": (
         "aime24",
         b'{"id": 1, "problem": "?", "answer": null}\n',
-        ["'answer' is missing", "mend the row"],
+        ["'answer' is missing", "fix the row"],
     ),
     "blank answer": (
         "aime24",

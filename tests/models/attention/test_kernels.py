@@ -23,7 +23,7 @@ from dft_jax.models.attention.masked import causal_attention
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.spec import DecoderSpec, Rope
+from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope
 from dft_jax.runtime import errors
 from dft_jax.training import identity
 from dft_jax.types import Batch
@@ -34,16 +34,18 @@ BLOCK = 512
 
 
 def architecture(H=4, G=2, K=16, window=None):
-    sizes = dict(
+    return DecoderSpec(
         vocab_size=8,
         hidden_size=8,
-        num_layers=1,
+        num_heads=H,
+        num_kv_heads=G,
+        head_dim=K,
         intermediate_size=8,
         rms_epsilon=1e-6,
+        tie_embeddings=True,
         max_length=64,
+        layers=(LayerSpec(Rope(1e4), sliding_window=window),),
     )
-    heads = dict(num_heads=H, num_kv_heads=G, head_dim=K, sliding_window=window)
-    return DecoderSpec(**sizes, **heads, rope=Rope(1e4), tie_embeddings=True)
 
 
 ARCHITECTURE = architecture(window=4096)  # of most tests: compiled once

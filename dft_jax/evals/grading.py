@@ -1,0 +1,282 @@
+"""Verdicts on predictions, and the scores made of them."""
+
+import collections
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from dft_jax.evals import report, scores
+from dft_jax.evals.graders import pool
+from dft_jax.evals.records import (
+    Disagreement,
+    Disagreements,
+    GradedPrediction,
+    MeanOfSamples,
+    Prediction,
+    ProblemCounts,
+    Score,
+)
+from dft_jax.evals.tasks import benchmarks
+from dft_jax.evals.tasks.task import Problem
+from dft_jax.runtime import environment, interrupts, system
+
+# Raised when the scores of the same completions change, or are of other rules: what an older
+# version scored is then graded anew by the same command. 2: votes by meaning, intervals with
+# imagined problems, digests of problems. 3: the grader's rules 2, answer markers.
+FORMAT = 3
+_SHOWN_DISAGREEMENTS = 10
+_DIGEST_DIGITS = 16
+_LIBRARIES = ("math-verify", "latex2sympy2-extended", "sympy")  # which decide verdicts
+
+
+def grade(
+    predictions: list[Prediction],
+    problems: dict[str, list[Problem]],
+    *,
+    mode: str,
+    last_number: bool,
+    answer_markers: Sequence[str],
+    workers: int,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Grades predictions, all of which have a reference.
+
+    In the paper's mode the strict verdicts are there as well, and the scores count where the two
+    disagree.
+
+    Args:
+      predictions: of any number of benchmarks and temperatures.
+      problems: of each benchmark that was loaded.
+      mode: whose rules, "strict" or "paper"; this and the others are as in `pool.Grader`.
+      last_number: whether the last number of a completion without a marked answer counts.
+      answer_markers: what marks an answer.
+      workers: processes that grade.
+
+    Returns:
+      The rows with `reference`, `extracted` and `verdict`, in their order; and the content of
+      scores.json.
+    """
+    began = time.perf_counter()
+    graded = _graded(predictions, mode, last_number, answer_markers, workers)
+    takes_last_number = last_number or mode == "paper"
+    warnings = []
+    if takes_last_number:
+        warnings.append("completions that mark no answer are graded by the last number in them")
+    results = []
+    for group in _groups_of(graded):
+        name = group[0].prediction.benchmark
+        result = score(group, problems.get(name))
+        results.append(result.as_json())
+        for line in report.warnings_of(result, group, problems.get(name)):
+            if line not in warnings:
+                warnings.append(line)
+    summary = {
+        "format": FORMAT,
+        "results": results,
+        "warnings": warnings,
+        # last_number: whether it was the fallback, asked for or by the paper's rules.
+        "grader": {
+            "mode": mode,
+            "rules": pool.RULES,
+            "last_number": takes_last_number,
+            "answer_markers": list(answer_markers),
+            "versions": {name: metadata.version(name) for name in _LIBRARIES},
+        },
+        "intervals": scores.INTERVAL,
+        "speed": {
+            "grading_s": round(time.perf_counter() - began, 3),
+            "peak_host_gib": round(system.peak_kib() / 2**20, 3),
+        },
+        "environment": environment.describe(),
+    }
+    return [one.row for one in graded], summary
+
+
+def _graded(
+    predictions: list[Prediction],
+    mode: str,
+    last_number: bool,
+    answer_markers: Sequence[str],
+    workers: int,
+) -> list[GradedPrediction]:
+    """The predictions with their verdicts, in their order."""
+    items = [(prediction.row["completion"], prediction.reference) for prediction in predictions]
+    truncated = [prediction.row.get("truncated") is True for prediction in predictions]
+    # Of several processes only one grades; the others could not call `check` as often.
+    check = interrupts.check if jax.process_count() == 1 else pool.no_check
+    with pool.Grader(
+        workers=workers, mode=mode, last_number=last_number, answer_markers=answer_markers
+    ) as grader:
+        found = grader.grade(items, check=check, truncated=truncated)
+        meanings = _meanings(grader, predictions, found)
+    rows = []
+    for prediction, verdict in zip(predictions, found, strict=True):
+        made = {
+            "reference": prediction.reference,
+            "extracted": verdict.extracted,
+            "verdict": verdict.verdict,
+        }
+        rows.append(prediction.row | made)
+    if mode == "paper":
+        with pool.Grader(
+            workers=workers, mode="strict", last_number=last_number, answer_markers=answer_markers
+        ) as grader:
+            strict = grader.grade(items, check=check, truncated=truncated)
+        for row, verdict in zip(rows, strict, strict=True):
+            row["strict_verdict"] = verdict.verdict
+    return [
+        GradedPrediction(prediction, row, meaning)
+        for prediction, row, meaning in zip(predictions, rows, meanings, strict=True)
+    ]
+
+
+def _meanings(
+    grader: pool.Grader, predictions: list[Prediction], graded: list[pool.Graded]
+) -> list[int | None]:
+    """What each prediction's answer means, as in `GradedPrediction`.
+
+    One sample of a problem is compared with nothing.
+    """
+    numbers_of_problem = collections.defaultdict(list)
+    for number, prediction in enumerate(predictions):
+        problem = (prediction.benchmark, prediction.temperature, prediction.id)
+        numbers_of_problem[problem].append(number)
+    meanings: list[int | None] = [None] * len(predictions)
+    for numbers in numbers_of_problem.values():
+        answers = [graded[number].extracted for number in numbers]
+        verdicts = [graded[number].verdict for number in numbers]
+        for number, meaning in zip(numbers, grader.classes(answers, verdicts), strict=True):
+            meanings[number] = meaning
+    return meanings
+
+
+def _groups_of(graded: list[GradedPrediction]) -> list[list[GradedPrediction]]:
+    """The predictions of each benchmark at each temperature, which are scored together."""
+    by_cell = collections.defaultdict(list)
+    for one in graded:
+        by_cell[one.prediction.benchmark, one.prediction.temperature].append(one)
+    # Sorted, so that the scores are the same to the last digit whatever the order of the rows.
+    for group in by_cell.values():
+        group.sort(key=lambda one: (one.prediction.id, one.prediction.sample))
+    return list(by_cell.values())
+
+
+# ---- scores
+
+
+def score(group: list[GradedPrediction], problems: list[Problem] | None) -> Score:
+    """The scores of one benchmark at one temperature.
+
+    Every verdict but `correct` counts as not correct, and all are counted. Problems nobody answered
+    are named as missing where the benchmark was loaded, and no score knows of them.
+    """
+    first = group[0].prediction
+    samples_of = _samples_of(group)
+    rows = [one.row for one in group]
+    correct_PS = np.array([[one.is_correct for one in samples] for samples in samples_of.values()])
+    meanings_PS = [[one.meaning for one in samples] for samples in samples_of.values()]
+    n_samples = correct_PS.shape[1]
+
+    pass_at_k, pass_intervals = {}, {}
+    for k in scores.powers_of_two(n_samples):
+        pass_P = scores.pass_at_k(correct_PS, k)
+        pass_at_k[str(k)] = float(pass_P.mean())
+        pass_intervals[str(k)] = scores.mean_of_shares(pass_P).interval_95
+    majority_P = scores.majority(meanings_PS, correct_PS)
+    shares = correct_PS.mean(axis=1).tolist()
+    verdicts = collections.Counter(row["verdict"] for row in rows)
+    loops = [scores.ends_in_a_loop(row["completion"]) for row in rows]
+    entropy = _mean_of(rows, "entropy")
+    return Score(
+        benchmark=first.benchmark,
+        temperature=first.temperature,
+        problems=_problem_counts(first.benchmark, samples_of, problems),
+        samples_per_problem=n_samples,
+        avg_at_k=MeanOfSamples.of(n_samples, scores.average(correct_PS)),
+        pass_at_k=pass_at_k,
+        pass_at_k_interval_95=pass_intervals,
+        maj_at_k=MeanOfSamples.of(n_samples, scores.mean_of_shares(majority_P)),
+        correct_share_of_problem=dict(zip(samples_of, shares, strict=True)),
+        majority_correct_of_problem=dict(zip(samples_of, majority_P.tolist(), strict=True)),
+        sha256_of_problem=_digests(samples_of, problems),
+        sha256_is_of="reference" if problems is None else "question and reference",
+        verdicts={verdict: verdicts[verdict] for verdict in pool.VERDICTS},
+        mean_length_characters=float(np.mean([len(row["completion"]) for row in rows])),
+        mean_length_tokens=_mean_of(rows, "tokens"),
+        mean_token_entropy=None if entropy is None else round(entropy, 4),
+        truncation_rate=_mean_of(rows, "truncated"),
+        repetition_rate=float(np.mean(loops)),
+        paper_against_strict=_disagreements(group),
+    )
+
+
+def _samples_of(group: list[GradedPrediction]) -> dict[str, list[GradedPrediction]]:
+    """The samples of each problem, by its id."""
+    samples_of = collections.defaultdict(list)
+    for one in group:
+        samples_of[one.prediction.id].append(one)
+    return dict(samples_of)
+
+
+def _problem_counts(
+    benchmark: str,
+    samples_of: dict[str, list[GradedPrediction]],
+    problems: list[Problem] | None,
+) -> ProblemCounts:
+    missing = None
+    if problems is not None:
+        missing = [problem.id for problem in problems if problem.id not in samples_of]
+    return ProblemCounts(benchmarks.find(benchmark).count, len(samples_of), missing)
+
+
+def _digests(
+    samples_of: dict[str, list[GradedPrediction]], problems: list[Problem] | None
+) -> dict[str, str]:
+    """A hash for each problem: of its question, where it is known, and of its references.
+
+    Ids may be the numbers of a file's rows, so equal ids do not mean equal problems.
+    """
+    questions = {problem.id: problem.question for problem in problems or []}
+    digests = {}
+    for id_, samples in samples_of.items():
+        references = sorted({one.prediction.reference for one in samples})
+        content = json.dumps([questions.get(id_), *references])
+        digests[id_] = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_DIGITS]
+    return digests
+
+
+def _disagreements(group: list[GradedPrediction]) -> Disagreements | None:
+    """How many answers only one of the two modes accepts, and which; None in the strict mode."""
+    if "strict_verdict" not in group[0].row:
+        return None
+    only_paper, only_strict = [], []
+    for one in group:
+        is_strictly_correct = one.row["strict_verdict"] == "correct"
+        if one.is_correct == is_strictly_correct:
+            continue
+        example = {
+            "id": one.prediction.id,
+            "sample": one.prediction.sample,
+            "extracted": one.row["extracted"],
+        }
+        if one.is_correct:
+            only_paper.append(example)
+        else:
+            only_strict.append(example)
+    return Disagreements(
+        Disagreement(len(only_paper), only_paper[:_SHOWN_DISAGREEMENTS]),
+        Disagreement(len(only_strict), only_strict[:_SHOWN_DISAGREEMENTS]),
+    )
+
+
+def _mean_of(rows: list[dict[str, Any]], field: str) -> float | None:
+    """None unless every row has the field: a mean over some would pass for one over all."""
+    values = [row.get(field) for row in rows]
+    if None in values:
+        return None
+    return float(np.mean(values))
