@@ -33,6 +33,7 @@ from dft_jax.models.hf import export as export_lib
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.models.model import Model, matmul_precision
 from dft_jax.runtime import distributed, errors, folders, interrupts, options, progress
+from dft_jax.runtime.options import Config
 from dft_jax.runtime.python_files import call_file
 from dft_jax.sampling.sampler import Request, Sampler
 from dft_jax.training import origin
@@ -82,7 +83,7 @@ def load(
     return open_lm(str(path), revision=revision, mesh=mesh, compute_dtype=compute_dtype)
 
 
-def recipe(file: str | Path, /, *arguments: str, **settings: Any) -> ConfigDict:
+def recipe(file: str | Path, /, *arguments: str, **settings: Any) -> Config:
     """The config of a recipe file, with changes.
 
     Args:
@@ -192,7 +193,7 @@ def sample(
     return found[0] if isinstance(prompts, str) else found
 
 
-def train(config: ConfigDict, workdir: str | Path) -> Run:
+def train(config: Config, workdir: str | Path) -> Run:
     """Fine-tunes as `config` says, in `workdir`; resumes when a checkpoint of the same run is
     there. `finetune` is the same for notebooks.
 
@@ -208,7 +209,7 @@ def train(config: ConfigDict, workdir: str | Path) -> Run:
 
 
 def benchmark_evaluators(
-    config: ConfigDict, tokenizer: Any, model: Model, workdir: Path
+    config: Config, tokenizer: Any, model: Model, workdir: Path
 ) -> tuple[Evaluator, ...]:
     """The evaluator of `config.eval.benchmarks`; none where it names no benchmark."""
     if not config.eval.benchmarks:
@@ -226,7 +227,7 @@ def benchmark_evaluators(
 
 
 def finetune(
-    base: LM | None, config: ConfigDict, workdir: str | Path, *, show_progress: bool = True
+    base: LM | None, config: Config, workdir: str | Path, *, show_progress: bool = True
 ) -> Run:
     """Fine-tunes, and resumes if it was stopped: the same call then continues.
 
@@ -257,7 +258,7 @@ def finetune(
     raise KeyboardInterrupt(f"stopped by {stopped}; all is saved, the same call continues")
 
 
-def _on_base(base: LM, config: ConfigDict) -> ConfigDict:
+def _on_base(base: LM, config: Config) -> Config:
     """The config with the path and mesh of an opened model."""
     if (Path(base.path) / "checkpoints").is_dir():
         what = f"{base.path} is a run"

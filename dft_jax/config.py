@@ -17,7 +17,7 @@ from dft_jax.losses import objectives
 from dft_jax.models import options as model_options
 from dft_jax.models.hf import export
 from dft_jax.runtime import errors, options
-from dft_jax.runtime.options import Option, flatten
+from dft_jax.runtime.options import Config, Option, flatten
 from dft_jax.training import optimizer, options as training_options
 
 _SECTIONS: dict[str, Option | options.Section] = {
@@ -36,7 +36,7 @@ _SECTIONS: dict[str, Option | options.Section] = {
 }
 
 
-def get_default() -> ConfigDict:
+def get_default() -> Config:
     """Every key there is, with the paper's recipe as values; locked.
 
     `config.json` of a run has just these keys.
@@ -98,7 +98,7 @@ def unknown_key(key: str) -> str:
     return f"config.{key}: unknown key{meant}; --help lists them all"
 
 
-def validate(config: ConfigDict) -> list[str]:
+def validate(config: Config) -> list[str]:
     """All that is wrong with a config by itself: a line each, with key, value and remedy."""
     known, found = all_options(), flatten(config)
     problems = []
@@ -142,7 +142,7 @@ def _section(flat: dict[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): flat[key] for key in flat if key.startswith(prefix)}
 
 
-def validate_on(config: ConfigDict, device_count: int) -> list[str]:
+def validate_on(config: Config, device_count: int) -> list[str]:
     """All that is wrong with a config on this number of devices, before anything is read or
     fetched.
     """
@@ -162,5 +162,5 @@ def validate_on(config: ConfigDict, device_count: int) -> list[str]:
     return problems
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -19,6 +19,7 @@ from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype, weights_sam
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import OPTIONS, Model, build
 from dft_jax.runtime import errors, files, hub, options
+from dft_jax.runtime.options import Config
 from dft_jax.types import Params
 
 TEMPLATE_NAME = "chat_template.jinja"  # in a run's folder: the file that it was trained with
@@ -111,7 +112,7 @@ def open_checkpoint(
     return source, model, load_tokenizer(source)
 
 
-def open_config(config: ConfigDict) -> tuple[Path, Model, Tokenizer]:
+def open_config(config: Config) -> tuple[Path, Model, Tokenizer]:
     """The model that a run's config names: see `open_checkpoint`.
 
     Only `model`, `mesh` and `data.max_length` matter.
@@ -130,7 +131,7 @@ def open_config(config: ConfigDict) -> tuple[Path, Model, Tokenizer]:
 class SavedRun:
     """What a run's folder holds: its config, and its newest complete checkpoint, not yet read."""
 
-    config: ConfigDict
+    config: Config
     source: Path
     model: Model
     tokenizer: Tokenizer
@@ -290,7 +291,7 @@ def template_file(workdir: Path) -> Path | None:
     return file if file.exists() else None
 
 
-def trained_template(config: ConfigDict, workdir: Path) -> str:
+def trained_template(config: Config, workdir: Path) -> str:
     """What a run was trained with, as a value of --prompt. Of a .jinja file its folder has a copy."""
     name = config.data.template
     if name.endswith(".jinja"):

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from dft_jax.data import batches
 from dft_jax.models.model import parameter_count
+from dft_jax.runtime.options import Config
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib, sharding
 from dft_jax.commands import cli
@@ -151,7 +151,7 @@ _SHORT = {
 }
 
 
-def of_parameters(config: ConfigDict, choice: dict[str, str]) -> str:
+def of_parameters(config: Config, choice: dict[str, str]) -> str:
     """What to know of parameters that are bfloat16, or are by `choice`; empty where they are not."""
     dtype = choice.get("model.param_dtype", config.model.param_dtype)
     return _SHORT[config.optimizer.rounding] if dtype == "bfloat16" else ""

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from dft_jax.analysis import reading
 from dft_jax.data import account
@@ -13,6 +12,7 @@ from dft_jax.lm import LM
 from dft_jax.losses import objectives
 from dft_jax.models.model import matmul_precision, with_attention
 from dft_jax.runtime import distributed, environment, files, folders
+from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
 from dft_jax.training.heldout import HeldOut
 
@@ -50,7 +50,7 @@ def write(lm: LM, data: str, asked: reading.Reading, out: Path) -> None:
         _print(values)
 
 
-def _measure(lm: LM, examples: Examples, config: ConfigDict) -> dict[str, Any]:
+def _measure(lm: LM, examples: Examples, config: Config) -> dict[str, Any]:
     with matmul_precision(str(lm.model.module.compute_dtype)):
         model = with_attention(lm.model, config.model.attention)
         heldout = HeldOut.of(config, model, objectives.make_objective("sft"), examples)

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 
 import jax
-from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib
 from dft_jax.data import formats, templates
@@ -15,6 +14,7 @@ from dft_jax.evals import prompts
 from dft_jax.evals.evaluation import announce
 from dft_jax.lm import LM
 from dft_jax.runtime import distributed, errors, options
+from dft_jax.runtime.options import Config
 
 _BATCH = 64  # examples at once
 
@@ -31,7 +31,7 @@ class Reading:
     max_rows: int = 0
 
 
-def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> ConfigDict:
+def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> Config:
     """The config by which demonstrations are read, as far as all these models can read.
 
     Args:
@@ -56,7 +56,7 @@ def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> 
     return config
 
 
-def read(path: str, lm: LM, config: ConfigDict, split: str = "train") -> Examples:
+def read(path: str, lm: LM, config: Config, split: str = "train") -> Examples:
     """The examples of a data path as tokens of this model.
 
     Raises:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from dft_jax import sharding
 from dft_jax.analysis import figures
@@ -19,6 +18,7 @@ from dft_jax.lm import LM
 from dft_jax.losses import fused
 from dft_jax.models.model import head, matmul_precision, with_attention
 from dft_jax.runtime import errors, progress
+from dft_jax.runtime.options import Config
 from dft_jax.types import Batch
 
 _TOP = 10  # token types printed each way
@@ -73,7 +73,7 @@ def tokens(examples: loader.Examples) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(ids), np.concatenate(numbers)
 
 
-def score(lm: LM, examples: loader.Examples, config: ConfigDict, name: str) -> Scores:
+def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Scores:
     """Reads the examples once under a model.
 
     Raises:

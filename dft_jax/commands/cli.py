@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from dft_jax import config as config_lib
 from dft_jax.runtime import errors
+from dft_jax.runtime.options import Config
 from dft_jax.runtime.python_files import call_file, summary
 
 _HEARTBEAT_S = 30  # after which a silent process counts as dead, and ends the others
@@ -100,7 +101,7 @@ class _ConfigFile(flags.ArgumentParser):
     traceback.
     """
 
-    def parse(self, path: str) -> ConfigDict:
+    def parse(self, path: str) -> Config:
         config = call_file(
             path, "--config", "get_config", "config", "configs/tiny.py", "mend the config file"
         )

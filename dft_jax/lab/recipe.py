@@ -4,18 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from dft_jax import assets, config as config_lib
 from dft_jax.analysis import comparison, figures
 from dft_jax.evals.settings import Settings
 from dft_jax.runtime import files
+from dft_jax.runtime.options import Config
 
 BENCHMARKS = ("lab", "lab_hard", "lab_expression")
 OBJECTIVES = ("sft", "dft")
 
 
-def lab_config(objective: str) -> ConfigDict:
+def lab_config(objective: str) -> Config:
     """Fine-tuning of the laboratory's base on 2,500 demonstrations of chains of 2 to 4, in four
     styles, all right.
     """

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from dft_jax import sharding
 from dft_jax.data import batches
@@ -16,6 +15,7 @@ from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import liveness
+from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
 from dft_jax.training.step import StepOptions, make_train_step
@@ -58,7 +58,7 @@ def settings(mesh: tuple[int, int, int], remat: str, step_rows: int) -> Iterator
 class Planner:
     """A config and an architecture: `memory(setting)` is the account of its training step."""
 
-    config: ConfigDict
+    config: Config
     architecture: DecoderSpec
 
     def memory(self, setting: Setting) -> dict[str, float]:

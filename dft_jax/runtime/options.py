@@ -13,6 +13,10 @@ from ml_collections import ConfigDict
 
 from dft_jax.runtime import errors
 
+# A ConfigDict, or a section of one. Which keys it has, and of which type, is known when it is made,
+# and checked then; to a type checker every key is something.
+Config = Any
+
 
 @dataclasses.dataclass(frozen=True)
 class Legal:
@@ -73,7 +77,7 @@ def defaults(section: Section) -> dict[str, Any]:
     return {key: option.default for key, option in section.items()}
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """{'train.seed': 0, …}"""
     flat: dict[str, Any] = {}
     for key, value in config.items():

@@ -10,13 +10,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from dft_jax import config as config_lib
 from dft_jax.data import formats
 from dft_jax.evals.settings import Settings
 from dft_jax.losses import objectives
 from dft_jax.runtime import errors
+from dft_jax.runtime.options import Config
 from dft_jax.runtime.python_files import call_file
 from dft_jax.training import identity
 
@@ -67,7 +66,7 @@ class Spec:
     """
 
     name: str
-    config: ConfigDict
+    config: Config
     arms: tuple[Arm, ...]
     texts: tuple[Text, ...]
     measured_at: tuple[int, ...]
@@ -173,7 +172,7 @@ def default_of(name: str) -> Any:
     return default.get(name.removeprefix("config."))
 
 
-def config_of(spec: Spec, arm: Arm) -> ConfigDict:
+def config_of(spec: Spec, arm: Arm) -> Config:
     """The config of an arm."""
     config = spec.config.copy_and_resolve_references().unlock()
     config.objective = arm.objective

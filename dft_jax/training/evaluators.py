@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from ml_collections import ConfigDict
-
 from dft_jax.data.batches import Examples
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model
+from dft_jax.runtime.options import Config
 from dft_jax.training.heldout import HeldOut
 from dft_jax.types import Params
 
@@ -50,12 +49,12 @@ class MakeEvaluators(Protocol):
     """Makes evaluators as soon as a run's model is known; may raise a UserError."""
 
     def __call__(
-        self, config: ConfigDict, tokenizer: Any, model: Model, workdir: Path
+        self, config: Config, tokenizer: Any, model: Model, workdir: Path
     ) -> tuple[Evaluator, ...]: ...
 
 
 def no_evaluators(
-    config: ConfigDict, tokenizer: Any, model: Model, workdir: Path
+    config: Config, tokenizer: Any, model: Model, workdir: Path
 ) -> tuple[Evaluator, ...]:
     """Of a run that measures nothing besides data.heldout."""
     return ()
@@ -72,7 +71,7 @@ class HeldOutEvaluator:
         model: Model,
         objective: objectives.Objective,
         examples: Examples,
-        config: ConfigDict,
+        config: Config,
         reference: Params | None,
     ):
         self._every, self._steps = config.eval.every, 0

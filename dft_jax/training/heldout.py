@@ -4,13 +4,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, progress
+from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
 from dft_jax.training.step import make_loss
 from dft_jax.types import Batch, Params
@@ -52,7 +52,7 @@ class HeldOut:
     @classmethod
     def of(
         cls,
-        config: ConfigDict,
+        config: Config,
         model: Model,
         objective: objectives.Objective,
         examples: batches.Examples,

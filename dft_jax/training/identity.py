@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from dft_jax.checkpoints import manifest
 from dft_jax.checkpoints.manager import Checkpoints
@@ -27,7 +26,7 @@ from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, environment, errors, files
 from dft_jax.runtime.environment import process_facts
-from dft_jax.runtime.options import flatten
+from dft_jax.runtime.options import Config, flatten
 from dft_jax.training.optimizer import rounding_of
 
 # What a checkpoint says of its run since it began, and keys that fingerprints of older versions
@@ -62,7 +61,7 @@ _MAY_CHANGE = (
 _PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data")
 
 
-def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
+def kept_on_resume(config: Config) -> dict[str, Any]:
     """The keys, with their values, whose change would make a resumed run another run.
 
     A run from before a key was there has none, and means what is left out here.
@@ -78,7 +77,7 @@ def kept_on_resume(config: ConfigDict) -> dict[str, Any]:
     return kept
 
 
-def digest(config: ConfigDict) -> str:
+def digest(config: Config) -> str:
     """SHA-256 of what makes a run the one it is: the checkpoint it began with, and all that a
     resumed run must keep.
     """
@@ -88,13 +87,13 @@ def digest(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def paths(config: ConfigDict) -> dict[str, str]:
+def paths(config: Config) -> dict[str, str]:
     """Key -> value of what may be files and folders, or be the hub's; those that are given."""
     flat = flatten(config)
     return {key: flat[key] for key in _PATHS if flat.get(key)}
 
 
-def first_date(config: ConfigDict, workdir: Path) -> str:
+def first_date(config: Config, workdir: Path) -> str:
     """The day on which the run in `workdir` began, YYYY-MM-DD, or the one that the config names;
     process 0 says it.
 
@@ -115,7 +114,7 @@ def _recorded(workdir: Path) -> dict[str, Any]:
     return {}
 
 
-def _began_nearest(config: ConfigDict, workdir: Path) -> bool:
+def _began_nearest(config: Config, workdir: Path) -> bool:
     """Whether a bfloat16 run goes on in `workdir` that rounds to nearest, and nothing is to change
     about that.
     """
@@ -129,7 +128,7 @@ def _began_nearest(config: ConfigDict, workdir: Path) -> bool:
     return dtypes == {"bfloat16"} and rounding == "nearest"
 
 
-def with_first_rounding(config: ConfigDict, workdir: Path) -> ConfigDict:
+def with_first_rounding(config: Config, workdir: Path) -> Config:
     """The config with rounding to nearest where the bfloat16 run in `workdir` began with it;
     process 0 says so.
 
@@ -171,7 +170,7 @@ def held_fingerprint(workdir: Path) -> dict[str, Any] | None:
     return distributed.decided("held fingerprint", found, lambda everyone: everyone[0])
 
 
-def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
+def with_date(config: Config, date: str, tokenizer: Any) -> Config:
     """The config with the date of its dated templates; as it is where none of its templates is
     dated.
     """
@@ -189,7 +188,7 @@ def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
 
 
 def run_facts(
-    config: ConfigDict,
+    config: Config,
     fingerprint: dict[str, Any],
     row_counts: Iterable[int],
     heldout: Examples | None,
@@ -207,7 +206,7 @@ def run_facts(
 
 
 def fingerprint(
-    config: ConfigDict,
+    config: Config,
     source: Path,
     model: Model,
     tokenizer: Any,
@@ -248,7 +247,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def refuse_moved(config: ConfigDict, workdir: Path) -> None:
+def refuse_moved(config: Config, workdir: Path) -> None:
     """UserError where a path of the config was a file or folder when the run began, and is none
     from here.
 
@@ -271,7 +270,7 @@ def refuse_moved(config: ConfigDict, workdir: Path) -> None:
 
 
 def open_workdir(
-    workdir: Path, config: ConfigDict, fingerprint: dict[str, Any], source: Path, train: Examples
+    workdir: Path, config: Config, fingerprint: dict[str, Any], source: Path, train: Examples
 ) -> tuple[Checkpoints, int | None, dict[str, Any]]:
     """The checkpoints in `workdir`, the step to go on from (None: the beginning), and what new ones
     say of the run.
@@ -318,7 +317,7 @@ def open_workdir(
     return checkpoints, step, run
 
 
-def _begin(workdir: Path, config: ConfigDict, source: Path, train: Examples) -> dict[str, Any]:
+def _begin(workdir: Path, config: Config, source: Path, train: Examples) -> dict[str, Any]:
     """What is said of a run once, when it begins from nothing: an id of its own, the base it begins
     with, the data.
 
@@ -377,7 +376,7 @@ def _set_aside(workdir: Path, after: int) -> None:
     print(f"note: {folder}: {names} set aside in {place.name}: {what}", file=sys.stderr, flush=True)
 
 
-def _allowed(config: ConfigDict) -> tuple[str, ...]:
+def _allowed(config: Config) -> tuple[str, ...]:
     """The names in `resume.allow_changed`."""
     return tuple(name.strip() for name in config.resume.allow_changed.split(",") if name.strip())
 
@@ -411,7 +410,7 @@ def _covers(allowed: str, name: str) -> bool:
 
 
 def describe_run(
-    workdir: Path, config: ConfigDict, model: Model, account: dict[str, Any], run: dict[str, Any]
+    workdir: Path, config: Config, model: Model, account: dict[str, Any], run: dict[str, Any]
 ) -> None:
     """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat
     template.
@@ -433,7 +432,7 @@ def describe_run(
             )
 
 
-def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+def with_absolute_paths(config: Config) -> Config:
     """The config as it is to be read from any folder: a relative path might mean something else
     there.
     """

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import optax
-from ml_collections import ConfigDict
 
 from dft_jax.data import account, batches, order
 from dft_jax.lm import open_config
@@ -14,6 +13,7 @@ from dft_jax.losses import objectives
 from dft_jax.models.attention import select
 from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import distributed, errors
+from dft_jax.runtime.options import Config
 from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
 from dft_jax.training.evaluators import Evaluator, HeldOutEvaluator, MakeEvaluators, no_evaluators
 from dft_jax.training.state import abstract_state, init_params, init_state
@@ -32,7 +32,7 @@ class Job:
     processes.
     """
 
-    config: ConfigDict  # with the run's date, where its template writes one
+    config: Config  # with the run's date, where its template writes one
     source: Path
     model: Model
     tokenizer: Any
@@ -105,9 +105,7 @@ class Job:
         return step == self.steps or step % self.config.checkpoint.every == 0
 
 
-def prepare(
-    config: ConfigDict, workdir: Path, make_evaluators: MakeEvaluators = no_evaluators
-) -> Job:
+def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_evaluators) -> Job:
     """Reads and checks everything; every process by itself, then compared.
 
     `config` has been validated.
@@ -173,7 +171,7 @@ def announce_account(job: Job) -> None:
 
 
 def load_data(
-    config: ConfigDict, tokenizer, model: Model
+    config: Config, tokenizer, model: Model
 ) -> tuple[batches.Examples, batches.Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
@@ -189,7 +187,7 @@ def load_data(
 
 
 def make_steps(
-    config: ConfigDict, examples: batches.Examples, model: Model, version: int = order.VERSION
+    config: Config, examples: batches.Examples, model: Model, version: int = order.VERSION
 ) -> batches.TrainBatches:
     """The packed steps of the run; `version` is that of data/order.py."""
     t = config.train
@@ -206,7 +204,7 @@ def make_steps(
     )
 
 
-def length_of(config: ConfigDict, n_examples: int, version: int = order.VERSION) -> order.Length:
+def length_of(config: Config, n_examples: int, version: int = order.VERSION) -> order.Length:
     """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of
     data/order.py.
     """

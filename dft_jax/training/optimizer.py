@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
-from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, BELOW_1, Option
+from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, BELOW_1, Config, Option
 
 SCHEDULES = ("cosine", "linear", "constant")
 DECAYS = ("all", "matrices")
@@ -63,7 +62,7 @@ def problems(moment_dtype: str, b2: float) -> list[str]:
     return [f"{what}: rounding would undo every decrease; {remedy}"]
 
 
-def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def make_schedule(config: Config, steps: int) -> optax.Schedule:
     """Learning rate against the count of updates: linear warm-up from 0, then the named decay to 0
     at `steps`.
 
@@ -79,7 +78,7 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
 
 
-def rates(config: ConfigDict, steps: int) -> Float[np.ndarray, " U"]:
+def rates(config: Config, steps: int) -> Float[np.ndarray, " U"]:
     """The learning rate of each update, float32, with the last one repeated up to a multiple of
     1,024.
 
@@ -95,7 +94,7 @@ def rates(config: ConfigDict, steps: int) -> Float[np.ndarray, " U"]:
     return np.pad(table, (0, -steps % _RATES_MULTIPLE), mode="edge")
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """`config` is `config.optimizer`; `update` takes `rate`, the learning rate.
 
     Takes float32 gradients and clips them as such (a bf16 norm is off by 2 %). Moments have the
@@ -117,7 +116,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def rounding_of(config: ConfigDict) -> str:
+def rounding_of(config: Config) -> str:
     """Of `config.optimizer`; a run from before the key was there rounded to nearest."""
     return config.get("rounding", "nearest")
 

@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from dft_jax.lm import template_file
 from dft_jax.models.hf.export import Origin
+from dft_jax.runtime.options import Config
 
 
-def of_run(workdir: Path, config: ConfigDict, step: int, run: dict[str, Any]) -> Origin:
+def of_run(workdir: Path, config: Config, step: int, run: dict[str, Any]) -> Origin:
     """What an export of a run should say of it; `run` is what its checkpoints say."""
     template, text = config.data.template, None
     if template.endswith(".jinja"):

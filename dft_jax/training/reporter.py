@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 import dft_jax
 from dft_jax.data.batches import Examples, PackedBatch
 from dft_jax.models.model import Model, parameter_count
 from dft_jax.runtime import errors, interrupts, processes, progress, system
+from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer
 from dft_jax.training.evaluators import Evaluator
 from dft_jax.training.metrics_log import Writer
@@ -39,7 +39,7 @@ class Reporter:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         model: Model,
         log: Writer,
         examples: Examples,
@@ -161,7 +161,7 @@ class RoundingWarning:
 
     _FEW = 0.5  # of the weights
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         self.full_rate, self.rounding = 0.99 * config.learning_rate, optimizer.rounding_of(config)
         self.is_over = False
 

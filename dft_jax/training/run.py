@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.lm import LM, trained_template
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
+from dft_jax.runtime.options import Config
 from dft_jax.training import loop
 from dft_jax.training.evaluators import MakeEvaluators, no_evaluators
 from dft_jax.training.folder import opened
@@ -24,7 +24,7 @@ class Run:
     """A finished run: what export and analysis start from."""
 
     workdir: Path
-    config: ConfigDict
+    config: Config
     source: Path  # the checkpoint it began from
     model: Model
     tokenizer: Tokenizer
@@ -91,7 +91,7 @@ class Run:
 
 
 def fine_tune(
-    config: ConfigDict, workdir: Path, make_evaluators: MakeEvaluators = no_evaluators
+    config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_evaluators
 ) -> Run:
     """Fine-tunes as `config`, which has been validated, says; resumes where `workdir` holds a
     checkpoint of the same run.

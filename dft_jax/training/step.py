@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import fused, objectives
 from dft_jax.models.model import Model, head
 from dft_jax.runtime import distributed, interrupts, progress
+from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
 from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState
@@ -32,7 +32,7 @@ class StepOptions:
     rounding: str = "stochastic"  # or "nearest": of bfloat16 parameters
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "StepOptions":
+    def of(cls, config: Config) -> "StepOptions":
         """Those that a run's config asks for."""
         train, rounding = config.train, optimizer_lib.rounding_of(config.optimizer)
         return cls(train.loss_chunk_tokens, train.loss_normalization, rounding)
@@ -65,7 +65,7 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
     return loss
 
 
-def make_hyperparameters(config: ConfigDict, steps: int, mesh: Mesh) -> Hyperparameters:
+def make_hyperparameters(config: Config, steps: int, mesh: Mesh) -> Hyperparameters:
     """Those of a run of `steps` updates, on the devices of `mesh`."""
     rates_U = optimizer_lib.rates(config.optimizer, steps)
     values = Hyperparameters(rates_U, np.uint32(config.train.seed))
