@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dft_jax import config as config_lib
+from experiments import __main__ as studies
 
 ROOT = pathlib.Path(__file__).parents[1]
 GUIDES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -204,3 +205,22 @@ def test_the_tree_is_the_tree():
         shown.add(path.rstrip("/"))
     for folder in (ROOT / "dft_jax").rglob("__init__.py"):
         assert relative(folder.parent) in shown, f"{folder.parent} is not in the tree"
+
+
+def test_each_study_is_listed_with_its_question():
+    """`python -m experiments` knows every study, and its scripts are there."""
+    listed = {studies.readme(name) for name in studies.COMMANDS}
+    assert listed == set(STUDIES) - {
+        ROOT / "experiments/README.md",
+        ROOT / "experiments/lab/README.md",
+    }
+    for name, (module, *_) in studies.COMMANDS.items():
+        assert module_file(module).exists() and studies.question(name)
+
+
+@pytest.mark.parametrize("page", STUDIES[1:], ids=relative)
+def test_each_study_begins_with_its_verdict(page):
+    lines = text_of(page).splitlines()
+    assert lines[0].startswith("# ") and lines[1] == ""
+    heads = [line.partition(" ")[2].partition(".**")[0] for line in lines[2:5]]
+    assert heads == ["**Question", "**Answer", "**How sure"]
