@@ -31,7 +31,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def figure(
     columns: int = 1, lines: int = 1, size: tuple[float, float] = (3.6, 2.9), **options: Any
 ):
-    """A figure and its axes as an array [lines, columns]; `size` is that of one panel, in inches."""
+    """A figure and its axes, an array [lines, columns]; `size` is that of one panel, in inches."""
     made, axes = pyplot().subplots(
         lines,
         columns,

@@ -2,9 +2,9 @@
 
 python -m tests.same_run OUT
 
-It trains the tiny model for six steps with SFT, DFT and ASFT, each by the real command in a new folder of
-OUT, and prints two SHA-256 for each: of the rows of metrics.jsonl without what depends on the
-clock, and of the exported weights. A refactoring prints the same lines before and after. Another
+It trains the tiny model for six steps with SFT, DFT and ASFT, each by the real command in a new
+folder of OUT, and prints two SHA-256 for each: of the rows of metrics.jsonl without what depends on
+the clock, and of the exported weights. A refactoring prints the same lines before and after. Another
 machine, or another number of cores, may print others.
 """
 

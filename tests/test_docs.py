@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and docs/: their commands, links, keys and names are those of the code."""
+"""README.md, CONTRIBUTING.md, docs/ and studies: commands, links and names are the code's."""
 
 import json
 import pathlib
