@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dft_jax.models.hf import config_reader
 from dft_jax.models.hf.locate import read_config
+from dft_jax.runtime import errors
 from tests.conftest import GOLDEN
+from tests.models.test_golden import FAMILY_CASES
 
 # What programs leave in a config.json. Values with an effect: test_bad_checkpoints.
 SMOLLM2 = {
@@ -71,6 +74,26 @@ def test_keys_without_effect_pass(extra, tmp_path):
     raw = json.loads((GOLDEN / "llama" / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | extra))
     assert read_config(tmp_path) == read_config(GOLDEN / "llama")
+
+
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_every_key_is_used_or_known_or_refused_by_name(case, tmp_path):
+    """A value that no key can have is refused under the key's name, or changes nothing at all."""
+    raw = json.loads((GOLDEN / case / "config.json").read_text())
+    expected = read_config(GOLDEN / case)
+    refused = set()
+    for key in [*raw, "attn_logit_softcapping", "a_key_of_tomorrow"]:
+        (tmp_path / "config.json").write_text(json.dumps(raw | {key: {"no": ["value"]}}))
+        try:
+            assert read_config(tmp_path) == expected, key
+        except errors.UserError as error:
+            name = "rope" if key == "rope_parameters" else key
+            assert name in str(error), key
+            refused.add(key)
+    assert {"attn_logit_softcapping", "a_key_of_tomorrow", "hidden_size", "hidden_act"} <= refused
+    passed = raw.keys() - refused
+    without_effect = {"sliding_window", "max_window_layers", "pretraining_tp"}
+    assert passed <= config_reader._IRRELEVANT | without_effect, passed
 
 
 def test_real_checkpoints_load():
