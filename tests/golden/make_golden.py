@@ -119,6 +119,18 @@ CASES = {
         (1, 64),
         9,
     ),
+    # Fewer key/value heads, as in the 32B model: its two norms have different widths.
+    "olmo2": (
+        "Olmo2",
+        dict(
+            num_key_value_heads=2,
+            num_hidden_layers=3,
+            pad_token_id=0,
+            rope_parameters=default_rope(1000.0),
+        ),
+        LONG,
+        14,
+    ),
     # Head width 24: with theta 1000 and 32 positions, three of the twelve frequencies are blended.
     "qwen2_yarn": (
         "Qwen2",
