@@ -9,7 +9,7 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "error: the launchers need bash 4.4 or newer, this is $BASH_VERSION; on macOS: brew install bash" >&2
   exit $EXIT_USER_ERROR
 fi
-readonly EXIT_RESUMABLE=42 # dft_jax.main was signalled and has saved: the same command goes on
+readonly EXIT_RESUMABLE=42 # dft_jax.main was signalled and has saved: the same command resumes
 
 die() {
   echo "error: $*" >&2
@@ -81,7 +81,7 @@ check_numbers() {
   done
 }
 
-# train_command PYTHON: sets command. A run is its folder, so the same name goes on where it was.
+# train_command PYTHON: sets command. A run is its folder, so the same name resumes it.
 train_command() {
   command=("$1" -m dft_jax.main --distributed "--config=${opt[config]}" "--workdir=${opt[mount]%/}/${opt[run]}")
   command+=("${extra[@]}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Submits a training job to Slurm; it goes back to the queue, and on, when its time is up or it is pre-empted.
+# Submits a training job to Slurm; it goes back to the queue, and resumes when its time is up or it is pre-empted.
 #
 #   scripts/slurm.sh --run=NAME --mount=FOLDER --config=FILE --nodes=2 --gpus=8 [options] [-- for dft_jax.main]
 #   scripts/slurm.sh stop --run=NAME
@@ -86,7 +86,7 @@ batch() {
       trap '' TERM # requeueing ends this shell
       scontrol requeue "$SLURM_JOB_ID"
     else
-      echo "error: requeued ${opt[restarts]} times; the same command goes on" >&2
+      echo "error: requeued ${opt[restarts]} times; the same command resumes" >&2
     fi
   fi
   exit "$code"

@@ -119,7 +119,7 @@ judge() {
 }
 
 stop() {
-  trap '' INT TERM # the workers are told once, and then awaited
+  trap '' INT TERM # the workers are asked once, and then awaited
   echo "stopping ${opt[run]}: its workers save, for ${opt[grace]} seconds at most" >&2
   on_workers "$(worker stop "${opt[run]}" "${opt[grace]}")" || true
   [[ -z $dry_run ]] || exit 0
@@ -128,7 +128,7 @@ stop() {
     exit 1
   fi
   judge
-  ((code != EXIT_RESUMABLE)) || echo "stopped; the same command goes on" >&2
+  ((code != EXIT_RESUMABLE)) || echo "stopped; the same command resumes" >&2
   exit "$code"
 }
 
@@ -161,7 +161,7 @@ start() {
     fi
     end_workers # what was not reached before must not meet the next start
   done
-  echo "error: interrupted ${attempt} times; the same command goes on" >&2
+  echo "error: interrupted ${attempt} times; the same command resumes" >&2
   exit "$EXIT_RESUMABLE"
 }
 

@@ -296,7 +296,7 @@ def test_tpu_restarts_are_bounded(cluster):
     cluster.plan("42 0", "42 0")
     done = cluster.run("tpu_pod", "--restarts=0")
     assert done.code == EXIT_RESUMABLE and len(cluster.lines("starts0")) == 1, done
-    assert "the same command goes on" in done.stderr
+    assert "the same command resumes" in done.stderr
 
 
 def test_tpu_signals_are_forwarded_once(cluster):

@@ -1,6 +1,11 @@
-"""One token from each row's final hidden state: exact draws from the softmax, without all logits at
-once.
+"""One token from each row's final hidden state: exact draws from the softmax, block by block.
+
+The logits of all tokens exist at once only where a filter needs them.
 """
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +14,34 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.models import cached
+from dft_jax.sampling import filters as token_filters
+from dft_jax.sampling.filters import Filter
 
-# a logit that is never drawn; finite, so that 0 · _NEVER is 0
+# A logit that is never drawn; finite, so that 0 · _NEVER is 0.
 _NEVER = float(jnp.finfo(jnp.float32).min)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Summaries:
+    """Of each block: the largest logit m, Σ w with w = exp((logit − m)/scale), Σ w · (logit − m).
+
+    The differences to m, not the logits: where all logits are near 10,000, their weighted mean has
+    errors of 0.001 to 1, and the entropy, which is made of small differences, is off by nats.
+    """
+
+    max_BM: Float[Array, "B M"]
+    sum_BM: Float[Array, "B M"]
+    weighted_BM: Float[Array, "B M"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidates:
+    """What a token is drawn from: blocks, and the logits in one of them."""
+
+    summaries: _Summaries
+    entropy_B: Float[Array, " B"]  # before filters
+    logits_of: Callable[[Int[Array, " B"]], Float[Array, "B W"]]  # of one block of each row
 
 
 def draw(
@@ -22,11 +52,9 @@ def draw(
     *,
     vocab_size: int,
     mesh: Mesh,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    filters: Sequence[Filter] = (),
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """A token for each row, exactly from softmax(logits / temperature), and that distribution's
-    entropy in nats.
+    """A token for each row, exactly from softmax(logits / temperature), and its entropy in nats.
 
     The largest of logit/T + Gumbel noise over all tokens is such a draw, and it can be found in two
     steps with noise for few of them: the largest of a block is distributed as its log-sum-exp plus
@@ -36,136 +64,145 @@ def draw(
     change most tokens of the far tail.
 
     Rows of the head from `vocab_size` on are no tokens: they are never drawn, and have no part in
-    the distribution.
+    the distribution. The entropy is that of the distribution before filters.
 
     At temperature 0 the most probable token is taken, and the entropy is that of temperature 1.
     """
     is_greedy_B1 = temperatures_B[:, None] <= 0
     scale_B1 = jnp.where(is_greedy_B1, 1.0, temperatures_B[:, None])
-    if top_k or top_p < 1:
-        logits_BMW = _in_chunks(lambda *chunk: _logits(hidden_BD, *chunk, vocab_size), head_UDMW)
-        entropy_B = _entropy(_summaries(logits_BMW, scale_B1), scale_B1, vocab_size)
-        scaled_BV = logits_BMW.reshape(len(logits_BMW), -1) / scale_B1
-        is_kept_BV = _most_probable(scaled_BV, top_k, top_p)
-        logits_BMW = jnp.where(is_kept_BV.reshape(logits_BMW.shape), logits_BMW, _NEVER)
-        summaries = _summaries(logits_BMW, scale_B1)
-
-        def logits_of(block_B):
-            return jnp.take_along_axis(logits_BMW, block_B[:, None, None], axis=1)[:, 0]
+    if filters:
+        candidates = _filtered(hidden_BD, head_UDMW, scale_B1, vocab_size, filters)
     else:
-        summaries = _in_chunks(
-            lambda *c: _summaries(_logits(hidden_BD, *c, vocab_size), scale_B1), head_UDMW
-        )
-        entropy_B = _entropy(summaries, scale_B1, vocab_size)
-
-        def logits_of(block_B):
-            head_BDW = cached.head_rows(head_UDMW, block_B, mesh)
-            logits_BW = jnp.einsum(
-                "BD,BDW->BW", hidden_BD, head_BDW, preferred_element_type=max_BM.dtype
-            )
-            return jnp.where(_is_token(block_B, vocab_size), logits_BW, _NEVER)
-
-    max_BM, sum_BM, _ = _real_blocks(summaries, vocab_size)
+        candidates = _all_tokens(hidden_BD, head_UDMW, scale_B1, vocab_size, mesh)
+    summaries = _real_blocks(candidates.summaries, vocab_size)
+    # One key for the block, one for the token in it: with the same noise twice, a block would be
+    # drawn together with the token at its place.
     keys_B2 = jax.vmap(jax.random.split)(keys_B)
 
-    def noisy(logits_BX, keys_B):
-        noise_BX = jax.vmap(lambda key: jax.random.gumbel(key, logits_BX.shape[1:], mode="high"))(
-            keys_B
-        )
+    def noisy(logits_BX: Float[Array, "B X"], keys_B: Array) -> Float[Array, "B X"]:
+        def noise_of(key: Array) -> Float[Array, " X"]:
+            return jax.random.gumbel(key, logits_BX.shape[1:], mode="high")
+
+        noise_BX = jax.vmap(noise_of)(keys_B)
         return jnp.where(is_greedy_B1, logits_BX, logits_BX / scale_B1 + noise_BX)
 
     # As a logit that stands for its block: scale · logsumexp(logits / scale); the largest one where
     # that is wanted.
-    stands_for_BM = max_BM + jnp.where(is_greedy_B1, 0.0, scale_B1 * jnp.log(sum_BM))
+    stands_for_BM = summaries.max_BM + jnp.where(
+        is_greedy_B1, 0.0, scale_B1 * jnp.log(summaries.sum_BM)
+    )
     block_B = jnp.argmax(noisy(stands_for_BM, keys_B2[:, 0]), axis=1)
-    within_B = jnp.argmax(noisy(logits_of(block_B), keys_B2[:, 1]), axis=1)
-    return (block_B * cached.VOCAB_BLOCK + within_B).astype(jnp.int32), entropy_B
+    within_B = jnp.argmax(noisy(candidates.logits_of(block_B), keys_B2[:, 1]), axis=1)
+    token_B = (block_B * cached.VOCAB_BLOCK + within_B).astype(jnp.int32)
+    return token_B, candidates.entropy_B
 
 
-def _logits(hidden_BD, head_DMW, blocks_M, vocab_size: int) -> Float[Array, "B M W"]:
+def _filtered(
+    hidden_BD: Float[Array, "B D"],
+    head_UDMW: Float[Array, "U D M W"],
+    scale_B1: Float[Array, "B 1"],
+    vocab_size: int,
+    filters: Sequence[Filter],
+) -> _Candidates:
+    """The tokens that filters keep; a filter needs all logits at once."""
+
+    def logits_of_chunk(head_DMW: Array, blocks_M: Array) -> Float[Array, "B M W"]:
+        return _logits(hidden_BD, head_DMW, blocks_M, vocab_size)
+
+    logits_BMW = _in_chunks(logits_of_chunk, head_UDMW)
+    entropy_B = _entropy(_summaries(logits_BMW, scale_B1), scale_B1, vocab_size)
+    scaled_BV = logits_BMW.reshape(len(logits_BMW), -1) / scale_B1
+    is_kept_BV = token_filters.keep(scaled_BV, filters)
+    kept_BMW = jnp.where(is_kept_BV.reshape(logits_BMW.shape), logits_BMW, _NEVER)
+
+    def logits_of(block_B: Int[Array, " B"]) -> Float[Array, "B W"]:
+        return jnp.take_along_axis(kept_BMW, block_B[:, None, None], axis=1)[:, 0]
+
+    return _Candidates(_summaries(kept_BMW, scale_B1), entropy_B, logits_of)
+
+
+def _all_tokens(
+    hidden_BD: Float[Array, "B D"],
+    head_UDMW: Float[Array, "U D M W"],
+    scale_B1: Float[Array, "B 1"],
+    vocab_size: int,
+    mesh: Mesh,
+) -> _Candidates:
+    """All tokens; the logits of a chunk are summed up, those of the drawn block are made again."""
+
+    def summaries_of_chunk(head_DMW: Array, blocks_M: Array) -> _Summaries:
+        return _summaries(_logits(hidden_BD, head_DMW, blocks_M, vocab_size), scale_B1)
+
+    summaries = _in_chunks(summaries_of_chunk, head_UDMW)
+    dtype = summaries.max_BM.dtype
+
+    def logits_of(block_B: Int[Array, " B"]) -> Float[Array, "B W"]:
+        head_BDW = cached.head_rows(head_UDMW, block_B, mesh)
+        logits_BW = jnp.einsum("BD,BDW->BW", hidden_BD, head_BDW, preferred_element_type=dtype)
+        return jnp.where(_is_token(block_B, vocab_size), logits_BW, _NEVER)
+
+    return _Candidates(summaries, _entropy(summaries, scale_B1, vocab_size), logits_of)
+
+
+def _logits(
+    hidden_BD: Float[Array, "B D"],
+    head_DMW: Float[Array, "D M W"],
+    blocks_M: Int[Array, " M"],
+    vocab_size: int,
+) -> Float[Array, "B M W"]:
     """Logits of some blocks; beyond the end of the vocabulary one that is never drawn."""
     dtype = jnp.promote_types(jnp.float32, hidden_BD.dtype)
     logits_BMW = jnp.einsum("BD,DMW->BMW", hidden_BD, head_DMW, preferred_element_type=dtype)
     return jnp.where(_is_token(blocks_M, vocab_size)[None], logits_BMW, _NEVER)
 
 
-def _is_token(blocks_X, vocab_size: int) -> Bool[Array, "X W"]:
+def _is_token(blocks_X: Int[Array, " X"], vocab_size: int) -> Bool[Array, "X W"]:
+    """Which places of these blocks are tokens, and not padding of the head."""
     W = cached.VOCAB_BLOCK
     return blocks_X[:, None] * W + jnp.arange(W)[None, :] < vocab_size
 
 
-def _summaries(logits_BMW, scale_B1):
-    """Of each block: the largest logit m, Σ w with w = exp((logit − m)/scale), and Σ w · (logit −
-    m).
-
-    The differences to m, not the logits: where all logits are near 10,000, their weighted mean has
-    errors of 0.001 to 1, and the entropy, which is made of small differences, is off by nats.
-    """
+def _summaries(logits_BMW: Float[Array, "B M W"], scale_B1: Float[Array, "B 1"]) -> _Summaries:
     max_BM = logits_BMW.max(axis=-1)
     below_BMW = logits_BMW - max_BM[:, :, None]
     weights_BMW = jnp.exp(below_BMW / scale_B1[:, :, None])
     # 0 · -inf, of a logit too far below for a float, would be NaN.
     weighted_BMW = jnp.where(weights_BMW > 0, weights_BMW * below_BMW, 0.0)
-    return max_BM, weights_BMW.sum(axis=-1), weighted_BMW.sum(axis=-1)
+    return _Summaries(max_BM, weights_BMW.sum(axis=-1), weighted_BMW.sum(axis=-1))
 
 
-def _in_chunks(make, head_UDMW):
-    """The arrays [B, blocks, …] that `make(head_DMW, blocks_M)` gives for the whole head, one chunk
-    at a time.
+def _in_chunks(make: Callable[[Array, Array], Any], head_UDMW: Float[Array, "U D M W"]) -> Any:
+    """The arrays [B, blocks, …] that `make(head_DMW, blocks_M)` gives for the whole head.
+
+    One chunk at a time, so that the logits of one chunk exist at once.
     """
     U, _, M, _ = head_UDMW.shape
-    made_UBM = lax.map(lambda chunk: make(*chunk), (head_UDMW, jnp.arange(U * M).reshape(U, M)))
-    return jax.tree.map(
-        lambda x: x.swapaxes(0, 1).reshape(x.shape[1], U * M, *x.shape[3:]), made_UBM
-    )
+    blocks_UM = jnp.arange(U * M).reshape(U, M)
+    made_UBM = lax.map(lambda chunk: make(*chunk), (head_UDMW, blocks_UM))
+
+    def joined(x_UBM: Array) -> Array:
+        return x_UBM.swapaxes(0, 1).reshape(x_UBM.shape[1], U * M, *x_UBM.shape[3:])
+
+    return jax.tree.map(joined, made_UBM)
 
 
-def _real_blocks(summaries, vocab_size: int):
+def _real_blocks(summaries: _Summaries, vocab_size: int) -> _Summaries:
     """Without the blocks that only pad the head."""
     n_blocks = -(-vocab_size // cached.VOCAB_BLOCK)
     return jax.tree.map(lambda x_BM: x_BM[:, :n_blocks], summaries)
 
 
-def _entropy(summaries, scale_B1, vocab_size: int) -> Float[Array, " B"]:
+def _entropy(
+    all_blocks: _Summaries, scale_B1: Float[Array, "B 1"], vocab_size: int
+) -> Float[Array, " B"]:
     """log Σ exp(logit/scale) − Σ p · logit/scale, both relative to the largest logit of the row."""
-    max_BM, sum_BM, weighted_BM = _real_blocks(summaries, vocab_size)
+    summaries = _real_blocks(all_blocks, vocab_size)
+    max_BM = summaries.max_BM
     below_BM = (max_BM - max_BM.max(axis=1, keepdims=True)) / scale_B1
-    logsumexp_BM = below_BM + jnp.log(sum_BM)
+    logsumexp_BM = below_BM + jnp.log(summaries.sum_BM)
     total_B = jax.nn.logsumexp(logsumexp_BM, axis=1)
     p_BM = jnp.exp(logsumexp_BM - total_B[:, None])
     # The mean of the scaled logits of a block, below the row's largest.
-    mean_BM = below_BM + weighted_BM / sum_BM / scale_B1
+    mean_BM = below_BM + summaries.weighted_BM / summaries.sum_BM / scale_B1
+    # A block with p = 0 may have a mean of -inf, and 0 · -inf would be NaN.
     return total_B - jnp.where(p_BM > 0, p_BM * mean_BM, 0.0).sum(axis=1)
-
-
-def _most_probable(scaled_BV: Float[Array, "B V"], top_k: int, top_p: float) -> Bool[Array, "B V"]:
-    """The top_k largest, and of these the fewest that hold the share top_p; equal ones stay
-    together.
-
-    Without sorting: the bits of a float, the sign mended, are in the order of the floats, so the
-    threshold is found bit by bit in 32 passes.
-    """
-    bits_BV = lax.bitcast_convert_type(scaled_BV, jnp.uint32)
-    sign = jnp.uint32(1 << 31)
-    order_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)
-
-    def at_least(weights_BV, wanted):
-        """Which tokens are above the highest threshold where those above it weigh at least
-        `wanted`.
-        """
-
-        def try_bit(i, threshold_B):
-            candidate_B = threshold_B | (sign >> i.astype(jnp.uint32))
-            weight_B = jnp.where(order_BV >= candidate_B[:, None], weights_BV, 0).sum(axis=1)
-            return jnp.where(weight_B >= wanted, candidate_B, threshold_B)
-
-        threshold_B = lax.fori_loop(0, 32, try_bit, jnp.zeros(len(order_BV), jnp.uint32))
-        return order_BV >= threshold_B[:, None]
-
-    is_kept_BV = jnp.ones(scaled_BV.shape, bool)
-    if top_k:
-        is_kept_BV = at_least(jnp.ones(scaled_BV.shape, jnp.int32), min(top_k, scaled_BV.shape[1]))
-    if top_p < 1:
-        p_BV = jax.nn.softmax(jnp.where(is_kept_BV, scaled_BV, -jnp.inf), axis=1)
-        is_kept_BV &= at_least(p_BV, top_p)
-    return is_kept_BV

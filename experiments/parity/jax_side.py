@@ -6,8 +6,8 @@ examples for TRL.
         [--max-length=640] [--rows=gsm8k] [--micro-batches=1]
 
 The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own
-template, tokenised, shuffled and packed by `loader.TrainBatches`, then given to the step of
-`train.make_train_step` as it is. Without `--data` the examples are random token ids (a checkpoint
+template, tokenised, shuffled and packed by `batches.TrainBatches`, then given to the step of
+`training.step.make_train_step` as it is. Without `--data` the examples are random token ids (a checkpoint
 without a tokenizer has no text to read), packed the same way. Written:
 
     jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p; counts; versions

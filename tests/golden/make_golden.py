@@ -119,6 +119,51 @@ CASES = {
         (1, 64),
         9,
     ),
+    # Fewer key/value heads, as in the 32B model: its two norms have different widths.
+    "olmo2": (
+        "Olmo2",
+        dict(
+            num_key_value_heads=2,
+            num_hidden_layers=3,
+            pad_token_id=0,
+            rope_parameters=default_rope(1000.0),
+        ),
+        LONG,
+        14,
+    ),
+    # Every second layer without positions: one loop over periods of two layers.
+    "smollm3": (
+        "SmolLM3",
+        dict(
+            num_key_value_heads=2,
+            num_hidden_layers=4,
+            pad_token_id=0,
+            no_rope_layer_interval=2,
+            rope_parameters=default_rope(1000.0),
+        ),
+        LONG,
+        15,
+    ),
+    # A list without a period, and a window on the layers without positions, which the key alone
+    # brings about: `layer_types` is left out, as an older file may.
+    "smollm3_window": (
+        "SmolLM3",
+        dict(
+            num_key_value_heads=2,
+            head_dim=16,
+            num_hidden_layers=5,
+            pad_token_id=0,
+            no_rope_layers=[1, 1, 0, 1, 0],
+            use_sliding_window=True,
+            sliding_window=8,
+            attention_bias=True,
+            mlp_bias=True,
+            tie_word_embeddings=False,
+            rope_parameters=default_rope(1000.0),
+        ),
+        (1, 64),
+        16,
+    ),
     # Head width 24: with theta 1000 and 32 positions, three of the twelve frequencies are blended.
     "qwen2_yarn": (
         "Qwen2",
@@ -161,6 +206,10 @@ OLD_SCHEMA = {
         # but switched off (8 here, so that a loader which applies it shows).
         transformers_version="4.44.0", rope_theta=1000, sliding_window=8, use_sliding_window=False,
         max_window_layers=1, use_mrope=False,
+    ),
+    # As in the published SmolLM3-3B file, which has these notes of other programs.
+    "smollm3_window": dict(
+        transformers_version="4.54.0.dev0", pretraining_tp=2, max_window_layers=3, rope_scaling=None,
     ),
     # As Qwen2.5's model card has it: the context is still the original one.
     "qwen2_yarn": dict(

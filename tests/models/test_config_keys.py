@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from dft_jax.models.hf import config_reader
 from dft_jax.models.hf.locate import read_config
+from dft_jax.runtime import errors
 from tests.conftest import GOLDEN
+from tests.models.test_golden import FAMILY_CASES
 
 # What programs leave in a config.json. Values with an effect: test_bad_checkpoints.
 SMOLLM2 = {
@@ -73,6 +76,26 @@ def test_keys_without_effect_pass(extra, tmp_path):
     assert read_config(tmp_path) == read_config(GOLDEN / "llama")
 
 
+@pytest.mark.parametrize("case", FAMILY_CASES)
+def test_every_key_is_used_or_known_or_refused_by_name(case, tmp_path):
+    """A value that no key can have is refused under the key's name, or changes nothing at all."""
+    raw = json.loads((GOLDEN / case / "config.json").read_text())
+    expected = read_config(GOLDEN / case)
+    refused = set()
+    for key in [*raw, "attn_logit_softcapping", "a_key_of_tomorrow"]:
+        (tmp_path / "config.json").write_text(json.dumps(raw | {key: {"no": ["value"]}}))
+        try:
+            assert read_config(tmp_path) == expected, key
+        except errors.UserError as error:
+            name = "rope" if key == "rope_parameters" else key
+            assert name in str(error), key
+            refused.add(key)
+    assert {"attn_logit_softcapping", "a_key_of_tomorrow", "hidden_size", "hidden_act"} <= refused
+    passed = raw.keys() - refused
+    without_effect = {"sliding_window", "max_window_layers", "pretraining_tp"}
+    assert passed <= config_reader._IRRELEVANT | without_effect, passed
+
+
 def test_real_checkpoints_load():
     """Their config.json, every key accounted for."""
     folder = os.environ.get("DFT_JAX_REAL_MODELS")
@@ -82,3 +105,79 @@ def test_real_checkpoints_load():
     assert checkpoints
     for checkpoint in checkpoints:
         assert read_config(checkpoint).num_layers > 0
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def read_smollm3(tmp_path, **changes):
+    raw = json.loads((GOLDEN / "smollm3" / "config.json").read_text())
+    del raw["no_rope_layers"], raw["layer_types"]
+    (tmp_path / "config.json").write_text(json.dumps(raw | changes))
+    return read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, rotated, windows",
+    [
+        ({}, [True, False, True, False], [None] * 4),
+        ({"no_rope_layer_interval": 3}, [True, True, False, True], [None] * 4),
+        # transformers' default
+        ({"no_rope_layer_interval": None}, [True, True, True, False], [None] * 4),
+        # the list is what counts
+        ({"no_rope_layers": [0, 1, 1, 1]}, [False, True, True, True], [None] * 4),
+        # a window that is not switched on
+        ({"sliding_window": 8}, [True, False, True, False], [None] * 4),
+        (
+            {"sliding_window": 8, "use_sliding_window": True},
+            [True, False, True, False],
+            [None, 8, None, 8],
+        ),
+        (
+            {
+                "sliding_window": 8,
+                "use_sliding_window": True,
+                "layer_types": [SLIDING] + [FULL] * 3,
+            },
+            [True, False, True, False],
+            [8, None, None, None],
+        ),
+    ],
+)
+def test_layers_of_smollm3(changes, rotated, windows, tmp_path):
+    spec = read_smollm3(tmp_path, **changes)
+    assert [layer.rope is not None for layer in spec.layers] == rotated
+    assert [layer.sliding_window for layer in spec.layers] == windows
+
+
+def test_an_absent_tie_word_embeddings_means_a_tied_head_to_smollm3_alone(tmp_path):
+    """As in the published file, which has no such key and no head among its tensors."""
+    assert read_smollm3(tmp_path, tie_word_embeddings=None).tie_embeddings
+    for family in ("llama", "olmo2"):
+        raw = json.loads((GOLDEN / family / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": None}))
+        assert not read_config(tmp_path).tie_embeddings
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"no_rope_layers": [1, 0, 1]}, ["no_rope_layers=[1, 0, 1]", "each of the 4 layers"]),
+        ({"no_rope_layers": [1, 0, 1, 2]}, ["no_rope_layers=[1, 0, 1, 2]"]),
+        ({"no_rope_layers": [True, False] * 2}, ["no_rope_layers"]),
+        ({"no_rope_layer_interval": 0}, ["no_rope_layer_interval=0 should be at least 1"]),
+        ({"layer_types": [FULL]}, ["layer_types", "each of the 4 layers"]),
+        ({"layer_types": ["chunked_attention"] * 4}, ["layer_types=['chunked_attention'"]),
+        ({"layer_types": [SLIDING] * 4}, ["use_sliding_window=False", "sliding_window=None"]),
+        (
+            {"layer_types": [SLIDING] * 4, "sliding_window": 8},
+            ["use_sliding_window=False", "sliding_window=8"],
+        ),
+        ({"sliding_window": 0}, ["sliding_window=0 should be at least 1"]),
+    ],
+)
+def test_layers_of_smollm3_that_are_refused(changes, words, tmp_path):
+    with pytest.raises(errors.UserError) as refusal:
+        read_smollm3(tmp_path, **changes)
+    for word in words:
+        assert word in str(refusal.value)

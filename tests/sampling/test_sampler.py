@@ -17,7 +17,7 @@ from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import build
-from dft_jax.sampling import sampler as sampling
+from dft_jax.sampling import filters as token_filters, sampler as sampling
 from dft_jax.sampling.categorical import draw
 from dft_jax.sampling.sampler import Request, Sampler
 from tests.conftest import GOLDEN, make_mesh
@@ -115,7 +115,11 @@ def drawn(logits_V, temperature, parts=10, **filters):
     head_VD[VOCAB:, 0] = 50.0  # padding that would win, were it drawn from
     hidden_BD = np.zeros((ROWS // 10, WIDTH), np.float32)
     hidden_BD[:, 0] = 1.0
-    run = jax.jit(functools.partial(draw, vocab_size=VOCAB, mesh=make_mesh(), **filters))
+    run = jax.jit(
+        functools.partial(
+            draw, vocab_size=VOCAB, mesh=make_mesh(), filters=token_filters.make(**filters)
+        )
+    )
     temperature_B = jnp.full(ROWS // 10, temperature, jnp.float32)
     head_UDMW = jnp.asarray(head_VD.reshape(HEAD_SHAPE).transpose(0, 3, 1, 2))
     made = [

@@ -1,5 +1,5 @@
 """How much of the packed rows holds tokens, over an epoch of steps of 256 examples, as
-`loader.TrainBatches` packs them.
+`batches.TrainBatches` packs them.
 
 python -m experiments.performance.contenders.efficiency [--data=gsm8k_train.jsonl --tokenizer=FOLDER]
 
