@@ -10,7 +10,7 @@ from dft_jax.losses import objectives
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import OPTIONS, build
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.job import make_steps
+from dft_jax.training.inputs import make_steps
 from dft_jax.training.state import init_params, init_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Frozen

@@ -20,7 +20,7 @@ from dft_jax.commands import cli
 from dft_jax.data import account, formats
 from dft_jax.lm import open_config
 from dft_jax.runtime import errors
-from dft_jax.training.job import length_of, load_data
+from dft_jax.training.inputs import length_of, load_data
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()

@@ -35,7 +35,7 @@ from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.job import load_data
+from dft_jax.training.inputs import load_data
 from dft_jax.training.state import abstract_state, init_params
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState

@@ -16,6 +16,7 @@ from dft_jax.runtime import distributed, errors
 from dft_jax.runtime.options import Config
 from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
 from dft_jax.training.evaluators import Evaluator, HeldOutEvaluator, MakeEvaluators, no_evaluators
+from dft_jax.training.inputs import length_of, load_data, make_steps
 from dft_jax.training.state import abstract_state, init_params, init_state
 from dft_jax.training.step import (
     StepOptions,
@@ -168,51 +169,3 @@ def announce_account(job: Job) -> None:
         lines += account.lines(name, report)
         warnings += account.warnings(name, report)
     account.announce([*lines, job.length.line()], warnings + job.length.warnings())
-
-
-def load_data(
-    config: Config, tokenizer, model: Model
-) -> tuple[batches.Examples, batches.Examples | None]:
-    """Training examples, and held-out ones where the config names a file."""
-    data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
-    train = batches.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
-    if not data.heldout:
-        return train, None
-    most = config.eval.max_examples
-    heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
-    heldout.report["also_trained"] = account.also_trained(
-        heldout.origins, heldout.examples, train.origins, train.examples
-    )
-    return train, heldout
-
-
-def make_steps(
-    config: Config, examples: batches.Examples, model: Model, version: int = order.VERSION
-) -> batches.TrainBatches:
-    """The packed steps of the run; `version` is that of data/order.py."""
-    t = config.train
-    return batches.TrainBatches(
-        examples,
-        model.mesh,
-        steps=length_of(config, len(examples), version).steps,
-        global_batch=t.global_batch,
-        seed=t.seed,
-        version=version,
-        accumulation=t.accumulation,
-        row_length=batches.row_length(config.data),
-        by_examples=t.loss_normalization == "official",
-    )
-
-
-def length_of(config: Config, n_examples: int, version: int = order.VERSION) -> order.Length:
-    """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of
-    data/order.py.
-    """
-    t = config.train
-    return order.length(
-        steps=t.steps,
-        epochs=t.epochs,
-        global_batch=t.global_batch,
-        n_examples=n_examples,
-        version=version,
-    )

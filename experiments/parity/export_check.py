@@ -24,7 +24,7 @@ from dft_jax.lm import SavedRun, open_run
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import weights_dtype
 from dft_jax.models.model import build, head
-from dft_jax.training.job import load_data
+from dft_jax.training.inputs import load_data
 from dft_jax.types import Batch
 
 LIMIT = 1e-4

@@ -35,7 +35,7 @@ from dft_jax.models.hf.locate import read_config, resolve
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import build, matmul_precision
 from dft_jax.training import metrics, optimizer as optimizer_lib
-from dft_jax.training.job import load_data
+from dft_jax.training.inputs import load_data
 from dft_jax.training.state import init_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Frozen

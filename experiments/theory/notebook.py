@@ -40,7 +40,7 @@ from dft_jax.lm import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import metrics
-from dft_jax.training.job import load_data
+from dft_jax.training.inputs import load_data
 
 parser = argparse.ArgumentParser()
 beside = Path(__file__).parent if "__file__" in globals() else Path.cwd()

@@ -148,12 +148,8 @@ def export(
                     _set_template(temporary, origin.template_text)
                 _warn_of_tokenizer(temporary)
                 types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
-                if others:
-                    types["other_dtypes"] = others
-                losses = {"rounding": written.report()}
-                if written is not measured:
-                    losses["rounding_in_source_dtype"] = measured.report()
-                write_json(temporary / PROVENANCE_NAME, origin.report() | types | losses)
+                about = _about(origin, types, others, measured, written)
+                write_json(temporary / PROVENANCE_NAME, about)
             _write_tensors(params, model, temporary, written.dtype, others, max_shard_gb)
             if is_writer:
                 _log.debug("export rename")
@@ -162,6 +158,23 @@ def export(
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)
     return written
+
+
+def _about(
+    origin: Origin,
+    types: dict[str, str],
+    others: dict[str, str],
+    measured: rounding.Rounding,
+    written: rounding.Rounding,
+) -> dict[str, Any]:
+    """The content of dft_jax.json."""
+    about = origin.report() | types
+    if others:
+        about["other_dtypes"] = others
+    about["rounding"] = written.report()
+    if written is not measured:
+        about["rounding_in_source_dtype"] = measured.report()
+    return about
 
 
 def provenance(folder: Path) -> dict[str, Any] | None:
