@@ -290,7 +290,7 @@ def _same_as_tuple(a: structure.Structure, b: structure.Structure, depth: int) -
 
 
 def _same_leaf(answer: str, reference: str) -> bool:
-    """Whether two values are equal as numbers, or by math-verify's comparison of what they parse to."""
+    """Whether two values without parts are equal: as plain numbers, or once they are parsed."""
     if not (_is_true_chain(answer) and _is_true_chain(reference)):
         return False
     numbers = values.plain(answer), values.plain(reference)
@@ -312,9 +312,9 @@ def begin(answer: str, reference: str) -> None:
     _current[:] = [values.Comparison(answer, reference)]
 
 
-def prepare() -> None:
+def patch_math_verify() -> None:
     """Makes math-verify compare values by these rules, in this process and until it ends."""
-    latex.prepare(
+    latex.patch_math_verify(
         same_value=lambda a, b: _current[0].same(a, b),
         same_equations=lambda a, b: _current[0].same_equations(a, b),
     )
