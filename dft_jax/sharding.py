@@ -1,12 +1,11 @@
-"""The device mesh and the one table that says which axis of an array lies along which axis of the
-mesh.
-"""
+"""The device mesh, and the one table that maps axes of arrays to axes of the mesh."""
 
-import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from dft_jax.runtime.options import Legal, Option
@@ -14,7 +13,7 @@ from dft_jax.types import Batch
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
-# said everywhere: the default became Explicit in JAX 0.11
+# Named at every mesh: the default became Explicit in JAX 0.11.
 AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 
 _SIZE = Legal(lambda size: size >= 1 or size == -1, "at least 1, or -1 for the rest")
@@ -61,14 +60,20 @@ def platform(mesh: Mesh | AbstractMesh) -> str:
 
     JAX's default backend may be another one: a step is compiled for a TPU on a machine without any.
     """
-    return "unknown" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
+    if isinstance(mesh, AbstractMesh):
+        return "unknown"
+    return mesh.devices.flat[0].platform
 
 
 def mesh_sizes(data: int, fsdp: int, tensor: int, device_count: int) -> tuple[int, int, int]:
     """Replaces the -1 by the number of devices that the other axes leave."""
-    sizes = (data, fsdp, tensor)
+    sizes = [data, fsdp, tensor]
     fixed = math.prod(size for size in sizes if size != -1)
-    return tuple(device_count // fixed if size == -1 else size for size in sizes)
+    for axis, size in enumerate(sizes):
+        if size == -1:
+            sizes[axis] = device_count // fixed
+    data, fsdp, tensor = sizes
+    return data, fsdp, tensor
 
 
 def problems(data: int, fsdp: int, tensor: int, device_count: int) -> list[str]:
@@ -96,35 +101,44 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> P:
-    """The partition of an array with these logical axes. An axis that does not divide evenly is
-    replicated.
+    """The partition of an array with these logical axes.
+
+    An axis that does not divide evenly is replicated.
     """
     assert len(shape) == len(axes), (shape, axes)
-    parts = []
+    parts: list[str | tuple[str, ...] | None] = []
     for size, axis in zip(shape, axes, strict=True):
         mesh_axis = RULES[axis]
-        ways = math.prod(
-            mesh.shape[a]
-            for a in (mesh_axis if isinstance(mesh_axis, tuple) else (mesh_axis,))
-            if a
-        )
-        parts.append(mesh_axis if size % ways == 0 else None)
+        if size % _ways(mesh_axis, mesh) != 0:
+            mesh_axis = None
+        parts.append(mesh_axis)
     return P(*parts)
 
 
-def named(mesh: Mesh, *parts) -> NamedSharding:
+def _ways(mesh_axis: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
+    """The number of parts that an array's axis is cut into along an axis, or axes, of the mesh."""
+    if mesh_axis is None:
+        return 1
+    if isinstance(mesh_axis, str):
+        return mesh.shape[mesh_axis]
+    return math.prod(mesh.shape[axis] for axis in mesh_axis)
+
+
+def named(mesh: Mesh, *parts: Any) -> NamedSharding:
+    """The layout with these axes of the mesh, one for each axis of an array; replicated without."""
     return NamedSharding(mesh, P(*parts))
 
 
-def with_layout(x, mesh: Mesh, *parts):
-    """Lays an array, or each of a tree, out along these axes of the mesh, inside jit; replicated
-    without any.
+def with_layout(x: Any, mesh: Mesh, *parts: Any) -> Any:
+    """Lays an array, or each of a tree, out along these axes of the mesh, inside jit.
+
+    It is replicated without any.
     """
     return jax.lax.with_sharding_constraint(x, named(mesh, *parts))
 
 
 def with_logical_layout(x: jax.Array, mesh: Mesh, *axes: str) -> jax.Array:
-    """Pins an activation to the mesh by its logical axes, inside jit."""
+    """Lays an activation out by its logical axes, inside jit; XLA might choose another layout."""
     return with_layout(x, mesh, *spec(x.shape, axes, mesh))
 
 
@@ -137,8 +151,9 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
     """Puts this process's rows [A, b, L] of a batch with `n_rows` rows in all on its devices."""
     layout = batch_sharding(mesh)
 
-    def place(rows_AbL):
+    def place(rows_AbL: np.ndarray) -> jax.Array:
         A, _, L = rows_AbL.shape
+        # No process has the rows of another: each gives those that its own devices hold.
         return jax.make_array_from_process_local_data(layout, rows_AbL, (A, n_rows, L))
 
     return jax.tree.map(place, batch)
@@ -146,15 +161,22 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
 
 def abstract_batch(shape_ABL: tuple[int, int, int], mesh: Mesh) -> Batch:
     """Shapes, dtypes and shardings of the arrays of a step's batch."""
-    dtypes = dataclasses.replace(
-        Batch(*[jnp.int32] * len(dataclasses.fields(Batch))), mask_BL=jnp.bool
-    )
-    return jax.tree.map(
-        lambda d: jax.ShapeDtypeStruct(shape_ABL, d, sharding=batch_sharding(mesh)), dtypes
+    layout = batch_sharding(mesh)
+    ints_ABL = jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout)
+    return Batch(
+        tokens_BL=ints_ABL,
+        targets_BL=ints_ABL,
+        mask_BL=jax.ShapeDtypeStruct(shape_ABL, jnp.bool, sharding=layout),
+        segments_BL=ints_ABL,
+        positions_BL=ints_ABL,
     )
 
 
 def process_rows(mesh: Mesh, n_rows: int) -> list[int]:
     """Which of `n_rows` rows the devices of this process hold, in order."""
-    slices = batch_sharding(mesh).addressable_devices_indices_map((1, n_rows, 1)).values()
-    return sorted({row for index in slices for row in range(*index[1].indices(n_rows))})
+    held: set[int] = set()
+    indices_of = batch_sharding(mesh).addressable_devices_indices_map((1, n_rows, 1))
+    for _, rows, _ in indices_of.values():
+        # Devices along `tensor` hold the same rows.
+        held.update(range(*rows.indices(n_rows)))
+    return sorted(held)

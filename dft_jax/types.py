@@ -2,13 +2,23 @@
 
 Shape letters, used in tensor names (`hidden_BLD`), einsum strings and annotations:
 
-    A  micro-batches of a step (gradient accumulation)      D  model width
-    B  packed rows                                          F  feed-forward width
-    L  positions in a row                                   H  query heads
-    N  positions flattened (B·L)                            G  key/value heads
-    C  trained tokens in one chunk of the loss              R  query heads per key/value head (H = G·R)
-    V  vocabulary                                           K  width of a head
+    A  micro-batches of a step (gradient accumulation)    D  model width
+    B  packed rows; in sampling, slots                    F  feed-forward width
+    L  positions in a row                                 H  query heads
+    N  positions flattened (B·L)                          G  key/value heads
+    C  trained tokens in one chunk of the loss            R  query heads per key/value head: H = G·R
+    V  vocabulary                                         K  width of a head
     U  updates of a run
+
+In sampling besides (models/cached.py says how the output head is cut):
+
+    S  places of a cache                                  M  blocks of the vocabulary, in a chunk
+    T  tokens of the longest output                          or in all
+    P  prompts that are prefilled together                W  tokens in a block
+    U  chunks of the head                                 X  one axis of any length
+
+A digit is an axis of that length, as in `temperatures_B1`. A small letter is the part of an axis
+that one process or device holds, as in [A, b, L].
 """
 
 import dataclasses
@@ -23,12 +33,13 @@ Params = Any  # a plain nested dict of arrays
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One packed batch. Two examples, `a b c` (target `c`) and `x y` (target `y`), in a row of
-    five:
+    """One packed batch.
+
+    Two examples, `a b c` (target `c`) and `x y` (target `y`), in a row of five:
 
         tokens     a b x - -      inputs; the last token of an example is only ever a target
         targets    b c y - -      the token that follows, within the same example
-        mask       0 1 1 0 0      True where the target is trained: a fact of position, never of token id
+        mask       0 1 1 0 0      the target is trained: a fact of position, never of token id
         segments   1 1 2 0 0      which example of the row; 0 is padding
         positions  0 1 0 0 0      position within the example (RoPE)
 
@@ -45,8 +56,7 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenStats:
-    """What objectives see of the model: float32 statistics of each target token, zero where
-    untrained.
+    """What objectives see of the model: float32 statistics of each target, zero where untrained.
 
     A gradient flows through `logp_BL` and `kl_BL` only. The last three are there for objectives
     that need them.
@@ -55,25 +65,26 @@ class TokenStats:
     logp_BL: Float[Array, "B L"]  # log π(target), nats
     entropy_BL: Float[Array, "B L"]  # entropy of the next-token distribution, nats
     correct_BL: Bool[Array, "B L"]  # the target is (one of) the most probable token(s)
-    # which example of its row a trained token belongs to; 0 where untrained
+    # Which example of its row a trained token belongs to; 0 where untrained.
     examples_BL: Int[Array, "B L"]
-    # log π_ref(target), π_ref the model before training
+    # log π_ref(target), π_ref the model before training.
     reference_logp_BL: Float[Array, "B L"] | None = None
-    kl_BL: Float[Array, "B L"] | None = None  # KL(π_ref ‖ π) over the whole vocabulary, nats
-    # entropy among the 20 most probable tokens, nats
+    # KL(π_ref ‖ π) over the whole vocabulary, nats.
+    kl_BL: Float[Array, "B L"] | None = None
+    # Entropy among the 20 most probable tokens, nats.
     top_entropy_BL: Float[Array, "B L"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Those that are arguments of the compiled step: runs that differ in nothing else share its
-    program.
+    """Those that are arguments of the compiled step, not constants in it.
 
-    Such are the learning rate, its schedule with the warm-up, and the seed.
+    Runs that differ in nothing else share its program, which takes minutes to compile. Such are the
+    learning rate, its schedule with the warm-up, and the seed.
     """
 
-    # learning rate of each update; the last one stands for all that follow
+    # Learning rate of each update; the last one stands for all that follow.
     rates_U: Float[Array, " U"]
     seed: UInt32[Array, ""]
 
@@ -90,8 +101,10 @@ class Frozen:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. `step` counts batches seen; the optimizer keeps its own count of
-    updates.
+    """All that a step changes.
+
+    `step` counts batches seen; the optimizer keeps its own count of updates, which is lower where
+    steps were skipped.
     """
 
     step: Int[Array, ""]

@@ -1,6 +1,4 @@
-"""Processes of one job that are not alike: all end with exit code 2 and name what differs, before
-anything compiles.
-"""
+"""Processes of one job that differ: all exit with 2 and name what, before anything compiles."""
 
 import datetime
 import json
@@ -25,9 +23,7 @@ DATED = "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m['content'] }
 
 
 def start(folder, arguments, zones=("UTC", "UTC")):
-    """Exit codes, common log and phases of two processes with these arguments each, in these time
-    zones.
-    """
+    """Exit codes, log and phases of two processes with these arguments, in these time zones."""
     (folder / "runs").mkdir(exist_ok=True)
     workdir = folder / "runs/run"
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{launch.free_port()}", "JAX_NUM_PROCESSES": "2"}
@@ -122,7 +118,7 @@ def test_hosts_that_differ_are_refused(case, tmp_path):
 
 @pytest.mark.slow
 def test_hosts_where_it_is_another_day_write_the_date_of_the_first(tmp_path):
-    """25 hours apart, so never on the same day; the template writes the date, and nobody gives one."""
+    """25 hours apart, so never on the same day; the template writes a date that nobody gives."""
     zones = ("Pacific/Kiritimati", "Pacific/Pago_Pago")
     arguments = [dated(tmp_path), "--config.train.steps=2", "--config.checkpoint.every=2"]
     codes, log, phases = start(tmp_path, [arguments, arguments], zones)
@@ -135,9 +131,7 @@ def test_hosts_where_it_is_another_day_write_the_date_of_the_first(tmp_path):
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_mistake_of_one_host_ends_all_with_it(failing, tmp_path):
-    """Its data is not there: nobody waits for the heartbeat, and all have exit code 2, which
-    launchers do not retry.
-    """
+    """Its data is missing: nobody waits for the heartbeat; all exit with 2, not to be retried."""
     options = [[], []]
     options[failing] = ["--config.data.train=/nowhere/train.jsonl"]
     codes, log, _ = start(tmp_path, options)
@@ -205,9 +199,7 @@ def facts(change="", **environment):
 
 @pytest.mark.slow
 def test_what_environments_and_packages_change_is_among_the_facts():
-    """Other precision, another package, another number of devices, flags of the compiler: not where
-    it dumps.
-    """
+    """Precision, packages, numbers of devices, the compiler's flags; not where it dumps."""
     flags = "--xla_force_host_platform_device_count="
     usual = facts(XLA_FLAGS=f"{flags}2")
     assert facts(XLA_FLAGS=f"{flags}2 --xla_dump_to=/tmp/dump") == usual
@@ -233,9 +225,7 @@ def test_what_environments_and_packages_change_is_among_the_facts():
 
 
 def test_every_tensor_counts_in_the_sample_of_weights(tmp_path):
-    """A tensor changed anywhere in bulk, as by another fine-tune, gives another sample; a copy
-    gives the same.
-    """
+    """A tensor changed anywhere in bulk, as by fine-tuning, gives another sample, a copy none."""
     from safetensors.numpy import load_file, save_file
 
     whole = weights_sample(assets.LAB)

@@ -1,6 +1,4 @@
-"""scores.json, read back: checked key by key, so that a file that was cut or edited is refused by
-name.
-"""
+"""scores.json, read back and checked key by key: a file that was cut or edited is refused."""
 
 import math
 from pathlib import Path
@@ -12,7 +10,7 @@ from dft_jax.runtime.files import read_json
 # What to do about an evaluation.json that is not whole: its samples may depend on anything.
 ANOTHER_FOLDER = "give another folder, or remove this one"
 
-# Key of a result -> what it should be. Those of _LATER are missing in files of earlier versions.
+# Key of a result -> the kind of its value. Files of earlier versions lack those of _LATER.
 _RESULT = {
     "benchmark": "text",
     "temperature": "number or null",
@@ -56,61 +54,65 @@ def read_scores(file: Path, remedy: str) -> dict[str, Any]:
     results = content.get("results")
     if not isinstance(results, list) or not results:
         raise errors.UserError(f"{file}: no results in it; {remedy}")
-    places: dict[tuple[str, float | None], int] = {}
+    places: dict[tuple[str, float | None], str] = {}
     for number, result in enumerate(results):
-        where = f"results[{number}]"
-        wrong = _mistake(result, where)
-        if wrong:
-            raise errors.UserError(f"{file}: {wrong}; {remedy}")
+        place = f"results[{number}]"
+        mistake = _mistake(result, place)
+        if mistake:
+            raise errors.UserError(f"{file}: {mistake}; {remedy}")
         cell = (result["benchmark"], result["temperature"])
         if cell in places:
-            first = f"results[{places[cell]}]"
-            what = f"{where} has the benchmark and temperature of {first}"
-            raise errors.UserError(f"{file}: {what}; {remedy}")
-        places[cell] = number
+            raise errors.UserError(
+                f"{file}: {place} has the benchmark and temperature of {places[cell]}; {remedy}"
+            )
+        places[cell] = place
     for key in ("settings", "grader"):
         if not isinstance(content.get(key, {}), dict):
             raise errors.UserError(f"{file}: {key} should be an object; {remedy}")
     return content
 
 
-def _mistake(result: Any, where: str) -> str:
+def _mistake(result: Any, place: str) -> str:
     """The first thing that is wrong with a result; empty where all is well."""
     if not isinstance(result, dict):
-        return f"{where} should be an object"
-    wrong = _first_wrong(result, _RESULT, where)
+        return f"{place} should be an object"
     present = {key: kind for key, kind in _LATER.items() if key in result}
-    wrong = wrong or _first_wrong(result, present, where)
-    if wrong:
-        return wrong
-    k, ids = str(result["avg_at_k"]["k"]), result["correct_share_of_problem"].keys()
+    mistake = _first_mistake(result, _RESULT, place) or _first_mistake(result, present, place)
+    if mistake:
+        return mistake
+    k = str(result["avg_at_k"]["k"])
     if k not in result["pass_at_k"]:
-        return f"{where}.pass_at_k.{k} is missing"
+        return f"{place}.pass_at_k.{k} is missing"
+    ids = result["correct_share_of_problem"].keys()
     for key in ("majority_correct_of_problem", "sha256_of_problem"):
         if key in present and result[key].keys() != ids:
-            return f"{where}.{key} has other problems than correct_share_of_problem"
+            return f"{place}.{key} has other problems than correct_share_of_problem"
     return ""
 
 
-def _first_wrong(values: dict[str, Any], kinds: dict[str, Any], where: str) -> str:
+def _first_mistake(values: dict[str, Any], kinds: dict[str, Any], place: str) -> str:
+    """As `_mistake`, of some keys; a kind that is a dict is of an object inside."""
     for key, kind in kinds.items():
-        place = f"{where}.{key}"
+        place_of_key = f"{place}.{key}"
         if key not in values:
-            return f"{place} is missing"
+            return f"{place_of_key} is missing"
+        value = values[key]
         if isinstance(kind, dict):
-            if not isinstance(values[key], dict):
-                return f"{place} should be an object"
-            wrong = _first_wrong(values[key], kind, place)
-            if wrong:
-                return wrong
-        elif not _is(values[key], kind):
-            shown = repr(values[key])
-            shown = shown if len(shown) <= 40 else type(values[key]).__name__
-            return f"{place} should be {_SHOULD_BE[kind]}, not {shown}"
+            if not isinstance(value, dict):
+                return f"{place_of_key} should be an object"
+            mistake = _first_mistake(value, kind, place_of_key)
+            if mistake:
+                return mistake
+        elif not _is_of_kind(value, kind):
+            shown = repr(value)
+            if len(shown) > 40:
+                shown = type(value).__name__
+            return f"{place_of_key} should be {_SHOULD_BE[kind]}, not {shown}"
     return ""
 
 
-def _is(value: Any, kind: str) -> bool:
+def _is_of_kind(value: Any, kind: str) -> bool:
+    """Whether the value is what `_SHOULD_BE` says of this kind."""
     if kind == "number or null":
         return value is None or is_number(value)
     if kind == "count":
@@ -119,11 +121,13 @@ def _is(value: Any, kind: str) -> bool:
         return is_number(value) and 0 <= value <= 1
     if kind == "text":
         return isinstance(value, str)
-    each = {"shares": "share", "texts": "text"}.get(kind)
-    values = list(value.values()) if isinstance(value, dict) else []
-    if each is None:  # booleans
-        return bool(values) and all(isinstance(one, bool) for one in values)
-    return bool(values) and all(_is(one, each) for one in values)
+    if kind == "boolean":
+        return isinstance(value, bool)
+    # What is left are objects, by problem or by k, of values of one kind.
+    if not isinstance(value, dict) or not value:
+        return False
+    kind_of_members = kind.removesuffix("s")
+    return all(_is_of_kind(member, kind_of_members) for member in value.values())
 
 
 def is_number(value: Any) -> bool:

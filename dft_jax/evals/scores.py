@@ -19,7 +19,7 @@ INTERVAL = {
     "study": "experiments/intervals",
 }
 
-# A loop at the end of a text: so long at least, so many times the same, of so long a period at most.
+# A loop at the end of a text: its least length, how often it is the same, and its longest period.
 LOOP_CHARACTERS = 200
 LOOP_REPEATS = 4
 LOOP_PERIOD = 250
@@ -40,7 +40,7 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Padded:
-    """Mean, its squared standard error and degrees of freedom, with the imagined problems counted."""
+    """Mean, squared standard error and degrees of freedom, the imagined problems counted."""
 
     center: float
     variance: float

@@ -32,10 +32,10 @@ _PROMPTS_AT_ONCE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One completion to be made. `problem` names the prompt, whose noise it determines with
-    `sample`.
+    """One completion to be made.
 
-    A `temperature` of 0 is greedy. The completion has at most `max_new_tokens` tokens.
+    `problem` names the prompt; with `sample` it determines the noise. A `temperature` of 0 is
+    greedy. The completion has at most `max_new_tokens` tokens.
     """
 
     problem: str
@@ -126,7 +126,9 @@ class Progress:
 
 
 class Sampler:
-    """Makes completions with one model. What it compiles serves every call, whatever the parameters.
+    """Makes completions with one model.
+
+    What it compiles serves every call, whatever the parameters.
 
     Args:
       stop_ids: tokens that end a completion.

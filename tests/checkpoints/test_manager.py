@@ -1,6 +1,4 @@
-"""Checkpoints: only whole ones count; what is damaged, half-written or another run's is met by
-name.
-"""
+"""Checkpoints: only complete ones count; what is damaged, partial or another run's is named."""
 
 import collections
 import json
@@ -183,9 +181,7 @@ def test_a_reader_meets_a_run_that_lets_a_checkpoint_go(folder, monkeypatch):
 
 @pytest.mark.parametrize("at", ["before", "meanwhile"])
 def test_what_a_run_has_let_go_is_said_to_be_gone(at, folder, monkeypatch):
-    """And nobody is told to remove a checkpoint of a run that is at work. Read in part it would
-    pass for whole.
-    """
+    """Read in part it would pass for complete. Nobody is told to remove a working run's files."""
     checkpoints = Checkpoints(folder)
     step = checkpoints.newest()
     original = checkpoints.orbax.restore
@@ -303,9 +299,7 @@ def saved_in_turn(folder, steps, **options):
 
 
 def test_what_the_clock_saved_does_not_push_out_what_the_steps_did(tmp_path):
-    """Of the five between two multiples of 10 the newest stays, and as many of the others as are to
-    be kept.
-    """
+    """Of those between two multiples of 10 the newest stays, and `keep` in all."""
     assert saved_in_turn(tmp_path / "a", [3, 6], keep=2, every=10) == [3, 6]
     assert saved_in_turn(tmp_path / "a", [10, 13, 16], keep=2, every=10) == [10, 16]
     assert saved_in_turn(tmp_path / "a", [20, 23, 30], keep=2, every=10) == [20, 30]

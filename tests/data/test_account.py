@@ -1,6 +1,4 @@
-"""What is said of data before it is trained on: rows cut, dropped, equal, held out and trained;
-columns; characters.
-"""
+"""What is said of data before training: rows lost, equal or held out, columns, characters."""
 
 import json
 
@@ -70,8 +68,8 @@ def test_dropped_rows_by_reason(tmp_path, tokenizer):
     report = load(tmp_path, given, tokenizer, bad_rows="drop").report
     [warning] = account.warnings("--heldout", report, "--context")
     assert (
-        "3 of 10 rows (30.0%) are not trained whole: 2 dropped as bad_row, 1 dropped as prompt_too_long"
-        in warning
+        "3 of 10 rows (30.0%) are not trained whole:"
+        " 2 dropped as bad_row, 1 dropped as prompt_too_long" in warning
     )
     assert "--context=" in warning and "data.bad_rows='refuse' says what is wrong" in warning
 

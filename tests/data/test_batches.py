@@ -1,6 +1,4 @@
-"""From rows to steps: masks by position, the account of every token, the same steps however they
-are split.
-"""
+"""From rows to steps: positional masks, the account of tokens, the same steps however split."""
 
 import dataclasses
 import json
@@ -56,9 +54,7 @@ def test_completion_and_eos_are_trained_and_nothing_else(tmp_path, tokenizer):
 
 
 def test_mask_is_positional(tmp_path, tokenizer):
-    """The prompt holds the very tokens of the completion, and EOS itself, which is also the pad
-    token.
-    """
+    """The prompt holds the very tokens of the completion, and EOS, which is also the pad token."""
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     rows = [{"prompt": "say 2<|endoftext|>", "completion": "2"}]
     (example,) = load(tmp_path, rows, tokenizer).examples
@@ -135,9 +131,7 @@ def test_named_styles(style, tokenizer):
 
 
 def test_a_tokenizer_that_begins_texts_with_bos_begins_the_prompt_with_it(tmp_path):
-    """As Llama's and DeepSeek's do: once, at the very start, untrained; a chat template writes its
-    own.
-    """
+    """As Llama's and DeepSeek's do: once, first, untrained; a chat template writes its own."""
     backend = Tokenizer.from_file(str(assets.TINY / "tokenizer.json"))
     backend.post_processor = processors.TemplateProcessing(
         "<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
@@ -256,9 +250,7 @@ def test_rows_come_in_few_counts(many):
 
 
 def test_by_examples_gives_each_micro_batch_its_share(many):
-    """As the authors' micro-batches: two examples each of eight, wherever rows would have had room
-    for more.
-    """
+    """As the authors' micro-batches: two examples each of eight, even where rows have more room."""
     how = dict(accumulation=4, row_length=128, by_examples=True)
     step = batches.TrainBatches(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
     segments = np.asarray(step.batch.segments_BL)

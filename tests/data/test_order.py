@@ -1,4 +1,4 @@
-"""Which examples each step holds: epochs of seeds that share nothing, and epochs in whole batches."""
+"""Which examples each step holds: seeds share no epochs, and epochs are whole batches."""
 
 import itertools
 

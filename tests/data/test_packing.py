@@ -24,9 +24,7 @@ def test_every_example_is_placed_once_and_fits(sizes):
 
 
 def test_math_like_lengths_fill_the_rows():
-    """256 examples of about 512 tokens in rows of 2048: at least 97.5 % full (performance.md's
-    floor).
-    """
+    """256 examples of about 512 tokens in rows of 2048: 97.5 % full, performance.md's floor."""
     rng = np.random.default_rng(0)
     full = []
     for _ in range(20):

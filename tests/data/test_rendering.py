@@ -1,6 +1,4 @@
-"""Chat templates: the text that transformers gives, whatever they are made of; no harm from those
-that mean some.
-"""
+"""Chat templates: the text that transformers gives; no harm from those that mean some."""
 
 import time
 
@@ -88,11 +86,14 @@ def test_rendering_goes_on_after_a_runaway(tokenizer, tmp_path, monkeypatch, no_
 
 SAME = [
     None,  # the tokenizer's own
-    "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ tools }}|{{ documents }}|{{ add_generation_prompt }}",
+    "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}"
+    "|{{ tools }}|{{ documents }}|{{ add_generation_prompt }}",
     "{%- for m in messages -%}\n  {{- m.role | upper }}: {{ m['content'] | trim }}\n{% endfor %}\n",
     "{{ messages | tojson }} {{ messages | length }} {{ strftime_now('%Y') }}",
-    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}",
-    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% break %}{% endfor %}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}"
+    "{% set ns.n = ns.n + 1 %}{{ ns.n }}{% endfor %}",
     "{{ messages[0].nothing }}{{ unknown }}-{{ 'x y' | urlize }}{{ messages | pprint }}",
 ]
 
@@ -131,9 +132,7 @@ def test_named_styles_start_no_process(tokenizer, no_worker):
 
 
 def test_many_rows_cost_little(tokenizer):
-    """One process renders them all: some 0.1 s for these on an idle machine, minutes if each had to
-    start one.
-    """
+    """One process renders them all in some 0.1 s; minutes, if each had to start one."""
     template = Template("tokenizer", tokenizer)
     template.prompt("1+1?")
     process, start = rendering._worker.process, time.monotonic()

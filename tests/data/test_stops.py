@@ -12,9 +12,7 @@ from tests import lookalikes
 
 @pytest.fixture
 def stops(tmp_path):
-    """stops(style, generation, model): of a SmolLM2-like folder whose two files say these
-    eos_token_id.
-    """
+    """stops(style, generation, model): of a SmolLM2-like folder whose files say these ids."""
 
     def find(style="tokenizer", generation=None, model=None, **changes):
         folder = lookalikes.write("smollm2", tmp_path / "folder", **changes)
@@ -26,9 +24,7 @@ def stops(tmp_path):
 
 
 def test_lists_are_read(stops):
-    """A list [0, 1, 5, 7] was not looked at: the model wrote on to the limit, and its last box was
-    graded.
-    """
+    """Where [0, 1, 5, 7] was not read the model wrote to the limit, and its last box counted."""
     found = stops(style="plain", generation=[2, 1, 5, 7], model=[0, 2])
     assert found.ids == [0, 1, 2, 5, 7] and found.warnings == []
     assert found.sources == {
@@ -44,9 +40,7 @@ def test_numbers_and_their_absence_are_read(stops):
 
 
 def test_the_marker_of_the_template_counts(stops):
-    """Qwen's base models: the template ends a turn with <|im_end|>, the tokenizer a text with
-    <|endoftext|>.
-    """
+    """Qwen's base models: a turn ends with <|im_end|>, a text with <|endoftext|>."""
     found = stops(eos_token="<|endoftext|>", generation=0)
     assert found.ids == [0, 2] and found.sources["template"] == [2]
     assert stops(style="qwen-boxed", eos_token="<|endoftext|>").sources["template"] == [0, 2]
@@ -55,9 +49,7 @@ def test_the_marker_of_the_template_counts(stops):
 
 
 def test_two_answers_to_what_ends_a_text_are_warned_about(stops):
-    """As Qwen3's base models have it: their tokenizer says <|im_end|>, and they write
-    <|endoftext|>.
-    """
+    """Qwen3's base models: their tokenizer says <|im_end|>, and they write <|endoftext|>."""
     found = stops(style="plain", generation=0, model=0)
     assert found.ids == [0, 2]
     [warning] = found.warnings

@@ -1,4 +1,4 @@
-"""Templates: what is trained under them, alike for one answer and several, and which are refused."""
+"""Templates: what is trained under them, of one answer and of several; which are refused."""
 
 import datetime
 import json
@@ -55,9 +55,7 @@ def trained(template, *contents):
 
 @pytest.mark.parametrize("name", ["smollm2", "llama3", "mistral", "deepseek_math", "qwen3"])
 def test_one_answer_and_two_are_trained_alike(name, opened):
-    """The last answer is its text and EOS, whether or not others stand before it, and follows its
-    prompt.
-    """
+    """The last answer is its text and EOS, whether or not others stand before it."""
     tokenizer = opened(name)
     template = Template("tokenizer", tokenizer, date="2026-01-02")
     one, two = (
@@ -156,7 +154,8 @@ def test_randomness_on_some_rows_alone_is_refused(of_file):
 
 def test_a_template_without_a_later_question_is_refused(of_file):
     """What is written for one question is no prompt for two."""
-    source = "{{ messages[0].content }}:{% for m in messages[1:] %}{% if m.role == 'assistant' %} {{ m.content }}"
+    source = "{{ messages[0].content }}:{% for m in messages[1:] %}"
+    source += "{% if m.role == 'assistant' %} {{ m.content }}"
     template = of_file(source + "{% endif %}{% endfor %}")
     assert trained(template, "q", "a") == [" a<|endoftext|>"]
     with pytest.raises(BadRow, match=r"leaves message 2 \(of the user\) out, or changes it"):
@@ -255,14 +254,14 @@ def test_a_thought_is_not_left_open(answer, opened):
 
 
 def test_a_template_that_keeps_the_thought_it_opened(of_file):
-    """As Qwen3's for thinking models: the rendering of an answer has the thought, which may be
-    empty.
-    """
+    """As Qwen3's for thinking models: the rendered answer has the thought, which may be empty."""
     source = (
         "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{{ '<think>\\n' }}"
-        "{% if '</think>' in m.content %}{{ m.content.split('</think>')[0].split('<think>')[-1].strip() }}{% endif %}"
-        "{{ '\\n</think>\\n' + m.content.split('</think>')[-1].strip() }}{% else %}{{ m.content }}{% endif %}"
-        "<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '<assistant><think>\\n' }}{% endif %}"
+        "{% if '</think>' in m.content %}"
+        "{{ m.content.split('</think>')[0].split('<think>')[-1].strip() }}{% endif %}"
+        "{{ '\\n</think>\\n' + m.content.split('</think>')[-1].strip() }}"
+        "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant><think>\\n' }}{% endif %}"
     )
     template = of_file(source)
     prompt = "<user>q<|im_end|><assistant><think>\n"
@@ -274,9 +273,7 @@ def test_a_template_that_keeps_the_thought_it_opened(of_file):
 
 
 def test_qwen3_with_two_answers(opened):
-    """The template drops the thoughts of earlier answers, which nobody would sample so: they are
-    read only.
-    """
+    """The template drops the thoughts of earlier answers, which nobody would sample: only read."""
     template = Template("tokenizer", opened("qwen3"))
     contents = ("p", "<think>\none\n</think>\n\nfirst", "q", "<think>\ntwo\n</think>\n\nsecond")
     prompt = "<|im_start|>user\np<|im_end|>\n<|im_start|>assistant\nfirst<|im_end|>\n"
@@ -305,9 +302,7 @@ def test_answers_that_are_only_read_are_counted(opened, tmp_path):
 
 
 def test_an_answer_of_weight_0_is_read_and_not_trained(opened):
-    """The text is that of the conversation without weights; what is left is trained as before, the
-    last with EOS.
-    """
+    """The text is that without weights; what is left is trained as before, the last with EOS."""
     template = Template("tokenizer", opened("smollm2"))
     plain = conversation("p", "first", "q", "second", "r", "third")
     whole = template.parts(plain)

@@ -1,6 +1,4 @@
-"""Parts are the whole: ids are those of the whole text, masks those of the answers, prompts those
-of sampling.
-"""
+"""Ids are those of the whole text, masks those of the answers, prompts those of sampling."""
 
 import unicodedata
 
@@ -41,9 +39,7 @@ def opened(tmp_path_factory):
 
 
 def whole_text(template, messages, tail):
-    """The conversation as jinja renders it at once, in this process, its last answer ended by EOS
-    instead of `tail`.
-    """
+    """The conversation as jinja renders it in this process, ended by EOS instead of `tail`."""
     if template.jinja is None:
         return (
             template.prompt(messages[0]["content"])
@@ -65,18 +61,14 @@ def runs(example):
 
 
 def comparable(one, name):
-    """SentencePiece's decoder takes spaces off and puts them behind markers; NFC is what Qwen's
-    file asks for.
-    """
+    """SentencePiece's decoder moves spaces behind markers; NFC is what Qwen's file asks for."""
     if name == "mistral":
         one = one.replace(" ", "").replace("▁", "")
     return unicodedata.normalize("NFC", one)
 
 
 def check_parts(name, style, opened, wanted, seed=0):
-    """Compares `wanted` conversations that are accepted with the library; returns how many were
-    refused.
-    """
+    """Compares `wanted` accepted conversations with the library; returns how many were refused."""
     tokenizer, encode = opened(name)
     template = Template(style, tokenizer, date=DATE)
     accepted = refused = 0
@@ -131,9 +123,7 @@ def one_example(messages, template, tokenizer, max_length=10**6):
 
 
 def test_the_first_word_of_every_answer_is_whole(opened):
-    """SentencePiece puts a space before a text; part by part it put one before every answer and
-    question.
-    """
+    """Part by part, SentencePiece would put a space before every question and answer."""
     tokenizer, encode = opened("mistral")
     template = Template("plain", tokenizer)
     example = one_example(conversation("What is 1+1?", "the answer is 2"), template, tokenizer)
@@ -150,9 +140,7 @@ def test_the_first_word_of_every_answer_is_whole(opened):
 
 
 def test_an_answer_that_changes_the_prompts_tokens_is_refused(opened):
-    """The prompt's "\\n" and the answer's become one token: sampled from, the prompt would be
-    another.
-    """
+    """The prompt's "\\n" and the answer's become one token: another prompt than is sampled from."""
     tokenizer, encode = opened("qwen3")
     template = Template("qwen25-math-cot", tokenizer)
     assert len(encode("assistant\n\nSo")) == len(encode("assistant\nSo"))  # there is such a token
@@ -164,9 +152,7 @@ def test_an_answer_that_changes_the_prompts_tokens_is_refused(opened):
 
 
 def test_a_prompt_whose_tokens_depend_on_what_follows_is_refused(opened):
-    """GPT-2's splitting reads "\\n\\n" before a word as two line breaks, at the end of a prompt as
-    one token.
-    """
+    """GPT-2 reads "\\n\\n" before a word as two tokens, at the end of a prompt as one."""
     tokenizer, encode = opened("smollm2")
     assert encode("x\n\n") != encode("x\n\nyes")[: len(encode("x\n\n"))]
     with pytest.raises(BadRow, match="give a template that ends otherwise"):
@@ -174,9 +160,7 @@ def test_a_prompt_whose_tokens_depend_on_what_follows_is_refused(opened):
 
 
 def test_a_token_that_ends_an_answer_is_trained_whole(opened, tmp_path):
-    """Where no marker stands between them, an answer's last line break and the next one are one
-    token.
-    """
+    """Without a marker between them, an answer's last line break and the next one are one token."""
     tokenizer, encode = opened("qwen3")
     assert len(encode("\n\n")) == 1
     file = tmp_path / "chat.jinja"

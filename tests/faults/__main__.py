@@ -1,5 +1,4 @@
-"""The fault campaign: hurts real runs in every way that is thought of here, and writes down what
-came of it.
+"""The fault campaign: hurts real runs in every known way, and writes down what came of it.
 
 python -m tests.faults --kills=100 --corruptions=300 --terms=20 --jobs=2
 
@@ -86,6 +85,8 @@ def _all(parts: list[tuple], jobs: int) -> list[dict]:
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
         futures = {threads.submit(_one, *part): part for part in parts}
         done = concurrent.futures.as_completed(futures)
+        # Not runtime.progress, which asks JAX for the number of this process: nothing here starts
+        # its backend, beside the runs that need the memory.
         for future in tqdm(done, total=len(futures), desc="faults", unit="chain"):
             rows += future.result()
             failed = [row for row in rows if row["ok"] is False]
@@ -139,29 +140,38 @@ def write(rows: list[dict], options: argparse.Namespace, took_s: float) -> None:
         detail = str(row.get("detail", "")).replace(str(options.folder), "…")
         table.append({**row, "detail": detail, "commit": commit})
     files.write_atomically(OUT / "results.csv", files.csv_text(table, FIELDS))
+    before = "# The fault campaign, as it went\n"
+    if options.append:
+        before = (OUT / "report.md").read_text()
+    (OUT / "report.md").write_text(before + report(rows, options, took_s, commit))
+
+
+def report(rows: list[dict], options: argparse.Namespace, took_s: float, commit: str) -> str:
+    """What a campaign found, for report.md."""
     killed = [row for row in rows if row["kind"] == "kill"]
     in_flight = sum(bool(row["save in flight"]) for row in killed)
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("jax", "orbax-checkpoint", "grain", "flax")
-    )
-    failed = [row for row in rows if row["ok"] is False]
-    text = f"""
-## {"Again, in part" if options.append else "The whole"}, at commit {commit}
+    packages = ("jax", "orbax-checkpoint", "grain", "flax")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    n_failed = sum(row["ok"] is False for row in rows)
+    n_left_out = sum(row["ok"] is None for row in rows)
+    title = "The whole"
+    if options.append:
+        title = "Again, in part"
+    names = ("kills", "corruptions", "terms", "jobs", "seed")
+    flags = " ".join(f"--{name}={getattr(options, name)}" for name in names)
+    return f"""
+## {title}, at commit {commit}
 
-Command: `python -m tests.faults --kills={options.kills} --corruptions={options.corruptions} --terms={options.terms} \
---jobs={options.jobs} --seed={options.seed}`; {took_s / 60:.0f} minutes on {os.cpu_count()} cores.
+Command: `python -m tests.faults {flags}`; {took_s / 60:.0f} minutes on {os.cpu_count()} cores.
 Python {platform.python_version()}, {versions}.
 
-- SIGKILL: {sum(row["landed"] for row in killed)} of {len(killed)} hit the run, {in_flight} of them while a checkpoint
-  was being saved; {sum(row["ok"] for row in killed)} of {len(killed)} ended as the uninterrupted run did.
-- Failed: {len(failed)}. Left out: {sum(row["ok"] is None for row in rows)}.
+- SIGKILL: {sum(row["landed"] for row in killed)} of {len(killed)} hit the run, {in_flight} of them
+  while a checkpoint was being saved; {sum(row["ok"] for row in killed)} of {len(killed)} ended as
+  the uninterrupted run did.
+- Failed: {n_failed}. Left out: {n_left_out}.
 
 {table(rows)}
 """
-    before = (
-        (OUT / "report.md").read_text() if options.append else "# The fault campaign, as it went\n"
-    )
-    (OUT / "report.md").write_text(before + text)
 
 
 def main() -> int:

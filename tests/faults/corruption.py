@@ -1,6 +1,4 @@
-"""Damages files of a checkpoint in all the ways that disks and people do, and looks at what a run
-makes of it.
-"""
+"""Damages files of a checkpoint as disks and people do, and looks at what a run makes of it."""
 
 import os
 import pathlib
@@ -19,9 +17,7 @@ _PAGE = 4096
 def damage(
     file: pathlib.Path, kind: str, others: list[pathlib.Path], chance: random.Random
 ) -> str | None:
-    """Does it; says what it did, None where this file cannot be damaged so (an empty one has no
-    bits).
-    """
+    """Damages a file; returns what it did, None where it cannot (an empty file has no bits)."""
     content = bytearray(file.read_bytes())
     if kind == "deletion":
         file.unlink()
@@ -58,8 +54,7 @@ def damage(
 
 
 def corruptions(whole: pathlib.Path, folder: pathlib.Path, count: int, seed: int) -> Iterator[dict]:
-    """Damages the newest of two checkpoints, `count` times over its files in turn: the older one
-    must be restored.
+    """Damages the newest of two checkpoints `count` times: the older one must be restored.
 
     Every tenth time the real command takes the run up again as well, and must end as the undamaged
     one did.

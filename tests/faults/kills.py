@@ -1,6 +1,4 @@
-"""SIGKILL and SIGTERM aimed at phases of a run, again and again on the same run, which must end as
-if nothing were.
-"""
+"""SIGKILL and SIGTERM aimed at phases of a run, time and again, which must end as if unhurt."""
 
 import pathlib
 import random
@@ -23,9 +21,7 @@ _TENSORS = (
 
 
 def _fault(aim: str, action: str, newest: int, steps: int, chance: random.Random) -> Fault | None:
-    """A fault at a phase that a run which goes on from `newest` still has before it; None where it
-    has none.
-    """
+    """A fault at a phase that a run resumed from `newest` still has before it, None without one."""
     saves = [step for step in range(newest + 1, steps + 1) if step % SAVE_EVERY == 0]
     if aim in ("save", "commit", "whole"):
         # A save of the tiny run takes some 0.2 s: the delay spreads the hits over it.
@@ -179,8 +175,7 @@ def term_chain(
 
 
 def _judge(workdir: pathlib.Path, codes: list[int], newest: int, seen: int) -> dict:
-    """All processes exit 42; the checkpoint is that of the last step begun, hardly any of them
-    after the signal.
+    """All processes exit with 42; the checkpoint is that of the last step begun, or nearly.
 
     One process may begin one more step, several two (they agree a step late, and the other may
     begin the one that the signal came in after it came); and one more before the signal arrives,

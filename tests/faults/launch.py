@@ -1,5 +1,4 @@
-"""Starts the main command in forked processes that hurt themselves, or are hurt, at a named phase
-of their work.
+"""Starts the main command in forked processes that are hurt at a named phase of their work.
 
 The product logs its phases (`step 3`, `evaluate 4`, `save 4`, `commit 4`, `whole 4`, `export NAME`)
 at debug level; a logging handler in the child acts on the first that matches. Children are forked
@@ -40,9 +39,7 @@ HURT = "hurt"  # how the phases file tells of a fault
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """At the first phase that matches `phase` (as file names do), after `delay_s`: a signal, or one
-    of ACTIONS.
-    """
+    """At the first phase that matches `phase`, after `delay_s`: a signal, or one of ACTIONS."""
 
     phase: str
     action: str  # KILL, TERM, INT, or the name of an action
@@ -177,9 +174,7 @@ def free_port() -> int:
 
 
 def start_many(workdir: pathlib.Path, count: int, faults: dict[int, Fault], **options) -> list:
-    """The processes of one job, two devices in all for two, one each for more; `faults` by number
-    of the process.
-    """
+    """The processes of one job: two with a device each, or more; `faults` by process."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     return [
         start(

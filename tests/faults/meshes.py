@@ -1,6 +1,4 @@
-"""A run killed on one device goes on over other devices, meshes and processes: nearly the same
-numbers.
-"""
+"""A run killed on one device resumes on other devices, meshes and processes: nearly the same."""
 
 import pathlib
 import shutil

@@ -1,5 +1,4 @@
-"""Bad places to run in: a full disk, a read-only folder, one folder for two runs, a clock that goes
-back, a dead peer.
+"""Bad places: a full disk, a read-only folder, one for two runs, a clock set back, a dead peer.
 
 A full and a read-only disk are small file systems in memory, mounted where only this process sees
 them; that takes root (or a user namespace), so these cases are left out, and counted as left out,
@@ -23,9 +22,7 @@ HEARTBEAT_S, GRACE_S = 30, 10
 
 
 def in_namespace(folder: pathlib.Path, wanted_from: pathlib.Path, every: int) -> list[dict]:
-    """Runs `mounted` below, every so-many-th case of it, in a mount namespace of its own; rows come
-    back as lines.
-    """
+    """Runs every so-many-th case of `mounted` in a mount namespace of its own; returns its rows."""
     mount = f"mount -t tmpfs -o size=64m tmpfs {folder}"
     again = f"exec {sys.executable} -m tests.faults.places {folder} {wanted_from} {every}"
     flags = ["-m"] if os.geteuid() == 0 else ["-U", "-r", "-m"]
@@ -47,9 +44,7 @@ def in_namespace(folder: pathlib.Path, wanted_from: pathlib.Path, every: int) ->
 def full_disks(
     folder: pathlib.Path, wanted: dict, checkpoint_bytes: int, every: int
 ) -> Iterator[dict]:
-    """Full at each phase: exit 2 with a message, nothing half-written under a final name; with
-    room, as if nothing.
-    """
+    """Full at each phase: exit 2 with a message, nothing half-written; with room, as if unhurt."""
     cases = [
         (f"data or metadata, {kib} KiB left", Fault("save 4", "fill", argument=1024 * kib))
         for kib in (0, 4, 16)
@@ -151,9 +146,7 @@ def dead_peers(
     phases: tuple[str, ...] = ("step 3", "save 4", "evaluate 4"),
     victims: tuple[int, ...] = (0, 1),
 ) -> Iterator[dict]:
-    """One of two processes dies: the other ends by itself, with an error, within the heartbeat and
-    some seconds.
-    """
+    """One of two processes dies: the other ends with an error, soon after the heartbeat."""
     for victim in victims:
         for phase in phases:
             workdir = folder / f"peer{victim}.{phase.replace(' ', '')}"

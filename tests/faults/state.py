@@ -1,6 +1,4 @@
-"""What a run left behind, as plain values that can be compared: hashes of its state, its metrics,
-its debris.
-"""
+"""What a run left behind, as plain values: hashes of its state, its metrics, its debris."""
 
 import hashlib
 import pathlib

@@ -1,6 +1,4 @@
-"""Signals: before there is anything to save, twice, as an echo, in long steps; the rest is in
-test_faults.py.
-"""
+"""Signals: before there is anything to save, twice, as an echo, in long steps."""
 
 import contextlib
 import os
@@ -110,9 +108,7 @@ def test_what_remains_is_told_from_what_was_measured(monkeypatch):
 
 
 def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
-    """A run whose device seems to take so long for each step; SIGTERM in the middle of one. Steps
-    that began.
-    """
+    """Steps that began, of a run whose steps seem to take so long; SIGTERM in the middle of one."""
     began, waited = [], []
     flush, watched, wait = (
         reporter.Reporter.flush,
@@ -230,9 +226,7 @@ def test_a_caught_signal_stops_at_the_next_check():
 
 @pytest.mark.slow
 def test_a_dead_reader_of_the_log_costs_nothing(tmp_path):
-    """As after Ctrl-C on `python -m dft_jax.main … 2>&1 | tee log`: the run still saves and exits
-    with 42.
-    """
+    """As after Ctrl-C on `dft_jax.main … 2>&1 | tee log`: the run still saves and exits with 42."""
     command = [sys.executable, "-m", "dft_jax.main", *launch.ARGUMENTS, f"--workdir={tmp_path}/run"]
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     command.append("--config.train.steps=4000")

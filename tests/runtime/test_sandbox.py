@@ -1,6 +1,4 @@
-"""Workers: what becomes of a request when the process hangs, dies, runs out of memory or tries to
-act.
-"""
+"""Workers: what becomes of a request when the process hangs, dies, fills its memory or acts."""
 
 import os
 import pathlib
@@ -120,7 +118,8 @@ def test_workers_end_with_their_parent(at_work):
         "import sys, time; from dft_jax.runtime import sandbox\n"
         "w = sandbox.Worker(sys.argv[1], 0.5, 200); w.ask(['echo', 1])\n"
     )
-    code += "w.give(['hang', 9]) if sys.argv[2] == 'True' else None\nprint(w.process.pid, flush=True); time.sleep(100)"
+    code += "w.give(['hang', 9]) if sys.argv[2] == 'True' else None\n"
+    code += "print(w.process.pid, flush=True); time.sleep(100)"
     command = [sys.executable, "-c", code, ENTRY, str(at_work)]
     parent = subprocess.Popen(
         command, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,6 +1,4 @@
-"""The sampler against `transformers.generate`, softmax, the training forward pass, and itself in
-other arrangements.
-"""
+"""The sampler against `transformers.generate`, softmax, the training forward pass, and itself."""
 
 import dataclasses
 import functools
@@ -85,9 +83,7 @@ def test_the_greedy_golden_files_are_not_one_token_over_and_over():
 
 @pytest.mark.parametrize("case", slow_but(["mistral"], FAMILY_CASES))
 def test_cache_gives_what_the_forward_pass_gives(case):
-    """The hidden states behind each token, and so the entropies, are those of all tokens in one
-    pass.
-    """
+    """The hidden states behind each token, and so the entropies, are those of one pass over all."""
     prompt = tuple(np.load(GOLDEN / case / "logits.npz")["token_ids"][0, :7].tolist())
     (completion,) = sampler(case).sample([Request("p", 0, prompt, 1.0, 50)], progress=False)
     tokens_BL = np.array([[*prompt, *completion.ids]], np.int32)
@@ -186,9 +182,7 @@ def test_frequencies_are_those_of_softmax(temperature, filters):
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4, 1e6])
 @pytest.mark.parametrize("filters", [{}, {"top_k": 7}])
 def test_entropy_does_not_depend_on_an_offset_of_all_logits(offset, filters):
-    """Against float64, of the logits as float32 holds them; at 1e4 its steps are 0.001, at 1e6
-    0.06.
-    """
+    """Against float64, of the logits in float32: in steps of 0.001 at 1e4, 0.06 at 1e6."""
     logits_V = (np.random.default_rng(0).normal(size=VOCAB) * 2 + offset).astype(np.float32)
     for temperature in (0.05, 1.0, 3.0):
         _, entropy = drawn(logits_V, temperature, parts=1, **filters)
@@ -204,9 +198,7 @@ def test_entropy_of_a_certain_token_is_zero():
 
 
 def test_the_bar_moves_with_tokens_and_knows_the_rest():
-    """Four completions of at most 100 tokens, of which two turn out to have 20: then 40 more are
-    expected.
-    """
+    """Four completions of at most 100 tokens; two turn out to have 20: 40 more are expected."""
     asked = [Request("p", sample, (1,), 1.0, 100) for sample in range(4)]
     with sampling.Progress(asked, quiet=True) as bar:
         assert bar.expected_tokens() == 400
@@ -342,9 +334,7 @@ def test_lengths_up_to_the_limit_of_the_cache():
 
 @pytest.mark.slow
 def test_slots_are_refilled():
-    """Of lengths like those of GSM8K's solutions (log-normal, mean 130), 85 % of decode places do
-    useful work.
-    """
+    """Of lengths as GSM8K's solutions have (log-normal), 85 % of decode places do useful work."""
     random = np.random.default_rng(0)
     # a quarter of it, to be quick
     lengths = np.clip(random.lognormal(4.75, 0.45, 400) / 4, 2, 100).astype(int)

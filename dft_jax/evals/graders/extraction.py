@@ -1,31 +1,37 @@
-r"""Finds the answer in a completion: the last \boxed{}, then "final answer is", then "####",
-"Answer:", a number.
+r"""Finds the answer in a completion, by what marks it: a box, "final answer is", "####", "Answer:".
 
 Everything here is linear in the text and only looks at it: a completion may be megabytes long, and
 hostile.
 """
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
-# an answer stands at the end; a box opened before this is longer than any answer anyway
+# An answer stands at the end; a box opened before this is longer than any answer anyway.
 TAIL_CHARS = 200_000
-# no reference of the seven benchmarks has 400; what is longer is a runaway, not an answer
+# No reference of the seven benchmarks has 400; what is longer is a runaway, not an answer.
 ANSWER_CHARS = 2_000
-NESTING = 40  # brackets inside brackets; the parser recurses once per level
-# a box that is opened this near the end of a truncated completion was cut inside its answer
+# Brackets inside brackets: the parser recurses once per level.
+NESTING = 40
+# A box that is opened this near the end of a truncated completion was cut inside its answer.
 CUT_CHARS = 200
+# Between two boxes of one answer there is at most " and $x = ".
+_JOIN_CHARS = 40
 
 # What may mark an answer, in the order in which they are looked for; "is" only on request, since
 # texts that reason write "the answer is" of every step.
 MARKERS = ("box", "final", "hashes", "colon", "is")
 DEFAULT_MARKERS = ("box", "final", "hashes", "colon")
 
+# Boxes and braces, and what is escaped, so that \{ is no brace.
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}$\\]+)")  # TeX allows \boxed 5
-_JOINS = re.compile(  # between two boxes of one answer: \boxed{3} and $x = \boxed{5}$
+# TeX allows \boxed 5.
+_BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}$\\]+)")
+# Between two boxes of one answer: \boxed{3} and $x = \boxed{5}$.
+_JOINS = re.compile(
     r"[\s$.]*(?:,|;|,?\s*\b(?:and|or)\b|,?\s*\\text\s*\{\s*(?:and|or)\s*\})[\s$]*(?:[A-Za-z]\w?\s*=\s*)?[\s$]*"
 )
 _FINAL = re.compile(r"final answer is", re.IGNORECASE)
@@ -39,14 +45,16 @@ _AFTER_HASHES = re.compile(
     r"^[\s*_]*(?:(?:the[ \t]+)?(?:final[ \t]+)?answer(?:[ \t]+is|[ \t]*\*{0,2}[ \t]*:)[\s:*]*)?",
     re.IGNORECASE,
 )
-_HEADING = re.compile(r"\d+(?:\)|\.(?=\s+\S)|\s+[A-Z][a-z])")  # 2) Second step, 1. First, 3 Third
-# the - of 3-5 and of 2024-01-05 is no sign
+# Headings after "####": 2) Second step, 1. First, 3 Third.
+_HEADING = re.compile(r"\d+(?:\)|\.(?=\s+\S)|\s+[A-Z][a-z])")
+# The - of 3-5 and of 2024-01-05 is no sign.
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}")  # written in the one way there is
-_STARTS_AN_ANSWER = re.compile(  # "#### Step 3" is a heading
-    r"(?:[A-Za-z]\s*=\s*)?[-+−]?\s*\\?[$€£]?\s*[-+−]?[\d.(\[\\{]"
-)
+# Written in the one way there is, so that equal numbers are equal texts.
+_WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,14}")
+# What stands after "####" in an answer; "#### Step 3" is a heading.
+_STARTS_AN_ANSWER = re.compile(r"(?:[A-Za-z]\s*=\s*)?[-+−]?\s*\\?[$€£]?\s*[-+−]?[\d.(\[\\{]")
 _SPECIAL_TOKEN = re.compile(r"(?:</?s>|<\|\w{1,40}\|>|<(?:eos|bos|pad|end_of_turn)>)")
+# The explanation that follows an answer: 5, which is the number of …
 _ASIDE = re.compile(
     r"(?:,\s*|\s+)(?:which|since|because)\s.*$|\s\((?:which|since|because|as|i\.e\.)\s.*$",
     re.DOTALL,
@@ -66,25 +74,24 @@ def extract(
     Args:
       completion: what the model wrote.
       last_number: take the last number in the text when nothing marks an answer. The paper's grader
-      does; it makes
-        answers of texts that were cut before theirs, so it is off by default.
+        does; it makes answers of texts that were cut before theirs, so it is off by default.
       markers: those of MARKERS that count; the first of that order that the text has decides.
       truncated: whether the completion was cut at its limit of tokens. A box that is opened near
-      the end and never
-        closed then was to be the answer: None, never an earlier box. Else the last whole box
-        counts.
+        the end and never closed then was to be the answer: None, never an earlier box. Else the
+        last whole box counts.
     """
     text = completion[-TAIL_CHARS:]
-    if "box" in markers and _BOX.search(text):
-        return _accept(last_boxed(text, truncated=truncated))
-    bare = _BARE_BOX.findall(text) if "box" in markers else []
-    if bare:
-        return _accept(bare[-1])
-    find = {"final": _after_final, "hashes": _after_hashes, "colon": _after_colon, "is": _after_is}
+    if "box" in markers:
+        # A box decides, even where what is in it is refused.
+        if _BOX.search(text):
+            return _accept(last_boxed(text, truncated=truncated))
+        bare = _BARE_BOX.findall(text)
+        if bare:
+            return _accept(bare[-1])
     answer = None
-    for marker in MARKERS:
-        if answer is None and marker in markers and marker in find:
-            answer = find[marker](text)
+    for marker, find in _FIND_AFTER.items():
+        if answer is None and marker in markers:
+            answer = find(text)
     if answer is None and last_number:
         answer = find_last_number(text)
     return _accept(answer)
@@ -97,58 +104,63 @@ def last_boxed(text: str, *, truncated: bool = False) -> str | None:
     make a list with it: \boxed{3} and \boxed{5} is 3, 5. A truncated text that ends in an open box
     has None.
     """
-    boxes, last_open = _boxes(text)
-    if (
-        truncated
-        and last_open > max((box[0] for box in boxes), default=-1)
-        and last_open >= len(text) - CUT_CHARS
-    ):
-        return None
-    while boxes and not text[boxes[-1][1] : boxes[-1][2]].strip():
+    boxes, open_begins = _boxes(text)
+    if truncated and open_begins:
+        last_open = open_begins[-1]
+        is_last = not boxes or last_open > boxes[-1].begin
+        if is_last and last_open >= len(text) - CUT_CHARS:
+            return None
+    while boxes and not text[boxes[-1].content_begin : boxes[-1].end].strip():
         boxes.pop()
     if not boxes:
         return None
     contents = [_content(text, boxes[-1])]
     for earlier, later in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
-        between = text[earlier[2] + 1 : min(later[0], earlier[2] + 40)]
-        if (
-            later[0] - earlier[2] > 40
-            or not _JOINS.fullmatch(between)
-            or not _content(text, earlier)
-        ):
+        between = text[earlier.end + 1 : min(later.begin, earlier.end + _JOIN_CHARS)]
+        is_far = later.begin - earlier.end > _JOIN_CHARS
+        content = _content(text, earlier)
+        if is_far or not _JOINS.fullmatch(between) or not content:
             break
-        contents.append(_content(text, earlier))
+        contents.append(content)
     if None in contents:
         return None
     different = list(dict.fromkeys(reversed(contents)))
     return ", ".join(different)
 
 
-def _boxes(text: str) -> tuple[list[tuple[int, int, int]], int]:
-    """(start of the command, start of its content, end of its content) of every outermost box; the
-    last open start.
-    """
-    boxes: list[tuple[int, int, int]] = []
-    opened: list[tuple[int, int] | None] = []  # a box's two starts, or None for a plain brace
+@dataclasses.dataclass(frozen=True)
+class _Box:
+    """Places in a text: where the command begins, where its content does, and where that ends."""
+
+    begin: int
+    content_begin: int
+    end: int
+
+
+def _boxes(text: str) -> tuple[list[_Box], list[int]]:
+    """The outermost boxes in their order, and where those begin that are never closed."""
+    boxes: list[_Box] = []
+    opened: list[re.Match] = []  # boxes and plain braces
     for match in _BRACES.finditer(text):
         token = match[0]
-        if token == "}":
-            box = opened.pop() if opened else None
-            if box is not None:
-                while boxes and boxes[-1][0] > box[0]:
-                    boxes.pop()
-                boxes.append((*box, match.start()))
-        elif token == "{":
-            opened.append(None)
-        elif _BOX.fullmatch(token):
-            opened.append((match.start(), match.end()))
-    return boxes, max((box[0] for box in opened if box is not None), default=-1)
+        if token == "{" or _BOX.fullmatch(token):
+            opened.append(match)
+        elif token == "}" and opened:
+            opening = opened.pop()
+            if opening[0] == "{":
+                continue
+            # Boxes inside this one are no boxes of their own.
+            while boxes and boxes[-1].begin > opening.start():
+                boxes.pop()
+            boxes.append(_Box(opening.start(), opening.end(), match.start()))
+    return boxes, [opening.start() for opening in opened if opening[0] != "{"]
 
 
-def _content(text: str, box: tuple[int, int, int]) -> str | None:
-    if box[2] - box[1] > 4 * ANSWER_CHARS:
-        return None  # unwrapping is quadratic in the nesting
-    return _unbox(text[box[1] : box[2]])
+def _content(text: str, box: _Box) -> str | None:
+    # Unwrapping is quadratic in the nesting.
+    if box.end - box.content_begin > 4 * ANSWER_CHARS:
+        return None
+    return _unbox(text[box.content_begin : box.end])
 
 
 def _unbox(content: str) -> str:
@@ -186,28 +198,29 @@ def _after_colon(text: str) -> str | None:
 
 
 def _after_last(marker: re.Pattern, text: str) -> str | None:
-    """The answer that follows the last of the markers, in the same line or as the next formula;
-    None without one.
-    """
-    last = None
+    """The answer after the last of the markers, in the same line or as the next formula."""
+    end_of_marker = -1
     for match in marker.finditer(text):
-        last = match
-    if last is None:
+        end_of_marker = match.end()
+    if end_of_marker < 0:
         return None
-    rest = text[last.end() : last.end() + 2 * ANSWER_CHARS].lstrip(" \t\n:*`")
+    rest = text[end_of_marker : end_of_marker + 2 * ANSWER_CHARS].lstrip(" \t\n:*`")
     rest = _SPECIAL_TOKEN.sub("", rest)
     for opening, closing in _ENCLOSED:
         end = _closing(rest, closing, len(opening))
         if rest.startswith(opening) and end > 0:
             inside = rest[len(opening) : end]
             after = rest[end + len(closing) :].split("\n", 1)[0].split(". ", 1)[0].strip(" .*")
-            # "$5$ and $6$" is one answer of two parts; "$5$ because ..." is not
-            return (
-                rest.split("\n", 1)[0] if re.match(r"(?:,|and\b|or\b)\s*[$\\]", after) else inside
-            )
+            # "$5$ and $6$" is one answer of two parts; "$5$ because ..." is not.
+            if re.match(r"(?:,|and\b|or\b)\s*[$\\]", after):
+                return rest.split("\n", 1)[0]
+            return inside
+    # "I hope it is correct" is how models that were trained on MATH's solutions end.
     line = re.split(r"\.?\s+I hope", rest.split("\n", 1)[0])[0]
     line = _ASIDE.sub("", line).strip("* `")
-    return line.removesuffix(".").rstrip("* `") if line.endswith("`.") else line or None
+    if line.endswith("`."):
+        return line.removesuffix(".").rstrip("* `")
+    return line or None
 
 
 def _closing(text: str, closing: str, start: int) -> int:
@@ -219,20 +232,31 @@ def _closing(text: str, closing: str, start: int) -> int:
 
 
 def _after_hashes(text: str) -> str | None:
+    """The last line after "####" that looks like an answer and not like a heading."""
     found = None
     for line in _HASHES.findall(text):
-        line = _AFTER_HASHES.sub(
-            "", _SPECIAL_TOKEN.sub("", line[: 2 * ANSWER_CHARS]), count=1
-        ).strip("* \t\r`")
+        line = _SPECIAL_TOKEN.sub("", line[: 2 * ANSWER_CHARS])
+        line = _AFTER_HASHES.sub("", line, count=1).strip("* \t\r`")
         if _STARTS_AN_ANSWER.match(line) and not _HEADING.match(line):
             found = _ASIDE.sub("", line)
     return found
 
 
+# Who looks for an answer after each marker but the box, in the order of MARKERS.
+_FIND_AFTER = {
+    "final": _after_final,
+    "hashes": _after_hashes,
+    "colon": _after_colon,
+    "is": _after_is,
+}
+
+
 def find_last_number(text: str) -> str | None:
     """The last number written in digits, without its thousands separators."""
     numbers = _NUMBER.findall(text)
-    return numbers[-1].replace(",", "") if numbers else None
+    if not numbers:
+        return None
+    return numbers[-1].replace(",", "")
 
 
 def are_whole_numbers(texts: tuple[str, ...]) -> bool:
@@ -241,27 +265,23 @@ def are_whole_numbers(texts: tuple[str, ...]) -> bool:
 
 
 def _accept(answer: str | None) -> str | None:
+    """The answer, tidied; None for nothing, and for what no answer is and a parser would die of."""
     answer = tidy(answer or "")
-    return (
-        answer if answer and len(answer) <= ANSWER_CHARS and _nesting(answer) <= NESTING else None
-    )
+    if not answer or len(answer) > ANSWER_CHARS or _nesting(answer) > NESTING:
+        return None
+    return answer
 
 
 def tidy(answer: str) -> str:
-    r"""Strips spaces, a closing full stop, and one pair of math delimiters around the whole ($..$,
-    \(..\), \[..\]).
-    """
+    r"""Strips spaces, a full stop, and math delimiters around the whole: $..$, \(..\), \[..\]."""
     answer = answer.strip()
-    if answer.endswith(".") and not answer.endswith(("..", "\\right.")):  # 0.333... stays
+    # 0.333... stays, and \right. is a bracket that is not seen.
+    if answer.endswith(".") and not answer.endswith(("..", "\\right.")):
         answer = answer[:-1].rstrip()
     for opening, closing in _ENCLOSED:
         inside = answer[len(opening) : -len(closing)]
-        if (
-            answer.startswith(opening)
-            and answer.endswith(closing)
-            and inside
-            and closing not in inside
-        ):
+        is_enclosed = answer.startswith(opening) and answer.endswith(closing)
+        if is_enclosed and inside and closing not in inside:
             return inside.strip().removesuffix(".")
     return answer
 

@@ -1,5 +1,4 @@
-r"""math-verify's parser and comparison, made fit for a worker: nothing compiles a string, and
-numbers stay exact.
+r"""math-verify's parser and comparison, fit for a worker: no string is compiled, numbers exact.
 
 Its parser reads "6" as `sympy.Number("6")`, and that evaluates Python source made of the text. Only
 what the grammar took for a number gets there, but nothing should: numbers are built here, decimals
@@ -7,16 +6,18 @@ as the fractions that they are.
 """
 
 import functools
+import importlib
 import re
 from collections.abc import Callable
 from typing import Any
 
 from dft_jax.evals.graders import spelling
 
+# As the grammar gives numbers.
 _INTEGER = re.compile(r"-?[0-9]+")
 _DECIMAL = re.compile(r"(-?)([0-9]*)\.?([0-9]*)(?:[eE]([-+]?[0-9]{1,4}))?")
-# Letters that the grammar takes for something else: (\\gamma - 1) for the gamma function at -1, a
-# pole, \\Pi for pi.
+# Letters that the grammar takes for something else: (\gamma - 1) for the gamma function at -1, a
+# pole, \Pi for pi.
 _SYMBOLS = [
     (re.compile(r"\\gamma(?![A-Za-z])"), r"\\kappa_{g}"),
     (re.compile(r"\\Gamma(?![A-Za-z])(?!\s*\()"), r"\\kappa_{G}"),
@@ -24,31 +25,40 @@ _SYMBOLS = [
 ]
 
 
-def prepare(
+def patch_math_verify(
     same_value: Callable[[Any, Any], bool], same_equations: Callable[[Any, Any], bool | None]
 ) -> None:
-    """Changes math-verify and sympy in this process.
+    """Patches math-verify and sympy in this process: no string is compiled, two equalities go.
 
-    `same_value` decides whether two expressions are equal, and `same_equations` whether two
-    equations are, or leaves that (None) to sympy's solver, which takes seconds.
+    Those were none: M/m = m/M (all letters were made small), and that of two equations without
+    solutions, such as n = n + 7 and x^2 = -1. math-verify's own comparison of values is replaced:
+    it rounds to six decimals, where 2^-99 is 2^-98, and takes stop for post, as products of
+    letters.
 
-    Besides the numbers: sympy's polynomials write source for each number of variables, and its
-    rationals come back from mpmath as source (no model text in either); without these two the guard
-    of the worker can be simple. And two equalities go that are none: M/m = m/M (all letters were
-    made small), and that of two equations without solutions, such as n = n + 7 and x^2 = -1.
-    math-verify's own comparison of values is replaced: it rounds to six decimals, where 2^-99 is
-    2^-98, and takes stop for post, as products of letters.
+    Args:
+      same_value: decides whether two expressions are equal.
+      same_equations: decides whether two equations are, or leaves that (None) to sympy's solver,
+        which takes seconds.
     """
-    import math_verify.grader
-    import math_verify.parser
-    import mpmath
-    import sympy
-    import sympy.integrals.manualintegrate  # its dataclasses write source when first imported
+    _compile_no_strings()
+    _read_exact_numbers()
+    _keep_case()
+    _compare_by(same_value, same_equations)
 
-    # reads the names of its prefixes as source when first imported; solve and as_set do
-    import sympy.physics.units
-    from latex2sympy2_extended import latex2sympy2
+
+def _compile_no_strings() -> None:
+    """Replaces what makes source of its own: then the guard of the worker can be simple.
+
+    sympy's polynomials write source for each number of variables, and its rationals come back from
+    mpmath as source; no text of a model is in either.
+    """
+    import mpmath
     from sympy.polys import monomials
+
+    # Both write source, or read it, when they are first imported: the dataclasses of the one, the
+    # names of prefixes in the other, which solve and as_set import.
+    importlib.import_module("sympy.integrals.manualintegrate")
+    importlib.import_module("sympy.physics.units")
 
     for name in ("mul", "pow", "ldiv", "div", "lcm", "gcd"):
         plain = getattr(monomials, f"monomial_{name}")
@@ -58,35 +68,64 @@ def prepare(
     identify = mpmath.identify
     mpmath.identify = lambda *args, **options: _fraction(identify(*args, **options))
 
+
+def _read_exact_numbers() -> None:
+    """Numbers are built here, decimals as fractions, where the parser evaluates Python source."""
+    from latex2sympy2_extended import latex2sympy2
+
     def convert_number(text: str) -> Any:
-        is_decimal = "," in text and text.startswith("0")  # 0,111 is a decimal, 1,111 a thousand
-        return number(text.replace(",", "." if is_decimal else ""))
+        # 0,111 is a decimal, 1,111 a thousand.
+        if text.startswith("0"):
+            return number(text.replace(",", "."))
+        return number(text.replace(",", ""))
 
     latex2sympy2.convert_number = convert_number
     latex2sympy2._Latex2Sympy.parse_number = lambda self, text: number(text.replace(",", ""))
+
+
+def _keep_case() -> None:
+    """Letters are made small, as math-verify does, only where that makes no two of them one."""
+    import math_verify.parser
+    from latex2sympy2_extended import latex2sympy2
 
     def latex2sympy(latex: str, **options: Any) -> Any:
         config = latex2sympy2.ConversionConfig(lowercase_symbols=not _uses_both_cases(latex))
         return latex2sympy2.latex2sympy(latex, conversion_config=config, **options)
 
+    math_verify.parser.latex2sympy = latex2sympy
+
+
+def _compare_by(
+    same_value: Callable[[Any, Any], bool], same_equations: Callable[[Any, Any], bool | None]
+) -> None:
+    """Replaces math-verify's comparisons of values and of equations."""
+    import math_verify.grader
+    import math_verify.parser
+    import sympy
+
     def solve(*arguments: Any) -> Any:
         solutions = sympy.solve(*arguments)
+        # math-verify takes an error for "not equal".
         if not solutions:
-            raise ValueError("nothing to compare")  # which math-verify takes for "not equal"
+            raise ValueError("nothing to compare")
         return solutions
 
     solve_and_compare = math_verify.grader.sympy_solve_and_compare
 
     def compare_relations(gold: Any, pred: Any, *precision: int) -> bool:
-        are_equations = isinstance(gold, sympy.Eq) and isinstance(pred, sympy.Eq)
-        verdict = same_equations(gold, pred) if are_equations else None
-        return solve_and_compare(gold, pred, *precision) if verdict is None else verdict
+        if isinstance(gold, sympy.Eq) and isinstance(pred, sympy.Eq):
+            verdict = same_equations(gold, pred)
+            if verdict is not None:
+                return verdict
+        return solve_and_compare(gold, pred, *precision)
 
-    math_verify.parser.latex2sympy, math_verify.grader.solve = latex2sympy, solve
+    math_verify.grader.solve = solve
     math_verify.grader.sympy_solve_and_compare = compare_relations
     math_verify.grader.sympy_numeric_eq = lambda a, b, *precision: same_value(a, b)
-    math_verify.grader.sympy_symbolic_eq = lambda a, b: False  # same_value has decided
+    # The symbolic comparison comes after the numeric one, which has decided.
+    math_verify.grader.sympy_symbolic_eq = lambda a, b: False
     math_verify.grader.sympy_compare_symbols = same_value
+    # Its warnings that time limits are off: the parent of the worker has its own.
     math_verify.grader.TIMEOUT_WARNING_SHOWN = math_verify.parser.TIMEOUT_WARNING_SHOWN = True
 
 
@@ -100,27 +139,27 @@ def _monomial_mulpow(a: tuple, b: tuple, power: int) -> tuple:
 
 
 def _fraction(formula: Any) -> Any:
-    """mpmath's "(5/4)" as a sympy number; None, its word for nothing found, for a formula such as
-    "log(2)".
+    """mpmath's "(5/4)" as a sympy number; None for a formula such as "log(2)".
+
+    None is also mpmath's own word for nothing found.
     """
     import sympy
 
-    match = (
-        re.fullmatch(r"(-?)\((-?[0-9]+)/([0-9]+)\)|(-?[0-9]+)", formula)
-        if isinstance(formula, str)
-        else None
-    )
+    if not isinstance(formula, str):
+        return None
+    match = re.fullmatch(r"(-?)\((-?[0-9]+)/([0-9]+)\)|(-?[0-9]+)", formula)
     if match is None:
         return None
     if match[4]:
         return sympy.Integer(int(match[4]))
-    return sympy.Rational(int(match[2]), int(match[3])) * (-1 if match[1] else 1)
+    value = sympy.Rational(int(match[2]), int(match[3]))
+    if match[1]:
+        return -value
+    return value
 
 
 def number(text: str) -> Any:
-    """The sympy number that digits stand for, a fraction for a decimal; a ValueError for anything
-    else.
-    """
+    """The sympy number that digits stand for, a fraction for a decimal; else a ValueError."""
     import sympy
 
     text = text.replace(" ", "")
@@ -131,7 +170,9 @@ def number(text: str) -> Any:
         raise ValueError("not a number")
     digits, exponent = int(match[2] + match[3]), int(match[4] or 0) - len(match[3])
     value = sympy.Rational(digits * 10 ** max(exponent, 0), 10 ** max(-exponent, 0))
-    return -value if match[1] else value
+    if match[1]:
+        return -value
+    return value
 
 
 @functools.lru_cache(maxsize=64)
@@ -153,7 +194,10 @@ def parse(text: str) -> Any:
     )
     try:
         found = parser.parse_latex_cached(parser.normalize_latex(text, config))
-        return None if found.has(sympy.zoo, sympy.nan) else found  # 1/0 is equal to nothing
+        # 1/0 is equal to nothing.
+        if found.has(sympy.zoo, sympy.nan):
+            return None
+        return found
     except MemoryError:
         raise
     except Exception:
@@ -161,8 +205,9 @@ def parse(text: str) -> Any:
 
 
 def equal(answer: Any, reference: Any) -> bool:
-    """math-verify's comparison of two sympy objects; an interval also equals the inequality that it
-    is the set of.
+    """math-verify's comparison of two sympy objects.
+
+    An interval also equals the inequality that it is the set of.
     """
     from math_verify.grader import sympy_expr_eq
 
@@ -177,8 +222,7 @@ def equal(answer: Any, reference: Any) -> bool:
 
 
 def parse_as_published(answer: str) -> list:
-    r"""math-verify's own reading of one answer, for the paper's rules: [expression, text], [text],
-    or nothing.
+    r"""math-verify's own reading, for the paper's rules: [expression, text], [text], or nothing.
 
     The box makes it take the whole answer; "first_match" keeps it from grading by any fraction
     inside an answer that it cannot parse.
@@ -192,6 +236,7 @@ def parse_as_published(answer: str) -> list:
 
 
 def verify_as_published(answer: list, reference: list) -> bool:
+    """math-verify's own verdict on two such readings."""
     import math_verify
 
     return math_verify.verify(reference, answer, timeout_seconds=None)

@@ -1,5 +1,4 @@
-r"""The string rules of the grader behind the paper's numbers, written anew and without evaluating
-anything.
+r"""The string rules of the grader behind the paper's numbers, anew, and nothing is evaluated.
 
 They are lenient on purpose, since they are there to reproduce published numbers: 100 times and a
 hundredth of the reference pass, `(1,2)` passes for `[1,2]`, `1,2` for `12`, `km` for `m`, and a
@@ -14,17 +13,19 @@ from dft_jax.evals.graders import extraction
 
 RELATIVE_TOLERANCE = 1e-4
 
-_UNITS = (
-    "degrees? degree miles? mile inch(?:es)? feet foot ft yards? meters? metres? m cm km mm dm kg g grams? mg "
-    "hours? hrs? minutes? mins? seconds? secs? s days? weeks? months? years? dollars? cents? mph kmph kph units? "
-    "square cubic percent points? ways? people liters? litres? gallons? ounces? pounds? lbs?"
-).split()
+# Patterns of the units that are taken off; behind a number, a brace or a space, with a power.
+_UNITS = """
+    degrees? degree miles? mile inch(?:es)? feet foot ft yards? meters? metres? m cm km mm dm kg g
+    grams? mg hours? hrs? minutes? mins? seconds? secs? s days? weeks? months? years? dollars?
+    cents? mph kmph kph units? square cubic percent points? ways? people liters? litres? gallons?
+    ounces? pounds? lbs?
+    """.split()
 _UNIT = re.compile(rf"(?<=[\d\s}}])(?:\s*\b(?:{'|'.join(_UNITS)})\b)+\s*(?:\^\{{?\d\}}?)?$")
 _TRAILING_TEXT = re.compile(
     r"(?<=[\d}\s.])\\(?:text|mbox|mathrm|textbf)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$"
 )
 _MATRIX = re.compile(r"\\begin\{[pb]matrix\}(.*)\\end\{[pb]matrix\}", re.DOTALL)
-# the hyphen of 3-5 is a sign to the original
+# The hyphen of 3-5 is a sign to the original.
 _LAST_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _DIGITS = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
@@ -38,8 +39,10 @@ def extract(completion: str) -> str | None:
         rest = text.rsplit("boxed", 1)[1]
         if rest.startswith("{"):
             end = extraction.matching_brace(rest, 0)
-            # a box that was cut counts as an answer here
-            answer = rest[1:end] if end > 0 else rest[1:]
+            # A box that was cut counts as an answer here.
+            if end < 0:
+                end = len(rest)
+            answer = rest[1:end]
         else:
             answer = rest.split("$", 1)[0]
     elif "he answer is" in text:
@@ -47,45 +50,35 @@ def extract(completion: str) -> str | None:
     elif "final answer is" in text:
         answer = text.rsplit("final answer is", 1)[1]
     else:
-        numbers = _LAST_NUMBER.findall(text)
-        answer = numbers[-1].replace(",", "") if numbers else ""
+        numbers = _LAST_NUMBER.findall(text) or [""]
+        answer = numbers[-1].replace(",", "")
     answer = answer.strip().split("\n", 1)[0].lstrip(":").rstrip("./")
-    return answer if 0 < len(answer) <= extraction.ANSWER_CHARS else None
+    if not answer or len(answer) > extraction.ANSWER_CHARS:
+        return None
+    return answer
 
 
 def normalize(answer: str) -> str:
-    """The canonical string: no spaces, units, dollar signs or text commands; `\\tfrac12` becomes
-    `\\frac{1}{2}`.
+    r"""The canonical string: without spaces, units, dollar signs and text commands.
+
+    `\tfrac12` becomes `\frac{1}{2}`.
     """
     text = answer.strip().replace("\n", "").rstrip(".").replace("\\!", "")
-    text = (
-        text.replace("tfrac", "frac")
-        .replace("dfrac", "frac")
-        .replace("\\left", "")
-        .replace("\\right", "")
-    )
-    text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace(
-        "\\end{array}", "\\end{pmatrix}"
-    )
-    text = (
-        text.replace("bmatrix", "pmatrix")
-        .replace("\\neq", "\\ne")
-        .replace("\\leq", "\\le")
-        .replace("\\geq", "\\ge")
-    )
+    text = text.replace("tfrac", "frac").replace("dfrac", "frac")
+    text = text.replace("\\left", "").replace("\\right", "")
+    text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text)
+    text = text.replace("\\end{array}", "\\end{pmatrix}").replace("bmatrix", "pmatrix")
+    text = text.replace("\\neq", "\\ne").replace("\\leq", "\\le").replace("\\geq", "\\ge")
     text = text.replace("\\{", "{").replace("\\}", "}")
     text = _TRAILING_TEXT.sub("", text).strip()
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "").replace("$", "")
     text = re.sub(r"\\(?:text|mbox|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
     text = _UNIT.sub("", text).strip()
-    text = re.sub(r"^[a-zA-Z]\s*=\s*(?=.)", "", text)  # "x = 5" is 5
-    text = (
-        text.replace("\\%", "")
-        .replace("%", "")
-        .replace("∞", "\\infty")
-        .replace("\\cdot", "")
-        .replace("j", "i")
-    )
+    # "x = 5" is 5.
+    text = re.sub(r"^[a-zA-Z]\s*=\s*(?=.)", "", text)
+    text = text.replace("\\%", "").replace("%", "").replace("∞", "\\infty")
+    text = text.replace("\\cdot", "").replace("j", "i")
+    # Decimals, fractions and roots in one spelling.
     text = re.sub(r"(?<![\d])\.(\d)", r"0.\1", text)
     text = re.sub(r"(\d+)\.0+(?!\d)", r"\1", text)
     text = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text)
@@ -95,20 +88,26 @@ def normalize(answer: str) -> str:
 
 
 def _number(text: str) -> float | None:
+    """The number that digits stand for, percent as hundredths; None for anything else."""
     text = text.replace(",", "")
     scale = 1.0
     if text.endswith("%"):
-        text, scale = text[:-1].rstrip("\\"), 0.01
-    return float(text) * scale if _DIGITS.fullmatch(text) else None
+        text = text[:-1].rstrip("\\")
+        scale = 0.01
+    if not _DIGITS.fullmatch(text):
+        return None
+    return float(text) * scale
 
 
 def close(a: float, b: float) -> bool:
+    """Whether two numbers are equal within the paper's tolerance."""
     return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
 
 
 def equal(answer: str, reference: str, symbolic: Equal) -> bool:
-    """Whether the paper's grader takes `answer` for `reference`; `symbolic` decides what strings
-    leave open.
+    """Whether the paper's grader takes `answer` for `reference`.
+
+    `symbolic` decides what strings leave open.
     """
     return _equal(normalize(answer), normalize(reference), symbolic, depth=0)
 
@@ -118,16 +117,19 @@ def _equal(answer: str, reference: str, symbolic: Equal, depth: int) -> bool:
         return True
     a, b = _number(answer), _number(reference)
     if a is not None and b is not None:
-        return any(close(a, target) for target in (b / 100, b, b * 100))
+        # A percentage and its share are one answer here.
+        return close(a, b / 100) or close(a, b) or close(a, b * 100)
     if not answer or depth > 3:
         return False
     if _bare(answer) == _bare(reference):
         return True
-    parts = _parts(answer), _parts(reference)
-    if parts[0] and parts[1]:
-        if len(parts[0]) == len(parts[1]):
-            return all(_equal(*pair, symbolic, depth + 1) for pair in zip(*parts, strict=True))
-        return False
+    parts, reference_parts = _parts(answer), _parts(reference)
+    if parts and reference_parts:
+        if len(parts) != len(reference_parts):
+            return False
+        pairs = zip(parts, reference_parts, strict=True)
+        return all(_equal(*pair, symbolic, depth + 1) for pair in pairs)
+    # "x=5" for "5", and the other way round.
     if "=" in answer and "=" not in reference and answer.index("=") <= 2:
         return _equal(answer.split("=", 1)[1], reference, symbolic, depth + 1)
     if "=" in reference and "=" not in answer and reference.index("=") <= 2:
@@ -141,9 +143,13 @@ def _bare(text: str) -> str:
 
 
 def _parts(text: str) -> list[str] | None:
+    """The cells of a matrix, or the parts of a tuple; None for anything else."""
     matrix = _MATRIX.fullmatch(text)
     if matrix:
-        return [cell for row in matrix[1].split("\\\\") if row for cell in row.split("&")]
+        cells = []
+        for row in filter(None, matrix[1].split("\\\\")):
+            cells.extend(row.split("&"))
+        return cells
     if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and "," in text:
         return text[1:-1].split(",")
     return None

@@ -1,5 +1,4 @@
-r"""Grades answers against references in worker processes that may hang, run out of memory, or die,
-and are replaced.
+r"""Grades answers in worker processes, which may hang, run out of memory or die, and are replaced.
 
 math-verify decides whether two answers are equal. It parses LaTeX with a grammar and computes with
 sympy, and `9^{9^{9^{9}}}` keeps it busy for ever. Its own time limits use SIGALRM, which works in
@@ -7,9 +6,9 @@ main threads only and cannot interrupt one long multiplication. So they are off,
 kills a worker that is late.
 
 Its `ExprExtractionConfig` is never used: that one hands text to sympy's parser, which is Python's
-own evaluator; `latex.prepare` closes the one such path that its LaTeX side has. On top of that a
-worker refuses, by an audit hook, to compile or run a string, to open a file for writing, to start a
-process or to open a socket; an item that tries is an `error`.
+own evaluator; `latex.patch_math_verify` closes the one such path that its LaTeX side has. On top of
+that a worker refuses, by an audit hook, to compile or run a string, to open a file for writing, to
+start a process or to open a socket; an item that tries is an `error`.
 """
 
 import dataclasses
@@ -17,13 +16,14 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
+from typing import Any
 
 from tqdm import tqdm
 
 from dft_jax.evals.graders import equality, extraction, latex, paper, spelling
-from dft_jax.evals.graders.equality import prepare, strict_equal
+from dft_jax.evals.graders.equality import patch_math_verify, strict_equal
 from dft_jax.runtime import sandbox
 from dft_jax.runtime.sandbox import Worker
 from dft_jax.runtime.system import peak_kib
@@ -32,17 +32,29 @@ from dft_jax.runtime.system import peak_kib
 # or its process died.
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
 MODES = ("strict", "paper")
-# the strict mode's; 1 took trailing letters for units, lists for sets, and rounded to six decimals
+# The strict mode's; 1 took trailing letters for units, lists for sets, and rounded to six decimals.
 RULES = 2
-# texts of one problem that are compared each with each when answers are sorted by meaning
+# Texts of one problem that are compared each with each when answers are sorted by meaning.
 COMPARED = 8
 _WITHOUT_REPLY = {sandbox.LATE: "timeout", sandbox.DEAD: "error", sandbox.REFUSED: "error"}
 
 
+Pair = tuple[str, str]  # answer, reference
+
+
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    verdict: str  # one of VERDICTS
-    extracted: str | None  # the answer's text, None where the completion has none
+    """One of VERDICTS, and the answer's text, None where the completion has none."""
+
+    verdict: str
+    extracted: str | None
+
+
+def _key(answer: str | None) -> str | None:
+    """What answers that are spelled alike have in common."""
+    if answer is None:
+        return None
+    return spelling.key(spelling.spell(answer))
 
 
 def no_check() -> None:
@@ -55,7 +67,7 @@ class Grader:
     Args:
       workers: processes. Verdicts do not depend on their number, nor on the order of the items.
       mode: "strict", or "paper" for the rules behind the paper's numbers (which fall back to the
-      last number).
+        last number).
       last_number: in strict mode, take the last number of a text that marks no answer.
       answer_markers: in strict mode, what marks an answer: some of extraction.MARKERS.
       wall_s: seconds for one comparison; then the worker is killed and the verdict is `timeout`.
@@ -81,8 +93,11 @@ class Grader:
         unknown = [marker for marker in answer_markers if marker not in extraction.MARKERS]
         if unknown or not answer_markers:
             raise ValueError(f"{answer_markers=}: choose from {', '.join(extraction.MARKERS)}")
-        self.mode, self.last_number, self.answer_markers = mode, last_number, tuple(answer_markers)
-        self.wall_s, self.memory_gb = wall_s, memory_gb
+        self.mode = mode
+        self.last_number = last_number
+        self.answer_markers = tuple(answer_markers)
+        self.wall_s = wall_s
+        self.memory_gb = memory_gb
         self.wanted = workers
         self.workers: list[Worker] = []
 
@@ -96,36 +111,57 @@ class Grader:
 
     def grade(
         self,
-        items: Sequence[tuple[str, str]],
+        items: Sequence[Pair],
         progress: bool = True,
         check: Callable[[], None] = no_check,
         truncated: Sequence[bool] = (),
     ) -> list[Graded]:
-        """Grades (completion, reference) pairs in their order; equal answers to equal references
-        are graded once.
+        """Grades pairs of completion and reference, in their order.
 
-        `check` is called with every verdict; what it raises ends the grading. `truncated` says of
-        each completion whether its limit of tokens cut it; by default of none.
+        Equal answers to equal references are graded once.
+
+        Args:
+          items: completion and reference of each.
+          progress: whether to show a bar.
+          check: is called with every verdict; what it raises ends the grading.
+          truncated: of each completion whether its limit of tokens cut it; by default of none.
         """
-        cut = truncated or [False] * len(items)
-        pairs = zip(items, cut, strict=True)
-        answers = [
-            (self.extract(completion, is_cut), reference)
-            for (completion, reference), is_cut in pairs
-        ]
-        counts = Counter(pair for pair in answers if pair[0] is not None)
-        with tqdm(total=len(answers), desc="grading", unit="answer", disable=not progress) as bar:
-            bar.update(len(answers) - counts.total())
-            verdicts: dict[tuple[str | None, str], str] = {}
-            plain = [] if self.mode == "paper" else filter(extraction.are_whole_numbers, counts)
-            for pair in plain:  # no parser is needed, so no worker has to start
-                verdicts[pair] = "correct" if pair[0] == pair[1] else "wrong"
-                bar.update(counts[pair])
+        truncated = truncated or [False] * len(items)
+        extracted = []
+        counts: Counter[Pair] = Counter()
+        for (completion, reference), is_cut in zip(items, truncated, strict=True):
+            answer = self.extract(completion, is_cut)
+            extracted.append(answer)
+            if answer is not None:
+                counts[answer, reference] += 1
+        verdicts = self._verdicts_of(counts, len(items), progress, check)
+        graded = []
+        for answer, (_, reference) in zip(extracted, items, strict=True):
+            if answer is None:
+                graded.append(Graded("no_answer", None))
+            else:
+                graded.append(Graded(verdicts[answer, reference], answer))
+        return graded
+
+    def _verdicts_of(
+        self, counts: Counter[Pair], n_items: int, progress: bool, check: Callable[[], None]
+    ) -> dict[Pair, str]:
+        """The verdict of each pair that is there, while a bar counts the items."""
+        verdicts: dict[Pair, str] = {}
+        # Not the bar of runtime/progress.py, which asks JAX for its process: workers import this
+        # file under a limit of their memory, and a grader must not occupy an accelerator.
+        with tqdm(total=n_items, desc="grading", unit="answer", disable=not progress) as bar:
+            bar.update(n_items - counts.total())
+            # Whole numbers need no parser, so no worker has to start for them.
+            if self.mode == "strict":
+                for pair in filter(extraction.are_whole_numbers, counts):
+                    verdicts[pair] = _verdict(pair[0] == pair[1])
+                    bar.update(counts[pair])
             for pair, verdict in self._verdicts([pair for pair in counts if pair not in verdicts]):
                 verdicts[pair] = verdict
                 bar.update(counts[pair])
                 check()
-        return [Graded(verdicts.get(pair, "no_answer"), pair[0]) for pair in answers]
+        return verdicts
 
     def extract(self, completion: str, truncated: bool = False) -> str | None:
         """The answer's text as this grader's mode finds it."""
@@ -148,61 +184,60 @@ class Grader:
           texts are compared, each with each, and what timed out as an answer is not compared again:
           then there are at most 28 comparisons.
         """
-        keys = [
-            None if answer is None else spelling.key(spelling.spell(answer)) for answer in answers
-        ]
+        keys = [_key(answer) for answer in answers]
         class_of: dict[str, int] = {}
-        votes: Counter = Counter()  # of the keys that are to be compared
-        text_of: dict[str, str] = {}  # a key has lost its spaces, so an answer is what is compared
         for key, verdict in zip(keys, verdicts, strict=True):
             if key is not None and verdict == "correct":
                 class_of[key] = 0
+        # The wrong ones that most samples give are compared: as answers, for a key has lost its
+        # spaces.
+        votes: Counter[str] = Counter()
+        text_of: dict[str, str] = {}
         for key, answer, verdict in zip(keys, answers, verdicts, strict=True):
             if key is not None and key not in class_of and verdict == "wrong":
                 votes[key] += 1
                 text_of.setdefault(key, answer)
         frequent = [key for key, _ in votes.most_common(COMPARED)]
         equal = self._equal_pairs([text_of[key] for key in frequent])
-        for key in frequent:
-            like = [
-                other
-                for other in frequent
-                if other in class_of and (text_of[other], text_of[key]) in equal
-            ]
-            class_of[key] = class_of[like[0]] if like else 1 + max(class_of.values(), default=0)
+        for place, key in enumerate(frequent):
+            class_of[key] = 1 + max(class_of.values(), default=0)
+            for earlier in frequent[:place]:
+                if (text_of[earlier], text_of[key]) in equal:
+                    class_of[key] = class_of[earlier]
+                    break
+        # All others are alone with their text.
         for key in keys:
             if key is not None and key not in class_of:
                 class_of[key] = 1 + max(class_of.values(), default=0)
-        return [None if key is None else class_of[key] for key in keys]
+        return [class_of.get(key) for key in keys]
 
     def _equal_pairs(self, texts: list[str]) -> set[tuple[str, str]]:
         """Those pairs (earlier, later) of which this grader takes the later for the earlier."""
-        pairs = [(later, earlier) for earlier, later in itertools.combinations(texts, 2)]
-        unsure = [pair for pair in pairs if not extraction.are_whole_numbers(pair)]
-        return {pair[::-1] for pair, verdict in self._verdicts(unsure) if verdict == "correct"}
+        unsure = []
+        for earlier, later in itertools.combinations(texts, 2):
+            if not extraction.are_whole_numbers((later, earlier)):
+                unsure.append((later, earlier))
+        equal = set()
+        for (later, earlier), verdict in self._verdicts(unsure):
+            if verdict == "correct":
+                equal.add((earlier, later))
+        return equal
 
-    def _verdicts(self, pairs: list[tuple[str, str]]) -> Iterable[tuple[tuple[str, str], str]]:
-        """Yields (pair, verdict) as they come, keeping every worker busy and replacing those that
-        are late or dead.
+    def _verdicts(self, pairs: list[Pair]) -> Iterator[tuple[Pair, str]]:
+        """Yields (pair, verdict) as they come.
+
+        Every worker is kept busy; those that are late or dead are replaced.
         """
         waiting = pairs[::-1]
         running = 0
         while waiting or running:
             while waiting and len(self.workers) < min(self.wanted, len(waiting) + running):
-                self.workers.append(
-                    Worker(
-                        "dft_jax.evals.graders.pool:serve", self.wall_s, self.mode, self.memory_gb
-                    )
-                )
+                self.workers.append(Worker(_SERVE, self.wall_s, self.mode, self.memory_gb))
             for worker in self.workers:
                 if worker.ready and worker.request is None and waiting:
                     worker.give(waiting.pop())
                     running += 1
-            deadlines = [w.deadline for w in self.workers if w.request is not None or not w.ready]
-            wait(
-                [w.pipe for w in self.workers],
-                max(0.0, min(deadlines) - time.monotonic()) if deadlines else 0.0,
-            )
+            wait([worker.pipe for worker in self.workers], self._patience_s())
             for worker in list(self.workers):
                 pair, reply = worker.request, worker.poll()
                 if reply is not None and pair is not None:
@@ -212,9 +247,20 @@ class Grader:
                     worker.kill()
                     self.workers.remove(worker)
 
+    def _patience_s(self) -> float:
+        """How long to wait for a reply: until the first worker that has work to do is late."""
+        deadlines = []
+        for worker in self.workers:
+            if worker.request is not None or not worker.ready:
+                deadlines.append(worker.deadline)
+        if not deadlines:
+            return 0.0
+        return max(0.0, min(deadlines) - time.monotonic())
+
 
 # ---- what runs in a worker
-# ------------------------------------------------------------------------------------------
+
+_SERVE = "dft_jax.evals.graders.pool:serve"
 
 
 def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
@@ -223,17 +269,20 @@ def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
 
     def start() -> sandbox.Answer:
         sandbox.limit_memory(limit)
-        prepare()
+        patch_math_verify()
         compare = {"strict": strict_equal, "paper": paper_equal}[mode]
+        # Imports, and the grammar's tables, are not on the first item's time.
         for reference in ("\\frac{1}{2}", "x=1", "(1,2)", "\\{1,2\\}", "x^2+\\sqrt{3}"):
-            # imports, and the grammar's tables, are not on the first item's time
             compare("2x+1", reference)
         resident = peak_kib()
 
         def answer(pair: tuple[str, str]) -> tuple[str, bool]:
-            before, verdict, peak = peak_kib(), judge(compare, *pair), peak_kib()
+            before = peak_kib()
+            verdict = judge(compare, *pair)
+            peak = peak_kib()
+            # math-verify takes a MemoryError inside sympy for "not equal".
             if verdict == "wrong" and (peak - before) * 1024 > limit / 4:
-                verdict = "timeout"  # math-verify takes a MemoryError inside sympy for "not equal"
+                verdict = "timeout"
             # What a large item leaves behind must not shorten the memory of the next one.
             return verdict, (peak - resident) * 1024 > limit / 4
 
@@ -242,10 +291,16 @@ def serve(pipe_number: str, wall_s: str, mode: str, memory_gb: str) -> None:
     sandbox.serve(pipe_number, wall_s, start)
 
 
+def _verdict(is_correct: bool) -> str:
+    if is_correct:
+        return "correct"
+    return "wrong"
+
+
 def judge(compare: paper.Equal, answer: str, reference: str) -> str:
     """The verdict of one comparison in this process."""
     try:
-        return "correct" if compare(answer, reference) else "wrong"
+        return _verdict(compare(answer, reference))
     except MemoryError:
         return "timeout"
     except Exception:
@@ -253,22 +308,27 @@ def judge(compare: paper.Equal, answer: str, reference: str) -> str:
 
 
 def paper_equal(answer: str, reference: str) -> bool:
+    """Whether the two are one answer by the paper's rules."""
     return paper.equal(answer, reference, _close_or_equal)
 
 
 def _close_or_equal(answer: str, reference: str) -> bool:
     """math-verify's verdict, or both sides numbers within the paper's tolerance."""
-    parsed = latex.parse_as_published(answer), latex.parse_as_published(reference)
+    parsed_answer = latex.parse_as_published(answer)
+    parsed_reference = latex.parse_as_published(reference)
     equality.begin(answer, reference)
-    if latex.verify_as_published(*parsed):
+    if latex.verify_as_published(parsed_answer, parsed_reference):
         return True
-    numbers = [_value(side) for side in parsed]
-    return None not in numbers and paper.close(*numbers)
+    a, b = _value(parsed_answer), _value(parsed_reference)
+    return a is not None and b is not None and paper.close(a, b)
 
 
-def _value(parsed: list) -> float | None:
+def _value(parsed: list[Any]) -> float | None:
+    """The number that was parsed; None where it is none, or not finite."""
     try:
         value = float(parsed[0].evalf())
     except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError):
         return None
-    return value if math.isfinite(value) else None
+    if not math.isfinite(value):
+        return None
+    return value

@@ -1,5 +1,4 @@
-r"""One spelling for answers that are written in many: what a model writes as √2, sqrt(2) or \sqrt 2
-is `\sqrt{2}`.
+r"""One spelling for answers that are written in many: √2, sqrt(2) and \sqrt 2 are `\sqrt{2}`.
 
 Only text is looked at and only text comes out, in time linear in it but for brackets inside
 brackets. Nothing here may change a value. What cannot be read for certain (digits side by side,
@@ -10,6 +9,7 @@ import re
 
 from dft_jax.evals.graders import extraction
 
+# Characters -> what is written instead of each of them.
 _CHARACTERS = {
     "\u200b\u200c\u200d\u2060\ufeff\u00ad": "",
     "\u00a0\u2002\u2003\u2009\u200a\u202f\u3000": " ",
@@ -60,24 +60,45 @@ _GREEK = {
     "Δ": "Delta",
     "Ω": "Omega",
 }
-_PLAIN = {character: plain for characters, plain in _CHARACTERS.items() for character in characters}
-_PLAIN |= {letter: f"\\{name} " for letter, name in _GREEK.items()}
-_PLAIN |= {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}  # full width
-_TRANSLATION = str.maketrans(_PLAIN)
+# From where the characters of ASCII are there once more, in full width.
+_FULL_WIDTH = 0xFEE0
+
+
+def _translation() -> dict[int, str]:
+    """For `str.translate`: what is written instead of each character."""
+    plain: dict[str, str] = {}
+    for characters, instead in _CHARACTERS.items():
+        plain |= dict.fromkeys(characters, instead)
+    for letter, name in _GREEK.items():
+        plain[letter] = f"\\{name} "
+    for code in range(ord("!"), ord("~") + 1):
+        plain[chr(code + _FULL_WIDTH)] = chr(code)
+    return str.maketrans(plain)
+
+
+_TRANSLATION = _translation()
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉"
-_RAISED_RUN, _LOWERED_RUN = re.compile(f"[{_RAISED}]+"), re.compile(f"[{_LOWERED}]+")
+_RAISED_RUN = re.compile(f"[{_RAISED}]+")
+_LOWERED_RUN = re.compile(f"[{_LOWERED}]+")
 _FROM_RAISED = str.maketrans(_RAISED, "0123456789+-n")
 _FROM_LOWERED = str.maketrans(_LOWERED, "0123456789")
 
-TEXT = r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|textit|mathit|operatorname)\s*\{\s*~?\s*([^{}]*?)\s*\}"
+# A text command; its only group is the text.
+TEXT = (
+    r"\\(?:text|mathrm|mbox|textrm|textbf|mathbf|textit|mathit|operatorname)"
+    r"\s*\{\s*~?\s*([^{}]*?)\s*\}"
+)
 _FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp"
 _NAMES = "pi theta alpha beta gamma lambda omega"
 _COMMANDS = "|".join(f"{_FUNCTIONS} {_NAMES}".split())
 
-_SPELLINGS = [  # (pattern, what is written instead), in this order
+# (pattern, what is written instead), in this order.
+_SPELLINGS = [
+    # Sizes of brackets.
     (r"\\(?:left|right)\s*\.", ""),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits)(?![A-Za-z])\s*", ""),
+    # Brackets and relations that have several names.
     (r"\\lbrace(?![A-Za-z])|\\\{", r"\\{"),
     (r"\\rbrace(?![A-Za-z])|\\\}", r"\\}"),
     (r"\\lbrack(?![A-Za-z])", "["),
@@ -89,6 +110,7 @@ _SPELLINGS = [  # (pattern, what is written instead), in this order
     (r"\\(?:geqslant|geq)(?![A-Za-z])", r"\\ge"),
     (r"\\neq(?![A-Za-z])", r"\\ne"),
     (r"\\(?:Rbb|R|reals|Reals)(?![A-Za-z])", r"\\mathbb{R}"),
+    # Colours and typefaces, which change no value.
     (r"\\(?:color|textcolor)\s*\{[A-Za-z]*\}", ""),
     (r"\\(?:boldsymbol|bm|underline|mathbf|mathit|textit|textbf)\s*\{([^{}a-zA-Z\\]*)\}", r"{\1}"),
     (
@@ -97,56 +119,75 @@ _SPELLINGS = [  # (pattern, what is written instead), in this order
     ),
     (r"\\(?:texttt|textsf|mathtt)(?![A-Za-z])", r"\\text"),
     (r"\\lg(?![A-Za-z])", r"\\log"),
+    # Quotation marks around the whole, and signs of currencies other than the dollar.
     (r"^\s*(\\text\s*\{\s*)?\"([^\"]*)\"\s*(\})?$", r"\1\2\3"),
     (r"[€£¥]\s*(?=[\d.])", ""),
+    # The set {x | x > 0} is its rule.
     (
-        r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\||:)"
+        r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?"
+        r"(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\||:)"
         r"([^{}|:]*[<>=][^{}|:]*|[^{}|:]*\\(?:le|ge|ne)(?![A-Za-z])[^{}|:]*)\\\}$",
         r"\1",
     ),
+    # Numbers inside text commands.
     (r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*([-+]?[\d.,]+)\s*\}", r"\1"),
     (r"\\(?:text|mbox|textrm)\s*\{\s*([-+]?\d[\d.,]*)\s+([A-Za-z ]+)\}", r"\1 \\text{ \2}"),
+    # The numbers e and i.
     (r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}", r"\1"),
     (r"\\imath(?![A-Za-z])", "i"),
+    # Degrees.
     (
-        r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})(?![A-Za-z])\s*\}?",
+        r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})"
+        r"(?![A-Za-z])\s*\}?",
         r"^\\circ ",
     ),
     (r"\\(?:degree|deg)(?![A-Za-z])", r"^\\circ "),
+    # Fractions and powers.
     (r"\\([dtc])frac(?![A-Za-z])", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\*\*", "^"),
+    # Spaces, dollar signs and dots.
     (r"\{,\}", ","),
     (r"\\[!]\s*", ""),
     (r"\\\$|\$", ""),
     (r"(?<=\d)\./", "/"),
     (r"(?<!\\)\\(?:quad|qquad|space)(?![A-Za-z])|(?<!\\)\\[,;:>\s]|~", " "),
     (r"\\(?:dots|cdots|dotsc|ldots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
+    # Functions, constants and roots without their backslash.
     (rf"(?<![\\A-Za-z{{])({_COMMANDS})(?![A-Za-z])(?!\s*\}})", r"\\\1 "),
     (r"(?<![A-Za-z\\])\\?sqrt\s*(\d+|[A-Za-z])(?![A-Za-z\d(])", r"\\sqrt{\1}"),
     (r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}"),
     (r"√\s*\{", r"\\sqrt{"),
+    # Percent.
     (r"(?<=\d)\s*(?:percent\b|\\text\s*\{\s*percent\s*\})", r"\\%"),
     (r"(?<![\\])%", r"\\%"),
+    # Powers of ten; else 3e-8 is 3·e − 8.
     (r"(?<=\d)\s*(?:x|\*)\s*(?=10\s*\^)", r" \\cdot "),
-    # else 3e-8 is 3·e − 8
     (r"(?<![\w.\\])(\d+(?:\.\d*)?)[eE]([-+]?\d+)(?![\w.^])", r"\1 \\cdot 10^{\2}"),
+    # Signs before the whole.
     (r"^(?:\s|\\approx(?![A-Za-z])|\\sim(?![A-Za-z])|(?<![<>])=|:)+", ""),
     (r"^\+\s*(?=[\d.\\])", ""),
 ]
 _RULES = [(re.compile(pattern), new) for pattern, new in _SPELLINGS]
+# What ends an answer and is no part of it.
 _ENDS = re.compile(r"(?:\s|\\\\|\\$|,|;|(?<![\d.])\.(?=$))+$")
+# Repeating decimals: 0.1\overline{6}, 0.1666\ldots
 _OVERLINED = re.compile(
     r"(?<![\w.])(\d*)\.(\d*)\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
 )
 _AND_SO_ON = re.compile(r"(?<![\w.])(\d*)\.(\d*?)(\d)\3\3+\s*\\ldots")
+# 2 1/6
 _MIXED = re.compile(
     r"(?<![\w./^_}\s])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])|^(\d+)\s+(\d+)\s*/\s*(\d+)(?![\w.])"
 )
+# Groups of three digits: 70 000; 70,000
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3})((?:\s+\d{3})+)(?![\d,])")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
+# 3 4, 5'6", 3^\circ 20, 3 \ldots
 _SIDE_BY_SIDE = re.compile(r"(?<![_^\d.])\d[\d.]*\s+[\d.]|\d\s*['\"]|\d\^\\circ\s*\d|\d\s*\\ldots")
+# 3(x + 1), which the parser would take for a function.
 _PRODUCT = re.compile(r"(?<![\w.^_}])(\d+(?:\.\d+)?)\s*\((?=[^()]*\))")
+# What is said in words.
 _WORDS = {
     "all real numbers": r"\mathbb{R}",
     "all reals": r"\mathbb{R}",
@@ -189,15 +230,14 @@ def bare_words(text: str) -> str:
 
 
 def is_readable(text: str) -> bool:
-    r"""Whether the text can be parsed for what it says: not where numbers stand side by side, as in
-    3 4 or 5'6".
-    """
+    r"""Whether the text can be parsed for what it says; not 3 4 nor 5'6", numbers side by side."""
     return _SIDE_BY_SIDE.search(text) is None
 
 
 def _roots(text: str) -> str:
     r"""sqrt(x), \sqrt(x) and √(x), which TeX reads as the root of a bracket, with braces."""
-    parts, start = [], 0
+    parts = []
+    start = 0
     text = re.sub(r"∛\s*(\d+|[A-Za-z])", r"\\sqrt[3]{\1}", text)
     for match in re.finditer(r"(?<![A-Za-z\\])\\?sqrt\s*\(|√\s*\(", text):
         end = _closing(text, match.end() - 1)
@@ -227,7 +267,7 @@ def _repeating(whole: str, begin: str, period: str) -> str:
 
 
 def _mixed(text: str) -> str:
-    """2 1/6 is two and a sixth; where the numerator is the larger it is nothing that people write."""
+    """2 1/6 is two and a sixth; with a larger numerator it is nothing that people write."""
 
     def with_fraction(match: re.Match) -> str:
         whole, numerator, denominator = (part for part in match.groups() if part is not None)
@@ -244,31 +284,41 @@ def _groups(text: str) -> str:
 
     def joined(match: re.Match) -> str:
         before = text[: match.start()].replace("\\{", "(").replace("\\}", ")")
-        depth = sum(before.count(bracket) for bracket in "([") - sum(
-            before.count(bracket) for bracket in ")]"
-        )
-        return match[1].replace(",", "") if depth <= 0 else match[0]  # (312,123) is a pair
+        opened = before.count("(") + before.count("[")
+        closed = before.count(")") + before.count("]")
+        # (312,123) is a pair.
+        if opened > closed:
+            return match[0]
+        return match[1].replace(",", "")
 
     return _THOUSANDS.sub(joined, text)
 
 
 def key(text: str) -> str:
-    """For the comparison of spelled texts: no spaces but those between digits, no text commands,
-    words in small.
+    """For the comparison of spelled texts: without spaces and text commands, words in small.
+
+    Spaces between digits stay, as another character: 3 4 is not 34.
     """
     text = re.sub(TEXT, r"\1", text)
     text = re.sub(r"(?<=\d)\s+(?=\d)", "\x00", text)
-    text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\x01", text)  # \in t is not \int
+    # \in t is not \int.
+    text = re.sub(r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\x01", text)
     text = re.sub(r"\s", "", text)
-    return text.lower().strip(".") if re.fullmatch(r"[A-Za-z'.-]{3,}", text) else text
+    if re.fullmatch(r"[A-Za-z'.-]{3,}", text):
+        return text.lower().strip(".")
+    return text
 
 
 def is_word(text: str) -> bool:
-    r"""Whether the answer is a word, and no product of letters: three or more of them, in \text or
-    with a vowel.
+    r"""Whether the answer is a word: three letters or more, in \text or with a vowel.
+
+    Else it is a product of letters.
     """
     inside = re.fullmatch(TEXT, text)
-    letters = re.sub(r"[\s.,'-]", "", inside[1] if inside else text)
+    letters = text
+    if inside:
+        letters = inside[1]
+    letters = re.sub(r"[\s.,'-]", "", letters)
     if not re.fullmatch(r"[A-Za-z]{3,}", letters):
         return False
     return inside is not None or re.search("[aeiouAEIOU]", letters) is not None

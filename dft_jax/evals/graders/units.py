@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from dft_jax.evals.graders import spelling
 
+# Unit -> the words for it, in small letters and in the singular.
 _NAMES = {
     "m": "m meter metre",
     "km": "km kilometer kilometre kms",
@@ -80,7 +81,9 @@ _NAMES = {
     "bit": "bit",
     "byte": "byte",
 }
-_CANONICAL = {name: unit for unit, names in _NAMES.items() for name in names.split()}
+_CANONICAL: dict[str, str] = {}
+for _unit, _words in _NAMES.items():
+    _CANONICAL |= dict.fromkeys(_words.split(), _unit)
 _NUMBER_WORDS = {
     "dozen": 12,
     "hundred": 100,
@@ -89,38 +92,54 @@ _NUMBER_WORDS = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-_COUNTED = set(  # what is counted, and is no plural in -s, or is written in the singular
-    "people men women children students mice geese fish sheep feet teeth way person child man woman dollar apple unit "
-    "time case point number integer digit solution pair term card ball coin game book page player team side vertex "
-    "vertices edge face triangle square circle dice die pieces piece marble sq permutation subset element arrangement "
-    "combination function sequence value root zero factor divisor multiple prime line plane each".split()
+# What is counted, and is no plural in -s, or is written in the singular.
+_COUNTED = frozenset(
+    """
+    people men women children students mice geese fish sheep feet teeth way person child man woman
+    dollar apple unit time case point number integer digit solution pair term card ball coin game
+    book page player team side vertex vertices edge face triangle square circle dice die pieces
+    piece marble sq permutation subset element arrangement combination function sequence value
+    root zero factor divisor multiple prime line plane each
+    """.split()
 )
-_NO_NOUNS = set(  # words that change a value, or say that the number is not the answer
-    "or and to of from than then but not no none non minus plus times over more less fewer most least at between about "
-    "percent half halves thirds quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths "
-    "tens ones twos threes hundreds scores quarter third fourth fifth squared cubed factorial factorials choose mod "
-    "modulo remainder remainders pi pis log logs ln sin cos tan exp sqrt if when where is are be does equals equal "
-    "plus something with without except unless either neither both twice thrice double triple divided multiplied "
-    "times power powers negative positive sine sines cosine cosines base bases plus_or_minus raised exponent max min "
-    "mins greater larger smaller below above up under beyond infinity undefined this these its has was yes unknown "
-    "cos sec csc cot arcsin arccos arctan versus vs ratio dozenth always less_than inches_and als perhaps".split()
-) - {"min", "mins"}
+# Words that change a value, or say that the number is not the answer.
+_NO_NOUNS = frozenset(
+    """
+    or and to of from than then but not no none non minus plus times over more less fewer most
+    least at between about percent half halves thirds quarters fourths fifths sixths sevenths
+    eighths ninths tenths hundredths thousandths tens ones twos threes hundreds scores quarter
+    third fourth fifth squared cubed factorial factorials choose mod modulo remainder remainders
+    pi pis log logs ln sin cos tan exp sqrt if when where is are be does equals equal plus
+    something with without except unless either neither both twice thrice double triple divided
+    multiplied times power powers negative positive sine sines cosine cosines base bases
+    plus_or_minus raised exponent max greater larger smaller below above up under beyond infinity
+    undefined this these its has was yes unknown cos sec csc cot arcsin arccos arctan versus vs
+    ratio dozenth always less_than inches_and als perhaps
+    """.split()
+)
+# Before a unit, and behind it.
 _SQUARE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
+_POWER_BEHIND = {"squared": 2, "cubed": 3}
+# A text command with its power, a product or division sign, or space.
 _PIECE = re.compile(
     r"\\(?:text|mathrm|mbox|textrm|textit|mathit|operatorname)\s*\{([^{}]*)\}"
     r"(?:\s*\^\s*(?:\{\s*(-?\d)\s*\}|(\d)))?|(\\cdot|\\times|/|\\per)|(\s+)"
 )
-_WORD = re.compile(
-    r"([A-Za-z]+)(?:\s*\^\s*\{?\s*(-?\d)\s*\}?|(?<![A-Za-z])(\d))?|(/|\bper\b)|([.,·*\s-]+)"
-)
+# A word and its power, a division, or what stands between words.
+_WORD = re.compile(r"([A-Za-z]+)(?:\s*\^\s*\{?\s*(-?\d)\s*\}?)?|(/|\bper\b)|([.,·*\s-]+)")
+# a.m. and p.m.
 _HALF_OF_DAY = re.compile(r"\s*[aApP]\.?\s*[mM]\.?\s*")
+# \frac{\text{miles}}{\text{hour}}
 _FRACTION = re.compile(
     rf"\\frac\s*\{{({spelling.TEXT}[^{{}}]*)\}}\s*\{{({spelling.TEXT}[^{{}}]*)\}}$"
 )
+# Words behind a number, apart from it or glued to it: 5 cm, 5cm^2.
 _PLAIN_TAIL = re.compile(
     r"(?<=[\d})\]%])(\s+[A-Za-z][A-Za-z0-9/^.{} -]*|[A-Za-z]{2,}(?:\s*\^\s*\{?[23]\}?)?)$"
 )
+# 90^\circ, 20^\circ\text{ C}
 _DEGREES = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF]?)\s*\}?$")
+# 204_5, (204)_{5}, 204_{\text{base }5}; and 204 (base 5).
 _BASE = re.compile(
     r"\(?(\d+)\)?\s*_\s*\{?\s*(?:\\(?:text|mathrm)\{)?\s*(?:base\s*)?(\d+|two|eight|ten)\s*\}*$"
 )
@@ -147,8 +166,7 @@ def measure(text: str, shortest: int = 3) -> Measured:
 
     Args:
       shortest: letters that a unit in plain letters has at least. Of a reference these are 3, since
-      3 mg may be a
-        force; of an answer 2; and 1 where the other side has a unit.
+        3 mg may be a force; of an answer 2; and 1 where the other side has a unit.
     """
     base = _BASE.fullmatch(text) or _BASE_WORDS.fullmatch(text)
     if base:
@@ -163,26 +181,31 @@ def measure(text: str, shortest: int = 3) -> Measured:
 
 def _in_text(text: str) -> Measured | None:
     r"""A unit in text commands at the end: \text{ m}/\text{s}^2, \text{ million dollars}."""
-    start, pieces = len(text), []
+    # The pieces that touch one another and the end of the text.
+    pieces: list[re.Match] = []
     for match in _PIECE.finditer(text):
         if pieces and pieces[-1].end() != match.start():
             pieces.clear()
         pieces.append(match)
     if not pieces or pieces[-1].end() != len(text):
         return None
+    # The first of them that is a text command begins the unit.
     while pieces and pieces[0][1] is None:
         pieces.pop(0)
     if not pieces:
         return None
-    start = pieces[0].start()
     words = ""
     for piece in pieces:
         power = piece[2] or piece[3]
         if piece[1] is not None:
-            words += f" {piece[1]}" + (f"^{power}" if power else "")
+            words += f" {piece[1]}"
+            if power:
+                words += f"^{power}"
+        elif piece[4] in ("/", "\\per"):
+            words += " / "
         else:
-            words += " / " if piece[4] in ("/", "\\per") else " "
-    return _measured(text[:start], words, shortest=1)
+            words += " "
+    return _measured(text[: pieces[0].start()], words, shortest=1)
 
 
 def _in_fraction(text: str) -> Measured | None:
@@ -198,8 +221,11 @@ def _in_plain(text: str, shortest: int) -> Measured | None:
     if match is None or re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", text[: match.start()])):
         return None
     found = _measured(text[: match.start()], match[0], shortest)
+    # 12apples: what is glued to the number has to be a unit.
     is_glued = not match[0][0].isspace()
-    return None if found is None or is_glued and not found.unit else found
+    if found is None or (is_glued and not found.unit):
+        return None
+    return found
 
 
 def _measured(value: str, words: str, shortest: int) -> Measured | None:
@@ -207,48 +233,78 @@ def _measured(value: str, words: str, shortest: int) -> Measured | None:
     value = value.strip().rstrip("\\").strip()
     if not value or value[-1] in "+-=<>(,/^_":
         return None
+    # 3 p.m. is no 3, and a.m. no ampere metre.
     if _HALF_OF_DAY.fullmatch(words):
-        return None  # 3 p.m. is no 3, and a.m. no ampere metre
+        return None
     parsed = _parse(words, shortest)
     if parsed is None:
         return None
     factor, unit = parsed
+    # "x = 5, 6 million" does not say what the million belongs to.
     if factor != 1 and re.search(r"[=<>,]|\\(?:le|ge|ne|in|cup|text)(?![A-Za-z])", value):
         return None
     return Measured(value, factor, unit)
 
 
-def _parse(words: str, shortest: int) -> tuple[int, tuple[tuple[str, int], ...]] | None:
-    """(factor, unit) of words such as "million dollars per hour"; None if one of them is no unit
-    and no noun.
-    """
-    factor, powers, sign, ahead, last, has_noun, place = 1, {}, 1, 1, "", False, 0
-    for match in _WORD.finditer(words):
-        if match.start() != place:
-            return None
-        place = match.end()
-        if match[4]:
-            sign, last = -1, ""
-        if match[1] is None:
-            continue
-        word, power = match[1].lower(), int(match[2] or match[3] or 1)
-        name = _known(match[1], shortest)
-        if word in ("squared", "cubed") and last:
-            powers[last] *= 2 if word == "squared" else 3
-        elif word in _SQUARE and not match[2]:
-            ahead = _SQUARE[word]
-        elif word.removesuffix("s") in _NUMBER_WORDS and not powers and sign == 1:
-            factor *= _NUMBER_WORDS[word.removesuffix("s")]
+@dataclasses.dataclass
+class _Reading:
+    """What the words of a unit have said so far."""
+
+    factor: int = 1  # of number words
+    powers: dict[str, int] = dataclasses.field(default_factory=dict)  # of physical units
+    has_noun: bool = False
+    sign: int = 1  # -1 behind "per" or a slash
+    power_ahead: int = 1  # of "square" and "cubic", for the unit that follows
+    last: str = ""  # the unit just read, for "squared" and "cubed"
+
+    def read(self, word: str, power: str | None, shortest: int) -> bool:
+        """Takes one word in; False if it is no unit and no noun."""
+        lower = word.lower()
+        singular = lower.removesuffix("s")
+        name = _known(word, shortest)
+        if lower in _POWER_BEHIND and self.last:
+            self.powers[self.last] *= _POWER_BEHIND[lower]
+        elif lower in _SQUARE and not power:
+            self.power_ahead = _SQUARE[lower]
+        elif singular in _NUMBER_WORDS and not self.powers and self.sign == 1:
+            self.factor *= _NUMBER_WORDS[singular]
         elif name:
-            powers[name] = powers.get(name, 0) + sign * power * ahead
-            ahead, last = 1, name
-        elif _is_noun(word):
-            has_noun, last = has_noun or word in _COUNTED or word.endswith("s"), ""
+            change = self.sign * int(power or 1) * self.power_ahead
+            self.powers[name] = self.powers.get(name, 0) + change
+            self.power_ahead = 1
+            self.last = name
+        elif _is_noun(lower):
+            self.has_noun = self.has_noun or lower in _COUNTED or lower.endswith("s")
+            self.last = ""
         else:
+            return False
+        return True
+
+    @property
+    def says_something(self) -> bool:
+        return bool(self.powers or self.has_noun or self.factor != 1 or self.power_ahead != 1)
+
+
+def _parse(words: str, shortest: int) -> tuple[int, tuple[tuple[str, int], ...]] | None:
+    """Factor and unit of words such as "million dollars per hour"; None for other words."""
+    reading = _Reading()
+    end = 0
+    for match in _WORD.finditer(words):
+        if match.start() != end:
             return None
-    if place != len(words) or not (powers or has_noun or factor != 1 or ahead != 1):
+        end = match.end()
+        if match[3]:
+            reading.sign = -1
+            reading.last = ""
+        if match[1] is not None and not reading.read(match[1], match[2], shortest):
+            return None
+    if end != len(words) or not reading.says_something:
         return None
-    return factor, tuple(sorted((name, power) for name, power in powers.items() if power))
+    return reading.factor, _product(reading.powers)
+
+
+def _product(powers: dict[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((name, power) for name, power in powers.items() if power))
 
 
 def _known(word: str, shortest: int) -> str | None:

@@ -1,7 +1,8 @@
-"""Whether two expressions have the same value: exact for rational numbers, by many digits for
-others, by points else.
+"""Whether two expressions have the same value.
 
-No floats: 2^-99 and 2^-98 are the same to six decimals, and 1 - 2^-99 is 1 to fifteen digits.
+Rational numbers are compared exactly, other numbers by many digits, expressions with variables at
+points. No floats: 2^-99 and 2^-98 are the same to six decimals, and 1 - 2^-99 is 1 to fifteen
+digits.
 """
 
 import random
@@ -10,23 +11,38 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
-# of a value that is not rational; two that agree in them are compared with as many as their numbers
-# need
+# Of a value that is not rational; two that agree in them are compared with as many as their numbers
+# need, up to the larger limit.
 DIGITS = 60
 MOST_DIGITS = 4_000
-# how far a rounded decimal may be off, whatever its last digit allows
+# How far a rounded decimal may be off, whatever its last digit allows.
 RELATIVE = Fraction(1, 10**6)
-LEAST_DIGITS = 6  # of a decimal that stands for what it is rounded from
-POINTS = 4  # at which expressions with variables are compared
-# beyond those of the largest whole number in them, so that x is seen beside 10^33
+# Of a decimal that stands for what it is rounded from.
+LEAST_DIGITS = 6
+# At which expressions with variables are compared.
+POINTS = 4
+# Beyond those of the largest whole number in them, so that x is seen beside 10^33.
 POINT_DIGITS = 40
-INTEGER_POINTS = 12  # of functions with steps, such as floor
+# Of functions with steps, such as floor.
+INTEGER_POINTS = 12
 
+# Real and imaginary part of a number.
+Parts = tuple[Fraction, Fraction]
+_ZERO = (Fraction(0), Fraction(0))
+
+# A decimal, perhaps times a power of ten.
 _DECIMAL = re.compile(
-    r"(?<![\w.])(\d*)\.(\d+)(?:\s*(?:\\cdot|\\times|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d{1,4})\s*\}|(\d)))?"
+    r"(?<![\w.])(\d*)\.(\d+)"
+    r"(?:\s*(?:\\cdot|\\times|\*)\s*10\s*\^\s*(?:\{\s*([-+]?\d{1,4})\s*\}|(\d)))?"
 )
+# Digits, a decimal, \frac{1}{2} and 1/2.
 _PLAIN = re.compile(
-    r"(-?)\s*(?:(\d+)(?:\.(\d*))?|\.(\d+)|\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}|(\d+)\s*/\s*(\d+))"
+    r"(-?)\s*(?:(\d+)(?:\.(\d*))?|\.(\d+)"
+    r"|\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(-?\d+)\s*\}|(\d+)\s*/\s*(\d+))"
+)
+# i as an index, or as a unit vector.
+_I_AS_INDEX = re.compile(
+    r"_\s*(?:i(?![A-Za-z])|\{[^{}]*(?<![A-Za-z])i(?![A-Za-z])[^{}]*\})|\\hat\s*\{?\s*i"
 )
 
 
@@ -51,22 +67,28 @@ class Comparison:
         """Whether two sympy objects, no sets nor relations, have one value."""
         import sympy
 
-        a, b = (side.doit() if isinstance(side, sympy.MatrixExpr) else side for side in (a, b))
+        if isinstance(a, sympy.MatrixExpr):
+            a = a.doit()
+        if isinstance(b, sympy.MatrixExpr):
+            b = b.doit()
         if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
             if a.shape != b.shape:
                 return False
             return all(self.same(*pair) for pair in zip(a.flat(), b.flat(), strict=True))
         if not (isinstance(a, sympy.Expr) and isinstance(b, sympy.Expr)):
             return False
-        percent = [_percent(side) for side in (a, b)]
-        if percent[0] is not None and percent[1] is not None:
-            return self.same(*percent)
-        for one, other in ((percent[0], b), (percent[1], a)):
-            if one is not None and self._same(one, other):  # 50 for 50 %
-                return True
+        percent_a, percent_b = _percent(a), _percent(b)
+        if percent_a is not None and percent_b is not None:
+            return self.same(percent_a, percent_b)
+        # 50 for 50 %.
+        if percent_a is not None and self._same(percent_a, b):
+            return True
+        if percent_b is not None and self._same(percent_b, a):
+            return True
         return self._same(a, b)
 
     def _same(self, a: Any, b: Any) -> bool:
+        """Whether two expressions have one value."""
         import sympy
 
         a, b = self._evaluated(a), self._evaluated(b)
@@ -86,28 +108,30 @@ class Comparison:
         It can be where each is linear in one of its variables: then points of its solutions are
         known.
         """
-        sides = [
-            self._evaluated(equation.lhs) - self._evaluated(equation.rhs) for equation in (a, b)
-        ]
-        if sides[0].free_symbols != sides[1].free_symbols:
+        zero_of_a = self._evaluated(a.lhs) - self._evaluated(a.rhs)
+        zero_of_b = self._evaluated(b.lhs) - self._evaluated(b.rhs)
+        if zero_of_a.free_symbols != zero_of_b.free_symbols:
             return False
-        verdicts = [_vanishes_on(sides[0], sides[1]), _vanishes_on(sides[1], sides[0])]
+        verdicts = (_vanishes_on(zero_of_a, zero_of_b), _vanishes_on(zero_of_b, zero_of_a))
         if False in verdicts:
             return False
-        return None if None in verdicts else True
+        if None in verdicts:
+            return None
+        return True
 
     def _evaluated(self, expression: Any) -> Any:
+        """The expression in plain symbols, so that equal names are equal symbols."""
         import sympy
 
         if self.has_imaginary_unit:
             letters = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
             expression = expression.subs(dict.fromkeys(letters, sympy.I))
+        # f(x) of an unknown f, and derivatives, are values like any others.
         unknown = expression.atoms(sympy.core.function.AppliedUndef, sympy.Derivative)
-        expression = expression.xreplace(
-            {function: sympy.Symbol(str(function)) for function in unknown}
-        )
+        functions = {function: sympy.Symbol(str(function)) for function in unknown}
+        expression = expression.xreplace(functions)
+        # Real on one side and complex on the other, symbols would never be equal.
         names = {symbol: sympy.Symbol(symbol.name) for symbol in expression.free_symbols}
-        # real on one side and complex on the other, they would never be equal
         expression = expression.subs(names)
         expression = expression.replace(
             lambda part: isinstance(part, sympy.UnevaluatedExpr), lambda part: part.args[0]
@@ -115,54 +139,53 @@ class Comparison:
         return expression.doit()
 
     def same_fractions(self, a: Fraction, b: Fraction) -> bool:
+        """Whether two rational numbers are one, or one is the other as a rounded decimal."""
         if a == b:
             return True
-        return (abs(a) in self.last_digits) != (abs(b) in self.last_digits) and self._is_rounded(
-            a, b
-        )
+        is_one_a_decimal = (abs(a) in self.last_digits) != (abs(b) in self.last_digits)
+        return is_one_a_decimal and self._is_rounded(a, b)
 
     def _is_rounded(self, a: Fraction, b: Fraction) -> bool:
-        """Whether one of the two is a decimal of six digits or more that the other is written as,
-        rounded or cut.
+        """Whether one is the other as a decimal of six digits or more, rounded or cut.
 
         A whole number is not: 2.19e6 is 2190000, and not 2190001.
         """
-        decimal, exact = (a, b) if abs(a) in self.last_digits else (b, a)
+        decimal, exact = a, b
+        if abs(a) not in self.last_digits:
+            decimal, exact = b, a
         unit = self.last_digits[abs(decimal)]
         off = abs(exact) - abs(decimal)
         is_near = abs(off) <= unit / 2 or 0 <= off < unit
         is_long = abs(decimal) >= unit * 10 ** (LEAST_DIGITS - 1)
+        if not is_long or not is_near or decimal * exact <= 0:
+            return False
         # What has another, longer decimal is that one: 4.03188 is not 4.03188 + 10^-16.
-        is_decimal = (
-            exact.denominator == 1 or exact.denominator > 10**9 and 10**60 % exact.denominator == 0
-        )
-        return (
-            is_long
-            and not is_decimal
-            and decimal * exact > 0
-            and is_near
-            and abs(off) <= RELATIVE * abs(exact)
-        )
+        has_long_decimal = exact.denominator > 10**9 and 10**60 % exact.denominator == 0
+        if exact.denominator == 1 or has_long_decimal:
+            return False
+        return abs(off) <= RELATIVE * abs(exact)
 
     def _same_numbers(self, a: Any, b: Any) -> bool:
+        """Whether two numbers, one of which is not rational, agree in all digits that matter."""
         parts_a, parts_b = _parts(a, DIGITS), _parts(b, DIGITS)
         if parts_a is None or parts_b is None:
             return _is_zero(a - b)
         if _agree(parts_a, parts_b, Fraction(1, 10**45)):
             digits = _digits_needed(a, b)
-            return digits <= DIGITS or _agree(
-                _parts(a, digits), _parts(b, digits), Fraction(1, 10 ** (digits - 15))
-            )
-        if parts_a[1] or parts_b[1]:
+            if digits <= DIGITS:
+                return True
+            tolerance = Fraction(1, 10 ** (digits - 15))
+            return _agree(_parts(a, digits), _parts(b, digits), tolerance)
+        real_a, imaginary_a = parts_a
+        real_b, imaginary_b = parts_b
+        if imaginary_a or imaginary_b:
             return False
-        are_decimals = [abs(parts[0]) in self.last_digits for parts in (parts_a, parts_b)]
-        return any(are_decimals) and self._is_rounded(parts_a[0], parts_b[0])
+        is_one_a_decimal = abs(real_a) in self.last_digits or abs(real_b) in self.last_digits
+        return is_one_a_decimal and self._is_rounded(real_a, real_b)
 
 
 def plain(text: str) -> Fraction | None:
-    """The value of digits, of a decimal and of one fraction, without a parser; None for anything
-    else.
-    """
+    """The value of digits, a decimal or one fraction, without a parser; None for anything else."""
     match = _PLAIN.fullmatch(text.strip())
     if match is None:
         return None
@@ -171,20 +194,23 @@ def plain(text: str) -> Fraction | None:
         decimals = only_decimals or decimals or ""
         value = Fraction(int((whole or "") + decimals), 10 ** len(decimals))
     else:
-        above, below = (int(part) for part in fraction if part is not None)
-        if below == 0:
+        numerator, denominator = (int(part) for part in fraction if part is not None)
+        if denominator == 0:
             return None
-        value = Fraction(above, below)
-    return -value if sign else value
+        value = Fraction(numerator, denominator)
+    if sign:
+        return -value
+    return value
 
 
 def _uses_imaginary_unit(answer: str, reference: str) -> bool:
     """Whether i is the unit: not where it is an index, nor one of the unit vectors."""
-    letters = [re.sub(r"\\[A-Za-z]+", " ", text) for text in (answer, reference)]
-    if any("j" in text for text in letters):
+    both = f"{answer} {reference}"
+    # Beside j, i is a unit vector too.
+    letters = re.sub(r"\\[A-Za-z]+", " ", both)
+    if "j" in letters:
         return False
-    is_index = r"_\s*(?:i(?![A-Za-z])|\{[^{}]*(?<![A-Za-z])i(?![A-Za-z])[^{}]*\})|\\hat\s*\{?\s*i"
-    return re.search(is_index, f"{answer} {reference}") is None
+    return _I_AS_INDEX.search(both) is None
 
 
 def _percent(expression: Any) -> Any:
@@ -192,11 +218,12 @@ def _percent(expression: Any) -> Any:
     import sympy
 
     hundredth = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
-    is_percent = isinstance(expression, sympy.Mul) and expression.args[1:] == (hundredth,)
-    return expression.args[0] if is_percent else None
+    if isinstance(expression, sympy.Mul) and expression.args[1:] == (hundredth,):
+        return expression.args[0]
+    return None
 
 
-def _parts(expression: Any, digits: int) -> tuple[Fraction, Fraction] | None:
+def _parts(expression: Any, digits: int) -> Parts | None:
     """Real and imaginary part as fractions, to so many digits; None where there is no such number.
 
     A part of which not one digit is sure is 0.
@@ -213,14 +240,16 @@ def _parts(expression: Any, digits: int) -> tuple[Fraction, Fraction] | None:
         if not (part.is_Float or part.is_Rational) or not part.is_finite:
             return None
         is_unsure = part.is_Float and part._prec <= 1
-        part = sympy.Rational(0) if is_unsure else sympy.Rational(part)
-        parts.append(Fraction(int(part.p), int(part.q)))
+        if is_unsure:
+            parts.append(Fraction(0))
+        else:
+            exact = sympy.Rational(part)
+            parts.append(Fraction(int(exact.p), int(exact.q)))
     return parts[0], parts[1]
 
 
-def _agree(
-    a: tuple[Fraction, Fraction] | None, b: tuple[Fraction, Fraction] | None, relative: Fraction
-) -> bool:
+def _agree(a: Parts | None, b: Parts | None, relative: Fraction) -> bool:
+    """Whether both are known and differ by no more than this part of the largest of them."""
     if a is None or b is None:
         return False
     size = max(*map(abs, a), *map(abs, b))
@@ -228,17 +257,19 @@ def _agree(
 
 
 def _digits_needed(a: Any, b: Any) -> int:
-    """As many as the largest whole number in the two has, and some more: they may differ in its
-    last one.
+    """As many as the largest whole number in the two has, and more: it may differ in its last one.
+
+    Raises:
+      MemoryError: more than MOST_DIGITS; the verdict is `timeout` then.
     """
     import sympy
 
-    bits = max(
-        (int(atom).bit_length() for side in (a, b) for atom in side.atoms(sympy.Integer)), default=0
-    )
+    integers = a.atoms(sympy.Integer) | b.atoms(sympy.Integer)
+    bits = max((int(integer).bit_length() for integer in integers), default=0)
+    # A decimal digit is log2(10) = 3.3 bits.
     digits = bits * 3 // 10 + 20
     if digits > MOST_DIGITS:
-        raise MemoryError("more digits than are compared")  # which is a `timeout`
+        raise MemoryError("more digits than are compared")
     return max(digits, DIGITS)
 
 
@@ -249,8 +280,7 @@ def _is_zero(expression: Any) -> bool:
 
 
 def _same_functions(a: Any, b: Any) -> bool:
-    """Whether two expressions with variables agree: at points of any sign, or of positive ones
-    where roots need it.
+    """Whether two expressions with variables agree at points of any sign, or at positive ones.
 
     Agreement at random points to 85 digits is no proof, but what is no identity does not pass.
     Variables are positive for a second try, so that the root of 1/n is one by the root of n; |x|
@@ -259,7 +289,9 @@ def _same_functions(a: Any, b: Any) -> bool:
     import sympy
 
     steps = (sympy.floor, sympy.ceiling, sympy.Mod, sympy.frac)
-    points = _integers if a.has(*steps) or b.has(*steps) else _fractions
+    points = _fractions
+    if a.has(*steps) or b.has(*steps):
+        points = _integers
     digits = _digits_needed(a, b) + POINT_DIGITS
     verdict = _agree_at(a, b, points(a, b, positive=False), digits)
     if verdict is None:
@@ -270,85 +302,93 @@ def _same_functions(a: Any, b: Any) -> bool:
 
 
 def _vanishes_on(expression: Any, equation: Any) -> bool | None:
-    """Whether an expression is zero where another one is; None if that is linear in none of its
-    variables.
+    """Whether an expression is zero where another one is.
+
+    None where that cannot be seen: the other one is linear in none of its variables.
     """
-    zero = (Fraction(0), Fraction(0))
     for point in _fractions(expression, equation, positive=True):
         solution = _solution(equation, point)
-        values = (
-            [_parts_at(expression, solution), _parts_at(expression, point)] if solution else [None]
-        )
-        if None in values:
+        if not solution:
             return None
-        if not _agree(values[0], zero, Fraction(0)) and not _is_small(values[0], values[1]):
+        there, elsewhere = _parts_at(expression, solution), _parts_at(expression, point)
+        if there is None or elsewhere is None:
+            return None
+        if not _agree(there, _ZERO, Fraction(0)) and not _is_small(there, elsewhere):
             return False
     return True
 
 
-def _is_small(a: tuple[Fraction, Fraction], scale: tuple[Fraction, Fraction]) -> bool:
-    return max(map(abs, a)) <= Fraction(1, 10**20) * max(1, *map(abs, scale))
+def _is_small(value: Parts, scale: Parts) -> bool:
+    return max(map(abs, value)) <= Fraction(1, 10**20) * max(1, *map(abs, scale))
 
 
-def _solution(equation: Any, point: dict) -> dict | None:
+def _solution(equation: Any, point: dict[Any, Any]) -> dict[Any, Any] | None:
     """The point moved along one variable to where the equation, linear in it, is zero."""
+    import sympy
+
     for symbol in sorted(point, key=lambda symbol: symbol.name):
         values = [_parts_at(equation, point | {symbol: place}) for place in (0, 1, 2)]
         if None in values or any(value[1] for value in values):
             continue
         low, middle, high = (value[0] for value in values)
         slope = middle - low
-        if slope and abs(high - middle - slope) <= Fraction(1, 10**25) * abs(slope):
-            import sympy
-
+        is_linear = abs(high - middle - slope) <= Fraction(1, 10**25) * abs(slope)
+        if slope and is_linear:
             root = -low / slope
             return point | {symbol: sympy.Rational(root.numerator, root.denominator)}
     return None
 
 
-def _agree_at(a: Any, b: Any, points: Iterator[dict], digits: int) -> bool | None:
+def _agree_at(a: Any, b: Any, points: Iterator[dict[Any, Any]], digits: int) -> bool | None:
     """Whether they agree at every point at which both have a value; None if there are not two."""
     seen = 0
     for point in points:
-        values = [_parts_at(side, point, digits) for side in (a, b)]
-        if None in values:
+        value_a, value_b = _parts_at(a, point, digits), _parts_at(b, point, digits)
+        if value_a is None or value_b is None:
             continue
         seen += 1
-        if not _agree(*values, Fraction(1, 10 ** (digits - 15))):
+        if not _agree(value_a, value_b, Fraction(1, 10 ** (digits - 15))):
             return False
-    return True if seen >= 2 else None
+    if seen < 2:
+        return None
+    return True
 
 
-def _parts_at(
-    expression: Any, point: dict, digits: int = POINT_DIGITS
-) -> tuple[Fraction, Fraction] | None:
+def _parts_at(expression: Any, point: dict[Any, Any], digits: int = POINT_DIGITS) -> Parts | None:
+    """The value at a point; None where there is none, such as a division by zero."""
     try:
         value = expression.evalf(digits, subs=point)
-        return _parts(value, digits) if not value.free_symbols else None
+        if value.free_symbols:
+            return None
+        return _parts(value, digits)
     except (ArithmeticError, NotImplementedError, TypeError, ValueError):
         return None
 
 
-def _symbols(a: Any, b: Any) -> list:
+def _symbols(a: Any, b: Any) -> list[Any]:
     return sorted(a.free_symbols | b.free_symbols, key=lambda symbol: symbol.name)
 
 
-def _fractions(a: Any, b: Any, positive: bool) -> Iterator[dict]:
-    """Points with values between 1/9 and 9, of either sign unless positive; the same ones each
-    time.
-    """
+def _fractions(a: Any, b: Any, positive: bool) -> Iterator[dict[Any, Any]]:
+    """Points with values between 1/9 and 9, of either sign unless positive; the same each time."""
     import sympy
 
     dice = random.Random(positive)
+    symbols = _symbols(a, b)
     for number in range(POINTS):
-        signs = [1 if positive or number == 0 else dice.choice((-1, 1)) for _ in _symbols(a, b)]
-        yield {
-            symbol: sign * sympy.Rational(dice.randint(101, 907), dice.choice((101, 499, 907)))
-            for symbol, sign in zip(_symbols(a, b), signs, strict=True)
-        }
+        signs = [1] * len(symbols)
+        # The first point is positive in any case: roots and logarithms have a value there.
+        if not positive and number > 0:
+            signs = [dice.choice((-1, 1)) for _ in symbols]
+        point = {}
+        for symbol, sign in zip(symbols, signs, strict=True):
+            numerator, denominator = dice.randint(101, 907), dice.choice((101, 499, 907))
+            point[symbol] = sign * sympy.Rational(numerator, denominator)
+        yield point
 
 
-def _integers(a: Any, b: Any, positive: bool) -> Iterator[dict]:
+def _integers(a: Any, b: Any, positive: bool) -> Iterator[dict[Any, Any]]:
+    """Points with whole numbers below 100; the same each time."""
     import sympy
 
     dice = random.Random(2 + positive)

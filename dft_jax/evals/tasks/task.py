@@ -1,4 +1,4 @@
-"""What a benchmark is: where its problems are, what is asked of each, and how answers are judged."""
+"""What a benchmark is: where its problems are, what is asked of each, and who judges answers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Problem:
 class Task:
     """One benchmark.
 
-    `version` is to be raised with any change of its problems, its prompts or its verdicts: scores of
-    two versions are not comparable.
+    `version` is to be raised with any change of its problems, its prompts or its verdicts: scores
+    of two versions are not comparable.
     """
 
     name: str

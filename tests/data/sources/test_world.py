@@ -1,6 +1,4 @@
-"""The laboratory's world: right answers without noise, wrong ones with it, splits that share no
-problem.
-"""
+"""The laboratory's world: right answers without noise, wrong ones with it, disjoint splits."""
 
 import re
 

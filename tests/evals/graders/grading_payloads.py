@@ -85,7 +85,7 @@ if __name__ == "__main__":
     from dft_jax.evals.graders import pool
 
     sys.dont_write_bytecode = True
-    pool.prepare()
+    pool.patch_math_verify()
     comparisons = {"strict": pool.strict_equal, "paper": pool.paper_equal}
     for compare in comparisons.values():
         for warm in ("2x+1", "(1,2)", r"\frac{1}{2}", "x=1"):
