@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["dft_jax", "dft_jax.*"]),
-    package_data={"dft_jax.assets": ["lab/*", "lab_clean/*", "tiny/*"]},
+    package_data={"dft_jax": ["py.typed"], "dft_jax.assets": ["lab/*", "lab_clean/*", "tiny/*"]},
     python_requires=">=3.11,<3.14",
     # Each lower bound is tested, on every Python: constraints/oldest.txt has them as exact versions.
     install_requires=[

@@ -10,30 +10,41 @@ SIGINT with all of it saved, the same command goes on; anything else is a fault.
 import jax
 from absl import flags
 
+from dft_jax import api
 from dft_jax.commands import cli
-from dft_jax.export import origin_of
 from dft_jax.models.hf.export import export
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
-from dft_jax.training import loop
+from dft_jax.training import origin
 
 _CONFIG = cli.define_config()
+flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory of the run; an interrupted run there is resumed.",
+    allow_override=True,
+)
 
 
 def main() -> None:
     cli.parse(required=["config", "workdir"])
     cli.join_processes()
     compilation_cache.keep_compilations()
+    exported = ""
     with interrupts.Interrupts():
-        run = loop.run(_CONFIG.value, flags.FLAGS.workdir)  # a flag of dft_jax.export
-        settings, exported = run.config.export, ""
+        run = api.train(_CONFIG.value, flags.FLAGS.workdir)
+        settings = run.config.export
         if settings.enabled:
-            out, options = (
-                run.workdir / "export",
-                dict(dtype=settings.dtype, max_shard_gb=settings.max_shard_gb),
-            )
-            origin = origin_of(run.workdir, run.config, int(run.state.step), run.identity)
+            out = run.workdir / "export"
             with folders.locked(run.workdir):
-                export(run.state.params, run.model, run.source, out, origin=origin, **options)
+                export(
+                    run.state.params,
+                    run.model,
+                    run.source,
+                    out,
+                    dtype=settings.dtype,
+                    max_shard_gb=settings.max_shard_gb,
+                    origin=origin.of_run(run.workdir, run.config, run.step, run.identity),
+                )
             exported = f", {out} loads in transformers"
     if jax.process_index() == 0:
         print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")

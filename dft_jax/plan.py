@@ -19,19 +19,21 @@ from pathlib import Path
 
 from dft_jax.data import batches
 from dft_jax.models.model import parameter_count
+from dft_jax.runtime.options import Config
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing here needs an accelerator that may be busy
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib, sharding
 from dft_jax.commands import cli
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import REMAT_POLICIES, DecoderSpec
+from dft_jax.models.options import architecture_problems
 from dft_jax.models.spec import LayerSpec, Rope
 from dft_jax.planner.memory import KINDS, Planner, Setting, settings
 from dft_jax.runtime import errors, hub
+from dft_jax.training import optimizer
 
 # Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version;
 # NVIDIA's datasheets of A100, H100, H200 and DGX B200). What they write as GB, drivers report as
@@ -149,7 +151,7 @@ _SHORT = {
 }
 
 
-def of_parameters(config: ConfigDict, choice: dict[str, str]) -> str:
+def of_parameters(config: Config, choice: dict[str, str]) -> str:
     """What to know of parameters that are bfloat16, or are by `choice`; empty where they are not."""
     dtype = choice.get("model.param_dtype", config.model.param_dtype)
     return _SHORT[config.optimizer.rounding] if dtype == "bfloat16" else ""
@@ -185,7 +187,7 @@ def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -
         config = planner.config.copy_and_resolve_references()
         config.update_from_flattened_dict(choice)
         chosen = Planner(config, planner.architecture)
-        if not config_lib.validate_moments(config.optimizer) and (
+        if not optimizer.problems(config.optimizer.moment_dtype, config.optimizer.b2) and (
             found := best(chosen, count, step_rows, room_gib)
         ):
             return Suggestion(choice, count, found, sum(chosen.memory(found).values()))
@@ -249,7 +251,8 @@ def main() -> None:
     problems = config_lib.validate_on(config, n_devices)
     errors.raise_if_any([problem for problem in problems if not problem.startswith(_UNREAD)])
     architecture = read_architecture(config.model.path, config.model.revision)
-    errors.raise_if_any(config_lib.validate_architecture(config, architecture, n_devices))
+    max_length = config.data.max_length
+    errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     mesh = (config.mesh[axis] for axis in sharding.MESH_AXES)
     planner, mesh = Planner(config, architecture), sharding.mesh_sizes(*mesh, n_devices)
     step_rows = min(_STEP_ROWS.value or config.train.global_batch, config.train.global_batch)

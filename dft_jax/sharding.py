@@ -8,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
+from dft_jax.runtime.options import Legal, Option
 from dft_jax.types import Batch
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
 # Named at every mesh: the default became Explicit in JAX 0.11.
 AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
+
+_SIZE = Legal(lambda size: size >= 1 or size == -1, "at least 1, or -1 for the rest")
+# config.mesh
+SECTION = {
+    "data": Option(-1, "replicas; -1 takes the devices that the other axes leave", _SIZE),
+    "fsdp": Option(1, "devices over which parameters are sharded, gathered for use", _SIZE),
+    "tensor": Option(1, "devices over which heads, feed-forward and vocabulary are split", _SIZE),
+}
 
 # Logical axis of an array -> axis of the mesh. Parameters name their axes where they are declared
 # (models/).
@@ -35,7 +44,7 @@ RULES = {
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, for what is left.
 
-    The sizes are assumed valid (config.validate_on says what is wrong with them).
+    The sizes are assumed valid (`problems` says what is wrong with them).
     """
     sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
     return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
@@ -65,6 +74,25 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, device_count: int) -> tuple[in
             sizes[axis] = device_count // fixed
     data, fsdp, tensor = sizes
     return data, fsdp, tensor
+
+
+def problems(data: int, fsdp: int, tensor: int, device_count: int) -> list[str]:
+    """What is wrong with the sizes of a mesh on this number of devices."""
+    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+    text = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    n_free = list(sizes.values()).count(-1)
+    if n_free > 1:
+        return [f"config.mesh: {text}: only one axis can be -1; give the sizes of the others"]
+    fits = device_count % fixed == 0 if n_free else device_count == fixed
+    if fits:
+        return []
+    product = f"{fixed} × the rest" if n_free else str(fixed)
+    legal = ", ".join(str(n) for n in range(1, device_count + 1) if device_count % n == 0)
+    return [
+        f"config.mesh: {text} makes {product}, but there are {device_count} devices;"
+        f" axis sizes should divide {device_count} ({legal}) and multiply to it"
+    ]
 
 
 def batch_shards(mesh: Mesh) -> int:

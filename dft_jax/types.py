@@ -91,6 +91,15 @@ class Hyperparameters:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What a step reads and never changes."""
+
+    hyperparameters: Hyperparameters
+    reference: Params | None = None  # the model before training, for objectives that compare
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that a step changes.
 

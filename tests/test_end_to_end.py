@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dft_jax import config as config_lib, export
+from dft_jax import config as config_lib
+from dft_jax.commands import export
 from tests.commands import ROOT, run_command
 from tests.faults import launch
 

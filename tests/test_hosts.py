@@ -10,9 +10,10 @@ import zoneinfo
 import pytest
 
 from dft_jax import assets
-from dft_jax.analysis import quickstart
+from dft_jax.lab import recipe
 from dft_jax.models.hf.safetensors import weights_sample
 from dft_jax.runtime import distributed, errors
+from dft_jax.runtime.options import flatten
 from dft_jax.training import identity
 from tests.faults import launch
 from tests.marks import slow_but
@@ -239,9 +240,9 @@ def test_every_tensor_counts_in_the_sample_of_weights(tmp_path):
 
 def test_a_runs_facts_cover_its_whole_config():
     """But for paths, which may differ where what they lead to does not."""
-    config = quickstart.lab_config("sft")
-    found = identity.run_facts(config, {"steps": 1}, [4], None, "")
-    keys = {f"config.{key}" for key in identity.config_lib.flatten(config)}
+    config = recipe.lab_config("sft")
+    found = identity.run_facts(config, {"steps": 1}, [4], None)
+    keys = {f"config.{key}" for key in flatten(config)}
     assert keys - found.keys() == {"config.model.path", "config.data.train", "config.data.heldout"}
 
 

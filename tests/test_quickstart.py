@@ -3,6 +3,7 @@
 import pytest
 
 from dft_jax.analysis import quickstart
+from dft_jax.lab import recipe
 from dft_jax.sampling import sampler
 from dft_jax.training import loop
 from tests.commands import run_command
@@ -10,7 +11,7 @@ from tests.commands import run_command
 
 @pytest.mark.slow
 def test_quickstart(tmp_path, capfd, monkeypatch):
-    config = quickstart.lab_config
+    config = recipe.lab_config
 
     def small(objective):
         made = config(objective)
@@ -24,7 +25,7 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
         return made
 
     monkeypatch.setattr(quickstart, "lab_config", small)
-    settings = quickstart.settings
+    settings = recipe.settings
     monkeypatch.setattr(
         quickstart, "settings", lambda: settings(max_problems=2, samples=2, slots=16)
     )

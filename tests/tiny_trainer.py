@@ -10,9 +10,10 @@ from dft_jax.losses import objectives
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import OPTIONS, build
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.job import make_steps
+from dft_jax.training.inputs import make_steps
 from dft_jax.training.state import init_params, init_state
-from dft_jax.training.step import make_hyperparameters, make_train_step
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
+from dft_jax.types import Frozen
 
 
 def tiny_config(**overrides):
@@ -59,9 +60,8 @@ class Trainer:
         )
         needs_reference = objectives.REFERENCE in objective.needs
         reference = init_params(config, assets.TINY, self.model) if needs_reference else None
-        self.step = make_train_step(
-            self.model, objective, self.optimizer, hyperparameters, config, reference
-        )
+        step = make_train_step(self.model, objective, self.optimizer, StepOptions.of(config))
+        self.step = functools.partial(step, Frozen(hyperparameters, reference))
         self.state = init_state(config, assets.TINY, self.model, self.optimizer)
         self.packed = make_steps(config, tiny_examples(), self.model)
 

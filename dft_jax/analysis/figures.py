@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dft_jax.analysis.compare import COLOURS
+from dft_jax.analysis.comparison import COLOURS
 from dft_jax.data.templates import Example
 from dft_jax.training import metrics
 

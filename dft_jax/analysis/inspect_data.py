@@ -18,8 +18,9 @@ from absl import flags
 from dft_jax import config as config_lib
 from dft_jax.commands import cli
 from dft_jax.data import account, formats
+from dft_jax.lm import open_config
 from dft_jax.runtime import errors
-from dft_jax.training.job import length_of, load_data, load_model
+from dft_jax.training.inputs import length_of, load_data
 from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()
@@ -65,7 +66,7 @@ def main() -> None:
     config.mesh.update(data=-1, fsdp=1, tensor=1)
     config.model.init = "random"  # the rows do not depend on the weights, so they need not be here
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    _, model, tokenizer = load_model(config)
+    _, model, tokenizer = open_config(config)
     examples, heldout = load_data(config, tokenizer, model)
     settings = dict(global_batch=config.train.global_batch, seed=config.train.seed)
     settings |= dict(row_length=batches.row_length(config.data))

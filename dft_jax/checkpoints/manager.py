@@ -20,8 +20,22 @@ import orbax.checkpoint as ocp
 
 from dft_jax.checkpoints import folder as checkpoint_folder, manifest
 from dft_jax.runtime import distributed, errors, files, interrupts, processes
+from dft_jax.runtime.options import AT_LEAST_0, AT_LEAST_1, Option
 from dft_jax.types import Params, TrainState
 
+# config.checkpoint
+SECTION = {
+    "every": Option(100, "steps between checkpoints; one is always saved at the end", AT_LEAST_1),
+    "every_minutes": Option(
+        10.0,
+        "minutes between checkpoints, by the clock of process 0; 0: only by steps",
+        AT_LEAST_0,
+    ),
+    "keep": Option(2, "newest complete checkpoints that stay", AT_LEAST_1),
+    "verify": Option(
+        "sha256", "how a checkpoint is compared with its manifest before use", manifest.VERIFY
+    ),
+}
 _PATIENCE_S = 20.0
 _SHOWN = 300  # characters of what a library says
 # Debug log of save phases; fault injection hooks into it.

@@ -150,3 +150,11 @@ def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
             delay=2,
         )
         return dict(zip(names, entries, strict=True))
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether there is a run to resume in `workdir`; what is left there otherwise is of an earlier
+    one.
+    """
+    found = (workdir / "checkpoints").glob(f"*/{NAME}")
+    return any(file.parent.name.isdigit() for file in found)

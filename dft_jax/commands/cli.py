@@ -2,13 +2,9 @@
 exit code 2.
 """
 
-import importlib.metadata
-import importlib.util
 import os
 import re
 import sys
-import traceback
-from typing import Any
 
 import jax
 from absl import flags
@@ -16,6 +12,8 @@ from ml_collections import ConfigDict, config_flags
 
 from dft_jax import config as config_lib
 from dft_jax.runtime import errors
+from dft_jax.runtime.options import Config
+from dft_jax.runtime.python_files import call_file, summary
 
 _HEARTBEAT_S = 30  # after which a silent process counts as dead, and ends the others
 
@@ -52,18 +50,19 @@ def parse(required: list[str], positional: str = "") -> list[str]:
     except flags.Error as error:
         if isinstance(error.__context__, errors.UserError):  # of a config file; absl wraps it
             raise error.__context__ from None
-        raise errors.UserError(_wrong_type(error) or _summary(error)) from error
+        raise errors.UserError(_wrong_type(error) or summary(error)) from error
     # the file's config lacks an overridden key
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise errors.UserError(
-            f"--config: {_summary(error)}; start from dft_jax.config.get_default()"
+            f"--config: {summary(error)}; start from dft_jax.config.get_default()"
         ) from error
     if rest and not positional:
         raise errors.UserError(f"unexpected argument {rest[0]!r}; options are written --name=value")
-    missing = [positional] if positional and not rest else []
-    missing += [f"--{name}" for name in required if not flags.FLAGS[name].value]
-    if missing:
-        raise errors.UserError(f"{missing[0]} is required; --help lists the options")
+    if positional and not rest:
+        raise errors.UserError(f"{positional} is required; --help lists the options")
+    for name in required:
+        if not flags.FLAGS[name].value:
+            raise errors.UserError(f"--{name} is required; --help lists the options")
     return rest
 
 
@@ -71,12 +70,12 @@ def _help() -> str:
     """The command's docstring, and the flags of this project that it knows."""
     modules = flags.FLAGS.flags_by_module_dict()
     ours = [name for name in modules if name.startswith("dft_jax") or name == sys.argv[0]]
-    return "\n".join(
-        [
-            sys.modules["__main__"].__doc__ or "",
-            *(flags.FLAGS.module_help(name) for name in sorted(ours)),
-        ]
-    )
+    lines = [sys.modules["__main__"].__doc__ or ""]
+    for name in sorted(ours):
+        lines.append(flags.FLAGS.module_help(name))
+    if "config" in flags.FLAGS:
+        lines.append(config_lib.describe())
+    return "\n".join(lines)
 
 
 def join_processes() -> None:
@@ -97,47 +96,12 @@ def join_processes() -> None:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S)
 
 
-def call_file(given: str, flag: str, function: str, kind: str, example: str, remedy: str) -> Any:
-    """What `function` of the Python file `FILE` or `FILE:argument` returns, called with the
-    argument if there is one.
-
-    Raises:
-      UserError: no such file, no such function in it, or an exception from it, named with its line.
-    """
-    file, colon, argument = given.partition(":")
-    if not os.path.isfile(file):
-        raise errors.UserError(
-            f"{flag}={file}: no such file (looked from {os.getcwd()}); correct the path"
-        )
-    found = importlib.util.spec_from_file_location(f"{kind}_file", file)
-    if found is None:
-        raise errors.UserError(
-            f"{flag}={file}: a {kind} is a Python file, with a name that ends in .py"
-        )
-    try:
-        module = importlib.util.module_from_spec(found)
-        found.loader.exec_module(module)
-        if not hasattr(module, function):
-            raise errors.UserError(f"{file}: no {function}() in it; see {example}")
-        make = getattr(module, function)
-        return make(argument) if colon else make()
-    except errors.UserError:
-        raise
-    except SyntaxError as error:
-        raise errors.UserError(f"{error.filename}:{error.lineno}: {error.msg}; {remedy}") from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [str(frame.lineno) for frame in frames if frame.filename == found.origin]
-        what = f"{type(error).__name__}: {_summary(error)}"
-        raise errors.UserError(f"{':'.join([file, *lines[-1:]])}: {what}; {remedy}") from error
-
-
 class _ConfigFile(flags.ArgumentParser):
     """Calls get_config(argument) of a file; what goes wrong there is told with its line, not with a
     traceback.
     """
 
-    def parse(self, path: str) -> ConfigDict:
+    def parse(self, path: str) -> Config:
         config = call_file(
             path, "--config", "get_config", "config", "configs/tiny.py", "mend the config file"
         )
@@ -165,11 +129,3 @@ def _wrong_type(error: flags.Error) -> str | None:
         return None
     default = config_lib.flatten(config_lib.get_default())[match[1]]
     return f"config.{match[1]}={match[2]} should be {type(default).__name__}, such as {default!r}"
-
-
-def _summary(error: Exception) -> str:
-    """The message on one line, without the section that ConfigDict would list."""
-    text = str(error.args[0]) if error.args else "no message"
-    return " ".join(
-        re.sub(r' Other fields present: "\{.*?\}"', "", text).replace("\\n", " ").split()
-    )

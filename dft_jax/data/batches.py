@@ -15,7 +15,6 @@ import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from dft_jax import sharding
 from dft_jax.data import formats, order, packing
@@ -26,6 +25,7 @@ from dft_jax.data.templates import Example, Part, Template
 from dft_jax.data.tokenize import tokenize
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors, progress
+from dft_jax.runtime.options import Config
 from dft_jax.types import Batch
 
 # The tokenizer's threads need some hundred texts to be busy; more only hold memory.
@@ -51,7 +51,7 @@ class Examples:
         return sum(len(example.ids) for example in self.examples) / len(self.examples)
 
 
-def row_length(config: ConfigDict) -> int:
+def row_length(config: Config) -> int:
     """Positions of a packed row.
 
     `config` is `config.data`, of a run that may be older than the key.
@@ -69,7 +69,7 @@ class _Record:
 
 def load_examples(
     path: str,
-    config: ConfigDict,
+    config: Config,
     tokenizer: Tokenizer,
     vocab_size: int,
     *,
@@ -118,7 +118,7 @@ def load_examples(
 
 
 def _records(
-    rows: Iterable[Row], config: ConfigDict, template: Template, account: Account
+    rows: Iterable[Row], config: Config, template: Template, account: Account
 ) -> Iterator[_Record]:
     """The rows as conversations under the template; malformed ones are counted and left out."""
     read_row = formats.ROW_FORMATS[config.rows]
@@ -294,6 +294,7 @@ class TrainBatches:
         by_examples: bool = False,
         version: int = order.VERSION,
     ):
+        self.steps = steps
         self.stream = order.batches(
             len(examples), global_batch=global_batch, seed=seed, version=version
         )
@@ -310,11 +311,16 @@ class TrainBatches:
     def __getitem__(self, step: int) -> PackedBatch:
         return self.packer.pack(self.stream[step])
 
-    def iterate(self, start: int) -> Iterator[PackedBatch]:
-        """Steps from number `start` on, made ahead of time in threads."""
+    def starting_at(self, start: int) -> Iterator[tuple[int, PackedBatch]]:
+        """(count of steps with this one, its batch) after the first `start` and up to the last.
+
+        They are made ahead of time in threads.
+        """
         packed = self.stream.slice(slice(start, None)).map(self.packer.pack)
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-        return iter(packed.to_iter_dataset(ahead))
+        counts = range(start + 1, self.steps + 1)
+        # The counts come first: where they end no batch is taken.
+        return zip(counts, iter(packed.to_iter_dataset(ahead)), strict=False)
 
 
 class SequentialBatches:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dft_jax.data.messages import ONLY_READ, Message, is_only_read
 from dft_jax.data.sources.locate import read_rows
 from dft_jax.data.sources.rows import BadRow
+from dft_jax.runtime.options import Config
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
@@ -80,7 +81,7 @@ def row_format(function: RowFormat) -> RowFormat:
 
 
 @row_format
-def fields(row: dict, config: ConfigDict) -> list[Message]:
+def fields(row: dict, config: Config) -> list[Message]:
     """A prompt and a completion under `data.prompt_field` and `data.completion_field`."""
     pair = _pair(row, config.prompt_field, config.completion_field)
     texts = [message["content"] for message in pair]
@@ -95,20 +96,20 @@ def fields(row: dict, config: ConfigDict) -> list[Message]:
 
 
 @row_format
-def gsm8k(row: dict, config: ConfigDict) -> list[Message]:
+def gsm8k(row: dict, config: Config) -> list[Message]:
     """openai/gsm8k: `question`, and `answer` with its steps and `#### 42`."""
     return _pair(row, "question", "answer")
 
 
 @row_format
-def gsm8k_unmarked(row: dict, config: ConfigDict) -> list[Message]:
+def gsm8k_unmarked(row: dict, config: Config) -> list[Message]:
     """openai/gsm8k without its calculator's marks: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
     question, answer = _pair(row, "question", "answer")
     return [question, answer | {"content": _CALCULATOR_MARK.sub("", answer["content"])}]
 
 
 @row_format
-def gsm8k_boxed(row: dict, config: ConfigDict) -> list[Message]:
+def gsm8k_boxed(row: dict, config: Config) -> list[Message]:
     """As `gsm8k_unmarked`, and its end `#### 1,234` becomes "The answer is \\boxed{1234}."."""
     question, answer = gsm8k_unmarked(row, config)
     steps, hashes, value = answer["content"].rpartition("####")
@@ -120,19 +121,19 @@ def gsm8k_boxed(row: dict, config: ConfigDict) -> list[Message]:
 
 
 @row_format
-def numina(row: dict, config: ConfigDict) -> list[Message]:
+def numina(row: dict, config: Config) -> list[Message]:
     """AI-MO/NuminaMath-CoT: `problem`, `solution`."""
     return _pair(row, "problem", "solution")
 
 
 @row_format
-def math(row: dict, config: ConfigDict) -> list[Message]:
+def math(row: dict, config: Config) -> list[Message]:
     """MATH: `problem`, `solution` with the answer in \\boxed{}."""
     return _pair(row, "problem", "solution")
 
 
 @row_format
-def alpaca(row: dict, config: ConfigDict) -> list[Message]:
+def alpaca(row: dict, config: Config) -> list[Message]:
     """{instruction, input, output}: `input`, if any, is on the lines after the instruction.
 
     A text under `system` begins the conversation. Earlier turns under `history` are refused.
@@ -145,7 +146,7 @@ def alpaca(row: dict, config: ConfigDict) -> list[Message]:
 
 
 @row_format
-def messages(row: dict, config: ConfigDict) -> list[Message]:
+def messages(row: dict, config: Config) -> list[Message]:
     """A conversation under `data.messages_field`: a list of {role, content}.
 
     Only assistant turns are trained. Content may be a list of text parts, as {"type": "text",
@@ -158,7 +159,7 @@ def messages(row: dict, config: ConfigDict) -> list[Message]:
 
 
 @row_format
-def sharegpt(row: dict, config: ConfigDict) -> list[Message]:
+def sharegpt(row: dict, config: Config) -> list[Message]:
     """A conversation under `conversations`: {from, value}, from `system`, `human` or `gpt`."""
     turns = _list(row, "conversations")
     renamed = [_sharegpt_message(turn, number) for number, turn in enumerate(turns)]
@@ -181,7 +182,7 @@ def _sharegpt_message(turn: Any, number: int) -> dict[str, Any]:
     return message
 
 
-def calculator_marks(config: ConfigDict) -> str:
+def calculator_marks(config: Config) -> str:
     """A line on the marks `<<48/2=24>>` in the answers of data.train; empty where there are none.
 
     `config` is `config.data`.

@@ -47,6 +47,8 @@ STYLES = {
 }
 # The checkpoint's own template, with the instruction at the end of each question.
 TOKENIZER_BOXED = "tokenizer-boxed"
+# of an evaluation: as the model was trained
+AUTO = "auto"
 # What ends an answer under a style besides EOS, where the tokenizer has it as one token.
 _STOPS = {
     "qwen-boxed": ("<|im_end|>", "<|endoftext|>"),

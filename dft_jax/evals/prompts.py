@@ -8,11 +8,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from dft_jax.data.templates import AUTO
 from dft_jax.evals.saved import ANOTHER_FOLDER
 from dft_jax.runtime import errors
 from dft_jax.runtime.files import read_json
 
-AUTO = "auto"
 _NAMED = "as named, or as the evaluation was begun"
 
 

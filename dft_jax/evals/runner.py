@@ -23,11 +23,11 @@ import jax
 
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import Stops, find_stops
-from dft_jax.data.templates import TOKENIZER_BOXED, Template
+from dft_jax.data.templates import Template
 from dft_jax.evals import grading, prompts as prompts_lib
-from dft_jax.evals.graders import extraction, pool
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.saved import ANOTHER_FOLDER, is_number, read_scores
+from dft_jax.evals.settings import Settings
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, errors, files, interrupts
@@ -44,130 +44,6 @@ _SCORE_AGAIN = "remove it; the same command then scores the completions anew"
 _WORDS = ("name", "evaluated", "origin")
 
 Key = tuple[str, float, str, int]  # benchmark, temperature, problem, sample
-
-
-def _setting(default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What an evaluation is. The flags of dft_jax.evaluate and the `eval` keys of a config are
-    these.
-    """
-
-    benchmarks: tuple[str, ...] = _setting((), "Names of benchmarks, separated by commas.")
-    benchmark_data: str = _setting(
-        "", "The benchmark's file, or a folder of them; by default the hub."
-    )
-    prompt: str = _setting(
-        prompts_lib.AUTO,
-        "A name of data/chat.py, 'tokenizer', a .jinja file, or 'auto': as the model was trained.",
-    )
-    instruction: str = _setting("", "Text on a line of its own at the end of each question.")
-    samples: int = _setting(16, "Samples of each problem at each temperature.")
-    temperature: tuple[float, ...] = _setting(
-        (1.0,), "Temperatures to sample at, separated by commas."
-    )
-    greedy: bool = _setting(True, "Make one greedy completion of each problem as well.")
-    top_k: int = _setting(0, "Sample from the k most probable tokens; 0 for all.")
-    top_p: float = _setting(
-        1.0, "Sample from the fewest tokens that hold this share of the probability."
-    )
-    seed: int = _setting(0, "Of the sampling noise.")
-    context: int = _setting(
-        4096, "Tokens of prompt and completion, at most; the model's own limit may be lower."
-    )
-    max_new_tokens: int = _setting(
-        0, "Tokens of a completion, at most; 0 for what the context leaves."
-    )
-    max_problems: int = _setting(0, "The first problems of each benchmark; 0 for all.")
-    slots: int = _setting(64, "Completions in progress at once, over all devices.")
-    mode: str = _setting("strict", "The grader's rules: strict, or paper for those of the paper.")
-    last_number: bool = _setting(
-        False, "Take the last number of a completion that marks no answer."
-    )
-    answer_markers: tuple[str, ...] = _setting(
-        extraction.DEFAULT_MARKERS,
-        "What marks an answer, separated by commas: box, final (final answer is), hashes (####), "
-        "colon (Answer:), is (the answer is).",
-    )
-    workers: int = _setting(2, "Processes that grade.")
-
-    @classmethod
-    def read(cls, values: dict[str, Any], prefix: str) -> "Settings":
-        """Settings from plain values, several of which are text with commas; `prefix` stands before
-        their names.
-
-        Raises:
-          UserError: a temperature that is no number.
-        """
-        names = tuple(filter(None, values["benchmarks"].replace(" ", "").split(",")))
-        markers = tuple(filter(None, values["answer_markers"].replace(" ", "").split(",")))
-        text = values["temperature"]
-        try:
-            temperature = tuple(float(part) for part in text.split(",") if part.strip())
-        except ValueError as error:
-            raise errors.UserError(
-                f"{prefix}temperature={text!r} should be numbers, separated by commas"
-            ) from error
-        read = {"benchmarks": names, "temperature": temperature, "answer_markers": markers}
-        return cls(**values | read)
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """0 is greedy, of which there is one sample."""
-        return tuple(dict.fromkeys((*([0.0] if self.greedy else []), *self.temperature)))
-
-    def mistakes(self, prefix: str) -> list[str]:
-        """What is wrong with the settings, a line each; `prefix` stands before their names (--,
-        config.eval.).
-        """
-        found = []
-        for name in self.benchmarks:
-            try:
-                benchmarks.find(name)
-            except errors.UserError as error:
-                found.append(f"{prefix}benchmarks: {error}")
-        temperatures = set(self.temperature)
-        bounds = {
-            "benchmarks": (
-                len(set(self.benchmarks)) == len(self.benchmarks) > 0,
-                "one or more, none of them twice",
-            ),
-            "temperature": (
-                len(temperatures) == len(self.temperature)
-                and all(0 <= t <= 10 for t in temperatures),
-                "numbers from 0 (greedy) to 10, none of them twice",
-            ),
-            "greedy": (bool(self.temperatures), "true where no temperature is given"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "seed": (0 <= self.seed < 2**32, f"at least 0 and below {2**32}"),
-            "context": (self.context >= 2, "at least 2"),
-            "instruction": (
-                not self.instruction or self.prompt != TOKENIZER_BOXED,
-                f"empty with prompt={TOKENIZER_BOXED}, which has one",
-            ),
-            "mode": (self.mode in pool.MODES, " or ".join(pool.MODES)),
-            "answer_markers": (
-                bool(self.answer_markers) and set(self.answer_markers) <= set(extraction.MARKERS),
-                f"one or more of {', '.join(extraction.MARKERS)}",
-            ),
-            **{
-                n: (getattr(self, n) >= 0, "at least 0")
-                for n in ("top_k", "max_new_tokens", "max_problems")
-            },
-            **{n: (getattr(self, n) >= 1, "at least 1") for n in ("samples", "slots", "workers")},
-        }
-        wrong = [(name, legal) for name, (is_legal, legal) in bounds.items() if not is_legal]
-        return found + [
-            f"{prefix}{name}={_shown(getattr(self, name))} should be {legal}"
-            for name, legal in wrong
-        ]
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 @dataclasses.dataclass(frozen=True)

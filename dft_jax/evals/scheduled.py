@@ -8,85 +8,98 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib
+from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.evals import prompts, runner
+from dft_jax.evals.settings import Settings
 from dft_jax.models.model import Model
-from dft_jax.training import identity
+from dft_jax.types import Params
 
 
-class Benchmarks:
-    """The benchmark evaluations that a config asks for, in `workdir/eval/<step>`; none where it
-    names no benchmark.
+class BenchmarkEvaluator:
+    """Samples and grades benchmarks in `workdir/eval/<step>`; an evaluator of the training loop.
+
+    Args:
+      every: steps between evaluations; 0: only at the last.
+      date: YYYY-MM-DD, for templates that write one.
+      trained: the prompt that the run is trained with.
+
+    Raises:
+      UserError: unknown benchmark, or prompts that leave no room for an answer.
     """
 
-    def __init__(self, config: ConfigDict, tokenizer, model: Model, workdir: Path):
-        self.config, self.model, self.folder = config, model, workdir / "eval"
-        self.steps: list[int] = []
-        if config.eval.benchmarks:
-            asked = self._continued(config_lib.benchmark_settings(config))
-            known = dict(date=config.data.date, trained=config.data.template)
-            self.plan = runner.plan(asked, tokenizer, model, "config.eval.", **known)
-            if jax.process_index() == 0:
-                print(
-                    f"evaluations: prompt {self.plan.choice.name!r}, {self.plan.choice.why}",
-                    file=sys.stderr,
-                )
+    prefix = "eval/"
+    is_long = True
 
-    def _continued(self, asked: runner.Settings) -> runner.Settings:
+    def __init__(
+        self,
+        settings: Settings,
+        every: int,
+        tokenizer: Any,
+        model: Model,
+        workdir: Path,
+        *,
+        date: str,
+        trained: str,
+    ):
+        self.model, self.every, self.folder = model, every, workdir / "eval"
+        self.origin: dict[str, Any] = {}
+        self.steps: list[int] = []
+        asked = self._continued(settings)
+        self.plan = runner.plan(asked, tokenizer, model, "config.eval.", date=date, trained=trained)
+        if jax.process_index() == 0:
+            choice = self.plan.choice
+            print(f"evaluations: prompt {choice.name!r}, {choice.why}", file=sys.stderr)
+
+    def _continued(self, asked: Settings) -> Settings:
         """A resumed run is asked as before, so that its curve is one; a prompt that is named counts
         more.
         """
-        if not identity.has_checkpoint(self.folder.parent):
+        if not has_checkpoint(self.folder.parent):
             return asked  # those evaluations are of an earlier run
-        done = sorted(
-            self.folder.glob(f"*/{runner.EVALUATION_NAME}"), key=lambda file: file.stat().st_mtime
-        )
+        done = list(self.folder.glob(f"*/{runner.EVALUATION_NAME}"))
         if asked.prompt != prompts.AUTO or not done:
             return asked
-        return dataclasses.replace(asked, prompt=prompts.recorded(done[-1]) or asked.prompt)
+        newest = max(done, key=lambda file: file.stat().st_mtime)
+        return dataclasses.replace(asked, prompt=prompts.recorded(newest) or asked.prompt)
 
     def digest(self) -> str:
-        """Of all that is going to be asked, prompts and answers; empty where nothing is."""
-        if not self.config.eval.benchmarks:
-            return ""
-        prompts = json.dumps(sorted([*key, text] for key, text in self.plan.prompts.items()))
-        return hashlib.sha256(f"{self.plan.digest()} {prompts}".encode()).hexdigest()
+        """Of all that is going to be asked, prompts and answers."""
+        texts = json.dumps(sorted([*key, text] for key, text in self.plan.prompts.items()))
+        return hashlib.sha256(f"{self.plan.digest()} {texts}".encode()).hexdigest()
 
-    def begin(self, last: int, start: int, data_sha256: str, run: dict[str, Any]) -> None:
-        """Settles the steps to evaluate at. `run` is what the checkpoints say of the run.
+    def begin(self, steps: int, start: int, origin: dict[str, Any]) -> None:
+        """Settles the steps to evaluate at.
 
-        Its id tells its samples from those of any other run; without it another one with the same
-        config, of other weights under the same path or of another version of the code, would be
-        given their scores.
+        `origin` tells the run's samples from those of any other run: one with the same config, of
+        other weights under the same path or of another version of the code, would else be given
+        their scores.
 
         Raises:
           UserError: a folder of a step to come holds the evaluation of another run, or with other
           settings.
         """
-        self.of = {
-            "config_sha256": config_lib.digest(self.config),
-            "training_data_sha256": data_sha256,
-        }
-        if "run_id" in run:  # of an older version's run its evaluations have none either
-            self.of |= {
-                "run_id": run["run_id"],
-                "origin": {"base": run["base"], "data": run.get("data")},
-            }
-        if self.config.eval.benchmarks:
-            every = self.config.eval.benchmarks_every
-            self.steps = [*(range(every, last, every) if every else []), last]
+        self.origin = origin
+        self.steps = [steps]
+        if self.every:
+            self.steps = [*range(self.every, steps, self.every), steps]
         for step in self.steps:
-            if step > start or not (self.folder / str(step) / runner.SCORES_NAME).exists():
-                runner.check(
-                    self.plan, self.model, self.folder / str(step), {**self.of, "step": step}
-                )
+            folder = self.folder / str(step)
+            if step > start or not (folder / runner.SCORES_NAME).exists():
+                runner.check(self.plan, self.model, folder, {**origin, "step": step})
 
-    def run(self, step: int, params) -> dict[str, float]:
+    def compile_programs(self) -> None:
+        """Nothing: the sampler's shapes follow from what is still to be sampled."""
+
+    def due(self, step: int) -> bool:
+        return step in self.steps
+
+    def run(self, step: int, params: Params) -> dict[str, Any]:
         """Samples and grades with these parameters; returns what metrics.jsonl has of it."""
-        of, out = {**self.of, "step": step}, self.folder / str(step)
-        summary = runner.evaluate(self.plan, self.model, lambda: params, out, of)
+        of = {**self.origin, "step": step}
+        summary = runner.evaluate(
+            self.plan, self.model, lambda: params, self.folder / str(step), of
+        )
         values = {}
         for result in summary.get("results", []):
             name = f"eval/{result['benchmark']}_T{result['temperature']:g}"

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dft_jax.runtime import calls, errors
+from dft_jax.runtime.options import Option, unknown
 from dft_jax.types import TokenStats
 
 Loss = Callable[..., Float[Array, "B L"]]
@@ -53,6 +54,10 @@ class Objective:
 
     def __call__(self, stats: TokenStats) -> Float[Array, "B L"]:
         return self.loss(stats)
+
+
+# config.objective
+OPTION = Option("dft", "what is minimised: sft, dft, power(alpha=0.5), … (losses/objectives.py)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,11 +225,8 @@ def make_objective(spec: str) -> Objective:
             f"objective={spec!r}: expected a name such as 'dft' or 'power(alpha=0.5)'"
         )
     if call.name not in OBJECTIVES:
-        hint = errors.did_you_mean(call.name, list(OBJECTIVES))
-        raise errors.UserError(
-            f"objective={spec!r}: unknown objective {call.name!r}{hint};"
-            f" known: {', '.join(OBJECTIVES)}"
-        )
+        what = f"objective={spec!r}: unknown objective {call.name!r}"
+        raise errors.UserError(unknown(what, call.name, list(OBJECTIVES)))
     known = OBJECTIVES[call.name]
     call.require_known(f"objective={spec!r}", known.ranges)
     parameters = {}
@@ -239,3 +241,12 @@ def make_objective(spec: str) -> Objective:
             )
         parameters[key] = value
     return Objective(functools.partial(known.loss, **parameters), known.needs)
+
+
+def problems(spec: str) -> list[str]:
+    """What is wrong with `config.objective`."""
+    try:
+        make_objective(spec)
+    except errors.UserError as error:
+        return [f"config.{error}"]
+    return []

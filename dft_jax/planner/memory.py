@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from dft_jax import sharding
 from dft_jax.data import batches
@@ -16,10 +15,11 @@ from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import liveness
+from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
-from dft_jax.training.step import make_train_step
-from dft_jax.types import Batch, Hyperparameters
+from dft_jax.training.step import StepOptions, make_train_step
+from dft_jax.types import Batch, Frozen, Hyperparameters
 
 KINDS = ("parameters", "moments", "gradients", "activations", "head", "other", "batch")
 _GIB = 2**30
@@ -58,7 +58,7 @@ def settings(mesh: tuple[int, int, int], remat: str, step_rows: int) -> Iterator
 class Planner:
     """A config and an architecture: `memory(setting)` is the account of its training step."""
 
-    config: ConfigDict
+    config: Config
     architecture: DecoderSpec
 
     def memory(self, setting: Setting) -> dict[str, float]:
@@ -75,8 +75,8 @@ class Planner:
             for mine, whole in zip(jax.tree.leaves(state.params), whole_params, strict=True)
         }
         arguments = [
-            *((leaf, "parameters", True) for leaf in jax.tree.leaves(self.reference(model))),
             *((leaf, "batch", True) for leaf in jax.tree.leaves(_GIVEN)),
+            *((leaf, "parameters", True) for leaf in jax.tree.leaves(self.reference(model))),
             *((leaf, "parameters", False) for leaf in jax.tree.leaves((state.step, state.params))),
             *((leaf, "moments", False) for leaf in jax.tree.leaves(state.opt_state)),
             *(
@@ -167,10 +167,8 @@ def _device_model(planner: Planner, tensor: int, remat: str) -> Model:
 def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: int):
     """The training step of one device, as JAX traces it."""
     model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
-    objective, reference = (
-        objectives.make_objective(planner.config.objective),
-        planner.reference(model),
-    )
-    step = make_train_step(model, objective, optimizer, _GIVEN, planner.config, reference)
-    arguments = (abstract_state(model, optimizer), planner.batch(accumulation, rows))
-    return jax.make_jaxpr(step.func)(*step.args, *arguments)
+    objective = objectives.make_objective(planner.config.objective)
+    frozen = Frozen(_GIVEN, planner.reference(model))
+    step = make_train_step(model, objective, optimizer, StepOptions.of(planner.config))
+    state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows)
+    return jax.make_jaxpr(step)(frozen, state, batch)

@@ -131,9 +131,9 @@ def write_text(file: Path, text: str) -> None:
         write_atomically(file, text)
 
 
-def write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any, *, sort_keys: bool = False) -> None:
     """Indented JSON with a newline at its end, by process 0 alone."""
-    write_text(file, json.dumps(value, indent=2) + "\n")
+    write_text(file, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def write_csv(rows: Sequence[dict[str, Any]], file: Path, columns: Iterable[str] = ()) -> None:

@@ -103,6 +103,11 @@ def check(*, save_is_due: bool = False, at_once: bool = False) -> bool:
     return agreed.save
 
 
+def are_caught() -> bool:
+    """Whether some `Interrupts` is entered."""
+    return _current is not None
+
+
 def steps_are_long() -> bool:
     """Whether a step should be awaited before the next is dispatched; the same on all processes."""
     return _current is not None and _current.agreed.steps_are_long

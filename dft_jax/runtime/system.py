@@ -117,3 +117,8 @@ def processor() -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return f"{platform.machine()} {done.stdout.strip()}"
     return platform.machine()
+
+
+def peak_gib() -> float:
+    """The most memory that this process had at once, in GiB."""
+    return peak_kib() / 2**20

@@ -10,9 +10,10 @@ import numpy as np
 from scipy import stats
 
 from dft_jax.analysis import figures
-from dft_jax.analysis.compare import COLOURS, write_csv
+from dft_jax.analysis.comparison import COLOURS
 from dft_jax.evals import scores
 from dft_jax.runtime import files
+from dft_jax.runtime.files import write_csv
 from dft_jax.study import measures as measures_lib, spec as spec_lib
 from dft_jax.study.measures import Measures
 from dft_jax.study.records import Records

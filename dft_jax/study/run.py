@@ -24,21 +24,21 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import account, batches, order
 from dft_jax.data.templates import Template
 from dft_jax.evals import runner
+from dft_jax.lm import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import Model, with_attention
+from dft_jax.models.model import Model, matmul_precision, with_attention
 from dft_jax.runtime import errors, files
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.job import load_data, load_model
-from dft_jax.training.loop import matmul_precision
+from dft_jax.training.inputs import load_data
 from dft_jax.training.state import abstract_state, init_params
-from dft_jax.training.step import make_hyperparameters, make_train_step
-from dft_jax.types import Batch, Hyperparameters, Params, TrainState
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
+from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     """
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    source, model, tokenizer = load_model(config)
+    source, model, tokenizer = open_config(config)
     refuse_undated(spec, tokenizer)
     examples, _ = load_data(config, tokenizer, model)
     report = examples.report
@@ -304,10 +304,12 @@ class Study:
         return programs[objective]
 
     def _compile(self, objective: str) -> Callable:
-        lab, found = self.lab, objectives.make_objective(objective)
-        reference = lab.base if objectives.REFERENCE in found.needs else None
-        given = lab.hyperparameters(lab.spec.arms[0])  # any: it is an argument
-        step = make_train_step(lab.model, found, lab.optimizer, given, lab.spec.config, reference)
+        lab, made = self.lab, objectives.make_objective(objective)
+        reference = lab.base if objectives.REFERENCE in made.needs else None
+        # Of any arm: rates and seed are arguments of the program.
+        frozen = Frozen(lab.hyperparameters(lab.spec.arms[0]), reference)
+        options = StepOptions.of(lab.spec.config)
+        step = make_train_step(lab.model, made, lab.optimizer, options)
         compiled = {}
         for count in tqdm(
             lab.packer.row_counts, desc=f"compile {objective}", unit="shape", leave=False
@@ -316,10 +318,11 @@ class Study:
             n_rows = count // lab.packer.accumulation
             shape = (lab.packer.accumulation, n_rows, lab.packer.row_length)
             batch = sharding.abstract_batch(shape, lab.model.mesh)
-            compiled[n_rows] = step.func.lower(*step.args, lab.abstract_state, batch).compile()
+            compiled[n_rows] = step.lower(frozen, lab.abstract_state, batch).compile()
 
         def run(hyperparameters: Hyperparameters, state: TrainState, batch: Batch):
-            return compiled[batch.tokens_BL.shape[1]](reference, hyperparameters, state, batch)
+            frozen = Frozen(hyperparameters, reference)
+            return compiled[batch.tokens_BL.shape[1]](frozen, state, batch)
 
         return run
 

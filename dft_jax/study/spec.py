@@ -10,14 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from dft_jax import config as config_lib
-from dft_jax.commands import cli
 from dft_jax.data import formats
-from dft_jax.evals.runner import Settings
+from dft_jax.evals.settings import Settings
 from dft_jax.losses import objectives
 from dft_jax.runtime import errors
+from dft_jax.runtime.options import Config
+from dft_jax.runtime.python_files import call_file
+from dft_jax.training import identity
 
 BASE = "base"
 KEEP = ("parameters", "nothing")
@@ -66,7 +66,7 @@ class Spec:
     """
 
     name: str
-    config: ConfigDict
+    config: Config
     arms: tuple[Arm, ...]
     texts: tuple[Text, ...]
     measured_at: tuple[int, ...]
@@ -149,7 +149,7 @@ def inputs_of(spec: Spec, arm: Arm | None) -> dict[str, Any]:
     config = config_of(spec, arm) if arm else spec.config
     default = config_lib.flatten(config_lib.get_default())
     found: dict[str, Any] = {}
-    for key, value in config_lib.kept_on_resume(config).items():
+    for key, value in identity.kept_on_resume(config).items():
         if value != default[key] or key in _ARM_KEYS:
             found[f"config.{key}"] = value
     if arm is None:
@@ -172,7 +172,7 @@ def default_of(name: str) -> Any:
     return default.get(name.removeprefix("config."))
 
 
-def config_of(spec: Spec, arm: Arm) -> ConfigDict:
+def config_of(spec: Spec, arm: Arm) -> Config:
     """The config of an arm."""
     config = spec.config.copy_and_resolve_references().unlock()
     config.objective = arm.objective
@@ -199,7 +199,7 @@ def read(given: str) -> Spec:
       wrong spec.
     """
     example, remedy = "experiments/real/dynamics.py", "correct the spec"
-    spec = cli.call_file(given, "--spec", "get_spec", "spec", example, remedy)
+    spec = call_file(given, "--spec", "get_spec", "spec", example, remedy)
     file = given.partition(":")[0]
     if not isinstance(spec, Spec):
         raise errors.UserError(

@@ -14,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib
 from dft_jax.checkpoints import manifest
 from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.data.batches import Examples
-from dft_jax.data.templates import Template, today
-from dft_jax.evals import prompts
+from dft_jax.data.templates import AUTO, Template, today
+from dft_jax.lm import TEMPLATE_NAME, base_of
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
 from dft_jax.models.model import Model
-from dft_jax.runtime import distributed, environment, errors, files, hub
+from dft_jax.runtime import distributed, environment, errors, files
 from dft_jax.runtime.environment import process_facts
+from dft_jax.runtime.options import Config, flatten
 from dft_jax.training.optimizer import rounding_of
 
-_TEMPLATE_NAME = "chat_template.jinja"
 # What a checkpoint says of its run since it began, and keys that fingerprints of older versions
 # lack.
 _SAID_ONCE = ("run_id", "base", "data")
@@ -37,10 +36,64 @@ _LATER = ("weights_sha256_of_sample",)
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
 _LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
 # Of a fingerprint: what these lead to is compared, whatever they are.
-_LED_TO_DATA = tuple(f"config.data.{key}" for key in ("subset", "split", "revision"))
+_LED_TO_DATA = ("config.data.subset", "config.data.split", "config.data.revision")
+# A resumed run may change these: they say how a run is carried out and watched, not what it
+# computes. Data and model may move: the data's hash and the architecture are compared, and the
+# parameters come from the checkpoint.
+_MAY_CHANGE = (
+    "checkpoint.",
+    "data.heldout",
+    "data.max_lost_fraction",
+    "data.train",
+    "eval.",
+    "export.",
+    "log.",
+    "mesh.",
+    "model.attention",
+    "model.path",
+    "model.remat",
+    "model.revision",
+    "profile",
+    "resume.",
+    "train.loss_chunk_tokens",
+)
+# Keys whose values may be files and folders, or be the hub's.
+_PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data")
 
 
-def first_date(config: ConfigDict, workdir: Path) -> str:
+def kept_on_resume(config: Config) -> dict[str, Any]:
+    """The keys, with their values, whose change would make a resumed run another run.
+
+    A run from before a key was there has none, and means what is left out here.
+    """
+    kept = {key: value for key, value in flatten(config).items() if not key.startswith(_MAY_CHANGE)}
+    if kept.get("data.date") == "":
+        del kept["data.date"]  # no template writes one
+    is_bfloat16 = config.model.get("param_dtype") == "bfloat16"
+    if not (is_bfloat16 and rounding_of(config.optimizer) == "stochastic"):
+        kept.pop("optimizer.rounding", None)  # they rounded to nearest, or not at all
+    if kept.get("data.row_length") == 0:
+        del kept["data.row_length"]
+    return kept
+
+
+def digest(config: Config) -> str:
+    """SHA-256 of what makes a run the one it is: the checkpoint it began with, and all that a
+    resumed run must keep.
+    """
+    kept = kept_on_resume(config)
+    for key in ("path", "revision"):
+        kept[key] = config.model[key]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def paths(config: Config) -> dict[str, str]:
+    """Key -> value of what may be files and folders, or be the hub's; those that are given."""
+    flat = flatten(config)
+    return {key: flat[key] for key in _PATHS if flat.get(key)}
+
+
+def first_date(config: Config, workdir: Path) -> str:
     """The day on which the run in `workdir` began, YYYY-MM-DD, or the one that the config names;
     process 0 says it.
 
@@ -61,11 +114,11 @@ def _recorded(workdir: Path) -> dict[str, Any]:
     return {}
 
 
-def _began_nearest(config: ConfigDict, workdir: Path) -> bool:
+def _began_nearest(config: Config, workdir: Path) -> bool:
     """Whether a bfloat16 run goes on in `workdir` that rounds to nearest, and nothing is to change
     about that.
     """
-    if config_lib.validate(config) or not has_checkpoint(workdir):
+    if not has_checkpoint(workdir):
         return False
     if any(_covers(one, "config.optimizer.rounding") for one in _allowed(config)):
         return False
@@ -75,7 +128,7 @@ def _began_nearest(config: ConfigDict, workdir: Path) -> bool:
     return dtypes == {"bfloat16"} and rounding == "nearest"
 
 
-def with_first_rounding(config: ConfigDict, workdir: Path) -> ConfigDict:
+def with_first_rounding(config: Config, workdir: Path) -> Config:
     """The config with rounding to nearest where the bfloat16 run in `workdir` began with it;
     process 0 says so.
 
@@ -117,13 +170,13 @@ def held_fingerprint(workdir: Path) -> dict[str, Any] | None:
     return distributed.decided("held fingerprint", found, lambda everyone: everyone[0])
 
 
-def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
+def with_date(config: Config, date: str, tokenizer: Any) -> Config:
     """The config with the date of its dated templates; as it is where none of its templates is
     dated.
     """
     templates = [Template(config.data.template, tokenizer, date=date)]
     # that is data.template, or of an older start
-    if config.eval.benchmarks and config.eval.prompt != prompts.AUTO:
+    if config.eval.benchmarks and config.eval.prompt != AUTO:
         templates.append(
             Template(config.eval.prompt, tokenizer, setting="config.eval.prompt", date=date)
         )
@@ -135,27 +188,25 @@ def with_date(config: ConfigDict, date: str, tokenizer: Any) -> ConfigDict:
 
 
 def run_facts(
-    config: ConfigDict,
+    config: Config,
     fingerprint: dict[str, Any],
     row_counts: Iterable[int],
     heldout: Examples | None,
-    benchmarks_sha256: str,
 ) -> dict[str, Any]:
     """All that a training job's processes each read by themselves, as plain values that must be the
     same on all.
     """
     facts = process_facts() | fingerprint
-    for key, value in config_lib.flatten(config).items():
+    for key, value in flatten(config).items():
         if key not in _LEAD_TO_CONTENT:
             facts[f"config.{key}"] = value
     facts["heldout_data_sha256"] = heldout.report["sha256"] if heldout else ""
-    facts["benchmarks_sha256"] = benchmarks_sha256
     facts["row_counts"] = list(row_counts)
     return facts
 
 
 def fingerprint(
-    config: ConfigDict,
+    config: Config,
     source: Path,
     model: Model,
     tokenizer: Any,
@@ -170,8 +221,9 @@ def fingerprint(
     are named as well, to say what it was. With `reference`, the base that the objective compares
     with counts, weights and all.
     """
-    found = {f"config.{key}": value for key, value in config_lib.kept_on_resume(config).items()}
-    found |= {f"architecture.{key}": value for key, value in model.config.fingerprint().items()}
+    found = {f"config.{key}": value for key, value in kept_on_resume(config).items()}
+    for key, value in model.config.fingerprint().items():
+        found[f"architecture.{key}"] = value
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         found[f"parameters.{name}"] = f"{leaf.dtype}{list(leaf.shape)}"
@@ -195,7 +247,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def refuse_moved(config: ConfigDict, workdir: Path) -> None:
+def refuse_moved(config: Config, workdir: Path) -> None:
     """UserError where a path of the config was a file or folder when the run began, and is none
     from here.
 
@@ -205,7 +257,7 @@ def refuse_moved(config: ConfigDict, workdir: Path) -> None:
     with contextlib.suppress(errors.UserError):  # of no run, or a damaged one that is written anew
         held = files.read_json(workdir / "config.json")
     problems = []
-    for key, given in config_lib.paths(config).items():
+    for key, given in paths(config).items():
         section, name = key.split(".")
         values = held.get(section)
         began = str(values.get(name, "")) if isinstance(values, dict) else ""
@@ -217,16 +269,8 @@ def refuse_moved(config: ConfigDict, workdir: Path) -> None:
     errors.raise_if_any(problems)
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether there is a run to go on with in `workdir`; what is left there otherwise is of an
-    earlier one.
-    """
-    found = (workdir / "checkpoints").glob(f"*/{manifest.NAME}")
-    return any(file.parent.name.isdigit() for file in found)
-
-
 def open_workdir(
-    workdir: Path, config: ConfigDict, fingerprint: dict[str, Any], source: Path, train: Examples
+    workdir: Path, config: Config, fingerprint: dict[str, Any], source: Path, train: Examples
 ) -> tuple[Checkpoints, int | None, dict[str, Any]]:
     """The checkpoints in `workdir`, the step to go on from (None: the beginning), and what new ones
     say of the run.
@@ -273,7 +317,7 @@ def open_workdir(
     return checkpoints, step, run
 
 
-def _begin(workdir: Path, config: ConfigDict, source: Path, train: Examples) -> dict[str, Any]:
+def _begin(workdir: Path, config: Config, source: Path, train: Examples) -> dict[str, Any]:
     """What is said of a run once, when it begins from nothing: an id of its own, the base it begins
     with, the data.
 
@@ -284,28 +328,13 @@ def _begin(workdir: Path, config: ConfigDict, source: Path, train: Examples) -> 
     with distributed.together("beginning"):  # process 0 writes and hashes
         if jax.process_index() == 0:
             _set_aside(workdir, after=-1)
-            is_random = config.model.init == "random"
-            base = base_of(
-                config, source, None if is_random else files.digest(Checkpoint(source).files)
-            )
+            sha256 = None
+            if config.model.init == "checkpoint":
+                sha256 = files.digest(Checkpoint(source).files)
+            named = config.model
+            base = base_of(named.path, named.revision, named.init, source, sha256)
     mine = {"run_id": secrets.token_hex(8), "base": base, "data": data_of(train)}
     return distributed.decided("run", mine, lambda everyone: everyone[0])
-
-
-def base_of(config: ConfigDict, source: Path, sha256: str | None) -> dict[str, Any]:
-    """The checkpoint that a run begins with: where it was found, the hub's commit, and SHA-256 of
-    all its weights.
-
-    None for weights that it does not begin with, because it draws random ones.
-    """
-    is_folder = Path(config.model.path).is_dir()
-    return {
-        "path": str(Path(config.model.path).absolute()) if is_folder else config.model.path,
-        "revision": None if is_folder else config.model.revision,
-        "commit": hub.commit_of(source),
-        "init": config.model.init,
-        "sha256": sha256,
-    }
 
 
 def data_of(train: Examples) -> dict[str, Any]:
@@ -347,7 +376,7 @@ def _set_aside(workdir: Path, after: int) -> None:
     print(f"note: {folder}: {names} set aside in {place.name}: {what}", file=sys.stderr, flush=True)
 
 
-def _allowed(config: ConfigDict) -> tuple[str, ...]:
+def _allowed(config: Config) -> tuple[str, ...]:
     """The names in `resume.allow_changed`."""
     return tuple(name.strip() for name in config.resume.allow_changed.split(",") if name.strip())
 
@@ -381,7 +410,7 @@ def _covers(allowed: str, name: str) -> bool:
 
 
 def describe_run(
-    workdir: Path, config: ConfigDict, model: Model, account: dict[str, Any], run: dict[str, Any]
+    workdir: Path, config: Config, model: Model, account: dict[str, Any], run: dict[str, Any]
 ) -> None:
     """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat
     template.
@@ -389,7 +418,9 @@ def describe_run(
     `account` is of its data, and `run` what `open_workdir` said of it.
     """
     with errors.user_errors(f"--workdir={workdir}: cannot be written", "give another"):
-        files.write_text(workdir / "config.json", config_lib.to_json(with_absolute_paths(config)))
+        files.write_json(
+            workdir / "config.json", with_absolute_paths(config).to_dict(), sort_keys=True
+        )
         made_of = {name: run.get(name) for name in _SAID_ONCE}  # of an older run nobody knows
         described = environment.describe() | {"attention": model.module.backend}
         files.write_json(workdir / "env.json", described | made_of)
@@ -397,32 +428,16 @@ def describe_run(
         # the file may change, or go, before the run is exported
         if config.data.template.endswith(".jinja"):
             files.write_text(
-                workdir / _TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8")
+                workdir / TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8")
             )
 
 
-def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+def with_absolute_paths(config: Config) -> Config:
     """The config as it is to be read from any folder: a relative path might mean something else
     there.
     """
     absolute = config.copy_and_resolve_references()
-    for key, path in config_lib.paths(config).items():
+    for key, path in paths(config).items():
         if Path(path).exists():
             absolute.update_from_flattened_dict({key: str(Path(path).absolute())})
     return absolute
-
-
-def template_file(workdir: Path) -> Path | None:
-    """The copy of the .jinja file that a run was trained with; None of a run of before this was
-    kept.
-    """
-    file = workdir / _TEMPLATE_NAME
-    return file if file.exists() else None
-
-
-def trained_template(workdir: Path) -> str | None:
-    """The text of the .jinja file that a run was trained with; None of a run of before this was
-    kept.
-    """
-    file = workdir / _TEMPLATE_NAME
-    return file.read_text(encoding="utf-8") if file.exists() else None

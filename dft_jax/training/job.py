@@ -1,23 +1,30 @@
 """All that a run needs, read and checked before anything is compiled or allocated."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import optax
-from ml_collections import ConfigDict
 
-from dft_jax import config as config_lib, sharding
 from dft_jax.data import account, batches, order
-from dft_jax.evals.scheduled import Benchmarks
+from dft_jax.lm import open_config
 from dft_jax.losses import objectives
-from dft_jax.models.hf.load import check_tensors
-from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
-from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
-from dft_jax.models.model import OPTIONS, Model, build, with_attention
+from dft_jax.models.attention import select
+from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import distributed, errors
+from dft_jax.runtime.options import Config
 from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
+from dft_jax.training.evaluators import Evaluator, HeldOutEvaluator, MakeEvaluators, no_evaluators
+from dft_jax.training.inputs import length_of, load_data, make_steps
+from dft_jax.training.state import abstract_state, init_params, init_state
+from dft_jax.training.step import (
+    StepOptions,
+    compile_ahead,
+    make_hyperparameters,
+    make_train_step,
+)
+from dft_jax.types import Frozen, Params, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +33,17 @@ class Job:
     processes.
     """
 
-    config: ConfigDict  # with the run's date, where its template writes one
+    config: Config  # with the run's date, where its template writes one
     source: Path
     model: Model
+    tokenizer: Any
     train: batches.Examples
     heldout: batches.Examples | None
-    packed: batches.TrainBatches
+    batches: batches.TrainBatches
     length: order.Length
     optimizer: optax.GradientTransformationExtraArgs
     objective: objectives.Objective
-    benchmarks: Benchmarks
+    evaluators: tuple[Evaluator, ...]  # besides data.heldout
     fingerprint: dict[str, Any]
 
     @property
@@ -43,14 +51,65 @@ class Job:
         return self.length.steps
 
     @property
+    def needs_reference(self) -> bool:
+        return objectives.REFERENCE in self.objective.needs
+
+    @property
     def account(self) -> dict[str, Any]:
         """What data_report.json holds."""
         reports = {"train": self.train.report, "length": self.length.report()}
-        return reports | ({"heldout": self.heldout.report} if self.heldout else {})
+        if self.heldout:
+            reports["heldout"] = self.heldout.report
+        return reports
+
+    def with_attention(self) -> "Job":
+        """With the attention backend that `model.attention` comes to on these devices.
+
+        Choosing it compiles a small program, with collectives on some meshes: all processes have
+        to have agreed on the rest before.
+        """
+        with distributed.together("attention"):
+            model = with_attention(self.model, self.config.model.attention)
+        distributed.agree("attention", {"attention": model.module.backend})
+        return dataclasses.replace(self, model=model)
+
+    def abstract_state(self) -> TrainState:
+        return abstract_state(self.model, self.optimizer)
+
+    def initial_state(self) -> TrainState:
+        return init_state(self.config, self.source, self.model, self.optimizer)
+
+    def frozen(self) -> Frozen:
+        """What steps read and never change: rates, seed, and the model before training."""
+        reference = None
+        if self.needs_reference:
+            reference = init_params(self.config, self.source, self.model)
+        # Devices meet for the first time, as soon as an array is on all of them.
+        distributed.meet("state")
+        given = make_hyperparameters(self.config, self.steps, self.model.mesh)
+        return Frozen(given, reference)
+
+    def compile_step(self, frozen: Frozen) -> Callable:
+        """step(frozen, state, batch), compiled for every shape that its batches have."""
+        options = StepOptions.of(self.config)
+        step = make_train_step(self.model, self.objective, self.optimizer, options)
+        return compile_ahead(step, frozen, self.abstract_state(), self.batches.packer)
+
+    def all_evaluators(self, reference: Params | None) -> tuple[Evaluator, ...]:
+        """data.heldout, where it is given, before the others."""
+        if self.heldout is None:
+            return self.evaluators
+        heldout = HeldOutEvaluator(self.model, self.objective, self.heldout, self.config, reference)
+        return (heldout, *self.evaluators)
+
+    def is_checkpoint_step(self, step: int) -> bool:
+        return step == self.steps or step % self.config.checkpoint.every == 0
 
 
-def prepare(config: ConfigDict, workdir: Path) -> Job:
+def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_evaluators) -> Job:
     """Reads and checks everything; every process by itself, then compared.
+
+    `config` has been validated.
 
     Raises:
       UserError: anything wrong with config, checkpoint or data, on any process; processes that
@@ -61,118 +120,52 @@ def prepare(config: ConfigDict, workdir: Path) -> Job:
     held = identity.held_fingerprint(workdir)
     version = order.version_of(held)
     with distributed.together("preparation"):
-        errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-        metrics_log.require_boards(config)
+        metrics_log.require_boards(config.log)
         identity.refuse_moved(config, workdir)
-        source, model, tokenizer = load_model(config)
+        source, model, tokenizer = open_config(config)
+        attention, compute_dtype = config.model.attention, config.model.compute_dtype
+        errors.raise_if_any(select.problems(attention, model.config, model.mesh, compute_dtype))
         config = identity.with_date(config, date, tokenizer)
-        benchmarks = Benchmarks(config, tokenizer, model, workdir)
+        evaluators = make_evaluators(config, tokenizer, model, workdir)
         train, heldout = load_data(config, tokenizer, model)
         if held is None:  # a run that began before this was looked at is finished as it is
-            errors.raise_if_any(
-                account.refusals("data.train", train.report, config.data.max_lost_fraction)
-            )
+            most = config.data.max_lost_fraction
+            errors.raise_if_any(account.refusals("data.train", train.report, most))
         length = length_of(config, len(train), version)
-        optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = objectives.make_objective(config.objective)
         packed = make_steps(config, train, model, version)
-        with_reference = needs_reference(objective)
+        with_reference = objectives.REFERENCE in objective.needs
         fingerprint = identity.fingerprint(
             config, source, model, tokenizer, train, length.steps, with_reference
         )
         fingerprint |= order.as_fingerprint(version)
-        row_counts = packed.packer.row_counts
         # As given: process 0's date must not take the place of another that was asked for.
-        facts = identity.run_facts(given, fingerprint, row_counts, heldout, benchmarks.digest())
+        facts = identity.run_facts(given, fingerprint, packed.packer.row_counts, heldout)
+        facts["benchmarks_sha256"] = "".join(evaluator.digest() for evaluator in evaluators)
     distributed.agree("run", facts)
-    # The choice of a kernel compiles a small program, with collectives on some meshes: not before
-    # all agree.
-    with distributed.together("attention"):
-        model = with_attention(model, config.model.attention)
-    distributed.agree("attention", {"attention": model.module.backend})
-    read = (config, source, model, train, heldout)
-    return Job(*read, packed, length, optimizer, objective, benchmarks, fingerprint)
+    return Job(
+        config=config,
+        source=source,
+        model=model,
+        tokenizer=tokenizer,
+        train=train,
+        heldout=heldout,
+        batches=packed,
+        length=length,
+        optimizer=optimizer_lib.make_optimizer(config.optimizer),
+        objective=objective,
+        evaluators=evaluators,
+        fingerprint=fingerprint,
+    )
 
 
-def needs_reference(objective: objectives.Objective) -> bool:
-    return objectives.REFERENCE in objective.needs
-
-
-def load_model(config: ConfigDict) -> tuple[Path, Model, Any]:
-    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all
-    checked.
-
-    Of the config only `model`, `mesh` and `data.max_length` matter.
-    """
-    errors.raise_if_any(config_lib.mesh_problems(config, jax.device_count()))
-    source = resolve(config.model.path, config.model.revision)
-    architecture = read_config(source)
-    errors.raise_if_any(config_lib.validate_architecture(config, architecture, jax.device_count()))
-    options = {name: config.model[name] for name in OPTIONS}
-    model = build(architecture, sharding.make_mesh(**config.mesh), **options)
-    if config.model.init == "checkpoint":
-        check_tensors(Checkpoint(source), model)
-    else:
-        # nothing else looks at it before the export, which should not be what refuses it
-        weights_dtype(source)
-    return source, model, load_tokenizer(source)
-
-
-def tell_account(job: Job) -> None:
+def announce_account(job: Job) -> None:
     """Says what is trained and what is not, before anything compiles."""
-    told, warned = (
-        account.lines("data.train", job.train.report),
-        account.warnings("data.train", job.train.report),
-    )
+    reports = {"data.train": job.train.report}
     if job.heldout:
-        told += account.lines("data.heldout", job.heldout.report)
-        warned += account.warnings("data.heldout", job.heldout.report)
-    account.announce([*told, job.length.line()], warned + job.length.warnings())
-
-
-def load_data(
-    config: ConfigDict, tokenizer, model: Model
-) -> tuple[batches.Examples, batches.Examples | None]:
-    """Training examples, and held-out ones where the config names a file."""
-    data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
-    train = batches.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
-    if not data.heldout:
-        return train, None
-    most = config.eval.max_examples
-    heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
-    heldout.report["also_trained"] = account.also_trained(
-        heldout.origins, heldout.examples, train.origins, train.examples
-    )
-    return train, heldout
-
-
-def make_steps(
-    config: ConfigDict, examples: batches.Examples, model: Model, version: int = order.VERSION
-) -> batches.TrainBatches:
-    """The packed steps of the run; `version` is that of data/order.py."""
-    t = config.train
-    return batches.TrainBatches(
-        examples,
-        model.mesh,
-        steps=length_of(config, len(examples), version).steps,
-        global_batch=t.global_batch,
-        seed=t.seed,
-        version=version,
-        accumulation=t.accumulation,
-        row_length=batches.row_length(config.data),
-        by_examples=t.loss_normalization == "official",
-    )
-
-
-def length_of(config: ConfigDict, n_examples: int, version: int = order.VERSION) -> order.Length:
-    """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of
-    data/order.py.
-    """
-    t = config.train
-    return order.length(
-        steps=t.steps,
-        epochs=t.epochs,
-        global_batch=t.global_batch,
-        n_examples=n_examples,
-        version=version,
-    )
+        reports["data.heldout"] = job.heldout.report
+    lines, warnings = [], []
+    for name, report in reports.items():
+        lines += account.lines(name, report)
+        warnings += account.warnings(name, report)
+    account.announce([*lines, job.length.line()], warnings + job.length.warnings())

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from dft_jax.runtime import errors
 from dft_jax.runtime.files import write_text
+from dft_jax.runtime.options import Config
 
 _PATIENCE_S = 30.0  # with a service that does not answer
 
@@ -30,7 +30,7 @@ class Writer:
     def __init__(
         self,
         workdir: Path,
-        config: ConfigDict,
+        config: Config,
         *,
         resume_from: int | None,
         run_id: str | None = None,
@@ -95,12 +95,14 @@ class Writer:
             self.rows.close()
 
 
-def require_boards(config: ConfigDict) -> None:
+def require_boards(log: Config) -> None:
     """UserError where a package that the config asks for cannot be imported. A service that is down
     is another thing: it may come back, and the run goes on without it.
     """
-    wanted = {"tensorboardX": ("config.log.tensorboard", config.log.tensorboard)}
-    wanted["wandb"] = ("config.log.wandb_project", config.log.wandb_project)
+    wanted = {
+        "tensorboardX": ("config.log.tensorboard", log.tensorboard),
+        "wandb": ("config.log.wandb_project", log.wandb_project),
+    }
     for package, (key, is_wanted) in wanted.items():
         if is_wanted:
             what = f"{key} is set, but {package} cannot be imported"
@@ -178,7 +180,7 @@ def board_id(workdir: Path, run_id: str | None) -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
-def _wandb(workdir: Path, config: ConfigDict, id_: str) -> _Board:
+def _wandb(workdir: Path, config: Config, id_: str) -> _Board:
     import wandb
 
     project, settings = config.log.wandb_project, config.to_dict()

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
+
+from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, BELOW_1, Config, Option
 
 SCHEDULES = ("cosine", "linear", "constant")
 DECAYS = ("all", "matrices")
@@ -25,10 +26,43 @@ MOMENT_DTYPES = {
 # moved. "stochastic" rounds up or down with the odds that make it right on average; "nearest" is
 # what the authors' run did.
 ROUNDINGS = ("stochastic", "nearest")
+# config.optimizer
+SECTION = {
+    "learning_rate": Option(5e-5, "at the peak of the schedule", ABOVE_0),
+    "schedule": Option("cosine", "how the rate falls to 0 after the warm-up", SCHEDULES),
+    "warmup_fraction": Option(0.1, "of the steps, in which the rate rises from 0", BELOW_1),
+    "b1": Option(0.9, "decay of the first moment, each step", BELOW_1),
+    "b2": Option(0.95, "decay of the second moment, each step", BELOW_1),
+    "eps": Option(1e-8, "added to the root of the second moment", ABOVE_0),
+    "weight_decay": Option(0.01, "times the learning rate, of each weight, each step", AT_LEAST_0),
+    "decay": Option("all", "matrices: not norms and biases", DECAYS),
+    "moment_dtype": Option(
+        "param",
+        "that of the parameters; bfloat16_first, bfloat16: of one moment, of both",
+        tuple(MOMENT_DTYPES),
+    ),
+    "clip_norm": Option(1.0, "the most that the gradient's norm may be", ABOVE_0),
+    "rounding": Option(
+        "stochastic",
+        "of bfloat16 parameters; nearest, as in the authors' run, loses small updates",
+        ROUNDINGS,
+    ),
+}
 _RATES_MULTIPLE = 1024  # so that runs of about as many steps share a compiled step
 
 
-def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def problems(moment_dtype: str, b2: float) -> list[str]:
+    """A bfloat16 keeps 8 bits: an average that should shrink by less than 1/256 of itself a step
+    never would.
+    """
+    if moment_dtype != "bfloat16" or 1 - b2 >= 1 / 256:
+        return []
+    what = f"config.optimizer.moment_dtype='bfloat16' cannot hold a second moment with b2={b2}"
+    remedy = "use 'bfloat16_first', or optimizer.b2 of at most 0.996"
+    return [f"{what}: rounding would undo every decrease; {remedy}"]
+
+
+def make_schedule(config: Config, steps: int) -> optax.Schedule:
     """Learning rate against the count of updates: linear warm-up from 0, then the named decay to 0
     at `steps`.
 
@@ -44,7 +78,7 @@ def make_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
 
 
-def rates(config: ConfigDict, steps: int) -> Float[np.ndarray, " U"]:
+def rates(config: Config, steps: int) -> Float[np.ndarray, " U"]:
     """The learning rate of each update, float32, with the last one repeated up to a multiple of
     1,024.
 
@@ -60,7 +94,7 @@ def rates(config: ConfigDict, steps: int) -> Float[np.ndarray, " U"]:
     return np.pad(table, (0, -steps % _RATES_MULTIPLE), mode="edge")
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """`config` is `config.optimizer`; `update` takes `rate`, the learning rate.
 
     Takes float32 gradients and clips them as such (a bf16 norm is off by 2 %). Moments have the
@@ -82,7 +116,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     )
 
 
-def rounding_of(config: ConfigDict) -> str:
+def rounding_of(config: Config) -> str:
     """Of `config.optimizer`; a run from before the key was there rounded to nearest."""
     return config.get("rounding", "nearest")
 

@@ -6,20 +6,22 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import dft_jax
 from dft_jax.data.batches import Examples, PackedBatch
 from dft_jax.models.model import Model, parameter_count
-from dft_jax.runtime import errors, interrupts, system
+from dft_jax.runtime import errors, interrupts, processes, progress, system
+from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer
+from dft_jax.training.evaluators import Evaluator
 from dft_jax.training.metrics_log import Writer
+from dft_jax.training.options import parse_steps
+from dft_jax.types import Params
 
 # those that there are
 _OF_UPDATE = ("learning_rate", "gradient_norm", "moved_share", "update_lost")
@@ -37,13 +39,14 @@ class Reporter:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: Config,
         model: Model,
         log: Writer,
         examples: Examples,
         steps: int,
         start: int,
     ):
+        """`log` is closed with the reporter."""
         self.log, self.log_every, self.steps = log, config.log.every, steps
         self.throughput = _Throughput(model, examples.mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
@@ -51,27 +54,26 @@ class Reporter:
         self.trace = Trace(config.profile, log.file.parent / "profile")
         self.compilations = 0
         jax.monitoring.register_event_duration_secs_listener(self._count)
-        self.behind: tuple[int, dict, PackedBatch] | None = None
-        quiet = jax.process_index() > 0
-        self.bar = tqdm(
-            total=steps, initial=start, desc=config.objective, unit="step", disable=quiet
-        )
+        self._pending: tuple[int, dict, PackedBatch] | None = None
+        self.bar = progress.bar(total=steps, initial=start, desc=config.objective, unit="step")
 
     def _count(self, event: str, duration_s: float, **_: Any) -> None:
         self.compilations += event == self._COMPILED
 
-    def waited(self, batches: Iterator[PackedBatch]) -> Iterator[PackedBatch]:
-        """The same; the time that they take is reported as waiting for data."""
+    def timed(
+        self, batches: Iterator[tuple[int, PackedBatch]]
+    ) -> Iterator[tuple[int, PackedBatch]]:
+        """Yields `batches`, recording the time that each takes as waiting for data."""
         with contextlib.suppress(StopIteration):
             while True:
-                with self.throughput.spent("data_wait_s"):
+                with self.throughput.timer("data_wait_s"):
                     batch = next(batches)
                 yield batch
 
     @contextlib.contextmanager
-    def watched(self, step: int) -> Iterator[None]:
-        """Around a step: transfers that nobody asked for are errors, a compilation is told of, a
-        profile is taken.
+    def step(self, step: int) -> Iterator[None]:
+        """Context of one step: implicit transfers are errors, a compilation is warned about, the
+        profiler is switched.
         """
         interrupts.outlook.step_began = time.monotonic()
         _log.debug("step %d", step)
@@ -79,7 +81,7 @@ class Reporter:
         self.trace.begin(step)
         with jax.transfer_guard("disallow"):
             yield
-        self.trace.end(step, self.behind[1])
+        self.trace.end(step, self._pending[1])
         if self.compilations > before:
             print(
                 f"warning: step {step} compiled something, which should not happen while training",
@@ -88,7 +90,7 @@ class Reporter:
 
     def add(self, step: int, sums: dict[str, jax.Array], packed: PackedBatch) -> None:
         self.flush()
-        self.behind = (step, sums, packed)
+        self._pending = (step, sums, packed)
 
     def flush(self) -> None:
         """Reports the step that is behind, if there is one.
@@ -96,12 +98,12 @@ class Reporter:
         Raises:
           UserError: too many steps in a row were skipped.
         """
-        if self.behind is None:
+        if self._pending is None:
             return
-        (step, sums, packed), self.behind = self.behind, None
-        with self.throughput.spent("device_wait_s"):
+        (step, sums, packed), self._pending = self._pending, None
+        with self.throughput.timer("device_wait_s"):
             sums = jax.device_get(sums)
-        values = metrics.per_token(sums, "train") | self.throughput.of(sums, packed)
+        values = metrics.per_token(sums, "train") | self.throughput.rates(sums, packed)
         values |= {f"optimizer/{name}": float(sums[name]) for name in _OF_UPDATE if name in sums}
         values["optimizer/skipped"] = int(sums["skipped"])
         values["speed/compilations"] = self.compilations
@@ -110,7 +112,7 @@ class Reporter:
         if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
         warning = self.rounding.after(step, values)
-        if warning and not self.bar.disable:
+        if warning and processes.is_first():
             print(f"warning: {warning}", file=sys.stderr)
         self.skips.count(step, is_finite, packed.origins)
         self.bar.update(step - self.bar.n)
@@ -134,11 +136,11 @@ class Reporter:
         interrupts.outlook.step_began = None
         self.log.sync()
 
-    def evaluate(self, step: int, evaluation: Callable[[], dict[str, Any]]) -> None:
+    def evaluate(self, step: int, evaluator: Evaluator, params: Params) -> None:
         """Makes and reports an evaluation, whose time is not part of the next step's."""
         _log.debug("evaluate %d", step)
         interrupts.outlook.step_began = None
-        values = evaluation()
+        values = evaluator.run(step, params)
         self.flush()
         self.log.write(step, values)
         self.throughput.last = None
@@ -150,11 +152,6 @@ class Reporter:
         jax.monitoring.unregister_event_duration_listener(self._count)
 
 
-def peak_host_gib() -> float:
-    """The most memory that this process had at once, in GiB."""
-    return system.peak_kib() / 2**20
-
-
 class RoundingWarning:
     """Says once that most bfloat16 parameters stayed as they were: at the first step of the full
     rate.
@@ -164,7 +161,7 @@ class RoundingWarning:
 
     _FEW = 0.5  # of the weights
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: Config):
         self.full_rate, self.rounding = 0.99 * config.learning_rate, optimizer.rounding_of(config)
         self.is_over = False
 
@@ -232,14 +229,6 @@ class Trace:
         self.is_on = False
 
 
-def parse_steps(text: str) -> tuple[int, int]:
-    """'10,12' as two numbers of steps. ValueError for anything else."""
-    first, last = map(int, text.split(","))
-    if not 1 <= first <= last:
-        raise ValueError(text)
-    return first, last
-
-
 class _Throughput:
     """Rates between one report and the next, and what the time was spent on.
 
@@ -263,7 +252,7 @@ class _Throughput:
         self.spent_s = dict.fromkeys(("data_wait_s", "device_wait_s"), 0.0)
 
     @contextlib.contextmanager
-    def spent(self, on: str) -> Iterator[None]:
+    def timer(self, on: str) -> Iterator[None]:
         """Counts the time within as spent on one of `spent_s`; what is left of a step is the
         host's.
         """
@@ -271,7 +260,7 @@ class _Throughput:
         yield
         self.spent_s[on] += time.perf_counter() - begin
 
-    def of(self, sums: dict, step: PackedBatch) -> dict[str, float]:
+    def rates(self, sums: dict, step: PackedBatch) -> dict[str, float]:
         now, last = time.perf_counter(), self.last
         self.last = now
         spent_s, self.spent_s = self.spent_s, dict.fromkeys(self.spent_s, 0.0)
@@ -282,7 +271,7 @@ class _Throughput:
             values["speed/first_step_s"] = time.monotonic() - dft_jax.IMPORTED_AT
         if memory := self.device.memory_stats():
             values["speed/peak_memory_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
-        values["speed/peak_host_gib"] = peak_host_gib()
+        values["speed/peak_host_gib"] = system.peak_gib()
         if last is None:
             return values
         step_s = now - last

@@ -5,12 +5,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from dft_jax import sharding
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
+from dft_jax.runtime.options import Config
 from dft_jax.types import Params, TrainState
 
 
@@ -32,14 +32,14 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
     return TrainState(step, model.abstract_params, opt_state)
 
 
-def init_params(config: ConfigDict, source: Path, model: Model) -> Params:
+def init_params(config: Config, source: Path, model: Model) -> Params:
     """The checkpoint's parameters, or random ones from the seed."""
     if config.model.init == "random":
         return model.init(jax.random.key(config.train.seed))
     return load_params(Checkpoint(source), model)
 
 
-def init_state(config: ConfigDict, source: Path, model: Model, optimizer) -> TrainState:
+def init_state(config: Config, source: Path, model: Model, optimizer) -> TrainState:
     """The state before the first step."""
     params = init_params(config, source, model)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dft_jax.analysis import figures
-from dft_jax.analysis.compare import COLOURS
+from dft_jax.analysis.comparison import COLOURS
 from dft_jax.evals import scores
 
 plt = figures.pyplot()

@@ -21,16 +21,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dft_jax import assets
-from dft_jax.analysis import quickstart
-from dft_jax.config import plain
+from dft_jax import api, assets
 from dft_jax.evals import runner
+from dft_jax.evals.settings import Settings, plain
 from dft_jax.evals.tasks import benchmarks
+from dft_jax.lab import recipe
+from dft_jax.lm import open_config
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import errors, files
-from dft_jax.training import loop
-from dft_jax.training.job import load_model
 
 BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
 CHAIN = "family=chain, levels=2-4, n=2500"
@@ -125,7 +125,7 @@ def _parts(name: str) -> list[str]:
 
 
 def config_of(trial: Trial, root: Path) -> ConfigDict:
-    config = quickstart.lab_config("sft" if trial.objective in ("none", *RL) else trial.objective)
+    config = recipe.lab_config("sft" if trial.objective in ("none", *RL) else trial.objective)
     config.model.path = str(BASES[trial.base])
     if trial.data == "rejection":
         config.data.train = str(sampled(root) / REJECTION_NAME)
@@ -147,15 +147,15 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
     return config
 
 
-def _settings(probe: str) -> runner.Settings:
+def _settings(probe: str) -> Settings:
     values = dict(temperature=(1.0,), max_problems=64, slots=64, workers=1)
-    return quickstart.settings(**values | PROBES[probe])
+    return recipe.settings(**values | PROBES[probe])
 
 
 @functools.cache
 def _plan(base: str, probe: str) -> tuple[Any, Any, runner.Plan]:
     """Model, tokenizer and plan, compiled once for all trials of a process."""
-    _, model, tokenizer = load_model(config_of(Trial(base=base), Path()))
+    _, model, tokenizer = open_config(config_of(Trial(base=base), Path()))
     return model, tokenizer, runner.plan(_settings(probe), tokenizer, model)
 
 
@@ -210,7 +210,7 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
             ]
         else:
             model, _, plan = _plan(trial.base, probe)
-            with loop.matmul_precision("float32"):
+            with matmul_precision("float32"):
                 runner.evaluate(
                     plan,
                     model,
@@ -243,7 +243,7 @@ def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
         # Not kept: a second probe trains again.
         answers = sampled(root) / "predictions.jsonl"
         return rl.run(trial.objective, config, *_plan(trial.base, "offline"), answers), trial.steps
-    run = loop.run(config, folder)
+    run = api.train(config, folder)
     return run.state.params, int(run.state.step)
 
 

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 import transformers
 
-from dft_jax import export
+from dft_jax.lm import SavedRun, open_run
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import weights_dtype
 from dft_jax.models.model import build, head
-from dft_jax.training.job import load_data
-from dft_jax.training.loop import Run
+from dft_jax.training.inputs import load_data
 from dft_jax.types import Batch
 
 LIMIT = 1e-4
@@ -39,7 +38,7 @@ def simulate_devices(workdir: pathlib.Path) -> None:
     )
 
 
-def load_sequences(run: Run, n: int, length: int) -> list[np.ndarray]:
+def load_sequences(run: SavedRun, n: int, length: int) -> list[np.ndarray]:
     """Token ids of the first `n` training examples, cut to `length`; only their rows are read."""
     config = run.config.copy_and_resolve_references()
     config.data.max_rows, config.data.heldout = n, ""
@@ -47,12 +46,12 @@ def load_sequences(run: Run, n: int, length: int) -> list[np.ndarray]:
     return [example.ids[:length] for example in examples.examples]
 
 
-def jax_logits(run: Run, sequences: list[np.ndarray], dtype: str) -> list[np.ndarray]:
+def jax_logits(run: SavedRun, sequences: list[np.ndarray], dtype: str) -> list[np.ndarray]:
     """Logits [L, V] of each sequence from the checkpoint's parameters, rounded to `dtype`, in
     float32.
     """
     model = build(run.model.config, run.model.mesh, compute_dtype="float32")
-    params = jax.tree.map(lambda leaf: leaf.astype(dtype).astype("float32"), run.state.params)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype).astype("float32"), run.params())
     rows = model.mesh.shape["data"] * model.mesh.shape["fsdp"]
 
     @jax.jit
@@ -98,7 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     simulate_devices(arguments.run)
-    run = export.load_run(arguments.run)
+    run = open_run(arguments.run)
     folder = arguments.run / "export"
     dtype = weights_dtype(folder)
     sequences = load_sequences(run, arguments.examples, arguments.length)
@@ -109,7 +108,7 @@ def main() -> None:
     )
     largest = max(np.abs(b).max() for b in theirs)
     print(
-        f"step {int(run.state.step)}, export in {dtype}, {sum(map(len, sequences))} positions of"
+        f"step {run.step}, export in {dtype}, {sum(map(len, sequences))} positions of"
         f" {len(sequences)} sequences: largest |difference| {worst:.2e} of logits up to {largest:.1f};"
         f" most probable token equal at {agree:.2%}"
     )

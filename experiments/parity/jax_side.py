@@ -28,16 +28,17 @@ import dft_jax
 from dft_jax import config as config_lib, sharding
 from dft_jax.data import batches
 from dft_jax.data.templates import Example
+from dft_jax.lm import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.load import check_tensors
 from dft_jax.models.hf.locate import read_config, resolve
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import build
+from dft_jax.models.model import build, matmul_precision
 from dft_jax.training import metrics, optimizer as optimizer_lib
-from dft_jax.training.job import load_data, load_model
-from dft_jax.training.loop import matmul_precision
+from dft_jax.training.inputs import load_data
 from dft_jax.training.state import init_state
-from dft_jax.training.step import make_hyperparameters, make_train_step
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
+from dft_jax.types import Frozen
 
 IGNORED = -100
 
@@ -74,7 +75,7 @@ def load(arguments: argparse.Namespace, config):
     without a tokenizer.
     """
     if arguments.data:
-        source, model, tokenizer = load_model(config)
+        source, model, tokenizer = open_config(config)
         return source, model, load_data(config, tokenizer, model)[0]
     source = resolve(config.model.path, config.model.revision)
     model = build(read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
@@ -109,12 +110,11 @@ def first_step(
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, model.mesh)
     state = init_state(config, source, model, optimizer)
-    train_step = make_train_step(
-        model, objectives.make_objective(objective), optimizer, given, config
-    )
+    made = objectives.make_objective(objective)
+    train_step = make_train_step(model, made, optimizer, StepOptions.of(config))
     with matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
-        sums = jax.device_get(train_step(state, batch)[1])
+        sums = jax.device_get(train_step(Frozen(given), state, batch)[1])
     means = metrics.per_token(sums, "train")
     return {
         "loss": means["train/loss"],

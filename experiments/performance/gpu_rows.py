@@ -20,9 +20,9 @@ import numpy as np
 from dft_jax.evals import significance
 from dft_jax.models import model as models
 from dft_jax.models.hf.locate import read_config
+from dft_jax.models.model import matmul_precision
 from dft_jax.sampling.sampler import Request, Sampler
 from dft_jax.training import metrics, optimizer as optimizer_lib
-from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import abstract_state
 from dft_jax.types import Batch
 from experiments.performance import workload

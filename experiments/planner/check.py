@@ -18,7 +18,8 @@ import time
 
 from dft_jax.runtime import files
 from dft_jax.training.state import abstract_state
-from dft_jax.training.step import make_hyperparameters, make_train_step
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
+from dft_jax.types import Frozen
 
 FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
     xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib compile_s""".split()
@@ -69,9 +70,8 @@ def compile_step(planner, setting, devices):
 
     from dft_jax import sharding
     from dft_jax.losses import objectives
-    from dft_jax.models.model import OPTIONS, build
+    from dft_jax.models.model import OPTIONS, build, matmul_precision
     from dft_jax.training import optimizer as optimizer_lib
-    from dft_jax.training.loop import matmul_precision
 
     config = planner.config
     n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
@@ -82,12 +82,11 @@ def compile_step(planner, setting, devices):
     model = build(planner.architecture, mesh, **options)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, mesh)
-    step = make_train_step(
-        model, objectives.make_objective(config.objective), optimizer, given, config
-    )
+    objective = objectives.make_objective(config.objective)
+    step = make_train_step(model, objective, optimizer, StepOptions.of(config))
     batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
     with matmul_precision(config.model.compute_dtype):
-        return step.func.lower(*step.args, abstract_state(model, optimizer), batch).compile()
+        return step.lower(Frozen(given), abstract_state(model, optimizer), batch).compile()
 
 
 def allocated_gib(compiled) -> tuple[float, float, float]:

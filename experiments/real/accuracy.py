@@ -10,7 +10,7 @@ of smaller ones.
 from pathlib import Path
 
 from dft_jax import config as config_lib
-from dft_jax.evals.runner import Settings
+from dft_jax.evals.settings import Settings
 from dft_jax.study.spec import Arm, Spec, Text
 
 PROMPT = "qwen-boxed"

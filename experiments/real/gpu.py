@@ -17,7 +17,7 @@ Stated before: a difference within 2 points, with an interval inside 3, is "no d
 from pathlib import Path
 
 from dft_jax import config as config_lib
-from dft_jax.evals.runner import Settings
+from dft_jax.evals.settings import Settings
 from dft_jax.study.spec import Arm, Spec, Text
 
 PROMPT = "qwen-boxed"

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dft_jax import evaluate
 from dft_jax.evals import runner
+from dft_jax.evals.settings import Settings
+from dft_jax.lm import open_lm
 from dft_jax.models import cached
 from dft_jax.sampling import categorical, sampler
 
@@ -100,15 +101,15 @@ def main() -> None:
     if not differing:
         return
     stored = scores["one_device"]["settings"]
-    names = {field.name for field in dataclasses.fields(runner.Settings)}
+    names = {field.name for field in dataclasses.fields(Settings)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in names}
-    opened = evaluate.open_model(arguments.model, "main", 1, "float32")
+    opened = open_lm(arguments.model, compute_dtype="float32")
     plan = runner.plan(
-        runner.Settings(**values | {"benchmark_data": arguments.benchmark_data}),
+        Settings(**values | {"benchmark_data": arguments.benchmark_data}),
         opened.tokenizer,
         opened.model,
     )
-    params = opened.load()
+    params = opened.params
     unstacked = jax.jit(functools.partial(cached.unstack, model=opened.model))(params)
     requests = {plan.requests[key]: key for _, key in differing}
     ids_of = {

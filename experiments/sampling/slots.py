@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from dft_jax import evaluate
+from dft_jax.lm import open_lm
 from dft_jax.sampling.sampler import Request, Sampler
 
 
@@ -28,8 +28,8 @@ def main() -> None:
     print(
         f"{len(lengths)} lengths, mean {sum(lengths) / len(lengths):.0f}, largest {max(lengths)} tokens"
     )
-    opened = evaluate.open_model(arguments.model, "main", 1, "float32")
-    params = opened.load()
+    opened = open_lm(arguments.model, compute_dtype="float32")
+    params = opened.params
     for slots in (16, 32, 64, 128, 256):
         sampler = Sampler(opened.model, stop_ids=[], max_length=512, slots=slots)
         asked = [Request(str(i), 0, (1, 2, 3 + i % 200), 1.0, n) for i, n in enumerate(lengths)]

@@ -35,14 +35,14 @@ def prompts(vocab_size: int) -> list[list[int]]:
 
 
 def jax_side(folder: str, greedy: bool):
-    from dft_jax import evaluate
+    from dft_jax.lm import open_lm
     from dft_jax.sampling.sampler import Request, Sampler
 
-    opened = evaluate.open_model(folder, "main", 1, "float32")
+    opened = open_lm(folder, compute_dtype="float32")
     sampler = Sampler(
         opened.model, stop_ids=[], max_length=PROMPT_TOKENS + NEW_TOKENS, slots=PROMPTS
     )
-    params = opened.load()
+    params = opened.params
     rows = prompts(opened.model.config.vocab_size)
 
     def run() -> int:

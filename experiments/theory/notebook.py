@@ -18,8 +18,7 @@ from pathlib import Path
 from dft_jax.data import batches
 from dft_jax.losses import fused
 from dft_jax.models.hf.load import load_params
-from dft_jax.models.model import build, head
-from dft_jax.training.loop import matmul_precision
+from dft_jax.models.model import build, head, matmul_precision
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # float64 is wanted, and nothing here is large
 
@@ -32,15 +31,16 @@ from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
 from dft_jax import sharding
-from dft_jax.analysis.compare import COLOURS
-from dft_jax.analysis.quickstart import lab_config
+from dft_jax.analysis.comparison import COLOURS
 from dft_jax.data import packing
 from dft_jax.data.sources import world
 from dft_jax.evals import significance
+from dft_jax.lab.recipe import lab_config
+from dft_jax.lm import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import metrics
-from dft_jax.training.job import load_data, load_model
+from dft_jax.training.inputs import load_data
 
 parser = argparse.ArgumentParser()
 beside = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -89,7 +89,7 @@ BATCH = 8 if OPTIONS.small else 64
 config = lab_config("dft")
 config.data.train = "world(split=train, family=chain, levels=2-4, n=256, noise=0.15)"
 config.data.heldout = ""
-source, model, tokenizer = load_model(config)
+source, model, tokenizer = open_config(config)
 examples, _ = load_data(config, tokenizer, model)
 params = load_params(Checkpoint(source), model)
 

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from dft_jax.analysis import compare
+from dft_jax.analysis import compare, comparison
 from dft_jax.evals import report, scores
 from tests import commands
 from tests.commands import run_command
@@ -81,7 +81,9 @@ def row_of(rows, **values):
 
 
 def test_differences_are_paired_over_problems(runs):
-    rows = compare.compare([compare.read(f"{runs}/{name}") for name in ("base", "sft", "dft")]).rows
+    rows = comparison.compare(
+        [comparison.read(f"{runs}/{name}") for name in ("base", "sft", "dft")]
+    ).rows
     row = row_of(rows, benchmark="math500", run="dft", temperature=1.0)
     base, dft = (np.array(list(s.values())) for s in (shares(1), shares(5, shift=0.2)))
     assert row["difference"] == pytest.approx(np.mean(dft - base))
@@ -109,7 +111,9 @@ def test_differences_are_paired_over_problems(runs):
 
 
 def test_a_missing_benchmark_is_a_gap(runs):
-    made = compare.compare([compare.read(f"{runs}/{name}") for name in ("base", "sft", "dft")])
+    made = comparison.compare(
+        [comparison.read(f"{runs}/{name}") for name in ("base", "sft", "dft")]
+    )
     rows, warnings = made.rows, made.warnings
     assert [
         row["run"] for row in rows if row["benchmark"] == "gsm8k" and row["temperature"] == 1
@@ -132,8 +136,8 @@ def test_other_settings_are_said(runs):
     for name, text in (("lr=1e-5", content), ("b", other)):
         (runs / name).mkdir()
         (runs / name / "scores.json").write_text(json.dumps(text))
-    warnings = compare.compare(
-        [compare.read(f"{runs}/lr=1e-5"), compare.read(f"{runs}/b")]
+    warnings = comparison.compare(
+        [comparison.read(f"{runs}/lr=1e-5"), comparison.read(f"{runs}/b")]
     ).warnings
     assert warnings == ["b has prompt='qwen-boxed', lr=1e-5 has 'plain'"]
 
@@ -158,25 +162,25 @@ def test_what_was_evaluated_is_said_and_other_bases_are_warned_about(runs):
         "dft": model_of("b" * 64, "77aa"),
     }
     read = [
-        compare.Evaluation(name, {("gsm8k", 1.0): result("gsm8k", shares(1))}, {}, models[name])
+        comparison.Evaluation(name, {("gsm8k", 1.0): result("gsm8k", shares(1))}, {}, models[name])
         for name in models
     ]
-    made = compare.compare(read)
+    made = comparison.compare(read)
     assert made.warnings == [
         "dft began with other weights than sft: part of any difference may be theirs"
     ]
-    assert compare.text(made).splitlines()[-2:] == [
+    assert comparison.text(made).splitlines()[-2:] == [
         f"sft: run 5f0c, step 390, begun with Qwen/Q at {'c' * 12}, weights {'a' * 12}",
         f"dft: run 77aa, step 390, begun with Qwen/Q, weights {'b' * 12}",
     ]
     same = [
-        compare.Evaluation(name, each.results, {}, models["sft"])
+        comparison.Evaluation(name, each.results, {}, models["sft"])
         for name, each in zip("ab", read, strict=False)
     ]
-    assert compare.compare(same).warnings == []
+    assert comparison.compare(same).warnings == []
     content = json.loads((runs / "sft" / "scores.json").read_text()) | {"model": models["sft"]}
     (runs / "sft" / "scores.json").write_text(json.dumps(content))
-    assert compare.read(f"{runs}/sft").model == models["sft"]
+    assert comparison.read(f"{runs}/sft").model == models["sft"]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +217,9 @@ def test_each_setting_that_matters_is_compared(where, name, values, tmp_path):
         own = {where: {name: value}} if where else {name: value}
         content = {"results": [result("gsm8k", shares(1))]} | own
         (tmp_path / run / "scores.json").write_text(json.dumps(content))
-    warnings = compare.compare([compare.read(f"{tmp_path}/{run}") for run in ("a", "b")]).warnings
+    warnings = comparison.compare(
+        [comparison.read(f"{tmp_path}/{run}") for run in ("a", "b")]
+    ).warnings
     assert warnings == [f"b has {name}={values[1]!r}, a has {values[0]!r}"]
 
 
@@ -221,10 +227,10 @@ def both(*results):
     """A comparison of evaluations a, b, … with these results."""
     names = "abc"[: len(results)]
     evaluations = [
-        compare.Evaluation(name, {(r["benchmark"], r["temperature"]): r})
+        comparison.Evaluation(name, {(r["benchmark"], r["temperature"]): r})
         for name, r in zip(names, results, strict=True)
     ]
-    return compare.compare(evaluations)
+    return comparison.compare(evaluations)
 
 
 def test_problems_in_one_run_only_are_said():
@@ -256,7 +262,7 @@ def test_a_reversed_file_is_the_same_benchmark(benchmark):
     row = made.rows[1]
     assert row["difference"] == row["pass_at_k_difference"] == row["maj_at_k_difference"] == 0
     assert row["difference_low"] is None and row["difference_p"] == 1 and not row["difference_holm"]
-    assert made.warnings == [] and "equal on every problem" in compare.text(made)
+    assert made.warnings == [] and "equal on every problem" in comparison.text(made)
     turned, digests = reversed_file(other)
     straight = both(result(benchmark, base), result(benchmark, other)).rows[1]
     assert (
@@ -334,23 +340,23 @@ def test_marks_count_all_differences():
     one = both(result("gsm8k", base, k=1), result("gsm8k", better, k=1))
     [difference] = one.differences
     assert difference.row["difference_holm"] and 0.01 < difference.row["difference_p"] < 0.05
-    assert "+12.0*" in compare.text(one)
+    assert "+12.0*" in comparison.text(one)
     several = [
         result("gsm8k", each, temperature, 1)
         for each in (base, better)
         for temperature in (0.0, 0.5, 1.0)
     ]
     evaluations = [
-        compare.Evaluation(name, {("gsm8k", r["temperature"]): r for r in own})
+        comparison.Evaluation(name, {("gsm8k", r["temperature"]): r for r in own})
         for name, own in (("a", several[:3]), ("b", several[3:]))
     ]
-    made = compare.compare(evaluations)
+    made = comparison.compare(evaluations)
     assert len(made.differences) == 3 and not any(
         each.row["difference_holm"] for each in made.differences
     )
     assert (
         "3 differences to a; * marks the 0 that are more than chance with all 3 counted"
-        in compare.text(made)
+        in comparison.text(made)
     )
 
 
@@ -360,7 +366,7 @@ def test_nothing_printed_has_no_width():
         result("gsm8k", {str(i): 0.0 for i in range(30)}),
         result("gsm8k", {str(i): 1.0 for i in range(30)}),
     )
-    text = compare.text(made)
+    text = comparison.text(made)
     for part in ("0.0 to 0.0", "100.0 to 100.0", "± 0.0"):
         assert f" {part} " not in text
     assert "0.0 to 9.5" in text and "90.5 to 100.0" in text and "+100.0*" in text

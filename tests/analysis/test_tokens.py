@@ -4,6 +4,7 @@ that escapes.
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -16,17 +17,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dft_jax import assets, config as config_lib, evaluate
-from dft_jax.analysis import figures, tokens
+from dft_jax import assets, config as config_lib
+from dft_jax.analysis import figures, token_report, token_scores, tokens
 from dft_jax.data import batches
 from dft_jax.data.templates import Example
+from dft_jax.lm import open_config
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import metrics
-from dft_jax.training.job import load_model
 from dft_jax.types import TokenStats
 from tests import commands
 from tests.commands import run_command
@@ -63,16 +64,16 @@ def done(tuned, tmp_path_factory):
     printed.
     """
     out, printed, live_bytes = tmp_path_factory.mktemp("out") / "tokens", io.StringIO(), []
-    open_model = evaluate.open_model
+    open_lm = tokens.open_lm
 
-    def opened(*arguments):
-        one = open_model(*arguments)
+    def opened(*arguments, **named):
+        lm = open_lm(*arguments, **named)
 
-        def load():
+        def read():
             live_bytes.append(sum(array.nbytes for array in jax.live_arrays()))
-            return one.load()
+            return lm.read()
 
-        return evaluate.Opened(one.model, one.tokenizer, one.identify, load)
+        return dataclasses.replace(lm, read=read)
 
     arguments = [
         f"--models=base={assets.LAB},{tuned}",
@@ -83,7 +84,7 @@ def done(tuned, tmp_path_factory):
     ]
     no_capture = types.SimpleNamespace(readouterr=lambda: ("", ""))
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "open_model", opened)
+        patch.setattr(tokens, "open_lm", opened)
         outcome = run_command(tokens.main, [*arguments, "--examples=2"], no_capture, patch)
     assert outcome.code == 0
     return types.SimpleNamespace(out=out, stdout=printed.getvalue(), live_bytes=live_bytes)
@@ -101,7 +102,7 @@ def dense_logits(folder, examples):
     config = config_lib.get_default()
     config.update_from_flattened_dict({"model.path": str(folder), "model.compute_dtype": "float32"})
     config.update_from_flattened_dict({"mesh.data": jax.device_count(), "data.max_length": 192})
-    source, model, _ = load_model(config)
+    source, model, _ = open_config(config)
     params = load_params(Checkpoint(source), model)
     tokens_BL = np.zeros((len(examples), max(len(example.ids) for example in examples)), np.int32)
     segments_BL = np.zeros_like(tokens_BL)
@@ -159,7 +160,7 @@ def test_gradient_is_that_of_the_objectives(scale):
     def logp(logits_TV):
         return jnp.take_along_axis(jax.nn.log_softmax(logits_TV), target_T[:, None], axis=1)
 
-    found_T = tokens.gradient_norm(logp(logits_TV), logp(2 * logits_TV))[:, 0]
+    found_T = token_scores.gradient_norm(logp(logits_TV), logp(2 * logits_TV))[:, 0]
     for name, weight_T in (("sft", 1.0), ("dft", jnp.exp(logp(logits_TV))[:, 0])):
         objective = objectives.make_objective(name)
         rest = dict.fromkeys(("entropy_BL", "correct_BL", "examples_BL"))
@@ -317,17 +318,17 @@ def test_a_word_keeps_the_space_that_sentencepiece_drops_at_the_beginning():
 
 def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
     n = sum(int(figures.targets(example).sum()) for example in examples)
-    scores = {"only": tokens.Scores(*np.full((3, n), -0.5, np.float32))}
-    commands._reset_flags()
-    tokens.flags.FLAGS(["tokens"])
-    tokens.report(
+    scores = {"only": token_scores.Scores(*np.full((3, n), -0.5, np.float32))}
+    token_report.write(
         scores,
         batches.Examples(examples, {}, ["a"] * len(examples)),
         load_tokenizer(assets.LAB),
         {},
         tmp_path,
+        min_count=5,
+        n_examples=5,
     )
-    assert (tmp_path / "changed.csv").read_text() == ",".join(tokens._CHANGED_COLUMNS) + "\n"
+    assert (tmp_path / "changed.csv").read_text() == ",".join(token_scores.CHANGED_COLUMNS) + "\n"
     assert "against" not in capsys.readouterr().out
 
 

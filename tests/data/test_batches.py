@@ -236,9 +236,11 @@ def test_each_epoch_visits_every_example_once_in_its_own_order(many):
 
 def test_iterating_from_a_step_equals_random_access(many):
     steps = steps_of(many)
-    ahead = steps.iterate(5)
+    ahead = steps.starting_at(5)
     for n in (5, 6, 7):
-        np.testing.assert_array_equal(next(ahead).batch.tokens_BL, steps[n].batch.tokens_BL)
+        count, packed = next(ahead)
+        assert count == n + 1
+        np.testing.assert_array_equal(packed.batch.tokens_BL, steps[n].batch.tokens_BL)
 
 
 def test_rows_come_in_few_counts(many):

@@ -207,7 +207,7 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
         return (
             config.data.date,
             tokenizer.decode(examples.examples[0].ids),
-            config_lib.kept_on_resume(config),
+            identity.kept_on_resume(config),
         )
 
     first, second = start(), start()
@@ -223,7 +223,7 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
 def test_a_run_without_a_dated_template_has_no_date(tokenizer):
     """Its fingerprint is that of runs from before the key was there, which resume."""
     config = identity.with_date(dated_config("tokenizer"), "2026-01-02", tokenizer)
-    assert config.data.date == "" and "data.date" not in config_lib.kept_on_resume(config)
+    assert config.data.date == "" and "data.date" not in identity.kept_on_resume(config)
 
 
 @pytest.mark.parametrize("date", ["today", "2026-02-30", "26-01-01", "2026-1-1", "20260101"])

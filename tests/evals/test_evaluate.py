@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from dft_jax import evaluate
+from dft_jax.commands import evaluate
 from dft_jax.evals.graders import pool
 from tests import commands
 from tests.commands import ROOT, run_command, tree

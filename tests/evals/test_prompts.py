@@ -9,16 +9,19 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from dft_jax import assets, config as config_lib, evaluate, main, sharding
-from dft_jax.analysis import tokens
+from dft_jax import assets, config as config_lib, main, sharding
+from dft_jax.analysis import reading, tokens
+from dft_jax.commands import evaluate
 from dft_jax.data import templates
 from dft_jax.data.templates import Template
-from dft_jax.evals import prompts, runner
-from dft_jax.export import origin_of
+from dft_jax.evals import prompts
+from dft_jax.evals.settings import Settings
+from dft_jax.lm import open_lm
 from dft_jax.models.hf.export import PROVENANCE_NAME, Origin, export
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import build
 from dft_jax.runtime import errors
+from dft_jax.training.origin import of_run
 from tests.commands import TINY, run_command
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -92,7 +95,7 @@ def test_names_of_prompts():
         "did you mean 'tokenizer-boxed'"
         in templates.name_problems("--prompt", "tokeniser-boxed")[0]
     )
-    assert "auto" in runner.Settings().prompt
+    assert "auto" in Settings().prompt
 
 
 def test_a_template_with_a_byte_order_mark_writes_none(tokenizer, tmp_path):
@@ -241,22 +244,21 @@ def test_demonstrations_are_read_with_the_date_of_the_training(
     """
     dated = tmp_path / "dated.jinja"
     dated.write_text("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}:")
-    monkeypatch.setattr(evaluate, "today", lambda: "2026-03-04")
+    monkeypatch.setattr(reading, "today", lambda: "2026-03-04")
 
     def opened(**dates):
         return {
             name: SimpleNamespace(tokenizer=tokenizer, date=date) for name, date in dates.items()
         }
 
-    assert evaluate.reading_date(opened(base="", sft="2026-01-02"), str(dated)) == "2026-01-02"
-    assert evaluate.reading_date(opened(base=""), str(dated)) == "2026-03-04"
+    assert reading._date(opened(base="", sft="2026-01-02"), str(dated), "--") == "2026-01-02"
+    assert reading._date(opened(base=""), str(dated), "--") == "2026-03-04"
     assert (
-        evaluate.reading_date(opened(sft="2026-01-02"), "plain") == ""
+        reading._date(opened(sft="2026-01-02"), "plain", "--") == ""
         and capsys.readouterr().err == ""
     )
     assert (
-        evaluate.reading_date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated))
-        == "2026-01-02"
+        reading._date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated), "--") == "2026-01-02"
     )
     assert (
         "warning: dft was trained with the date 2026-01-03 in its prompt" in capsys.readouterr().err
@@ -266,13 +268,13 @@ def test_demonstrations_are_read_with_the_date_of_the_training(
 def test_an_export_carries_the_date_of_its_run(exported, tmp_path):
     config = config_lib.get_default()
     config.data.date = "2026-01-02"
-    says = origin_of(tmp_path, config, 3, {}).report()
+    says = of_run(tmp_path, config, 3, {}).report()
     assert says["date"] == "2026-01-02"
     folder = shutil.copytree(exported, tmp_path / "says")
     (folder / PROVENANCE_NAME).write_text(json.dumps(says))
-    assert evaluate.open_model(str(folder), "main", 1, None).date == "2026-01-02"
+    assert open_lm(str(folder)).date == "2026-01-02"
     (folder / PROVENANCE_NAME).write_text('{"template": "plain"}')
-    assert evaluate.open_model(str(folder), "main", 1, None).date == ""
+    assert open_lm(str(folder)).date == ""
 
 
 def test_prompts_with_characters_without_a_token_are_warned_about(tokenizer):

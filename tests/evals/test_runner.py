@@ -14,12 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import assets, evaluate, main, sharding
+from dft_jax import assets, main, sharding
 from dft_jax.checkpoints.manager import Gone
+from dft_jax.commands import evaluate
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import grading, runner
 from dft_jax.evals.records import Prediction
+from dft_jax.evals.settings import Settings
 from dft_jax.models.hf.export import Origin, export
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
@@ -654,13 +656,13 @@ def test_a_checkpoint_that_goes_meanwhile_is_replaced_once_by_the_newest(
             raise Gone("checkpoints/8: is gone; run the same command again")
 
     monkeypatch.setattr(evaluate, "_evaluate", gone)
-    evaluate.evaluate_newest(runner.Settings(), tmp_path)
+    evaluate._evaluate_newest(Settings(), tmp_path)
     assert (
         seen == [tmp_path] * 2 and "checkpoints/8: is gone; the newest" in capsys.readouterr().err
     )
     monkeypatch.setattr(evaluate, "_evaluate", lambda *_: seen.clear() or gone(*_))
     with pytest.raises(Gone, match="run the same command again"):
-        evaluate.evaluate_newest(runner.Settings(), tmp_path)
+        evaluate._evaluate_newest(Settings(), tmp_path)
 
 
 def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monkeypatch):
@@ -669,9 +671,11 @@ def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monk
     def gone():
         raise Gone("gone")
 
-    before = evaluate.open_model
+    before = evaluate.open_lm
     monkeypatch.setattr(
-        evaluate, "open_model", lambda *given: dataclasses.replace(before(*given), load=gone)
+        evaluate,
+        "open_lm",
+        lambda *path, **given: dataclasses.replace(before(*path, **given), read=gone),
     )
     with pytest.raises(AssertionError, match="error: gone"):
         run()
@@ -685,9 +689,7 @@ def test_only_what_the_tokenizer_has_is_sampled(checkpoint, folder, tmp_path):
 
     def vocab_size(source):
         model = build(read_config(source), sharding.make_mesh(-1, 1, 1))
-        settings = runner.Settings(
-            benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain"
-        )
+        settings = Settings(benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain")
         return runner.plan(settings, load_tokenizer(source), model).sampler.vocab_size
 
     assert vocab_size(checkpoint) == 259 < read_config(checkpoint).vocab_size == 264
@@ -984,7 +986,8 @@ def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
 
 def test_the_settings_of_config_and_command_are_the_same():
     from dft_jax import config as config_lib
+    from dft_jax.evals import settings
 
-    names = {field.name for field in runner.dataclasses.fields(runner.Settings)}
+    names = {field.name for field in runner.dataclasses.fields(Settings)}
     assert names <= set(config_lib.get_default().eval)
-    assert config_lib.benchmark_settings(config_lib.get_default()) == runner.Settings()
+    assert settings.of_config(config_lib.get_default().eval) == Settings()

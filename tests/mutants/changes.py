@@ -197,15 +197,18 @@ OF_TRAINING = [
     Change(
         "train-reference-resumed",
         "dft_jax/training/loop.py",
-        "init_params(config, job.source, model) if needs_reference(job.objective) else None",
-        "jax.tree.map(lambda leaf: leaf + 0, state.params) if needs_reference(job.objective) else None",
+        "    frozen = job.frozen()\n",
+        "    frozen = job.frozen()\n"
+        "    if frozen.reference is not None:\n"
+        "        resumed = __import__('jax').tree.map(lambda leaf: leaf + 0, state.params)\n"
+        "        frozen = type(frozen)(frozen.hyperparameters, resumed)\n",
         ("tests/training/test_resume.py",),
         "compares_with",
     ),
     Change(
         "train-heldout-last-batch",
-        "dft_jax/training/step.py",
-        "total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)",
+        "dft_jax/training/heldout.py",
+        "total = jax.tree.map(np.add, total, sums)",
         "total = sums",
         ("tests/training/test_step.py",),
         "held_out_metrics",
@@ -229,7 +232,7 @@ OF_TRAINING = [
     Change(
         "train-global-mean-of-micro-batches",
         "dft_jax/training/step.py",
-        'n_tokens = n_tokens_A.sum() if config.train.loss_normalization == "global" else n_tokens_A',
+        "n_tokens = n_tokens_A.sum() if is_global else n_tokens_A",
         "n_tokens = n_tokens_A",
         ("tests/training/test_step.py",),
         "same_curve",

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 
+from dft_jax import api
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.model import build
-from dft_jax.training import loop
 
 torch = pytest.importorskip("torch")
 import transformers
@@ -137,7 +137,7 @@ def test_an_export_after_training_gives_the_logits_of_the_run(real, shared, tmp_
             "log.tensorboard": False,
         }
     )
-    run = loop.run(config, tmp_path / "run")
+    run = api.train(config, tmp_path / "run")
     assert int(run.state.step) == 10
     export(run.state.params, run.model, folder, tmp_path / "export", dtype="float32")
     for ids in prompts(folder, tokenizer)[:2]:

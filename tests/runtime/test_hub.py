@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from dft_jax import assets, config as config_lib, plan
 from dft_jax.data.sources import locate
+from dft_jax.lm import base_of
 from dft_jax.models.hf.locate import resolve
 from dft_jax.runtime import errors, hub
 from dft_jax.training import identity
@@ -70,7 +71,7 @@ def test_a_hub_id_is_said_to_be_one_with_its_commit(here, monkeypatch, capfd):
         f"note: model nobody/base is the hub's, main is commit {'c' * 40}" in capfd.readouterr().err
     )
     assert hub.commit_of(snapshot) == "c" * 40 and hub.commit_of(here) is None
-    base = identity.base_of(tiny_config(**{"model.path": "nobody/base"}), snapshot, "aa")
+    base = base_of("nobody/base", "main", "checkpoint", snapshot, "aa")
     assert (base["path"], base["revision"], base["commit"]) == ("nobody/base", "main", "c" * 40)
 
 
@@ -87,11 +88,9 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
     }
     config = tiny_config(**given)
     kept = identity.with_absolute_paths(config)
-    assert config_lib.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
-    assert config_lib.paths(config) == {key: path for key, path in given.items() if path}
-    assert config_lib.digest(config) != config_lib.digest(kept), (
-        "so evaluations go by what was given"
-    )
+    assert identity.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
+    assert identity.paths(config) == {key: path for key, path in given.items() if path}
+    assert identity.digest(config) != identity.digest(kept), "so evaluations go by what was given"
     workdir = here / "runs" / "mine"
     identity.refuse_moved(config, workdir)  # there is no run yet
     workdir.mkdir()

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from dft_jax.api import train
 from dft_jax.runtime import errors, interrupts
 from dft_jax.training import reporter
-from dft_jax.training.loop import run
 from tests.faults import launch
 from tests.tiny_trainer import tiny_config
 
@@ -112,13 +112,13 @@ def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
     began, waited = [], []
     flush, watched, wait = (
         reporter.Reporter.flush,
-        reporter.Reporter.watched,
+        reporter.Reporter.step,
         reporter.Reporter.wait,
     )
 
     def slow_flush(self):
-        if self.behind is not None:
-            step = self.behind[0]
+        if self._pending is not None:
+            step = self._pending[0]
             time.sleep(step_s / 2)
             if step == signal_in:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -130,10 +130,10 @@ def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
         return watched(self, step)
 
     monkeypatch.setattr(reporter.Reporter, "flush", slow_flush)
-    monkeypatch.setattr(reporter.Reporter, "watched", noted)
+    monkeypatch.setattr(reporter.Reporter, "step", noted)
     monkeypatch.setattr(reporter.Reporter, "wait", lambda self: waited.append(1) or wait(self))
     with contextlib.suppress(errors.Stopped), interrupts.Interrupts():
-        run(tiny_config(**{"train.steps": 6, "checkpoint.every": 100}), tmp_path)
+        train(tiny_config(**{"train.steps": 6, "checkpoint.every": 100}), tmp_path)
     return began, len(waited)
 
 

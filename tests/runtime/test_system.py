@@ -12,7 +12,6 @@ import jax
 import pytest
 
 from dft_jax.runtime import compilation_cache, sandbox, system
-from dft_jax.training import reporter
 
 ROOT = pathlib.Path(__file__).parents[2]
 STAND_IN = ROOT / "tests/macos"
@@ -40,10 +39,10 @@ def macos(monkeypatch):
 
 def test_peak_memory_is_one_number_in_one_unit(macos, monkeypatch):
     """macOS counts bytes, others without /proc count KiB; who asks gets KiB, or GiB of them."""
-    assert system.peak_kib() == 3 * 2**20 and reporter.peak_host_gib() == 3
+    assert system.peak_kib() == 3 * 2**20 and system.peak_gib() == 3
     monkeypatch.setattr(system.sys, "platform", "freebsd")
     macos.ru_maxrss = 3 * 2**20
-    assert system.peak_kib() == 3 * 2**20 and reporter.peak_host_gib() == 3
+    assert system.peak_kib() == 3 * 2**20 and system.peak_gib() == 3
 
 
 def test_a_limit_that_the_system_lacks_is_left_out(macos):

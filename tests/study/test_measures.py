@@ -12,11 +12,10 @@ from scipy import optimize, special
 from dft_jax import assets
 from dft_jax.data.templates import Example, Part
 from dft_jax.data.tokenize import tokenize
+from dft_jax.lm import open_config
 from dft_jax.models.hf.locate import load_tokenizer
-from dft_jax.models.model import head
+from dft_jax.models.model import head, matmul_precision
 from dft_jax.study import measures
-from dft_jax.training.job import load_model
-from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import init_params
 from dft_jax.types import Batch
 from tests.tiny_trainer import tiny_config, tiny_examples
@@ -167,7 +166,7 @@ def test_packed_places_are_the_trained_tokens_once_each():
 @pytest.fixture(scope="module")
 def tiny():
     config = tiny_config()
-    source, model, tokenizer = load_model(config)
+    source, model, tokenizer = open_config(config)
     return model, init_params(config, source, model), tokenizer
 
 

@@ -9,14 +9,14 @@ import time
 import numpy as np
 import pytest
 
-from dft_jax import assets
+from dft_jax import api, assets
 from dft_jax.data import order
+from dft_jax.lab import recipe
+from dft_jax.lm import open_config
 from dft_jax.runtime import errors, interrupts
 from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
-from dft_jax.training import loop
-from dft_jax.training.job import load_model
 from tests.commands import run_command
 from tests.tiny_trainer import tiny_config
 
@@ -205,10 +205,9 @@ def test_a_damaged_done_file_is_told(content, tmp_path):
 
 
 def test_an_evaluation_that_is_added_leaves_what_is_done(tmp_path):
-    from dft_jax.analysis import quickstart
 
     done_in(tmp_path)
-    more = make_spec(evaluation=quickstart.settings(benchmarks=("lab",)))
+    more = make_spec(evaluation=recipe.settings(benchmarks=("lab",)))
     records = records_lib.Records(tmp_path, more)
     records.open_arm(ARMS[0], {"contents.weights_sha256": "a"})
     assert records.is_done(PHASE) and not records.is_done(Phase(ARMS[0], "evaluate", 4))
@@ -283,7 +282,7 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
     the run's own."""
     for arm in (ARMS[0], ARMS[3]):
         config = spec_lib.config_of(finished.spec, arm)
-        loop.run(config, tmp_path / arm.name)
+        api.train(config, tmp_path / arm.name)
         lines = (tmp_path / arm.name / "metrics.jsonl").read_text().splitlines()
         expected = [row for row in map(json.loads, lines) if "train/nll" in row]
         found = []
@@ -427,7 +426,7 @@ def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
     for date, is_refused in (("", True), ("2026-07-26", False)):
         changes = {"data.template": str(tmp_path / "dated.jinja"), "data.date": date}
         spec = make_spec(config=tiny_config(**CONFIG | changes))
-        _, _, tokenizer = load_model(spec.config)
+        _, _, tokenizer = open_config(spec.config)
         if is_refused:
             with pytest.raises(errors.UserError, match="config.data.date = "):
                 run.refuse_undated(spec, tokenizer)

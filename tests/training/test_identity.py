@@ -13,19 +13,20 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dft_jax import assets
-from dft_jax.analysis import quickstart
+from dft_jax import api, assets
 from dft_jax.checkpoints import manifest
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import templates
-from dft_jax.evals import runner
-from dft_jax.evals.scheduled import Benchmarks
+from dft_jax.evals import runner, settings as eval_settings
+from dft_jax.evals.scheduled import BenchmarkEvaluator
+from dft_jax.lab import recipe
+from dft_jax.lm import open_config
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import SINGLE_NAME, Checkpoint
 from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
-from dft_jax.training import identity, loop, metrics_log
-from dft_jax.training.job import load_model
+from dft_jax.training import identity, metrics_log
+from dft_jax.training.folder import RunFolder
 from dft_jax.types import TrainState
 from tests.conftest import make_mesh
 from tests.training.test_metrics_log import Service, wandb_that
@@ -40,7 +41,7 @@ EXAMPLES = types.SimpleNamespace(
 
 
 def lab_config(**overrides):
-    config = quickstart.lab_config("sft")
+    config = recipe.lab_config("sft")
     config.update_from_flattened_dict(overrides)
     return config
 
@@ -144,7 +145,7 @@ def test_the_fingerprint_tells_weights_apart(tmp_path):
     config, found = lab_config(), []
     for source in (assets.LAB, assets.LAB_CLEAN):
         config.model.path = str(source)
-        _, model, tokenizer = load_model(config)
+        _, model, tokenizer = open_config(config)
         examples = type("Examples", (), {"report": {"sha256": "the same"}})
         found.append(identity.fingerprint(config, source, model, tokenizer, examples, 4, False))
     assert list(errors.differences(*found)) == ["weights_sha256_of_sample"]
@@ -194,7 +195,16 @@ def benchmarks(workdir, laboratory, **overrides):
         "eval.samples": 1,
     }
     model, tokenizer = laboratory
-    return Benchmarks(lab_config(**asked | overrides), tokenizer, model, workdir)
+    config = lab_config(**asked | overrides)
+    return BenchmarkEvaluator(
+        eval_settings.of_config(config.eval),
+        config.eval.benchmarks_every,
+        tokenizer,
+        model,
+        workdir,
+        date=config.data.date,
+        trained=config.data.template,
+    )
 
 
 def test_an_evaluation_is_of_the_run_that_made_it(tmp_path, laboratory):
@@ -204,8 +214,10 @@ def test_an_evaluation_is_of_the_run_that_made_it(tmp_path, laboratory):
     made = benchmarks(tmp_path, laboratory)
 
     def begin(**run):
-        made.begin(4, 0, "data", run)
-        return runner._identity(made.plan, made.model, {**made.of, "step": 4})
+        job = types.SimpleNamespace(config=lab_config(), train=EXAMPLES)
+        origin = RunFolder(tmp_path, None, None, run).origin(job)
+        made.begin(4, 0, origin)
+        return runner._identity(made.plan, made.model, {**origin, "step": 4})
 
     mine, older = begin(run_id="a1", base={"path": "x"}), begin()
     assert (
@@ -234,7 +246,7 @@ def test_a_new_run_is_not_asked_as_the_one_before_it(tmp_path, laboratory):
     assert benchmarks(tmp_path, laboratory).plan.settings.prompt == "qwen-boxed"
     assert identity.first_date(config, tmp_path) == "2001-02-03"
     (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "2.damaged")
-    assert not identity.has_checkpoint(tmp_path)
+    assert not manifest.has_checkpoint(tmp_path)
 
 
 @pytest.mark.slow
@@ -255,7 +267,7 @@ def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path, monkey
     config.log.wandb_project = "p"
 
     def scores():
-        run = loop.run(config, tmp_path / "run")
+        run = api.train(config, tmp_path / "run")
         rows = [
             json.loads(line)
             for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -271,7 +283,7 @@ def test_other_weights_under_the_same_path_get_their_own_scores(tmp_path, monkey
     }
     hf_save(noise, base / SINGLE_NAME)
     with pytest.raises(errors.UserError, match="weights_sha256_of_sample"):
-        loop.run(config, tmp_path / "run")
+        api.train(config, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     second, wrong, other_entropy = scores()
     assert right > 0.5 > wrong and entropy != other_entropy

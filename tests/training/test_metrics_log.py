@@ -263,4 +263,4 @@ def test_a_package_that_cannot_be_imported_is_refused(key, package, tmp_path, mo
     with pytest.raises(
         errors.UserError, match=f"config.log.{key} is set, but {package} cannot .*pip install"
     ):
-        metrics_log.require_boards(config)
+        metrics_log.require_boards(config.log)

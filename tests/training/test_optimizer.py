@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dft_jax import config as config_lib
+from dft_jax import api, config as config_lib
 from dft_jax.runtime import errors
 from dft_jax.training import loop, optimizer as optimizer_lib
 from tests.tiny_trainer import tiny_config
@@ -202,7 +202,7 @@ def test_a_run_goes_on_with_the_same_moments_and_not_with_others(tmp_path, monke
             "checkpoint.every": 2,
             "optimizer.moment_dtype": "bfloat16",
         } | overrides
-        return loop.run(tiny_config(**changed), tmp_path / folder)
+        return api.train(tiny_config(**changed), tmp_path / folder)
 
     whole = run("whole")
     calls = iter(range(3))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dft_jax.runtime import system
 from dft_jax.training import metrics_log, reporter as progress
 from dft_jax.training.loop import run
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
@@ -86,9 +87,9 @@ def reporter(tmp_path, mesh1):
 
 
 def watch(reporter, step, work):
-    with reporter.watched(step):
+    with reporter.step(step):
         sums = work()
-        reporter.behind = (step, sums, None)
+        reporter._pending = (step, sums, None)
 
 
 def test_a_compilation_while_training_is_told(reporter, capfd):
@@ -115,7 +116,7 @@ def test_waiting_for_data_is_counted_as_such(reporter):
             time.sleep(0.05)
             yield n
 
-    assert list(reporter.waited(slow())) == [0, 1]
+    assert list(reporter.timed(slow())) == [0, 1]
     assert reporter.throughput.spent_s["data_wait_s"] >= 0.1
 
 
@@ -135,7 +136,7 @@ def test_peak_memory_of_the_host_is_reported(rows):
     peaks = [row["speed/peak_host_gib"] for row in written if "train/nll" in row]
     assert len(peaks) == 50 and 0.1 < peaks[0] < 100 and np.diff(peaks).min() > -2 / 1024
     held = np.ones(2**26)  # half a GiB
-    assert progress.peak_host_gib() >= max(peaks[0], held.nbytes / 2**30)
+    assert system.peak_gib() >= max(peaks[0], held.nbytes / 2**30)
 
 
 def said(rounding, *rows):

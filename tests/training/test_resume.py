@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from dft_jax import assets, config as config_lib, export
-from dft_jax.analysis import quickstart
+from dft_jax import api, assets, config as config_lib
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import account, batches, order
+from dft_jax.lab import recipe
+from dft_jax.lm import open_run
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import build
 from dft_jax.runtime import errors
 from dft_jax.training import identity, loop, optimizer as optimizer_lib, reporter
-from dft_jax.training.job import make_steps, prepare, tell_account
+from dft_jax.training.inputs import make_steps
+from dft_jax.training.job import announce_account, prepare
 from dft_jax.training.state import abstract_state
 from tests.conftest import make_mesh
 from tests.faults import launch, state as faults_state
@@ -55,9 +57,9 @@ def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_pa
     with monkeypatch.context() as patched:
         patched.setattr(*where, die)
         with pytest.raises(Killed):
-            loop.run(config(), tmp_path)
+            api.train(config(), tmp_path)
     assert killed_at not in steps_of(tmp_path, "heldout/nll")
-    run = loop.run(config(), tmp_path)
+    run = api.train(config(), tmp_path)
     assert int(run.state.step) == 4
     assert steps_of(tmp_path, "heldout/nll") == [0, 2, 4]
     assert steps_of(tmp_path, "train/nll") == [1, 2, 3, 4]
@@ -70,7 +72,7 @@ def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path
     without a stop.
     """
     overrides = {"objective": objective, "eval.every": 0, "data.heldout": ""}
-    whole = loop.run(config(**overrides), tmp_path / "whole")
+    whole = api.train(config(**overrides), tmp_path / "whole")
     save = Checkpoints.save
 
     def die(self, step, *arguments):
@@ -81,8 +83,8 @@ def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(Checkpoints, "save", die)
         with pytest.raises(Killed):
-            loop.run(config(**overrides), tmp_path / "stopped")
-    resumed = loop.run(config(**overrides), tmp_path / "stopped")
+            api.train(config(**overrides), tmp_path / "stopped")
+    resumed = api.train(config(**overrides), tmp_path / "stopped")
     assert [int(run.state.step) for run in (whole, resumed)] == [4, 4]
     assert steps_of(tmp_path / "stopped", "train/nll") == [1, 2, 3, 4]
     jax.tree.map(np.testing.assert_array_equal, resumed.state.params, whole.state.params)
@@ -91,7 +93,7 @@ def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    loop.run(config(), folder)
+    api.train(config(), folder)
     return folder
 
 
@@ -156,7 +158,7 @@ CHANGES = {
 def test_another_run_is_refused(change, finished, tmp_path):
     overrides, words = CHANGES[change]
     with pytest.raises(errors.UserError) as refusal:
-        loop.run(config(**(overrides(tmp_path) if callable(overrides) else overrides)), finished)
+        api.train(config(**(overrides(tmp_path) if callable(overrides) else overrides)), finished)
     assert words in str(refusal.value) and "give a new --workdir" in str(refusal.value)
 
 
@@ -165,20 +167,20 @@ def test_a_named_change_is_accepted_and_remembered(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     changed = {"train.steps": 6, "optimizer.learning_rate": 1e-3}
     with pytest.raises(errors.UserError, match="config.optimizer.learning_rate: 0.01 -> 0.001"):
-        loop.run(config(**changed, **{"resume.allow_changed": "train.steps, steps"}), folder)
+        api.train(config(**changed, **{"resume.allow_changed": "train.steps, steps"}), folder)
     with pytest.raises(
         errors.UserError,
         match="'train.stpes' is not in a run's fingerprint .did you mean 'train.steps'",
     ):
-        loop.run(config(**changed, **{"resume.allow_changed": "train.stpes"}), folder)
-    run = loop.run(
+        api.train(config(**changed, **{"resume.allow_changed": "train.stpes"}), folder)
+    run = api.train(
         config(**changed, **{"resume.allow_changed": "train.steps,steps,optimizer"}), folder
     )
     assert int(run.state.step) == 6
     changes = Checkpoints(folder / "checkpoints").run_of(6)["changes"]
     assert "step 4: config.optimizer.learning_rate: 0.01 -> 0.001" in changes and len(changes) == 3
     # from now on it is the run that it is
-    assert int(loop.run(config(**changed), folder).state.step) == 6
+    assert int(api.train(config(**changed), folder).state.step) == 6
 
 
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 1, 1)]
@@ -202,7 +204,7 @@ def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
 
 
 def test_what_only_says_how_may_change(finished):
-    run = loop.run(
+    run = api.train(
         config(**{"log.every": 2, "mesh.fsdp": 2, "train.loss_chunk_tokens": 64}), finished
     )
     assert int(run.state.step) == 4
@@ -213,16 +215,16 @@ def test_another_reference_is_refused(tmp_path):
     """asft compares with the model before training: other weights under the same path make it
     another run.
     """
-    config = quickstart.lab_config("asft")
+    config = recipe.lab_config("asft")
     config.train.update(steps=2, global_batch=8)
     config.data.train = config.data.heldout = "world(split=validation, n=16)"
     config.model.path = str(shutil.copytree(assets.LAB, tmp_path / "base"))
-    run = loop.run(config, tmp_path / "run")
+    run = api.train(config, tmp_path / "run")
     assert int(run.state.step) == 2
-    assert int(loop.run(config, tmp_path / "run").state.step) == 2  # the same is taken up again
+    assert int(api.train(config, tmp_path / "run").state.step) == 2  # the same is taken up again
     shutil.copy(assets.LAB_CLEAN / "model.safetensors", tmp_path / "base")
     with pytest.raises(errors.UserError, match="reference_sha256"):
-        loop.run(config, tmp_path / "run")
+        api.train(config, tmp_path / "run")
 
 
 def saved_steps(folder, monkeypatch, **overrides):
@@ -230,7 +232,7 @@ def saved_steps(folder, monkeypatch, **overrides):
     monkeypatch.setattr(
         Checkpoints, "save", lambda self, step, *a: saved.append(step) or save(self, step, *a)
     )
-    loop.run(config(**{"checkpoint.every": 100, "eval.every": 0} | overrides), folder)
+    api.train(config(**{"checkpoint.every": 100, "eval.every": 0} | overrides), folder)
     return saved
 
 
@@ -247,8 +249,8 @@ def test_a_run_of_before_there_were_minutes_goes_on(finished, tmp_path):
     (folder / "config.json").write_text(json.dumps(held))
     fingerprint = Checkpoints(folder / "checkpoints").run_of(4)["fingerprint"]
     assert not [key for key in fingerprint if "checkpoint" in key or "export" in key]
-    assert int(export.load_run(folder).state.step) == 4
-    assert int(loop.run(config(), folder).state.step) == 4
+    assert open_run(folder).step == 4
+    assert int(api.train(config(), folder).state.step) == 4
 
 
 @pytest.mark.slow
@@ -269,12 +271,12 @@ def test_two_processes_save_by_the_clock_at_the_same_steps(tmp_path):
 
 def test_runs_from_before_row_length_resume_and_another_row_is_another_run():
     """The key is in a fingerprint only where it says something."""
-    before = config_lib.kept_on_resume(config())
+    before = identity.kept_on_resume(config())
     assert "data.row_length" not in before
-    longer = config_lib.kept_on_resume(config(**{"data.row_length": 320}))
+    longer = identity.kept_on_resume(config(**{"data.row_length": 320}))
     changes = errors.differences(before, longer)
     assert list(changes.values()) == ["data.row_length: 'absent' -> 320"]
-    assert config_lib.digest(config()) != config_lib.digest(config(**{"data.row_length": 320}))
+    assert identity.digest(config()) != identity.digest(config(**{"data.row_length": 320}))
 
 
 SHORT = {"model.param_dtype": "bfloat16"}
@@ -301,8 +303,9 @@ def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_neare
     (tmp_path / "config.json").write_text(config_lib.to_json(goes_on))  # as it is resumed
     assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
     broken = new.copy_and_resolve_references().unlock()
-    del broken.resume  # refused a moment later, in words
-    assert identity.with_first_rounding(broken, tmp_path) is broken
+    del broken.resume
+    with pytest.raises(errors.UserError, match="config.resume.allow_changed is missing"):
+        api.train(broken, tmp_path)
     named = config(**SHORT, **{"resume.allow_changed": "optimizer.rounding"})
     assert identity.with_first_rounding(named, tmp_path).optimizer.rounding == "stochastic"
     assert optimizer_lib.rounding_of(ConfigDict(held).optimizer) == "nearest"
@@ -310,7 +313,7 @@ def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_neare
 
 def test_rounding_is_in_a_fingerprint_only_where_it_says_something():
     def key(**overrides):
-        return config_lib.kept_on_resume(config(**overrides)).get("optimizer.rounding", "absent")
+        return identity.kept_on_resume(config(**overrides)).get("optimizer.rounding", "absent")
 
     assert key() == key(**{"optimizer.rounding": "nearest"}) == "absent"
     assert (
@@ -329,7 +332,7 @@ def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch)
         "optimizer.learning_rate": 1e-4,
         "eval.every": 0,
     }
-    whole = loop.run(config(**short), tmp_path / "whole")
+    whole = api.train(config(**short), tmp_path / "whole")
     calls = iter(range(3))
 
     def stop_at_the_fourth(**_):
@@ -339,8 +342,8 @@ def test_a_resumed_run_rounds_as_one_that_was_not_stopped(tmp_path, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(loop.interrupts, "check", stop_at_the_fourth)
         with pytest.raises(errors.Stopped):
-            loop.run(config(**short), tmp_path / "parts")
-    again = loop.run(config(**short), tmp_path / "parts")
+            api.train(config(**short), tmp_path / "parts")
+    again = api.train(config(**short), tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((whole.state, again.state)))
     rows = [
         json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()
@@ -372,8 +375,8 @@ def test_a_run_from_before_streams_had_versions_resumes_with_its_own(tmp_path, m
     job = prepare(by_epochs, tmp_path / "old")
     expected = order.batches(21, global_batch=8, seed=0, version=1)
     assert job.fingerprint == held
-    assert [job.packed.stream[n] for n in range(9)] == [expected[n] for n in range(9)]
-    assert [new.packed.stream[n] for n in range(9)] != [expected[n] for n in range(9)]
+    assert [job.batches.stream[n] for n in range(9)] == [expected[n] for n in range(9)]
+    assert [new.batches.stream[n] for n in range(9)] != [expected[n] for n in range(9)]
 
 
 def test_data_that_is_mostly_cut_is_refused_for_a_new_run_only(finished, tmp_path, monkeypatch):
@@ -389,7 +392,7 @@ def test_what_is_not_trained_is_said_before_anything_compiles(tmp_path, capsys):
         config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path
     )
     capsys.readouterr()
-    tell_account(job)
+    announce_account(job)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("data.train: 64 rows read: 64 whole, 0 cut, 0 dropped; ")
     assert [line for line in told if line.startswith("data.heldout: 8 rows read: 8 whole")]

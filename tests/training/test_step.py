@@ -3,6 +3,7 @@ as promised.
 """
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -16,13 +17,16 @@ from dft_jax.losses import objectives
 from dft_jax.models.model import build, head
 from dft_jax.runtime import errors
 from dft_jax.training import optimizer as optimizer_lib, reporter
-from dft_jax.training.step import make_evaluate, make_hyperparameters, make_loss, make_train_step
+from dft_jax.training.heldout import HeldOut
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_loss, make_train_step
+from dft_jax.types import Frozen
 from tests import commands
 from tests.conftest import make_mesh
 from tests.make_curves import FILE, curve
 from tests.marks import slow_but
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
+CHUNK = 1024  # trained tokens whose logits exist at once
 # mesh, accumulation
 ARRANGEMENTS = [((1, 1, 1), 4), ((1, 4, 1), 2), ((2, 2, 2), 1), ((1, 1, 2), 1)]
 
@@ -67,10 +71,10 @@ def test_held_out_metrics_are_those_of_all_batches(mesh1):
     found = []
     for size in (8, 20):
         trainer.config.train.global_batch = size
-        evaluate = make_evaluate(
-            trainer.model, objectives.make_objective("sft"), heldout, trainer.config
+        measured = HeldOut.of(
+            trainer.config, trainer.model, objectives.make_objective("sft"), heldout
         )
-        found.append(evaluate(trainer.state.params))
+        found.append(measured.measure(trainer.state.params))
     in_parts, at_once = found
     assert in_parts["heldout/supervised_tokens"] == sum(
         e.trained[1:].sum() for e in heldout.examples
@@ -105,7 +109,7 @@ def make_gradient(trainer):
     """Gradient of Σ loss / N by plain autodiff over a single [B, L] batch, as a function of the
     batch.
     """
-    loss = make_loss(trainer.model, objectives.make_objective("dft"), trainer.config)
+    loss = make_loss(trainer.model, objectives.make_objective("dft"), CHUNK)
     compiled = jax.jit(jax.grad(lambda params, batch: loss(params, batch, batch.mask_BL.sum())[0]))
     return lambda batch: compiled(trainer.state.params, batch)
 
@@ -144,7 +148,7 @@ def test_official_normalisation_adds_micro_batch_means(mesh1):
 def test_gradients_equal_finite_differences(mesh1):
     """Central differences of the whole model's nll along random directions."""
     trainer = Trainer(mesh1)
-    loss = make_loss(trainer.model, objectives.make_objective("sft"), trainer.config)
+    loss = make_loss(trainer.model, objectives.make_objective("sft"), CHUNK)
     batch = jax.tree.map(lambda x: x[0], trainer.packed[0].batch)
     n = batch.mask_BL.sum()
     value = jax.jit(lambda params: loss(params, batch, n)[0])
@@ -208,7 +212,8 @@ def poisoned_step(trainer, value, where):
         model = dataclasses.replace(
             model, apply=lambda params, batch: trainer.model.apply(poison(params), batch)
         )
-    return make_train_step(model, objective, trainer.optimizer, given, trainer.config)
+    step = make_train_step(model, objective, trainer.optimizer, StepOptions.of(trainer.config))
+    return functools.partial(step, Frozen(given))
 
 
 @pytest.mark.parametrize(

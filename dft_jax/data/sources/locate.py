@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from dft_jax.data.sources import files, hub as hub_datasets, world
 from dft_jax.data.sources.rows import Row, Source
 from dft_jax.runtime import errors, hub
+from dft_jax.runtime.options import Config
 
 
-def open_rows(path: str, config: ConfigDict, split: str) -> Source:
+def open_rows(path: str, config: Config, split: str) -> Source:
     """Rows of `path` in order; the `value` of a malformed line raises BadRow.
 
     Args:
@@ -38,7 +37,7 @@ def open_rows(path: str, config: ConfigDict, split: str) -> Source:
     return hub_datasets.open_dataset(hub_id, config.subset, split, config.revision)
 
 
-def read_rows(path: str, config: ConfigDict, split: str) -> Iterator[Row]:
+def read_rows(path: str, config: Config, split: str) -> Iterator[Row]:
     """The rows of `open_rows` alone."""
     return open_rows(path, config, split).rows
 

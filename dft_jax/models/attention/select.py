@@ -54,6 +54,16 @@ def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str,
     return chosen
 
 
+def problems(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> list[str]:
+    """What forbids a backend that is asked for by name, as far as can be said without compiling."""
+    if asked in ("auto", "blocked"):
+        return []
+    problem = unmet(asked, mesh.devices.flat[0], c, compute_dtype)
+    if not problem:
+        return []
+    return [f"config.model.attention={asked!r} {problem}; use auto or blocked"]
+
+
 def unmet(name: str, device: jax.Device, c: DecoderSpec, compute_dtype: str) -> str | None:
     """What a backend needs, if it is not all here, as far as can be said without compiling."""
     capability = str(getattr(device, "compute_capability", "none"))

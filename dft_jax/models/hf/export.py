@@ -32,8 +32,20 @@ from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files, interrupts
 from dft_jax.runtime.files import flush, write_json
+from dft_jax.runtime.options import ABOVE_0, Option
 from dft_jax.types import Params
 
+# config.export
+SECTION = {
+    "enabled": Option(True, "write a Hugging Face folder under workdir/export at the end"),
+    "dtype": Option(
+        "auto",
+        "auto: that of the checkpoint (source) unless it loses a tenth of what was trained, then"
+        " float32",
+        ("auto", "source", "float32", "bfloat16"),
+    ),
+    "max_shard_gb": Option(5.0, "the most that one file of weights holds", ABOVE_0),
+}
 PROVENANCE_NAME = "dft_jax.json"
 MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
 _log = logging.getLogger(__name__)  # phases, as in checkpoint.py
@@ -136,12 +148,8 @@ def export(
                     _set_template(temporary, origin.template_text)
                 _warn_of_tokenizer(temporary)
                 types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
-                if others:
-                    types["other_dtypes"] = others
-                losses = {"rounding": written.report()}
-                if written is not measured:
-                    losses["rounding_in_source_dtype"] = measured.report()
-                write_json(temporary / PROVENANCE_NAME, origin.report() | types | losses)
+                about = _about(origin, types, others, measured, written)
+                write_json(temporary / PROVENANCE_NAME, about)
             _write_tensors(params, model, temporary, written.dtype, others, max_shard_gb)
             if is_writer:
                 _log.debug("export rename")
@@ -150,6 +158,23 @@ def export(
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)
     return written
+
+
+def _about(
+    origin: Origin,
+    types: dict[str, str],
+    others: dict[str, str],
+    measured: rounding.Rounding,
+    written: rounding.Rounding,
+) -> dict[str, Any]:
+    """The content of dft_jax.json."""
+    about = origin.report() | types
+    if others:
+        about["other_dtypes"] = others
+    about["rounding"] = written.report()
+    if written is not measured:
+        about["rounding_in_source_dtype"] = measured.report()
+    return about
 
 
 def provenance(folder: Path) -> dict[str, Any] | None:

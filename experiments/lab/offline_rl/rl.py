@@ -27,9 +27,8 @@ from dft_jax.evals.graders import pool
 from dft_jax.losses import fused
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import Model, head
+from dft_jax.models.model import Model, head, matmul_precision
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.loop import matmul_precision
 from dft_jax.types import Batch
 
 BETA = 0.1  # of DPO

@@ -16,11 +16,11 @@ from dft_jax.models import model as models
 from dft_jax.models.hf import load
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
+from dft_jax.models.model import matmul_precision
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.loop import matmul_precision
 from dft_jax.training.state import init_state
-from dft_jax.training.step import make_hyperparameters, make_train_step
-from dft_jax.types import Batch
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
+from dft_jax.types import Batch, Frozen
 from experiments.performance.workload import Examples
 
 LEARNING_RATE = 1e-5
@@ -64,9 +64,9 @@ class Trainee:
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
         self.precision = functools.partial(matmul_precision, config.model.compute_dtype)
-        self.train_step = make_train_step(
-            model, objectives.make_objective(objective), optimizer, given, config
-        )
+        self.frozen = Frozen(given)
+        made = objectives.make_objective(objective)
+        self.train_step = make_train_step(model, made, optimizer, StepOptions.of(config))
         with self.precision():
             self.state = init_state(config, folder and Path(folder), model, optimizer)
 
@@ -75,7 +75,7 @@ class Trainee:
         with self.precision():
             for batch in batches:
                 on_device = sharding.device_batch(batch, self.model.mesh, batch.tokens_BL.shape[1])
-                self.state, self.sums = self.train_step(self.state, on_device)
+                self.state, self.sums = self.train_step(self.frozen, self.state, on_device)
 
     def finish(self) -> None:
         jax.block_until_ready((self.state, self.sums))

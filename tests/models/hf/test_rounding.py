@@ -15,9 +15,11 @@ import transformers
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from dft_jax import assets, evaluate, export as export_command
-from dft_jax.analysis import quickstart
+from dft_jax import api, assets
+from dft_jax.analysis import heldout as heldout_lib
 from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.commands import evaluate, export as export_command
+from dft_jax.lab import recipe
 from dft_jax.models.hf import rounding
 from dft_jax.models.hf.export import MOST_LOST, PROVENANCE_NAME, Origin, export, provenance
 from dft_jax.models.hf.load import load_params
@@ -25,7 +27,6 @@ from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
 from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
-from dft_jax.training import loop
 from tests.commands import run_command
 from tests.conftest import make_mesh
 from tests.faults import launch
@@ -323,13 +324,13 @@ def test_the_template_a_run_was_trained_with_is_the_exports_own(place, base, tmp
 
 def lab_run(base, folder, **changes):
     """Two steps of the laboratory's SFT from the bfloat16 base."""
-    config = quickstart.lab_config("sft")
+    config = recipe.lab_config("sft")
     config.model.path = str(base)
     config.data.train = config.data.heldout = "world(split=validation, n=32)"
     config.train.update(steps=2, global_batch=8)
     config.optimizer.learning_rate = 1e-5
     config.update_from_flattened_dict(changes)
-    return loop.run(config, folder)
+    return api.train(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +413,7 @@ def heldout(opened_from, out, capfd, monkeypatch):
     options = [f"--model={opened_from}", f"--heldout={file}", f"--out={out}", "--prompt=plain"]
     outcome = run_command(evaluate.main, options, capfd, monkeypatch)
     assert outcome.code == 0, outcome.stderr
-    return json.loads((out / evaluate.HELDOUT_NAME).read_text()), outcome.stderr
+    return json.loads((out / heldout_lib.NAME).read_text()), outcome.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,101 @@
+"""How demonstrations are read under models that are already trained: prompt, date, length."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+
+import jax
+
+from dft_jax import config as config_lib
+from dft_jax.data import formats, templates
+from dft_jax.data.batches import Examples, load_examples
+from dft_jax.data.templates import AUTO, Template, today
+from dft_jax.evals import prompts
+from dft_jax.evals.evaluation import announce
+from dft_jax.lm import LM
+from dft_jax.runtime import distributed, errors, options
+from dft_jax.runtime.options import Config
+
+_BATCH = 64  # examples at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a user asks for; flags of `evaluate --heldout` and `analysis.tokens` are these."""
+
+    rows: str = "fields"
+    prompt: str = AUTO
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+    context: int = 4096
+    max_rows: int = 0
+
+
+def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> Config:
+    """The config by which demonstrations are read, as far as all these models can read.
+
+    Args:
+      prefix: stands before the names of settings in messages.
+
+    Raises:
+      UserError: unknown rows or prompt, or models that were trained with different prompts.
+    """
+    if asked.rows not in formats.ROW_FORMATS:
+        what = f"{prefix}rows={asked.rows} is unknown"
+        raise errors.UserError(options.unknown(what, asked.rows, list(formats.ROW_FORMATS)))
+    config = config_lib.get_default()
+    config.data.rows = asked.rows
+    config.data.prompt_field = asked.prompt_field
+    config.data.completion_field = asked.completion_field
+    config.data.max_rows = asked.max_rows
+    config.data.template = _prompt(models, asked.prompt, prefix)
+    config.data.date = _date(models, config.data.template, prefix)
+    longest = min(lm.model.config.max_length for lm in models.values())
+    config.data.max_length = min(asked.context, longest)
+    config.train.global_batch = max(_BATCH, jax.device_count())
+    return config
+
+
+def read(path: str, lm: LM, config: Config, split: str = "train") -> Examples:
+    """The examples of a data path as tokens of this model.
+
+    Raises:
+      UserError: data that cannot be read, or without a trained token.
+    """
+    vocab_size = lm.model.config.vocab_size
+    return load_examples(
+        path, config.data, lm.tokenizer, vocab_size, split=split, max_rows=config.data.max_rows
+    )
+
+
+def _prompt(models: Mapping[str, LM], asked: str, prefix: str) -> str:
+    """The prompt for demonstrations that all these models read, announced."""
+    trained = {name: lm.trained for name, lm in models.items()}
+    tokenizer = next(iter(models.values())).tokenizer
+    if asked == AUTO:
+        choice = prompts.choose(asked, prompts.shared(trained), tokenizer)
+        announce(choice)
+        return choice.name
+    errors.raise_if_any(templates.name_problems(f"{prefix}prompt", asked))
+    for name, prompt in trained.items():
+        choice = prompts.choose(asked, prompt, tokenizer)
+        if choice.warning and jax.process_index() == 0:
+            print(f"warning: {name}: {choice.warning}", file=sys.stderr)
+    return asked
+
+
+def _date(models: Mapping[str, LM], prompt: str, prefix: str) -> str:
+    """The day that a dated prompt is given for all these models: the first that one was trained
+    with, else today. Empty where the prompt writes no date.
+    """
+    tokenizer = next(iter(models.values())).tokenizer
+    if not Template(prompt, tokenizer, setting=f"{prefix}prompt").is_dated:
+        return ""
+    known = {name: lm.date for name, lm in models.items() if lm.date}
+    first = next(iter(known.values()), "") or today()
+    date = distributed.decided("date", first, lambda dates: dates[0])
+    for name, trained_on in known.items():
+        if trained_on != date and jax.process_index() == 0:
+            what = f"{name} was trained with the date {trained_on} in its prompt, and reads {date}"
+            print(f"warning: {what}", file=sys.stderr)
+    return date

@@ -1,0 +1,96 @@
+"""What is written of the trained tokens of some demonstrations under several models."""
+
+import functools
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dft_jax.analysis import figures, reading
+from dft_jax.analysis.token_scores import (
+    CHANGED_COLUMNS,
+    Scores,
+    changed,
+    changes_table,
+    summarise,
+    summary_table,
+    tokens,
+)
+from dft_jax.data.batches import Examples
+from dft_jax.lm import LM
+from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.runtime import errors, files
+from dft_jax.training import metrics
+
+
+def read_for_all(path: str, models: Mapping[str, LM], config) -> Examples:
+    """The examples of a data path, refused where they are not the same tokens to every model."""
+    first, *others = models
+    examples = reading.read(path, models[first], config)
+    for name in others:
+        if reading.read(path, models[name], config).report["sha256"] != examples.report["sha256"]:
+            what = f"--models: {first} and {name} have different tokenizers or chat templates"
+            remedy = "give models that share one"
+            raise errors.UserError(f"{what}: {path} is other tokens to each; {remedy}")
+    return examples
+
+
+def write(
+    scores: Mapping[str, Scores],
+    examples: Examples,
+    tokenizer: Tokenizer,
+    about: dict[str, Any],
+    out: Path,
+    *,
+    min_count: int,
+    n_examples: int,
+) -> None:
+    """Prints the tables and writes the files.
+
+    Args:
+      about: what summary.json says besides.
+      min_count: occurrences of a token type that is listed as changed.
+      n_examples: examples shown in tokens.html.
+    """
+    (first, before), *others = scores.items()
+    ids_T, example_T = tokens(examples)
+    positions = [np.flatnonzero(figures.targets(example)) for example in examples.examples]
+    arrays = {
+        "token": ids_T,
+        "position": np.concatenate(positions).astype(np.int32),
+        "example": example_T,
+    }
+    summaries, shares, shown = {}, {}, {}
+    for name, under in scores.items():
+        arrays[f"p_{name}"] = under.p_T
+        arrays[f"entropy_{name}"] = under.entropy_T
+        arrays[f"gradient_{name}"] = under.gradient_T
+        summaries[name] = summarise(under)
+        shares[name] = summaries[name]["p_histogram"]
+        shown[name] = under.p_T, under.entropy_T
+    text_of = functools.cache(lambda id_: figures.token_text(id_, tokenizer))
+    rows_of, every_row = {}, []
+    for name, after in others:
+        rows = changed(name, ids_T, before, after, text_of)
+        rows_of[name] = [row for row in rows if row["count"] >= min_count]
+        every_row += rows_of[name]
+
+    _save(out / "tokens.npz", lambda handle: np.savez_compressed(handle, **arrays))
+    summary = about | {"p_bin_edges": metrics.P_BIN_EDGES, "models": summaries}
+    files.write_json(out / "summary.json", summary)
+    files.write_csv(every_row, out / "changed.csv", CHANGED_COLUMNS)
+    _save(out / "histogram.png", lambda handle: figures.plot_histogram(shares, handle))
+    page = figures.token_page(shown, examples.examples[:n_examples], tokenizer)
+    files.write_text(out / "tokens.html", page)
+    print(summary_table(summaries))
+    for name, rows in rows_of.items():
+        print(f"\n{name} against {first}\n{changes_table(rows)}")
+    print(f"\n{out}: tokens.npz, summary.json, changed.csv, histogram.png, tokens.html")
+
+
+def _save(file: Path, save: Callable[[BinaryIO], None]) -> None:
+    content = io.BytesIO()
+    save(content)
+    files.write_atomically(file, content.getvalue())

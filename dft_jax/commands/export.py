@@ -1,0 +1,55 @@
+"""The command `python -m dft_jax.export`: its flags, and the calls that they ask for."""
+
+import contextlib
+from pathlib import Path
+
+from absl import flags
+
+from dft_jax.commands import cli
+from dft_jax.lm import open_run
+from dft_jax.models.hf.export import SECTION, export
+from dft_jax.runtime import errors, folders
+from dft_jax.training import origin
+
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Directory of the run; an interrupted run there is resumed.",
+    allow_override=True,
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder to write; by default the run's export/.", allow_override=True
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, SECTION["dtype"].legal, "Of the weights; by default the run's export.dtype."
+)
+
+
+def main() -> None:
+    cli.parse(required=["workdir"])
+    workdir = folders.local_folder(_WORKDIR.value)
+    out = workdir / "export"
+    if _OUT.value:
+        out = Path(_OUT.value).expanduser().absolute()
+    if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = f"--out={out} exists and is not empty"
+        raise errors.UserError(f"{what}; give a new folder, or remove it first")
+    saved = open_run(workdir)
+    with saved.checkpoints:
+        identity, params = saved.identity, saved.params()
+    settings = saved.config.export
+    # A run that goes on in the folder will export to the same place.
+    lock = contextlib.nullcontext()
+    if out.parent == workdir:
+        lock = folders.locked(workdir)
+    with lock:
+        export(
+            params,
+            saved.model,
+            saved.source,
+            out,
+            dtype=_DTYPE.value or settings.dtype,
+            max_shard_gb=settings.max_shard_gb,
+            origin=origin.of_run(workdir, saved.config, saved.step, identity),
+        )
+    print(f"exported step {saved.step} to {out}")

@@ -1,0 +1,74 @@
+"""config.model: which checkpoint, and how its model is computed."""
+
+from pathlib import Path
+from typing import Any
+
+from dft_jax import sharding
+from dft_jax.models.attention.kernels import BACKENDS
+from dft_jax.models.decoder import REMAT_POLICIES
+from dft_jax.models.spec import DecoderSpec
+from dft_jax.runtime.options import AT_LEAST_1, Option
+
+SECTION = {
+    "path": Option("", "folder or hub id of a Hugging Face checkpoint"),
+    "revision": Option("main", "of a hub id: branch, tag or commit"),
+    "init": Option(
+        "checkpoint",
+        "random: only config.json and tokenizer are read",
+        ("checkpoint", "random"),
+    ),
+    "param_dtype": Option(
+        "float32",
+        "of master weights and moments; for bfloat16 see optimizer.rounding",
+        ("float32", "bfloat16"),
+    ),
+    "compute_dtype": Option(
+        "bfloat16",
+        "of matrix products; logits, softmax and loss are always float32",
+        ("float32", "bfloat16"),
+    ),
+    "remat": Option(
+        "none", "what the backward pass computes again, to save memory", tuple(REMAT_POLICIES)
+    ),
+    "attention": Option(
+        "auto", "backend of attention (models/attention/kernels.py)", ("auto", *BACKENDS)
+    ),
+    "attention_block": Option(512, "queries in one block of attention", AT_LEAST_1),
+}
+
+
+def problems(given: dict[str, Any], looked_from: str) -> list[str]:
+    """What is wrong with the path of a model; `given` are values by their key in SECTION."""
+    path = given.get("path")
+    if path is None:  # of the wrong type, which was said before
+        return []
+    if path == "":
+        what = "config.model.path is empty"
+        return [f"{what}: give the folder or hub id of a Hugging Face checkpoint"]
+    found = []
+    if path.startswith((".", "/")) and not Path(path).is_dir():
+        remedy = f"(looked from {looked_from}); correct the path"
+        found.append(f"config.model.path={path!r}: no such folder {remedy}")
+    revision = given.get("revision", "main")
+    if revision not in ("", "main") and Path(path).is_dir():
+        what = f"config.model.revision={revision!r} has no effect: model.path={path!r} is a folder"
+        found.append(f"{what}; remove it (--config.model.revision=main)")
+    return found
+
+
+def architecture_problems(
+    mesh: dict[str, int], max_length: int, architecture: DecoderSpec, device_count: int
+) -> list[str]:
+    """What does not fit between a mesh, the length of examples, and a checkpoint's architecture."""
+    found = []
+    *_, tensor = sharding.mesh_sizes(**mesh, device_count=device_count)
+    heads = {"attention": architecture.num_heads, "key/value": architecture.num_kv_heads}
+    for name, count in heads.items():
+        if count % tensor:
+            legal = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
+            what = f"config.mesh.tensor={tensor} does not divide the model's {count} {name} heads"
+            found.append(f"{what}; legal here: {legal}")
+    if max_length > architecture.max_length:
+        what = f"config.data.max_length={max_length} is beyond the model's max_position_embeddings="
+        found.append(f"{what}{architecture.max_length}; use at most {architecture.max_length}")
+    return found

@@ -1,0 +1,94 @@
+"""What a run has measured of its model at some of its steps. Whoever calls the loop hands it in."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from dft_jax.data.batches import Examples
+from dft_jax.losses import objectives
+from dft_jax.models.model import Model
+from dft_jax.runtime.options import Config
+from dft_jax.training.heldout import HeldOut
+from dft_jax.types import Params
+
+
+class Evaluator(Protocol):
+    """A measurement. The loop calls `begin` once, `compile_programs` before the first step, and `run` at
+    the steps that are `due` and have no metric of this kind yet.
+    """
+
+    prefix: str  # of the names of its metrics, as in "heldout/"
+    is_long: bool  # it may take hours: the state is saved before
+
+    def digest(self) -> str:
+        """Of all that it is going to ask; processes compare it before they begin. May be empty."""
+        ...
+
+    def begin(self, steps: int, start: int, origin: dict[str, Any]) -> None:
+        """Settles what is due in a run that goes from step `start` to `steps`.
+
+        Args:
+          origin: what tells this run's results from those of any other.
+
+        Raises:
+          UserError: there are results of another run in its place.
+        """
+        ...
+
+    def compile_programs(self) -> None:
+        """Compiles what `run` needs."""
+        ...
+
+    def due(self, step: int) -> bool: ...
+
+    def run(self, step: int, params: Params) -> dict[str, Any]:
+        """The metrics of these parameters, as metrics.jsonl is to have them."""
+        ...
+
+
+class MakeEvaluators(Protocol):
+    """Makes evaluators as soon as a run's model is known; may raise a UserError."""
+
+    def __call__(
+        self, config: Config, tokenizer: Any, model: Model, workdir: Path
+    ) -> tuple[Evaluator, ...]: ...
+
+
+def no_evaluators(
+    config: Config, tokenizer: Any, model: Model, workdir: Path
+) -> tuple[Evaluator, ...]:
+    """Of a run that measures nothing besides data.heldout."""
+    return ()
+
+
+class HeldOutEvaluator:
+    """Loss and token statistics of data.heldout: before, after, and every so many steps."""
+
+    prefix = "heldout/"
+    is_long = False
+
+    def __init__(
+        self,
+        model: Model,
+        objective: objectives.Objective,
+        examples: Examples,
+        config: Config,
+        reference: Params | None,
+    ):
+        self._every, self._steps = config.eval.every, 0
+        self._heldout = HeldOut.of(config, model, objective, examples, reference)
+
+    def digest(self) -> str:
+        return ""  # the examples' own is compared with the rest of the data
+
+    def begin(self, steps: int, start: int, origin: dict[str, Any]) -> None:
+        self._steps = steps
+
+    def compile_programs(self) -> None:
+        self._heldout.compile_programs()
+
+    def due(self, step: int) -> bool:
+        is_in_turn = self._every > 0 and step % self._every == 0
+        return is_in_turn or step in (0, self._steps)
+
+    def run(self, step: int, params: Params) -> dict[str, Any]:
+        return self._heldout.measure(params)

@@ -1,0 +1,93 @@
+"""The folder of a run, opened: its checkpoints, where it stands, and what is said of it."""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.models.model import matmul_precision
+from dft_jax.runtime import distributed, folders
+from dft_jax.training import identity
+from dft_jax.training.job import Job, announce_account
+from dft_jax.training.metrics_log import Writer
+from dft_jax.training.reporter import Reporter
+from dft_jax.types import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """A folder that nobody else writes to while it is open."""
+
+    path: Path
+    checkpoints: Checkpoints
+    step: int | None  # of the newest complete checkpoint; None for a run that begins
+    identity: dict[str, Any]  # what its checkpoints say: run_id, base, data, fingerprint, changes
+
+    @property
+    def start(self) -> int:
+        """Steps that are done."""
+        return self.step or 0
+
+    def state_of(self, job: Job) -> TrainState:
+        """The state to go on with: that of the newest complete checkpoint, or the first."""
+        if self.step is None:
+            return job.initial_state()
+        return self.checkpoints.restore(self.step, job.abstract_state())
+
+    def origin(self, job: Job) -> dict[str, Any]:
+        """What tells evaluations of this run from those of any other."""
+        origin = {
+            "config_sha256": identity.digest(job.config),
+            "training_data_sha256": job.train.report["sha256"],
+        }
+        if "run_id" in self.identity:  # of an older version's run its evaluations have none either
+            made_of = {"base": self.identity["base"], "data": self.identity.get("data")}
+            origin |= {"run_id": self.identity["run_id"], "origin": made_of}
+        return origin
+
+    def reporter(self, job: Job) -> Reporter:
+        run_id = self.identity.get("run_id")
+        log = Writer(self.path, job.config, resume_from=self.step, run_id=run_id)
+        return Reporter(job.config, job.model, log, job.train, job.steps, self.start)
+
+    def save(self, state: TrainState, report: Reporter) -> None:
+        """Saves, after the rows of all steps before. A run of skipped steps ends here, unsaved."""
+        report.sync()
+        self.checkpoints.save(int(jax.device_get(state.step)), state, self.identity)
+
+
+@contextlib.contextmanager
+def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
+    """Locks the folder, compares what is in it with the job, and describes the run there.
+
+    Returns:
+      The folder, and the job with its attention backend chosen. That compiles a little, so a
+      folder that is refused is refused before.
+
+    Raises:
+      UserError: somebody is at work there, it holds another run, or there is no room.
+    """
+    config = job.config
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(folders.locked(path))
+        stack.enter_context(matmul_precision(config.model.compute_dtype))
+        checkpoints, step, run = identity.open_workdir(
+            path, config, job.fingerprint, job.source, job.train
+        )
+        stack.enter_context(checkpoints)
+        job = job.with_attention()
+        with distributed.together("room"):  # process 0 writes and looks
+            identity.describe_run(path, config, job.model, job.account, run)
+            if step != job.steps:
+                checkpoints.require_room(job.abstract_state())
+        announce_account(job)
+        if step is not None and jax.process_index() == 0:
+            print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)
+        yield job, RunFolder(path, checkpoints, step, run)
+        for line in checkpoints.damaged_notes():
+            print(line, file=sys.stderr)

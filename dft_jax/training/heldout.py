@@ -1,0 +1,99 @@
+"""Held-out loss and token statistics of a model, in one pass over examples in file order."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dft_jax import sharding
+from dft_jax.data import batches
+from dft_jax.losses import objectives
+from dft_jax.models.model import Model
+from dft_jax.runtime import interrupts, progress
+from dft_jax.runtime.options import Config
+from dft_jax.training import metrics
+from dft_jax.training.step import make_loss
+from dft_jax.types import Batch, Params
+
+
+class HeldOut:
+    """Measures parameters on examples: `measure(params)` gives metrics named `heldout/…`.
+
+    Args:
+      objective: whose loss is measured, beside nll, p and entropy.
+      global_batch: examples at once, over all devices.
+      reference: parameters that the objective compares with, None for the others.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: objectives.Objective,
+        examples: batches.Examples,
+        *,
+        global_batch: int,
+        row_length: int,
+        chunk_tokens: int,
+        reference: Params | None = None,
+    ):
+        self.model, self.reference = model, reference
+        self.steps = batches.SequentialBatches(
+            examples, model.mesh, global_batch=global_batch, row_length=row_length
+        )
+        loss = make_loss(model, objective, chunk_tokens)
+
+        def sums_of(reference, params, batch: Batch):
+            one_batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
+            return loss(params, one_batch, 1.0, reference)[1]
+
+        self._sums_of = jax.jit(sums_of, out_shardings=sharding.named(model.mesh))
+        self._programs: dict[int, Any] = {}  # by number of rows
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        model: Model,
+        objective: objectives.Objective,
+        examples: batches.Examples,
+        reference: Params | None = None,
+    ) -> "HeldOut":
+        """Batches and rows as a run's config has them."""
+        return cls(
+            model,
+            objective,
+            examples,
+            global_batch=config.train.global_batch,
+            row_length=batches.row_length(config.data),
+            chunk_tokens=config.train.loss_chunk_tokens,
+            reference=reference,
+        )
+
+    def compile_programs(self) -> None:
+        """Compiles for every shape, so that the first measurement takes as long as the others."""
+        for count in self.steps.packer.row_counts:
+            self._program(count)
+
+    def _program(self, n_rows: int):
+        if n_rows not in self._programs:
+            interrupts.check()
+            shape = (1, n_rows, self.steps.packer.row_length)
+            batch = sharding.abstract_batch(shape, self.model.mesh)
+            lowered = self._sums_of.lower(self.reference, self.model.abstract_params, batch)
+            self._programs[n_rows] = lowered.compile()
+        return self._programs[n_rows]
+
+    def measure(self, params: Params) -> dict[str, Any]:
+        """Metrics of all examples; losses are per trained token, in nats."""
+        total = None
+        for step in progress.bar(self.steps, desc="held out", unit="batch", leave=False):
+            interrupts.check()
+            batch = sharding.device_batch(step.batch, self.model.mesh, step.n_rows)
+            sums = self._program(step.n_rows)(self.reference, params, batch)
+            # float32 could not count beyond 2**24 tokens
+            sums = jax.tree.map(np.float64, jax.device_get(sums))
+            if total is None:
+                total = sums
+            else:
+                total = jax.tree.map(np.add, total, sums)
+        return metrics.per_token(total, "heldout")

@@ -1,0 +1,53 @@
+"""What a run is trained on: its examples, and the packed batches in the order of its seed."""
+
+from dft_jax.data import account, batches, order
+from dft_jax.models.model import Model
+from dft_jax.runtime.options import Config
+
+
+def load_data(
+    config: Config, tokenizer, model: Model
+) -> tuple[batches.Examples, batches.Examples | None]:
+    """Training examples, and held-out ones where the config names a file."""
+    data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
+    train = batches.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
+    if not data.heldout:
+        return train, None
+    most = config.eval.max_examples
+    heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
+    heldout.report["also_trained"] = account.also_trained(
+        heldout.origins, heldout.examples, train.origins, train.examples
+    )
+    return train, heldout
+
+
+def make_steps(
+    config: Config, examples: batches.Examples, model: Model, version: int = order.VERSION
+) -> batches.TrainBatches:
+    """The packed steps of the run; `version` is that of data/order.py."""
+    t = config.train
+    return batches.TrainBatches(
+        examples,
+        model.mesh,
+        steps=length_of(config, len(examples), version).steps,
+        global_batch=t.global_batch,
+        seed=t.seed,
+        version=version,
+        accumulation=t.accumulation,
+        row_length=batches.row_length(config.data),
+        by_examples=t.loss_normalization == "official",
+    )
+
+
+def length_of(config: Config, n_examples: int, version: int = order.VERSION) -> order.Length:
+    """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of
+    data/order.py.
+    """
+    t = config.train
+    return order.length(
+        steps=t.steps,
+        epochs=t.epochs,
+        global_batch=t.global_batch,
+        n_examples=n_examples,
+        version=version,
+    )
