@@ -365,7 +365,9 @@ class Checkpoints:
             restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args, partial_restore=True)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(self.folder / str(step) / "state", args=args)["params"]
+                restored = checkpointer.restore(self.folder / str(step) / "state", args=args)
+            assert restored is not None, "a part of the state was asked for"
+            return restored["params"]
 
     def __enter__(self) -> "Checkpoints":
         return self
