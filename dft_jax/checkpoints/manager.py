@@ -330,7 +330,9 @@ class Checkpoints:
         Orbax would cast or reshape them without a word.
         """
         folder = self.folder / str(step)
-        old = _shapes_and_dtypes(self.orbax.metadata(folder).item_metadata["state"])
+        held_items = self.orbax.metadata(folder).item_metadata
+        assert held_items is not None, "a composite of state and run was saved"
+        old = _shapes_and_dtypes(held_items["state"])
         new = _shapes_and_dtypes(wanted)
         problems = []
         for path in sorted(old.keys() | new.keys()):
