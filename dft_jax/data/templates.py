@@ -19,7 +19,7 @@ from dft_jax.data.messages import Message, is_only_read
 from dft_jax.data.rendering import Beginning
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, options
 
 _HELPFUL = "You are a helpful assistant."
 _BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -105,9 +105,8 @@ def name_problems(setting: str, name: str) -> list[str]:
     known = ["tokenizer", TOKENIZER_BOXED, *STYLES]
     if name in known or name.endswith(".jinja"):
         return []
-    hint = errors.did_you_mean(name, known)
-    listed = ", ".join(known)
-    return [f"{setting}={name!r} is unknown{hint}; known: {listed}, or a path to a .jinja file"]
+    problem = options.unknown(f"{setting}={name!r} is unknown", name, known)
+    return [f"{problem}, or a path to a .jinja file"]
 
 
 class Template:

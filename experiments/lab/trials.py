@@ -30,7 +30,7 @@ from dft_jax.lm import open_config
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import matmul_precision
-from dft_jax.runtime import errors, files
+from dft_jax.runtime import errors, files, options
 
 BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
 CHAIN = "family=chain, levels=2-4, n=2500"
@@ -102,8 +102,7 @@ def parse(name: str) -> Trial:
     for part in _parts(name):
         key, _, value = part.partition("=")
         if key not in kinds:
-            hint = errors.did_you_mean(key, list(kinds))
-            raise errors.UserError(f"--trial: unknown {key!r}{hint}; known: {', '.join(kinds)}")
+            raise errors.UserError(options.unknown(f"--trial: unknown {key!r}", key, list(kinds)))
         try:
             values[key] = kinds[key](value)
         except ValueError as error:
