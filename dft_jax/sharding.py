@@ -176,7 +176,8 @@ def process_rows(mesh: Mesh, n_rows: int) -> list[int]:
     """Which of `n_rows` rows the devices of this process hold, in order."""
     held: set[int] = set()
     indices_of = batch_sharding(mesh).addressable_devices_indices_map((1, n_rows, 1))
-    for _, rows, _ in indices_of.values():
+    for index in indices_of.values():
+        assert index is not None, "every device of the mesh holds a part"
         # Devices along `tensor` hold the same rows.
-        held.update(range(*rows.indices(n_rows)))
+        held.update(range(*index[1].indices(n_rows)))
     return sorted(held)

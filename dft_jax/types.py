@@ -43,14 +43,15 @@ class Batch:
         segments   1 1 2 0 0      which example of the row; 0 is padding
         positions  0 1 0 0 0      position within the example (RoPE)
 
-    Every array is [B, L], or [A, B, L] when it holds the micro-batches of a whole step.
+    Every array is [B, L], or [A, B, L] when it holds the micro-batches of a whole step; of numpy on
+    the host, of JAX on devices, or a shape alone where a step is compiled ahead.
     """
 
-    tokens_BL: Int[Array, "B L"]
-    targets_BL: Int[Array, "B L"]
-    mask_BL: Bool[Array, "B L"]
-    segments_BL: Int[Array, "B L"]
-    positions_BL: Int[Array, "B L"]
+    tokens_BL: Int[Any, "B L"]
+    targets_BL: Int[Any, "B L"]
+    mask_BL: Bool[Any, "B L"]
+    segments_BL: Int[Any, "B L"]
+    positions_BL: Int[Any, "B L"]
 
 
 @jax.tree_util.register_dataclass

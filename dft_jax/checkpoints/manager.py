@@ -330,7 +330,9 @@ class Checkpoints:
         Orbax would cast or reshape them without a word.
         """
         folder = self.folder / str(step)
-        old = _shapes_and_dtypes(self.orbax.metadata(folder).item_metadata["state"])
+        held_items = self.orbax.metadata(folder).item_metadata
+        assert held_items is not None, "a composite of state and run was saved"
+        old = _shapes_and_dtypes(held_items["state"])
         new = _shapes_and_dtypes(wanted)
         problems = []
         for path in sorted(old.keys() | new.keys()):
@@ -365,7 +367,9 @@ class Checkpoints:
             restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
             args = ocp.args.PyTreeRestore(abstract, restore_args, partial_restore=True)
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(self.folder / str(step) / "state", args=args)["params"]
+                restored = checkpointer.restore(self.folder / str(step) / "state", args=args)
+            assert restored is not None, "a part of the state was asked for"
+            return restored["params"]
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -47,6 +47,7 @@ class Account:
         self.lost_characters: collections.Counter[str] = collections.Counter()
         self.rows_with_lost: list[str] = []
 
+    # Only the first few are kept: a file of a million bad rows has as many offenders.
     def _add_offender(self, origin: str, text: str) -> None:
         if len(self.offenders) < _MAX_OFFENDERS:
             self.offenders.append(f"{origin}: {text}")
@@ -77,9 +78,13 @@ class Account:
 
         `messages` that say of themselves that they are not trained are no offence.
         """
+        n_answers = 0
+        n_meant = 0  # to be trained
+        for message in messages:
+            if message["role"] == "assistant":
+                n_answers += 1
+                n_meant += not is_only_read(message)
         n_trained = sum(part.trained for part in parts)
-        n_answers = sum(message["role"] == "assistant" for message in messages)
-        n_meant = n_answers - sum(is_only_read(message) for message in messages)
         self.answers_trained += n_trained
         self.answers_read += n_answers - n_trained
         if n_trained < n_meant:
@@ -135,16 +140,21 @@ class Account:
         }
 
     def _tokens_report(self, max_length: int, examples: list[Example]) -> dict[str, int]:
-        used = sum(len(example.ids) for example in examples)
-        # The first token of an example is never a target.
-        supervised = sum(int(example.trained[1:].sum()) for example in examples)
+        used = 0
+        supervised = 0
+        longest = 0
+        for example in examples:
+            used += len(example.ids)
+            longest = max(longest, len(example.ids))
+            # The first token of an example is never a target.
+            supervised += int(example.trained[1:].sum())
         return {
             "read": used + self.tokens_cut + self.tokens_dropped,
             "used": used,
             "supervised": supervised,
             "truncated": self.tokens_cut,
             "dropped": self.tokens_dropped,
-            "longest_example": max(len(example.ids) for example in examples),
+            "longest_example": longest,
             "longest_read": max(self.lengths),
             "max_length": max_length,
             "max_length_for_99_percent": length_for(_KEPT, self.lengths),
@@ -170,6 +180,7 @@ class Account:
 
 def length_for(share: float, lengths: Sequence[int]) -> int:
     """The smallest length that cuts at most 1 - `share` of `lengths`."""
+    # The quantile that is itself one of the lengths, and not a value between two of them.
     return int(np.quantile(lengths, share, method="inverted_cdf"))
 
 
@@ -177,6 +188,7 @@ def digest(examples: list[Example]) -> str:
     """SHA-256 of all tokens and masks."""
     total = hashlib.sha256()
     for example in examples:
+        # With the length: else the border between two examples could be moved.
         total.update(len(example.ids).to_bytes(8, "little") + _content(example))
     return total.hexdigest()
 
@@ -220,6 +232,7 @@ def also_trained(
     for origin, example in zip(train_origins, train, strict=True):
         origin_in_train.setdefault(_key(example), origin)
     prompts = {_prompt_key(example) for example in train}
+    # The same row twice tells nothing new; the same question with another answer may.
     number = 0
     number_of_prompts = 0
     first = ""

@@ -56,7 +56,8 @@ def row_length(config: Config) -> int:
 
     `config` is `config.data`, of a run that may be older than the key.
     """
-    return config.get("row_length", 0) or config.max_length
+    given: Any = config.get("row_length", 0)
+    return given or config.max_length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,8 @@ def load_examples(
       UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line),
         nothing usable at all, or token ids that the model's table does not have.
     """
-    template = Template(config.template, tokenizer, date=config.get("date", ""))
+    date: Any = config.get("date", "")  # runs that are older than the key have none
+    template = Template(config.template, tokenizer, date=date)
     account = Account()
     source = locate.open_rows(path, config, split)
     rows = progress.bar(
@@ -104,6 +106,7 @@ def load_examples(
     examples: list[Example] = []
     origins: list[str] = []
     records = _records(rows, config, template, account)
+    # In blocks: the texts of a file of 10 GB would not fit beside its tokens.
     while block := list(itertools.islice(records, _TOKENIZE_AT_ONCE)):
         for origin, example in _tokenize(block, template, config.max_length, account):
             origins.append(origin)
@@ -221,7 +224,8 @@ class Packer:
         self.accumulation = accumulation
         self.row_length = row_length
         self.by_examples = by_examples
-        # The rows of each micro-batch are spread evenly over the devices of the batch axes.
+        # Of row counts: the rows of each micro-batch are spread evenly over the devices of the
+        # batch axes.
         self.multiple = accumulation * sharding.batch_shards(mesh)
         needed = []
         for example_ids in progress.bar(ahead, desc="pack", unit="step", leave=False, delay=2):
@@ -298,7 +302,7 @@ class TrainBatches:
         self.stream = order.batches(
             len(examples), global_batch=global_batch, seed=seed, version=version
         )
-        ahead = [self.stream[n] for n in range(min(steps, _STEPS_AHEAD))]
+        ahead = [self._example_ids(n) for n in range(min(steps, _STEPS_AHEAD))]
         self.packer = Packer(
             examples,
             mesh,
@@ -308,8 +312,13 @@ class TrainBatches:
             by_examples=by_examples,
         )
 
+    def _example_ids(self, step: int) -> list[int]:
+        example_ids = self.stream[step]
+        assert example_ids is not None, "a stream without filters has no gaps"
+        return example_ids
+
     def __getitem__(self, step: int) -> PackedBatch:
-        return self.packer.pack(self.stream[step])
+        return self.packer.pack(self._example_ids(step))
 
     def starting_at(self, start: int) -> Iterator[tuple[int, PackedBatch]]:
         """(count of steps with this one, its batch) after the first `start` and up to the last.

@@ -45,6 +45,7 @@ _BESIDE_MESSAGES = (
 CHANGES_MEANING = frozenset(
     (*_BESIDE_MESSAGES, *"instruction input context system system_prompt history".split())
 )
+# Of a key or a field that would be lost.
 _REMEDY = "remove it where that is right, else the row"
 _SHOWN = 40  # characters of a value in a message
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
@@ -141,6 +142,7 @@ def alpaca(row: dict, config: Config) -> list[Message]:
     question, answer = _pair(row, "instruction", "output")
     if not _says_nothing("input", row.get("input")):
         question["content"] += f"\n{_text(row, 'input')}"
+    # Earlier turns, which would be lost: a row with them is another example than its last turn.
     _refuse_beside(row, "instruction", (*_BESIDE_MESSAGES, "history"))
     return _after_system(row, [question, answer], "instruction")
 
@@ -319,6 +321,7 @@ def _says_nothing(key: str, value: Any) -> bool:
     """Whether `value` under `key` is what an absent key is."""
     if value is None:
         return True
+    # A table of text may hold "[]" for a list without elements.
     if isinstance(value, (str, list, dict)) and value in ("", "[]", [], {}):
         return True
     return key in _SAYS_NOTHING and value == _SAYS_NOTHING[key]
@@ -364,6 +367,7 @@ def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
         if isinstance(text, list):
             remedy = "set data.rows for conversations"
         raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; {remedy}")
+    # JSON can hold it as an escape; no tokenizer can encode it.
     if re.search("[\ud800-\udfff]", text):
         raise BadRow(
             f"field {field!r} holds half a surrogate pair, which is not text;"

@@ -56,7 +56,9 @@ def batches(
 
     def example_at(place: int) -> int:
         epoch, place_in_epoch = divmod(place, n_examples)
-        return order_of(epoch)[place_in_epoch]
+        example_id = order_of(epoch)[place_in_epoch]
+        assert example_id is not None, "a shuffled range has no gaps"
+        return example_id
 
     stream = grain.MapDataset.range(sys.maxsize).map(example_at)
     return stream.batch(global_batch, batch_fn=list)
@@ -66,6 +68,7 @@ def epoch_seed(seed: int, epoch: int, version: int = VERSION) -> int:
     """32 bits that the order of an epoch (from 0) is drawn from."""
     if version == 1:
         return (seed + epoch) % 2**32
+    # As in version 1, so that runs of one epoch saw the same order before and after.
     if epoch == 0:
         return seed
     digest = hashlib.sha256(f"{seed} {epoch}".encode()).digest()

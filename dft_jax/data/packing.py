@@ -66,7 +66,8 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
       each saves at least a quarter percent of all rows.
     """
     sizes, times = np.unique(round_up(np.array(needed), multiple), return_counts=True)
-    n_steps = np.cumsum(times)  # of this size, or smaller
+    # Steps of each size, or smaller.
+    n_steps = np.cumsum(times)
 
     @functools.cache
     def fewest(last: int, n_counts: int) -> tuple[int, list[int]]:
@@ -87,6 +88,7 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
 
     most_counts = min(_MOST_COUNTS, 1 + len(needed) // _STEPS_FOR_A_COUNT)
     best_rows, best = fewest(len(sizes) - 1, 1)
+    # More counts while each is worth its compilation.
     for n_counts in range(2, most_counts + 1):
         rows, counts = fewest(len(sizes) - 1, n_counts)
         if rows < (1 - _SAVING) * best_rows:

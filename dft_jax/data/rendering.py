@@ -72,6 +72,7 @@ def render_all(
     if _worker is None or _worker.process.poll() is not None:
         _worker = Worker("dft_jax.data.rendering:serve", RENDER_S)
     reply = _worker.ask([template, variables, beginnings, date])
+    # The next conversation gets a new one.
     if _worker.is_over:
         _worker.kill()
         _worker = None
@@ -117,9 +118,10 @@ def _prepare() -> sandbox.Answer:
     # It would compile a line of source for each frame of a traceback that nobody sees.
     jinja2.debug.rewrite_traceback_stack = lambda source=None: sys.exc_info()[1]
     # All that draws in the template language.
-    jinja2.defaults.DEFAULT_FILTERS["random"] = _refuse_random
+    filters = jinja2.defaults.DEFAULT_FILTERS  # pyright: ignore[reportPrivateImportUsage]
+    filters["random"] = _refuse_random
     jinja2.defaults.DEFAULT_NAMESPACE["lipsum"] = _refuse_random
-    chat_template_utils.datetime = _Clock
+    chat_template_utils.datetime = _Clock  # pyright: ignore[reportPrivateImportUsage]
     sandbox.limit_memory(system.mapped_kib() * 1024 + int(MEMORY_GB * 2**30))
     # A transformers that takes the time from elsewhere would give templates today's date.
     [[_, day]], _ = _answer(["{{ strftime_now('%Y-%m-%d') }}", {}, [([], False)], "2001-02-03"])

@@ -153,6 +153,7 @@ class Template:
             self.date = date or today()
         # What the template writes after an answer, by the roles of the conversation up to it.
         self._tails: dict[tuple[str, ...], str] = {}
+        # Before any row is read: what is wrong with every row is not said of the first.
         if self.jinja is not None:
             self._check()
 
@@ -232,7 +233,7 @@ class Template:
             is_last = number == len(turns) - 1
             answer, tail = self._answer(prompts[number], shown[number], messages[: turn + 1])
             if is_last:
-                answer += self.tokenizer.eos_token
+                answer += self._eos
             else:
                 answer += tail.rstrip()
             start = len(prompts[number])
@@ -249,6 +250,7 @@ class Template:
         return self._prompt(self._instructed({"role": "user", "content": question}))
 
     def _prompt(self, message: Message) -> str:
+        # replace, because a question may hold braces, which format would read.
         if self.jinja is None:
             return STYLES[self.name].replace("{input}", message["content"])
         return self._render([message], add_generation_prompt=True)
@@ -282,6 +284,7 @@ class Template:
         """Refuses a template under which no answer could be trained, whatever the data."""
         setting = f"{self.setting}={self.name!r}"
         remedy = f"fix it, or choose one of {', '.join(STYLES)} or another .jinja file"
+        assert self.jinja is not None, "styles need no check"
         if not self.jinja.strip():
             raise errors.UserError(f"{setting}: the template is empty; {remedy}")
         try:
@@ -298,12 +301,19 @@ class Template:
             changes = f"the template writes {address[0]!r}, which is another every time"
             raise errors.UserError(f"{setting}: {changes}; {remedy}")
 
+    @property
+    def _eos(self) -> str:
+        """What ends every answer."""
+        eos = self.tokenizer.eos_token
+        assert eos is not None, "tokenizers without EOS are refused when they are read"
+        return eos
+
     def _without_end(self, message: Message) -> Message:
         """What a template sees of a message: an answer without EOS at its end.
 
         Some data has it there; one is added to every answer, and one is enough.
         """
-        eos = self.tokenizer.eos_token
+        eos = self._eos
         content = message["content"]
         message = {"role": message["role"], "content": content}
         if message["role"] != "assistant" or eos not in content:
@@ -337,7 +347,7 @@ class Template:
         question, answer = messages
         return [
             Part(self._prompt(question), False),
-            Part(answer["content"] + self.tokenizer.eos_token, True),
+            Part(answer["content"] + self._eos, True),
         ]
 
     def _answer(self, prompt: str, shown: str, messages: list[Message]) -> tuple[str, str]:
@@ -347,6 +357,8 @@ class Template:
           prompt: the conversation up to that answer, as a model is prompted with it.
           shown: the conversation with it.
         """
+        # Where the answer ends cannot be found by looking for its text: templates strip answers,
+        # and drop their thoughts.
         tail = self._tail(messages)
         if not shown.endswith(tail):
             raise BadRow(
@@ -397,7 +409,7 @@ class Template:
 
     def _render_all(self, beginnings: Sequence[Beginning]) -> list[str]:
         """The text of several beginnings of a conversation."""
-        assert self.jinja is not None, "a style is not rendered"
+        assert self.jinja is not None, "styles are not rendered"
         rendered = rendering.render_all(
             self.jinja, self.tokenizer.special_tokens_map, beginnings, self.date
         )

@@ -57,6 +57,7 @@ def tokenize(
         except BadRow as error:
             examples.append(error)
             continue
+        # Cut on the right: the prompt is what the answer's first tokens are sampled from.
         ids = np.array(first_ids + encoding.ids, np.int32)
         trained = np.concatenate([np.zeros(len(first_ids), bool), trained])
         cut = max(0, len(ids) - max_length)

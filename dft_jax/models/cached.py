@@ -1,12 +1,12 @@
-"""The decoder with a cache of keys and values: prompts all at once, then one token of each row at a
-time.
+"""The decoder with a cache of keys and values: whole prompts, then one token of each row at a time.
 
 Training scans over stacked layers, to compile one. Here every layer has its own arrays, in the
 compute dtype: a loop that makes tokens would otherwise copy each layer's weights out of the stack,
 and its cache out and in, at every token.
 
-The head is cut for drawing tokens: head_UDMW is U chunks of M blocks of W tokens, turned so that
-XLA's CPU compiler does not do that for each product (it took two thirds of the time of a token).
+The head is cut for drawing tokens: head_UDMW is U chunks of M blocks of W tokens, transposed so
+that XLA's CPU compiler does not do that for each product (it took two thirds of the time of a
+token).
 Further letters here and in `sampling`: S places of a cache, B rows (slots, or prompts).
 """
 
@@ -33,13 +33,14 @@ Cache = list[LayerCache]  # of all layers
 
 
 def unstack(params: Params, *, model: Model) -> Params:
-    """The parameters for inference: {"embed" (absent if tied), "head", "final_norm", "layers": [one
-    a layer]}.
+    """The parameters for inference: "embed" (absent if tied), "head", "final_norm" and "layers".
 
-    `head` is [chunks, D, blocks, VOCAB_BLOCK]; all in the compute dtype, laid out on the mesh as in
-    training. Jitted by the caller.
+    "layers" is a list with the parameters of each. `head` is [chunks, D, blocks, VOCAB_BLOCK]. All
+    are in the compute dtype, laid out on the mesh as in training. Jitted by the caller.
     """
-    dtype, mesh, c = model.module.compute_dtype, model.mesh, model.config
+    dtype = model.module.compute_dtype
+    mesh = model.mesh
+    c = model.config
 
     def take_layer(place: LayerPlace) -> Params:
         def take(stacked: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
@@ -52,24 +53,30 @@ def unstack(params: Params, *, model: Model) -> Params:
             stack, abstract_stack = stack[key], abstract_stack[key]
         return jax.tree.map(take, stack, abstract_stack)
 
-    # The vocabulary is padded so that chunks are equal and cut by `tensor`.
-    n_blocks, ways = -(-c.vocab_size // VOCAB_BLOCK), mesh.shape["tensor"]
-    U = -(-n_blocks // _BLOCKS_AT_ONCE)
-    M = -(-n_blocks // (U * ways)) * ways
-    head_VD = jnp.pad(head(params).astype(dtype), ((0, U * M * VOCAB_BLOCK - c.vocab_size), (0, 0)))
-    head_UDMW = head_VD.reshape(U, M, VOCAB_BLOCK, c.hidden_size).transpose(0, 3, 1, 2)
     made = {
-        "head": sharding.with_layout(
-            head_UDMW, mesh, None, *sharding.spec((c.hidden_size,), ("embed",), mesh), "tensor"
-        ),
+        "head": _cut_head(head(params).astype(dtype), mesh),
         "final_norm": jax.tree.map(lambda x: x.astype(dtype), params["final_norm"]),
         "layers": [take_layer(place) for place in c.layer_places()],
     }
     if "head" in params:
-        made["embed"] = sharding.with_layout(
-            params["embed"].astype(dtype), mesh, *model.abstract_params["embed"].sharding.spec
-        )
+        # As the table is cut in training.
+        layout = model.abstract_params["embed"].sharding.spec
+        made["embed"] = sharding.with_layout(params["embed"].astype(dtype), mesh, *layout)
     return made
+
+
+def _cut_head(head_VD: Float[Array, "V D"], mesh: Mesh) -> Float[Array, "U D M W"]:
+    """The head in chunks of blocks of tokens; the vocabulary is padded so that all are equal."""
+    V, D = head_VD.shape
+    n_tensor = mesh.shape["tensor"]
+    n_blocks = -(-V // VOCAB_BLOCK)
+    U = -(-n_blocks // _BLOCKS_AT_ONCE)
+    M = -(-n_blocks // (U * n_tensor)) * n_tensor
+    padded_VD = jnp.pad(head_VD, ((0, U * M * VOCAB_BLOCK - V), (0, 0)))
+    head_UDMW = padded_VD.reshape(U, M, VOCAB_BLOCK, D).transpose(0, 3, 1, 2)
+    # Blocks lie along `tensor`, the width along `fsdp` where it divides: as in training.
+    width_axis = sharding.spec((D,), ("embed",), mesh)
+    return sharding.with_layout(head_UDMW, mesh, None, *width_axis, "tensor")
 
 
 def prefill(
@@ -131,7 +138,7 @@ def _layers(
     caches: Sequence[LayerCache | None],
 ) -> tuple[Float[Array, "B L D"], Cache]:
     module = model.module
-    # Parameters are in the compute dtype already; prompts go the `blocked` way, which runs anywhere.
+    # Parameters are in the compute dtype already. Prompts go the `blocked` way, which all run.
     decoder = CachedDecoder(
         spec=model.config,
         param_dtype=module.compute_dtype,
@@ -146,44 +153,52 @@ def _layers(
     return decoder.apply({"params": variables}, x_BLD, segments_BL, positions_BL, caches)
 
 
-def _embed(params, model: Model, tokens_BL):
-    dtype = model.module.compute_dtype
+def _embed(params: Params, model: Model, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     if "embed" in params:
-        x_BLD = embed(params["embed"], tokens_BL, dtype)
+        x_BLD = embed(params["embed"], tokens_BL, model.module.compute_dtype)
     else:
-        x_BLD = head_rows(
-            params["head"], tokens_BL // VOCAB_BLOCK, model.mesh, tokens_BL % VOCAB_BLOCK
-        )
+        blocks_BL, rows_BL = tokens_BL // VOCAB_BLOCK, tokens_BL % VOCAB_BLOCK
+        x_BLD = head_rows(params["head"], blocks_BL, model.mesh, rows_BL)
+    # The layers want the width whole on every device.
     return sharding.with_logical_layout(x_BLD, model.mesh, "batch", "length", "embed_activation")
 
 
 def head_rows(
-    head_UDMW, blocks_X: Int[Array, "*X"], mesh: Mesh, rows_X: Int[Array, "*X"] | None = None
-):
+    head_UDMW: Float[Array, "U D M W"],
+    blocks_X: Int[Array, "*X"],
+    mesh: Mesh,
+    rows_X: Int[Array, "*X"] | None = None,
+) -> Array:
     """Blocks of the head, [*X, D, W], or one row of each, [*X, D], on every device.
 
     Each device looks its own part of the head up; without this, XLA would first bring all of the
     head together.
     """
-    width_axis = "fsdp" if head_UDMW.shape[1] % mesh.shape["fsdp"] == 0 else None
+    n_blocks = head_UDMW.shape[2]
+    width_axis = None
+    if head_UDMW.shape[1] % mesh.shape["fsdp"] == 0:
+        width_axis = "fsdp"
 
-    def local(head_udmw, blocks_X, rows_X):
-        m, n_blocks = head_udmw.shape[2], head_UDMW.shape[2]
-        own_X = blocks_X % n_blocks - lax.axis_index("tensor") * m
-        is_own_X = (own_X >= 0) & (own_X < m)
-        chunk_X, own_X = blocks_X // n_blocks, jnp.clip(own_X, 0, m - 1)
-        found = (
-            head_udmw[chunk_X, :, own_X] if rows_X is None else head_udmw[chunk_X, :, own_X, rows_X]
-        )
-        found = jnp.where(
-            jnp.expand_dims(is_own_X, tuple(range(is_own_X.ndim, found.ndim))), found, 0
-        )
+    def look_up(head_udmw: Array, blocks_X: Array, rows_X: Array | None) -> Array:
+        """On one device, of whose part of the head the axes are small letters."""
+        m = head_udmw.shape[2]
+        block_X = blocks_X % n_blocks - lax.axis_index("tensor") * m
+        is_here_X = (block_X >= 0) & (block_X < m)
+        chunk_X, block_X = blocks_X // n_blocks, jnp.clip(block_X, 0, m - 1)
+        if rows_X is None:
+            found = head_udmw[chunk_X, :, block_X]
+        else:
+            found = head_udmw[chunk_X, :, block_X, rows_X]
+        new_axes = tuple(range(is_here_X.ndim, found.ndim))
+        found = jnp.where(jnp.expand_dims(is_here_X, new_axes), found, 0)
+        # One device has it, the others have zeros.
         return lax.psum(found, "tensor")
 
-    specs = dict(
+    look_up_everywhere = jax.shard_map(
+        look_up,
+        mesh=mesh,
         in_specs=(P(None, width_axis, "tensor"), P(), P()),
         out_specs=P(*[None] * blocks_X.ndim, width_axis),
     )
-    return sharding.with_layout(
-        jax.shard_map(local, mesh=mesh, **specs)(head_UDMW, blocks_X, rows_X), mesh
-    )
+    # Gathers the width, and gives every device all of it.
+    return sharding.with_layout(look_up_everywhere(head_UDMW, blocks_X, rows_X), mesh)

@@ -1,10 +1,12 @@
-"""The parts of a decoder layer. Kernels keep the checkpoint's order (outputs first), so import is a
-plain copy.
+"""The parts of a decoder layer.
+
+Kernels keep the checkpoint's order, outputs first, so that importing one is a plain copy.
 """
 
 import functools
 import math
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,7 +17,14 @@ from jaxtyping import Array, Float, Int
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
 
 
-def _param(module: nn.Module, name, init, shape, axes, dtype):
+def _param(
+    module: nn.Module,
+    name: str,
+    init: Callable,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    dtype: jnp.dtype,
+) -> Array:
     """One declaration gives shape, dtype and logical axes."""
     return module.param(name, nn.with_partitioning(init, axes), shape, dtype)
 
@@ -44,34 +53,38 @@ class Linear(nn.Module):
             self.axes,
             self.param_dtype,
         )
-        product = _cpu_product if self.platform == "cpu" else jnp.einsum
+        product = jnp.einsum
+        if self.platform == "cpu":
+            product = _cpu_product
         y = product(self.einsum, x, kernel.astype(x.dtype))
         if self.bias_dims:
             shape, axes = self.shape[: self.bias_dims], self.axes[: self.bias_dims]
             # A bias lives where its kernel's outputs do; along the width of the model it is not
-            # cut.
-            axes = tuple("norm" if axis == "embed" else axis for axis in axes)
+            # cut, as scales of norms are not.
+            if axes == ("embed",):
+                axes = ("norm",)
             bias = _param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
             y = y + jnp.expand_dims(bias.astype(x.dtype), tuple(range(y.ndim - bias.ndim)))
         return y
 
 
-def _cpu_product(einsum, x, kernel):
-    """`jnp.einsum`, with another gradient of the kernel: XLA's CPU compiler transposes the first
-    operand of a product, computing again what that is made of. JAX would always put dy there; here
-    it is the smaller of x and dy.
+def _cpu_product(einsum: str, x: Array, kernel: Array) -> Array:
+    """`jnp.einsum`, with another gradient of the kernel.
+
+    XLA's CPU compiler transposes the first operand of a product, computing again what that is made
+    of. JAX would always put dy there; here it is the smaller of x and dy.
     """
-    of_x, of_kernel, of_y = re.split(",|->", einsum)
+    x_axes, kernel_axes, y_axes = re.split(",|->", einsum)
 
     @jax.custom_gradient
-    def product(x, kernel):
-        def gradients(dy):
-            d_x = jnp.einsum(f"{of_y},{of_kernel}->{of_x}", dy, kernel)
+    def product(x: Array, kernel: Array):
+        def gradients(dy: Array) -> tuple[Array, Array]:
+            d_x = jnp.einsum(f"{y_axes},{kernel_axes}->{x_axes}", dy, kernel)
             if dy.size <= x.size:
-                return d_x, jnp.einsum(f"{of_y},{of_x}->{of_kernel}", dy, x)
-            turned = jnp.einsum(f"{of_x},{of_y}->{of_kernel[::-1]}", x, dy)
-            # without it XLA would turn the product back
-            return d_x, jax.lax.optimization_barrier(turned).T
+                return d_x, jnp.einsum(f"{y_axes},{x_axes}->{kernel_axes}", dy, x)
+            transposed = jnp.einsum(f"{x_axes},{y_axes}->{kernel_axes[::-1]}", x, dy)
+            # Without the barrier XLA would turn the product back.
+            return d_x, jax.lax.optimization_barrier(transposed).T
 
         return jnp.einsum(einsum, x, kernel), gradients
 
@@ -135,8 +148,7 @@ FEED_FORWARDS = {"swiglu": SwiGLU}
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Inverse wavelengths [K/2], float32, for the scaling types `default`, `linear`, `llama3` and
-    `yarn`.
+    """Inverse wavelengths [K/2] for every type of scaling, float32.
 
     `llama3` divides low frequencies by `factor`, keeps high ones, and blends between (Llama 3.1's
     model card). `yarn` does so along the dimensions (arXiv 2309.00071, section 3.2, with a ramp
@@ -162,12 +174,10 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def _yarn_kept(rope: Yarn, head_dim: int) -> np.ndarray:
-    """The share of each frequency [K/2] that yarn keeps, float32: 1 up to dimension `low`, 0 from
-    `high` on.
-    """
+    """The share of each frequency [K/2] that YaRN keeps: 1 for fast ones, 0 for slow ones."""
 
     def dimension(turns: float) -> float:
-        """Where the original context is so many turns."""
+        """The one that makes so many turns within the original context."""
         wavelength = rope.original_context / turns
         return head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(rope.theta))
 
@@ -187,10 +197,9 @@ def apply_rope(
     frequencies: np.ndarray,
     factor: float,
 ) -> Float[Array, "B L H K"]:
-    """Rotates the pairs (x[k], x[k + K/2]) by position × frequency[k], times `factor`; angles and
-    products in float32.
+    """Rotates the pairs (x[k], x[k + K/2]) by position · frequency[k], and multiplies by `factor`.
 
-    `factor` is 1 but under yarn.
+    Angles and products are float32. `factor` is 1 but under YaRN.
     """
     dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)
     angles_BLK = (
@@ -204,7 +213,7 @@ def apply_rope(
 
 
 def embed(
-    table_VD: Float[Array, "V D"], tokens_BL: Int[Array, "B L"], dtype
+    table_VD: Float[Array, "V D"], tokens_BL: Int[Array, "B L"], dtype: jnp.dtype
 ) -> Float[Array, "B L D"]:
     """Rows of the table in the compute dtype. Ids are checked on the host: JAX would clamp them.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import flax.linen as nn
 import jax
@@ -32,8 +33,10 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A decoder on a mesh. `abstract_params` holds shape, dtype and sharding of every leaf; nothing
-    is allocated.
+    """A decoder on a mesh; nothing is allocated.
+
+    `abstract_params` holds shape, dtype and sharding of every leaf. `init(key)` gives random
+    parameters laid out so, `apply(params, batch)` the final hidden states.
     """
 
     config: DecoderSpec
@@ -56,15 +59,22 @@ def build(
     remat: str = "none",
     attention_block: int = 512,
 ) -> Model:
-    """The model of `config` on `mesh`: `init(key)` gives random params, `apply(params, batch)`
-    hidden states.
+    """The model of `config` on `mesh`, which may be one of devices that need not be there.
+
+    `remat` is a name in REMAT_POLICIES; `attention_block` is how many queries attend together.
     """
     module = Decoder(
-        config, jnp.dtype(param_dtype), jnp.dtype(compute_dtype), mesh, remat, attention_block
+        spec=config,
+        param_dtype=jnp.dtype(param_dtype),
+        compute_dtype=jnp.dtype(compute_dtype),
+        mesh=mesh,
+        remat=remat,
+        block=attention_block,
     )
+    # the fewest rows that every device has a part of
     rows = sharding.batch_shards(mesh)
 
-    def init_boxed(key):
+    def init_boxed(key: jax.Array) -> Params:
         tokens_BL = jnp.zeros((rows, 1), jnp.int32)
         return module.init(key, tokens_BL, tokens_BL, tokens_BL)["params"]
 
@@ -82,27 +92,30 @@ def build(
     return Model(config, module, abstract_params, init, functools.partial(_apply, module))
 
 
-def _apply(module: Decoder, params: Params, batch: Batch):
+def _apply(module: Decoder, params: Params, batch: Batch) -> Float[Array, "B L D"]:
     return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
 
 
 def with_attention(model: Model, asked: str) -> Model:
-    """The model with the backend that `config.model.attention` comes to; as built it has the one
-    that runs anywhere.
+    """The model with the attention backend that config.model.attention, `asked`, comes to.
+
+    As built it has `blocked`, which runs anywhere.
     """
-    dtype, block = str(model.module.compute_dtype), model.module.block
+    dtype = str(model.module.compute_dtype)
     with matmul_precision(dtype):
-        module = model.module.clone(
-            backend=choose_attention(asked, model.config, model.mesh, dtype, block)
-        )
+        backend = choose_attention(asked, model.config, model.mesh, dtype, model.module.block)
+    module = model.module.clone(backend=backend)
     return dataclasses.replace(model, module=module, apply=functools.partial(_apply, module))
 
 
-def matmul_precision(compute_dtype: str):
-    """float32 means float32: without this, TPUs and GPUs would multiply float32 matrices in bf16 or
-    tf32.
+def matmul_precision(compute_dtype: str) -> AbstractContextManager:
+    """Context in which float32 means float32.
+
+    Without it, TPUs and GPUs multiply float32 matrices in bfloat16 or tf32.
     """
-    return jax.default_matmul_precision("highest" if compute_dtype == "float32" else "default")
+    if compute_dtype == "float32":
+        return jax.default_matmul_precision("highest")
+    return jax.default_matmul_precision("default")
 
 
 def head(params: Params) -> Float[Array, "V D"]:

@@ -1,4 +1,4 @@
-"""What a decoder is: its sizes, and layer by layer what is computed. Plain values; nothing runs here."""
+"""What a decoder is: its sizes, and layer by layer what is computed. Nothing runs here."""
 
 import dataclasses
 import functools

@@ -68,6 +68,8 @@ def draw(
 
     At temperature 0 the most probable token is taken, and the entropy is that of temperature 1.
     """
+    # A scale of 1 where it is greedy: nothing is divided by 0, and the entropy is that of
+    # temperature 1.
     is_greedy_B1 = temperatures_B[:, None] <= 0
     scale_B1 = jnp.where(is_greedy_B1, 1.0, temperatures_B[:, None])
     if filters:
@@ -137,6 +139,7 @@ def _all_tokens(
     dtype = summaries.max_BM.dtype
 
     def logits_of(block_B: Int[Array, " B"]) -> Float[Array, "B W"]:
+        # One block for each row: 256 logits made twice, instead of 150,000 kept.
         head_BDW = cached.head_rows(head_UDMW, block_B, mesh)
         logits_BW = jnp.einsum("BD,BDW->BW", hidden_BD, head_BDW, preferred_element_type=dtype)
         return jnp.where(_is_token(block_B, vocab_size), logits_BW, _NEVER)

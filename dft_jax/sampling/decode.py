@@ -194,12 +194,12 @@ def decode(
     size = slots.cache_length
     rows_B = jnp.arange(slots.active_B.size)
 
-    def should_continue(carry: tuple[Slots, Array, Array]) -> Array:
+    def should_continue(carry: tuple[Slots, Any, Any]) -> Array:
         slots, step, _ = carry
         has_room = jnp.max(jnp.where(slots.active_B, slots.lengths_B, 0)) < size
         return (step < STEPS_AT_ONCE) & (slots.active_B.sum() >= least_active) & has_room
 
-    def make_token(carry: tuple[Slots, Array, Array]) -> tuple[Slots, Array, Array]:
+    def make_token(carry: tuple[Slots, Any, Any]) -> tuple[Slots, Any, Any]:
         slots, step, tokens = carry
         was_active_B = slots.active_B
         # Each token has noise of its own, from the completion's key and the token's number.

@@ -281,13 +281,11 @@ def test_a_manifest_is_only_what_was_written(folder):
 
 def _only_a_hash(content, changed):
     """`sizes` does not look at hashes; sha256 does, and differs."""
-    import json
-
-    one, other = json.loads(content), json.loads(changed)
-    sizes = [
-        {name: entry["bytes"] for name, entry in each["files"].items()} for each in (one, other)
-    ]
-    return sizes[0] == sizes[1] and one != other
+    manifests = [json.loads(content), json.loads(changed)]
+    sizes = []
+    for read in manifests:
+        sizes.append({name: entry["bytes"] for name, entry in read["files"].items()})
+    return sizes[0] == sizes[1] and manifests[0] != manifests[1]
 
 
 def saved_in_turn(folder, steps, **options):

@@ -195,9 +195,15 @@ def many(tokenizer, tmp_path_factory):
 
 
 def steps_of(examples, mesh=None, accumulation=1, seed=0):
-    mesh = mesh or make_mesh()
-    how = dict(steps=40, global_batch=8, seed=seed, accumulation=accumulation, row_length=128)
-    return batches.TrainBatches(examples, mesh, **how)
+    return batches.TrainBatches(
+        examples,
+        mesh or make_mesh(),
+        steps=40,
+        global_batch=8,
+        seed=seed,
+        accumulation=accumulation,
+        row_length=128,
+    )
 
 
 def contents(step):
@@ -251,8 +257,16 @@ def test_rows_come_in_few_counts(many):
 
 def test_by_examples_gives_each_micro_batch_its_share(many):
     """As the authors' micro-batches: two examples each of eight, even where rows have more room."""
-    how = dict(accumulation=4, row_length=128, by_examples=True)
-    step = batches.TrainBatches(many, make_mesh(), steps=4, global_batch=8, seed=0, **how)[0]
+    step = batches.TrainBatches(
+        many,
+        make_mesh(),
+        steps=4,
+        global_batch=8,
+        seed=0,
+        accumulation=4,
+        row_length=128,
+        by_examples=True,
+    )[0]
     segments = np.asarray(step.batch.segments_BL)
     assert [int(segments[a].max(axis=1).sum()) for a in range(4)] == [2, 2, 2, 2]
     assert contents(step) == contents(steps_of(many)[0])
@@ -300,14 +314,21 @@ def test_gsm8k_with_the_real_tokenizer(shared):
 def test_rows_can_be_longer_than_examples():
     """Of 101 tokens one fits a row of 160, and three a row of 320; what is trained is the same."""
     ids = np.arange(101, dtype=np.int32)
-    own = [Example(ids + n, ids > 50, 0) for n in range(12)]
-    examples, mesh, tokens, efficiency = batches.Examples(own, {}, ["a"] * 12), make_mesh(), [], []
+    equal = [Example(ids + n, ids > 50, 0) for n in range(12)]
+    examples = batches.Examples(equal, {}, ["a"] * 12)
+    tokens = []
+    efficiency = []
     for row_length in (0, 320):
         config = data_config(max_length=160, row_length=row_length)
-        how = dict(
-            steps=2, global_batch=6, accumulation=1, seed=0, row_length=batches.row_length(config)
-        )
-        step = batches.TrainBatches(examples, mesh, **how)[0]
+        step = batches.TrainBatches(
+            examples,
+            make_mesh(),
+            steps=2,
+            global_batch=6,
+            seed=0,
+            accumulation=1,
+            row_length=batches.row_length(config),
+        )[0]
         assert step.batch.tokens_BL.shape[-1] == (row_length or 160)
         tokens.append(sorted(step.batch.targets_BL[step.batch.mask_BL].tolist()))
         efficiency.append(step.efficiency)

@@ -108,12 +108,11 @@ def test_the_text_is_that_of_transformers(template, tokenizer):
     ]
     for messages in (QUESTION, odd):
         for prompted in (False, True):
-            how = dict(chat_template=template, tokenize=False, add_generation_prompt=prompted)
-            expected = theirs.apply_chat_template(messages, **how)
-            assert rendering.render(template, tokenizer.special_tokens_map, messages, prompted) == (
-                "text",
-                expected,
+            expected = theirs.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=prompted
             )
+            found = rendering.render(template, tokenizer.special_tokens_map, messages, prompted)
+            assert found == ("text", expected)
 
 
 def test_what_is_wrong_is_said(tokenizer, tmp_path):

@@ -32,10 +32,10 @@ def opened(tmp_path):
 def of_file(tokenizer, tmp_path):
     """of_file(source): the template of a .jinja file with the tiny tokenizer."""
 
-    def template(source, of=tokenizer, **options):
+    def template(source, its_tokenizer=tokenizer, **options):
         file = tmp_path / "chat.jinja"
         file.write_text(source)
-        return Template(str(file), of, **options)
+        return Template(str(file), its_tokenizer, **options)
 
     return template
 

@@ -79,21 +79,19 @@ def check_parts(name, style, opened, wanted, seed=0):
             many = [messages[-2:] for messages in many]
         parts = [template.parts(messages) for messages in many]
         examples = tokenize(parts, tokenizer, template.first_ids, 10**6)
-        for messages, own, example in zip(many, parts, examples, strict=True):
-            whole = "".join(part.text for part in own)
+        for messages, its_parts, example in zip(many, parts, examples, strict=True):
+            whole = "".join(part.text for part in its_parts)
             assert whole == whole_text(template, messages, CHATS.get((name, style), ""))
             ids = encode(whole)
             if isinstance(example, BadRow):
                 refused += 1
-                starts = np.cumsum([len(part.text) for part in own])[0 : len(own) - 1 : 2]
-                assert any(
-                    ids[: len(prompt)] != prompt
-                    for prompt in (encode(whole[:start]) for start in starts)
-                )
+                starts = np.cumsum([len(part.text) for part in its_parts])
+                prompts = [encode(whole[:start]) for start in starts[0 : len(its_parts) - 1 : 2]]
+                assert any(ids[: len(prompt)] != prompt for prompt in prompts)
                 continue
             accepted += 1
             assert example.ids.tolist() == template.first_ids + ids
-            answers = [comparable(part.text, name) for part in own if part.trained]
+            answers = [comparable(part.text, name) for part in its_parts if part.trained]
             assert [comparable(tokenizer.decode(run), name) for run in runs(example)] == answers
     return refused
 

@@ -2,7 +2,7 @@
 
 python -m tests.faults --kills=100 --corruptions=300 --terms=20 --jobs=2
 
-The tiny run of eight steps (four checkpoints' worth of saves) is hurt by each fault, taken up again
+The tiny run of eight steps (four checkpoints' worth of saves) is hurt by each fault, resumed
 until it ends, and compared with an uninterrupted one: SHA-256 of parameters, moments and step, all
 metrics but the rates, the exported file, and no debris. Writes experiments/reliability/results.csv
 and report.md; exit code 1 if anything failed.
@@ -99,7 +99,7 @@ def _one(function, *arguments) -> list[dict]:
     try:
         for row in function(*arguments):
             rows.append(row)
-    except Exception as error:  # a campaign goes on; what broke it is a failure like any other
+    except Exception as error:  # the campaign continues; what broke it is a failure
         rows.append(
             {
                 "kind": function.__name__,

@@ -60,7 +60,7 @@ def _in_flight(phases: list[str]) -> bool:
 
 
 def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -> Iterator[dict]:
-    """One run, killed at each aim in turn, then let go to its end and compared with `wanted`."""
+    """One run, killed at each aim in turn, then run to its end and compared with `wanted`."""
     chance, workdir, hits = random.Random(seed), folder / f"kill{seed}", []
     for aim in aims:
         fault = _fault(aim, "KILL", _newest(workdir), STEPS, chance) or _fault(
@@ -113,9 +113,9 @@ def kill_plan(count: int, seed: int) -> list[list[str]]:
     return [sorted(chain, key=lambda aim: aim == "export") for chain in chains]
 
 
-def term_plan(each: int) -> list[list[str]]:
-    """Every phase `each` times, two of each to a chain."""
-    pairs = [2] * (each // 2) + [1] * (each % 2)
+def term_plan(times: int) -> list[list[str]]:
+    """Every phase so many times, twice in a chain."""
+    pairs = [2] * (times // 2) + [1] * (times % 2)
     return [sorted(TERM_PHASES * n, key=lambda phase: phase == "export") for n in pairs]
 
 

@@ -60,18 +60,22 @@ def full_disks(
     for number, (case, fault) in enumerate(cases[::every]):
         workdir = folder / f"full{number}"
         code = launch.run(workdir, fault)
-        told = [line for line in launch.log(workdir).splitlines() if line.startswith("error: ")]
-        problems = [] if code == 2 and len(told) == 1 else [f"exit {code}, {len(told)} messages"]
-        problems += ["half an export"] if _half_export(workdir) else []
+        lines = launch.log(workdir).splitlines()
+        messages = [line for line in lines if line.startswith("error: ")]
+        problems = []
+        if code != 2 or len(messages) != 1:
+            problems.append(f"exit {code}, {len(messages)} messages")
+        if _half_export(workdir):
+            problems.append("half an export")
         (folder / "filler").unlink()
         code = launch.run(workdir)
-        found = state.summary(workdir) if code == 0 else {}
-        problems += [f"afterwards exit {code}, differs"] if found != wanted else []
+        if code != 0 or state.summary(workdir) != wanted:
+            problems.append(f"afterwards exit {code}, differs")
         yield {
             "kind": "disk full",
             "case": case,
             "ok": not problems,
-            "detail": "; ".join(problems or told),
+            "detail": "; ".join(problems or messages),
         }
         shutil.rmtree(workdir)
 
@@ -128,7 +132,7 @@ def two_runs(folder: pathlib.Path, wanted: dict) -> Iterator[dict]:
 
 
 def clock_set_back(folder: pathlib.Path, wanted: dict) -> Iterator[dict]:
-    """Killed, and taken up again a day earlier."""
+    """Killed, and resumed with a clock that is a day behind."""
     workdir = folder / "clock"
     killed = launch.run(workdir, Fault("commit 6", "KILL"))
     code = launch.run(workdir, clock_s=-86400.0)
@@ -181,6 +185,6 @@ def mounted(folder: pathlib.Path, whole: pathlib.Path, every: int) -> Iterator[d
 
 
 if __name__ == "__main__":
-    where, whole_run, every_nth = sys.argv[1:]
-    for row in mounted(pathlib.Path(where), pathlib.Path(whole_run), int(every_nth)):
+    mount, whole_run, every_nth = sys.argv[1:]
+    for row in mounted(pathlib.Path(mount), pathlib.Path(whole_run), int(every_nth)):
         print(json.dumps(row), flush=True)

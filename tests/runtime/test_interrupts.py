@@ -90,21 +90,22 @@ def test_a_second_signal_while_the_save_runs_does_not_lose_it(tmp_path):
     )
 
 
-def test_what_remains_is_told_from_what_was_measured(monkeypatch):
+def test_what_remains_is_estimated_from_what_was_measured(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     unknown = "of unknown length: the first one"
-    told = interrupts.Outlook().remaining()
+    remaining = interrupts.Outlook().remaining()
     assert (
-        told
+        remaining
         == "the work in progress has to reach a place where it can stop, then the state is saved"
         f" ({unknown})"
     )
-    told = interrupts.Outlook(step_s=60.0, step_began=80.0, save_s=12.0).remaining()
+    remaining = interrupts.Outlook(step_s=60.0, step_began=80.0, save_s=12.0).remaining()
     assert (
-        told == "the step in flight has to end (about 40 s), then the state is saved (about 12 s)"
+        remaining
+        == "the step in flight has to end (about 40 s), then the state is saved (about 12 s)"
     )
-    told = interrupts.Outlook(step_s=60.0, save_s=12.0, save_began=95.0).remaining()
-    assert told == "the save is running (about 7 s)"
+    remaining = interrupts.Outlook(step_s=60.0, save_s=12.0, save_began=95.0).remaining()
+    assert remaining == "the save is running (about 7 s)"
 
 
 def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
@@ -164,8 +165,8 @@ class Devices:
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         monkeypatch.setattr(interrupts, "_sum_of_all", self.sum)
 
-    def sum(self, *mine):
-        return np.array(mine, np.int32) + np.array(self.other, np.int32)
+    def sum(self, *answers):
+        return np.array(answers, np.int32) + np.array(self.other, np.int32)
 
 
 def test_several_processes_know_at_the_next_call_or_at_once(monkeypatch):
@@ -189,17 +190,17 @@ def test_several_processes_know_at_the_next_call_or_at_once(monkeypatch):
 
 def test_only_the_clock_of_process_0_counts(monkeypatch):
     """Clocks that differ must not make processes save at different steps."""
-    said = []
+    summed = []
     monkeypatch.setattr(
         jax,
         "make_array_from_process_local_data",
-        lambda layout, mine: said.append(mine[0].tolist()),
+        lambda layout, answers: summed.append(answers[0].tolist()),
     )
     monkeypatch.setattr(interrupts, "_adder", lambda: (None, lambda x: x))
     for index in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         interrupts._sum_of_all(True, True, True)
-    assert said == [[1, 1, 1], [1, 0, 0]]
+    assert summed == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_nothing_is_caught_unless_asked():

@@ -58,6 +58,6 @@ def test_equal_tokens_are_kept_together():
 def test_a_later_filter_sees_only_what_an_earlier_one_kept():
     """Of p = 0.4, 0.3, 0.2, 0.1 two are kept, 0.57 and 0.43 of what is left: half is the first."""
     logits_BV = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-    both = filters.make(top_k=2, top_p=0.5)
-    assert filters.keep(logits_BV, both).tolist() == [[True, False, False, False]]
+    chain = filters.make(top_k=2, top_p=0.5)
+    assert filters.keep(logits_BV, chain).tolist() == [[True, False, False, False]]
     assert filters.keep_top_p(logits_BV, 0.5).tolist() == [[True, True, False, False]]

@@ -74,6 +74,7 @@ def split_of(name: str) -> str:
       UserError: a name that says two, as in train_test.jsonl.
     """
     *inner_folders, file = name.split("/")
+    # The hub's own naming, in which the split is a word of its owner's choice.
     shard = _SHARD.fullmatch(file)
     if shard and inner_folders[-1:] == ["data"]:
         return shard[1]
@@ -202,13 +203,15 @@ def _matching(folder: Path, patterns: list[str]) -> list[Path]:
             raise errors.UserError(
                 f"{folder}: its README.md names files outside, {pattern!r}; fix or remove it"
             )
+        # A pattern such as data/* may name folders as well.
         found = sorted(file for file in folder.glob(pattern) if file.is_file())
-        unread = [file.name for file in found if file.suffix not in ENDINGS]
         problem = ""
-        if unread:
-            problem = f"{unread[0]} is not read here"
-        elif not found:
+        if not found:
             problem = "there are none"
+        for file in found:
+            if file.suffix not in ENDINGS:
+                problem = f"{file.name} is not read here"
+                break
         if problem:
             raise errors.UserError(
                 f"{folder}: of the files {pattern!r} on its README.md {problem};"

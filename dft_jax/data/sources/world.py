@@ -30,7 +30,7 @@ from typing import Any
 from dft_jax.data.sources.rows import Row
 from dft_jax.runtime import calls, errors
 
-NAMES = ("Ann", "Ben", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jan")
+NAMES: tuple[str, ...] = ("Ann", "Ben", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jan")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps")
 LARGEST = 30
 # Which of 16 hashes go to a split: half of all problems are for pretraining.
@@ -96,7 +96,7 @@ def chain(level: int, rng: random.Random) -> Problem:
 
     Three in four relate to the person before them, the others to any earlier one.
     """
-    names = rng.sample(NAMES, level)
+    names: list[str] = rng.sample(NAMES, level)
     thing = rng.choice(THINGS)
     values = [rng.randint(1, LARGEST)]
     sentences = [f"{names[0]} has {values[0]} {thing}."]
@@ -345,6 +345,7 @@ class Excerpt:
             choice = rng.choices(range(len(families)), weights)[0]
             level = rng.randint(*spans[choice])
             problem = families[choice](level, rng)
+            # Thrown away and drawn again: splits are no part of the draws.
             if split_of(problem.key) != self.split:
                 continue
             # Short problems are few; a text that is read again and again may repeat them, a test

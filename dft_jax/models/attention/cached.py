@@ -43,16 +43,26 @@ def cached_attention(
     )(q_BHK, k_BGK, v_BGK, cache, positions_B)
 
 
-def _attend_to_cache(q_BHK, k_BGK, v_BGK, cache, positions_B, *, window):
+def _attend_to_cache(
+    q_BHK: Float[Array, "B H K"],
+    k_BGK: Float[Array, "B G K"],
+    v_BGK: Float[Array, "B G K"],
+    cache: LayerCache,
+    positions_B: Int[Array, " B"],
+    *,
+    window: int | None,
+) -> tuple[Float[Array, "B H K"], LayerCache]:
+    """On one device, with its own rows and heads."""
     B, H, K = q_BHK.shape
     rows_B = jnp.arange(B)
-    past_k_BGSK, past_v_BGSK = (
-        past_BGSK.at[rows_B, :, positions_B].set(new_BGK)
-        for past_BGSK, new_BGK in zip(cache, (k_BGK, v_BGK), strict=True)
-    )
+    past_k_BGSK, past_v_BGSK = cache
+    past_k_BGSK = past_k_BGSK.at[rows_B, :, positions_B].set(k_BGK)
+    past_v_BGSK = past_v_BGSK.at[rows_B, :, positions_B].set(v_BGK)
     G, S = past_k_BGSK.shape[1:3]
     age_BS = positions_B[:, None] - jnp.arange(S)[None, :]
-    may_see_BS = (age_BS >= 0) if window is None else (age_BS >= 0) & (age_BS < window)
+    may_see_BS = age_BS >= 0
+    if window is not None:
+        may_see_BS = (age_BS >= 0) & (age_BS < window)
     dtype = jnp.promote_types(jnp.float32, q_BHK.dtype)
     q_BGRK = q_BHK.reshape(B, G, H // G, K)
     scores_BGRS = (

@@ -1,19 +1,30 @@
-"""Causal attention within segments: `blocked` everywhere, `splash` on TPUs, `cudnn` on Hopper and
-Blackwell GPUs.
+"""Causal attention within segments, in plain JAX and by the kernels of TPUs and GPUs.
 
-All compute what `attention.causal_attention` says. The last two see one device's rows and heads,
-and serve only after `attention_choice` has compared them with the first. Padding is a segment like
-others, so that each query sees a key.
+`blocked` runs everywhere, `splash` on TPUs, `cudnn` on Hopper and Blackwell GPUs. All compute what
+`masked.causal_attention` says. The last two see one device's rows and heads, and serve only after
+`select` has compared them with the first. Padding is a segment like others, so that each query sees
+a key.
+
+Letters besides the legend's: Q queries of a block, S keys that it can reach, M segments of a row.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 
-def blocked(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block):
-    """In plain JAX, float32 softmax.
+def blocked(
+    q_BLHK: Float[Array, "B L H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    segments_BL: Int[Array, "B L"],
+    *,
+    window: int | None,
+    block: int,
+) -> Float[Array, "B L H K"]:
+    """In plain JAX, with a float32 softmax.
 
     Queries go in blocks; a block only multiplies the keys it can reach, so the upper triangle costs
     nothing beyond the diagonal blocks, and the scores in memory are [B, H, block, L] at most. Short
@@ -26,7 +37,10 @@ def blocked(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block):
     outputs = []
     for start in range(0, L, block):
         end = min(start + block, L)
-        first = 0 if window is None else max(0, start - window + 1)
+        # The first key that the block's first query sees; later queries see none before it.
+        first = 0
+        if window is not None:
+            first = max(0, start - window + 1)
         may_see_BQS = _may_see(segments_BL, start, first, end, window)
         outputs.append(
             _attend(q_BLGRK[:, start:end], k_BLGK[:, first:end], v_BLGK[:, first:end], may_see_BQS)
@@ -34,7 +48,12 @@ def blocked(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block):
     return jnp.concatenate(outputs, axis=1).reshape(B, L, H, K)
 
 
-def _attend(q_BQGRK, k_BSGK, v_BSGK, may_see_BQS):
+def _attend(
+    q_BQGRK: Float[Array, "B Q G R K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    may_see_BQS: Bool[Array, "B Q S"],
+) -> Float[Array, "B Q G R K"]:
     dtype = jnp.promote_types(jnp.float32, q_BQGRK.dtype)
     scores_BGRQS = jnp.einsum("BQGRK,BSGK->BGRQS", q_BQGRK, k_BSGK, preferred_element_type=dtype)
     scores_BGRQS = scores_BGRQS * q_BQGRK.shape[-1] ** -0.5
@@ -45,8 +64,12 @@ def _attend(q_BQGRK, k_BSGK, v_BSGK, may_see_BQS):
     return jnp.einsum("BGRQS,BSGK->BQGRK", weights_BGRQS, v_BSGK)
 
 
-def _may_see(segments_BL, start, first, end, window):
-    queries, keys = jnp.arange(start, end)[:, None], jnp.arange(first, end)[None, :]
+def _may_see(
+    segments_BL: Int[Array, "B L"], start: int, first: int, end: int, window: int | None
+) -> Bool[Array, "B Q S"]:
+    """Which of the keys from `first` on the queries from `start` on see, both up to `end`."""
+    queries = jnp.arange(start, end)[:, None]
+    keys = jnp.arange(first, end)[None, :]
     in_reach_QS = keys <= queries
     if window is not None:
         in_reach_QS &= queries - keys < window
@@ -54,36 +77,61 @@ def _may_see(segments_BL, start, first, end, window):
     return same_BQS & in_reach_QS[None]
 
 
-def splash(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block, interpret=False):
-    """JAX's Pallas kernel for TPUs. Rows are padded to whole tiles at their end, which no query of
-    theirs sees.
+def splash(
+    q_BLHK: Float[Array, "B L H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    segments_BL: Int[Array, "B L"],
+    *,
+    window: int | None,
+    block: int,
+    interpret: bool = False,
+) -> Float[Array, "B L H K"]:
+    """JAX's Pallas kernel for TPUs.
+
+    Rows are padded to whole tiles at their end, which no query of theirs sees.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as lib
 
     L, H, K = q_BLHK.shape[1:]
     padding = -L % 128
     shape = (L + padding, L + padding)
+    # The largest tile within `block` that rows are a whole number of; 128 always is.
     tile = max(n for n in (128, 256, 512, 1024) if shape[0] % n == 0 and n <= max(block, 128))
     tiles = lib.BlockSizes(
-        **{f"block_{of}": tile for of in ("q", "kv", "q_dkv", "kv_dkv", "q_dq", "kv_dq")}
+        block_q=tile,
+        block_kv=tile,
+        block_q_dkv=tile,
+        block_kv_dkv=tile,
+        block_q_dq=tile,
+        block_kv_dq=tile,
     )
-    mask = (
-        lib.CausalMask(shape) if window is None else lib.LocalMask(shape, (window - 1, 0), offset=0)
-    )
+    mask = lib.CausalMask(shape)
+    if window is not None:
+        mask = lib.LocalMask(shape, (window - 1, 0), offset=0)
     masks = lib.MultiHeadMask([mask] * H)
     kernel = lib.make_splash_mha(
         masks, block_sizes=tiles, head_shards=1, q_seq_shards=1, interpret=interpret
     )
-    inputs = (q_BLHK * K**-0.5, k_BLGK, v_BLGK)  # the kernel does not scale
-    inputs = [jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2) for x in inputs]
+    # The kernel does not scale, and takes heads before positions.
+    inputs = []
+    for x in (q_BLHK * K**-0.5, k_BLGK, v_BLGK):
+        inputs.append(jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2))
     segments_BL = jnp.pad(segments_BL, ((0, 0), (0, padding)))
     out_BHLK = jax.vmap(kernel)(*inputs, lib.SegmentIds(segments_BL, segments_BL))
     return out_BHLK.swapaxes(1, 2)[:, :L]
 
 
-def cudnn(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block):
-    """cuDNN's attention over packed sequences, by the private call beneath
-    `jax.nn.dot_product_attention`.
+def cudnn(
+    q_BLHK: Float[Array, "B L H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    segments_BL: Int[Array, "B L"],
+    *,
+    window: int | None,
+    block: int,
+) -> Float[Array, "B L H K"]:
+    """cuDNN's attention over packed sequences, by JAX's private call of it.
 
     How many segments a row may have is fixed when compiling and costs memory, a float32 [B·M, H,
     L]: one for each 32 positions here. A batch with a row of more goes the blocked way, which keeps
@@ -98,26 +146,37 @@ def cudnn(q_BLHK, k_BLGK, v_BLGK, segments_BL, *, window, block):
     L, H, K = q_BLHK.shape[1:]
     starts_BM, lengths_BM = runs(segments_BL, max(L // 32, 2))
 
-    def packed(q_BLHK, k_BLGK, v_BLGK):
+    def packed(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array) -> Array:
         if jax.__version_info__ < (0, 11):
-            k_BLGK, v_BLGK = (jnp.repeat(x, H // x.shape[2], axis=2) for x in (k_BLGK, v_BLGK))
-        where = dict(
-            q_seqlen=lengths_BM, kv_seqlen=lengths_BM, q_offsets=starts_BM, kv_offsets=starts_BM
+            n_queries = H // k_BLGK.shape[2]
+            k_BLGK = jnp.repeat(k_BLGK, n_queries, axis=2)
+            v_BLGK = jnp.repeat(v_BLGK, n_queries, axis=2)
+        return lib.dot_product_attention(
+            q_BLHK,
+            k_BLGK,
+            v_BLGK,
+            q_seqlen=lengths_BM,
+            kv_seqlen=lengths_BM,
+            q_offsets=starts_BM,
+            kv_offsets=starts_BM,
+            scale=K**-0.5,
+            mask_type=lib.MaskType.PADDING_CAUSAL,
+            sliding_window_length=window,
         )
-        how = dict(
-            scale=K**-0.5, mask_type=lib.MaskType.PADDING_CAUSAL, sliding_window_length=window
-        )
-        return lib.dot_product_attention(q_BLHK, k_BLGK, v_BLGK, **where, **how)
 
     plain = jax.checkpoint(
         functools.partial(blocked, segments_BL=segments_BL, window=window, block=block)
     )
-    return jax.lax.cond((starts_BM[:, -1] < 0).all(), packed, plain, q_BLHK, k_BLGK, v_BLGK)
+    all_fit = (starts_BM[:, -1] < 0).all()
+    return jax.lax.cond(all_fit, packed, plain, q_BLHK, k_BLGK, v_BLGK)
 
 
-def runs(segments_BL, most: int):
-    """First positions [B, most + 1] and lengths [B, most] of a row's segments; the last start is -1
-    if they are all.
+def runs(
+    segments_BL: Int[Array, "B L"], most: int
+) -> tuple[Int[Array, "B M+1"], Int[Array, "B M"]]:
+    """First positions [B, most + 1] and lengths [B, most] of a row's segments.
+
+    The last start is -1 if these are all.
 
     segments  7 7 7 2 0 0, most 4   ->   starts 0 3 4 -1 -1, lengths 3 1 2 -1
     """
@@ -125,9 +184,11 @@ def runs(segments_BL, most: int):
     is_first_BL = jnp.pad(
         segments_BL[:, 1:] != segments_BL[:, :-1], ((0, 0), (1, 0)), constant_values=True
     )
-    starts_BM = jax.vmap(lambda x_L: jnp.flatnonzero(x_L, size=most + 1, fill_value=L))(
-        is_first_BL
-    ).astype(jnp.int32)
+
+    def starts_of(is_first_L: Array) -> Array:
+        return jnp.flatnonzero(is_first_L, size=most + 1, fill_value=L)
+
+    starts_BM = jax.vmap(starts_of)(is_first_BL).astype(jnp.int32)
     lengths_BM = jnp.diff(starts_BM, axis=1)
     return jnp.where(starts_BM < L, starts_BM, -1), jnp.where(lengths_BM > 0, lengths_BM, -1)
 

@@ -1,6 +1,4 @@
-"""Causal attention within the segments of packed rows, and of one new token to a cache of keys and
-values.
-"""
+"""Causal attention within the segments of packed rows."""
 
 import functools
 
@@ -36,8 +34,15 @@ def causal_attention(
     """
     attend = functools.partial(BACKENDS[backend], window=window, block=block)
     if backend != "blocked":
-        heads, rows = P(BATCH_AXES, None, "tensor", None), P(BATCH_AXES, None)
-        # Kernels do not say along which axes their results vary, so that is not checked.
-        specs = dict(in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
-        attend = jax.shard_map(attend, mesh=mesh, **specs)
+        # Rows and heads lie on the devices that attend with them: nothing is exchanged.
+        heads = P(BATCH_AXES, None, "tensor", None)
+        rows = P(BATCH_AXES, None)
+        attend = jax.shard_map(
+            attend,
+            mesh=mesh,
+            in_specs=(heads, heads, heads, rows),
+            out_specs=heads,
+            # Kernels do not say along which axes their results vary, so that is not checked.
+            check_vma=False,
+        )
     return attend(q_BLHK, k_BLGK, v_BLGK, segments_BL)

@@ -1,8 +1,7 @@
-"""Which attention backend a run uses. A kernel has to show first that it keeps packed segments
-apart.
+"""Which attention backend a run uses; a kernel has to show first that it keeps segments apart.
 
 One that drops segment ids trains without an error. So each runs on a small packed batch, with the
-heads, window, precision and mesh of the run, and is compared with every segment by itself in plain
+heads, windows, precision and mesh of the run, and is compared with every segment by itself in plain
 JAX: outputs and gradients.
 """
 
@@ -38,17 +37,23 @@ _TOLERANCE = {"bfloat16": 0.15, "float32": 1e-3}
 
 
 def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: int) -> str:
-    """The backend for `config.model.attention`; UserError where one asked for by name cannot run
-    here, or fails.
+    """The backend that `config.model.attention` comes to.
+
+    Raises:
+      UserError: one that is asked for by name cannot run here, or fails the test.
     """
     device = mesh.devices.flat[0]
-    name = _NATIVE.get(device.platform, "blocked") if asked == "auto" else asked
+    name = asked
+    if asked == "auto":
+        name = _NATIVE.get(device.platform, "blocked")
     if name == "blocked":
         return name
     problem = unmet(name, device, c, compute_dtype) or mistake(name, c, mesh, compute_dtype, block)
     if problem and asked != "auto":
         raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto or blocked")
-    chosen, why = ("blocked", f"{name} {problem}") if problem else (name, "packed equals separate")
+    chosen, why = name, "packed equals separate"
+    if problem:
+        chosen, why = "blocked", f"{name} {problem}"
     if jax.process_index() == 0:
         print(f"attention: {chosen} ({why})", file=sys.stderr)
     return chosen
@@ -67,12 +72,18 @@ def problems(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> list
 def unmet(name: str, device: jax.Device, c: DecoderSpec, compute_dtype: str) -> str | None:
     """What a backend needs, if it is not all here, as far as can be said without compiling."""
     capability = str(getattr(device, "compute_capability", "none"))
-    is_met = {"splash": device.platform == "tpu", "cudnn": capability.split(".")[0] in ("9", "10")}[
-        name
-    ]
-    is_met &= name == "splash" or (compute_dtype == "bfloat16" and c.head_dim in range(8, 129, 8))
-    here = f"{device.device_kind!r}, compute capability {capability}, {compute_dtype}, head_dim {c.head_dim}"
-    return None if is_met else f"needs {_NEEDS[name]} (here: {here})"
+    if name == "splash":
+        is_met = device.platform == "tpu"
+    else:
+        is_known_gpu = capability.split(".")[0] in ("9", "10")
+        is_known_width = c.head_dim in range(8, 129, 8)
+        is_met = is_known_gpu and is_known_width and compute_dtype == "bfloat16"
+    if is_met:
+        return None
+    return (
+        f"needs {_NEEDS[name]} (here: {device.device_kind!r}, compute capability {capability},"
+        f" {compute_dtype}, head_dim {c.head_dim})"
+    )
 
 
 def mistake(name: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Llama 2 and 3.x, DeepSeekMath: no biases by default, RoPE scaling `linear`, `llama3` or `yarn`."""
+"""Llama 2 and 3.x, DeepSeekMath: no biases by default, every scaling of RoPE."""
 
 from dft_jax.models.hf.config_reader import ConfigReader, read_common
 from dft_jax.models.spec import DecoderSpec

@@ -1,6 +1,4 @@
-"""Reads an architecture from config.json: every key is used, or known to have no effect, or refused
-by name.
-"""
+"""Reads config.json: every key is used, or known to have no effect, or refused by name."""
 
 import math
 import sys
@@ -13,21 +11,24 @@ from dft_jax.runtime import errors
 # choices of kernels, notes of other programs, and fields that transformers writes for every model.
 _IRRELEVANT = frozenset(
     """
-    _name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
-    dtype torch_dtype transformers_version tokenizer_class finetuning_task task_specific_params prefix is_decoder
-    use_cache output_attentions output_hidden_states return_dict id2label label2id problem_type
+    _name_or_path _commit_hash architectures bos_token_id eos_token_id pad_token_id sep_token_id
+    decoder_start_token_id dtype torch_dtype transformers_version tokenizer_class finetuning_task
+    task_specific_params prefix is_decoder use_cache output_attentions output_hidden_states
+    return_dict id2label label2id problem_type
     chunk_size_feed_forward gradient_checkpointing use_reentrant_checkpointing
     attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled
-    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length min_length
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
-    repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups
+    num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty
+    return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
     transformers.js_config unsloth_fixed unsloth_version
     """.split()
 )
 # Keys that would change it, with the values that do not.
 _WITHOUT_EFFECT = {
-    "rope_interleaved": (False,),  # else neighbouring dimensions were rotated together
+    # else neighbouring dimensions were rotated together
+    "rope_interleaved": (False,),
     "partial_rotary_factor": (1.0,),
     "alibi": (False,),
     "add_cross_attention": (False,),
@@ -35,10 +36,13 @@ _WITHOUT_EFFECT = {
     "torchscript": (False,),
     "use_bfloat16": (False,),
     "pruned_heads": ({},),
-    **dict.fromkeys(
-        "attn_pdrop embd_pdrop resid_pdrop hidden_dropout hidden_dropout_prob".split(), (0.0,)
-    ),
-    **dict.fromkeys("attention_probs_dropout_prob neftune_noise_alpha".split(), (0.0,)),
+    "attn_pdrop": (0.0,),
+    "embd_pdrop": (0.0,),
+    "resid_pdrop": (0.0,),
+    "hidden_dropout": (0.0,),
+    "hidden_dropout_prob": (0.0,),
+    "attention_probs_dropout_prob": (0.0,),
+    "neftune_noise_alpha": (0.0,),
 }
 _REQUIRED = object()
 _MOST = 2**31 - 1  # of a size: what an index on a device can be
@@ -46,49 +50,55 @@ _MOST_LAYERS = 1000  # each has its names listed; the largest models have some 1
 
 
 class ConfigReader:
-    """Reads `config.json` so that no key passes unseen: each is taken, or must equal what is
-    assumed, or is refused.
+    """Reads `config.json` so that no key passes unseen.
 
-    Problems are collected; `finish` raises them all at once.
+    Each key is taken, or must equal what is assumed, or is refused. Problems are collected;
+    `finish` raises them all at once. `place` is what messages begin with: the file.
     """
 
-    def __init__(self, raw: dict[str, Any], where: str):
-        self.raw, self.where, self.problems = raw, where, []
+    def __init__(self, raw: dict[str, Any], place: str):
+        self.raw = raw
+        self.place = place
+        self.problems: list[str] = []
         self._left = set(raw) - _IRRELEVANT
 
     def problem(self, text: str) -> None:
-        self.problems.append(f"{self.where}: {text}")
+        self.problems.append(f"{self.place}: {text}")
 
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
-        """The value of `key`; an absent or null one gives `default`, or a problem when there is
-        none.
+        """The value of `key`, of type `kind`; `default` where it is absent or null.
+
+        Without a default that is a problem. Where there is one, some value of the type comes back,
+        so that reading continues and finds the others.
         """
         self._left.discard(key)
         value = self.raw.get(key)
-        if value is None and default is not _REQUIRED:
-            return default
         if value is None:
+            if default is not _REQUIRED:
+                return default
             self.problem(f"{key!r} is missing; a guess would change the model silently, so add it")
             return kind(1)
-        is_kind = isinstance(value, kind) or (kind is float and isinstance(value, int))
-        if not is_kind or (isinstance(value, bool) and kind is not bool):
+        if not _is_a(value, kind):
             self.problem(f"{key}={value!r} should be {kind.__name__}")
-            return kind(1) if default is _REQUIRED else default
+            if default is _REQUIRED:
+                return kind(1)
+            return default
         # JSON's 1e999 is read as infinity
         if kind is float and not abs(value) <= sys.float_info.max:
             self.problem(f"{key} is beyond what a float holds; put the model's own value there")
             return 1.0
         return kind(value)
 
-    def size(self, key: str, default: Any = _REQUIRED, most: int = _MOST) -> int:
-        """An integer from 1 to `most`."""
+    def size(self, key: str, default: Any = _REQUIRED, most: int = _MOST) -> Any:
+        """An integer from 1 to `most`; `default` may be None, for an absent one."""
         value = self.take(key, int, default)
-        if value is not None and not 1 <= value <= most:
-            self.problem(
-                f"{key}={value} should be at least 1"
-                if value < 1
-                else f"{key}={value} is more than {most}"
-            )
+        if value is None:
+            return None
+        if value < 1:
+            self.problem(f"{key}={value} should be at least 1")
+            return 1
+        if value > most:
+            self.problem(f"{key}={value} is more than {most}")
             return 1
         return value
 
@@ -101,11 +111,14 @@ class ConfigReader:
         return value
 
     def expect(self, key: str, *legal: Any, default: Any = _REQUIRED) -> None:
-        """`key` must have one of the `legal` values; absent is as good, unless a `default` says
-        what absent means.
+        """`key` must have one of the `legal` values.
+
+        An absent one is as good as the first of them, unless a `default` says what absent means.
         """
         self._left.discard(key)
-        value = self.raw.get(key, legal[0] if default is _REQUIRED else default)
+        if default is _REQUIRED:
+            default = legal[0]
+        value = self.raw.get(key, default)
         if not _is_one_of(value, legal):
             self.problem(f"{key}={value!r} is not supported: only {' or '.join(map(repr, legal))}")
 
@@ -114,24 +127,9 @@ class ConfigReader:
         self._left.difference_update(keys)
 
     def rope(self, context: int) -> Rope:
-        """Rotary settings from transformers 5 (`rope_parameters`) or older files (`rope_theta`,
-        `rope_scaling`).
-        """
-        old = {"rope_theta": self.raw.get("rope_theta")} | self.take("rope_scaling", dict, {})
-        raw = self.take("rope_parameters", dict, {}) or old
-        self.ignore("rope_theta", "rope_scaling", "rope_parameters")
-        if self.raw.get("rope_parameters") and self.raw.get("rope_scaling"):
-            self.problem("rope_parameters and rope_scaling are both there; keep the right one")
-        if self.raw.get("rope_theta") not in (None, raw.get("rope_theta")):
-            self.problem(
-                "rope_theta differs from the one inside rope_parameters or rope_scaling; keep the right one"
-            )
-        raw = {"rope_type": raw.get("type")} | raw  # `type` is the oldest spelling
-        if raw.get("type") not in (None, raw["rope_type"]):
-            self.problem(
-                f"rope: type={raw['type']!r} and rope_type={raw['rope_type']!r} differ; keep the right one"
-            )
-        reader = ConfigReader({k: v for k, v in raw.items() if k != "type"}, f"{self.where}: rope")
+        """Rotary settings, as transformers 5 (`rope_parameters`) or older files spell them."""
+        raw = self._rope_settings()
+        reader = ConfigReader(raw, f"{self.place}: rope")
         kind = reader.take("rope_type", str, "default")
         theta = reader.positive("rope_theta")
         if kind in _ROPES:
@@ -146,39 +144,72 @@ class ConfigReader:
         self.problems += reader.problems
         return rope
 
-    def refuse_rest(self) -> None:
-        """Every key that is left must be null, which is as good as absent, or have a value without
-        effect.
-        """
-        for key in sorted(self._left):
-            value, legal = self.raw[key], _WITHOUT_EFFECT.get(key)
-            if value is None or (legal and _is_one_of(value, legal)):
-                continue
-            if legal:
-                self.problem(f"{key}={value!r} is not supported: only {legal[0]!r}")
-            else:
-                self.problem(
-                    f"{key}={value!r} is not a known key of this model; remove it if it has no effect"
-                )
-
-    def finish(self, config: DecoderSpec) -> DecoderSpec:
-        """Returns `config` when nothing is wrong with it and no key is left over; else raises
-        UserError with all.
-        """
-        self.refuse_rest()
-        if config.num_heads % config.num_kv_heads:
+    def _rope_settings(self) -> dict[str, Any]:
+        """As transformers 5 has them, from either spelling; what contradicts is a problem."""
+        old = {"rope_theta": self.raw.get("rope_theta")} | self.take("rope_scaling", dict, {})
+        raw = self.take("rope_parameters", dict, {}) or old
+        self.ignore("rope_theta", "rope_scaling", "rope_parameters")
+        if self.raw.get("rope_parameters") and self.raw.get("rope_scaling"):
+            self.problem("rope_parameters and rope_scaling are both there; keep the right one")
+        if self.raw.get("rope_theta") not in (None, raw.get("rope_theta")):
             self.problem(
-                f"num_key_value_heads={config.num_kv_heads} does not divide {config.num_heads} heads"
+                "rope_theta differs from the one inside rope_parameters or rope_scaling;"
+                " keep the right one"
             )
-        if config.head_dim % 2:
-            self.problem(f"head_dim={config.head_dim} should be even for rotary positions")
+        # `type` is the oldest spelling
+        raw = {"rope_type": raw.get("type")} | raw
+        oldest = raw.pop("type", None)
+        if oldest not in (None, raw["rope_type"]):
+            self.problem(
+                f"rope: type={oldest!r} and rope_type={raw['rope_type']!r} differ;"
+                " keep the right one"
+            )
+        return raw
+
+    def refuse_rest(self) -> None:
+        """Each key that is left is a problem, unless it is null or has a value without effect."""
+        for key in sorted(self._left):
+            value = self.raw[key]
+            if value is None:
+                continue
+            if key not in _WITHOUT_EFFECT:
+                self.problem(
+                    f"{key}={value!r} is not a known key of this model;"
+                    " remove it if it has no effect"
+                )
+                continue
+            legal = _WITHOUT_EFFECT[key]
+            if not _is_one_of(value, legal):
+                self.problem(f"{key}={value!r} is not supported: only {legal[0]!r}")
+
+    def finish(self, spec: DecoderSpec) -> DecoderSpec:
+        """Returns `spec`, or raises UserError with all that is wrong, keys left over included."""
+        self.refuse_rest()
+        if spec.num_heads % spec.num_kv_heads:
+            self.problem(
+                f"num_key_value_heads={spec.num_kv_heads} does not divide {spec.num_heads} heads"
+            )
+        if spec.head_dim % 2:
+            self.problem(f"head_dim={spec.head_dim} should be even for rotary positions")
         errors.raise_if_any(self.problems)
-        return config
+        return spec
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a value of JSON is of a type: integers are floats too, but True is no number."""
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, kind)
 
 
 def _is_one_of(value: Any, legal: tuple) -> bool:
     """False is not 0 here, nor True 1."""
-    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in legal)
+    for legal_value in legal:
+        if value == legal_value and isinstance(value, bool) == isinstance(legal_value, bool):
+            return True
+    return False
 
 
 def _default_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
@@ -190,7 +221,8 @@ def _linear_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
 
 
 def _llama3_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
-    low, high = reader.positive("low_freq_factor"), reader.positive("high_freq_factor")
+    low = reader.positive("low_freq_factor")
+    high = reader.positive("high_freq_factor")
     if high <= low:
         reader.problem("high_freq_factor should be above low_freq_factor")
     return Rope(
@@ -204,22 +236,34 @@ def _llama3_rope(reader: ConfigReader, theta: float, context: int) -> Rope:
 
 
 def _yarn_rope(reader: ConfigReader, theta: float, context: int) -> Yarn:
-    """Absent keys mean what they mean to transformers; the attention factor follows from the
-    others.
-    """
+    """Absent keys mean what they mean to transformers."""
     factor = reader.positive("factor")
-    beta_fast, beta_slow = reader.positive("beta_fast", 32.0), reader.positive("beta_slow", 1.0)
+    beta_fast = reader.positive("beta_fast", 32.0)
+    beta_slow = reader.positive("beta_slow", 1.0)
     if beta_fast < beta_slow:
         reader.problem(f"beta_fast={beta_fast} should be at least beta_slow={beta_slow}")
     if theta <= 1:
         reader.problem(f"rope_theta={theta} should be above 1 for yarn")
-    mscale, mscale_all_dim = (
-        reader.take("mscale", float, None),
-        reader.take("mscale_all_dim", float, None),
+    return Yarn(
+        theta,
+        type="yarn",
+        factor=factor,
+        attention_factor=_yarn_attention_factor(reader, factor),
+        original_context=reader.size("original_max_position_embeddings", context),
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=reader.take("truncate", bool, True),
     )
+
+
+def _yarn_attention_factor(reader: ConfigReader, factor: float) -> float:
+    """What cos and sin are multiplied by: as given, or as it follows from the other keys."""
+    mscale = reader.take("mscale", float, None)
+    mscale_all_dim = reader.take("mscale_all_dim", float, None)
     if (mscale is None) != (mscale_all_dim is None):
         reader.problem(
-            "mscale and mscale_all_dim go together: programs differ on one alone; give both, or neither"
+            "mscale and mscale_all_dim go together: programs differ on one alone;"
+            " give both, or neither"
         )
     attention_factor = reader.take("attention_factor", float, None)
     if attention_factor is None and mscale and mscale_all_dim:
@@ -228,20 +272,14 @@ def _yarn_rope(reader: ConfigReader, theta: float, context: int) -> Yarn:
         attention_factor = _yarn_scale(factor, 1.0)
     if not attention_factor > 0:
         reader.problem(f"attention_factor={attention_factor} should be positive")
-    return Yarn(
-        theta,
-        type="yarn",
-        factor=factor,
-        original_context=reader.size("original_max_position_embeddings", context),
-        beta_fast=beta_fast,
-        beta_slow=beta_slow,
-        truncate=reader.take("truncate", bool, True),
-        attention_factor=attention_factor,
-    )
+    return attention_factor
 
 
 def _yarn_scale(factor: float, mscale: float) -> float:
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+    """The scale of arXiv 2309.00071, section 3.4; contexts that are not stretched have 1."""
+    if factor <= 1:
+        return 1.0
+    return 0.1 * mscale * math.log(factor) + 1.0
 
 
 _ROPES = {

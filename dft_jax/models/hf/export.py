@@ -1,6 +1,4 @@
-"""Parameters as a Hugging Face folder that `transformers` loads: sharded safetensors, config and
-tokenizer.
-"""
+"""Parameters as a Hugging Face folder that `transformers` loads, with config and tokenizer."""
 
 import dataclasses
 import hashlib
@@ -48,7 +46,7 @@ SECTION = {
 }
 PROVENANCE_NAME = "dft_jax.json"
 MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
-_log = logging.getLogger(__name__)  # phases, as in checkpoint.py
+_log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,21 +67,63 @@ class Origin:
 
     def report(self) -> dict[str, Any]:
         """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
-        # exports are published: its name will do
-        is_folder = Path(self.path).is_absolute() or Path(self.path).is_dir()
+        path = self.path
+        if Path(path).is_absolute() or Path(path).is_dir():
+            # Exports are published: a folder's name will do.
+            path = Path(path).name
+        template, digest = self.template, self.template_text
+        if self.template_text is not None:
+            # it has become the folder's own
+            template = "tokenizer"
+        if self.template_text:
+            digest = hashlib.sha256(self.template_text.encode()).hexdigest()
         base = self.run.get("base") or {"revision": self.revision, "init": self.init}
-        digest = self.template_text and hashlib.sha256(self.template_text.encode()).hexdigest()
         return {
             "format": 1,
             "objective": self.objective,
             "step": self.step,
-            "template": self.template if self.template_text is None else "tokenizer",
+            "template": template,
             "template_source": Path(self.template).name,
             "template_sha256": digest,
             "date": self.date,
             "run_id": self.run.get("run_id"),
-            "base": base | {"path": Path(self.path).name if is_folder else self.path},
+            "base": base | {"path": path},
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Types:
+    """As what tensors are written, and what that does to the run."""
+
+    asked: str  # config.export.dtype
+    source: str  # of most tensors in the source
+    measured: rounding.Rounding  # as asked; "auto" as the source has it
+    written: rounding.Rounding  # the same, unless "auto" keeps float32
+    others: dict[str, str]  # name -> dtype of the tensors that are written as another
+    n_bytes_measured: int
+    n_bytes_written: int
+    base_is_random: bool
+
+    @property
+    def config_dtype(self) -> str | None:
+        """What config.json has to say; None where it stays as it is."""
+        if self.asked in ("auto", "source") and self.written is self.measured:
+            return None
+        return self.written.dtype
+
+    def report(self) -> dict[str, Any]:
+        """For dft_jax.json."""
+        values: dict[str, Any] = {
+            "dtype": self.written.dtype,
+            "asked_dtype": self.asked,
+            "source_dtype": self.source,
+        }
+        if self.others:
+            values["other_dtypes"] = self.others
+        values["rounding"] = self.written.report()
+        if self.written is not self.measured:
+            values["rounding_in_source_dtype"] = self.measured.report()
+        return values
 
 
 def export(
@@ -96,8 +136,7 @@ def export(
     max_shard_gb: float = 5.0,
     origin: Origin | None = None,
 ) -> rounding.Rounding:
-    """Writes `params` to the folder `out`, with config and tokenizer files from the checkpoint in
-    `source`.
+    """Writes `params` to the folder `out`, config and tokenizer as in the checkpoint `source`.
 
     All is written to a temporary folder beside `out`, which then takes its name, replacing an
     earlier export. Every process takes part; process 0 writes. `dtype` "source" is that of the
@@ -115,74 +154,73 @@ def export(
     origin = origin or Origin()
     temporary = out.with_name(f".{out.name}.tmp")
     is_writer = jax.process_index() == 0
-    what, remedy = (
+    # safetensors has its own type for a full disk
+    with errors.user_errors(
         f"{out}: the export could not be written",
         "make it possible, then run the same command again",
-    )
-    # safetensors has its own type for a full disk
-    with errors.user_errors(what, remedy, (OSError, SafetensorError)):
-        source_dtype = weights_dtype(source)
-        base = Checkpoint(source) if origin.init == "checkpoint" else None
-        keeps_types = dtype in ("auto", "source")
-        others = other_dtypes(source) if keeps_types else {}
-        measured = rounding.measure(
-            params, model, base, source_dtype if keeps_types else dtype, others
-        )
-        smaller, written = _total_bytes(model, measured.dtype, others), measured
-        if dtype == "auto" and measured.lost_share >= MOST_LOST:
-            written, others, keeps_types = measured.in_float32(), {}, False
+        (OSError, SafetensorError),
+    ):
+        types = _choose_types(params, model, source, dtype, origin)
         if is_writer:
-            _announce(
-                measured,
-                written,
-                dtype,
-                base is None,
-                (smaller, _total_bytes(model, written.dtype, others)),
-            )
+            _announce(types)
         try:
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
                 temporary.mkdir(parents=True)
-                _copy_config(source, temporary, None if keeps_types else written.dtype)
-                if origin.template_text is not None:
-                    _set_template(temporary, origin.template_text)
-                _warn_of_tokenizer(temporary)
-                types = {"dtype": written.dtype, "asked_dtype": dtype, "source_dtype": source_dtype}
-                about = _about(origin, types, others, measured, written)
-                write_json(temporary / PROVENANCE_NAME, about)
-            _write_tensors(params, model, temporary, written.dtype, others, max_shard_gb)
+                _write_small_files(source, temporary, types, origin)
+            _write_tensors(
+                params, model, temporary, types.written.dtype, types.others, max_shard_gb
+            )
             if is_writer:
                 _log.debug("export rename")
                 _replace(temporary, out)
         finally:
             if is_writer:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return written
+    return types.written
 
 
-def _about(
-    origin: Origin,
-    types: dict[str, str],
-    others: dict[str, str],
-    measured: rounding.Rounding,
-    written: rounding.Rounding,
-) -> dict[str, Any]:
-    """The content of dft_jax.json."""
-    about = origin.report() | types
-    if others:
-        about["other_dtypes"] = others
-    about["rounding"] = written.report()
-    if written is not measured:
-        about["rounding_in_source_dtype"] = measured.report()
-    return about
+def _choose_types(params: Params, model: Model, source: Path, dtype: str, origin: Origin) -> _Types:
+    """Measures what rounding to the type asked for does; of "auto", whether that is too much."""
+    source_dtype = weights_dtype(source)
+    base = None
+    if origin.init == "checkpoint":
+        base = Checkpoint(source)
+    measured_as, others = dtype, {}
+    if dtype in ("auto", "source"):
+        measured_as, others = source_dtype, other_dtypes(source)
+    measured = rounding.measure(params, model, base, measured_as, others)
+    n_bytes_measured = _total_bytes(model, measured.dtype, others)
+    written = measured
+    if dtype == "auto" and measured.lost_share >= MOST_LOST:
+        written, others = measured.in_float32(), {}
+    return _Types(
+        asked=dtype,
+        source=source_dtype,
+        measured=measured,
+        written=written,
+        others=others,
+        n_bytes_measured=n_bytes_measured,
+        n_bytes_written=_total_bytes(model, written.dtype, others),
+        base_is_random=base is None,
+    )
+
+
+def _write_small_files(source: Path, to: Path, types: _Types, origin: Origin) -> None:
+    """All but the weights; first, because these can be refused."""
+    _copy_config(source, to, types.config_dtype)
+    if origin.template_text is not None:
+        _set_template(to, origin.template_text)
+    _warn_of_tokenizer(to)
+    write_json(to / PROVENANCE_NAME, origin.report() | types.report())
 
 
 def provenance(folder: Path) -> dict[str, Any] | None:
-    """What an export says of itself; None for a folder that is none, or of before there was such a
-    file.
-    """
+    """What an export says of itself; None for another folder, or one from before there was that."""
     file = folder / PROVENANCE_NAME
-    return files.read_json(file) if file.exists() else None
+    if not file.exists():
+        return None
+    return files.read_json(file)
 
 
 def _n_bytes(tensor: Tensor, dtype: str) -> int:
@@ -200,34 +238,32 @@ def _layer_order(tensor: Tensor) -> int:
     return -1 if tensor.layer is None else tensor.layer
 
 
-def _announce(
-    measured: rounding.Rounding,
-    written: rounding.Rounding,
-    asked: str,
-    is_random: bool,
-    sizes: tuple[int, int],
-) -> None:
-    """Says what rounding does to the run, and how large the files are going to be: `sizes` of both,
-    in bytes.
-    """
-    n, update = measured.weights, "the weights" if is_random else "the update"
-    moved = (
-        "" if is_random else f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
+def _announce(types: _Types) -> None:
+    """Says what rounding does to the run, and how large the files are going to be."""
+    measured = types.measured
+    moved, also, update = "", "", "the weights"
+    if not types.base_is_random:
+        n = measured.weights
+        moved = f"{measured.changed / n:.1%} of {n:,} weights differ from the base; "
+        also = f" and {measured.changed_as_written / n:.1%} of the weights differ"
+        update = "the update"
+    lost = f"as {measured.dtype} {measured.lost_share:.2%} of {update}'s norm is lost{also}"
+    size_gb = types.n_bytes_written / 1e9
+    print(
+        f"export: {moved}{lost}; written as {types.written.dtype}, {size_gb:.3g} GB",
+        file=sys.stderr,
     )
-    lost = f"as {measured.dtype} {measured.lost_share:.2%} of {update}'s norm is lost"
-    if not is_random:
-        lost += f" and {measured.changed_as_written / n:.1%} of the weights differ"
-    smaller, size = (n_bytes / 1e9 for n_bytes in sizes)
-    print(f"export: {moved}{lost}; written as {written.dtype}, {size:.3g} GB", file=sys.stderr)
-    if written is not measured:
+    if types.written is not measured:
+        smaller_gb = types.n_bytes_measured / 1e9
         print(
-            f"export: float32 keeps all of it; config.export.dtype='source' would be {smaller:.3g} GB",
+            "export: float32 keeps all of it; config.export.dtype='source' would be"
+            f" {smaller_gb:.3g} GB",
             file=sys.stderr,
         )
     elif measured.lost_share >= MOST_LOST:
         print(
-            f"warning: config.export.dtype={asked!r}: rounding to {measured.dtype} loses {measured.lost_share:.1%} of"
-            " what was trained; 'auto' or 'float32' keeps it",
+            f"warning: config.export.dtype={types.asked!r}: rounding to {measured.dtype} loses"
+            f" {measured.lost_share:.1%} of what was trained; 'auto' or 'float32' keeps it",
             file=sys.stderr,
         )
 
@@ -261,11 +297,8 @@ def _write_tensors(
             if is_writer:
                 _save(tensors, to / file_name)
     if is_writer and shards.is_sharded:
-        index = {
-            "metadata": shards.metadata,
-            "weight_map": dict(sorted(shards.tensor_to_filename.items())),
-        }
-        write_json(to / INDEX_NAME, index)
+        weight_map = dict(sorted(shards.tensor_to_filename.items()))
+        write_json(to / INDEX_NAME, {"metadata": shards.metadata, "weight_map": weight_map})
 
 
 def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
@@ -277,18 +310,19 @@ def _save(tensors: dict[str, np.ndarray], file: Path) -> None:
 
 
 def _copy_config(source: Path, to: Path, dtype: str | None) -> None:
-    """config.json unchanged unless the weights get another `dtype`; generation config, tokenizer
-    and templates as they are.
-    """
+    """Config, generation config, tokenizer and templates as they are, but for another `dtype`."""
     raw = files.read_json(source / "config.json")
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw]
     # which older readers know too
-    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
+    keys = keys or ["torch_dtype"]
     if dtype is None or all(raw.get(key) == dtype for key in keys):
         shutil.copyfile(source / "config.json", to / "config.json")
     else:
         write_json(to / "config.json", raw | dict.fromkeys(keys, dtype))
-    generation = source / "generation_config.json"
-    for file in [*([generation] if generation.exists() else []), *tokenizer_files(source)]:
+    others = tokenizer_files(source)
+    if (source / "generation_config.json").exists():
+        others.append(source / "generation_config.json")
+    for file in others:
         shutil.copyfile(file, to / file.name)
     for file in additional_templates(source):
         (to / file.parent.name).mkdir(exist_ok=True)
@@ -311,15 +345,11 @@ def _set_template(folder: Path, text: str) -> None:
     additional_chat_templates, where transformers offers it by the name "source", with those that
     tokenizer_config.json had by other names.
     """
-    file, settings_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    file = folder / "chat_template.jinja"
+    settings_file = folder / "tokenizer_config.json"
     settings = files.read_json(settings_file) if settings_file.exists() else {}
     held = settings.get("chat_template")
-    others = {"source": held} if isinstance(held, str) else {}
-    for entry in held if isinstance(held, list) else []:
-        others["source" if entry["name"] == "default" else entry["name"]] = entry["template"]
-    if file.exists():
-        others["source"] = file.read_text(encoding="utf-8")
-    for name, template in others.items():
+    for name, template in _held_templates(held, file).items():
         additional = folder / ADDITIONAL_TEMPLATES / f"{Path(name).name}.jinja"
         if template != text and not additional.exists():
             additional.parent.mkdir(exist_ok=True)
@@ -329,10 +359,24 @@ def _set_template(folder: Path, text: str) -> None:
         write_json(settings_file, settings | {"chat_template": text})
 
 
+def _held_templates(held: str | list[dict[str, str]] | None, file: Path) -> dict[str, str]:
+    """Name -> template, of those in the settings and in the file; the default one is `source`."""
+    templates = {}
+    if isinstance(held, str):
+        templates["source"] = held
+    elif isinstance(held, list):
+        for entry in held:
+            name = entry["name"]
+            if name == "default":
+                name = "source"
+            templates[name] = entry["template"]
+    if file.exists():
+        templates["source"] = file.read_text(encoding="utf-8")
+    return templates
+
+
 def _replace(temporary: Path, out: Path) -> None:
-    """`temporary` takes the name `out`; an earlier export there goes only when the new one has its
-    place.
-    """
+    """`temporary` takes the name `out`; an earlier export goes when the new one has its place."""
     old = out.with_name(f".{out.name}.old")
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)

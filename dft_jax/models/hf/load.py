@@ -1,4 +1,4 @@
-"""A checkpoint's tensors: compared with the model's, streamed onto the mesh, and read back from it."""
+"""A checkpoint's tensors: compared with the model's, streamed onto the mesh, and read back."""
 
 import functools
 from collections.abc import Callable
@@ -104,9 +104,9 @@ def _write_layer(stacked: jax.Array, one: jax.Array, index: int) -> jax.Array:
 
 
 def tensor_reader(params: Params, model: Model) -> Callable[[Tensor], np.ndarray]:
-    """Returns read(tensor): it from `params`, whole on every process's host, as checkpoints have it.
+    """Returns read(tensor): its part of `params`, whole on the host of every process.
 
-    All processes have to read the same tensors in the same order.
+    Its shape is that of the checkpoint. All processes read the same tensors in the same order.
     """
     # Without axes: every device, and so every host, gets all of it.
     layout = sharding.named(model.mesh)

@@ -1,6 +1,4 @@
-"""Finds a checkpoint: a folder, or a snapshot of the hub; and reads which model its config.json
-describes.
-"""
+"""Finds a checkpoint, a folder or a snapshot of the hub, and reads which model it is of."""
 
 import dataclasses
 import sys
@@ -15,23 +13,33 @@ from dft_jax.models.spec import DecoderSpec
 from dft_jax.runtime import errors, hub
 from dft_jax.runtime.files import check_file, read_json, refuse_code
 
-# Downloaded and carried along (an adapter's config to be refused); nothing else is looked at: no
-# pickles, no code.
-CHECKPOINT_PATTERNS = (
-    "model*.safetensors model.safetensors.index.json config.json generation_config.json adapter_config.json"
-).split()
-TOKENIZER_PATTERNS = (
-    "tokenizer* special_tokens_map.json added_tokens.json chat_template* vocab* merges.txt *.model *.tiktoken"
-).split()
+# Downloaded and carried along; nothing else is looked at: no pickles, no code.
+CHECKPOINT_PATTERNS = [
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    # to be refused
+    "adapter_config.json",
+]
+TOKENIZER_PATTERNS = [
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+]
 # Templates besides the default one, by their names; a folder of the checkpoint's.
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 
 
 def resolve(path: str, revision: str) -> Path:
-    """The folder of a checkpoint: `path` itself when it is a folder, else the hub's snapshot
-    (cached or fetched).
+    """The folder of a checkpoint: `path` itself, or the hub's snapshot, from its cache or fetched.
 
-    A hub id is said to be one, with the commit that `revision` stands for now.
+    A hub id is said to be one on stderr, with the commit that `revision` stands for now.
 
     Raises:
       UserError: neither; the message says what to fetch.
@@ -52,8 +60,9 @@ def resolve(path: str, revision: str) -> Path:
         )
     except Exception as error:  # offline, unknown, gated: many types, one remedy
         raise errors.UserError(
-            f"model.path={path!r} (revision {revision!r}) is neither a folder here nor in the hub's cache, and fetching"
-            f" failed ({type(error).__name__}); where there is a network: hf download {hub_id} --revision {revision}"
+            f"model.path={path!r} (revision {revision!r}) is neither a folder here nor in the hub's"
+            f" cache, and fetching failed ({type(error).__name__}); where there is a network:"
+            f" hf download {hub_id} --revision {revision}"
         ) from error
     if jax.process_index() == 0:
         print(
@@ -64,18 +73,23 @@ def resolve(path: str, revision: str) -> Path:
 
 
 def read_config(folder: Path) -> DecoderSpec:
-    """The architecture from `config.json`, every key accounted for (see models/config.py)."""
-    file, adapter, generation = (
-        folder / f"{name}.json" for name in ("config", "adapter_config", "generation_config")
-    )
+    """The architecture from `config.json`, every key accounted for (see hf/config_reader.py).
+
+    Raises:
+      UserError: what no family here reads, and each key that is wrong or unknown, by name.
+    """
+    adapter = folder / "adapter_config.json"
     if adapter.exists():
         raise errors.UserError(
-            f"{adapter}: the folder holds an adapter (LoRA), which would not be applied; merge it into its base model,"
-            " or remove the file to train the base alone"
+            f"{adapter}: the folder holds an adapter (LoRA), which would not be applied;"
+            " merge it into its base model, or remove the file to train the base alone"
         )
+    file = folder / "config.json"
     raw = read_json(file)
+    generation = folder / "generation_config.json"
     if generation.exists():
-        read_json(generation)  # carried along to the export, where it should not be what fails
+        # An export carries it along, hours later; it should not be what fails there.
+        read_json(generation)
     refuse_code(raw, file)
     if raw.get("quantization_config") is not None:
         raise errors.UserError(
@@ -98,9 +112,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def additional_templates(folder: Path) -> list[Path]:
-    """Chat templates besides the default one, which an export carries along; no part of a run's
-    identity.
-    """
+    """Chat templates besides the default one: exports have them, a run's identity does not."""
     return sorted(folder.glob(f"{ADDITIONAL_TEMPLATES}/*.jinja"))
 
 
@@ -109,11 +121,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     Raises:
       UserError: none that can be used, or files of it that contradict each other
-      (models/tokenizer.py).
+      (hf/tokenizer.py).
     """
     files = tokenizer_files(folder)
-    for file in additional_templates(folder):
-        check_file(file)
-    for file in files:
+    for file in [*additional_templates(folder), *files]:
         check_file(file)
     return read_tokenizer(folder, files)

@@ -25,7 +25,7 @@ _AT_ONCE = 2**20  # weights whose float64 copies exist at once
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """Parameters of a run against those it began with, and against themselves written as `dtype`.
+    """How parameters of a run differ from those it began with, and from themselves as written.
 
     Norms are Euclidean, over all weights. Without a base (random initial weights) the update is all
     of the parameters.
@@ -43,11 +43,14 @@ class Rounding:
         """The norm of what rounding takes away or adds, as a share of the update's."""
         if not self.lost_norm:
             return 0.0
-        return self.lost_norm / self.update_norm if self.update_norm else math.inf
+        if not self.update_norm:
+            return math.inf
+        return self.lost_norm / self.update_norm
 
     def report(self) -> dict[str, float | int | str | None]:
         """For JSON, which knows no infinity."""
-        values = dataclasses.asdict(self) | {"lost_share": self.lost_share}
+        values = dataclasses.asdict(self)
+        values["lost_share"] = self.lost_share
         values["changed_share"] = self.changed / self.weights
         values["changed_share_as_written"] = self.changed_as_written / self.weights
         for name in ("lost_norm", "lost_share"):
@@ -69,18 +72,18 @@ def measure(
     dtype: str,
     others: Mapping[str, str] | None = None,
 ) -> Rounding:
-    """Compares `params` with the tensors of `base`, one tensor at a time; all processes take part,
-    each in a share.
+    """Compares `params` with the tensors of `base`, one tensor at a time.
 
-    They are written as `dtype`, but for those that `others` names with another one.
-
-    Host memory: one tensor of each, and 8 MiB blocks of their float64 copies.
+    All processes take part, each in a share. Tensors are written as `dtype`, but for those that
+    `others` names with another one. Host memory: one tensor of each, and 8 MiB blocks of their
+    float64 copies.
 
     Raises:
       Stopped: a signal asked for it.
     """
     read = tensor_reader(params, model)
     table = tensor_table(model)
+    others = others or {}
     sums = np.zeros(5)
     is_silent = jax.process_index() > 0
     for number, tensor in enumerate(
@@ -89,8 +92,11 @@ def measure(
         interrupts.check()
         trained = read(tensor)  # by all processes together
         if number % jax.process_count() == jax.process_index():
-            before = None if base is None else base.read(tensor.name)
-            sums += tensor_sums(trained, before, (others or {}).get(tensor.name, dtype))
+            before = None
+            if base is not None:
+                before = base.read(tensor.name)
+            sums += tensor_sums(trained, before, others.get(tensor.name, dtype))
+    # Every process gets the sums over all: what is written has to be the same decision everywhere.
     sums = np.array(distributed.decided("rounding", sums.tolist(), _added))
     return Rounding(
         dtype=dtype,
@@ -109,13 +115,16 @@ def _added(rows: list[list[float]]) -> list[float]:
 def tensor_sums(trained: np.ndarray, before: np.ndarray | None, dtype: str) -> np.ndarray:
     """Of one tensor, in float64: weights, changed, changed as `dtype`, Σ update², Σ loss²."""
     flat = trained.reshape(-1)
-    flat_before = np.zeros_like(flat) if before is None else before.reshape(-1)
+    if before is None:
+        before = np.zeros_like(flat)
+    flat_before = before.reshape(-1)
     total = np.zeros(5)
     for start in range(0, flat.size, _AT_ONCE):
         block = flat[start : start + _AT_ONCE]
         old = flat_before[start : start + _AT_ONCE].astype(np.float64)
         new = block.astype(np.float64)
-        with np.errstate(over="ignore"):  # beyond float16: infinity, which is a loss like any other
+        # What is beyond float16 becomes infinity, which is a loss like any other.
+        with np.errstate(over="ignore"):
             written = block.astype(dtype).astype(np.float64)
         total += [
             block.size,

@@ -1,50 +1,70 @@
-"""The weights of a checkpoint: safetensors files, with or without an index; nothing else is ever
-opened.
-"""
+"""The weights of a checkpoint: safetensors files, with or without an index, and nothing else."""
 
 import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dft_jax.runtime import errors
 from dft_jax.runtime.files import FETCH, begins, check_file, read_json
 
+SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+REMEDY = "fetch config.json and the weights of one and the same model"
 # What is sometimes found under the name of a safetensors file, by its first bytes. A header's
 # length, which a whole one begins with, has zeros in bytes 4 to 7.
 _MISTAKEN = {
-    rb"(?s)\x80[\x02-\x05](?!..\0{4})|PK\x03\x04": "it is a pickle, which is never opened: convert it to safetensors",
-    rb"(?i)\s*<(?:!doctype|html|\?xml)": "it is a web page, such as a login or an error: fetch the file again",
+    rb"(?s)\x80[\x02-\x05](?!..\0{4})|PK\x03\x04": (
+        "it is a pickle, which is never opened: convert it to safetensors"
+    ),
+    rb"(?i)\s*<(?:!doctype|html|\?xml)": (
+        "it is a web page, such as a login or an error: fetch the file again"
+    ),
 }
+
+# Of a tensor, its shape and the name of its type in the file.
+Header = tuple[tuple[int, ...], str]
 
 
 class Checkpoint:
-    """The safetensors of a folder: names, shapes and dtypes without reading data, and one tensor at
-    a time.
+    """The safetensors of a folder, without reading data: names, shapes and dtypes.
+
+    `read` gives one tensor at a time.
+
+    Raises:
+      UserError: files that are missing, damaged, or not what the index says.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         listed = _weight_map(folder)
         self.file_of: dict[str, str] = {}
-        self.headers: dict[str, tuple[tuple[int, ...], str]] = {}
+        self.headers: dict[str, Header] = {}
         for file_name in sorted(set(listed.values())) or [SINGLE_NAME]:
             for name, header in _headers(folder / file_name).items():
                 if listed and listed.get(name) != file_name:
                     raise errors.UserError(
-                        f"{folder / file_name}: {INDEX_NAME} does not list tensor {name} there; fetch both again"
+                        f"{folder / file_name}: {INDEX_NAME} does not list tensor {name} there;"
+                        " fetch both again"
                     )
-                self.file_of[name], self.headers[name] = file_name, header
-        absent = [
-            f"{name} (in {file})"
-            for name, file in sorted(listed.items())
-            if name not in self.headers
-        ]
+                self.file_of[name] = file_name
+                self.headers[name] = header
+        self._refuse_absent(listed)
+
+    def _refuse_absent(self, listed: dict[str, str]) -> None:
+        absent = []
+        for name, file in sorted(listed.items()):
+            if name not in self.headers:
+                absent.append(f"{name} (in {file})")
         if absent:
-            what = f"lists {len(absent)} tensors that are not where it says: {', '.join(absent)}"
-            raise errors.UserError(f"{folder / INDEX_NAME} {what}; fetch it and the shards again")
+            raise errors.UserError(
+                f"{self.folder / INDEX_NAME} lists {len(absent)} tensors that are not where it"
+                f" says: {', '.join(absent)}; fetch it and the shards again"
+            )
 
     def read(self, name: str) -> np.ndarray:
         with _open(self.folder / self.file_of[name]) as tensors:
@@ -66,7 +86,8 @@ class Checkpoint:
         return DTYPES[dtype]
 
 
-def _open(file: Path):
+def _open(file: Path) -> Any:
+    """The library's reader of a file, with our messages for what is not one."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -76,19 +97,24 @@ def _open(file: Path):
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        first = begins(file)
-        remedy = next(
-            (text for start, text in _MISTAKEN.items() if re.match(start, first)), "fetch it again"
-        )
         raise errors.UserError(
-            f"{file}: not a whole safetensors file ({error}); {remedy}"
+            f"{file}: not a whole safetensors file ({error}); {_remedy_for(file)}"
         ) from error
 
 
-def _headers(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Tensor name -> shape, dtype."""
+def _remedy_for(file: Path) -> str:
+    """What to do about a file that is no safetensors file, by its first bytes."""
+    first_bytes = begins(file)
+    for pattern, remedy in _MISTAKEN.items():
+        if re.match(pattern, first_bytes):
+            return remedy
+    return "fetch it again"
+
+
+def _headers(file: Path) -> dict[str, Header]:
+    """The header of each tensor of a file, by name."""
     check_file(file)
-    # the library checks all, but of two equal names it takes the last
+    # The library checks everything but that names differ: of two equal ones it takes the last.
     with _open(file), open(file, "rb") as handle:
         header = handle.read(int.from_bytes(handle.read(8), "little"))
     with errors.user_errors(f"{file}: in its header", "fetch it again", (ValueError,)):
@@ -105,57 +131,55 @@ def _weight_map(folder: Path) -> dict[str, str]:
             f"{folder} holds both {SINGLE_NAME} and {INDEX_NAME}; remove what is not of this model"
         )
     if index.exists():
-        raw = read_json(index)
-        weight_map, metadata = raw.get("weight_map"), raw.get("metadata") or {}
-        if not isinstance(metadata, dict) or type(metadata.get("total_size", 0)) not in (
-            int,
-            float,
-        ):
-            raise errors.UserError(
-                f"{index}: metadata={metadata!r} should have a number as total_size; {FETCH}"
-            )
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise errors.UserError(
-                f"{index}: 'weight_map' should map tensor names to file names; {FETCH}"
-            )
-        for name, file in weight_map.items():
-            is_plain = (
-                isinstance(file, str) and Path(file).name == file and not set(file) & set("\\:\0")
-            )
-            if not is_plain or not file.endswith(".safetensors"):
-                raise errors.UserError(
-                    f"{index}: {name} -> {file!r} should be the plain name of a .safetensors file here"
-                )
-        strays = {file.name for file in folder.glob("model-*-of-*.safetensors")} - set(
-            weight_map.values()
-        )
-        if strays:
-            raise errors.UserError(
-                f"{index} does not name {', '.join(sorted(strays))}, which is there; {REMEDY}"
-            )
-        return weight_map
+        return _read_index(index)
     if single.exists():
         return {}
-    pickles = sorted(file.name for file in folder.glob("*.bin")) + sorted(
-        file.name for file in folder.glob("*.pt*")
+    names = [file.name for pattern in ("*.bin", "*.pt*") for file in sorted(folder.glob(pattern))]
+    found = ""
+    if names:
+        found = f" ({', '.join(names[:3])}: pickles are never opened; convert to safetensors)"
+    raise errors.UserError(
+        f"{folder}: no {SINGLE_NAME} and no {INDEX_NAME}{found};"
+        " fetch them, or set model.init='random'"
     )
-    found = (
-        f" ({', '.join(pickles[:3])}: pickles are never opened; convert to safetensors)"
-        if pickles
-        else ""
-    )
-    remedy = "fetch them, or set model.init='random'"
-    raise errors.UserError(f"{folder}: no {SINGLE_NAME} and no {INDEX_NAME}{found}; {remedy}")
 
 
-SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-REMEDY = "fetch config.json and the weights of one and the same model"
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+def _read_index(index: Path) -> dict[str, str]:
+    """The weight map of an index, after what it says has been checked; no shard is opened."""
+    raw = read_json(index)
+    weight_map = raw.get("weight_map")
+    metadata = raw.get("metadata") or {}
+    if not isinstance(metadata, dict) or type(metadata.get("total_size", 0)) not in (int, float):
+        raise errors.UserError(
+            f"{index}: metadata={metadata!r} should have a number as total_size; {FETCH}"
+        )
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise errors.UserError(
+            f"{index}: 'weight_map' should map tensor names to file names; {FETCH}"
+        )
+    for name, file in weight_map.items():
+        if not _is_plain_name(file):
+            raise errors.UserError(
+                f"{index}: {name} -> {file!r} should be the plain name of a .safetensors file here"
+            )
+    shards = {file.name for file in index.parent.glob("model-*-of-*.safetensors")}
+    strays = shards - set(weight_map.values())
+    if strays:
+        raise errors.UserError(
+            f"{index} does not name {', '.join(sorted(strays))}, which is there; {REMEDY}"
+        )
+    return weight_map
+
+
+def _is_plain_name(file: Any) -> bool:
+    """Whether it names a safetensors file beside the index, on every system."""
+    if not isinstance(file, str) or not file.endswith(".safetensors"):
+        return False
+    return Path(file).name == file and not set(file) & set("\\:\0")
 
 
 def weights_dtype(folder: Path) -> str:
-    """The dtype of a checkpoint's weights; of a bare config.json, the one it names, else float32."""
+    """The dtype of a checkpoint's weights; of a bare config.json what it names, else float32."""
     if (folder / INDEX_NAME).exists() or (folder / SINGLE_NAME).exists():
         return Checkpoint(folder).dtype
     raw = read_json(folder / "config.json")
@@ -169,18 +193,19 @@ def weights_dtype(folder: Path) -> str:
 
 
 def other_dtypes(folder: Path) -> dict[str, str]:
-    """Name -> dtype of a checkpoint's tensors that have another than `source_dtype`: norms are kept
-    in float32 by some.
+    """Name -> dtype of tensors with another than most: some checkpoints keep norms in float32.
 
     Empty for a bare config.json.
     """
     if not (folder / INDEX_NAME).exists() and not (folder / SINGLE_NAME).exists():
         return {}
     checkpoint = Checkpoint(folder)
-    dtypes = {
-        name: DTYPES[dtype] for name, (_, dtype) in checkpoint.headers.items() if dtype in DTYPES
-    }
-    return {name: dtype for name, dtype in dtypes.items() if dtype != checkpoint.dtype}
+    others = {}
+    for name, (_, header_dtype) in checkpoint.headers.items():
+        dtype = DTYPES.get(header_dtype, checkpoint.dtype)
+        if dtype != checkpoint.dtype:
+            others[name] = dtype
+    return others
 
 
 # Of each tensor, this many blocks of this many bytes stand for all of it when hosts compare their
@@ -201,18 +226,17 @@ def weights_sample(source: Path) -> str:
             length = int.from_bytes(handle.read(8), "little")
             header = handle.read(length)
             total.update(f"{file.name} {file.stat().st_size}\n".encode() + header)
-            for name, entry in sorted(json.loads(header).items()):
-                if name != "__metadata__":
-                    begin, end = entry["data_offsets"]
-                    for offset in _sampled(begin, end):
-                        handle.seek(8 + length + offset)
-                        total.update(handle.read(min(_BLOCK_BYTES, end - offset)))
+            entries = json.loads(header)
+            entries.pop("__metadata__", None)
+            for _, entry in sorted(entries.items()):
+                begin, end = entry["data_offsets"]
+                for offset in _sampled(begin, end):
+                    handle.seek(8 + length + offset)
+                    total.update(handle.read(min(_BLOCK_BYTES, end - offset)))
     return total.hexdigest()
 
 
 def _sampled(begin: int, end: int) -> list[int]:
-    """Where the sampled blocks of the bytes from `begin` to `end` start: at the first, the last,
-    and between.
-    """
+    """Where the sampled blocks of bytes `begin` to `end` start: first, last, and between."""
     last = max(begin, end - _BLOCK_BYTES)
     return [begin + (last - begin) * i // (_SAMPLED_BLOCKS - 1) for i in range(_SAMPLED_BLOCKS)]

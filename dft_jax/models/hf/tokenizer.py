@@ -62,10 +62,8 @@ class Tokenizer:
         backend.no_padding()
         if backend.decoder is not None:
             backend.decoder = _without_cleanup(backend.decoder)
-        self.special_tokens_map, self.chat_templates = (
-            settings.special_tokens_map,
-            settings.chat_templates,
-        )
+        self.special_tokens_map = settings.special_tokens_map
+        self.chat_templates = settings.chat_templates
         self.eos_ids = settings.eos_ids
         added = {token.content for token in backend.get_added_tokens_decoder().values()}
         named = (*self.special_tokens_map.values(), *settings.extra_special)
@@ -95,7 +93,9 @@ class Tokenizer:
 
     def _named_id(self, name: str) -> int | None:
         text = self.special_tokens_map.get(name)
-        return None if text is None else self.backend.token_to_id(text)
+        if text is None:
+            return None
+        return self.backend.token_to_id(text)
 
     def _require_eos(self) -> None:
         if self.eos_token is None:
@@ -135,12 +135,15 @@ class Tokenizer:
         A vocabulary without bytes drops them, or has its unknown token for them. What the file's
         normaliser makes of a character counts as the character.
         """
-        return "" if self.reads_all else self._without_token(text, ids)
+        if self.reads_all:
+            return ""
+        return self._without_token(text, ids)
 
     def _without_token(self, text: str, ids: Iterable[int]) -> str:
         read = collections.Counter(self.decode(id_ for id_ in ids if id_ != self._unknown_id))
-        normaliser = self.backend.normalizer
-        spellings = [text] if normaliser is None else [text, normaliser.normalize_str(text)]
+        spellings = [text]
+        if self.backend.normalizer is not None:
+            spellings.append(self.backend.normalizer.normalize_str(text))
         # Some files write spaces as "▁" when they normalise, others compose characters: the kinder
         # spelling counts.
         return min((_missing(spelling, read) for spelling in spellings), key=len)
@@ -148,9 +151,12 @@ class Tokenizer:
     @functools.cached_property
     def _unknown_id(self) -> int | None:
         model = self.backend.model
-        if hasattr(model, "unk_token"):
-            return None if model.unk_token is None else self.backend.token_to_id(model.unk_token)
-        return json.loads(self.backend.to_str())["model"].get("unk_id")  # of a Unigram model
+        if not hasattr(model, "unk_token"):
+            # a Unigram model, whose number is in its JSON only
+            return json.loads(self.backend.to_str())["model"].get("unk_id")
+        if model.unk_token is None:
+            return None
+        return self.backend.token_to_id(model.unk_token)
 
     def convert_ids_to_tokens(self, id_: int) -> str | None:
         """The name of a token in the vocabulary."""
@@ -167,26 +173,25 @@ class Tokenizer:
         self, text: str | Sequence[str], add_special_tokens: bool = True
     ) -> dict[str, list]:
         """As transformers spells it: {"input_ids": ids}, of one text or of several."""
-        first = self.first_ids if add_special_tokens else []
+        first: list[int] = []
+        if add_special_tokens:
+            first = self.first_ids
         if isinstance(text, str):
             return {"input_ids": first + self.encode(text)}
         return {"input_ids": [first + encoding.ids for encoding in self.encode_batch(text)]}
 
     def get_chat_template(self) -> str:
         """The chat template, of several the default one; ValueError where there is none."""
-        if "default" not in self.chat_templates:
-            others = (
-                f" by default (it has {', '.join(sorted(self.chat_templates))})"
-                if self.chat_templates
-                else ""
-            )
-            raise ValueError(f"no chat template{others}")
-        return self.chat_templates["default"]
+        if "default" in self.chat_templates:
+            return self.chat_templates["default"]
+        others = ""
+        if self.chat_templates:
+            others = f" by default (it has {', '.join(sorted(self.chat_templates))})"
+        raise ValueError(f"no chat template{others}")
 
 
 def _without_cleanup(decoder: Decoder) -> Decoder:
-    """The decoder with none of its steps taking out spaces before full stops, as that of word
-    pieces may.
+    """The decoder with no step that takes out spaces before full stops, as word pieces may have it.
 
     What is graded has to be what was sampled; `a .b` may be code.
     """
@@ -205,9 +210,7 @@ def _missing(text: str, read: collections.Counter[str]) -> str:
 
 
 def _every_byte() -> str:
-    """Characters whose UTF-8 has every byte that UTF-8 can have; no vocabulary of characters has
-    them all.
-    """
+    """Characters whose UTF-8 has every byte there can be; no vocabulary of characters has them."""
     ascii_ = [chr(code) for code in range(128) if not chr(code).isspace()]
     two_bytes = [chr(code) for code in range(0x80, 0x800, 29)]  # each first byte, each second one
     three_bytes = [chr((first << 12) + 0x915) for first in range(16) if first != 0xD] + ["\ud4e5"]
@@ -225,26 +228,24 @@ def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:
       UserError: nothing usable there, or files that contradict each other, by name.
     """
     present = {file.name for file in files}
-    raw = read_json(folder / SETTINGS_NAME) if SETTINGS_NAME in present else {}
-    beside = {
-        name: read_json(folder / name)
-        for name in (_MAP_NAME, "added_tokens.json")
-        if name in present
-    }
-    for name, content in {SETTINGS_NAME: raw, **beside}.items():
+    contents: dict[str, Any] = {}
+    for name in (SETTINGS_NAME, _MAP_NAME, "added_tokens.json"):
+        if name in present:
+            contents[name] = read_json(folder / name)
+    for name, content in contents.items():
         refuse_code(content, folder / name)
+    raw = contents.get(SETTINGS_NAME, {})
     # both libraries raise many types
     with errors.user_errors(f"{folder}: no usable tokenizer", _REMEDY, (Exception,)):
         if FILE_NAME in present:
-            backend, special = (
-                _read_file(folder / FILE_NAME, raw),
-                _special_tokens(raw, beside.get(_MAP_NAME, {})),
-            )
+            backend = _read_file(folder / FILE_NAME, raw)
+            special = _special_tokens(raw, contents.get(_MAP_NAME, {}))
         else:
             _refuse_other_vocabularies(folder, present, raw)
             backend, special = _build_of_merges(folder)
         extra = raw.get("additional_special_tokens") or raw.get("extra_special_tokens") or []
-        extra = list(extra.values()) if isinstance(extra, dict) else extra
+        if isinstance(extra, dict):
+            extra = list(extra.values())
         settings = Settings(
             special_tokens_map=special,
             extra_special=tuple(_text(token) for token in extra),
@@ -266,50 +267,63 @@ def _read_file(file: Path, raw: dict[str, Any]) -> Backend:
         raise errors.UserError(
             f"{file}: dropout={dropout} makes the ids of a text random; set it to null"
         )
+    settings_file = file.with_name(SETTINGS_NAME)
     if raw.get("split_special_tokens"):
-        what = "split_special_tokens=true would cut <|markers|> of templates to pieces"
-        raise errors.UserError(f"{file.with_name(SETTINGS_NAME)}: {what}; set it to false")
+        raise errors.UserError(
+            f"{settings_file}: split_special_tokens=true would cut <|markers|> of templates to"
+            " pieces; set it to false"
+        )
     problems = []
     for id_, token in raw.get("added_tokens_decoder", {}).items():
         found = backend.token_to_id(_text(token))
-        if found != int(id_):
-            has = "has no such token" if found is None else f"has it as {found}"
-            problems.append(f"token {_text(token)!r} is {id_} there, {FILE_NAME} {has}")
+        if found is None:
+            problems.append(f"token {_text(token)!r} is {id_} there, {FILE_NAME} has no such token")
+        elif found != int(id_):
+            problems.append(f"token {_text(token)!r} is {id_} there, {FILE_NAME} has it as {found}")
     if problems:
-        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
-        where = file.with_name(SETTINGS_NAME)
-        raise errors.UserError(f"{where}: {problems[0]}{more}; take both files from the same model")
+        more = ""
+        if len(problems) > 1:
+            more = f" (and {len(problems) - 1} more)"
+        raise errors.UserError(
+            f"{settings_file}: {problems[0]}{more}; take both files from the same model"
+        )
     return backend
 
 
 def _text(token: str | dict[str, Any]) -> str:
     """The text of a special token, which files give as it is or with its flags."""
-    return token["content"] if isinstance(token, dict) else token
+    if isinstance(token, dict):
+        return token["content"]
+    return token
 
 
 def _special_tokens(raw: dict[str, Any], map_: dict[str, Any]) -> dict[str, str]:
-    """Name -> text. Old folders have a file of its own, which counts where transformers takes it."""
-    values = raw if "added_tokens_decoder" in raw else raw | map_
+    """Name -> text. `map_` is a file of old folders; transformers ignores it in others."""
+    values = raw
+    if "added_tokens_decoder" not in raw:
+        values = raw | map_
     return {name: _text(values[name]) for name in _NAMED if values.get(name) is not None}
 
 
 def _refuse_other_vocabularies(folder: Path, present: set[str], raw: dict[str, Any]) -> None:
-    """UserError unless there is a vocabulary with merges and a class that says how text is split."""
-    others = sorted(file.name for pattern in _OTHER_VOCABULARIES for file in folder.glob(pattern))
+    """UserError unless a vocabulary has merges, and a class that says how text is split."""
     if {"vocab.json", "merges.txt"} <= present:
         class_ = raw.get("tokenizer_class")
         if class_ in _CLASSES_OF_MERGES:
             return
-        what = f"vocab.json and merges.txt do not say how text is split, nor does tokenizer_class={class_!r}"
-        raise errors.UserError(f"{folder}: no {FILE_NAME}, and {what}; {_REMEDY}")
+        raise errors.UserError(
+            f"{folder}: no {FILE_NAME}, and vocab.json and merges.txt do not say how text is split,"
+            f" nor does tokenizer_class={class_!r}; {_REMEDY}"
+        )
+    others = sorted(file.name for pattern in _OTHER_VOCABULARIES for file in folder.glob(pattern))
     if not others:
         raise errors.UserError(
             f"{folder}: no usable tokenizer (no {FILE_NAME}, nor a vocabulary); {_REMEDY}"
         )
-    what = f"{others[0]} alone is not read, because programs differ in what they make of it"
     raise errors.UserError(
-        f"{folder}: no usable tokenizer (no {FILE_NAME}; {what}); {_REMEDY}, or make one with transformers, where"
-        " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
+        f"{folder}: no usable tokenizer (no {FILE_NAME}; {others[0]} alone is not read, because"
+        f" programs differ in what they make of it); {_REMEDY}, or make one with transformers,"
+        " where AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
     )
 
 
@@ -326,13 +340,18 @@ def _build_of_merges(folder: Path) -> tuple[Backend, dict[str, str]]:
 def _chat_templates(folder: Path, raw: dict[str, Any]) -> dict[str, str]:
     """Name -> source; the default one is in a file of its own, or among the settings."""
     given = raw.get("chat_template")
-    if isinstance(given, list):
-        given = {entry["name"]: entry["template"] for entry in given}
-    if given is None:
-        given = {}
-    templates = {"default": given} if isinstance(given, str) else dict(given)
+    templates: dict[str, str] = {}
+    if isinstance(given, str):
+        templates["default"] = given
+    elif isinstance(given, list):
+        for entry in given:
+            templates[entry["name"]] = entry["template"]
+    elif given is not None:
+        templates.update(given)
     file = folder / _TEMPLATE_NAME
-    return templates | ({"default": file.read_text(encoding="utf-8")} if file.is_file() else {})
+    if file.is_file():
+        templates["default"] = file.read_text(encoding="utf-8")
+    return templates
 
 
 def _eos_ids(folder: Path) -> dict[str, list[int]]:
@@ -341,77 +360,93 @@ def _eos_ids(folder: Path) -> dict[str, list[int]]:
     Raises:
       UserError: something that can be no token of the model.
     """
-    raw = {name: folder / name for name in ("generation_config.json", "config.json")}
-    raw = {name: read_json(file) for name, file in raw.items() if file.is_file()}
-    size = raw.get("config.json", {}).get("vocab_size")
+    contents: dict[str, Any] = {}
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            contents[name] = read_json(folder / name)
+    size = contents.get("config.json", {}).get("vocab_size")
     found = {}
-    for name, content in raw.items():
+    for name, content in contents.items():
         value = content.get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        for id_ in ids:
-            is_token = type(id_) is int and id_ >= 0 and (type(size) is not int or id_ < size)
-            if not is_token:
-                below = f" below vocab_size={size}" if type(size) is int else ""
-                what = f"eos_token_id={json.dumps(value)} should be the number of a token{below}, or a list of them"
-                raise errors.UserError(f"{folder / name}: {what}; correct it, or remove the key")
+        ids = value
+        if value is None:
+            ids = []
+        elif not isinstance(value, list):
+            ids = [value]
+        if not all(_is_token_id(id_, size) for id_ in ids):
+            below = f" below vocab_size={size}" if type(size) is int else ""
+            raise errors.UserError(
+                f"{folder / name}: eos_token_id={json.dumps(value)} should be the number of a"
+                f" token{below}, or a list of them; correct it, or remove the key"
+            )
         if ids:
             found[name] = ids
     return found
 
 
+def _is_token_id(id_: Any, size: Any) -> bool:
+    """Whether it can be the number of a token, of `size` where that is known."""
+    # `type`, because True is an int by inheritance
+    if type(id_) is not int or id_ < 0:
+        return False
+    return type(size) is not int or id_ < size
+
+
 # What classes of transformers have been seen to read otherwise than their file: digits, runs of
 # spaces, composed and decomposed letters, scripts, line breaks, code. Special tokens are added.
 _PROBES = (
-    *(
-        "6  5",
-        "1234567 12 3.14",
-        "x²½ ١٢٣",
-        " a",
-        "a  b   c    d",
-        "  x",
-        "x ",
-        "\t\tx",
-        "\n\nx\r\n",
-        "a .b , c ?",
-    ),
-    *(
-        "e\u0301 \u00e9",
-        "\u1100\u1161 가",
-        "ﬁ ™ Ⅷ",
-        "İstanbul ß",
-        "a\u00a0b\u3000c\u200bd",
-        "▁a Ġb",
-    ),
-    *("你好，世界。", "こんにちは", "Привет, мир", "שלום مرحبا", "नमस्ते ไทย", "👩\u200d👧 🇩🇪 👍🏽"),
-    *(
-        "don't IT'S I'll",
-        "def f(x):\n    return x ** 2",
-        "\\frac{1}{2} + \\boxed{42}",
-        "#### 7",
-        "http://a.b/c?d=1",
-    ),
+    "6  5",
+    "1234567 12 3.14",
+    "x²½ ١٢٣",
+    " a",
+    "a  b   c    d",
+    "  x",
+    "x ",
+    "\t\tx",
+    "\n\nx\r\n",
+    "a .b , c ?",
+    "e\u0301 \u00e9",
+    "\u1100\u1161 가",
+    "ﬁ ™ Ⅷ",
+    "İstanbul ß",
+    "a\u00a0b\u3000c\u200bd",
+    "▁a Ġb",
+    "你好，世界。",
+    "こんにちは",
+    "Привет, мир",
+    "שלום مرحبا",
+    "नमस्ते ไทย",
+    "👩\u200d👧 🇩🇪 👍🏽",
+    "don't IT'S I'll",
+    "def f(x):\n    return x ** 2",
+    "\\frac{1}{2} + \\boxed{42}",
+    "#### 7",
+    "http://a.b/c?d=1",
 )
 
 
 def differs_in_transformers(folder: Path, tokenizer: Tokenizer) -> str:
-    """Where transformers reads a folder otherwise than its tokenizer.json says; empty for nowhere."""
+    """How transformers reads a folder otherwise than its tokenizer.json says, if it does."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import transformers
 
     named = [f"a {text} b{text}\n" for text in tokenizer.special_tokens_map.values()]
     texts = [*_PROBES, *named]
-    who = f"transformers {transformers.__version__}"
+    program = f"transformers {transformers.__version__}"
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         found = theirs(texts, add_special_tokens=False)["input_ids"]
     except Exception as error:  # of many types
-        return f"{who} cannot read the tokenizer ({errors.first_line(error)})"
-    expected = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    wrong = [text for text, a, b in zip(texts, found, expected, strict=True) if a != b]
+        return f"{program} cannot read the tokenizer ({errors.first_line(error)})"
+    wrong = []
+    for text, ids, encoding in zip(texts, found, tokenizer.encode_batch(texts), strict=True):
+        if ids != encoding.ids:
+            wrong.append(text)
     if not wrong:
         return ""
     return (
-        f"{who} takes class {type(theirs).__name__} for the tokenizer, which gives other ids than {FILE_NAME} for"
-        f" {len(wrong)} of {len(texts)} texts, as for {wrong[0]!r}; the model was trained on those of the file, which"
+        f"{program} takes class {type(theirs).__name__} for the tokenizer, which gives other ids"
+        f" than {FILE_NAME} for {len(wrong)} of {len(texts)} texts, as for {wrong[0]!r}; the model"
+        " was trained on those of the file, which"
         " transformers.PreTrainedTokenizerFast.from_pretrained(FOLDER) reads as they are"
     )
