@@ -159,7 +159,7 @@ def open_run(workdir: Path, **overrides: Any) -> SavedRun:
     file = workdir / "config.json"
     if not file.exists():
         raise errors.UserError(f"{workdir}: no config.json there; give the directory of a run")
-    config = ConfigDict(files.read_json(file)).lock()
+    config: Config = ConfigDict(files.read_json(file)).lock()
     here = config.copy_and_resolve_references()
     here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
     source, model, tokenizer = open_config(here)

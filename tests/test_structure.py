@@ -120,7 +120,9 @@ def test_a_file_knows_few_others(file):
                 place = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
                 is_module = place.with_suffix(".py").exists() or place.is_dir()
                 known.add(f"{node.module}.{alias.name}" if is_module else node.module)
-    most = 26 if module_of(file) in ("dft_jax.api", "dft_jax.study.run") else 16
+    most = 14
+    if module_of(file) in ("dft_jax.api", "dft_jax.study.run"):
+        most = 26
     assert len(known) <= most, sorted(known)
 
 

@@ -18,7 +18,7 @@ from absl import flags
 from dft_jax import api
 from dft_jax.analysis import comparison
 from dft_jax.commands import cli
-from dft_jax.evals import runner
+from dft_jax.evals import planning, runner
 from dft_jax.lab.recipe import OBJECTIVES, conclusion, draw, lab_config, settings
 from dft_jax.lm import LM, open_lm
 from dft_jax.models.model import matmul_precision
@@ -27,7 +27,7 @@ from dft_jax.runtime import compilation_cache, errors, folders, interrupts
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 
 
-def _evaluate(plan: runner.Plan, lm: LM, folder: Path, identity: dict[str, Any]) -> None:
+def _evaluate(plan: planning.Plan, lm: LM, folder: Path, identity: dict[str, Any]) -> None:
     with matmul_precision("float32"):
         runner.evaluate(plan, lm.model, lambda: lm.params, folder, identity)
 
@@ -39,7 +39,7 @@ def main() -> None:
     # Not the flag's default: other commands have the flag too, and one process may import several.
     out = folders.local_folder(_OUT.value or "runs/quickstart", "--out")
     base = open_lm(lab_config("sft").model.path, compute_dtype="float32")
-    plan = runner.plan(settings(), base.tokenizer, base.model)
+    plan = planning.plan(settings(), base.tokenizer, base.model)
     with folders.locked(out, "--out"), interrupts.Interrupts():
         _evaluate(plan, base, out / "eval/base", {"objective": "base", "step": 0})
         for objective in OBJECTIVES:

@@ -12,7 +12,7 @@ from dft_jax.analysis import heldout
 from dft_jax.analysis.reading import Reading
 from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import cli
-from dft_jax.evals import evaluation, regrade, runner
+from dft_jax.evals import evaluation, journal, regrade, runner
 from dft_jax.evals.settings import Settings
 from dft_jax.lm import open_lm
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
@@ -126,7 +126,7 @@ def _evaluate_newest(asked: Settings, out: Path) -> None:
 def _evaluate(asked: Settings, out: Path) -> None:
     """What the flags ask of --model, as it is now."""
     lm = open_lm(
-        _MODEL.value,
+        str(_MODEL.value),
         revision=_REVISION.value,
         mesh=mesh_of(_TENSOR.value),
         compute_dtype=_COMPUTE.value,
@@ -140,7 +140,7 @@ def _evaluate(asked: Settings, out: Path) -> None:
             outcome = evaluation.sample(lm, asked, out)
         if is_first:
             n, scores = outcome.n_completions, out / runner.SCORES_NAME
-            _print(outcome.summary, f"{n} completions: {scores}, {runner.PREDICTIONS_NAME}")
+            _print(outcome.summary, f"{n} completions: {scores}, {journal.PREDICTIONS_NAME}")
     if _HELDOUT.value:
         heldout.write(lm, _HELDOUT.value, reading(), out)
 
@@ -148,7 +148,7 @@ def _evaluate(asked: Settings, out: Path) -> None:
 def _grade(asked: Settings) -> None:
     # A grader needs no accelerator, and should not occupy one.
     jax.config.update("jax_platforms", "cpu")
-    file = Path(_GRADE.value).expanduser()
+    file = Path(str(_GRADE.value)).expanduser()
     out = file.parent
     if _OUT.value:
         out = Path(_OUT.value).expanduser()

@@ -7,7 +7,7 @@ from absl import flags
 
 from dft_jax.commands import cli
 from dft_jax.lm import open_run
-from dft_jax.models.hf.export import SECTION, export
+from dft_jax.models.hf.export import export
 from dft_jax.runtime import errors, folders
 from dft_jax.training import origin
 
@@ -21,13 +21,16 @@ _OUT = flags.DEFINE_string(
     "out", None, "Folder to write; by default the run's export/.", allow_override=True
 )
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, SECTION["dtype"].legal, "Of the weights; by default the run's export.dtype."
+    "dtype",
+    None,
+    ["auto", "source", "float32", "bfloat16"],
+    "Of the weights; by default the run's export.dtype.",
 )
 
 
 def main() -> None:
     cli.parse(required=["workdir"])
-    workdir = folders.local_folder(_WORKDIR.value)
+    workdir = folders.local_folder(str(_WORKDIR.value))
     out = workdir / "export"
     if _OUT.value:
         out = Path(_OUT.value).expanduser().absolute()

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from dft_jax.data.templates import AUTO, today
-from dft_jax.evals import prompts, report, runner
+from dft_jax.evals import planning, prompts, report, runner
 from dft_jax.evals.settings import Settings
 from dft_jax.lm import LM
 from dft_jax.models.model import matmul_precision
@@ -49,7 +49,7 @@ def sample(lm: LM, settings: Settings, out: Path) -> Outcome:
         if settings.prompt == AUTO:  # an evaluation that was begun continues as it was
             begun = prompts.recorded(out / runner.EVALUATION_NAME)
             settings = dataclasses.replace(settings, prompt=begun or AUTO)
-        plan = runner.plan(settings, lm.tokenizer, lm.model, date=date, trained=lm.trained)
+        plan = planning.plan(settings, lm.tokenizer, lm.model, date=date, trained=lm.trained)
     announce(plan.choice)
     texts = json.dumps(sorted([*key, text] for key, text in plan.prompts.items()))
     prompts_sha256 = hashlib.sha256(texts.encode()).hexdigest()

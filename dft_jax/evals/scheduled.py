@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from dft_jax.checkpoints.manifest import has_checkpoint
-from dft_jax.evals import prompts, runner
+from dft_jax.evals import planning, prompts, runner
 from dft_jax.evals.settings import Settings
 from dft_jax.models.model import Model
 from dft_jax.types import Params
@@ -46,7 +46,9 @@ class BenchmarkEvaluator:
         self.origin: dict[str, Any] = {}
         self.steps: list[int] = []
         asked = self._continued(settings)
-        self.plan = runner.plan(asked, tokenizer, model, "config.eval.", date=date, trained=trained)
+        self.plan = planning.plan(
+            asked, tokenizer, model, "config.eval.", date=date, trained=trained
+        )
         if jax.process_index() == 0:
             choice = self.plan.choice
             print(f"evaluations: prompt {choice.name!r}, {choice.why}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """config.model: which checkpoint, and how its model is computed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
 
 
 def architecture_problems(
-    mesh: dict[str, int], max_length: int, architecture: DecoderSpec, device_count: int
+    mesh: Mapping[str, int], max_length: int, architecture: DecoderSpec, device_count: int
 ) -> list[str]:
     """What does not fit between a mesh, the length of examples, and a checkpoint's architecture."""
     found = []

@@ -132,7 +132,7 @@ def _exit(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An exception's type, and the first line of its message: libraries write many."""
     kind = type(error).__name__
     text = str(error).strip()

@@ -54,7 +54,7 @@ class Option:
         if wanted is float and not math.isfinite(value):
             return f"{name}={value} should be a finite number"
         if isinstance(self.legal, tuple) and value not in self.legal:
-            return unknown(f"{name}={value!r} is unknown", value, self.legal)
+            return unknown(f"{name}={value!r} is unknown", str(value), self.legal)
         if isinstance(self.legal, Legal) and not self.legal.holds(value):
             return f"{name}={value} should be {self.legal.words}"
         return ""

@@ -22,7 +22,7 @@ def call_file(given: str, flag: str, function: str, kind: str, example: str, rem
             f"{flag}={file}: no such file (looked from {os.getcwd()}); correct the path"
         )
     found = importlib.util.spec_from_file_location(f"{kind}_file", file)
-    if found is None:
+    if found is None or found.loader is None:
         raise errors.UserError(
             f"{flag}={file}: a {kind} is a Python file, with a name that ends in .py"
         )

@@ -23,7 +23,7 @@ from dft_jax import config as config_lib, sharding
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import account, batches, order
 from dft_jax.data.templates import Template
-from dft_jax.evals import runner
+from dft_jax.evals import planning, runner
 from dft_jax.lm import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.export import export
@@ -63,7 +63,7 @@ class Laboratory:
     examples: batches.Examples
     packer: batches.Packer
     texts: dict[str, HeldOut]
-    plan: runner.Plan | None
+    plan: planning.Plan | None
     contents: dict[str, Any]
     version: int  # of data/order.py
     programs: dict[str, Callable] = dataclasses.field(default_factory=dict)  # by objective
@@ -119,7 +119,7 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     plan = None
     if spec.evaluation:
         date, trained = config.data.date, config.data.template
-        plan = runner.plan(
+        plan = planning.plan(
             spec.evaluation, tokenizer, model, "evaluation.", date=date, trained=trained
         )
     contents = {

@@ -13,8 +13,9 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import distributed, folders
 from dft_jax.training import identity
-from dft_jax.training.job import Job, announce_account
+from dft_jax.training.job import Job
 from dft_jax.training.metrics_log import Writer
+from dft_jax.training.preparation import announce_account
 from dft_jax.training.reporter import Reporter
 from dft_jax.types import TrainState
 

@@ -85,7 +85,7 @@ class HeldOut:
 
     def measure(self, params: Params) -> dict[str, Any]:
         """Metrics of all examples; losses are per trained token, in nats."""
-        total = None
+        total: Any = None
         for step in progress.bar(self.steps, desc="held out", unit="batch", leave=False):
             interrupts.check()
             batch = sharding.device_batch(step.batch, self.model.mesh, step.n_rows)

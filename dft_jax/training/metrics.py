@@ -1,5 +1,7 @@
 """What every run reports: sums over trained tokens, made inside the step and finished on the host."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -31,7 +33,7 @@ def token_sums(stats: TokenStats, loss: Float[Array, ""], mask_BL) -> dict[str, 
     }
 
 
-def per_token(sums: dict, area: str) -> dict:
+def per_token(sums: dict[str, Any], area: str) -> dict[str, Any]:
     """Host-side: means per trained token, named `area/what`; the histogram as fractions in
     `P_BIN_EDGES`' bins.
     """
@@ -43,11 +45,12 @@ def per_token(sums: dict, area: str) -> dict:
         "entropy": "entropy",
         "token_accuracy": "correct",
     }
-    means = {f"{area}/{name}": float(sums[key]) / n for name, key in sum_of.items()}
+    means: dict[str, Any] = {}
+    for name, key in sum_of.items():
+        means[f"{area}/{name}"] = float(sums[key]) / n
     means[f"{area}/supervised_tokens"] = int(sums["tokens"])
-    means[f"{area}/p_histogram"] = histogram = [
-        float(count) / n for count in np.asarray(sums["p_histogram"])
-    ]
+    histogram = [float(count) / n for count in np.asarray(sums["p_histogram"])]
+    means[f"{area}/p_histogram"] = histogram
     means[f"{area}/share_of_p_below_0.01"] = sum(histogram[: P_BIN_EDGES.index(0.01)])
     return means
 

@@ -43,14 +43,17 @@ class Writer:
         self.active = jax.process_index() == 0
         self.boards: list[_Board] = []
         self.file = workdir / "metrics.jsonl"
-        last_kept = -1 if resume_from is None else resume_from
+        last_kept = -1
+        if resume_from is not None:
+            last_kept = resume_from
         kept = _rows_up_to(self.file, last_kept)
         self.kept_metrics = {(row["step"], name) for row in kept for name in row}
         if not self.active:
             return
         with self._told():
             write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
-            self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115  (open for the whole run)
+            # Open for the whole run.
+            self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115
         if config.log.tensorboard:
             self.boards.append(_tensorboard(workdir, last_kept + 1))
         if config.log.wandb_project:
@@ -59,15 +62,17 @@ class Writer:
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not self.active or not values:
             return
-        # JSON has no NaN.
-        finite = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()
-        }
+        finite, scalars = {}, {}
+        for name, value in values.items():
+            finite[name] = value
+            # JSON has no NaN.
+            if isinstance(value, float) and not math.isfinite(value):
+                finite[name] = None
+            if isinstance(value, (int, float)):
+                scalars[name] = value
         with self._told():
             self.rows.write(json.dumps({"step": step, **finite}) + "\n")
             self.rows.flush()
-        scalars = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         for board in self.boards:
             board.add(step, scalars)
 
@@ -127,7 +132,10 @@ class _Board:
     def _work(self) -> None:
         try:
             board = self.open()
-            while (item := self.waiting.get()) is not None:
+            while True:
+                item = self.waiting.get()
+                if item is None:
+                    break
                 board.add(*item)
             board.close()
         # Some libraries end the process, or the thread, where they have no key.

@@ -1,14 +1,15 @@
 """AdamW with the paper's recipe: clip, moments, decoupled weight decay, warm-up and schedule."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, BELOW_1, Config, Option
+from dft_jax.types import Params
 
 SCHEDULES = ("cosine", "linear", "constant")
 DECAYS = ("all", "matrices")
@@ -140,14 +141,20 @@ def _scale_by_adam(b1, b2, eps, mu_dtype, nu_dtype) -> optax.GradientTransformat
     """
 
     def init(params):
-        moments = (optax.tree.zeros_like(params, dtype=dtype) for dtype in (mu_dtype, nu_dtype))
-        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), *moments)
+        mu = optax.tree.zeros_like(params, dtype=mu_dtype)
+        nu = optax.tree.zeros_like(params, dtype=nu_dtype)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
-    def update(grads, state, params=None, *, is_finite=True, **_):
+    def update(updates, state, params=None, *, is_finite: Any = True, **extra_args):
+        grads, state = updates, cast(optax.ScaleByAdamState, state)
+
         def kept(new, old):
-            return jax.tree.map(
-                lambda n, o: jnp.where(is_finite, n, o.astype(n.dtype)).astype(o.dtype), new, old
-            )
+            # A moment stays in the type in which it is kept.
+            def select(new_leaf, old_leaf):
+                chosen = jnp.where(is_finite, new_leaf, old_leaf.astype(new_leaf.dtype))
+                return chosen.astype(old_leaf.dtype)
+
+            return jax.tree.map(select, new, old)
 
         count = jnp.where(is_finite, optax.safe_increment(state.count), state.count)
         mu = kept(optax.tree.update_moment(grads, _like(state.mu, grads), b1, 1), state.mu)
@@ -172,7 +179,8 @@ def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
     def init(params):
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    def update(updates, state, params=None, *, rate, **_):
+    def update(updates, state, params=None, *, rate: Any = None, **extra_args):
+        state = cast(optax.ScaleByScheduleState, state)
         updates = jax.tree.map(lambda u: jnp.asarray(-rate, u.dtype) * u, updates)
         return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
 
@@ -181,13 +189,13 @@ def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
 
 def apply(
     optimizer: optax.GradientTransformationExtraArgs,
-    grads,
-    opt_state,
-    params,
-    is_finite,
-    rate,
-    key=None,
-) -> tuple[Any, Any, dict[str, Array]]:
+    grads: Params,
+    opt_state: Any,
+    params: Params,
+    is_finite: Bool[Array, ""],
+    rate: Float[Array, ""],
+    key: jax.Array | None = None,
+) -> tuple[Params, Any, dict[str, Array]]:
     """Parameters and optimizer state after the update; where `is_finite` is False, those from
     before it.
 
@@ -204,29 +212,30 @@ def apply(
 
     updates, new_state = optimizer.update(grads, opt_state, params, is_finite=is_finite, rate=rate)
     # Only the schedule's own count is left to select; the moments have been.
-    new_state = (*new_state[:-1], (*new_state[-1][:-1], kept(new_state[-1][-1], opt_state[-1][-1])))
-    new_params = (
-        optax.apply_updates(params, updates) if key is None else add_rounded(params, updates, key)
-    )
-    is_short = all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params))
-    sums = moved(params, updates, new_params) if is_short else {}
-    return kept(new_params, params), new_state, sums
+    *others, last = cast(tuple, new_state)
+    last = (*last[:-1], kept(last[-1], opt_state[-1][-1]))
+    if key is None:
+        new_params = optax.apply_updates(params, updates)
+    else:
+        new_params = add_rounded(params, updates, key)
+    sums = {}
+    if all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(params)):
+        sums = moved(params, updates, new_params)
+    return kept(new_params, params), (*others, last), sums
 
 
-def add_rounded(params, updates, key):
-    """params + updates, rounded to bfloat16 at random: up with the odds of what is left of a step
-    between two values.
+def add_rounded(params: Params, updates: Params, key: jax.Array) -> Params:
+    """params + updates, rounded to bfloat16 at random, and right on average.
 
-    Each weight has bits of its own, from `key` and its place, whatever the mesh.
+    Up with the odds of what is left of a step between two values. Each weight has bits of its own, from `key` and its place, whatever the mesh.
     """
     leaves, tree = jax.tree.flatten(params)
     keys = tree.unflatten([jax.random.fold_in(key, number) for number in range(len(leaves))])
-    return jax.tree.map(
-        lambda p, u, k: _round(p.astype(jnp.float32) + u.astype(jnp.float32), k),
-        params,
-        updates,
-        keys,
-    )
+
+    def add(param, update, leaf_key):
+        return _round(param.astype(jnp.float32) + update.astype(jnp.float32), leaf_key)
+
+    return jax.tree.map(add, params, updates, keys)
 
 
 def _round(x: Float[Array, "..."], key) -> Float[Array, "..."]:
@@ -240,7 +249,7 @@ def _round(x: Float[Array, "..."], key) -> Float[Array, "..."]:
     return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
 
 
-def moved(params, updates, new_params) -> dict[str, Array]:
+def moved(params: Params, updates: Params, new_params: Params) -> dict[str, Array]:
     """What became of an update of bfloat16 parameters.
 
     Returns:
@@ -258,10 +267,11 @@ def moved(params, updates, new_params) -> dict[str, Array]:
         return jnp.stack([count, jnp.sum(change * update), jnp.sum(update * update)])
 
     parts = jax.tree.leaves(jax.tree.map(of_leaf, params, updates, new_params))
-    count, along, whole = sum(parts)
-    # no int32 holds 7 billion
+    # Python's sum: leaf after leaf, as a reader would add them.
+    count, along, whole = cast(Array, sum(parts))
+    # Float, because no int32 holds 7 billion.
     n_weights = float(sum(leaf.size for leaf in jax.tree.leaves(params)))
-    # a rate of 0 loses nothing
+    # A rate of 0 loses nothing.
     lost = jnp.where(whole > 0, 1 - along / jnp.where(whole > 0, whole, 1), 0.0)
     return {"moved_share": count / n_weights, "update_lost": lost}
 
@@ -275,6 +285,6 @@ def _is_matrix(params):
     )
 
 
-def update_count(opt_state) -> jax.Array:
+def update_count(opt_state: Any) -> jax.Array:
     """Updates applied so far: the count that the schedule reads (skipped steps do not move it)."""
     return opt_state[-1][0].count

@@ -57,7 +57,7 @@ class Reporter:
         self._pending: tuple[int, dict, PackedBatch] | None = None
         self.bar = progress.bar(total=steps, initial=start, desc=config.objective, unit="step")
 
-    def _count(self, event: str, duration_s: float, **_: Any) -> None:
+    def _count(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         self.compilations += event == self._COMPILED
 
     def timed(
@@ -81,12 +81,11 @@ class Reporter:
         self.trace.begin(step)
         with jax.transfer_guard("disallow"):
             yield
+        assert self._pending is not None, "the step adds its sums within this context"
         self.trace.end(step, self._pending[1])
         if self.compilations > before:
-            print(
-                f"warning: step {step} compiled something, which should not happen while training",
-                file=sys.stderr,
-            )
+            what = f"step {step} compiled something, which should not happen while training"
+            print(f"warning: {what}", file=sys.stderr)
 
     def add(self, step: int, sums: dict[str, jax.Array], packed: PackedBatch) -> None:
         self.flush()
@@ -104,7 +103,9 @@ class Reporter:
         with self.throughput.timer("device_wait_s"):
             sums = jax.device_get(sums)
         values = metrics.per_token(sums, "train") | self.throughput.rates(sums, packed)
-        values |= {f"optimizer/{name}": float(sums[name]) for name in _OF_UPDATE if name in sums}
+        for name in _OF_UPDATE:
+            if name in sums:
+                values[f"optimizer/{name}"] = float(sums[name])
         values["optimizer/skipped"] = int(sums["skipped"])
         values["speed/compilations"] = self.compilations
         interrupts.outlook.step_s = values.get("speed/step_s", interrupts.outlook.step_s)
@@ -116,16 +117,20 @@ class Reporter:
             print(f"warning: {warning}", file=sys.stderr)
         self.skips.count(step, is_finite, packed.origins)
         self.bar.update(step - self.bar.n)
-        self.bar.set_postfix(
-            {name.split("/")[1]: f"{values[name]:.4g}" for name in self._SHOWN if name in values}
-        )
+        shown = {}
+        for name in self._SHOWN:
+            if name in values:
+                shown[name.split("/")[1]] = f"{values[name]:.4g}"
+        self.bar.set_postfix(shown)
 
     def wait(self) -> None:
         """Waits for the step that was just dispatched, and reports it: for steps so long that a
         signal should not have to wait for another one.
         """
         self.flush()
-        interrupts.outlook.step_s = time.monotonic() - interrupts.outlook.step_began
+        began = interrupts.outlook.step_began
+        assert began is not None, "a step was dispatched"
+        interrupts.outlook.step_s = time.monotonic() - began
         interrupts.outlook.step_began = None
 
     def sync(self) -> None:
@@ -238,18 +243,21 @@ class _Throughput:
 
     def __init__(self, model: Model, mean_length: float):
         c = model.config
-        # a row is read, nothing is multiplied
-        n_lookup = 0 if c.tie_embeddings else c.vocab_size * c.hidden_size
-        n_matmul = parameter_count(model.abstract_params) - n_lookup
+        n_matmul = parameter_count(model.abstract_params)
+        if not c.tie_embeddings:
+            # Of an embedding table a row is read; nothing is multiplied.
+            n_matmul -= c.vocab_size * c.hidden_size
         self.flops = metrics.training_flops_per_token(
             n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
         )
         self.device = model.mesh.local_devices[0]
         peak = metrics.peak_flops(self.device.device_kind)
-        self.peak = peak * model.mesh.size if peak else None
+        self.peak = None
+        if peak:
+            self.peak = peak * model.mesh.size
         self.last: float | None = None
         self.is_first = True
-        self.spent_s = dict.fromkeys(("data_wait_s", "device_wait_s"), 0.0)
+        self.spent_s: dict[str, float] = {"data_wait_s": 0.0, "device_wait_s": 0.0}
 
     @contextlib.contextmanager
     def timer(self, on: str) -> Iterator[None]:
@@ -269,7 +277,8 @@ class _Throughput:
         if self.is_first:
             self.is_first = False
             values["speed/first_step_s"] = time.monotonic() - dft_jax.IMPORTED_AT
-        if memory := self.device.memory_stats():
+        memory = self.device.memory_stats()
+        if memory:
             values["speed/peak_memory_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
         values["speed/peak_host_gib"] = system.peak_gib()
         if last is None:
@@ -277,7 +286,8 @@ class _Throughput:
         step_s = now - last
         rate = step.real_tokens / step_s
         values["speed/step_s"] = step_s
-        values |= {f"speed/{on}": seconds for on, seconds in spent_s.items()}
+        for waited_for, seconds in spent_s.items():
+            values[f"speed/{waited_for}"] = seconds
         values["speed/host_s"] = step_s - sum(spent_s.values())
         values["speed/tokens_per_s"] = rate
         values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / step_s

@@ -15,7 +15,7 @@ from dft_jax.runtime.options import Config
 from dft_jax.training import loop
 from dft_jax.training.evaluators import MakeEvaluators, no_evaluators
 from dft_jax.training.folder import opened
-from dft_jax.training.job import prepare
+from dft_jax.training.preparation import prepare
 from dft_jax.types import TrainState
 
 

@@ -1,6 +1,7 @@
 """The state of training: its shapes and layouts before anything is allocated, and how it begins."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
         model.abstract_params,
         transform_non_params=lambda leaf: like(leaf, replicated),
     )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     return TrainState(step, model.abstract_params, opt_state)
 
 

@@ -67,8 +67,9 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
 
 def make_hyperparameters(config: Config, steps: int, mesh: Mesh) -> Hyperparameters:
     """Those of a run of `steps` updates, on the devices of `mesh`."""
-    rates_U = optimizer_lib.rates(config.optimizer, steps)
-    values = Hyperparameters(rates_U, np.uint32(config.train.seed))
+    rates_U: Any = optimizer_lib.rates(config.optimizer, steps)
+    seed: Any = np.uint32(config.train.seed)
+    values = Hyperparameters(rates_U, seed)
     return jax.device_put(values, sharding.named(mesh))
 
 
@@ -90,7 +91,7 @@ def make_train_step(
     them compiles once. The state is donated: its memory is the next one's.
     """
     layouts = _layouts(abstract_state(model, optimizer))
-    replicated = sharding.named(model.mesh)
+    replicated: Any = sharding.named(model.mesh)
     reference = layouts.params if objectives.REFERENCE in objective.needs else None
     return jax.jit(
         make_update(model, objective, optimizer, options),

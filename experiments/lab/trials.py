@@ -22,7 +22,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dft_jax import api, assets
-from dft_jax.evals import runner
+from dft_jax.evals import planning, runner
 from dft_jax.evals.settings import Settings, plain
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.lab import recipe
@@ -152,10 +152,10 @@ def _settings(probe: str) -> Settings:
 
 
 @functools.cache
-def _plan(base: str, probe: str) -> tuple[Any, Any, runner.Plan]:
+def _plan(base: str, probe: str) -> tuple[Any, Any, planning.Plan]:
     """Model, tokenizer and plan, compiled once for all trials of a process."""
     _, model, tokenizer = open_config(config_of(Trial(base=base), Path()))
-    return model, tokenizer, runner.plan(_settings(probe), tokenizer, model)
+    return model, tokenizer, planning.plan(_settings(probe), tokenizer, model)
 
 
 def sampled(root: Path) -> Path:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dft_jax.evals import runner
+from dft_jax.evals import planning
 from dft_jax.evals.settings import Settings
 from dft_jax.lm import open_lm
 from dft_jax.models import cached
@@ -104,7 +104,7 @@ def main() -> None:
     names = {field.name for field in dataclasses.fields(Settings)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in names}
     opened = open_lm(arguments.model, compute_dtype="float32")
-    plan = runner.plan(
+    plan = planning.plan(
         Settings(**values | {"benchmark_data": arguments.benchmark_data}),
         opened.tokenizer,
         opened.model,

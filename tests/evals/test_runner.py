@@ -19,7 +19,7 @@ from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import evaluate
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
-from dft_jax.evals import grading, runner
+from dft_jax.evals import grading, planning, runner
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.settings import Settings
 from dft_jax.models.hf.export import Origin, export
@@ -690,7 +690,7 @@ def test_only_what_the_tokenizer_has_is_sampled(checkpoint, folder, tmp_path):
     def vocab_size(source):
         model = build(read_config(source), sharding.make_mesh(-1, 1, 1))
         settings = Settings(benchmarks=("gsm8k",), benchmark_data=f"{folder}/data", prompt="plain")
-        return runner.plan(settings, load_tokenizer(source), model).sampler.vocab_size
+        return planning.plan(settings, load_tokenizer(source), model).sampler.vocab_size
 
     assert vocab_size(checkpoint) == 259 < read_config(checkpoint).vocab_size == 264
     ends = shutil.copytree(checkpoint, tmp_path / "ends")

@@ -13,7 +13,7 @@ from dft_jax.lm import base_of
 from dft_jax.models.hf.locate import resolve
 from dft_jax.runtime import errors, hub
 from dft_jax.training import identity
-from dft_jax.training.job import prepare
+from dft_jax.training.preparation import prepare
 from tests.tiny_trainer import tiny_config
 
 

@@ -18,7 +18,7 @@ from dft_jax.models.model import build
 from dft_jax.runtime import errors
 from dft_jax.training import identity, loop, optimizer as optimizer_lib, reporter
 from dft_jax.training.inputs import make_steps
-from dft_jax.training.job import announce_account, prepare
+from dft_jax.training.preparation import announce_account, prepare
 from dft_jax.training.state import abstract_state
 from tests.conftest import make_mesh
 from tests.faults import launch, state as faults_state

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from dft_jax.data import packing
 from dft_jax.data.templates import Example
-from dft_jax.evals import runner
+from dft_jax.evals import planning
 from dft_jax.evals.graders import pool
 from dft_jax.losses import fused
 from dft_jax.models.hf.load import load_params
@@ -74,7 +74,7 @@ def example(prompt_ids, completion_ids) -> Example:
     return Example(ids, np.arange(len(ids)) >= len(prompt_ids), 0)
 
 
-def load_pairs(file: Path, tokenizer, plan: runner.Plan) -> list[tuple[Example, Example]]:
+def load_pairs(file: Path, tokenizer, plan: planning.Plan) -> list[tuple[Example, Example]]:
     """A right and a wrong completion for every question that has both."""
     stop = plan.sampler.stop_ids[0]
     of_problem: dict[str, dict[str, list[Example]]] = {}
@@ -106,7 +106,7 @@ class Rollouts:
     advantages.
     """
 
-    def __init__(self, plan: runner.Plan, benchmark: str, seed: int):
+    def __init__(self, plan: planning.Plan, benchmark: str, seed: int):
         self.plan, self.benchmark = plan, benchmark
         self.problems = plan.problems[benchmark]
         self.order = np.random.default_rng(seed).permutation(len(self.problems))
@@ -142,7 +142,7 @@ class Rollouts:
         return examples, advantage_QS.reshape(-1)
 
 
-def run(objective: str, config, model: Model, tokenizer, plan: runner.Plan, sampled: Path) -> Any:
+def run(objective: str, config, model: Model, tokenizer, plan: planning.Plan, sampled: Path) -> Any:
     """Trains the base with `dpo` on the pairs in `sampled`, or with `grpo`; returns the parameters.
 
     Schedule, optimizer, steps and seed are those of the config; the data and the batch are as said
