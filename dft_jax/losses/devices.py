@@ -139,7 +139,7 @@ class Layout:
 
 
 def layout_of(inputs: Inputs, mesh: Mesh) -> Layout:
-    """Rows over the batch axes; the vocabulary over `tensor`, or whole if that does not divide it."""
+    """Rows over the batch axes; the vocabulary over `tensor` if that divides it, else whole."""
     is_cut = inputs.model.head.shape[0] % mesh.shape["tensor"] == 0
     vocab_axes = ("tensor",) if is_cut else ()
     model = Projection(P(sharding.BATCH_AXES, None, None), P(vocab_axes or None, None))

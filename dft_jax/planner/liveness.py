@@ -1,74 +1,93 @@
-"""How much memory a traced computation holds at once: a walk over its jaxpr, which neither compiles
-nor runs it.
+"""How much memory a traced computation holds at once, by a walk over its jaxpr.
 
-Four rules stand for what a compiler does with memory:
+Nothing is compiled or run. Four rules stand for what a compiler does with memory:
 
-- element-wise operations, casts, broadcasts, slices and reshapes are fused into what reads them: they take no memory
-  until a matrix product, a loop or another operation that needs its operands in memory reads them,
-  or they are results;
-- a result takes the place of an operand of its size that nothing reads any more, where it can be made in place;
-- what is made from nothing is made first, as by XLA: the zeros that loops fill or add to are there from the beginning;
-- a loop holds its operands and its stacked results, and besides what one trip holds; a loop of one trip is none.
+- element-wise operations, casts, broadcasts, slices and reshapes are fused into what reads them:
+  they take no memory until a matrix product, a loop or another operation that needs its operands in
+  memory reads them, or they are results;
+- a result takes the place of an operand of its size that nothing reads any more, where it can be
+  made in place;
+- what is made from nothing is made first, as by XLA: the zeros that loops fill or add to are there
+  from the beginning;
+- a loop holds its operands and its stacked results, and besides what one trip holds; a loop of one
+  trip is none.
 
 Not here: what a compiler copies without need, pads, moves to another time, or makes once too often.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jax.extend import core
 
+# Operations that are computed where their results are read.
 _FUSED = frozenset(
-    """abs add add_any and axis_index bitcast_convert_type broadcast_in_dim ceil clamp concatenate
+    """
+    abs add add_any and axis_index bitcast_convert_type broadcast_in_dim ceil clamp concatenate
     convert_element_type copy cos div dynamic_slice eq erf exp exp2 expand_dims expm1 floor ge gt
-    integer_pow iota is_finite le log log1p
-    logistic lt max min mul ne neg not optimization_barrier or pad pow random_bits random_fold_in
-    random_seed random_unwrap random_wrap reduce_precision rem reshape reshard rev round rsqrt
-    select_n sharding_constraint shift_right_logical sign sin slice split sqrt square squeeze stack
-    stop_gradient sub tanh transpose xor""".split()
+    integer_pow iota is_finite le log log1p logistic lt max min mul ne neg not
+    optimization_barrier or pad pow random_bits random_fold_in random_seed random_unwrap
+    random_wrap reduce_precision rem reshape reshard rev round rsqrt select_n sharding_constraint
+    shift_right_logical sign sin slice split sqrt square squeeze stack stop_gradient sub tanh
+    transpose xor
+    """.split()
 )
+# They read what is fused into them, without putting it into memory.
 _REDUCTIONS = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin".split()
+    """reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin""".split()
 )
-_IN_PLACE = frozenset("scatter scatter-add dynamic_update_slice psum pmax pmin".split())
+# Their results take the place of operands.
+_IN_PLACE = frozenset("""scatter scatter-add dynamic_update_slice psum pmax pmin""".split())
 # Calls whose inside is part of what surrounds them.
 _CALLS = frozenset(
-    "jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call custom_vjp_call".split()
+    """jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call
+    custom_vjp_call""".split()
 )
+
+Shares = Mapping[tuple[int, ...], float]
 
 
 @dataclasses.dataclass(eq=False)
 class Array:
-    """Memory on one device: `n_bytes` of it, with `room` (by default as much) for a result that
-    takes its place.
+    """Memory on one device, and the `room` in it for a result that takes its place.
+
+    The two differ for what lies outside a loop's body: it takes nothing there and has room.
     """
 
     n_bytes: float
     shape: tuple[int, ...]
     dtype: Any
-    kind: str = ""  # of an argument; what takes its place has the same
-    is_whole: bool = False  # inside shard_map, where no rule of sharding cuts it further
-    is_stacked: bool = False  # one slice for each trip of a loop
+    # Of an argument; what takes its place has the same.
+    kind: str = ""
+    # Inside shard_map, where no rule of sharding cuts it further.
+    is_whole: bool = False
+    # One slice for each trip of a loop.
+    is_stacked: bool = False
+    # By default as much as it takes.
     room: float | None = None
-    last: float = -1  # the event that reads it last
+    # The event that reads it last.
+    last: float = -1
 
     def __post_init__(self):
-        self.room = self.n_bytes if self.room is None else self.room
+        if self.room is None:
+            self.room = self.n_bytes
 
 
 class _Value:
-    """A variable of the computation: in memory, or to be computed, when it is read, from the arrays
-    in `of`.
-    """
+    """A variable: in memory, or to be computed from `arrays` when it is read."""
 
-    def __init__(self, aval, of: Sequence[Array] = (), in_memory: bool = False):
-        self.aval, self.of, self.in_memory = aval, set(of), in_memory
+    def __init__(self, aval: Any, arrays: Iterable[Array] = (), in_memory: bool = False):
+        self.aval = aval
+        self.arrays = set(arrays)
+        self.in_memory = in_memory
 
 
 @dataclasses.dataclass
 class _Loop:
+    """The body of a loop; its operands are constants, then carried values, then slices."""
+
     body: core.Jaxpr
     n_constants: int
     n_carried: int
@@ -76,66 +95,71 @@ class _Loop:
 
 @dataclasses.dataclass
 class _Operation:
+    """An equation of the jaxpr, or of one inside it; `is_local` means inside shard_map."""
+
     name: str
     params: Mapping[str, Any]
     inputs: list[_Value]
     outputs: list[_Value]
-    is_local: bool  # inside shard_map
+    is_local: bool
     loop: _Loop | None = None
 
 
 @dataclasses.dataclass
 class _Event:
-    made: list[tuple[Array, bool]]  # … and whether in place
+    """Arrays that are made, each with whether in place; those read; those of one trip of a loop."""
+
+    made: list[tuple[Array, bool]]
     read: set[Array]
-    inside: list[Array] = dataclasses.field(default_factory=list)  # of one trip, where it is a loop
+    inside: list[Array] = dataclasses.field(default_factory=list)
 
 
-def peak(
-    closed: core.ClosedJaxpr, inputs: Sequence[Array], shares: Mapping[tuple[int, ...], float]
-) -> list[Array]:
+def peak(closed: core.ClosedJaxpr, inputs: Sequence[Array], shares: Shares) -> list[Array]:
     """The arrays that are in memory when they take most, on one device.
 
     Args:
       closed: the computation, with the shapes that its arrays have on one device when nothing is
-      sharded.
+        sharded.
       inputs: the arrays of its arguments; `last=math.inf` keeps one to the end, else its room can
-      be used again.
+        be used again.
       shares: shape -> the fraction of an array of this shape that lies on one device; all others,
-      and those inside
-        `shard_map`, are whole.
+        and those inside `shard_map`, are whole.
     """
-    values = [
-        _Value(var.aval, [array], in_memory=True)
-        for var, array in zip(closed.jaxpr.invars, inputs, strict=True)
-    ]
+    values = []
+    for var, array in zip(closed.jaxpr.invars, inputs, strict=True):
+        values.append(_Value(var.aval, [array], in_memory=True))
     return _walk(closed.jaxpr, values, shares, is_local=False)
 
 
-def total(arrays: Sequence[Array]) -> float:
+def total(arrays: Iterable[Array]) -> float:
+    """Bytes of these arrays."""
     return sum(array.n_bytes for array in arrays)
 
 
-def _walk(jaxpr, inputs: list[_Value], shares, is_local: bool) -> list[Array]:
+def _walk(jaxpr: core.Jaxpr, inputs: list[_Value], shares: Shares, is_local: bool) -> list[Array]:
+    """The arrays of a computation, or of a loop's body, that are in memory at its peak."""
     operations: list[_Operation] = []
     outputs = _inline(jaxpr, inputs, operations, is_local, {})
     schedule = _Schedule(shares)
     schedule.fill(_needed(operations, outputs), outputs, is_local)
-    at_peak = [*(array for value in inputs for array in value.of), *schedule.early]
-    live, held, most = set(at_peak), total(at_peak), total(at_peak)
+    at_peak = []
+    for value in inputs:
+        at_peak.extend(value.arrays)
+    at_peak.extend(schedule.early)
+    live = set(at_peak)
+    held = most = total(at_peak)
     for number, event in enumerate(schedule.events):
         dying = [array for array in event.read if array.last == number and array in live]
         for array, in_place in event.made:
-            replaced = next(
-                (old for old in dying if in_place and old.room == array.n_bytes > 0), None
-            )
+            replaced = None
+            if in_place:
+                replaced = _with_room_for(array, dying)
             if replaced is None:
                 held += array.n_bytes
             else:
-                array.kind, array.n_bytes = (
-                    replaced.kind,
-                    replaced.n_bytes,
-                )  # 0 bytes where the room is that of the surrounding computation
+                # 0 bytes where the room is that of the surrounding computation.
+                array.n_bytes = replaced.n_bytes
+                array.kind = replaced.kind
                 dying.remove(replaced)
                 live.remove(replaced)
             live.add(array)
@@ -147,61 +171,118 @@ def _walk(jaxpr, inputs: list[_Value], shares, is_local: bool) -> list[Array]:
     return [dataclasses.replace(array) for array in at_peak if array.n_bytes]
 
 
-def _inline(jaxpr, inputs, operations, is_local, casts) -> list[_Value | None]:
-    """Appends the operations of `jaxpr` and of the calls in it; returns its results, None for
-    literals.
+def _with_room_for(array: Array, candidates: list[Array]) -> Array | None:
+    for candidate in candidates:
+        if candidate.room == array.n_bytes > 0:
+            return candidate
+    return None
+
+
+# ---- the computation as one list of operations
+
+_Casts = dict[Any, list[_Value]]  # (operand, dtype) -> its result
+
+
+def _inline(
+    jaxpr: core.Jaxpr,
+    inputs: list[_Value],
+    operations: list[_Operation],
+    is_local: bool,
+    casts: _Casts,
+) -> list[_Value | None]:
+    """Appends the operations of `jaxpr` and of the calls in it.
+
+    Returns:
+      Its results, None for literals.
     """
     values = dict(zip(jaxpr.invars, inputs, strict=True))
     values |= {var: _Value(var.aval, in_memory=True) for var in jaxpr.constvars}
 
-    def read(variables):
-        return [None if isinstance(var, core.Literal) else values[var] for var in variables]
+    def read(variables: Iterable[Any]) -> list[_Value | None]:
+        found: list[_Value | None] = []
+        for var in variables:
+            if isinstance(var, core.Literal):
+                found.append(None)
+            else:
+                found.append(values[var])
+        return found
 
     for equation in jaxpr.eqns:
-        name, params, operands = equation.primitive.name, equation.params, read(equation.invars)
+        name, operands = equation.primitive.name, read(equation.invars)
         if name in _CALLS:
-            local = is_local or name == "shard_map"
-            if local and not is_local:  # each device gets the whole of what its computation reads
+            if name == "shard_map" and not is_local:
+                # Each device gets the whole of what its computation reads.
                 operands = [value and _enter(value, operations) for value in operands]
-            [body] = core.jaxprs_in_params(params)
-            results = _inline(body, _filled(equation, operands), operations, local, casts)
-        elif name == "scan" and params["length"] == 1:
+            [body] = core.jaxprs_in_params(equation.params)
+            is_body_local = is_local or name == "shard_map"
+            results = _inline(body, _filled(equation, operands), operations, is_body_local, casts)
+        elif name == "scan" and equation.params["length"] == 1:
             results = _inline_scan(equation, operands, operations, is_local, casts)
+        elif name == "convert_element_type":
+            results = _inline_cast(equation, operands, operations, is_local, casts)
         else:
-            cast = (
-                (id(operands[0]), params["new_dtype"]) if name == "convert_element_type" else None
-            )
-            results = casts.get(cast) or [_Value(var.aval) for var in equation.outvars]
-            if cast is None or cast not in casts:  # the same cast twice is one
-                loop = _loop(equation) if name in ("scan", "while") else None
-                operations.append(
-                    _Operation(name, params, [v for v in operands if v], results, is_local, loop)
-                )
-                if cast is not None and operands[0]:
-                    casts[cast] = results
+            results = _append(equation, operands, operations, is_local)
         values |= zip(equation.outvars, results, strict=True)
     return read(jaxpr.outvars)
 
 
-def _inline_scan(equation, operands, operations, is_local, casts) -> list[_Value]:
-    """A loop of one trip: the slices of its operands are fused, and so is the stacking of its
-    results.
-    """
+def _append(
+    equation: Any, operands: list[_Value | None], operations: list[_Operation], is_local: bool
+) -> list[_Value]:
+    """Appends an operation as it is; returns its results."""
+    name = equation.primitive.name
+    results = [_Value(var.aval) for var in equation.outvars]
+    loop = None
+    if name in ("scan", "while"):
+        loop = _loop(equation)
+    inputs = [value for value in operands if value]
+    operations.append(_Operation(name, equation.params, inputs, results, is_local, loop))
+    return results
+
+
+def _inline_cast(
+    equation: Any,
+    operands: list[_Value | None],
+    operations: list[_Operation],
+    is_local: bool,
+    casts: _Casts,
+) -> list[_Value]:
+    """The same cast twice is one."""
+    [operand] = operands
+    cast = (id(operand), equation.params["new_dtype"])
+    if cast in casts:
+        return casts[cast]
+    results = _append(equation, operands, operations, is_local)
+    if operand:
+        casts[cast] = results
+    return results
+
+
+def _inline_scan(
+    equation: Any,
+    operands: list[_Value | None],
+    operations: list[_Operation],
+    is_local: bool,
+    casts: _Casts,
+) -> list[_Value]:
+    """A loop of one trip: slices of its operands are fused, as is the stacking of its results."""
     loop, inputs = _loop(equation), _filled(equation, operands)
     body = loop.body
     for index in range(loop.n_constants + loop.n_carried, len(inputs)):
-        whole, inputs[index] = inputs[index], _Value(body.invars[index].aval)
+        whole = inputs[index]
+        inputs[index] = _Value(body.invars[index].aval)
         operations.append(_Operation("squeeze", {}, [whole], [inputs[index]], is_local))
     results = _inline(body, inputs, operations, is_local, casts)
     stacked = [_Value(var.aval) for var in equation.outvars]
     for result, value in zip(results, stacked, strict=True):
-        operations.append(
-            _Operation("expand_dims", {}, [result] if result else [], [value], is_local)
-        )
+        parts = []
+        if result:
+            parts.append(result)
+        operations.append(_Operation("expand_dims", {}, parts, [value], is_local))
     return stacked
 
 
-def _loop(equation) -> _Loop:
+def _loop(equation: Any) -> _Loop:
     """A scan or a while loop, read from the shapes: JAX 0.12 no longer has these numbers among a
     scan's parameters.
 
@@ -217,31 +298,35 @@ def _loop(equation) -> _Loop:
     return _Loop(body, _count_same_rank(equation.invars, body.invars) - n_carried, n_carried)
 
 
-def _count_same_rank(outside, inside) -> int:
+def _count_same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
-def _enter(value: _Value, operations) -> _Value:
+def _enter(value: _Value, operations: list[_Operation]) -> _Value:
+    """The value inside shard_map, where each device has the whole of it."""
     entered = _Value(value.aval)
     operations.append(_Operation("enter", {}, [value], [entered], is_local=True))
     return entered
 
 
-def _filled(equation, operands) -> list[_Value]:
+def _filled(equation: Any, operands: list[_Value | None]) -> list[_Value]:
     """Operands with a value for each literal."""
-    return [
-        _Value(var.aval, in_memory=True) if value is None else value
-        for var, value in zip(equation.invars, operands, strict=True)
-    ]
+    filled = []
+    for var, value in zip(equation.invars, operands, strict=True):
+        if value is None:
+            value = _Value(var.aval, in_memory=True)
+        filled.append(value)
+    return filled
 
 
-def _open(jaxpr) -> core.Jaxpr:
+def _open(jaxpr: Any) -> core.Jaxpr:
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _needed(operations: list[_Operation], outputs: list[_Value | None]) -> list[_Operation]:
     """Without those whose results nobody reads."""
-    read, kept = set(outputs), []
+    read = set(outputs)
+    kept = []
     for operation in reversed(operations):
         if not read.isdisjoint(operation.outputs):
             kept.append(operation)
@@ -249,21 +334,28 @@ def _needed(operations: list[_Operation], outputs: list[_Value | None]) -> list[
     return kept[::-1]
 
 
+# ---- what is in memory when
+
+
 class _Schedule:
-    """What is made and read, event after event, and what is made before all; each array learns its
-    last reader.
+    """What is made and read, event after event; each array learns which event reads it last.
+
+    `early` are the arrays that are made before all.
     """
 
-    def __init__(self, shares):
-        self.shares, self.events, self.early = shares, [], []
+    def __init__(self, shares: Shares):
+        self.shares = shares
+        self.events: list[_Event] = []
+        self.early: list[Array] = []
 
     def fill(
         self, operations: list[_Operation], outputs: list[_Value | None], is_local: bool
     ) -> None:
+        """Schedules the operations; what they give at the end is in memory, and stays."""
         for operation in operations:
             if operation.name in _FUSED:
                 for value in operation.outputs:
-                    value.of = set().union(*(read.of for read in operation.inputs))
+                    value.arrays = _arrays_of(operation.inputs)
             elif operation.name == "enter":
                 self._enter(operation)
             else:
@@ -272,24 +364,30 @@ class _Schedule:
         for value in results:
             self._store([value], is_local)
         for value in results:
-            for array in value.of:
+            for array in value.arrays:
                 array.last = math.inf
 
     def _run(self, operation: _Operation) -> None:
-        inside, n_in_place = [], len(operation.outputs) if operation.name in _IN_PLACE else 0
-        if operation.name not in _REDUCTIONS:
+        """An operation that puts its results into memory."""
+        inside: list[Array] = []
+        n_in_place = 0
+        if operation.name in _IN_PLACE:
+            n_in_place = len(operation.outputs)
+        if operation.name == "dynamic_update_slice":
             # The update of a slice is written where it belongs; only what it is written into has to
             # be there.
-            n_stored = 1 if operation.name == "dynamic_update_slice" else None
-            self._store(operation.inputs[:n_stored], operation.is_local)
+            self._store(operation.inputs[:1], operation.is_local)
+        elif operation.name not in _REDUCTIONS:
+            self._store(operation.inputs, operation.is_local)
         if operation.name in ("scan", "while", "cond"):
             inside, n_in_place = self._trip(operation)
-        read = set().union(*(value.of for value in operation.inputs))
+        read = _arrays_of(operation.inputs)
         made = []
         for number, value in enumerate(operation.outputs):
             array = self._array(value.aval, operation.is_local)
             array.is_stacked = operation.name == "scan" and number >= n_in_place
-            value.of, value.in_memory = {array}, True
+            value.arrays = {array}
+            value.in_memory = True
             if array.is_stacked:
                 self.early.append(array)
             else:
@@ -297,24 +395,22 @@ class _Schedule:
         self._add(_Event(made, read, inside))
 
     def _trip(self, operation: _Operation) -> tuple[list[Array], int]:
-        """What one trip holds beside the loop's operands and results, and the number of results
-        that it carries.
-        """
+        """What one trip holds beside the loop's operands and results, and how many it carries."""
+        is_local = operation.is_local
         if operation.name == "cond":
             branches = core.jaxprs_in_params(operation.params)
-            insides = [
-                self._body(branch, len(branch.invars), 0, operation.is_local) for branch in branches
-            ]
+            insides = [self._body(branch, len(branch.invars), 0, is_local) for branch in branches]
             return max(insides, key=total), 0
         loop = operation.loop
-        return self._body(
-            loop.body, loop.n_constants, loop.n_carried, operation.is_local
-        ), loop.n_carried
+        inside = self._body(loop.body, loop.n_constants, loop.n_carried, is_local)
+        return inside, loop.n_carried
 
     def _body(
         self, jaxpr: core.Jaxpr, n_constants: int, n_carried: int, is_local: bool
     ) -> list[Array]:
-        """Constants and carried values lie outside; slices of the rest are read from there as by a
+        """What one trip holds.
+
+        Constants and carried values lie outside; slices of the rest are read from there as by a
         fused operation.
         """
         inputs = []
@@ -323,8 +419,10 @@ class _Schedule:
             outside.n_bytes = 0.0
             if number < n_constants:
                 outside.last = math.inf
-            is_slice = number >= n_constants + n_carried
-            inputs.append(_Value(var.aval, [] if is_slice else [outside], in_memory=not is_slice))
+            if number < n_constants + n_carried:
+                inputs.append(_Value(var.aval, [outside], in_memory=True))
+            else:
+                inputs.append(_Value(var.aval))
         return _walk(jaxpr, inputs, self.shares, is_local)
 
     def _enter(self, operation: _Operation) -> None:
@@ -332,28 +430,45 @@ class _Schedule:
         [outside], [inside] = operation.inputs, operation.outputs
         gathered = self._array(inside.aval, is_local=True)
         if gathered.n_bytes == self._array(outside.aval, is_local=False).n_bytes:
-            inside.of, inside.in_memory = outside.of, outside.in_memory
+            inside.arrays = outside.arrays
+            inside.in_memory = outside.in_memory
         else:
-            inside.of, inside.in_memory = {gathered}, True
-            self._add(_Event([(gathered, False)], outside.of))
+            inside.arrays = {gathered}
+            inside.in_memory = True
+            self._add(_Event([(gathered, False)], outside.arrays))
 
     def _store(self, values: list[_Value], is_local: bool) -> None:
         """Puts into memory what was only to be computed so far."""
         for value in values:
-            if not value.in_memory:
-                array = self._array(value.aval, is_local)
-                if value.of:
-                    self._add(_Event([(array, True)], value.of))
-                else:
-                    self.early.append(array)
-                value.of, value.in_memory = {array}, True
+            if value.in_memory:
+                continue
+            array = self._array(value.aval, is_local)
+            if value.arrays:
+                self._add(_Event([(array, True)], value.arrays))
+            else:
+                self.early.append(array)
+            value.arrays = {array}
+            value.in_memory = True
 
     def _add(self, event: _Event) -> None:
-        for array in [*event.read, *(array for array, _ in event.made)]:
-            array.last = max(array.last, len(self.events))
+        number = len(self.events)
+        for array in event.read:
+            array.last = max(array.last, number)
+        for array, _ in event.made:
+            array.last = max(array.last, number)
         self.events.append(event)
 
-    def _array(self, aval, is_local: bool) -> Array:
-        share = 1.0 if is_local else self.shares.get(aval.shape, 1.0)
+    def _array(self, aval: Any, is_local: bool) -> Array:
+        share = 1.0
+        if not is_local:
+            share = self.shares.get(aval.shape, 1.0)
         n_bytes = math.prod(aval.shape) * aval.dtype.itemsize * share
         return Array(n_bytes, aval.shape, aval.dtype, is_whole=is_local)
+
+
+def _arrays_of(values: Iterable[_Value]) -> set[Array]:
+    """What reading these values reads."""
+    arrays: set[Array] = set()
+    for value in values:
+        arrays.update(value.arrays)
+    return arrays

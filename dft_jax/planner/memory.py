@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from dft_jax import sharding
 from dft_jax.data import batches
@@ -19,17 +20,41 @@ from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
 from dft_jax.training.step import StepOptions, make_train_step
-from dft_jax.types import Batch, Frozen, Hyperparameters
+from dft_jax.types import Batch, Frozen, Hyperparameters, Params
 
-KINDS = ("parameters", "moments", "gradients", "activations", "head", "other", "batch")
 _GIB = 2**30
-_GIVEN = Hyperparameters(
+# Learning rates of so many updates, and a seed: their number changes nothing that counts.
+_HYPERPARAMETERS = Hyperparameters(
     jax.ShapeDtypeStruct((1024,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32)
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Account:
+    """GiB of one device, by kind of array, at the moment of the step when they are most."""
+
+    parameters: float
+    moments: float
+    gradients: float
+    activations: float
+    head: float
+    other: float
+    batch: float
+
+    def by_kind(self) -> dict[str, float]:
+        """The members by their names, in this order."""
+        return dataclasses.asdict(self)
+
+    @property
+    def total(self) -> float:
+        return sum(self.by_kind().values())
+
+
+KINDS = tuple(field.name for field in dataclasses.fields(Account))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLayout:
     """A way to carry out the same step: `rows` are those of one device in one micro-batch."""
 
     mesh: tuple[int, int, int]  # data, fsdp, tensor
@@ -39,72 +64,94 @@ class Setting:
 
     def flags(self) -> str:
         """As on a command line."""
-        values = dict(zip((f"mesh.{axis}" for axis in sharding.MESH_AXES), self.mesh, strict=True))
-        values |= {"model.remat": self.remat, "train.accumulation": self.accumulation}
-        return " ".join(f"--config.{key}={value}" for key, value in values.items())
+        data, fsdp, tensor = self.mesh
+        return (
+            f"--config.mesh.data={data} --config.mesh.fsdp={fsdp} --config.mesh.tensor={tensor}"
+            f" --config.model.remat={self.remat} --config.train.accumulation={self.accumulation}"
+        )
 
 
-def settings(mesh: tuple[int, int, int], remat: str, step_rows: int) -> Iterator[Setting]:
+def layouts(mesh: tuple[int, int, int], remat: str, step_rows: int) -> Iterator[StepLayout]:
     """1, 2, 4, … rows per device and micro-batch, until one micro-batch holds the whole step."""
-    shards = mesh[0] * mesh[1]
-    for rows in (2**power for power in itertools.count()):
-        accumulation = -(-step_rows // (rows * shards))
-        yield Setting(mesh, remat, rows, accumulation)
+    data, fsdp, _ = mesh
+    rows = 1
+    while True:
+        accumulation = -(-step_rows // (rows * data * fsdp))
+        yield StepLayout(mesh, remat, rows, accumulation)
         if accumulation == 1:
             return
+        rows *= 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Planner:
-    """A config and an architecture: `memory(setting)` is the account of its training step."""
+    """A config and an architecture: `memory(layout)` is the account of its training step."""
 
     config: Config
     architecture: DecoderSpec
 
-    def memory(self, setting: Setting) -> dict[str, float]:
-        """GiB of one device by kind, at the moment of the step when they are most."""
-        tensor = setting.mesh[2]
+    def memory(self, layout: StepLayout) -> Account:
+        """What the step takes on one device when it takes most."""
+        tensor = layout.mesh[2]
         # Gradients are accumulated in a buffer of their own from two micro-batches on, however many
         # there are.
-        step = _trace(self, tensor, setting.remat, setting.rows, min(setting.accumulation, 2))
-        model, optimizer = self.build(setting.mesh), self.optimizer()
-        state = abstract_state(model, optimizer)
-        whole_params = jax.tree.leaves(_device_model(self, tensor, setting.remat).abstract_params)
-        shares = {
-            whole.shape: _n_bytes(mine) / _n_bytes(whole)
-            for mine, whole in zip(jax.tree.leaves(state.params), whole_params, strict=True)
-        }
-        arguments = [
-            *((leaf, "batch", True) for leaf in jax.tree.leaves(_GIVEN)),
-            *((leaf, "parameters", True) for leaf in jax.tree.leaves(self.reference(model))),
-            *((leaf, "parameters", False) for leaf in jax.tree.leaves((state.step, state.params))),
-            *((leaf, "moments", False) for leaf in jax.tree.leaves(state.opt_state)),
-            *(
-                (leaf, "batch", True)
-                for leaf in jax.tree.leaves(self.batch(setting.accumulation, setting.rows))
-            ),
-        ]
-        inputs = [
-            liveness.Array(
-                _n_bytes(leaf), leaf.shape, leaf.dtype, kind=kind, last=math.inf if is_kept else -1
-            )
-            for leaf, kind, is_kept in arguments
-        ]
-        account = dict.fromkeys(KINDS, 0.0)
-        for array in liveness.peak(step, inputs, shares):
-            account[array.kind or self._kind(array, shares, tensor)] += array.n_bytes / _GIB
-        return account
+        accumulation = min(layout.accumulation, 2)
+        step = _trace(self, tensor, layout.remat, layout.rows, accumulation)
+        shares = self._shares(layout)
+        gib = dict.fromkeys(KINDS, 0.0)
+        for array in liveness.peak(step, self._arguments(layout), shares):
+            gib[array.kind or self._kind(array, shares, tensor)] += array.n_bytes / _GIB
+        return Account(
+            parameters=gib["parameters"],
+            moments=gib["moments"],
+            gradients=gib["gradients"],
+            activations=gib["activations"],
+            head=gib["head"],
+            other=gib["other"],
+            batch=gib["batch"],
+        )
 
-    def _kind(self, array: liveness.Array, shares, tensor: int) -> str:
-        """What an array is that the step has made, by its shape; one cast of all layers' weights
-        counts as saved.
+    def _shares(self, layout: StepLayout) -> dict[tuple[int, ...], float]:
+        """Of each shape that parameters have, the share of such an array on one device.
+
+        The whole is what one tensor-parallel device sees: the step is traced for that.
         """
-        like_gradients = array.dtype in (jnp.float32, self.config.model.param_dtype)
-        if array.shape in shares and not array.is_whole and like_gradients:
+        params = abstract_state(self.build(layout.mesh), self.optimizer()).params
+        whole_params = _device_model(self, layout.mesh[2], layout.remat).abstract_params
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True)
+        return {whole.shape: _n_bytes(mine) / _n_bytes(whole) for mine, whole in pairs}
+
+    def _arguments(self, layout: StepLayout) -> list[liveness.Array]:
+        """The arrays that the step is given, in the order of the traced step's inputs.
+
+        The state is donated, so its room can be used again; the rest stays to the end.
+        """
+        model, optimizer = self.build(layout.mesh), self.optimizer()
+        state = abstract_state(model, optimizer)
+        batch = self.batch(layout.accumulation, layout.rows)
+        return [
+            *_arrays(_HYPERPARAMETERS, "batch", is_kept=True),
+            *_arrays(self.reference(model), "parameters", is_kept=True),
+            *_arrays((state.step, state.params), "parameters", is_kept=False),
+            *_arrays(state.opt_state, "moments", is_kept=False),
+            *_arrays(batch, "batch", is_kept=True),
+        ]
+
+    def _kind(
+        self, array: liveness.Array, shares: Mapping[tuple[int, ...], float], tensor: int
+    ) -> str:
+        """What an array is that the step has made, by its shape.
+
+        One cast of all layers' weights counts as activations: it is saved for the backward pass.
+        """
+        has_dtype_of_gradients = array.dtype in (jnp.float32, self.config.model.param_dtype)
+        if array.shape in shares and not array.is_whole and has_dtype_of_gradients:
             return "gradients"
         if _cut(self.architecture.vocab_size, tensor) in array.shape:
             return "head"
-        return "activations" if array.is_stacked else "other"
+        if array.is_stacked:
+            return "activations"
+        return "other"
 
     def build(
         self,
@@ -112,45 +159,63 @@ class Planner:
         architecture: DecoderSpec | None = None,
         remat: str = "none",
     ) -> Model:
-        """The model of this architecture, or of another, on a mesh of devices that need not be
-        there.
-        """
+        """The model of this architecture, or of another, on devices that need not be there."""
         options = {name: self.config.model[name] for name in models.OPTIONS} | {"remat": remat}
         return models.build(
             architecture or self.architecture, sharding.abstract_mesh(mesh), **options
         )
 
-    def optimizer(self):
+    def optimizer(self) -> optax.GradientTransformation:
+        """As the config says."""
         return optimizer_lib.make_optimizer(self.config.optimizer)
 
-    def reference(self, model: Model):
+    def reference(self, model: Model) -> Params | None:
         """Parameters that the objective compares with; None where it does not."""
-        needs_it = objectives.REFERENCE in objectives.make_objective(self.config.objective).needs
-        return model.abstract_params if needs_it else None
+        objective = objectives.make_objective(self.config.objective)
+        if objectives.REFERENCE not in objective.needs:
+            return None
+        return model.abstract_params
 
     def batch(self, accumulation: int, rows: int) -> Batch:
-        integers, booleans = (
-            jax.ShapeDtypeStruct((accumulation, rows, batches.row_length(self.config.data)), dtype)
-            for dtype in ("int32", "bool")
-        )
+        """The shapes of a step's batch, [A, B, L], of one device."""
+        shape = (accumulation, rows, batches.row_length(self.config.data))
+        integers = jax.ShapeDtypeStruct(shape, "int32")
+        booleans = jax.ShapeDtypeStruct(shape, "bool")
         return Batch(integers, integers, booleans, integers, integers)
+
+
+def _arrays(tree: Any, kind: str, is_kept: bool) -> list[liveness.Array]:
+    """The leaves of a tree as arrays in memory; what is not kept makes room once it was read."""
+    last = -1.0
+    if is_kept:
+        last = math.inf
+    arrays = []
+    for leaf in jax.tree.leaves(tree):
+        array = liveness.Array(_n_bytes(leaf), leaf.shape, leaf.dtype, kind=kind, last=last)
+        arrays.append(array)
+    return arrays
 
 
 def _n_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     """Of one device."""
-    shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+    shape = leaf.shape
+    if leaf.sharding:
+        shape = leaf.sharding.shard_shape(shape)
     return math.prod(shape) * leaf.dtype.itemsize
 
 
 def _cut(size: int, ways: int) -> int:
-    """As sharding.spec: what does not divide evenly stays whole."""
-    return size // ways if size % ways == 0 else size
+    """The size of a part; as in sharding.spec, what does not divide evenly stays whole."""
+    if size % ways:
+        return size
+    return size // ways
 
 
 @functools.cache
 def _device_model(planner: Planner, tensor: int, remat: str) -> Model:
-    """A model of the heads, feed-forward and vocabulary that one of `tensor` devices has, alone in
-    the world.
+    """The model as one of `tensor` devices sees it, on a 1×1×1 mesh.
+
+    It has that device's heads, and its slices of the feed-forward layers and the vocabulary.
     """
     a = planner.architecture
     architecture = dataclasses.replace(
@@ -168,7 +233,7 @@ def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: i
     """The training step of one device, as JAX traces it."""
     model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
     objective = objectives.make_objective(planner.config.objective)
-    frozen = Frozen(_GIVEN, planner.reference(model))
+    frozen = Frozen(_HYPERPARAMETERS, planner.reference(model))
     step = make_train_step(model, objective, optimizer, StepOptions.of(planner.config))
     state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows)
     return jax.make_jaxpr(step)(frozen, state, batch)

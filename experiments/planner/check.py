@@ -64,8 +64,8 @@ TPU_CASES = [
 ]
 
 
-def compile_step(planner, setting, devices):
-    """The training step of `planner` under `setting`, compiled for these devices."""
+def compile_step(planner, layout, devices):
+    """The training step of `planner` under `layout`, compiled for these devices."""
     import jax
 
     from dft_jax import sharding
@@ -74,17 +74,17 @@ def compile_step(planner, setting, devices):
     from dft_jax.training import optimizer as optimizer_lib
 
     config = planner.config
-    n_devices = setting.mesh[0] * setting.mesh[1] * setting.mesh[2]
+    n_devices = layout.mesh[0] * layout.mesh[1] * layout.mesh[2]
     mesh = jax.make_mesh(
-        setting.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices]
+        layout.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices]
     )
-    options = {name: config.model[name] for name in OPTIONS} | {"remat": setting.remat}
+    options = {name: config.model[name] for name in OPTIONS} | {"remat": layout.remat}
     model = build(planner.architecture, mesh, **options)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     given = make_hyperparameters(config, 100, mesh)
     objective = objectives.make_objective(config.objective)
     step = make_train_step(model, objective, optimizer, StepOptions.of(config))
-    batch = planner.batch(setting.accumulation, setting.rows * sharding.batch_shards(mesh))
+    batch = planner.batch(layout.accumulation, layout.rows * sharding.batch_shards(mesh))
     with matmul_precision(config.model.compute_dtype):
         return step.lower(Frozen(given), abstract_state(model, optimizer), batch).compile()
 
@@ -103,20 +103,20 @@ def allocated_gib(compiled) -> tuple[float, float, float]:
     return everything / GIB, m.temp_size_in_bytes / GIB, m.peak_memory_in_bytes / GIB
 
 
-def compare(planner, setting, devices) -> dict:
+def compare(planner, layout, devices) -> dict:
     """A row of results."""
     start = time.perf_counter()
-    xla, xla_temporary, xla_peak = allocated_gib(compile_step(planner, setting, devices))
+    xla, xla_temporary, xla_peak = allocated_gib(compile_step(planner, layout, devices))
     seconds = time.perf_counter() - start
-    account = planner.memory(setting)
-    plan = sum(account.values())
-    plan_temporary = plan - account["parameters"] - account["moments"] - account["batch"]
+    account = planner.memory(layout)
+    plan = account.total
+    plan_temporary = plan - account.parameters - account.moments - account.batch
     return {
         "compute": planner.config.model.compute_dtype,
-        "mesh": "x".join(map(str, setting.mesh)),
-        "remat": setting.remat,
-        "rows": setting.rows,
-        "accumulation": setting.accumulation,
+        "mesh": "x".join(map(str, layout.mesh)),
+        "remat": layout.remat,
+        "rows": layout.rows,
+        "accumulation": layout.accumulation,
         "xla_gib": f"{xla:.2f}",
         "plan_gib": f"{plan:.2f}",
         "error_percent": f"{100 * (plan / xla - 1):.1f}",
@@ -141,8 +141,9 @@ def main() -> None:
     import jax
     from jax.experimental import topologies
 
-    from dft_jax import config as config_lib, plan
+    from dft_jax import config as config_lib
     from dft_jax.planner import memory
+    from dft_jax.planner.devices import ARCHITECTURES
 
     devices, cases, compiler = jax.devices(), CPU_CASES, "cpu"
     if arguments.topology:
@@ -152,8 +153,8 @@ def main() -> None:
     for compute, mesh, remat, n_rows, accumulation in cases:
         config = config_lib.get_default()
         config.model.compute_dtype = compute
-        planner = memory.Planner(config, plan.ARCHITECTURES[MODEL])
-        row = compare(planner, memory.Setting(mesh, remat, n_rows, accumulation), devices)
+        planner = memory.Planner(config, ARCHITECTURES[MODEL])
+        row = compare(planner, memory.StepLayout(mesh, remat, n_rows, accumulation), devices)
         row |= {"compiler": compiler, "model": MODEL}
         rows.append(row)
         # After each case, because one takes minutes.

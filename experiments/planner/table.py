@@ -10,9 +10,11 @@ over all devices (mesh.fsdp=-1), and the most rows that fit so; then what the pl
 import argparse
 import pathlib
 
-from dft_jax import config as config_lib, plan
+from dft_jax import config as config_lib
 from dft_jax.models.model import REMAT_POLICIES
-from dft_jax.planner.memory import KINDS, Planner, settings
+from dft_jax.planner import devices
+from dft_jax.planner.memory import KINDS, Planner, layouts
+from dft_jax.planner.suggestion import fitting, suggest
 from dft_jax.runtime import files
 
 MODELS = ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-7B", "meta-llama/Llama-3.1-8B")
@@ -44,31 +46,31 @@ def rows_of(planner: Planner, n_devices: int, has_gib: float):
     """One row of the table for each policy."""
     mesh = (1, n_devices, 1)
     for remat in REMAT_POLICIES:
-        account = planner.memory(next(settings(mesh, remat, STEP_ROWS)))
-        most, total = (
-            plan.fitting(planner, mesh, remat, STEP_ROWS, plan.SURE * has_gib),
-            sum(account.values()),
-        )
+        account = planner.memory(next(layouts(mesh, remat, STEP_ROWS)))
+        most = fitting(planner, mesh, remat, STEP_ROWS, devices.SURE * has_gib)
         yield {
             "mesh": "x".join(map(str, mesh)),
             "remat": remat,
             "rows": 1,
-            **{kind: f"{gib:.2f}" for kind, gib in account.items()},
-            "total": f"{total:.2f}",
-            "verdict": plan.verdict(total, has_gib),
+            **{kind: f"{gib:.2f}" for kind, gib in account.by_kind().items()},
+            "total": f"{account.total:.2f}",
+            "verdict": devices.verdict(account.total, has_gib),
             "most_rows_that_fit": most.rows if most else 0,
         }
 
 
 def suggestion(planner: Planner, n_devices: int, has_gib: float) -> str:
     """A cell of README.md."""
-    found = plan.suggest(planner, n_devices, STEP_ROWS, plan.SURE * has_gib)
+    found = suggest(planner, n_devices, STEP_ROWS, devices.SURE * has_gib)
     if found is None:
         return "no"
-    mesh = "×".join(map(str, found.setting.mesh))
-    how = f"{found.setting.remat}, {mesh}, {found.setting.rows} rows, {found.gib:.0f} GiB"
+    layout = found.layout
+    mesh = "×".join(map(str, layout.mesh))
+    text = f"{layout.remat}, {mesh}, {layout.rows} rows, {found.gib:.0f} GiB"
+    if found.n_devices > n_devices:
+        text = f"on {found.n_devices}: {text}"
     choice = "".join(f"{key}={value}: " for key, value in found.choice.items())
-    return choice + (f"on {found.n_devices}: " if found.n_devices > n_devices else "") + how
+    return choice + text
 
 
 def main() -> None:
@@ -80,10 +82,10 @@ def main() -> None:
     print(f"| model | {' | '.join(MACHINES)} |\n|{' --- |' * (len(MACHINES) + 1)}")
     table = []
     for model in MODELS:
-        planner = Planner(config_lib.get_default(), plan.ARCHITECTURES[model])
+        planner = Planner(config_lib.get_default(), devices.ARCHITECTURES[model])
         cells = []
         for machine, (device, n_devices) in MACHINES.items():
-            has_gib = plan.DEVICES_GIB[device]
+            has_gib = devices.DEVICES_GIB[device]
             for row in rows_of(planner, n_devices, has_gib):
                 table.append({"model": model, "machine": machine, "device_gib": has_gib} | row)
             cells.append(suggestion(planner, n_devices, has_gib))

@@ -422,7 +422,7 @@ OF_RUNS = [
     Change(
         "plan-one-micro-batch",
         "dft_jax/planner/memory.py",
-        "min(setting.accumulation, 2)",
+        "min(layout.accumulation, 2)",
         "1",
         ("tests/planner/test_plan.py",),
         "account",

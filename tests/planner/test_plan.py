@@ -10,7 +10,7 @@ import pytest
 from dft_jax import config as config_lib, plan
 from dft_jax.models.model import DecoderSpec, parameter_count
 from dft_jax.models.spec import LayerSpec, Rope
-from dft_jax.planner import liveness, memory
+from dft_jax.planner import devices, liveness, memory, suggestion
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
 
@@ -64,11 +64,9 @@ def test_the_walk_knows_loops_and_shares():
 
 def small(compute="float32"):
     config = config_lib.get_default()
-    config.data.max_length, config.train.loss_chunk_tokens, config.model.attention_block = (
-        512,
-        128,
-        128,
-    )
+    config.data.max_length = 512
+    config.train.loss_chunk_tokens = 128
+    config.model.attention_block = 128
     config.model.compute_dtype = compute
     spec = DecoderSpec(
         vocab_size=8192,
@@ -96,10 +94,8 @@ def small(compute="float32"):
     ],
 )
 def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):
-    """The real step, compiled for eight devices. experiments/planner has the same for 1.5B
-    parameters.
-    """
-    row = check.compare(small(), memory.Setting(mesh, remat, rows, accumulation), jax.devices())
+    """The real step for eight devices; experiments/planner has the same for 1.5B parameters."""
+    row = check.compare(small(), memory.StepLayout(mesh, remat, rows, accumulation), jax.devices())
     assert abs(float(row["error_percent"])) < 10, row
     assert abs(float(row["temporary_error_percent"])) < 15, row
 
@@ -107,33 +103,31 @@ def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):
 def test_less_is_saved_with_more_recomputation_and_fewer_rows():
     planner, mesh = small("bfloat16"), (1, 2, 1)
     saved = {
-        remat: planner.memory(memory.Setting(mesh, remat, 4, 1))["activations"]
+        remat: planner.memory(memory.StepLayout(mesh, remat, 4, 1)).activations
         for remat in ("none", "dots", "full")
     }
     assert saved["none"] > 2 * saved["dots"] > 4 * saved["full"] > 0
-    two, four = (
-        sum(planner.memory(memory.Setting(mesh, "dots", rows, 2)).values()) for rows in (2, 4)
-    )
+    two, four = (planner.memory(memory.StepLayout(mesh, "dots", rows, 2)).total for rows in (2, 4))
     assert two < four
-    found = plan.fitting(planner, mesh, "dots", 16, (two + four) / 2)
+    found = suggestion.fitting(planner, mesh, "dots", 16, (two + four) / 2)
     assert (found.rows, found.accumulation) == (2, 4)
-    assert plan.fitting(planner, mesh, "dots", 16, two / 2) is None
+    assert suggestion.fitting(planner, mesh, "dots", 16, two / 2) is None
 
 
 def test_moments_in_bfloat16_take_half():
-    planner, setting = small(), memory.Setting((1, 4, 1), "full", 1, 1)
-    whole = planner.memory(setting)
+    planner, layout = small(), memory.StepLayout((1, 4, 1), "full", 1, 1)
+    whole = planner.memory(layout)
     planner.config.optimizer.moment_dtype = "bfloat16"
-    half = dataclasses.replace(planner).memory(setting)
-    assert half["moments"] == pytest.approx(whole["moments"] / 2, rel=1e-3)
-    assert half["parameters"] == whole["parameters"]
+    half = dataclasses.replace(planner).memory(layout)
+    assert half.moments == pytest.approx(whole.moments / 2, rel=1e-3)
+    assert half.parameters == whole.parameters
 
 
 def test_architectures_are_the_published_ones():
     counts = [1_543_714_304, 7_615_616_512, 3_212_749_824, 8_030_261_248, 6_910_365_696]
     planners = [
         memory.Planner(config_lib.get_default(), architecture)
-        for architecture in plan.ARCHITECTURES.values()
+        for architecture in devices.ARCHITECTURES.values()
     ]
     assert [
         parameter_count(planner.build((1, 1, 1)).abstract_params) for planner in planners
@@ -186,11 +180,9 @@ def test_the_planner_counts_positions_of_rows_not_of_examples():
 
 def test_what_bfloat16_parameters_cost_is_said_where_they_are_used_or_proposed():
     config, short = config_lib.get_default(), {"model.param_dtype": "bfloat16"}
-    assert (
-        plan.of_parameters(config, {})
-        == plan.of_parameters(config, {"optimizer.moment_dtype": "bfloat16"})
-        == ""
-    )
-    assert "take small updates by chance" in plan.of_parameters(config, short)
+    other_choice = {"optimizer.moment_dtype": "bfloat16"}
+    assert suggestion.bfloat16_note(config, {}) == ""
+    assert suggestion.bfloat16_note(config, other_choice) == ""
+    assert "take small updates by chance" in suggestion.bfloat16_note(config, short)
     config.update_from_flattened_dict(short | {"optimizer.rounding": "nearest"})
-    assert "lose small updates" in plan.of_parameters(config, {})
+    assert "lose small updates" in suggestion.bfloat16_note(config, {})

@@ -1,0 +1,101 @@
+"""What a plan is for: devices and their memory, and the architectures of the paper's models."""
+
+from pathlib import Path
+
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.model import DecoderSpec
+from dft_jax.models.spec import LayerSpec, Rope
+from dft_jax.runtime import errors, hub
+
+# Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version;
+# NVIDIA's datasheets of A100, H100, H200 and DGX B200). What they write as GB, drivers report as
+# GiB within 1 %: 81,559 MiB for an H100.
+DEVICES_GIB = {
+    "v4": 32,
+    "v5e": 16,
+    "v5p": 95,
+    "v6e": 32,
+    "a100-40": 40,
+    "a100": 80,
+    "h100": 80,
+    "h200": 141,
+    "b200": 180,
+}
+# Shares of it: below the first a step fits, above the second it does not.
+# The rest is for what nobody plans: a driver's context, buffers of collectives, workspaces of
+# matrix products, and that XLA may keep more than it must: 7 % above the account in float32, a
+# TPU's compiler 26 % under `full`, which SURE does not cover (experiments/planner). On a GPU, JAX
+# takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
+SURE = 0.85
+MOST = 0.95
+
+
+def verdict(gib: float, has_gib: float) -> str:
+    """`fits`, `tight` (it may or may not), or by how much it does not fit."""
+    if gib <= SURE * has_gib:
+        return "fits"
+    if gib <= MOST * has_gib:
+        return "tight"
+    return f"does not fit by {gib - MOST * has_gib:.1f}"
+
+
+def _shape(
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    feed_forward: int,
+    vocabulary: int,
+    tied: bool,
+    context: int,
+    bias: bool = False,
+) -> DecoderSpec:
+    return DecoderSpec(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=128,
+        intermediate_size=feed_forward,
+        rms_epsilon=1e-6,
+        tie_embeddings=tied,
+        max_length=context,
+        layers=(LayerSpec(Rope(1e4), qkv_bias=bias),) * layers,
+    )
+
+
+# The paper's models, for which nothing needs to be fetched. Of other models config.json is read.
+ARCHITECTURES = {
+    "Qwen/Qwen2.5-Math-1.5B": _shape(1536, 28, 12, 2, 8960, 151936, True, 4096, bias=True),
+    "Qwen/Qwen2.5-Math-7B": _shape(3584, 28, 28, 4, 18944, 152064, False, 4096, bias=True),
+    "meta-llama/Llama-3.2-3B": _shape(3072, 28, 24, 8, 8192, 128256, True, 131072),
+    "meta-llama/Llama-3.1-8B": _shape(4096, 32, 32, 8, 14336, 128256, False, 131072),
+    "deepseek-ai/deepseek-math-7b-base": _shape(4096, 30, 32, 32, 11008, 102400, False, 4096),
+}
+
+
+def read_architecture(path: str, revision: str) -> DecoderSpec:
+    """The architecture of a folder, of one of ARCHITECTURES, or of a model on the hub.
+
+    Only its config.json is looked at.
+
+    Raises:
+      UserError: no folder, and nothing that could be fetched; or an architecture that is unknown.
+    """
+    if path in ARCHITECTURES:
+        return ARCHITECTURES[path]
+    if Path(path).is_dir():
+        return read_config(Path(path))
+    hub_id = hub.id_of(path, "config.model.path")
+    import huggingface_hub
+
+    try:
+        file = huggingface_hub.hf_hub_download(hub_id, "config.json", revision=revision)
+    # Offline, unknown, gated, no hub id at all: many types, one remedy.
+    except Exception as error:
+        raise errors.UserError(
+            f"config.model.path={path!r} is not a folder, and its config.json could not be fetched"
+            f" ({type(error).__name__}); give a folder that has one, or one of"
+            f" {', '.join(ARCHITECTURES)}"
+        ) from error
+    return read_config(Path(file).parent)

@@ -1,0 +1,98 @@
+"""A plan as people read it: model and devices, a table of what each choice takes, and advice."""
+
+from collections.abc import Iterator
+
+from dft_jax import config as config_lib, sharding
+from dft_jax.data import batches
+from dft_jax.models.model import REMAT_POLICIES, parameter_count
+from dft_jax.models.options import architecture_problems
+from dft_jax.planner import devices
+from dft_jax.planner.memory import KINDS, Planner, layouts
+from dft_jax.planner.suggestion import Suggestion, bfloat16_note, count, suggest
+from dft_jax.runtime import errors
+from dft_jax.runtime.options import Config
+
+# Problems of these keys do not matter: no data is read, nothing is logged.
+_UNREAD = ("config.data.train", "config.data.heldout", "config.data.template", "config.log.")
+
+
+def plan(
+    config: Config, device: str, n_devices: int, step_rows: int | None = None
+) -> Iterator[str]:
+    """What the training step of a config takes of each device's memory, and what fits, in lines.
+
+    Each line comes when it is known: tracing a step takes a second or more.
+
+    Args:
+      config: a complete config.
+      device: one of `devices.DEVICES_GIB`.
+      n_devices: how many of them.
+      step_rows: packed rows of a step; by default one for each example.
+
+    Raises:
+      UserError: a config that is not legal on so many devices, or an unknown architecture.
+    """
+    problems = config_lib.validate_on(config, n_devices)
+    errors.raise_if_any([problem for problem in problems if not problem.startswith(_UNREAD)])
+    architecture = devices.read_architecture(config.model.path, config.model.revision)
+    max_length = config.data.max_length
+    errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
+    planner = Planner(config, architecture)
+    axes = (config.mesh[axis] for axis in sharding.MESH_AXES)
+    mesh = sharding.mesh_sizes(*axes, n_devices)
+    step_rows = min(step_rows or config.train.global_batch, config.train.global_batch)
+    has_gib = devices.DEVICES_GIB[device]
+
+    n_params = parameter_count(planner.build(mesh).abstract_params)
+    data, fsdp, tensor = mesh
+    yield (
+        f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype},"
+        f" products in {config.model.compute_dtype}, moments {config.optimizer.moment_dtype},"
+        f" {config.objective}"
+    )
+    yield (
+        f"{n_devices} × {device} of {has_gib} GiB; mesh data={data} × fsdp={fsdp} ×"
+        f" tensor={tensor}; {count(step_rows, 'row')} of {batches.row_length(config.data)} tokens"
+        " a step"
+    )
+    yield ""
+    yield from table(planner, mesh, step_rows, has_gib)
+    yield ""
+    found = suggest(planner, n_devices, step_rows, devices.SURE * has_gib)
+    yield _advice(found, n_devices)
+    choice = {}
+    if found:
+        choice = found.choice
+    note = bfloat16_note(config, choice)
+    if note:
+        yield note
+
+
+_COLUMNS = ("remat", "rows", "accumulation", *KINDS, " total")
+
+
+def table(
+    planner: Planner, mesh: tuple[int, int, int], step_rows: int, has_gib: float
+) -> Iterator[str]:
+    """Lines: for each policy more and more rows, up to the first that do not fit."""
+    yield " ".join(_COLUMNS) + "  GiB per device"
+    for remat in REMAT_POLICIES:
+        for layout in layouts(mesh, remat, step_rows):
+            account = planner.memory(layout)
+            cells = [remat, str(layout.rows), str(layout.accumulation)]
+            cells += [f"{gib:.2f}" for gib in (*account.by_kind().values(), account.total)]
+            columns = zip(_COLUMNS, cells, strict=True)
+            row = " ".join(cell.rjust(len(name)) for name, cell in columns)
+            yield f"{row}  {devices.verdict(account.total, has_gib)}"
+            if account.total > devices.MOST * has_gib:
+                break
+
+
+def _advice(found: Suggestion | None, n_devices: int) -> str:
+    if found is None:
+        return f"fits on no number of these devices up to {8 * n_devices}"
+    if found.n_devices > n_devices:
+        return f"fits on {found.n_devices} of these devices: {found}"
+    if found.choice:
+        return f"fits with another choice: {found}"
+    return f"fits so: {found}"

@@ -1,0 +1,113 @@
+"""What fits on so many devices: the settings to use, or the choice that would make it fit."""
+
+import dataclasses
+import itertools
+import math
+
+from dft_jax.models.model import REMAT_POLICIES
+from dft_jax.planner.memory import Planner, StepLayout, layouts
+from dft_jax.runtime.options import Config
+from dft_jax.training import optimizer
+
+# Tried in this order where nothing fits: what each costs is said where the config has it, of the
+# last also here.
+CHOICES: tuple[dict[str, str], ...] = (
+    {},
+    {"optimizer.moment_dtype": "bfloat16_first"},
+    {"optimizer.moment_dtype": "bfloat16"},
+    {"model.param_dtype": "bfloat16"},
+)
+# Where none of them helps: so many times as many devices.
+_MORE_DEVICES = (2, 4, 8)
+
+# Said where parameters are bfloat16, by the way in which they are rounded.
+_BFLOAT16_PARAMETERS = {
+    "stochastic": "bfloat16 parameters take small updates by chance"
+    " (optimizer.rounding=stochastic): right on average, with noise; optimizer/moved_share in"
+    " metrics.jsonl has the share of weights that move",
+    "nearest": "bfloat16 parameters lose small updates (optimizer.rounding=nearest, as in the"
+    " authors' run); optimizer/update_lost in metrics.jsonl has how much",
+}
+
+
+def bfloat16_note(config: Config, choice: dict[str, str]) -> str:
+    """What to know of parameters that are bfloat16, or are so by `choice`; else empty."""
+    dtype = choice.get("model.param_dtype", config.model.param_dtype)
+    if dtype != "bfloat16":
+        return ""
+    return _BFLOAT16_PARAMETERS[config.optimizer.rounding]
+
+
+def fitting(
+    planner: Planner, mesh: tuple[int, int, int], remat: str, step_rows: int, room_gib: float
+) -> StepLayout | None:
+    """The layout with the most rows that fits, None where not even one row does."""
+    best = None
+    for layout in layouts(mesh, remat, step_rows):
+        if planner.memory(layout).total > room_gib:
+            break
+        best = layout
+    return best
+
+
+def best_layout(
+    planner: Planner, n_devices: int, step_rows: int, room_gib: float
+) -> StepLayout | None:
+    """What fits at the least cost in time, None where nothing fits.
+
+    That is with the least tensor parallelism, then with the least recomputation, then with the
+    least sharding: each costs time, the first most.
+    """
+    heads = math.gcd(planner.architecture.num_heads, planner.architecture.num_kv_heads)
+    sizes = [size for size in range(1, n_devices + 1) if n_devices % size == 0]
+    for tensor, remat, fsdp in itertools.product(sizes, REMAT_POLICIES, sizes):
+        # Devices that have different rows; each needs one row at least.
+        shards = n_devices // tensor
+        if heads % tensor or shards % fsdp or shards > step_rows:
+            continue
+        found = fitting(planner, (shards // fsdp, fsdp, tensor), remat, step_rows, room_gib)
+        if found:
+            return found
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """What fits: as the config is if `choice` is empty, on as many devices as asked for or more."""
+
+    choice: dict[str, str]
+    n_devices: int
+    layout: StepLayout
+    gib: float
+
+    def __str__(self) -> str:
+        """As on a command line, with what it takes."""
+        choice = "".join(f"--config.{key}={value} " for key, value in self.choice.items())
+        rows = count(self.layout.rows, "row")
+        return (
+            f"{choice}{self.layout.flags()} ({rows} a device and micro-batch, {self.gib:.1f} GiB)"
+        )
+
+
+def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> Suggestion | None:
+    """What fits on these devices, with one of CHOICES if need be; else on up to 8 times as many."""
+    tries = [(choice, n_devices) for choice in CHOICES]
+    tries += [({}, n_devices * more) for more in _MORE_DEVICES]
+    for choice, n_tried in tries:
+        config = planner.config.copy_and_resolve_references()
+        config.update_from_flattened_dict(choice)
+        # With a b2 near 1, a second moment in bfloat16 would never shrink.
+        if optimizer.problems(config.optimizer.moment_dtype, config.optimizer.b2):
+            continue
+        changed = Planner(config, planner.architecture)
+        found = best_layout(changed, n_tried, step_rows, room_gib)
+        if found:
+            return Suggestion(choice, n_tried, found, changed.memory(found).total)
+    return None
+
+
+def count(number: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    if number == 1:
+        return f"1 {what}"
+    return f"{number} {what}s"
