@@ -187,7 +187,12 @@ class Layer(nn.Module):
 
 
 class Period(nn.Module):
-    """One trip of a loop whose neighbouring layers differ."""
+    """One trip of a loop whose neighbouring layers differ.
+
+    XLA holds the weights and gradients of a trip's layers together: of 24 layers in periods of
+    four, a training step took 11 % more memory than of 24 equal ones, and the planner's account
+    was 5 to 10 % low.
+    """
 
     spec: DecoderSpec
     period: tuple[LayerSpec, ...]
