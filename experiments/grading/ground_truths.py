@@ -17,7 +17,7 @@ from dft_jax.evals.tasks import benchmarks
 
 
 def answers(reference: str) -> dict[str, tuple[str, str]]:
-    """What is graded against a reference, by name: the answer and the verdict that it should get."""
+    """What is graded against a reference, by name: the answer, and the verdict it should get."""
     found = {
         "itself": (reference, "correct"),
         "987654321.5": ("987654321.5", "wrong"),

@@ -84,7 +84,7 @@ def _options(test: ast.FunctionDef) -> dict:
 
 
 def configs(match_types: list[str] | None) -> list:
-    """What the published `compare_strings` makes of match_types; the package's defaults for None."""
+    """What the published `compare_strings` makes of match_types; None for the defaults."""
     if match_types is None:
         return [math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig()]
     kinds = {

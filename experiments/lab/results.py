@@ -34,7 +34,7 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def shares(rows: pd.DataFrame) -> np.ndarray:
-    """The share of right samples of each problem, [S, P], a row for each seed in ascending order."""
+    """The share of right samples of each problem, [S, P], a row for each seed, ascending."""
     rows = rows.sort_values("seed")
     assert rows.seed.is_unique, "these are rows of several settings"
     counts_SP = np.array([[int(count) for count in row.split()] for row in rows.correct])

@@ -88,7 +88,7 @@ def load(arguments: argparse.Namespace, config):
 
 
 def pad(examples: list[Example]) -> dict[str, np.ndarray]:
-    """The examples one to a row, right-padded with id 0; the picture is in the module's docstring."""
+    """The examples one to a row, right-padded with id 0; the module's docstring shows them."""
     shape = (len(examples), max(len(example.ids) for example in examples))
     batch = {"token_ids": np.zeros(shape, np.int32), "attention_mask": np.zeros(shape, np.int32)}
     batch["labels"] = np.full(shape, IGNORED, np.int32)

@@ -1,7 +1,7 @@
 """The GPU table: one machine with one Hopper GPU and `pip install dft_jax[cuda]`. See README.md.
 
-python -m experiments.performance.gpu --out=experiments/performance [--rows=head,train_1.5b] [--again]
-python -m experiments.performance.gpu --tiny --out=ANYWHERE        every row on a CPU, with small shapes
+python -m experiments.performance.gpu --out=experiments/performance [--rows=head,…] [--again]
+python -m experiments.performance.gpu --tiny --out=ANYWHERE     # every row on a CPU, small shapes
 
 The gate comes first; without it nothing is timed. Every measurement is a process of its own, so one
 that runs out of memory costs only its own row. What is there already is kept, unless `--again`. A
@@ -128,7 +128,7 @@ def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -
 def table(
     out: Path, rows: list[str], *, tiny: bool, again: bool, in_process: bool = False
 ) -> list[str]:
-    """Measures the gate and `rows` into `out`; returns what did not pass or could not be measured."""
+    """Measures the gate and `rows` into `out`; returns what failed or could not be measured."""
     surroundings = records.Surroundings()
     file, kept = out / "gpu.csv", out / "gpu_attempts.json"
     attempts = json.loads(kept.read_text()) if kept.exists() else {}

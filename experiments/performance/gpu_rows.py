@@ -97,7 +97,7 @@ def summary(values: np.ndarray, note: str, **more) -> dict:
 
 
 # ---- training
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def math_examples(vocab_size: int, tiny: bool) -> workload.Examples:
@@ -325,7 +325,7 @@ def decode(shape: str, batch: int, *, tiny: bool) -> dict:
 
 
 # ---- the gate
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def relative(found, expected) -> float:
@@ -335,7 +335,7 @@ def relative(found, expected) -> float:
 
 
 def gate(*, tiny: bool) -> dict:
-    """The head against full logits, and packed against separate examples, in values and gradients."""
+    """The head against full logits, and packed against separate examples: values and gradients."""
     lines = []
 
     def line(case, difference, limit):

@@ -52,7 +52,7 @@ class Pair:
 
 
 def results_of(part: str, pairs: list[Pair], found: Duel, excluded: dict[str, str]) -> Outcome:
-    """Ratios with intervals and absolute numbers; a member that failed or was excluded makes a gap."""
+    """Ratios with intervals and absolute numbers; a member that failed or is excluded is a gap."""
     results, steps_s = [], {key: duel.step_s(rounds) for key, rounds in found.rounds.items()}
     reasons = found.failed | excluded
     for pair in pairs:

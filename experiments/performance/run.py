@@ -1,6 +1,7 @@
 """The CPU table: dft_jax against TRL, Tunix and a bare PyTorch loop on two cores. See README.md.
 
-python -m experiments.performance.run --work=FOLDER --envs=FOLDER [--rows=steps,packing,generation,startup,compile]
+python -m experiments.performance.run --work=FOLDER --envs=FOLDER \\
+    [--rows=steps,packing,generation,startup,compile]
 
 Everything is measured in turn; results go to the files beside this one after each part, so a part
 may be measured alone, or again. Run it on an otherwise quiet machine.

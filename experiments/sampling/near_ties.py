@@ -34,7 +34,7 @@ def read(folder: Path) -> dict[tuple, dict]:
 
 
 def margin(opened, params, request: sampler.Request, ids: tuple[int, ...]) -> float:
-    """The smallest gap between the best and the second best score in drawing the token after `ids`."""
+    """The smallest gap between the best and the second best score of the token after `ids`."""
     model = opened.model
     prompt = np.array([[*request.prompt_ids, *ids]], np.int32)
     hidden_BD, _ = cached.prefill(params, model, prompt, np.array([prompt.shape[1]]))
