@@ -1,4 +1,4 @@
-"""README's Python and the notebooks: they run as they stand, and are made from the scripts that run."""
+"""README's Python and the notebooks: both run as they stand."""
 
 import ast
 import json

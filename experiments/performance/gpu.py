@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from experiments import common
 from experiments.performance import gpu_rows, records, report, targets
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -167,9 +168,7 @@ def table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
     parser.add_argument(
         "--rows", default=",".join(ATTEMPTS), help="some of the default, with commas"

@@ -3,11 +3,11 @@
 python -m experiments.performance.report [--out=FOLDER]
 """
 
-import argparse
 import re
 from pathlib import Path
 
 from dft_jax.analysis import figures
+from experiments import common
 from experiments.performance import records, targets
 
 HERE = Path(__file__).parent
@@ -160,9 +160,7 @@ def write(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=HERE)
     write(parser.parse_args().out)
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import dft_jax
+from experiments import common
 from experiments.performance import duel, environments, parts, protocol, records, report
 
 HERE = Path(__file__).parent
@@ -44,9 +45,7 @@ def chosen(rows: str) -> list[str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for checkpoints, caches and logs"
     )

@@ -5,6 +5,7 @@
 # intervals over seeds and problems. The grey line is the base.
 
 # %%
+from experiments import common
 from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
@@ -29,7 +30,7 @@ def curve(objective, rate, schedule):
 
 # %%
 schedules = list(runs.schedule.unique())
-figure, axes = results.figure(len(RATES), len(schedules), sharex=True, sharey=True)
+figure, axes = common.figure(len(RATES), len(schedules), sharex=True, sharey=True)
 for line, schedule in zip(axes, schedules, strict=True):
     for axis, rate in zip(line, RATES, strict=True):
         for objective in ("sft", "dft"):
@@ -46,7 +47,7 @@ for line, schedule in zip(axes, schedules, strict=True):
 for axis in axes[-1]:
     axis.set_xlabel("step")
 axes[0, 0].legend(frameon=False, fontsize=8)
-results.save(figure, out / "curves.png")
+common.save(figure, out / "curves.png")
 
 # %% [markdown]
 # ## Table: where DFT first passes the best that SFT reaches at any step
