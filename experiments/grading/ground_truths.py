@@ -53,7 +53,8 @@ def main() -> None:
                 counts[kind][graded.verdict] += 1
                 if graded.verdict != expected:
                     print(
-                        f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is {graded.verdict}"
+                        f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is"
+                        f" {graded.verdict}"
                     )
             for kind, verdicts in counts.items():
                 print(f"{name:14}{kind:16}{dict(verdicts)}", flush=True)

@@ -9,11 +9,11 @@ times:
 
 direct  as its test does it
 latex   the same call with the LaTeX reader only, which is the one that our workers use
-pool    math-verify's extraction gives the text of the answer on each side (the whole text where it gives none, or one
-        cut inside a brace), and that text goes, in a box, through our extraction and worker, strict
-        rules
-whole   the prediction goes into our pool as it stands, where it marks an answer by a box or "final answer is"; the
-        reference is that of `pool`
+pool    math-verify's extraction gives the text of the answer on each side (the whole text where
+        it gives none, or one cut inside a brace), and that text goes, in a box, through our
+        extraction and worker, strict rules
+whole   the prediction goes into our pool as it stands, where it marks an answer by a box or
+        "final answer is"; the reference is that of `pool`
 """
 
 import argparse

@@ -86,10 +86,12 @@ def measure(folder: pathlib.Path, param_dtype: str) -> None:
     item_bytes = 4 if param_dtype == "float32" else 2
     largest = max(math.prod(tensor.shape) for tensor in tensor_table(model)) * item_bytes / 1e9
     print(
-        f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB"
+        f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest"
+        f" tensor {largest:.2f} GB"
     )
     print(
-        f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above the arrays"
+        f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above"
+        " the arrays"
     )
 
 

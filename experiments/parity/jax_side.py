@@ -7,11 +7,13 @@ examples for TRL.
 
 The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own
 template, tokenised, shuffled and packed by `batches.TrainBatches`, then given to the step of
-`training.step.make_train_step` as it is. Without `--data` the examples are random token ids (a checkpoint
-without a tokenizer has no text to read), packed the same way. Written:
+`training.step.make_train_step` as it is. Without `--data` the examples are random token ids (a
+checkpoint without a tokenizer has no text to read), packed the same way. Written:
 
-    jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p; counts; versions
-    batch.npz   the same examples unpacked, as Hugging Face takes them. Ids p p c e, the last two trained:
+    jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p;
+                counts; versions
+    batch.npz   the same examples unpacked, as Hugging Face takes them. Ids p p c e, the
+                last two trained:
                   token_ids       p p c e 0 0
                   attention_mask  1 1 1 1 0 0
                   labels          . . c e . .     (. = -100)

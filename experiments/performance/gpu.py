@@ -99,7 +99,8 @@ def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -
         return [records.result(TARGETS[id], None, note=why) for id in ids]
     attempt, found = chosen
     tried = "; ".join(
-        f"{' '.join(map(str, other))}: {result['gap'] if 'gap' in result else format(result['value'], '.6g')}"
+        f"{' '.join(map(str, other))}:"
+        f" {result['gap'] if 'gap' in result else format(result['value'], '.6g')}"
         for other, result in attempts
     )
     about = {

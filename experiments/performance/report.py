@@ -52,7 +52,8 @@ def table(rows: list[dict[str, str]], wanted: list[targets.Target]) -> str:
         floor, aim = (shown("" if x is None else str(x), "") for x in (target.floor, target.aim))
         both = [shown(row.get(f"{side}_step_s", ""), "s") for side in ("ours", "peer")]
         lines.append(
-            f"| {row['measure']} | {value} | {floor} | {aim} | {row['verdict']} | {', '.join(filter(None, both))} |"
+            f"| {row['measure']} | {value} | {floor} | {aim} | {row['verdict']} |"
+            f" {', '.join(filter(None, both))} |"
         )
     return "\n".join(lines)
 

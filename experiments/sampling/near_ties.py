@@ -95,7 +95,8 @@ def main() -> None:
         apart = [key for key in ours if ours[key]["completion"] != theirs[key]["completion"]]
         at_one = sum(key[1] > 0 for key in ours)
         print(
-            f"{name}: {len(ours) - len(apart)} of {len(ours)} identical ({at_one} sampled, the rest greedy)"
+            f"{name}: {len(ours) - len(apart)} of {len(ours)} identical ({at_one} sampled,"
+            " the rest greedy)"
         )
         differing |= {(name, key): theirs[key] for key in apart}
     if not differing:

@@ -259,7 +259,8 @@ print(
     f" p < 0.1: {(p_T < 0.1).sum()}, wrong digits: {wrong_T.sum()},"
 )
 print(
-    f"both: {(wrong_T & (p_T < 0.1)).sum()}; median p of a wrong digit {np.median(p_T[wrong_T]):.3f}"
+    f"both: {(wrong_T & (p_T < 0.1)).sum()}; median p of a wrong digit"
+    f" {np.median(p_T[wrong_T]):.3f}"
 )
 
 # %% [markdown] The norm of every chosen token's gradient over all parameters under SFT. With the
@@ -622,7 +623,8 @@ settled = np.abs(times - 20).argmin()
 for label in STARTS:
     sft_TV, dft_TV = paths["sft", label], paths["dft", label]
     print(
-        f"{label}: p of a and b at t = 20: SFT {sft_TV[settled, :2].round(3)}, DFT {dft_TV[settled, :2].round(4)}"
+        f"{label}: p of a and b at t = 20: SFT {sft_TV[settled, :2].round(3)}, DFT"
+        f" {dft_TV[settled, :2].round(4)}"
     )
     check(
         f"flow from {label}: SFT ends at q",
@@ -637,9 +639,10 @@ for label in STARTS:
 # second maximum. But leaving the wrong class takes DFT a time of $1/p_a$, for its gradient carries
 # $p_a$. With two classes of shares $q_a > q_b$ the log odds
 # $\ell$ obey $\dot\ell=2p_a p_b(q_a-q_b)$, so from $p_a=\varepsilon$ class a overtakes b after
-# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)/2(q_a-q_b)$; SFT needs about
-# $\ln\tfrac1\varepsilon$. Stopped before that, as every training is, DFT is left with what the
-# model believed before. A single, undisputed demonstration ($q_a=1$) is learnt that slowly too.
+# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)/2(q_a-q_b)$; SFT
+# needs about $\ln\tfrac1\varepsilon$. Stopped before that, as every training is, DFT is left with
+# what the model believed before. A single, undisputed demonstration ($q_a=1$) is learnt that
+# slowly too.
 
 # %%
 epsilons = np.geomspace(0.1, 1e-4, 7)

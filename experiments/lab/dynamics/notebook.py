@@ -62,7 +62,7 @@ for schedule in schedules:
         }
         if not all(means.values()):
             continue
-        best = max(means["sft"].values())
+        best, dft_best = max(means["sft"].values()), max(means["dft"].values())
         passed = [step for step, mean in means["dft"].items() if mean > best]
         last = max(means["dft"])
         ours, theirs = (dict(curve(o, rate, schedule))[last] for o in ("dft", "sft"))
@@ -72,7 +72,7 @@ for schedule in schedules:
                 "learning rate": f"{rate:g}",
                 "SFT's best (step)": f"{best:.1f} ({max(means['sft'], key=means['sft'].get)})",
                 "DFT passes it at step": str(passed[0]) if passed else "never",
-                "DFT's best (step)": f"{max(means['dft'].values()):.1f} ({max(means['dft'], key=means['dft'].get)})",
+                "DFT's best (step)": f"{dft_best:.1f} ({max(means['dft'], key=means['dft'].get)})",
                 "DFT − SFT at the end": results.text(results.difference(ours, theirs), sign=True),
             }
         )
