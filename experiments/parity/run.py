@@ -9,8 +9,8 @@ transformers and trl (one environment with everything may serve as both). Cases,
 other on the CPU:
 
     tiny_sft        the embedded tiny model after 60 steps of SFT (made here, half a minute) on its
-                    word problems: small, but with p around 0.7, so that DFT's weight matters; once whole, once in
-                    4 micro-batches
+                    word problems: small, but with p around 0.7, so that DFT's weight matters; once
+                    whole, once in 4 micro-batches
     golden/…        a checkpoint of each family from tests/golden (random, logits far from
                     flat) on random ids
     NAME            each --real checkpoint, on 8 rows of --data in GSM8K's format

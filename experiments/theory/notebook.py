@@ -263,7 +263,8 @@ print(
     f" {np.median(p_T[wrong_T]):.3f}"
 )
 
-# %% [markdown] The norm of every chosen token's gradient over all parameters under SFT. With the
+# %% [markdown]
+# The norm of every chosen token's gradient over all parameters under SFT. With the
 # derivative of the softmax by hand,
 # $\nabla_z\log p = e_{y^*}-\pi$ on the logits $z$, float32 is enough, also where $p$ is almost 1.
 # Under DFT the norm is $p$ times that, by the equality; which is then checked on 16 of the tokens,
@@ -375,7 +376,8 @@ for name, gap_NV in zip(("SFT", "DFT"), np.moveaxis(np.abs(expected - direct), 1
         "float64, entries up to 1",
     )
 
-# %% [markdown] Now the expectation from samples: $10^6$ draws $y\sim\pi$ at each of 49 positions.
+# %% [markdown]
+# Now the expectation from samples: $10^6$ draws $y\sim\pi$ at each of 49 positions.
 # One draw's estimate is
 # $w\,1[y=y^*]\,\nabla\log\pi(y^*)$, so its total variance over all parameters is
 # $(1/p-1)\,|\nabla\log\pi(y^*)|^2$ with $w=1/p$, and $p(1-p)\,|\nabla\log\pi(y^*)|^2$ with $w=1$.
@@ -458,7 +460,8 @@ for name, norm_N in norm_of.items():
         )
 write("bins.csv", **bins)
 
-# %% [markdown] Who makes the total? The share of $\sum_t|\nabla_t|^2$, over all tokens, that comes
+# %% [markdown]
+# Who makes the total? The share of $\sum_t|\nabla_t|^2$, over all tokens, that comes
 # from the tokens below 0.1, from wrong digits, and so on (a sum of squares, not the square of the
 # sum: tokens may also pull together or apart).
 
@@ -635,13 +638,14 @@ for label in STARTS:
     why = "1 - p(a) falls as 1 / t: of four classes, each at least as 1 / (2 (0.5 - 0.3) t)"
     check(f"flow from {label}: DFT ends at class a", 1 - dft_TV[-1, 0], 4 / (2 * 0.2 * LAST_T), why)
 
-# %% [markdown] Nothing but class a attracts for ever: a linear function over the simplex has no
+# %% [markdown]
+# Nothing but class a attracts for ever: a linear function over the simplex has no
 # second maximum. But leaving the wrong class takes DFT a time of $1/p_a$, for its gradient carries
 # $p_a$. With two classes of shares $q_a > q_b$ the log odds
 # $\ell$ obey $\dot\ell=2p_a p_b(q_a-q_b)$, so from $p_a=\varepsilon$ class a overtakes b after
-# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)/2(q_a-q_b)$; SFT
-# needs about $\ln\tfrac1\varepsilon$. Stopped before that, as every training is, DFT is left with
-# what the model believed before. A single, undisputed demonstration ($q_a=1$) is learnt that
+# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)/2(q_a-q_b)$;
+# SFT needs about $\ln\tfrac1\varepsilon$. Stopped before that, as every training is, DFT is left
+# with what the model believed before. A single, undisputed demonstration ($q_a=1$) is learnt that
 # slowly too.
 
 # %%
