@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dft_jax/__init__.py").read
 setup(
     name="dft_jax",
     version=VERSION,
-    description="Dynamic Fine-Tuning and Supervised Fine-Tuning of language models, in JAX and Flax",
+    description="Dynamic Fine-Tuning and Supervised Fine-Tuning of language models in JAX and Flax",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -30,10 +30,10 @@ setup(
     packages=find_packages(include=["dft_jax", "dft_jax.*"]),
     package_data={"dft_jax": ["py.typed"], "dft_jax.assets": ["lab/*", "lab_clean/*", "tiny/*"]},
     python_requires=">=3.11,<3.14",
-    # Each lower bound is tested, on every Python: constraints/oldest.txt has them as exact versions.
+    # Each lower bound is tested on every Python; constraints/oldest.txt has them as exact versions.
     install_requires=[
         "absl-py>=2.1",
-        # The parser of math-verify's LaTeX grammar. Its extras for this are spelled in a way that pip warns of.
+        # The parser of math-verify's LaTeX grammar; pip warns of how its own extra is spelled.
         "antlr4-python3-runtime==4.13.2",
         "datasets>=4",
         "flax>=0.12.2",

@@ -45,9 +45,8 @@ plt.show()
 # %% [markdown]
 # ## Answers
 #
-# Eight answers to each of 32 problems at two temperatures. `±` is not enough for so few problems:
-# the intervals are Student's with two imagined problems, and differences are paired problem by
-# problem.
+# Eight answers to each of 32 problems at two temperatures, and one greedy answer. With so few
+# problems the intervals matter: differences are paired problem by problem.
 
 # %%
 models = {"base": base, "sft": runs["sft"].lm, "dft": runs["dft"].lm}

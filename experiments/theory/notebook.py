@@ -643,7 +643,8 @@ for label in STARTS:
 # second maximum. But leaving the wrong class takes DFT a time of $1/p_a$, for its gradient carries
 # $p_a$. With two classes of shares $q_a > q_b$ the log odds
 # $\ell$ obey $\dot\ell=2p_a p_b(q_a-q_b)$, so from $p_a=\varepsilon$ class a overtakes b after
-# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)/2(q_a-q_b)$;
+# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)
+# /2(q_a-q_b)$;
 # SFT needs about $\ln\tfrac1\varepsilon$. Stopped before that, as every training is, DFT is left
 # with what the model believed before. A single, undisputed demonstration ($q_a=1$) is learnt that
 # slowly too.
