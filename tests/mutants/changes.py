@@ -289,8 +289,8 @@ OF_MODELS = [
     Change(
         "model-cache-window-one-longer",
         "dft_jax/models/attention/cached.py",
-        "(age_BS >= 0) & (age_BS < window)",
-        "(age_BS >= 0) & (age_BS <= window)",
+        "may_see_BS & (age_BS < window)",
+        "may_see_BS & (age_BS <= window)",
         ("tests/sampling/test_sampler.py",),
         "mistral",
     ),

@@ -62,7 +62,7 @@ def _attend_to_cache(
     age_BS = positions_B[:, None] - jnp.arange(S)[None, :]
     may_see_BS = age_BS >= 0
     if window is not None:
-        may_see_BS = (age_BS >= 0) & (age_BS < window)
+        may_see_BS = may_see_BS & (age_BS < window)
     dtype = jnp.promote_types(jnp.float32, q_BHK.dtype)
     q_BGRK = q_BHK.reshape(B, G, H // G, K)
     scores_BGRS = (
