@@ -56,6 +56,7 @@ class GradedPrediction:
 
     @property
     def is_correct(self) -> bool:
+        """Whether the verdict counts as right; every other one does not."""
         return self.row["verdict"] == "correct"
 
 
@@ -82,6 +83,7 @@ class MeanOfSamples:
 
     @classmethod
     def of(cls, k: int, mean: scores.Mean) -> "MeanOfSamples":
+        """The mean, with the number of samples that it is of."""
         return cls(k, mean.mean, mean.standard_error, mean.interval_95)
 
 

@@ -284,9 +284,9 @@ def _inline_scan(
 
 
 def _loop(equation: Any) -> _Loop:
-    """A scan or a while loop, read from the shapes: JAX 0.12 no longer has these numbers among a
-    scan's parameters.
+    """A scan or a while loop, read from the shapes of its operands and results.
 
+    JAX 0.12 no longer has these numbers among a scan's parameters.
     A body's operands are constants, carried values, and a slice of each array that is looped over,
     in this order; its results are carried values, and a slice of each that is stacked. A slice has
     one dimension less.

@@ -47,6 +47,7 @@ class Account:
 
     @property
     def total(self) -> float:
+        """All of it, GiB."""
         return sum(self.by_kind().values())
 
 

@@ -282,6 +282,7 @@ class _Reading:
 
     @property
     def says_something(self) -> bool:
+        """Whether there was a unit, a counted noun or a number word."""
         return bool(self.powers or self.has_noun or self.factor != 1 or self.power_ahead != 1)
 
 

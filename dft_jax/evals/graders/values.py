@@ -205,12 +205,12 @@ def plain(text: str) -> Fraction | None:
 
 def _uses_imaginary_unit(answer: str, reference: str) -> bool:
     """Whether i is the unit: not where it is an index, nor one of the unit vectors."""
-    both = f"{answer} {reference}"
+    texts = f"{answer} {reference}"
     # Beside j, i is a unit vector too.
-    letters = re.sub(r"\\[A-Za-z]+", " ", both)
+    letters = re.sub(r"\\[A-Za-z]+", " ", texts)
     if "j" in letters:
         return False
-    return _I_AS_INDEX.search(both) is None
+    return _I_AS_INDEX.search(texts) is None
 
 
 def _percent(expression: Any) -> Any:
