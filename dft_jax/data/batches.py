@@ -266,9 +266,12 @@ class Packer:
             held_rows = [padded[b] for b in held]
             filled.append(packing.fill_rows(self.examples, held_rows, self.row_length))
         batch = jax.tree.map(lambda *arrays_bL: np.stack(arrays_bL), *filled)
-        real_tokens = sum(packing.slots(self.examples[example_id]) for example_id in example_ids)
-        origins = tuple(self.origins[example_id] for example_id in example_ids)
-        return PackedBatch(batch, n_rows, real_tokens, origins)
+        real_tokens = 0
+        origins = []
+        for example_id in example_ids:
+            real_tokens += packing.slots(self.examples[example_id])
+            origins.append(self.origins[example_id])
+        return PackedBatch(batch, n_rows, real_tokens, tuple(origins))
 
     def _row_count(self, needed: int) -> int:
         """The smallest row count that holds so many rows; a new one where none does."""
