@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dft_jax import config as config_lib
+from dft_jax.models import families
 from experiments import __main__ as studies
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -224,3 +225,11 @@ def test_each_study_begins_with_its_verdict(page):
     assert lines[0].startswith("# ") and lines[1] == ""
     heads = [line.partition(" ")[2].partition(".**")[0] for line in lines[2:5]]
     assert heads == ["**Question", "**Answer", "**How sure"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_every_model_family_is_named(page):
+    """Without regard to case and hyphens: OLMo-2 is olmo2."""
+    words = re.sub(r"[^a-z0-9]", "", text_of(ROOT / page).lower())
+    for family in families.FAMILIES:
+        assert family in words, family
