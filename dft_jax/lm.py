@@ -76,8 +76,8 @@ class LM:
 def open_checkpoint(
     path: str,
     revision: str,
-    mesh: Mapping[str, int],
-    model_settings: Mapping[str, Any],
+    mesh: Config,
+    model_settings: Config,
     *,
     max_length: int = 2,
     is_random: bool = False,

@@ -1,0 +1,1 @@
+from tests import typecheck  # noqa: F401 — found there by --jaxtyping-packages
