@@ -11,17 +11,29 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "dft_jax/__init__.py").read
 setup(
     name="dft_jax",
     version=VERSION,
-    description="Dynamic Fine-Tuning against Supervised Fine-Tuning of language models, in JAX and Flax",
+    description="Dynamic Fine-Tuning and Supervised Fine-Tuning of language models in JAX and Flax",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    keywords=["fine-tuning", "DFT", "SFT", "language models", "JAX", "Flax"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["dft_jax", "dft_jax.*"]),
     package_data={"dft_jax": ["py.typed"], "dft_jax.assets": ["lab/*", "lab_clean/*", "tiny/*"]},
     python_requires=">=3.11,<3.14",
-    # Each lower bound is tested, on every Python: constraints/oldest.txt has them as exact versions.
+    # Each lower bound is tested on every Python; constraints/oldest.txt has them as exact versions.
     install_requires=[
         "absl-py>=2.1",
-        # The parser of math-verify's LaTeX grammar. Its extras for this are spelled in a way that pip warns of.
+        # The parser of math-verify's LaTeX grammar; pip warns of how its own extra is spelled.
         "antlr4-python3-runtime==4.13.2",
         "datasets>=4",
         "flax>=0.12.2",
@@ -56,7 +68,7 @@ setup(
         ],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
-        "notebooks": ["jupytext", "nbclient", "pandas"],
+        "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pandas>=2.2"],
         "parity": ["accelerate", "torch>=2.9", "trl>=1.16"],
     },
 )

@@ -1,5 +1,4 @@
-"""The laboratory's base model, from random weights: 0.6 M parameters that solve most small word
-problems.
+"""The laboratory's base model, from random weights: 0.6 M parameters, for small word problems.
 
     python -m dft_jax.main --config=configs/lab_base.py --workdir=runs/lab_base
     python -m dft_jax.main --config=configs/lab_base.py:noise=0 --workdir=runs/lab_base_clean

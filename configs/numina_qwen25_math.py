@@ -1,5 +1,6 @@
-r"""The paper's main table: 100,000 rows of NuminaMath-CoT, one epoch of 390 steps (arXiv 2508.05629,
-section 4).
+r"""The paper's main table: 100,000 rows of NuminaMath-CoT, one epoch of 390 steps.
+
+Source: arXiv 2508.05629, section 4.
 
     python -m dft_jax.main --config=configs/numina_qwen25_math.py:objective=dft,size=1.5b \
         --workdir=runs/numina_dft

@@ -1,5 +1,4 @@
-"""The embedded default: an untrained 0.1 M-parameter Qwen2 on word problems that ship with the
-package.
+"""The embedded default: an untrained 0.1 M-parameter Qwen2 on word problems that ship with it.
 
     python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
     python -m dft_jax.main --config=configs/tiny.py:objective=sft --workdir=runs/tiny_sft

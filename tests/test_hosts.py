@@ -182,19 +182,23 @@ def test_one_process_agrees_with_itself():
 FACTS = """
 import json, os, jax
 {change}
-from dft_jax import run_directory
-print(json.dumps(run_directory.process_facts()))
+from dft_jax.runtime import environment
+print(json.dumps(environment.process_facts()))
 """
 
 
 def facts(change="", **environment):
     import os
 
-    code = FACTS.replace("{change}", change)
-    options = dict(
-        cwd=launch.ROOT, env=os.environ | environment, capture_output=True, text=True, check=True
+    done = subprocess.run(
+        [sys.executable, "-c", FACTS.replace("{change}", change)],
+        cwd=launch.ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    return json.loads(subprocess.run([sys.executable, "-c", code], **options).stdout)
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow

@@ -105,10 +105,14 @@ def _graded(
     workers: int,
 ) -> list[GradedPrediction]:
     """The predictions with their verdicts, in their order."""
-    items = [(prediction.row["completion"], prediction.reference) for prediction in predictions]
-    truncated = [prediction.row.get("truncated") is True for prediction in predictions]
+    items, truncated = [], []
+    for prediction in predictions:
+        items.append((prediction.row["completion"], prediction.reference))
+        truncated.append(prediction.row.get("truncated") is True)
     # Of several processes only one grades; the others could not call `check` as often.
-    check = interrupts.check if jax.process_count() == 1 else pool.no_check
+    check = pool.no_check
+    if jax.process_count() == 1:
+        check = interrupts.check
     with pool.Grader(
         workers=workers, mode=mode, last_number=last_number, answer_markers=answer_markers
     ) as grader:
@@ -178,8 +182,11 @@ def score(group: list[GradedPrediction], problems: list[Problem] | None) -> Scor
     first = group[0].prediction
     samples_of = _samples_of(group)
     rows = [one.row for one in group]
-    correct_PS = np.array([[one.is_correct for one in samples] for samples in samples_of.values()])
-    meanings_PS = [[one.meaning for one in samples] for samples in samples_of.values()]
+    correct, meanings_PS = [], []
+    for samples in samples_of.values():
+        correct.append([one.is_correct for one in samples])
+        meanings_PS.append([one.meaning for one in samples])
+    correct_PS = np.array(correct)
     n_samples = correct_PS.shape[1]
 
     pass_at_k, pass_intervals = {}, {}
@@ -189,9 +196,19 @@ def score(group: list[GradedPrediction], problems: list[Problem] | None) -> Scor
         pass_intervals[str(k)] = scores.mean_of_shares(pass_P).interval_95
     majority_P = scores.majority(meanings_PS, correct_PS)
     shares = correct_PS.mean(axis=1).tolist()
-    verdicts = collections.Counter(row["verdict"] for row in rows)
-    loops = [scores.ends_in_a_loop(row["completion"]) for row in rows]
+    lengths, loops = [], []
+    # Every verdict is named, those that did not occur as well.
+    verdicts = dict.fromkeys(pool.VERDICTS, 0)
+    for row in rows:
+        verdicts[row["verdict"]] += 1
+        lengths.append(len(row["completion"]))
+        loops.append(scores.ends_in_a_loop(row["completion"]))
     entropy = _mean_of(rows, "entropy")
+    if entropy is not None:
+        entropy = round(entropy, 4)
+    hashed = "question and reference"
+    if problems is None:
+        hashed = "reference"
     return Score(
         benchmark=first.benchmark,
         temperature=first.temperature,
@@ -204,11 +221,11 @@ def score(group: list[GradedPrediction], problems: list[Problem] | None) -> Scor
         correct_share_of_problem=dict(zip(samples_of, shares, strict=True)),
         majority_correct_of_problem=dict(zip(samples_of, majority_P.tolist(), strict=True)),
         sha256_of_problem=_digests(samples_of, problems),
-        sha256_is_of="reference" if problems is None else "question and reference",
-        verdicts={verdict: verdicts[verdict] for verdict in pool.VERDICTS},
-        mean_length_characters=float(np.mean([len(row["completion"]) for row in rows])),
+        sha256_is_of=hashed,
+        verdicts=verdicts,
+        mean_length_characters=float(np.mean(lengths)),
         mean_length_tokens=_mean_of(rows, "tokens"),
-        mean_token_entropy=None if entropy is None else round(entropy, 4),
+        mean_token_entropy=entropy,
         truncation_rate=_mean_of(rows, "truncated"),
         repetition_rate=float(np.mean(loops)),
         paper_against_strict=_disagreements(group),

@@ -70,6 +70,7 @@ class DeviceShare:
         return Logits(is_target_CV, model_CV, self._logits_of(self.reference, index_C))
 
     def _logits_of(self, model: Projection, index_C: jax.Array) -> Float[Array, "C V"]:
+        # Whole D on every device: a shard of the vocabulary needs all of a hidden state.
         hidden_CD = chunks.take(model.hidden, index_C)
         return jnp.einsum("CD,VD->CV", hidden_CD, model.head, preferred_element_type=self.dtype)
 
@@ -110,6 +111,7 @@ class GradientSums:
         self, sums: Projection, index_C: Int[Array, " C"], d_logits_CV: Float[Array, "C V"]
     ) -> Projection:
         """The sums with what the chunk at these positions gives to them."""
+        # The products run in the dtype of the model, and accumulate in that of the sums.
         d_logits_CV = d_logits_CV.astype(self.model.hidden.dtype)
         d_hidden_CD = jnp.einsum(
             "CV,VD->CD", d_logits_CV, self.model.head, preferred_element_type=self.dtype

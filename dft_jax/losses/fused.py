@@ -71,10 +71,12 @@ def loss_and_stats(
             mesh=mesh,
             top_tokens=top_tokens,
         )
+        # An objective sees zeros where nothing is trained, and may make something else of them.
         loss = jnp.where(mask_BL, objective(stats), 0).sum()
         return loss, jax.tree.map(lax.stop_gradient, stats)
     inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
     spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
+    # No gradient of the statistics comes back: the backward pass looks at that of the loss alone.
     loss, stats = _loss_in_one_pass(inputs, objective, spec)
     return loss, stats.as_token_stats(jnp.where(mask_BL, segments_BL, 0))
 
@@ -117,6 +119,7 @@ def token_stats(
     spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
     stats = _stats_in_two_passes(inputs, spec)
     examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
+    # The backward pass ignores what comes to the others, so nothing may seem to flow there.
     stopped = jax.tree.map(lax.stop_gradient, stats)
     stats = dataclasses.replace(stopped, logp=stats.logp, kl=stats.kl)
     return stats.as_token_stats(examples_BL)
@@ -156,6 +159,7 @@ def _one_pass_forward(
         functools.partial(_local_stats_and_gradients, objective, spec, layout.vocab_axes),
         mesh=spec.mesh,
         in_specs=(layout.inputs,),
+        # Statistics stay with their rows; the gradients lie as the model does.
         out_specs=(devices.ROWS, layout.inputs.model),
         # Nothing differentiates through it: the custom gradients here are the only ones.
         check_vma=False,
@@ -171,7 +175,9 @@ def _one_pass_backward(
 ) -> tuple[Inputs]:
     """The gradients of the sum times the gradient that comes in, such as 1/N."""
     d_loss, _ = cotangents  # the statistics carry no gradient
+    # In the dtype of the gradient: a float32 number would make float32 of a bfloat16 gradient.
     scaled = jax.tree.map(lambda gradient: gradient * d_loss.astype(gradient.dtype), gradients)
+    # Nothing flows to the reference, the targets and the mask.
     return (Inputs(scaled, None, None, None),)
 
 
@@ -209,6 +215,7 @@ def _two_passes_backward(spec: LossSpec, inputs: Inputs, cotangents: Stats) -> t
     gradients = jax.shard_map(
         functools.partial(_local_gradients, spec, layout.vocab_axes),
         mesh=spec.mesh,
+        # What comes in for each statistic is cut as the statistic is.
         in_specs=(layout.inputs, devices.ROWS),
         out_specs=layout.inputs.model,
         check_vma=False,
@@ -262,6 +269,7 @@ def _local_stats_and_gradients(
         index_C = share.chunks.index(number)
         logits = share.logits(index_C)
         found, logsumexps = share.stats_of(logits)
+        # Through the statistics, of which there are C each, and never through the [C, V] logits.
         d_found = _loss_gradients(objective, found, share.chunks.is_token(index_C))
         d_logits_CV = statistics.d_logits(logits, logsumexps, d_found)
         return _put(stats, index_C, found), sums.add(gradients, index_C, d_logits_CV)

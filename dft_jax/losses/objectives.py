@@ -164,6 +164,7 @@ def iw_sft(stats: TokenStats, largest: float = 16.0) -> Float[Array, "B L"]:
     clipped (arXiv 2507.12856).
     """
     log_ratio_BL = stats.logp_BL - stats.reference_logp_BL
+    # Without the clip, one example far from the reference would be the whole update.
     return jnp.minimum(jnp.exp(_mean_per_example(log_ratio_BL, stats)), largest)
 
 
@@ -209,6 +210,7 @@ def _sum_per_example(value_BL: Float[Array, "B L"], stats: TokenStats) -> Float[
 def _mean_per_example(value_BL: Float[Array, "B L"], stats: TokenStats) -> Float[Array, "B L"]:
     """At each token, the mean of a value over the trained tokens of its example."""
     count_BL = _sum_per_example(jnp.ones_like(value_BL), stats)
+    # 0 / 1 where a token is in no example, not 0 / 0.
     return _sum_per_example(value_BL, stats) / jnp.maximum(count_BL, 1)
 
 
@@ -232,7 +234,8 @@ def make_objective(spec: str) -> Objective:
     parameters = {}
     for key, text in call.arguments.items():
         legal = known.ranges[key]
-        value = float("nan")  # which is in no range
+        # NaN is in no range: what is no number is refused as a number out of range is.
+        value = float("nan")
         with contextlib.suppress(ValueError):
             value = float(text)
         if not legal.is_legal(value):

@@ -11,6 +11,7 @@ Further letters here and in `sampling`: S places of a cache, B rows (slots, or p
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -150,7 +151,8 @@ def _layers(
     variables = {"final_norm": params["final_norm"]}
     for number, layer_params in enumerate(params["layers"]):
         variables[f"layers_{number}"] = layer_params
-    return decoder.apply({"params": variables}, x_BLD, segments_BL, positions_BL, caches)
+    found: Any = decoder.apply({"params": variables}, x_BLD, segments_BL, positions_BL, caches)
+    return found
 
 
 def _embed(params: Params, model: Model, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:

@@ -1,6 +1,7 @@
 """The decoder-only transformer that the supported families share, as Flax Linen modules."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -186,7 +187,12 @@ class Layer(nn.Module):
 
 
 class Period(nn.Module):
-    """One trip of a loop whose neighbouring layers differ."""
+    """One trip of a loop whose neighbouring layers differ.
+
+    XLA holds the weights and gradients of a trip's layers together: of 24 layers in periods of
+    four, a training step took 11 % more memory than of 24 equal ones, and the planner's account
+    was 5 to 10 % low.
+    """
 
     spec: DecoderSpec
     period: tuple[LayerSpec, ...]
@@ -278,26 +284,40 @@ class Stack(nn.Module):
 
     def _scanned(self, loop: LayerLoop) -> nn.Module:
         """The layers of a loop, compiled once however many trips it has."""
-        body, arguments = _layer_class(self.remat), {"layer": loop.period[0]}
-        if len(loop.period) > 1:
-            body, arguments = Period, {"period": loop.period, "remat": self.remat}
-        scan = nn.scan(
-            body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=loop.times,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        return scan(
+        first, *others = loop.period
+        if others:
+            return _scan(Period, loop.times)(
+                self.spec,
+                loop.period,
+                self.param_dtype,
+                self.mesh,
+                self.block,
+                self.backend,
+                remat=self.remat,
+                name=loop.name,
+            )
+        return _scan(_layer_class(self.remat), loop.times)(
             self.spec,
-            param_dtype=self.param_dtype,
-            mesh=self.mesh,
-            block=self.block,
-            backend=self.backend,
+            first,
+            self.param_dtype,
+            self.mesh,
+            self.block,
+            self.backend,
             name=loop.name,
-            **arguments,
         )
+
+
+def _scan(body: type[nn.Module], times: int) -> Any:
+    """A module that runs `body` so many times, its parameters stacked along a first axis."""
+    in_axes: Any = (nn.broadcast, nn.broadcast)  # segments and positions
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=times,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 class Decoder(Stack):
@@ -320,7 +340,8 @@ class Decoder(Stack):
         hidden_BLD, _ = self.layers_and_norm(x_BLD, segments_BL, positions_BL)
         return hidden_BLD
 
-    def _table(self, name: str) -> Float[Array, "V D"]:
+    def _table(self, name: str) -> Any:
+        """The embedding or the head [V, D]."""
         init = nn.with_partitioning(nn.initializers.normal(self.spec.init_std), ("vocab", "embed"))
         shape = (self.spec.vocab_size, self.spec.hidden_size)
         return self.param(name, init, shape, self.param_dtype)

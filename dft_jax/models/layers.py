@@ -7,6 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,7 @@ def _param(
     shape: tuple[int, ...],
     axes: tuple[str, ...],
     dtype: jnp.dtype,
-) -> Array:
+) -> Any:
     """One declaration gives shape, dtype and logical axes."""
     return module.param(name, nn.with_partitioning(init, axes), shape, dtype)
 
@@ -77,7 +78,7 @@ def _cpu_product(einsum: str, x: Array, kernel: Array) -> Array:
     x_axes, kernel_axes, y_axes = re.split(",|->", einsum)
 
     @jax.custom_gradient
-    def product(x: Array, kernel: Array):
+    def product(x: Array, kernel: Array) -> Any:
         def gradients(dy: Array) -> tuple[Array, Array]:
             d_x = jnp.einsum(f"{y_axes},{kernel_axes}->{x_axes}", dy, kernel)
             if dy.size <= x.size:
@@ -166,7 +167,7 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
             (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1
         )
         return (keep * frequencies + (1 - keep) * frequencies / rope.factor).astype(np.float32)
-    if rope.type == "yarn":
+    if isinstance(rope, Yarn):
         stretched = frequencies / np.float32(rope.factor)
         keep = _yarn_kept(rope, head_dim)
         return (stretched * (1 - keep) + frequencies * keep).astype(np.float32)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,7 +80,8 @@ def build(
         return module.init(key, tokens_BL, tokens_BL, tokens_BL)["params"]
 
     def abstract(box: nn.Partitioned) -> jax.ShapeDtypeStruct:
-        layout = NamedSharding(mesh, sharding.spec(box.value.shape, box.names, mesh))
+        axes: Any = box.names  # every one has a name here
+        layout = NamedSharding(mesh, sharding.spec(box.value.shape, axes, mesh))
         return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout)
 
     boxes = jax.eval_shape(lambda: init_boxed(jax.random.key(0)))
@@ -92,7 +94,7 @@ def build(
     return Model(config, module, abstract_params, init, functools.partial(_apply, module))
 
 
-def _apply(module: Decoder, params: Params, batch: Batch) -> Float[Array, "B L D"]:
+def _apply(module: Decoder, params: Params, batch: Batch) -> Any:
     return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
 
 

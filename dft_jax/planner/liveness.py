@@ -196,7 +196,8 @@ def _inline(
       Its results, None for literals.
     """
     values = dict(zip(jaxpr.invars, inputs, strict=True))
-    values |= {var: _Value(var.aval, in_memory=True) for var in jaxpr.constvars}
+    for var in jaxpr.constvars:
+        values[var] = _Value(var.aval, in_memory=True)
 
     def read(variables: Iterable[Any]) -> list[_Value | None]:
         found: list[_Value | None] = []
@@ -212,7 +213,7 @@ def _inline(
         if name in _CALLS:
             if name == "shard_map" and not is_local:
                 # Each device gets the whole of what its computation reads.
-                operands = [value and _enter(value, operations) for value in operands]
+                operands = _entered(operands, operations)
             [body] = core.jaxprs_in_params(equation.params)
             is_body_local = is_local or name == "shard_map"
             results = _inline(body, _filled(equation, operands), operations, is_body_local, casts)
@@ -235,7 +236,7 @@ def _append(
     loop = None
     if name in ("scan", "while"):
         loop = _loop(equation)
-    inputs = [value for value in operands if value]
+    inputs = list(filter(None, operands))
     operations.append(_Operation(name, equation.params, inputs, results, is_local, loop))
     return results
 
@@ -302,10 +303,16 @@ def _count_same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
-def _enter(value: _Value, operations: list[_Operation]) -> _Value:
-    """The value inside shard_map, where each device has the whole of it."""
-    entered = _Value(value.aval)
-    operations.append(_Operation("enter", {}, [value], [entered], is_local=True))
+def _entered(operands: list[_Value | None], operations: list[_Operation]) -> list[_Value | None]:
+    """The operands inside shard_map, where each device has the whole of them."""
+    entered: list[_Value | None] = []
+    for operand in operands:
+        if operand is None:
+            entered.append(None)
+            continue
+        inside = _Value(operand.aval)
+        operations.append(_Operation("enter", {}, [operand], [inside], is_local=True))
+        entered.append(inside)
     return entered
 
 
@@ -360,7 +367,7 @@ class _Schedule:
                 self._enter(operation)
             else:
                 self._run(operation)
-        results = [value for value in outputs if value]
+        results = list(filter(None, outputs))
         for value in results:
             self._store([value], is_local)
         for value in results:

@@ -118,8 +118,11 @@ class Planner:
         """
         params = abstract_state(self.build(layout.mesh), self.optimizer()).params
         whole_params = _device_model(self, layout.mesh[2], layout.remat).abstract_params
+        shares = {}
         pairs = zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True)
-        return {whole.shape: _n_bytes(mine) / _n_bytes(whole) for mine, whole in pairs}
+        for mine, whole in pairs:
+            shares[whole.shape] = _n_bytes(mine) / _n_bytes(whole)
+        return shares
 
     def _arguments(self, layout: StepLayout) -> list[liveness.Array]:
         """The arrays that the step is given, in the order of the traced step's inputs.

@@ -32,8 +32,11 @@ def plan(
     Raises:
       UserError: a config that is not legal on so many devices, or an unknown architecture.
     """
-    problems = config_lib.validate_on(config, n_devices)
-    errors.raise_if_any([problem for problem in problems if not problem.startswith(_UNREAD)])
+    problems = []
+    for problem in config_lib.validate_on(config, n_devices):
+        if not problem.startswith(_UNREAD):
+            problems.append(problem)
+    errors.raise_if_any(problems)
     architecture = devices.read_architecture(config.model.path, config.model.revision)
     max_length = config.data.max_length
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))

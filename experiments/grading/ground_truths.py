@@ -17,7 +17,7 @@ from dft_jax.evals.tasks import benchmarks
 
 
 def answers(reference: str) -> dict[str, tuple[str, str]]:
-    """What is graded against a reference, by name: the answer and the verdict that it should get."""
+    """What is graded against a reference, by name: the answer, and the verdict it should get."""
     found = {
         "itself": (reference, "correct"),
         "987654321.5": ("987654321.5", "wrong"),
@@ -53,7 +53,8 @@ def main() -> None:
                 counts[kind][graded.verdict] += 1
                 if graded.verdict != expected:
                     print(
-                        f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is {graded.verdict}"
+                        f"  {name} {problem.id}: {answer!r} against {problem.answer!r} is"
+                        f" {graded.verdict}"
                     )
             for kind, verdicts in counts.items():
                 print(f"{name:14}{kind:16}{dict(verdicts)}", flush=True)

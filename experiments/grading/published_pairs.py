@@ -9,11 +9,11 @@ times:
 
 direct  as its test does it
 latex   the same call with the LaTeX reader only, which is the one that our workers use
-pool    math-verify's extraction gives the text of the answer on each side (the whole text where it gives none, or one
-        cut inside a brace), and that text goes, in a box, through our extraction and worker, strict
-        rules
-whole   the prediction goes into our pool as it stands, where it marks an answer by a box or "final answer is"; the
-        reference is that of `pool`
+pool    math-verify's extraction gives the text of the answer on each side (the whole text where
+        it gives none, or one cut inside a brace), and that text goes, in a box, through our
+        extraction and worker, strict rules
+whole   the prediction goes into our pool as it stands, where it marks an answer by a box or
+        "final answer is"; the reference is that of `pool`
 """
 
 import argparse
@@ -84,7 +84,7 @@ def _options(test: ast.FunctionDef) -> dict:
 
 
 def configs(match_types: list[str] | None) -> list:
-    """What the published `compare_strings` makes of match_types; the package's defaults for None."""
+    """What the published `compare_strings` makes of match_types; None for the defaults."""
     if match_types is None:
         return [math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig()]
     kinds = {

@@ -1,6 +1,6 @@
 """Peak host memory while a large checkpoint is imported, above the arrays themselves.
 
-    python experiments/import_memory/measure.py --folder=EMPTY_FOLDER [--devices=8]
+    python -m experiments.import_memory.measure --folder=EMPTY_FOLDER [--devices=8]
     [--param-dtype=float32]
 
 Writes a random bf16 Qwen2-shaped checkpoint of 2 GB (4 GB of float32 arrays) to the folder, in
@@ -21,6 +21,7 @@ import sys
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import tensor_table
+from experiments import common
 
 CONFIG = {
     "model_type": "qwen2",
@@ -85,17 +86,17 @@ def measure(folder: pathlib.Path, param_dtype: str) -> None:
     item_bytes = 4 if param_dtype == "float32" else 2
     largest = max(math.prod(tensor.shape) for tensor in tensor_table(model)) * item_bytes / 1e9
     print(
-        f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest tensor {largest:.2f} GB"
+        f"{jax.device_count()} devices, {param_dtype}: arrays {arrays:.2f} GB, largest"
+        f" tensor {largest:.2f} GB"
     )
     print(
-        f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above the arrays"
+        f"before {before:.2f} GB, peak {peak:.2f} GB: {peak - before - arrays:.2f} GB above"
+        " the arrays"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--folder", required=True, type=pathlib.Path)
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--param-dtype", default="float32", choices=["float32", "bfloat16"])
@@ -110,7 +111,13 @@ def main() -> None:
         for step in ("write", "measure"):
             environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
             subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], f"--step={step}"],
+                [
+                    sys.executable,
+                    "-m",
+                    "experiments.import_memory.measure",
+                    *sys.argv[1:],
+                    f"--step={step}",
+                ],
                 env=environment,
                 check=True,
             )

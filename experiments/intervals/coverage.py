@@ -34,7 +34,7 @@ Interval = tuple[float, float]
 
 
 def bootstrap(value_NP: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The percentile bootstrap's interval of means over problems, [N, 2]; all sets share the draws."""
+    """The percentile bootstrap's interval of means over problems, [N, 2]; all share the draws."""
     n_problems = value_NP.shape[1]
     counts_RP = _counts(n_problems, random)
     return significance.percentile_interval(value_NP @ counts_RP.T / n_problems, axis=1).T
@@ -195,7 +195,8 @@ def main() -> None:
     options = parser.parse_args()
     parts: list[Callable] = [of_evaluations, of_differences, of_seeds]
     rows = [each for part in parts for each in part(options.sets, np.random.default_rng(0))]
-    columns = "kind samples problems seeds case truth before_coverage after_coverage before_width after_width not_given"
+    columns = "kind samples problems seeds case truth before_coverage after_coverage before_width"
+    columns += " after_width not_given"
     files.write_csv(rows, options.out / "results.csv", columns.split())
     (options.out / "table.md").write_text(table(rows))
     print(table(rows))

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dft_jax.analysis import figures
 from dft_jax.analysis.comparison import COLOURS
 from dft_jax.evals import scores
-
-plt = figures.pyplot()
+from experiments import common
 
 COLOUR_OF = {"base": COLOURS[0], "none": COLOURS[0], "sft": COLOURS[1], "dft": COLOURS[2]}
 HERE = Path(__file__).parent
@@ -34,7 +32,7 @@ def read(file: Path) -> pd.DataFrame:
 
 
 def shares(rows: pd.DataFrame) -> np.ndarray:
-    """The share of right samples of each problem, [S, P], a row for each seed in ascending order."""
+    """The share of right samples of each problem, [S, P], a row for each seed, ascending."""
     rows = rows.sort_values("seed")
     assert rows.seed.is_unique, "these are rows of several settings"
     counts_SP = np.array([[int(count) for count in row.split()] for row in rows.correct])
@@ -123,35 +121,9 @@ def text(triple: tuple[float, float, float], sign: bool = False) -> str:
 
 def show(rows: list[dict[str, str]]) -> str:
     """A Markdown table; also printed."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [
-        names,
-        ["---"] * len(names),
-        *([str(row.get(name, "")) for name in names] for row in rows),
-    ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = common.markdown_table(rows)
     print(table)
     return table
-
-
-def figure(columns: int = 1, lines: int = 1, size: tuple[float, float] = (3.6, 2.9), **options):
-    made, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(size[0] * columns, size[1] * lines),
-        layout="constrained",
-        squeeze=False,
-        **options,
-    )
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-    return made, axes
-
-
-def save(made, file: Path) -> None:
-    made.savefig(file, dpi=150)
-    plt.close(made)
-    print(file)
 
 
 def errorbar(

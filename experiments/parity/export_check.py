@@ -109,7 +109,8 @@ def main() -> None:
     largest = max(np.abs(b).max() for b in theirs)
     print(
         f"step {run.step}, export in {dtype}, {sum(map(len, sequences))} positions of"
-        f" {len(sequences)} sequences: largest |difference| {worst:.2e} of logits up to {largest:.1f};"
+        f" {len(sequences)} sequences: largest |difference| {worst:.2e} of logits up to"
+        f" {largest:.1f};"
         f" most probable token equal at {agree:.2%}"
     )
     if not worst <= LIMIT:

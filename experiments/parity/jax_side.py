@@ -7,11 +7,13 @@ examples for TRL.
 
 The batch is what `dft_jax.main` would train on first: rows rendered with the checkpoint's own
 template, tokenised, shuffled and packed by `batches.TrainBatches`, then given to the step of
-`training.step.make_train_step` as it is. Without `--data` the examples are random token ids (a checkpoint
-without a tokenizer has no text to read), packed the same way. Written:
+`training.step.make_train_step` as it is. Without `--data` the examples are random token ids (a
+checkpoint without a tokenizer has no text to read), packed the same way. Written:
 
-    jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p; counts; versions
-    batch.npz   the same examples unpacked, as Hugging Face takes them. Ids p p c e, the last two trained:
+    jax.json    loss (mean over trained tokens), gradient norm before clipping, mean p;
+                counts; versions
+    batch.npz   the same examples unpacked, as Hugging Face takes them. Ids p p c e, the
+                last two trained:
                   token_ids       p p c e 0 0
                   attention_mask  1 1 1 1 0 0
                   labels          . . c e . .     (. = -100)
@@ -88,7 +90,7 @@ def load(arguments: argparse.Namespace, config):
 
 
 def pad(examples: list[Example]) -> dict[str, np.ndarray]:
-    """The examples one to a row, right-padded with id 0; the picture is in the module's docstring."""
+    """The examples one to a row, right-padded with id 0; the module's docstring shows them."""
     shape = (len(examples), max(len(example.ids) for example in examples))
     batch = {"token_ids": np.zeros(shape, np.int32), "attention_mask": np.zeros(shape, np.int32)}
     batch["labels"] = np.full(shape, IGNORED, np.int32)

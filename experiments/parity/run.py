@@ -8,10 +8,11 @@ from the root of the repository. `--jax-python` runs dft_jax, `--torch-python` h
 transformers and trl (one environment with everything may serve as both). Cases, run one after the
 other on the CPU:
 
-    tiny_sft        the embedded tiny model after 60 steps of SFT (made here, half a minute) on its word problems:
-                    small, but with p around 0.7, so that DFT's weight matters; once whole, once in
-                    4 micro-batches
-    golden/…        a checkpoint of each family from tests/golden (random, logits far from flat) on random ids
+    tiny_sft        the embedded tiny model after 60 steps of SFT (made here, half a minute) on its
+                    word problems: small, but with p around 0.7, so that DFT's weight matters; once
+                    whole, once in 4 micro-batches
+    golden/…        a checkpoint of each family from tests/golden (random, logits far from
+                    flat) on random ids
     NAME            each --real checkpoint, on 8 rows of --data in GSM8K's format
 """
 
@@ -107,7 +108,8 @@ def compare(ours: dict, theirs: dict, kind: str) -> dict:
     """
     if ours["trained_tokens"] != theirs["trained_tokens"]:
         raise SystemExit(
-            f"trained tokens differ: {ours['trained_tokens']} here, {theirs['trained_tokens']} in TRL"
+            f"trained tokens differ: {ours['trained_tokens']} here,"
+            f" {theirs['trained_tokens']} in TRL"
         )
     row = {
         "trained_tokens": ours["trained_tokens"],

@@ -9,7 +9,8 @@ right-padded,
 
     token_ids       [N, L]   5 8 2 9 0 0
     attention_mask  [N, L]   1 1 1 1 0 0
-    labels          [N, L]   . . 2 9 . .     (. = -100: not trained; aligned with token_ids, shifted inside the loss)
+    labels          [N, L]   . . 2 9 . .     (. = -100: not trained; aligned with
+                                             token_ids, shifted inside the loss)
 
 What TRL does (read in trl 1.16.0 and transformers 5.23.0). `SFTTrainer` patches the model with a
 fused LM head that returns log p of each next token, 0 where labels[:, 1:] is -100.
@@ -111,11 +112,22 @@ def trl_step(
     recorder = RecordGradient()
     with tempfile.TemporaryDirectory() as scratch:
         config = trl.SFTConfig(
-            output_dir=scratch, loss_type=loss_type, max_steps=1, learning_rate=0.0, max_grad_norm=0.0,
-            per_device_train_batch_size=len(rows) // micro_batches, gradient_accumulation_steps=micro_batches,
-            max_length=None, packing=False, bf16=False, activation_checkpointing=False, use_cpu=True,
-            save_strategy="no", report_to="none", disable_tqdm=True,
-        )  # fmt: skip
+            output_dir=scratch,
+            loss_type=loss_type,
+            max_steps=1,
+            learning_rate=0.0,
+            max_grad_norm=0.0,
+            per_device_train_batch_size=len(rows) // micro_batches,
+            gradient_accumulation_steps=micro_batches,
+            max_length=None,
+            packing=False,
+            bf16=False,
+            activation_checkpointing=False,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
         trainer = RecordingTrainer(
             load_model(checkpoint, torch.float32),
             config,

@@ -1,7 +1,7 @@
 """The GPU table: one machine with one Hopper GPU and `pip install dft_jax[cuda]`. See README.md.
 
-python -m experiments.performance.gpu --out=experiments/performance [--rows=head,train_1.5b] [--again]
-python -m experiments.performance.gpu --tiny --out=ANYWHERE        every row on a CPU, with small shapes
+python -m experiments.performance.gpu --out=experiments/performance [--rows=head,…] [--again]
+python -m experiments.performance.gpu --tiny --out=ANYWHERE     # every row on a CPU, small shapes
 
 The gate comes first; without it nothing is timed. Every measurement is a process of its own, so one
 that runs out of memory costs only its own row. What is there already is kept, unless `--again`. A
@@ -15,6 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from experiments import common
 from experiments.performance import gpu_rows, records, report, targets
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -98,7 +99,8 @@ def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -
         return [records.result(TARGETS[id], None, note=why) for id in ids]
     attempt, found = chosen
     tried = "; ".join(
-        f"{' '.join(map(str, other))}: {result['gap'] if 'gap' in result else format(result['value'], '.6g')}"
+        f"{' '.join(map(str, other))}:"
+        f" {result['gap'] if 'gap' in result else format(result['value'], '.6g')}"
         for other, result in attempts
     )
     about = {
@@ -128,7 +130,7 @@ def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -
 def table(
     out: Path, rows: list[str], *, tiny: bool, again: bool, in_process: bool = False
 ) -> list[str]:
-    """Measures the gate and `rows` into `out`; returns what did not pass or could not be measured."""
+    """Measures the gate and `rows` into `out`; returns what failed or could not be measured."""
     surroundings = records.Surroundings()
     file, kept = out / "gpu.csv", out / "gpu_attempts.json"
     attempts = json.loads(kept.read_text()) if kept.exists() else {}
@@ -167,9 +169,7 @@ def table(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
     parser.add_argument(
         "--rows", default=",".join(ATTEMPTS), help="some of the default, with commas"

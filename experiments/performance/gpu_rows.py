@@ -32,16 +32,47 @@ PEAK = 989e12  # FLOP/s in bf16, of the H100 (SXM) and the H200, dense: NVIDIA's
 # config.json of Qwen2.5-Math-1.5B, Qwen2.5-Math-7B and Llama-3.1-8B: width, layers, heads,
 # vocabulary
 SHAPES = {
-    "1.5b": dict(hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-                 num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True),
-    "7b": dict(hidden_size=3584, intermediate_size=18_944, num_hidden_layers=28, num_attention_heads=28,
-               num_key_value_heads=4, vocab_size=152_064, tie_word_embeddings=False),
-    "8b": dict(model_type="llama", hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32,
-               num_attention_heads=32, num_key_value_heads=8, vocab_size=128_256, tie_word_embeddings=False,
-               attention_bias=False, mlp_bias=False, rope_theta=500_000.0),
-    "gate": dict(hidden_size=1536, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=12,
-                 num_key_value_heads=2, vocab_size=8192, tie_word_embeddings=True),
-}  # fmt: skip
+    "1.5b": dict(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=151_936,
+        tie_word_embeddings=True,
+    ),
+    "7b": dict(
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152_064,
+        tie_word_embeddings=False,
+    ),
+    "8b": dict(
+        model_type="llama",
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128_256,
+        tie_word_embeddings=False,
+        attention_bias=False,
+        mlp_bias=False,
+        rope_theta=500_000.0,
+    ),
+    "gate": dict(
+        hidden_size=1536,
+        intermediate_size=4096,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=8192,
+        tie_word_embeddings=True,
+    ),
+}
 TINY = dict(
     hidden_size=64,
     intermediate_size=128,
@@ -97,7 +128,7 @@ def summary(values: np.ndarray, note: str, **more) -> dict:
 
 
 # ---- training
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def math_examples(vocab_size: int, tiny: bool) -> workload.Examples:
@@ -140,7 +171,10 @@ def training(shape: str, rows: int, remat: str, *, tiny: bool) -> dict:
         n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
     )
     rate = real_tokens / seconds
-    note = f"{param_dtype} parameters, {real_tokens} useful tokens a step in {packed.tokens_BL.shape} places."
+    note = (
+        f"{param_dtype} parameters, {real_tokens} useful tokens a step in"
+        f" {packed.tokens_BL.shape} places."
+    )
     also = {"mfu": float(np.median(rate)) * flops / PEAK}
     examples_per_s = len(examples.lengths_N) / float(np.median(seconds))
     return summary(rate, note, also=also, examples_per_s=examples_per_s)
@@ -325,7 +359,7 @@ def decode(shape: str, batch: int, *, tiny: bool) -> dict:
 
 
 # ---- the gate
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def relative(found, expected) -> float:
@@ -335,7 +369,7 @@ def relative(found, expected) -> float:
 
 
 def gate(*, tiny: bool) -> dict:
-    """The head against full logits, and packed against separate examples, in values and gradients."""
+    """The head against full logits, and packed against separate examples: values and gradients."""
     lines = []
 
     def line(case, difference, limit):

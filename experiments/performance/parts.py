@@ -52,7 +52,7 @@ class Pair:
 
 
 def results_of(part: str, pairs: list[Pair], found: Duel, excluded: dict[str, str]) -> Outcome:
-    """Ratios with intervals and absolute numbers; a member that failed or was excluded makes a gap."""
+    """Ratios with intervals and absolute numbers; a member that failed or is excluded is a gap."""
     results, steps_s = [], {key: duel.step_s(rounds) for key, rounds in found.rounds.items()}
     reasons = found.failed | excluded
     for pair in pairs:
@@ -151,13 +151,12 @@ def steps(settings: Settings, model: str, is_tuned: bool) -> Outcome:
         if c.name != "ours"
     }
     gate = gate_of(part, found, objective_of, {"trl_as_installed"})
-    excluded = {
-        row[
-            "contender"
-        ]: f"gate: loss differs by {row['loss_difference']:.2g}, gradient norm {row['norm_difference']:.2g}"
-        for row in gate
-        if row["verdict"] == "differs"
-    }
+    excluded = {}
+    for row in gate:
+        if row["verdict"] == "differs":
+            loss, norm = row["loss_difference"], row["norm_difference"]
+            reason = f"gate: loss differs by {loss:.2g}, gradient norm {norm:.2g}"
+            excluded[row["contender"]] = reason
     if "tunix_dft" in excluded:
         excluded["tunix"] = excluded["tunix_dft"]
     outcome = results_of(part, _step_pairs(model, is_tuned), found, excluded)
@@ -211,7 +210,10 @@ def packing(settings: Settings) -> Outcome:
         contenders.append(Contender(called, settings.pythons["ours"], "ours", arguments, layout))
     logs = settings.work / "logs/packing"
     found = duel.run(contenders, tuned=False, rounds=settings.rounds, steps=1, logs=logs, warmup=2)
-    note = f"eight rows: {useful['packed']} useful tokens packed, {useful['padded']} padded; model T, default malloc"
+    note = (
+        f"eight rows: {useful['packed']} useful tokens packed, {useful['padded']} padded;"
+        " model T, default malloc"
+    )
     scale, packed = useful["packed"] / useful["padded"], ("ours_packed", "dft/packed")
     pairs = [
         Pair("packing", ("ours", "dft/padded"), packed, scale, note),
@@ -377,7 +379,9 @@ def compilation(settings: Settings) -> Outcome:
     found = child(settings, "compilations", f"--workdir={workdir}")
     programs = ", ".join(f"{name} {n}" for name, n in found["programs"].items())
     sizes = " and ".join(map(str, found["row_counts"]))
-    note = f"50 steps of {sizes} rows, evaluation every ten; {found['before']} before. {programs}".strip()
+    note = (
+        f"50 steps of {sizes} rows, evaluation every ten; {found['before']} before. {programs}"
+    ).strip()
     counted = records.result(TARGETS["compilations"], float(found["after_first_step"]), note=note)
     file = settings.work / "examples_compile.npz"
     workload.random_examples(8192, np.full(2, 64)).save(file)

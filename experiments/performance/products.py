@@ -56,7 +56,8 @@ def main() -> None:
     layer, layer_rate = measured([(D, D), (D, kv), (D, kv), (D, D), (D, F), (D, F), (F, D)], tokens)
     head, head_rate = measured([(D, shape.vocab_size)], tokens // 2)
     print(
-        f"layer {layer:.1f} ms ({layer_rate:.0f} GFLOP/s), head {head:.1f} ms ({head_rate:.0f} GFLOP/s)"
+        f"layer {layer:.1f} ms ({layer_rate:.0f} GFLOP/s), head {head:.1f} ms"
+        f" ({head_rate:.0f} GFLOP/s)"
     )
     print(f"products of a step: {shape.layers * layer + head:.0f} ms")
 

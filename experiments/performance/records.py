@@ -109,12 +109,13 @@ def machine() -> dict:
     wide = [
         flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags.split()
     ]
+    libc = " ".join(platform.libc_ver())
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
         "instructions": wide,
         "memory_gib": round(memory, 1),
-        "system": f"{platform.system()} {platform.release().split('-')[0]}, {' '.join(platform.libc_ver())}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}, {libc}",
         "python": platform.python_version(),
     }
 

@@ -3,11 +3,11 @@
 python -m experiments.performance.report [--out=FOLDER]
 """
 
-import argparse
 import re
 from pathlib import Path
 
 from dft_jax.analysis import figures
+from experiments import common
 from experiments.performance import records, targets
 
 HERE = Path(__file__).parent
@@ -52,7 +52,8 @@ def table(rows: list[dict[str, str]], wanted: list[targets.Target]) -> str:
         floor, aim = (shown("" if x is None else str(x), "") for x in (target.floor, target.aim))
         both = [shown(row.get(f"{side}_step_s", ""), "s") for side in ("ours", "peer")]
         lines.append(
-            f"| {row['measure']} | {value} | {floor} | {aim} | {row['verdict']} | {', '.join(filter(None, both))} |"
+            f"| {row['measure']} | {value} | {floor} | {aim} | {row['verdict']} |"
+            f" {', '.join(filter(None, both))} |"
         )
     return "\n".join(lines)
 
@@ -160,9 +161,7 @@ def write(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=HERE)
     write(parser.parse_args().out)
 

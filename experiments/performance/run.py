@@ -1,6 +1,7 @@
 """The CPU table: dft_jax against TRL, Tunix and a bare PyTorch loop on two cores. See README.md.
 
-python -m experiments.performance.run --work=FOLDER --envs=FOLDER [--rows=steps,packing,generation,startup,compile]
+python -m experiments.performance.run --work=FOLDER --envs=FOLDER \\
+    [--rows=steps,packing,generation,startup,compile]
 
 Everything is measured in turn; results go to the files beside this one after each part, so a part
 may be measured alone, or again. Run it on an otherwise quiet machine.
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import dft_jax
+from experiments import common
 from experiments.performance import duel, environments, parts, protocol, records, report
 
 HERE = Path(__file__).parent
@@ -43,9 +45,7 @@ def chosen(rows: str) -> list[str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument(
         "--work", type=Path, required=True, help="folder for checkpoints, caches and logs"
     )

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A measure with its floor and its aim, as far as it has them; `better` says which way is good."""
+    """A measure with its floor and its aim, if it has them; `better` says which way is good."""
 
     id: str
     measure: str

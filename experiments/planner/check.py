@@ -1,7 +1,7 @@
 """The planner's account of the real training step against XLA's, compiled ahead of time for devices
 that are not there.
 
-    python experiments/planner/check.py --out=experiments/planner/results.csv python
+    python -m experiments.planner.check --out=experiments/planner/results.csv python
     experiments/planner/check.py --out=experiments/planner/results_tpu.csv --topology=v5e:2x4  #
     needs libtpu
 
@@ -10,7 +10,6 @@ devices or for a named TPU, and says what it would allocate on each device: argu
 temporaries - what both have in common.
 """
 
-import argparse
 import os
 import pathlib
 import sys
@@ -20,6 +19,7 @@ from dft_jax.runtime import files
 from dft_jax.training.state import abstract_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Frozen
+from experiments import common
 
 FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
     xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib compile_s""".split()
@@ -129,9 +129,7 @@ def compare(planner, layout, devices) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--out", required=True)
     parser.add_argument("--topology", help="as v5e:2x4; by default eight simulated CPU devices")
     arguments = parser.parse_args()

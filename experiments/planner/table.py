@@ -1,13 +1,12 @@
 """What fits where, for the paper's models: the planner's account as a CSV file and the table of
 README.md.
 
-    python experiments/planner/table.py --out=experiments/planner/table.csv
+    python -m experiments.planner.table --out=experiments/planner/table.csv
 
 For each model and machine: one row per device and micro-batch under each policy, parameters sharded
 over all devices (mesh.fsdp=-1), and the most rows that fit so; then what the planner suggests.
 """
 
-import argparse
 import pathlib
 
 from dft_jax import config as config_lib
@@ -16,6 +15,7 @@ from dft_jax.planner import devices
 from dft_jax.planner.memory import KINDS, Planner, layouts
 from dft_jax.planner.suggestion import fitting, suggest
 from dft_jax.runtime import files
+from experiments import common
 
 MODELS = ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-7B", "meta-llama/Llama-3.1-8B")
 # A v5p-8 has eight cores on four chips, and a device is a chip; a v5e-8 has eight chips of one
@@ -74,9 +74,7 @@ def suggestion(planner: Planner, n_devices: int, has_gib: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     print(f"| model | {' | '.join(MACHINES)} |\n|{' --- |' * (len(MACHINES) + 1)}")

@@ -56,7 +56,8 @@ def main() -> None:
     with open(HERE / "results.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
-            "objective,layout,nll step 1,nll step 100,held-out nll 0,held-out nll 100,mean p step 100,"
+            "objective,layout,nll step 1,nll step 100,held-out nll 0,held-out nll 100,mean"
+            " p step 100,"
             "largest relative loss difference,largest relative nll difference,wall s".split(",")
         )
         for (objective, layout), values in curves.items():

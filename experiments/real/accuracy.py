@@ -1,6 +1,7 @@
 """Qwen2.5-Coder-0.5B-Instruct on GSM8K: base, SFT and DFT, sampled and graded. Not run yet.
 
-    python -m dft_jax.study --spec=experiments/real/accuracy.py:model=FOLDER,data=FOLDER --out=STUDY --minutes=170
+    python -m dft_jax.study --spec=experiments/real/accuracy.py:model=FOLDER,data=FOLDER \\
+        --out=STUDY --minutes=170
 
 One rate, one seed, 200 problems greedy and at T = 1 with 512 new tokens: on two cores about seven
 hours, over as many evenings as it takes. It sees differences of 9 points and more, and says nothing

@@ -1,7 +1,8 @@
 """SFT and DFT on SmolLM2-135M-Instruct, step by step: README.md says what is asked, and why it is
 this small.
 
-    python -m dft_jax.study --spec=experiments/real/dynamics.py:model=FOLDER,data=FOLDER --out=STUDY --minutes=170
+    python -m dft_jax.study --spec=experiments/real/dynamics.py:model=FOLDER,data=FOLDER \\
+        --out=STUDY --minutes=170
 
 Arguments: model, a folder with the checkpoint; data, one with gsm8k_train.jsonl, gsm8k_test.jsonl
 and math500.jsonl (neither is needed for --status and --report); arms, `first` (12) or `all` (36).

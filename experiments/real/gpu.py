@@ -1,8 +1,10 @@
 """Qwen2.5-Coder-0.5B-Instruct on all of GSM8K, three seeds, for whoever has a GPU and the weights.
 Not run yet.
 
-    python -m dft_jax.study --spec=experiments/real/gpu.py:model=FOLDER,data=FOLDER,part=rates --out=RATES
-    python -m dft_jax.study --spec=experiments/real/gpu.py:model=FOLDER,data=FOLDER,sft=2e-5,dft=2e-5 --out=STUDY
+    python -m dft_jax.study --spec=experiments/real/gpu.py:model=FOLDER,data=FOLDER,part=rates \\
+        --out=RATES
+    python -m dft_jax.study \\
+        --spec=experiments/real/gpu.py:model=FOLDER,data=FOLDER,sft=2e-5,dft=2e-5 --out=STUDY
 
 An epoch of some 112 steps of 64, then 1,319 problems greedy and at T = 0.5 and 1 with 512 new
 tokens: by FLOPs 75 s an arm on an H100, ten minutes in all. `rates` is the first part: SFT and DFT

@@ -56,7 +56,8 @@ def folders(work: Path) -> None:
         manager.save(step, args=ocp.args.StandardSave(make_state(seed)))
         manager.wait_until_finished()
         print(
-            f"step {step} saved by {'first' if manager is first else 'second'} manager: {outcome(good)}"
+            f"step {step} saved by {'first' if manager is first else 'second'} manager:"
+            f" {outcome(good)}"
         )
     files = [path.relative_to(good) for path in (good / "2").rglob("*") if path.is_file()]
     files.sort(key=lambda name: (good / name).stat().st_size)
@@ -143,7 +144,8 @@ def processes(work: Path, full: Path) -> None:
         errors = sorted(set(re.findall(r"^(?:\w+\.)*\w+Error: .{0,60}", err, re.M)))
         print(f"{case}: exit {process.returncode}, {re.findall('save.*', out)}, {errors}")
         print(
-            f"    left {os.listdir(place / 'run')}, steps {ocp.CheckpointManager(place / 'run').all_steps()}"
+            f"    left {os.listdir(place / 'run')}, steps"
+            f" {ocp.CheckpointManager(place / 'run').all_steps()}"
         )
         shutil.rmtree(place / "run")
 

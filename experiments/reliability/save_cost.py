@@ -4,7 +4,6 @@ background and at restart.
 python -m experiments.reliability.save_cost --gb=1.5 --rounds=7
 """
 
-import argparse
 import logging
 import os
 import pathlib
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from dft_jax.checkpoints import manifest
 from dft_jax.runtime import files
 from dft_jax.types import TrainState
+from experiments import common
 
 OUT = pathlib.Path(__file__).with_name("save_cost.csv")
 
@@ -39,9 +39,7 @@ class Phases(logging.Handler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(__doc__)
     parser.add_argument("--gb", type=float, default=1.5)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()

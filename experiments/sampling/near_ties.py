@@ -34,7 +34,7 @@ def read(folder: Path) -> dict[tuple, dict]:
 
 
 def margin(opened, params, request: sampler.Request, ids: tuple[int, ...]) -> float:
-    """The smallest gap between the best and the second best score in drawing the token after `ids`."""
+    """The smallest gap between the best and the second best score of the token after `ids`."""
     model = opened.model
     prompt = np.array([[*request.prompt_ids, *ids]], np.int32)
     hidden_BD, _ = cached.prefill(params, model, prompt, np.array([prompt.shape[1]]))
@@ -95,7 +95,8 @@ def main() -> None:
         apart = [key for key in ours if ours[key]["completion"] != theirs[key]["completion"]]
         at_one = sum(key[1] > 0 for key in ours)
         print(
-            f"{name}: {len(ours) - len(apart)} of {len(ours)} identical ({at_one} sampled, the rest greedy)"
+            f"{name}: {len(ours) - len(apart)} of {len(ours)} identical ({at_one} sampled,"
+            " the rest greedy)"
         )
         differing |= {(name, key): theirs[key] for key in apart}
     if not differing:

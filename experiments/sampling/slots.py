@@ -26,7 +26,8 @@ def main() -> None:
     rows = [json.loads(line) for line in arguments.gsm8k.read_text().splitlines()]
     lengths = [len(ids) for ids in tokenizer([row["answer"] for row in rows])["input_ids"]]
     print(
-        f"{len(lengths)} lengths, mean {sum(lengths) / len(lengths):.0f}, largest {max(lengths)} tokens"
+        f"{len(lengths)} lengths, mean {sum(lengths) / len(lengths):.0f}, largest"
+        f" {max(lengths)} tokens"
     )
     opened = open_lm(arguments.model, compute_dtype="float32")
     params = opened.params

@@ -156,7 +156,8 @@ def compete(arguments, greedy: bool) -> list[dict]:
     ratio = medians["torch"] / medians["jax"]
     rounds = [t / j for t, j in zip(seconds["torch"], seconds["jax"], strict=True)]
     print(
-        f"{'greedy' if greedy else 'T = 1'}: {ratio:.2f} times faster (rounds {min(rounds):.2f} to {max(rounds):.2f})"
+        f"{'greedy' if greedy else 'T = 1'}: {ratio:.2f} times faster (rounds"
+        f" {min(rounds):.2f} to {max(rounds):.2f})"
     )
     return [
         {

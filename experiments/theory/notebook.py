@@ -148,9 +148,10 @@ def apart(got, expected) -> float:
 
 # %% [markdown]
 # ## 1. The gradient of DFT is that of $-p$
-# $\nabla(-\mathrm{sg}(p)\log p) = -p\,\nabla\log p = -\nabla p$. Three ways: automatic differentiation of both losses;
-# central differences of $-\sum p$ along random directions, which know nothing of a stop-gradient;
-# and the project's own packed rows, chunked loss and `dft` objective in float32.
+# $\nabla(-\mathrm{sg}(p)\log p) = -p\,\nabla\log p = -\nabla p$. Three ways: automatic
+# differentiation of both losses; central differences of $-\sum p$ along random directions, which
+# know nothing of a stop-gradient; and the project's own packed rows, chunked loss and `dft`
+# objective in float32.
 
 # %%
 with jax.enable_x64(True):
@@ -223,7 +224,7 @@ PIECES = [tokenizer.decode([token]) for token in range(model.config.vocab_size)]
 
 
 def wrong_digits(ids: np.ndarray) -> np.ndarray:
-    """Which tokens are digits of a result that differ from the right result's digit at that place."""
+    """Which tokens are digits of a result, and not the right result's digit at that place."""
     pieces = [PIECES[token] for token in ids]
     token_of_character = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
     is_wrong = np.zeros(len(ids), bool)
@@ -254,16 +255,20 @@ row_N, position_N, target_N, p_N = (x_T[chosen] for x_T in (row_T, position_T, t
 bin_N, wrong_N, pi_NV = bin_T[chosen], wrong_T[chosen], pi_TV[chosen]
 weight_N = (in_bin / np.maximum(np.bincount(bin_N, minlength=len(in_bin)), 1))[bin_N]
 print(
-    f"{len(p_T)} trained tokens, {len(chosen)} chosen. p < 0.1: {(p_T < 0.1).sum()}, wrong digits: {wrong_T.sum()},"
+    f"{len(p_T)} trained tokens, {len(chosen)} chosen."
+    f" p < 0.1: {(p_T < 0.1).sum()}, wrong digits: {wrong_T.sum()},"
 )
 print(
-    f"both: {(wrong_T & (p_T < 0.1)).sum()}; median p of a wrong digit {np.median(p_T[wrong_T]):.3f}"
+    f"both: {(wrong_T & (p_T < 0.1)).sum()}; median p of a wrong digit"
+    f" {np.median(p_T[wrong_T]):.3f}"
 )
 
-# %% [markdown] The norm of every chosen token's gradient over all parameters under SFT. With the
+# %% [markdown]
+# The norm of every chosen token's gradient over all parameters under SFT. With the
 # derivative of the softmax by hand,
-# $\nabla_z\log p = e_{y^*}-\pi$ on the logits $z$, float32 is enough, also where $p$ is almost 1. Under DFT the norm is
-# $p$ times that, by the equality; which is then checked on 16 of the tokens, in float64.
+# $\nabla_z\log p = e_{y^*}-\pi$ on the logits $z$, float32 is enough, also where $p$ is almost 1.
+# Under DFT the norm is $p$ times that, by the equality; which is then checked on 16 of the tokens,
+# in float64.
 
 
 # %%
@@ -331,7 +336,8 @@ write("gradient_norms.csv", **tokens, sft_norm=sft_norm_N, dft_norm=dft_norm_N)
 
 # %% [markdown]
 # ## 2. SFT as a policy gradient
-# $$-\nabla\log\pi(y^*) = -\mathbb{E}_{y\sim\pi}\Big[\tfrac{1}{\pi(y)}\,1[y=y^*]\,\nabla\log\pi(y)\Big]$$
+# $$-\nabla\log\pi(y^*) =
+# -\mathbb{E}_{y\sim\pi}\Big[\tfrac{1}{\pi(y)}\,1[y=y^*]\,\nabla\log\pi(y)\Big]$$
 #
 # and without the weight $1/\pi(y)$ the right-hand side is $-\nabla\pi(y^*)$, DFT's. First the
 # expectation itself, summed over the vocabulary, on the logits of 128 of the tokens.
@@ -370,7 +376,8 @@ for name, gap_NV in zip(("SFT", "DFT"), np.moveaxis(np.abs(expected - direct), 1
         "float64, entries up to 1",
     )
 
-# %% [markdown] Now the expectation from samples: $10^6$ draws $y\sim\pi$ at each of 49 positions.
+# %% [markdown]
+# Now the expectation from samples: $10^6$ draws $y\sim\pi$ at each of 49 positions.
 # One draw's estimate is
 # $w\,1[y=y^*]\,\nabla\log\pi(y^*)$, so its total variance over all parameters is
 # $(1/p-1)\,|\nabla\log\pi(y^*)|^2$ with $w=1/p$, and $p(1-p)\,|\nabla\log\pi(y^*)|^2$ with $w=1$.
@@ -453,7 +460,8 @@ for name, norm_N in norm_of.items():
         )
 write("bins.csv", **bins)
 
-# %% [markdown] Who makes the total? The share of $\sum_t|\nabla_t|^2$, over all tokens, that comes
+# %% [markdown]
+# Who makes the total? The share of $\sum_t|\nabla_t|^2$, over all tokens, that comes
 # from the tokens below 0.1, from wrong digits, and so on (a sum of squares, not the square of the
 # sum: tokens may also pull together or apart).
 
@@ -561,24 +569,29 @@ save(figure, "gradient_norms.png")
 
 # %% [markdown]
 # ## 4. Frankly
-# - **An identity, not a discovery of noise.** The $1/\pi$ of section 2 comes from multiplying and dividing by $\pi$.
+# - **An identity, not a discovery of noise.** The $1/\pi$ of section 2 comes from multiplying and
+#   dividing by $\pi$.
 # Nobody draws $y\sim\pi$ in SFT: the token is given, and the variance of $1/p-1$ is that of an
 # estimator that is never run. A constant factor per token cannot mend it either: relative to its
 # own mean, DFT's is as noisy (right panel of `variance.png`).
-# - **Nor do SFT's gradients explode.** On the logits $|\nabla\log p|\le\sqrt2$, and over all parameters the median norm
+# - **Nor do SFT's gradients explode.** On the logits $|\nabla\log p|\le\sqrt2$, and over all
+#   parameters the median norm
 # is 2.7 times larger at 0.007 than at one half, where $1/p$ is seventy times larger
 # (`gradient_norms.png`).
-# - **What is real** is the weighting between tokens. Those below 0.1 make 31 % of SFT's sum of squares and 0.6 % of
+# - **What is real** is the weighting between tokens. Those below 0.1 make 31 % of SFT's sum of
+#   squares and 0.6 % of
 # DFT's, and 82 of these 136 are wrong digits. They are taken out because they are unlikely, not
 # because they are wrong; a digit that is rare but right goes too. And what is left is no less
 # arbitrary: seven tenths are of
 #   $0.1\le p<0.5$, mostly choices of words (" Next", " Then", " So"), half of that a single token.
-# - **DFT sharpens.** If the same context is continued in several ways, with shares $q$, SFT's minimiser is $p=q$. DFT
+# - **DFT sharpens.** If the same context is continued in several ways, with shares $q$, SFT's
+#   minimiser is $p=q$. DFT
 # climbs $\sum_v q_v p_v$, which is linear in $p$: its maximum is all mass on the most frequent
 # continuation.
 #
 # The last point as gradient flow of one softmax of five classes, $\dot z=q-p$ (SFT) and
-# $\dot z_v=p_v(q_v-\sum_u q_u p_u)$ (DFT). Class a is the most frequent, b the wrong one that some starts prefer.
+# $\dot z_v=p_v(q_v-\sum_u q_u p_u)$ (DFT). Class a is the most frequent, b the wrong one that some
+# starts prefer.
 
 # %%
 Q = np.array([0.5, 0.3, 0.1, 0.06, 0.04])
@@ -613,7 +626,8 @@ settled = np.abs(times - 20).argmin()
 for label in STARTS:
     sft_TV, dft_TV = paths["sft", label], paths["dft", label]
     print(
-        f"{label}: p of a and b at t = 20: SFT {sft_TV[settled, :2].round(3)}, DFT {dft_TV[settled, :2].round(4)}"
+        f"{label}: p of a and b at t = 20: SFT {sft_TV[settled, :2].round(3)}, DFT"
+        f" {dft_TV[settled, :2].round(4)}"
     )
     check(
         f"flow from {label}: SFT ends at q",
@@ -624,13 +638,16 @@ for label in STARTS:
     why = "1 - p(a) falls as 1 / t: of four classes, each at least as 1 / (2 (0.5 - 0.3) t)"
     check(f"flow from {label}: DFT ends at class a", 1 - dft_TV[-1, 0], 4 / (2 * 0.2 * LAST_T), why)
 
-# %% [markdown] Nothing but class a attracts for ever: a linear function over the simplex has no
+# %% [markdown]
+# Nothing but class a attracts for ever: a linear function over the simplex has no
 # second maximum. But leaving the wrong class takes DFT a time of $1/p_a$, for its gradient carries
 # $p_a$. With two classes of shares $q_a > q_b$ the log odds
 # $\ell$ obey $\dot\ell=2p_a p_b(q_a-q_b)$, so from $p_a=\varepsilon$ class a overtakes b after
-# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)/2(q_a-q_b)$; SFT needs about
-# $\ln\tfrac1\varepsilon$. Stopped before that, as every training is, DFT is left with what the model believed before.
-# A single, undisputed demonstration ($q_a=1$) is learnt that slowly too.
+# $\big(\tfrac1\varepsilon-\tfrac1{1-\varepsilon}+2\ln\tfrac{1-\varepsilon}\varepsilon\big)
+# /2(q_a-q_b)$;
+# SFT needs about $\ln\tfrac1\varepsilon$. Stopped before that, as every training is, DFT is left
+# with what the model believed before. A single, undisputed demonstration ($q_a=1$) is learnt that
+# slowly too.
 
 # %%
 epsilons = np.geomspace(0.1, 1e-4, 7)

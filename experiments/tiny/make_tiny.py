@@ -34,8 +34,14 @@ def problem(rng: random.Random) -> dict[str, str]:
         rng.choice((2, 3)),
     )
     total = (count + more) * factor
-    question = f"{name} has {count} {thing} and finds {more} more. {other} has {factor} times as many. How many has {other}?"
-    answer = f"{name} has {count}+{more}={count + more}. {other} has {count + more}*{factor}={total}.\n#### {total}"
+    question = (
+        f"{name} has {count} {thing} and finds {more} more. {other} has {factor} times as"
+        f" many. How many has {other}?"
+    )
+    answer = (
+        f"{name} has {count}+{more}={count + more}. {other} has"
+        f" {count + more}*{factor}={total}.\n#### {total}"
+    )
     return {"question": question, "answer": answer}
 
 

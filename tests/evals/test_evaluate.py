@@ -312,7 +312,8 @@ BAD = {
         lines(OK, row("61", "0", "x")),
         [],
         [
-            "predictions.jsonl:2: field 'sample' should be the number of the sample, from 0 to 1000000000, not '0'",
+            "predictions.jsonl:2: field 'sample' should be the number of the sample,"
+            " from 0 to 1000000000, not '0'",
             "fix the row",
         ],
     ),
@@ -377,7 +378,8 @@ BAD = {
         ["not nan"],
     ),
     "infinite": (
-        b'{"benchmark": "aime24", "id": "60", "sample": 0, "completion": "x", "temperature": Infinity}\n',
+        b'{"benchmark": "aime24", "id": "60", "sample": 0, "completion": "x",'
+        b' "temperature": Infinity}\n',
         [],
         [":1: field 'temperature' should be", "not inf"],
     ),

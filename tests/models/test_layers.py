@@ -54,7 +54,7 @@ def test_a_norm_of_bfloat16_is_computed_in_float32():
 
 
 def test_rope_of_bfloat16_is_computed_in_float32():
-    """Against float64; positions are small, so that angles as float32 holds them are good enough."""
+    """Against float64; positions are small, so that angles in float32 are good enough."""
     x_BLHK = jax.random.normal(jax.random.key(0), (1, 200, 2, 32), jnp.bfloat16)
     positions_BL, frequencies = np.arange(200)[None], layers.rope_frequencies(Rope(1e4), 32)
     found = layers.apply_rope(x_BLHK, positions_BL, frequencies, 1.0)

@@ -87,7 +87,12 @@ def random_batch(B, L):
     return Batch(tokens_BL, tokens_BL, ones_BL > 0, ones_BL, positions_BL)
 
 
-MIXED = [("rrn" * 2 + "dd", "none"), ("rrn" * 2 + "dd", "full"), ("wd" * 3 + "r", "full")]
+MIXED = [
+    ("rn" * 2 + "d", "none"),
+    ("rrn" * 2 + "dd", "none"),
+    ("rrn" * 2 + "dd", "full"),
+    ("wd" * 3 + "r", "full"),
+]
 
 
 @pytest.mark.parametrize("letters, remat", slow_but(MIXED[:1], MIXED))

@@ -1,4 +1,4 @@
-"""Live against torch: committed golden logits, and exported folders as `transformers` loads them."""
+"""Live against torch: committed golden logits, and exported folders in `transformers`."""
 
 import jax
 import jax.numpy as jnp

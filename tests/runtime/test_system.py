@@ -156,7 +156,7 @@ def test_a_processor_is_named_by_its_instructions(monkeypatch):
 
 
 GRADES = r"""
-from dft_jax.evals.grading import Grader
+from dft_jax.evals.graders.pool import Grader
 items = [(rf"\boxed{{(x+y+z)^{{{n}}}+x^{{{n}}}}}", "1") for n in range(10, 22)]
 items += [(r"\boxed{1+1}", "2"), (r"\boxed{10^{10^{10}}}", "1")]
 processes, verdicts = set(), []

@@ -9,6 +9,7 @@ Letters besides the legend's: Q queries of a block, S keys that it can reach, M 
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,7 @@ def splash(
     for x in (q_BLHK * K**-0.5, k_BLGK, v_BLGK):
         inputs.append(jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2))
     segments_BL = jnp.pad(segments_BL, ((0, 0), (0, padding)))
-    out_BHLK = jax.vmap(kernel)(*inputs, lib.SegmentIds(segments_BL, segments_BL))
+    out_BHLK: Any = jax.vmap(kernel)(*inputs, lib.SegmentIds(segments_BL, segments_BL))
     return out_BHLK.swapaxes(1, 2)[:, :L]
 
 
@@ -151,7 +152,7 @@ def cudnn(
             n_queries = H // k_BLGK.shape[2]
             k_BLGK = jnp.repeat(k_BLGK, n_queries, axis=2)
             v_BLGK = jnp.repeat(v_BLGK, n_queries, axis=2)
-        return lib.dot_product_attention(
+        out_BLHK: Any = lib.dot_product_attention(
             q_BLHK,
             k_BLGK,
             v_BLGK,
@@ -163,6 +164,7 @@ def cudnn(
             mask_type=lib.MaskType.PADDING_CAUSAL,
             sliding_window_length=window,
         )
+        return out_BLHK
 
     plain = jax.checkpoint(
         functools.partial(blocked, segments_BL=segments_BL, window=window, block=block)

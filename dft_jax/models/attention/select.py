@@ -8,6 +8,7 @@ JAX: outputs and gradients.
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ def problems(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> list
     return [f"config.model.attention={asked!r} {problem}; use auto or blocked"]
 
 
-def unmet(name: str, device: jax.Device, c: DecoderSpec, compute_dtype: str) -> str | None:
+def unmet(name: str, device: Any, c: DecoderSpec, compute_dtype: str) -> str | None:
     """What a backend needs, if it is not all here, as far as can be said without compiling."""
     capability = str(getattr(device, "compute_capability", "none"))
     if name == "splash":

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
       UserError: a tensor that holds NaN or infinity, with which every step would be skipped.
     """
     arrays: dict[tuple[str, ...], jax.Array] = {}
-    leaves = flatten_dict(model.abstract_params)
+    leaves: dict[Any, Any] = flatten_dict(model.abstract_params)
     is_silent = jax.process_index() > 0
     for tensor in tqdm(tensor_table(model), desc="import", unit="tensor", disable=is_silent):
         path, leaf = tensor.path, leaves[tensor.path]

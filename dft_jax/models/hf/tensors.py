@@ -1,6 +1,8 @@
 """Which tensor of a checkpoint is which parameter here: names and shapes."""
 
 import dataclasses
+import math
+from typing import Any
 
 from flax.traverse_util import flatten_dict
 
@@ -33,16 +35,16 @@ def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
     if path[0] != "attention":
         return shape
     if path[1] in _BY_HEAD and len(shape) > 1:
-        return (shape[0] * shape[1], *shape[2:])
+        return (math.prod(shape[:2]), *shape[2:])
     if path[1:] == ("o", "kernel"):
-        return (shape[0], shape[1] * shape[2])
+        return (*shape[:1], math.prod(shape[1:]))
     return shape
 
 
 def tensor_table(model: Model) -> list[Tensor]:
     """Every tensor of a checkpoint of the model: by parameter, and of a stack layer after layer."""
     names = FAMILIES[model.config.family].TENSORS
-    leaves = flatten_dict(model.abstract_params)
+    leaves: dict[Any, Any] = flatten_dict(model.abstract_params)
     loop_names = {loop.name for loop in model.config.loops}
     table = []
     for path, leaf in leaves.items():

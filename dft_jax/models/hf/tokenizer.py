@@ -81,7 +81,10 @@ class Tokenizer:
         added_tokens = backend.get_added_tokens_decoder()
         self.added_ids = frozenset(added_tokens)
         special = {id_ for id_, token in added_tokens.items() if token.special}
-        special |= {backend.token_to_id(text) for text in named} - {None}
+        for text in named:
+            id_ = backend.token_to_id(text)
+            if id_ is not None:
+                special.add(id_)
         self.all_special_ids = sorted(special)
         first = backend.encode("").ids[:1]
         if settings.adds_bos and self.bos_token_id is not None:

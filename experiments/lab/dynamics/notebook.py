@@ -5,6 +5,7 @@
 # intervals over seeds and problems. The grey line is the base.
 
 # %%
+from experiments import common
 from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
@@ -29,7 +30,7 @@ def curve(objective, rate, schedule):
 
 # %%
 schedules = list(runs.schedule.unique())
-figure, axes = results.figure(len(RATES), len(schedules), sharex=True, sharey=True)
+figure, axes = common.figure(len(RATES), len(schedules), sharex=True, sharey=True)
 for line, schedule in zip(axes, schedules, strict=True):
     for axis, rate in zip(line, RATES, strict=True):
         for objective in ("sft", "dft"):
@@ -46,7 +47,7 @@ for line, schedule in zip(axes, schedules, strict=True):
 for axis in axes[-1]:
     axis.set_xlabel("step")
 axes[0, 0].legend(frameon=False, fontsize=8)
-results.save(figure, out / "curves.png")
+common.save(figure, out / "curves.png")
 
 # %% [markdown]
 # ## Table: where DFT first passes the best that SFT reaches at any step
@@ -61,7 +62,7 @@ for schedule in schedules:
         }
         if not all(means.values()):
             continue
-        best = max(means["sft"].values())
+        best, dft_best = max(means["sft"].values()), max(means["dft"].values())
         passed = [step for step, mean in means["dft"].items() if mean > best]
         last = max(means["dft"])
         ours, theirs = (dict(curve(o, rate, schedule))[last] for o in ("dft", "sft"))
@@ -71,7 +72,7 @@ for schedule in schedules:
                 "learning rate": f"{rate:g}",
                 "SFT's best (step)": f"{best:.1f} ({max(means['sft'], key=means['sft'].get)})",
                 "DFT passes it at step": str(passed[0]) if passed else "never",
-                "DFT's best (step)": f"{max(means['dft'].values()):.1f} ({max(means['dft'], key=means['dft'].get)})",
+                "DFT's best (step)": f"{dft_best:.1f} ({max(means['dft'], key=means['dft'].get)})",
                 "DFT − SFT at the end": results.text(results.difference(ours, theirs), sign=True),
             }
         )

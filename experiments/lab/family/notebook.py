@@ -5,6 +5,7 @@
 # are paired, and not corrected for being twelve.
 
 # %%
+from experiments import common
 from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
@@ -38,7 +39,7 @@ for objective in ORDER:
 (out / "table.md").write_text(results.show(table) + "\n")
 
 # %%
-figure, axes = results.figure(2, size=(4.2, 4.2), sharey=True)
+figure, axes = common.figure(2, size=(4.2, 4.2), sharey=True)
 for axis, benchmark in zip(axes[0], ("lab", "lab_expression"), strict=True):
     for number, objective in enumerate(ORDER):
         for offset, temperature, style in ((-0.12, 1.0, {}), (0.12, 0.0, {"mfc": "white"})):
@@ -58,4 +59,4 @@ for axis, benchmark in zip(axes[0], ("lab", "lab_expression"), strict=True):
     )
 axes[0, 0].invert_yaxis()
 axes[0, 0].legend(frameon=False, fontsize=8)
-results.save(figure, out / "family.png")
+common.save(figure, out / "family.png")

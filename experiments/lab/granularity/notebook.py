@@ -5,6 +5,7 @@
 # Three seeds.
 
 # %%
+from experiments import common
 from experiments.lab import results
 
 frame, out = results.open_study("granularity")
@@ -36,7 +37,7 @@ for benchmark in ("lab", "lab_expression"):
 (out / "table.md").write_text(results.show(table) + "\n")
 
 # %%
-figure, axes = results.figure(2, size=(3.6, 2.8), sharey=True)
+figure, axes = common.figure(2, size=(3.6, 2.8), sharey=True)
 colours = ("#1f77b4", "#d95f02", "#7570b3", "#1b9e77")
 for axis, benchmark in zip(axes[0], ("lab", "lab_expression"), strict=True):
     for number, objective in enumerate(NAMES):
@@ -56,4 +57,4 @@ for axis, benchmark in zip(axes[0], ("lab", "lab_expression"), strict=True):
     )
 axes[0, 0].set_ylabel("correct, %")
 axes[0, 0].legend(frameon=False, fontsize=8)
-results.save(figure, out / "granularity.png")
+common.save(figure, out / "granularity.png")

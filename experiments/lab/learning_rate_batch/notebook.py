@@ -7,6 +7,7 @@
 # %%
 import numpy as np
 
+from experiments import common
 from experiments.lab import results
 
 frame, out = results.open_study("learning_rate_batch")
@@ -36,7 +37,7 @@ for benchmark in ("lab", "lab_expression"):
 (out / "table.md").write_text(results.show(table) + "\n")
 
 # %%
-figure, axes = results.figure(3, 2, size=(3.3, 2.6))
+figure, axes = common.figure(3, 2, size=(3.3, 2.6))
 for line, temperature in zip(axes, (1.0, 0.0), strict=True):
     grids = {
         o: np.array(
@@ -75,4 +76,4 @@ for line, temperature in zip(axes, (1.0, 0.0), strict=True):
     line[0].set_ylabel("batch, examples")
 for axis in axes[-1]:
     axis.set_xlabel("learning rate")
-results.save(figure, out / "grid.png")
+common.save(figure, out / "grid.png")

@@ -1,4 +1,4 @@
-"""Study d: learning rate × batch size, the same number of examples read in every cell, three seeds."""
+"""Study d: learning rate × batch size, as many examples read in every cell, three seeds."""
 
 from experiments.lab.trials import LEARNING_RATES, Trial
 

@@ -6,6 +6,7 @@
 # which no demonstration has.
 
 # %%
+from experiments import common
 from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
@@ -70,7 +71,7 @@ chains = [data for data in DATA if data != "operator"]
 
 def panels(file, draw, label):
     """A line for each base, a panel for each split; `draw(axis, base, split)` fills it."""
-    figure, axes = results.figure(
+    figure, axes = common.figure(
         len(SPLITS), len(bases), size=(3.6, 2.5), sharex=True, sharey="col"
     )
     for line, base in zip(axes, bases, strict=True):
@@ -89,7 +90,7 @@ def panels(file, draw, label):
     figure.legend(
         handles, labels, frameon=False, fontsize=8, ncols=len(labels), loc="outside upper center"
     )
-    results.save(figure, out / file)
+    common.save(figure, out / file)
 
 
 STYLES = {1.0: {"ls": ""}, 0.0: {"ls": "", "mfc": "white"}}
@@ -142,7 +143,7 @@ panels("differences.png", differences, "DFT − SFT, points")
 # ## Figure: the operator that the base never saw
 
 # %%
-figure, axes = results.figure(2, size=(3.6, 2.8), sharey=True)
+figure, axes = common.figure(2, size=(3.6, 2.8), sharey=True)
 for axis, split in zip(axes[0], ("lab_operator", "lab"), strict=True):
     for number, base in enumerate(bases):
         for offset, objective in ((-0.2, "none"), (0.0, "sft"), (0.2, "dft")):
@@ -161,4 +162,4 @@ for axis, split in zip(axes[0], ("lab_operator", "lab"), strict=True):
     )
 axes[0, 0].set_ylabel("avg@8 at T = 1, %")
 axes[0, 1].legend(frameon=False, fontsize=8)
-results.save(figure, out / "operator.png")
+common.save(figure, out / "operator.png")

@@ -6,6 +6,7 @@
 # question; GRPO samples anew at every step. Three seeds.
 
 # %%
+from experiments import common
 from experiments.lab import results
 from experiments.lab.results import COLOURS
 
@@ -38,7 +39,7 @@ for benchmark in SPLITS:
 (out / "table.md").write_text(results.show(table) + "\n")
 
 # %%
-figure, axes = results.figure(len(SPLITS), size=(3.3, 2.9), sharey=True)
+figure, axes = common.figure(len(SPLITS), size=(3.3, 2.9), sharey=True)
 for axis, (benchmark, words) in zip(axes[0], SPLITS.items(), strict=True):
     for number, objective in enumerate(NAMES):
         for offset, temperature, style in ((-0.12, 1.0, {}), (0.12, 0.0, {"mfc": "white"})):
@@ -53,4 +54,4 @@ for axis, (benchmark, words) in zip(axes[0], SPLITS.items(), strict=True):
     axis.set_title(f"{benchmark}: {words}", loc="left", fontsize=9)
 axes[0, 0].set_ylabel("correct, %")
 axes[0, 0].legend(frameon=False, fontsize=8)
-results.save(figure, out / "offline_rl.png")
+common.save(figure, out / "offline_rl.png")

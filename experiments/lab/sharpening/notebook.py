@@ -8,6 +8,7 @@
 # %%
 import numpy as np
 
+from experiments import common
 from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
@@ -65,7 +66,7 @@ def against_temperature(objective, data, benchmark):
 # ## Figures: accuracy against temperature, against entropy, and pass@k
 
 # %%
-figure, axes = results.figure(3, len(DATA) * len(SPLITS), size=(3.5, 2.6))
+figure, axes = common.figure(3, len(DATA) * len(SPLITS), size=(3.5, 2.6))
 panels = [(data, split) for split in SPLITS for data in DATA]
 for line, (data, split) in zip(axes, panels, strict=True):
     for objective, name in NAMES.items():
@@ -85,7 +86,7 @@ for line, (data, split) in zip(axes, panels, strict=True):
     line[2].minorticks_off()
     line[0].set_title(f"{split} ({SPLITS[split]}); {DATA[data]}", loc="left", fontsize=9)
 axes[0, 0].legend(frameon=False, fontsize=8)
-results.save(figure, out / "sharpening.png")
+common.save(figure, out / "sharpening.png")
 
 # %% [markdown] ## Table: each at temperature 1, greedy, at its own best temperature, at the other's
 # entropy, and pass@64

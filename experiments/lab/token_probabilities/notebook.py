@@ -7,6 +7,7 @@
 import numpy as np
 import pandas as pd
 
+from experiments import common
 from experiments.lab import results
 from experiments.lab.results import COLOUR_OF
 
@@ -39,7 +40,7 @@ for data, words in DATA.items():
 (out / "table.md").write_text(results.show(table) + "\n")
 
 # %%
-figure, axes = results.figure(len(DATA), size=(5.6, 3.2), sharey=True)
+figure, axes = common.figure(len(DATA), size=(5.6, 3.2), sharey=True)
 for axis, (data, words) in zip(axes[0], DATA.items(), strict=True):
     for number, model in enumerate(("base", "sft", "dft")):
         shares = 100 * frame[(frame.data == data) & (frame.model == model)][BINS].to_numpy()
@@ -56,7 +57,7 @@ for axis, (data, words) in zip(axes[0], DATA.items(), strict=True):
     axis.set_title(words, loc="left", fontsize=9)
 axes[0, 0].set_ylabel("tokens of the demonstrations, %")
 axes[0, 1].legend(frameon=False, fontsize=8)
-results.save(figure, out / "histogram.png")
+common.save(figure, out / "histogram.png")
 
 # %% [markdown]
 # ## The tokens that fell most under DFT, and what SFT did to them

@@ -1,7 +1,7 @@
 """How much of the packed rows holds tokens, over an epoch of steps of 256 examples, as
 `batches.TrainBatches` packs them.
 
-python -m experiments.performance.contenders.efficiency [--data=gsm8k_train.jsonl --tokenizer=FOLDER]
+python -m experiments.performance.contenders.efficiency [--data=FILE --tokenizer=FOLDER]
 
 Without `--data`: lengths drawn like those of mathematical fine-tuning data. Prints a line of JSON;
 `best_fit` leaves out the empty rows that bring a step to one of the few row counts.

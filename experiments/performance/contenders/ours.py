@@ -1,7 +1,8 @@
 """dft_jax's training step. A case is OBJECTIVE/LAYOUT, as in dft/padded; every case begins from the
 checkpoint.
 
-python -m experiments.performance.contenders.ours --folder=HF --examples=FILE --row_length=256 --cases=dft/padded
+python -m experiments.performance.contenders.ours --folder=HF --examples=FILE \\
+    --row_length=256 --cases=dft/padded
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """A training loop written by hand with PyTorch and transformers: forward, loss, backward, clip,
 AdamW.
 
-python -m experiments.performance.contenders.torch_loop --folder=HF --examples=FILE --objective=dft --head=full
+python -m experiments.performance.contenders.torch_loop --folder=HF --examples=FILE \\
+    --objective=dft --head=full
 
 `--head=full` takes the logits that the model returns; `--head=trained` calls the output layer on
 the trained positions only, which is the best that a few lines can do. `--device=cuda` is for the

@@ -81,10 +81,21 @@ def main() -> None:
         for ids, labels in zip(examples.ids_NL, examples.labels_NL(), strict=True)
     ]
     config = trl.SFTConfig(
-        output_dir=tempfile.mkdtemp(), loss_type="dft", max_steps=_MANY, per_device_train_batch_size=len(rows),
-        learning_rate=1e-5, lr_scheduler_type="constant", adam_beta2=0.95, weight_decay=0.01, max_grad_norm=1.0,
-        use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True, **_SETTINGS[arguments.setting],
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        loss_type="dft",
+        max_steps=_MANY,
+        per_device_train_batch_size=len(rows),
+        learning_rate=1e-5,
+        lr_scheduler_type="constant",
+        adam_beta2=0.95,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **_SETTINGS[arguments.setting],
+    )
     trainer = Trainer(
         transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32),
         config,

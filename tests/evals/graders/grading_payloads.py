@@ -19,7 +19,8 @@ _CALLS = [
     "exec(\"open('CANARY','w')\")",
     "compile('1','CANARY','exec')",
     "().__class__.__base__.__subclasses__()",
-    "[c for c in ().__class__.__base__.__subclasses__() if c.__name__=='Popen'][0](['touch','CANARY'])",
+    "[c for c in ().__class__.__base__.__subclasses__() if c.__name__=='Popen'][0]"
+    "(['touch','CANARY'])",
     "(lambda: open('CANARY','w'))()",
     "getattr(__import__('os'),'system')('touch CANARY')",
     "__builtins__['open']('CANARY','w')",

@@ -91,8 +91,9 @@ def test_no_payload_raises_an_event():
 
 def test_the_recorder_sees_what_sympy_would_do():
     """The test above could not fail if its recorder saw nothing."""
-    code = "import sys; from tests.evals.graders import grading_payloads as g; import sympy; seen = []\n"
-    code += "sys.addaudithook(lambda *a: g.is_suspect(*a) and seen.append(a[0]))\nsympy.Number('6'); print(seen)"
+    code = "import sys; from tests.evals.graders import grading_payloads as g; import sympy\n"
+    code += "seen = []\nsys.addaudithook(lambda *a: g.is_suspect(*a) and seen.append(a[0]))\n"
+    code += "sympy.Number('6'); print(seen)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2]
     )
@@ -214,7 +215,8 @@ def test_the_pool_gives_math_verifys_verdicts(verdicts):
     import math_verify
 
     config = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
-    kinds = "units text dollars degrees percentage thousands bases point scientific small letters unsolvable".split()
+    kinds = "units text dollars degrees percentage thousands bases point scientific small".split()
+    kinds += ["letters", "unsolvable"]
     compared = 0
     for pair, verdict in zip(PAIRS, verdicts, strict=True):
         if pair["kind"] in kinds:
@@ -331,7 +333,8 @@ def test_a_dead_worker_is_replaced():
 
 
 def test_workers_import_no_jax():
-    code = "import sys; from dft_jax.evals.graders import pool; pool.patch_math_verify(); print('jax' in sys.modules)"
+    code = "import sys; from dft_jax.evals.graders import pool; pool.patch_math_verify()\n"
+    code += "print('jax' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parents[2]
     )

@@ -1,4 +1,4 @@
-"""What the strict grader takes for the same answer: kinds of pairs, edits of right answers, votes."""
+"""What the strict grader takes for one answer: kinds of pairs, edits of right answers, votes."""
 
 import json
 import pathlib
