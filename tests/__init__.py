@@ -1,1 +1,0 @@
-from tests import typecheck  # noqa: F401 — found there by --jaxtyping-packages

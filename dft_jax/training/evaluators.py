@@ -13,8 +13,10 @@ from dft_jax.types import Params
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """A measurement. The loop calls `begin` once, `compile_programs` before the first step, and `run` at
-    the steps that are `due` and have no metric of this kind yet.
+    """A measurement of the model at some steps of a run.
+
+    The loop calls `begin` once, `compile_programs` before the first step, and `run` at the steps
+    that are `due` and have no metric of this kind yet.
     """
 
     prefix: str  # of the names of its metrics, as in "heldout/"
