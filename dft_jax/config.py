@@ -120,7 +120,7 @@ def validate(config: Config) -> list[str]:
 
 
 def _problems_between(sound: dict[str, Any]) -> list[str]:
-    """What rooms say of values that are right by themselves: paths, and what does not go together."""
+    """What rooms say of values that are right by themselves: paths, and what goes together."""
     here = os.getcwd()
     problems = data_options.problems(_section(sound, "data"), here)
     problems += model_options.problems(_section(sound, "model"), here)

@@ -1,7 +1,8 @@
 """Samples a model on benchmarks and grades it; or grades completions of any other engine; or reads
 held-out text.
 
-python -m dft_jax.evaluate --model=FOLDER_OR_RUN --benchmarks=math500,aime24 --prompt=qwen-boxed --out=scores
+python -m dft_jax.evaluate --model=FOLDER_OR_RUN --benchmarks=math500,aime24 \\
+    --prompt=qwen-boxed --out=scores
 python -m dft_jax.evaluate --grade=predictions.jsonl --benchmark_data=FOLDER --out=scores
 python -m dft_jax.evaluate --model=FOLDER_OR_RUN --heldout=test.jsonl --rows=gsm8k --out=scores
 

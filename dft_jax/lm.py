@@ -76,8 +76,8 @@ class LM:
 def open_checkpoint(
     path: str,
     revision: str,
-    mesh: Mapping[str, int],
-    model_settings: Mapping[str, Any],
+    mesh: Config,
+    model_settings: Config,
     *,
     max_length: int = 2,
     is_random: bool = False,
@@ -215,7 +215,9 @@ def _lm_of_run(folder: Path, mesh: dict[str, int], compute_dtype: str) -> LM:
         read=saved.params,
         source=saved.source,
         path=str(folder),
-        what=f"{folder.name}, step {saved.step}: its {masters} weights, computed in {compute_dtype}",
+        what=(
+            f"{folder.name}, step {saved.step}: its {masters} weights, computed in {compute_dtype}"
+        ),
         date=saved.config.data.get("date", ""),
         trained=trained_template(saved.config, folder),
     )
@@ -292,7 +294,7 @@ def template_file(workdir: Path) -> Path | None:
 
 
 def trained_template(config: Config, workdir: Path) -> str:
-    """What a run was trained with, as a value of --prompt. Of a .jinja file its folder has a copy."""
+    """What a run was trained with, as a value of --prompt; of a .jinja file, the run's copy."""
     name = config.data.template
     if name.endswith(".jinja"):
         return str(template_file(workdir) or name)

@@ -1,7 +1,8 @@
 """One command from a checkpoint and a file of problems to a fine-tuned checkpoint.
 
 python -m dft_jax.main --config=configs/tiny.py --workdir=runs/tiny
-python -m dft_jax.main --config=configs/gsm8k.py:objective=dft --config.model.path=FOLDER --workdir=runs/gsm8k
+python -m dft_jax.main --config=configs/gsm8k.py:objective=dft \\
+    --config.model.path=FOLDER --workdir=runs/gsm8k
 
 Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 stopped by SIGTERM or
 SIGINT with all of it saved, the same command goes on; anything else is a fault.

@@ -25,9 +25,11 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Params = Any  # a plain nested dict of arrays
+# A field of a pytree: an array of the shape in its name, or what stands for one while a program is
+# described: a shape, a layout, a cotangent. Functions are annotated with shapes, fields are not.
+Leaf = Any
 
 
 @jax.tree_util.register_dataclass
@@ -47,11 +49,11 @@ class Batch:
     the host, of JAX on devices, or a shape alone where a step is compiled ahead.
     """
 
-    tokens_BL: Int[Any, "B L"]
-    targets_BL: Int[Any, "B L"]
-    mask_BL: Bool[Any, "B L"]
-    segments_BL: Int[Any, "B L"]
-    positions_BL: Int[Any, "B L"]
+    tokens_BL: Leaf
+    targets_BL: Leaf
+    mask_BL: Leaf
+    segments_BL: Leaf
+    positions_BL: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -63,17 +65,17 @@ class TokenStats:
     that need them.
     """
 
-    logp_BL: Float[Array, "B L"]  # log π(target), nats
-    entropy_BL: Float[Array, "B L"]  # entropy of the next-token distribution, nats
-    correct_BL: Bool[Array, "B L"]  # the target is (one of) the most probable token(s)
+    logp_BL: Leaf  # log π(target), nats
+    entropy_BL: Leaf  # entropy of the next-token distribution, nats
+    correct_BL: Leaf  # the target is (one of) the most probable token(s)
     # Which example of its row a trained token belongs to; 0 where untrained.
-    examples_BL: Int[Array, "B L"]
+    examples_BL: Leaf
     # log π_ref(target), π_ref the model before training.
-    reference_logp_BL: Float[Array, "B L"] | None = None
+    reference_logp_BL: Leaf = None
     # KL(π_ref ‖ π) over the whole vocabulary, nats.
-    kl_BL: Float[Array, "B L"] | None = None
+    kl_BL: Leaf = None
     # Entropy among the 20 most probable tokens, nats.
-    top_entropy_BL: Float[Array, "B L"] | None = None
+    top_entropy_BL: Leaf = None
 
 
 @jax.tree_util.register_dataclass
@@ -86,8 +88,8 @@ class Hyperparameters:
     """
 
     # Learning rate of each update; the last one stands for all that follow.
-    rates_U: Float[Array, " U"]
-    seed: UInt32[Array, ""]
+    rates_U: Leaf
+    seed: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -108,6 +110,6 @@ class TrainState:
     steps were skipped.
     """
 
-    step: Int[Array, ""]
+    step: Leaf
     params: Params
     opt_state: Any

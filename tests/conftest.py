@@ -33,7 +33,7 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from tests import private_jax
+from tests import private_jax, typecheck  # noqa: F401 — --jaxtyping-packages finds typecheck here
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -85,7 +85,8 @@ def join_processes() -> None:
     --distributed, found by JAX itself: TPU pods, Slurm steps (srun), Open MPI, Kubernetes.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    remedy = "start them with srun or on a TPU pod, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
+    names = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
+    remedy = f"start them with srun or on a TPU pod, or set {names}"
     with errors.user_errors("the job's processes were not found", remedy, (KeyError, ValueError)):
         if address:
             count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])

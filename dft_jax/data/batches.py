@@ -97,7 +97,7 @@ def load_examples(
     template = Template(config.template, tokenizer, date=date)
     account = Account()
     source = locate.open_rows(path, config, split)
-    rows = progress.bar(
+    bar = progress.bar(
         itertools.islice(source.rows, max_rows or None),
         desc=f"read {Path(path).name}",
         unit="row",
@@ -105,7 +105,7 @@ def load_examples(
     )
     examples: list[Example] = []
     origins: list[str] = []
-    records = _records(rows, config, template, account)
+    records = _records(iter(bar), config, template, account)
     # In blocks: the texts of a file of 10 GB would not fit beside its tokens.
     while block := list(itertools.islice(records, _TOKENIZE_AT_ONCE)):
         for origin, example in _tokenize(block, template, config.max_length, account):

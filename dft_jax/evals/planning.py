@@ -1,4 +1,4 @@
-"""What an evaluation is going to sample: prompts, requests, stops, checked before the first token."""
+"""What an evaluation is going to sample: prompts, requests and stops, checked in advance."""
 
 import dataclasses
 import hashlib
@@ -157,7 +157,7 @@ def _ask(settings: Settings, template: Template, model: Model, max_length: int) 
 
 
 def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
-    """How many tokens the completion of a prompt may have; BadRow where there is no room for one."""
+    """How many tokens a prompt's completion may have; BadRow where there is no room for one."""
     if not ids:
         raise BadRow("its prompt has no tokens; give a template that writes something")
     vocab_size = model.config.vocab_size

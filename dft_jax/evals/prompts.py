@@ -18,7 +18,7 @@ _NAMED = "as named, or as the evaluation was begun"
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A prompt by its name in data/chat.py, why it is this one, and what a user should know of it."""
+    """A prompt by its name in data/templates.py, why it is this one, and a warning for the user."""
 
     name: str
     why: str
@@ -73,7 +73,8 @@ def unread(benchmark: str, prompts: list[str], tokenizer: Any) -> list[str]:
     shown = "".join(dict.fromkeys("".join(lost)))[:8]
     what = f"{benchmark}: the tokenizer has no token for some characters (such as {shown!r})"
     return [
-        f"{what} in the prompts of {len(lost)} of {len(prompts)} problems; the model never sees them"
+        f"{what} in the prompts of {len(lost)} of {len(prompts)} problems;"
+        " the model never sees them"
     ]
 
 

@@ -171,7 +171,7 @@ def _identity(plan: Plan, model: Model, model_id: dict[str, Any]) -> dict[str, A
 
 
 def recorded_date(out: Path) -> str:
-    """The date that the prompts of the evaluation in `out` were given; empty where there is none."""
+    """The date that the prompts of the evaluation in `out` were given; empty for none."""
     file = out / EVALUATION_NAME
     if not file.exists():
         return ""

@@ -28,7 +28,8 @@ class Settings:
     )
     prompt: str = _setting(
         prompts_lib.AUTO,
-        "A name of data/templates.py, 'tokenizer', a .jinja file, or 'auto': as the model was trained.",
+        "A name of data/templates.py, 'tokenizer', a .jinja file, or 'auto': as the model was"
+        " trained.",
     )
     instruction: str = _setting("", "Text on a line of its own at the end of each question.")
     samples: int = _setting(16, "Samples of each problem at each temperature.")

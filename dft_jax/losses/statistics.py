@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from dft_jax.types import TokenStats
+from dft_jax.types import Leaf, TokenStats
 
 
 @jax.tree_util.register_dataclass
@@ -19,12 +19,12 @@ from dft_jax.types import TokenStats
 class Stats:
     """Statistics of targets: of a chunk [C], a device [N] or all [B, L]; None if not asked for."""
 
-    logp: jax.Array
-    entropy: jax.Array
-    correct: jax.Array
-    top_entropy: jax.Array | None = None
-    reference_logp: jax.Array | None = None
-    kl: jax.Array | None = None
+    logp: Leaf
+    entropy: Leaf
+    correct: Leaf
+    top_entropy: Leaf = None
+    reference_logp: Leaf = None
+    kl: Leaf = None
 
     def as_token_stats(self, examples: jax.Array) -> TokenStats:
         """As objectives see them; `examples` is which example a token belongs to, 0 for none."""
@@ -44,8 +44,8 @@ class Stats:
 class StatsGradients:
     """d loss / d statistic, of the two statistics that carry a gradient; shapes as in `Stats`."""
 
-    logp: jax.Array
-    kl: jax.Array | None
+    logp: Leaf
+    kl: Leaf
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """config.model: which checkpoint, and how its model is computed."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from dft_jax import sharding
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.models.decoder import REMAT_POLICIES
 from dft_jax.models.spec import DecoderSpec
-from dft_jax.runtime.options import AT_LEAST_1, Option
+from dft_jax.runtime.options import AT_LEAST_1, Config, Option
 
 SECTION = {
     "path": Option("", "folder or hub id of a Hugging Face checkpoint"),
@@ -58,7 +57,7 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
 
 
 def architecture_problems(
-    mesh: Mapping[str, int], max_length: int, architecture: DecoderSpec, device_count: int
+    mesh: Config, max_length: int, architecture: DecoderSpec, device_count: int
 ) -> list[str]:
     """What does not fit between a mesh, the length of examples, and a checkpoint's architecture."""
     found = []

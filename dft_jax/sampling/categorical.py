@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dft_jax.models import cached
 from dft_jax.sampling import filters as token_filters
 from dft_jax.sampling.filters import Filter
+from dft_jax.types import Leaf
 
 # A logit that is never drawn; finite, so that 0 · _NEVER is 0.
 _NEVER = float(jnp.finfo(jnp.float32).min)
@@ -30,9 +31,9 @@ class _Summaries:
     errors of 0.001 to 1, and the entropy, which is made of small differences, is off by nats.
     """
 
-    max_BM: Float[Array, "B M"]
-    sum_BM: Float[Array, "B M"]
-    weighted_BM: Float[Array, "B M"]
+    max_BM: Leaf
+    sum_BM: Leaf
+    weighted_BM: Leaf
 
 
 @dataclasses.dataclass(frozen=True)

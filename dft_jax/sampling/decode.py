@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Int, UInt32
 
 from dft_jax import sharding
 from dft_jax.models import cached
@@ -18,7 +18,7 @@ from dft_jax.models.attention.cached import CACHE_SPEC
 from dft_jax.models.model import Model
 from dft_jax.sampling.categorical import draw
 from dft_jax.sampling.filters import Filter
-from dft_jax.types import Params
+from dft_jax.types import Leaf, Params
 
 STEPS_AT_ONCE = 64  # tokens of a slot between two looks of the host
 # Named, because the default of JAX may change, and samples with it.
@@ -33,16 +33,16 @@ class Slots:
     The token that is drawn next comes from `hidden_BD`; it is number `made_B` of its completion.
     """
 
-    hidden_BD: Float[Array, "B D"]
+    hidden_BD: Leaf
     cache: cached.Cache
-    lengths_B: Int[Array, " B"]  # tokens in the cache
-    outputs_BT: Int[Array, "B T"]
-    made_B: Int[Array, " B"]
-    limits_B: Int[Array, " B"]
-    active_B: Bool[Array, " B"]
-    keys_B: Array
-    temperatures_B: Float[Array, " B"]
-    entropy_sums_B: Float[Array, " B"]
+    lengths_B: Leaf  # tokens in the cache
+    outputs_BT: Leaf
+    made_B: Leaf
+    limits_B: Leaf
+    active_B: Leaf
+    keys_B: Leaf
+    temperatures_B: Leaf
+    entropy_sums_B: Leaf
 
     @property
     def cache_length(self) -> int:
@@ -55,7 +55,7 @@ class Slots:
 class Prefilled:
     """P prompts after the forward pass: the hidden state of their last token, and their cache."""
 
-    hidden_PD: Float[Array, "P D"]
+    hidden_PD: Leaf
     cache: cached.Cache
 
     @property
@@ -69,12 +69,12 @@ class Prefilled:
 class Admission:
     """Requests that begin in slots; where `is_new_B` is False the other arrays hold nothing."""
 
-    is_new_B: Bool[Any, " B"]
-    row_B: Int[Any, " B"]  # of the prefilled prompts
-    lengths_B: Int[Any, " B"]  # of the prompts
-    limits_B: Int[Any, " B"]  # tokens to make at most
-    temperatures_B: Float[Any, " B"]
-    noise_B4: UInt32[Any, "B 4"]  # what the noise of a completion depends on
+    is_new_B: Leaf
+    row_B: Leaf  # of the prefilled prompts
+    lengths_B: Leaf  # of the prompts
+    limits_B: Leaf  # tokens to make at most
+    temperatures_B: Leaf
+    noise_B4: Leaf  # what the noise of a completion depends on
 
 
 @jax.tree_util.register_dataclass
@@ -82,12 +82,12 @@ class Admission:
 class Report:
     """What the host has to know after a number of decode steps."""
 
-    active_B: Bool[Array, " B"]
-    made_B: Int[Array, " B"]
-    outputs_BT: Int[Array, "B T"]
-    entropy_sums_B: Float[Array, " B"]
-    steps: Int[Array, ""]
-    tokens: Int[Array, ""]  # that belong to completions, of steps · B
+    active_B: Leaf
+    made_B: Leaf
+    outputs_BT: Leaf
+    entropy_sums_B: Leaf
+    steps: Leaf
+    tokens: Leaf  # that belong to completions, of steps · B
 
 
 def empty(*, n_slots: int, size: int, n_outputs: int, model: Model) -> Slots:

@@ -48,7 +48,7 @@ def keep_top_p(logits_BV: Float[Array, "B V"], p: float) -> Bool[Array, "B V"]:
 
 
 def _heaviest(
-    logits_BV: Float[Array, "B V"], weights_BV: Num[Array, "B V"], wanted: float
+    logits_BV: Float[Array, "B V"], weights_BV: Num[Array, "B V"], wanted: float | int
 ) -> Bool[Array, "B V"]:
     """The tokens from the highest logit on that together weigh at least `wanted`.
 

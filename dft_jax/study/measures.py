@@ -29,7 +29,7 @@ from dft_jax.data.templates import Example
 from dft_jax.models.model import Model, head
 from dft_jax.runtime import interrupts
 from dft_jax.training import metrics
-from dft_jax.types import Batch, Params
+from dft_jax.types import Batch, Leaf, Params
 
 BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))  # T from 4 down to 1/4
 CHUNK_TOKENS = 256  # whose logits exist at once: 50 MB for a vocabulary of 49,152
@@ -44,13 +44,13 @@ BELOW, ABOVE = 0.01, 0.9
 class TokenValues:
     """Of each trained token, float32 and in nats."""
 
-    logp_P: Float[Array, " P"]
-    entropy_P: Float[Array, " P"]
-    is_top_P: Float[Array, " P"]  # 1 where the target is (one of) the most probable token(s)
-    nll_KP: Float[Array, "K P"]  # at each β
-    nll_slope_KP: Float[Array, "K P"]  # its derivative in β
-    entropy_KP: Float[Array, "K P"]
-    entropy_slope_KP: Float[Array, "K P"]
+    logp_P: Leaf
+    entropy_P: Leaf
+    is_top_P: Leaf  # 1 where the target is (one of) the most probable token(s)
+    nll_KP: Leaf  # at each β
+    nll_slope_KP: Leaf  # its derivative in β
+    entropy_KP: Leaf
+    entropy_slope_KP: Leaf
 
 
 def token_values(

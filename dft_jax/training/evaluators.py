@@ -1,7 +1,7 @@
 """What a run has measured of its model at some of its steps. Whoever calls the loop hands it in."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dft_jax.data.batches import Examples
 from dft_jax.losses import objectives
@@ -11,9 +11,12 @@ from dft_jax.training.heldout import HeldOut
 from dft_jax.types import Params
 
 
+@runtime_checkable
 class Evaluator(Protocol):
-    """A measurement. The loop calls `begin` once, `compile_programs` before the first step, and `run` at
-    the steps that are `due` and have no metric of this kind yet.
+    """A measurement of the model at some steps of a run.
+
+    The loop calls `begin` once, `compile_programs` before the first step, and `run` at the steps
+    that are `due` and have no metric of this kind yet.
     """
 
     prefix: str  # of the names of its metrics, as in "heldout/"
@@ -45,6 +48,7 @@ class Evaluator(Protocol):
         ...
 
 
+@runtime_checkable
 class MakeEvaluators(Protocol):
     """Makes evaluators as soon as a run's model is known; may raise a UserError."""
 

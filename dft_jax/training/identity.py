@@ -306,7 +306,10 @@ def open_workdir(
         _refuse_unknown(allowed, before.keys() | fingerprint.keys())
         changes = errors.differences(before, fingerprint)
         refused = refused_changes(changes, allowed)
-        remedy = "undo the change, or give a new --workdir, or name what may change in config.resume.allow_changed"
+        remedy = (
+            "undo the change, or give a new --workdir, or name what may change in"
+            " config.resume.allow_changed"
+        )
         errors.raise_if_any(
             refused and [f"--workdir={workdir} holds another run: {remedy}", *refused]
         )

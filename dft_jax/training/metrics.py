@@ -1,4 +1,4 @@
-"""What every run reports: sums over trained tokens, made inside the step and finished on the host."""
+"""What every run reports: sums over trained tokens from the step, finished on the host."""
 
 from typing import Any
 
@@ -71,7 +71,7 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak of a device by name, or None where it is not known (every CPU): then no MFU is reported."""
+    """Peak of a device by name; None where it is not known (every CPU), and no MFU reported."""
     return next((flops for name, flops in _PEAK_FLOPS.items() if name in device_kind), None)
 
 

@@ -227,7 +227,8 @@ def apply(
 def add_rounded(params: Params, updates: Params, key: jax.Array) -> Params:
     """params + updates, rounded to bfloat16 at random, and right on average.
 
-    Up with the odds of what is left of a step between two values. Each weight has bits of its own, from `key` and its place, whatever the mesh.
+    Up with the odds of what is left of a step between two values. Each weight has bits of its own,
+    from `key` and its place, whatever the mesh.
     """
     leaves, tree = jax.tree.flatten(params)
     keys = tree.unflatten([jax.random.fold_in(key, number) for number in range(len(leaves))])

@@ -4,7 +4,7 @@ import importlib.util
 from typing import Any
 
 from dft_jax import sharding
-from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Legal, Option
+from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Config, Legal, Option
 
 TRAIN = {
     "global_batch": Option(256, "examples of an update, over all devices", AT_LEAST_1),
@@ -80,7 +80,7 @@ def log_problems(given: dict[str, Any]) -> list[str]:
 
 
 def batch_problems(
-    global_batch: int, accumulation: int, mesh: dict[str, int], device_count: int
+    global_batch: int, accumulation: int, mesh: Config, device_count: int
 ) -> list[str]:
     """What does not fit between a batch and a mesh that is right on this number of devices."""
     data, fsdp, _ = sharding.mesh_sizes(**mesh, device_count=device_count)

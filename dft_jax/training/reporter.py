@@ -200,8 +200,9 @@ class SkipGuard:
             shown = ", ".join(where[:16]) + (", …" if len(where) > 16 else "")
             raise errors.UserError(
                 [
-                    f"step {step}: {self.most} non-finite updates in a row, none of them applied; look at the data of"
-                    " these steps, or start again in a new --workdir with a lower config.optimizer.learning_rate",
+                    f"step {step}: {self.most} non-finite updates in a row, none of them applied;"
+                    " look at the data of these steps, or start again in a new --workdir with a"
+                    " lower config.optimizer.learning_rate",
                     f"the {len(where)} examples of step {step}: {shown}",
                 ]
             )

@@ -7,10 +7,11 @@ import huggingface_hub
 import pytest
 from ml_collections import ConfigDict
 
-from dft_jax import assets, config as config_lib, plan
+from dft_jax import assets, config as config_lib
 from dft_jax.data.sources import locate
 from dft_jax.lm import base_of
 from dft_jax.models.hf.locate import resolve
+from dft_jax.planner import devices
 from dft_jax.runtime import errors, hub
 from dft_jax.training import identity
 from dft_jax.training.preparation import prepare
@@ -44,7 +45,7 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
     "read",
     [
         lambda: resolve("runs/base", "main"),
-        lambda: plan.read_architecture("runs/base", "main"),
+        lambda: devices.read_architecture("runs/base", "main"),
         lambda: locate.read_rows("runs/data", ConfigDict({"subset": "", "revision": ""}), "train"),
     ],
     ids=["model", "plan", "data"],

@@ -100,7 +100,7 @@ def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Arr
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write_layer(stacked: jax.Array, one: jax.Array, index: int) -> jax.Array:
+def _write_layer(stacked: jax.Array, one: jax.Array, index: jax.Array | int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, one, index, 0)
 
 
@@ -112,7 +112,7 @@ def tensor_reader(params: Params, model: Model) -> Callable[[Tensor], np.ndarray
     # Without axes: every device, and so every host, gets all of it.
     layout = sharding.named(model.mesh)
 
-    def one_of(array: jax.Array, index: int | None) -> jax.Array:
+    def one_of(array: jax.Array, index: jax.Array | int | None) -> jax.Array:
         return array if index is None else array[index]
 
     take = jax.jit(one_of, out_shardings=layout)

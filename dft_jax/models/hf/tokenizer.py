@@ -119,7 +119,7 @@ class Tokenizer:
         """Ids (`.ids`) and places (`.offsets`, in characters) of each text; nothing is added."""
         return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Iterable[Any], skip_special_tokens: bool = False) -> str:
         """The text of ids as it is: no space before a full stop is taken out."""
         kept = [int(id_) for id_ in ids]
         if skip_special_tokens:
