@@ -71,7 +71,7 @@ for place, name in enumerate(models):
 axis.set_xticks(range(3), ["temperature 1", "temperature 0.3", "greedy"])
 axis.set_ylabel("right answers, %")
 axis.spines[["top", "right"]].set_visible(False)
-axis.legend(frameon=False, ncols=3, loc="lower center")
+axis.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 plt.show()
 
 # %% [markdown]
