@@ -14,7 +14,16 @@ from dft_jax.data import order
 from dft_jax.lab import recipe
 from dft_jax.lm import open_config
 from dft_jax.runtime import errors, interrupts
-from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
+from dft_jax.study import (
+    clock as clock_lib,
+    laboratory,
+    records as records_lib,
+    report,
+    run,
+    spec as spec_lib,
+    texts as texts_lib,
+    training,
+)
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
 from tests.commands import run_command
@@ -245,7 +254,7 @@ def test_the_newest_speed_counts():
 
 @pytest.fixture(scope="module")
 def lab():
-    return run.open_laboratory(make_spec())
+    return laboratory.open_laboratory(make_spec())
 
 
 def carry_out(lab, folder, clock=None):
@@ -271,8 +280,8 @@ def test_all_is_done_and_nothing_is_done_twice(finished, lab, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("something was done again")
 
-    monkeypatch.setattr(run.Training, "__enter__", refuse)
-    monkeypatch.setattr(run.Study, "_heldout", refuse)
+    monkeypatch.setattr(training.Training, "__enter__", refuse)
+    monkeypatch.setattr(run.Study, "_measure", refuse)
     carry_out(lab, finished.folder.parent)
 
 
@@ -302,9 +311,10 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_program_for_each_objective(finished, lab, tmp_path):
-    study = run.Study(lab, tmp_path, Clock())
-    assert study.program("sft") is study.program("sft")
+def test_one_program_for_each_objective(finished, lab):
+    programs = lab.programs
+    check = Clock().check
+    assert programs.step_of("sft", check) is programs.step_of("sft", check)
     rates = [
         finished.read(Phase(arm, "train", 4)).results["steps"][-1]["nll"]
         for arm in ARMS
@@ -337,14 +347,14 @@ def test_stopped_anywhere_it_ends_with_the_same_results(
     """Also mid-arm, between training and measuring, and where every checkpoint is lost in
     between."""
     stops, resumed = 0, 0
-    restore = run.Checkpoints.restore
+    restore = training.Checkpoints.restore
 
     def counted(self, *arguments):
         nonlocal resumed
         resumed += 1
         return restore(self, *arguments)
 
-    monkeypatch.setattr(run.Checkpoints, "restore", counted)
+    monkeypatch.setattr(training.Checkpoints, "restore", counted)
     while True:
         try:
             # Enough to get from an arm's beginning to its second measured step, were all lost.
@@ -367,9 +377,9 @@ def test_done_files_alone_are_enough(finished, lab, tmp_path, monkeypatch):
     shutil.copytree(finished.folder, tmp_path / "done")
     shutil.rmtree(tmp_path / "done" / ARMS[1].name)
     begun = []
-    enter = run.Training.__enter__
+    enter = training.Training.__enter__
     monkeypatch.setattr(
-        run.Training, "__enter__", lambda self: begun.append(self.arm) or enter(self)
+        training.Training, "__enter__", lambda self: begun.append(self.arm) or enter(self)
     )
     records = carry_out(lab, tmp_path)
     assert begun == [ARMS[1]]
@@ -396,7 +406,7 @@ def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
     spec = make_spec(
         config=tiny_config(**CONFIG | lab), arms=ARMS[:1], texts=texts, keep="parameters"
     )
-    records = carry_out(run.open_laboratory(spec), tmp_path)
+    records = carry_out(laboratory.open_laboratory(spec), tmp_path)
     folder = tmp_path / "exports" / ARMS[0].name
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in folder.iterdir()
@@ -414,13 +424,14 @@ def test_a_text_without_enough_short_examples_is_told():
         (dataclasses.replace(TEXTS[0], answer_mark="\\boxed{"), "no example has '\\\\boxed{'"),
     ):
         with pytest.raises(errors.UserError) as error:
-            run.open_laboratory(make_spec(texts=(text,)))
+            laboratory.open_laboratory(make_spec(texts=(text,)))
         assert words in str(error.value)
 
 
 def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
     """Else the arms of the second evening would read another text than those of the first."""
-    template = "{{ strftime_now('%Y') }} {% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    template = "{{ strftime_now('%Y') }} "
+    template += "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
     (tmp_path / "dated.jinja").write_text(template)
     for date, is_refused in (("", True), ("2026-07-26", False)):
@@ -429,9 +440,9 @@ def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
         _, _, tokenizer = open_config(spec.config)
         if is_refused:
             with pytest.raises(errors.UserError, match="config.data.date = "):
-                run.refuse_undated(spec, tokenizer)
+                texts_lib.refuse_undated(spec, tokenizer)
         else:
-            run.refuse_undated(spec, tokenizer)
+            texts_lib.refuse_undated(spec, tokenizer)
 
 
 def test_a_signal_stops_a_study(lab, tmp_path, monkeypatch):
@@ -472,8 +483,10 @@ def test_the_report_says_what_is_missing(finished, tmp_path):
 
 def test_intervals_are_students():
     """Three values with mean 2 and standard deviation 1: 2 ± 4.3027 / √3."""
-    mean, low, high = report.interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == pytest.approx((2.0, 2 - 2.484, 2 + 2.484), abs=1e-3)
+    found = report.interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (2.0, 2 - 2.484, 2 + 2.484), abs=1e-3
+    )
     assert report.interval([1.0]) is None, "one seed says nothing of others"
 
 
@@ -488,9 +501,9 @@ def test_differences_are_paired_by_seed():
     # seed 2 has no DFT: it is in no pair
     table = report.differences_table(spec, rows[:-1], "seen", 4)
     assert "| dft - sft | 0.001 | 2 | +1.005 [" in table
-    low, high = report.interval([1.0, 1.01])[1:]
-    assert f"[{low:.3f}, {high:.3f}]" in table
-    assert np.isclose(high - low, 2 * 12.7062 * 0.005, atol=1e-3)
+    expected = report.interval([1.0, 1.01])
+    assert f"[{expected.low:.3f}, {expected.high:.3f}]" in table
+    assert np.isclose(expected.high - expected.low, 2 * 12.7062 * 0.005, atol=1e-3)
 
 
 def test_clipped_is_the_share_of_the_steps_so_far(finished):
@@ -511,7 +524,9 @@ from tests.study.test_study import CONFIG, make_spec, tiny_config
 
 
 def get_spec(argument=""):
-    return make_spec(config=tiny_config(**CONFIG | {"model.path": argument})) if argument else make_spec()
+    if not argument:
+        return make_spec()
+    return make_spec(config=tiny_config(**CONFIG | {"model.path": argument}))
 """
 
 
