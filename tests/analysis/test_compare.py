@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from dft_jax.analysis import compare, comparison
+from dft_jax.analysis import compare, comparison, comparison_report
 from dft_jax.evals import report, scores
 from tests import commands
 from tests.commands import run_command
@@ -169,7 +169,7 @@ def test_what_was_evaluated_is_said_and_other_bases_are_warned_about(runs):
     assert made.warnings == [
         "dft began with other weights than sft: part of any difference may be theirs"
     ]
-    assert comparison.text(made).splitlines()[-2:] == [
+    assert comparison_report.text(made).splitlines()[-2:] == [
         f"sft: run 5f0c, step 390, begun with Qwen/Q at {'c' * 12}, weights {'a' * 12}",
         f"dft: run 77aa, step 390, begun with Qwen/Q, weights {'b' * 12}",
     ]
@@ -262,7 +262,7 @@ def test_a_reversed_file_is_the_same_benchmark(benchmark):
     row = made.rows[1]
     assert row["difference"] == row["pass_at_k_difference"] == row["maj_at_k_difference"] == 0
     assert row["difference_low"] is None and row["difference_p"] == 1 and not row["difference_holm"]
-    assert made.warnings == [] and "equal on every problem" in comparison.text(made)
+    assert made.warnings == [] and "equal on every problem" in comparison_report.text(made)
     turned, digests = reversed_file(other)
     straight = both(result(benchmark, base), result(benchmark, other)).rows[1]
     assert (
@@ -306,7 +306,8 @@ def test_scores_of_an_older_version_are_paired_by_id_with_a_word():
         del old[key]
     made = both(old, result("gsm8k", shares(2)))
     assert made.warnings == [
-        "gsm8k, a and b: scores of an older version do not say which problems they are of; paired by id, unchecked"
+        "gsm8k, a and b: scores of an older version do not say which problems they are of;"
+        " paired by id, unchecked"
     ]
     row = made.rows[1]
     assert (
@@ -340,7 +341,7 @@ def test_marks_count_all_differences():
     one = both(result("gsm8k", base, k=1), result("gsm8k", better, k=1))
     [difference] = one.differences
     assert difference.row["difference_holm"] and 0.01 < difference.row["difference_p"] < 0.05
-    assert "+12.0*" in comparison.text(one)
+    assert "+12.0*" in comparison_report.text(one)
     several = [
         result("gsm8k", each, temperature, 1)
         for each in (base, better)
@@ -356,7 +357,7 @@ def test_marks_count_all_differences():
     )
     assert (
         "3 differences to a; * marks the 0 that are more than chance with all 3 counted"
-        in comparison.text(made)
+        in comparison_report.text(made)
     )
 
 
@@ -366,7 +367,7 @@ def test_nothing_printed_has_no_width():
         result("gsm8k", {str(i): 0.0 for i in range(30)}),
         result("gsm8k", {str(i): 1.0 for i in range(30)}),
     )
-    text = comparison.text(made)
+    text = comparison_report.text(made)
     for part in ("0.0 to 0.0", "100.0 to 100.0", "± 0.0"):
         assert f" {part} " not in text
     assert "0.0 to 9.5" in text and "90.5 to 100.0" in text and "+100.0*" in text
@@ -412,7 +413,8 @@ def test_command(runs, capfd, monkeypatch):
         (
             ["{}/votes"],
             [
-                "results[0].majority_correct_of_problem has other problems than correct_share_of_problem"
+                "results[0].majority_correct_of_problem has other problems"
+                " than correct_share_of_problem"
             ],
         ),
         (["{}/text"], ["results[1] should be an object; evaluate again"]),
@@ -420,7 +422,8 @@ def test_command(runs, capfd, monkeypatch):
         (
             ["{}/nan"],
             [
-                "nan/scores.json: cannot be read (ValueError: NaN is no number of JSON); evaluate again"
+                "nan/scores.json: cannot be read (ValueError: NaN is no number of JSON);"
+                " evaluate again"
             ],
         ),
         (["{}/huge"], ["results[0].mean_length_tokens should be a finite number or null, not int"]),

@@ -264,7 +264,8 @@ def test_page_escapes_and_shows_pieces_of_characters():
     ids = np.array(tokenizer("q<i>?\n<b>&\n€")["input_ids"], np.int32)
     example = Example(ids, np.arange(len(ids)) >= 6, 0)
     p_T = np.linspace(0, 1, len(ids) - 6, dtype=np.float32)
-    page = figures.token_page({"<me>": (p_T, p_T), "b": (p_T, p_T)}, [example], tokenizer)
+    values = figures.TokenValues(p_T, p_T)
+    page = figures.token_page({"<me>": values, "b": values}, [example], tokenizer)
     body = page.partition("</style>")[2]
     assert "q&lt;i&gt;?↵\n" in body and "<th>&lt;me&gt;<td>" in body
     assert "<i>" not in body and "<b>" not in body and "<me>" not in body
@@ -284,7 +285,8 @@ def test_page_shows_how_far_each_token_moved():
     example = Example(ids, np.arange(len(ids)) >= 2, 0)
     before_T = np.float32([0.5, 0.5, 0.5, 0.5, 0.9, 0.9, 0.001])
     after_T = np.float32([0.51, 0.55, 0.7, 0.9, 0.7, 0.85, 0.001])
-    models = {"base": (before_T, before_T), "dft": (after_T, after_T)}
+    before = figures.TokenValues(before_T, before_T)
+    models = {"base": before, "dft": figures.TokenValues(after_T, after_T)}
     (row,) = re.findall(
         "<tr><th>dft<br>against base<td>(.*)", figures.token_page(models, [example], tokenizer)
     )
@@ -293,7 +295,7 @@ def test_page_shows_how_far_each_token_moved():
         zip(["same", "r1", "r2", "r3", "f2", "f1", "same"], "abcdefg", strict=True)
     )
     assert found[3][1] == "p 0.5 to 0.9, +0.4" and found[4][1] == "p 0.9 to 0.7, -0.2"
-    one = figures.token_page({"base": (before_T, before_T)}, [example], tokenizer)
+    one = figures.token_page({"base": before}, [example], tokenizer)
     assert "change of p" not in one and "against" not in one
 
 
@@ -303,7 +305,7 @@ def test_later_turns_of_the_user_stay_where_they_are():
     ids = np.array(tokenizer("qqabrrcd")["input_ids"], np.int32)
     example = Example(ids, np.array([0, 0, 1, 1, 0, 0, 1, 1], bool), 0)
     p_T = np.full(4, 0.5, np.float32)
-    page = figures.token_page({"base": (p_T, p_T)}, [example], tokenizer)
+    page = figures.token_page({"base": figures.TokenValues(p_T, p_T)}, [example], tokenizer)
     (row,) = re.findall("<tr><th>base<td>(.*)", page)
     assert re.sub("<[^>]*>", "", row) == "abrrcd" and '<span class="plain">rr</span>' in row
 
