@@ -16,12 +16,10 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
     def small(objective):
         made = config(objective)
         made.data.max_rows = 128
-        made.train.steps, made.eval.every, made.checkpoint.every, made.eval.max_examples = (
-            4,
-            2,
-            4,
-            32,
-        )
+        made.train.steps = 4
+        made.eval.every = 2
+        made.eval.max_examples = 32
+        made.checkpoint.every = 4
         return made
 
     monkeypatch.setattr(quickstart, "lab_config", small)

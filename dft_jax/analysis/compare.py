@@ -28,11 +28,13 @@ _OUT = flags.DEFINE_string(
 def main() -> None:
     arguments = cli.parse(required=[], positional="RUN … (folders of evaluations, or name=folder)")
     evaluations = [read(argument) for argument in arguments]
+    # A row is found by its run's name.
     count_of = collections.Counter(evaluation.name for evaluation in evaluations)
     twice = sorted(name for name in count_of if count_of[name] > 1)
     if twice:
         raise errors.UserError(f"two runs are called {twice[0]!r}; name them: name=folder")
     made = compare(evaluations)
+    # Beside the tables, not in them: stdout may be piped into a file.
     for line in made.warnings:
         print(f"warning: {line}", file=sys.stderr)
     print(comparison_report.text(made))

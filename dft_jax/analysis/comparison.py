@@ -146,6 +146,7 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
             for evaluation in evaluations:
                 _add_mean(made, first, evaluation, cells)
 
+    # Each once: what is said of a benchmark's problems is found again at every temperature.
     made.warnings = list(dict.fromkeys(made.warnings))
     # Only now, because a mark depends on how many differences there are.
     _mark(made.differences)
@@ -269,6 +270,7 @@ def _add_mean(
     results = _results_at(evaluation, cells)
     if results is None:
         return
+    # The largest, where benchmarks were sampled different numbers of times.
     k = max(result["avg_at_k"]["k"] for result in results)
     row: Row = {"benchmark": MEAN, "temperature": cells[0][1], "run": evaluation.name, "k": k}
     for score in SCORES:
@@ -309,10 +311,16 @@ def _add_mean_differences(
         found = _differences_of_benchmarks(bases, results, score)
         if found is None:
             continue
-        values = [difference.value_P for difference in found]
-        draws = [difference.draws for difference in found]
+        values = []
+        draws = []
+        weighted = []
+        for difference in found:
+            value_P = difference.value_P
+            values.append(value_P)
+            draws.append(difference.draws)
+            # So that the sum over all problems is the mean over benchmarks.
+            weighted.append(value_P / (len(value_P) * len(found)))
         mean = scores.difference_over_benchmarks(values, draws)
-        weighted = [value_P / (len(value_P) * len(values)) for value_P in values]
         _add_difference(made, row, score, mean, np.concatenate(weighted))
 
 

@@ -138,9 +138,10 @@ def _interval(row: Row, name: str, sign: str = "") -> str:
 def plot(rows: list[Row], file: Path) -> None:
     """Bars of avg@k with 95 % intervals: a panel for each temperature, a group a benchmark."""
     plt = pyplot()
-    temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
-    names = list(dict.fromkeys(row["run"] for row in rows))
-    groups = list(dict.fromkeys(row["benchmark"] for row in rows))
+    temperatures = _distinct(rows, "temperature")
+    names = _distinct(rows, "run")
+    groups = _distinct(rows, "benchmark")
+    # A group is 0.8 wide, so that 0.2 part it from the next one.
     width = 0.8 / len(names)
     figure, axes = plt.subplots(
         len(temperatures),
@@ -158,8 +159,8 @@ def plot(rows: list[Row], file: Path) -> None:
             rows_of_run = [row for row in rows_of_panel if row["run"] == name]
             colour = COLOURS[number % len(COLOURS)]
             _draw_bars(axis, rows_of_run, groups, offset, 0.92 * width, colour, name)
-        ks = sorted({row["k"] for row in rows_of_panel if "k" in row})
-        samples = "/".join(str(k) for k in ks)
+        # Runs of one panel may have been sampled different numbers of times.
+        samples = "/".join(map(str, sorted(_distinct(rows_of_panel, "k"))))
         title = f"{report.temperature_text(temperature)}, avg@{samples}"
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xticks(range(len(groups)), groups)
@@ -174,6 +175,14 @@ def plot(rows: list[Row], file: Path) -> None:
     )
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+def _distinct(rows: list[Row], column: str) -> list[Any]:
+    """The values of a column, each once, in the order of their first use."""
+    values: dict[Any, None] = {}
+    for row in rows:
+        values[row[column]] = None
+    return list(values)
 
 
 def _draw_bars(

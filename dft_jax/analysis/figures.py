@@ -91,8 +91,8 @@ def plot_histogram(shares_of: dict[str, list[float]], file: Path | BinaryIO) -> 
     width = 0.8 / len(shares_of)
     for number, (name, shares) in enumerate(shares_of.items()):
         offset = (number - (len(shares_of) - 1) / 2) * width
-        places = [i + offset for i in range(len(shares))]
-        percent = [100 * share for share in shares]
+        places = np.arange(len(shares)) + offset
+        percent = 100 * np.array(shares)
         colour = COLOURS[number % len(COLOURS)]
         axis.bar(places, percent, width * 0.92, color=colour, label=name)
     axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)

@@ -48,8 +48,10 @@ def main() -> None:
             if "run_id" in run.identity:
                 identity["run_id"] = run.identity["run_id"]
             _evaluate(plan, run.lm, out / "eval" / objective, identity)
-    read = [comparison.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)]
-    made = comparison.compare(read)
+    evaluations = []
+    for name in ("base", *OBJECTIVES):
+        evaluations.append(comparison.read(f"{name}={out}/eval/{name}"))
+    made = comparison.compare(evaluations)
     draw(made.rows, out)
     print(comparison_report.text(made))
     print(conclusion(made.rows))

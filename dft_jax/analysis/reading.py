@@ -74,6 +74,7 @@ def _prompt(models: Mapping[str, LM], asked: str, prefix: str) -> str:
     """The prompt for demonstrations that all these models read, announced."""
     trained = {name: lm.trained for name, lm in models.items()}
     tokenizer = next(iter(models.values())).tokenizer
+    # What the models were trained with, where they agree.
     if asked == AUTO:
         choice = prompts.choose(asked, prompts.shared(trained), tokenizer)
         announce(choice)
@@ -98,6 +99,7 @@ def _date(models: Mapping[str, LM], prompt: str, prefix: str) -> str:
     first = next(iter(known.values()), "") or today()
     # Hosts may be on either side of midnight.
     date = distributed.decided("date", first, lambda dates: dates[0])
+    # One date for all, since a comparison needs the same tokens.
     for name, trained_on in known.items():
         if trained_on != date and processes.is_first():
             what = f"{name} was trained with the date {trained_on} in its prompt, and reads {date}"

@@ -62,6 +62,7 @@ def write(
         "position": found.position_T,
         "example": found.example_T,
     }
+    # What each file has of each model.
     summaries: dict[str, dict[str, Any]] = {}
     shares: dict[str, list[float]] = {}
     shown: dict[str, figures.TokenValues] = {}

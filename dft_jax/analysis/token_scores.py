@@ -163,7 +163,10 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
             )
             found = jax.device_get(score_batch(lm.params, batch, numbers))
             mask_BL, number_BL, values = found
-            scores_3T[:, number_BL[mask_BL]] = [value_BL[mask_BL] for value_BL in values]
+            # From the places in the batch to those in the data.
+            number_P = number_BL[mask_BL]
+            for kind, value_BL in enumerate(values):
+                scores_3T[kind, number_P] = value_BL[mask_BL]
     if not np.isfinite(scores_3T).all():
         what = f"{name}: its probabilities are not finite numbers"
         raise errors.UserError(f"{what}; did the run diverge? Leave it out")
@@ -235,7 +238,10 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
     """A line for each model."""
     lines = [["model", *SUMMARY_COLUMNS]]
     for name, values in summaries.items():
-        lines.append([name, *(f"{values[column]:.6g}" for column in SUMMARY_COLUMNS)])
+        line = [name]
+        for column in SUMMARY_COLUMNS:
+            line.append(f"{values[column]:.6g}")
+        lines.append(line)
     return aligned(lines)
 
 
@@ -246,8 +252,10 @@ def changes_table(rows: list[dict[str, Any]]) -> str:
     # The rows rise, so the highest rise is the last.
     risen.reverse()
     lines = [["", "token", "count", "p before", "p after", "change", "fell below 0.01"]]
-    lines += [_change_line("fell", row) for row in fallen[:_TOP]]
-    lines += [_change_line("rose", row) for row in risen[:_TOP]]
+    for row in fallen[:_TOP]:
+        lines.append(_change_line("fell", row))
+    for row in risen[:_TOP]:
+        lines.append(_change_line("rose", row))
     return aligned(lines)
 
 

@@ -27,6 +27,7 @@ def lab_config(objective: str) -> Config:
     config.model.path = str(assets.LAB)
     config.model.compute_dtype = "float32"
     config.model.attention_block = 128
+    # No file: the data source makes problems, of which the splits share none.
     config.data.train = "world(split=train, family=chain, levels=2-4, n=2500)"
     config.data.heldout = "world(split=validation, family=chain, levels=2-4, n=256)"
     config.data.rows = "gsm8k"
@@ -76,11 +77,16 @@ def plot_curves(rows_of: dict[str, list[Row]], file: Path) -> None:
     for axis, (name, label) in zip(axes, panels.items(), strict=True):
         # From 1, because the first colour is the base's.
         for number, (objective, rows) in enumerate(rows_of.items(), start=1):
-            # Steps between two measurements have no held-out metric.
-            measured = [row for row in rows if name in row]
+            steps = []
+            values = []
+            for row in rows:
+                # Steps between two measurements have no held-out metric.
+                if name in row:
+                    steps.append(row["step"])
+                    values.append(row[name])
             axis.plot(
-                [row["step"] for row in measured],
-                [row[name] for row in measured],
+                steps,
+                values,
                 marker="o",
                 ms=3,
                 color=figures.COLOURS[number],

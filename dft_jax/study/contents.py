@@ -31,6 +31,7 @@ def contents_of(
         "contents.tokenizer_sha256": files.digest(tokenizer_files(source)),
         "contents.train_sha256": train_sha256,
     }
+    # In which order examples come is a content too: another version draws other batches.
     for key, value in order.as_fingerprint(version).items():
         contents[f"contents.{key}"] = value
     for name, text in texts.items():

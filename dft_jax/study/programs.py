@@ -89,6 +89,7 @@ class Programs:
 
     def initial_state(self) -> TrainState:
         """The base as step 0, copied: a step writes over its state."""
+        # As the compiled steps expect them: another layout would be refused, or compiled again.
         layouts = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=layouts.params)
         params = copy(self.base)
@@ -107,6 +108,7 @@ class Programs:
 
     def _compile(self, name: str, check: Callable[[], None]) -> StepFn:
         objective = objectives.make_objective(name)
+        # An objective that holds on to the base reads its probabilities in every step.
         reference = None
         if objectives.REFERENCE in objective.needs:
             reference = self.base

@@ -38,6 +38,7 @@ class Study:
         Raises:
           Stopped: a signal, or the time is over; what is done so far is saved.
         """
+        # For measuring and sampling too, not only for steps.
         with matmul_precision(self.lab.spec.config.model.compute_dtype):
             self._run_base()
             for arm in self.lab.spec.arms:

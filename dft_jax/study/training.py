@@ -44,6 +44,7 @@ class Training:
         """Begins, or resumes from the newest checkpoint."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(self.folder, keep=1, verify="sizes")
+        # Compiled before the first step, so that no step's time has a compilation in it.
         programs = self.lab.programs
         self.program = programs.step_of(self.arm.objective, self.clock.check)
         self.numbers = programs.step_numbers(self.arm.seed)
@@ -88,6 +89,7 @@ class Training:
                 self.clock.check()
                 packed = packer.pack(self.numbers[self.step])
                 batch = sharding.device_batch(packed.batch, mesh, packed.n_rows)
+                # The old state is donated: nothing may hold on to it.
                 self.state, sums = self.program(hyperparameters, self.state, batch)
                 self.step += 1
                 self.rows.append(self._row(jax.device_get(sums)))

@@ -1,6 +1,4 @@
-"""Evaluations side by side: differences against a direct computation, gaps as gaps, the picture
-drawn.
-"""
+"""Evaluations side by side: differences against a direct computation, gaps, the picture."""
 
 import csv
 import json
@@ -253,9 +251,7 @@ def reversed_file(share_of):
 
 @pytest.mark.parametrize("benchmark", ["gsm8k", "minerva", "aime25"])
 def test_a_reversed_file_is_the_same_benchmark(benchmark):
-    """Ids are numbers of rows there: the same model's difference is exactly 0, and so is another's
-    what it was.
-    """
+    """Ids are numbers of rows there: a model's difference to itself is 0, another as before."""
     base, other = shares(1), shares(2, shift=0.2)
     turned, digests = reversed_file(base)
     made = both(result(benchmark, base), result(benchmark, turned, digests=digests))

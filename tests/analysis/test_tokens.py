@@ -1,6 +1,4 @@
-"""Token probabilities under several checkpoints: against dense logits, files that agree, a page
-that escapes.
-"""
+"""Token probabilities under checkpoints: dense logits, files that agree, a page that escapes."""
 
 import contextlib
 import csv

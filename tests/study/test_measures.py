@@ -1,5 +1,4 @@
-"""Measures of held-out text against float64 oracles: dense logits, scipy's minimum and root, tokens
-one by one."""
+"""Measures of held-out text against float64 oracles: dense logits, scipy, tokens one by one."""
 
 import dataclasses
 
@@ -24,8 +23,7 @@ N, D, V = 96, 16, 50
 
 
 def fake(scale, seed=0):
-    """Hidden states, head and targets whose logits are as sharp as `scale` says; targets drawn at T
-    = 1.5."""
+    """Hidden states and head, logits as sharp as `scale`; targets are drawn at T = 1.5."""
     random = np.random.default_rng(seed)
     hidden_PD, head_VD = random.normal(size=(N, D)), scale * random.normal(size=(V, D)) / np.sqrt(D)
     p_PV = special.softmax(hidden_PD @ head_VD.T / 1.5, axis=-1)

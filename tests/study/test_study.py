@@ -1,5 +1,4 @@
-"""Studies: what a spec makes, done-files, stopping and resuming, and that an arm is the run that
-train.run would make."""
+"""Studies: phases, done-files, stopping and resuming; an arm is the run that training makes."""
 
 import dataclasses
 import json
@@ -85,7 +84,7 @@ def test_phases_are_in_order_and_have_files_of_their_own():
         ({"keep": "all"}, ["keep='all'", "parameters, nothing"]),
     ],
 )
-def test_a_wrong_spec_is_told(changes, words):
+def test_a_wrong_spec_is_reported(changes, words):
     found = "\n".join(spec_lib.problems(make_spec(**changes)))
     assert all(word in found for word in words), found
     assert not spec_lib.problems(make_spec())
@@ -101,7 +100,7 @@ def test_a_wrong_spec_is_told(changes, words):
         ("def get_spec():\n    a = 1\n    return 1 / 0\n", ["spec.py:3", "ZeroDivisionError"]),
     ],
 )
-def test_a_spec_file_that_is_no_spec_is_told(content, words, tmp_path):
+def test_a_spec_file_that_is_no_spec_is_reported(content, words, tmp_path):
     file = tmp_path / "spec.py"
     if content is not None:
         file.write_text(content)
@@ -122,8 +121,7 @@ def test_the_specs_of_the_repository_are_sound():
         assert len(spec.arms) == 3 * len(names)
 
 
-# ---- inputs and done-files
-# ------------------------------------------------------------------------------------------
+# ---- inputs and done-files -----------------------------------------------------------------------
 
 
 def test_paths_are_no_inputs_and_everything_else_is():
@@ -148,7 +146,7 @@ def test_paths_are_no_inputs_and_everything_else_is():
         "training knows nothing of the texts"
     )
     assert spec_lib.digest(other, "heldout") != spec_lib.digest(before, "heldout")
-    digests = {spec_lib.digest(spec_lib.inputs_of(make_spec(), each), "train") for each in ARMS}
+    digests = {spec_lib.digest(spec_lib.inputs_of(make_spec(), arm), "train") for arm in ARMS}
     assert len(digests) == len(ARMS)
 
 
@@ -205,7 +203,7 @@ def test_other_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"phase": "x"}'])
-def test_a_damaged_done_file_is_told(content, tmp_path):
+def test_a_damaged_done_file_is_reported(content, tmp_path):
     records = done_in(tmp_path)
     file = records.folder / PHASE.file
     file.write_text(content)
@@ -214,7 +212,6 @@ def test_a_damaged_done_file_is_told(content, tmp_path):
 
 
 def test_an_evaluation_that_is_added_leaves_what_is_done(tmp_path):
-
     done_in(tmp_path)
     more = make_spec(evaluation=recipe.settings(benchmarks=("lab",)))
     records = records_lib.Records(tmp_path, more)
@@ -324,7 +321,7 @@ def test_one_program_for_each_objective(finished, lab):
 
 
 class StopAt(Clock):
-    """Ends the study at the n-th time that it is asked whether to go on."""
+    """Stops the study at the n-th check."""
 
     def __init__(self, n):
         super().__init__()
@@ -414,7 +411,7 @@ def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
     assert records.is_complete(ARMS[0]) and not (tmp_path / "checkpoints" / ARMS[0].name).exists()
 
 
-def test_a_text_without_enough_short_examples_is_told():
+def test_a_text_without_enough_short_examples_is_reported():
     for text, words in (
         (dataclasses.replace(TEXTS[0], max_examples=9999), "ask for fewer"),
         (
@@ -565,7 +562,7 @@ def test_status_and_report_compile_nothing(command, finished):
         (["--spec=spec.py:no/model", "--out=nowhere"], "no/model"),
     ],
 )
-def test_a_wrong_command_is_told(arguments, words, command, tmp_path, monkeypatch):
+def test_a_wrong_command_is_reported(arguments, words, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = command(*arguments)
     assert outcome.code == 2 and words in outcome.stderr and outcome.stderr.startswith("error: ")
