@@ -108,7 +108,7 @@ def targets(example: Example) -> Bool[np.ndarray, " L"]:
     return example.trained & (np.arange(len(example.ids)) > 0)
 
 
-def token_text(id_: int, tokenizer: Tokenizer) -> str:
+def token_text(id_: int, tokenizer: Any) -> str:
     """The text of a token; a piece of a character, which has none, is shown as ⟨its name⟩."""
     # Decoded twice in a row, less once: tokenizers in SentencePiece's manner drop the space before
     # a first word.
