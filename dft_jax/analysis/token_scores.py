@@ -19,7 +19,7 @@ from dft_jax.losses import fused
 from dft_jax.models.model import head, matmul_precision, with_attention
 from dft_jax.runtime import errors, progress
 from dft_jax.runtime.options import Config
-from dft_jax.types import Batch, Params, TokenStats
+from dft_jax.types import Batch, Leaf, Params, TokenStats
 
 # Token types that are printed each way.
 _TOP = 10
@@ -111,6 +111,18 @@ def tokens(examples: loader.Examples) -> Tokens:
     return Tokens(np.concatenate(ids), np.concatenate(numbers), np.concatenate(positions))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _BatchScores:
+    """Of one batch: which places are trained, which token of the data each is, and its values."""
+
+    mask_BL: Leaf
+    number_BL: Leaf
+    logp_BL: Leaf
+    entropy_BL: Leaf
+    gradient_BL: Leaf
+
+
 def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Scores:
     """Reads the examples once under a model.
 
@@ -122,7 +134,7 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
 
     # Replicated: every process reads the values of all rows.
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
-    def score_batch(params: Params, batch: Batch, numbers: Batch) -> Any:
+    def score_batch(params: Params, batch: Batch, numbers: Batch) -> _BatchScores:
         batch, numbers = jax.tree.map(lambda x_ABL: x_ABL[0], (batch, numbers))
         hidden_BLD = model.apply(params, batch)
 
@@ -141,7 +153,13 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
         plain = stats(hidden_BLD)
         doubled = stats(2 * hidden_BLD)
         gradient_BL = gradient_norm(plain.logp_BL, doubled.logp_BL)
-        return batch.mask_BL, numbers.targets_BL, (plain.logp_BL, plain.entropy_BL, gradient_BL)
+        return _BatchScores(
+            mask_BL=batch.mask_BL,
+            number_BL=numbers.targets_BL,
+            logp_BL=plain.logp_BL,
+            entropy_BL=plain.entropy_BL,
+            gradient_BL=gradient_BL,
+        )
 
     # The second pass is packed as the first: it says which token lies where.
     passes = []
@@ -154,7 +172,10 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
                 row_length=loader.row_length(config.data),
             )
         )
-    scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)
+    n_tokens = examples.report["tokens"]["supervised"]
+    logp_T = np.empty(n_tokens, np.float32)
+    entropy_T = np.empty(n_tokens, np.float32)
+    gradient_T = np.empty(n_tokens, np.float32)
     with matmul_precision(str(model.module.compute_dtype)):
         pairs = zip(*passes, strict=True)
         for pair in progress.bar(pairs, desc=name, total=len(passes[0]), unit="batch"):
@@ -162,15 +183,16 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
                 sharding.device_batch(step.batch, model.mesh, step.n_rows) for step in pair
             )
             found = jax.device_get(score_batch(lm.params, batch, numbers))
-            mask_BL, number_BL, values = found
             # From the places in the batch to those in the data.
-            number_P = number_BL[mask_BL]
-            for kind, value_BL in enumerate(values):
-                scores_3T[kind, number_P] = value_BL[mask_BL]
-    if not np.isfinite(scores_3T).all():
+            mask_BL = found.mask_BL
+            number_P = found.number_BL[mask_BL]
+            logp_T[number_P] = found.logp_BL[mask_BL]
+            entropy_T[number_P] = found.entropy_BL[mask_BL]
+            gradient_T[number_P] = found.gradient_BL[mask_BL]
+    if not np.isfinite([logp_T, entropy_T, gradient_T]).all():
         what = f"{name}: its probabilities are not finite numbers"
         raise errors.UserError(f"{what}; did the run diverge? Leave it out")
-    return Scores(*scores_3T)
+    return Scores(logp_T, entropy_T, gradient_T)
 
 
 def summarise(scores: Scores) -> dict[str, Any]:

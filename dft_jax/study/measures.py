@@ -63,6 +63,17 @@ class TokenValues:
     entropy_slope_KP: Leaf
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _AtBeta:
+    """Of each token of a chunk at one β; over the grid, [K, C]."""
+
+    nll_C: Leaf
+    nll_slope_C: Leaf
+    entropy_C: Leaf
+    entropy_slope_C: Leaf
+
+
 def token_values(
     hidden_PD: Float[Array, "P D"],
     head_VD: Float[Array, "V D"],
@@ -85,17 +96,17 @@ def token_values(
         target_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
         at_betas = functools.partial(_at_beta, logits_CV, target_C)
         # One β after the other: all at once would hold K times the logits.
-        nll_KC, nll_slope_KC, entropy_KC, entropy_slope_KC = lax.map(at_betas, jnp.array(BETAS_K))
+        grid: _AtBeta = lax.map(at_betas, jnp.array(BETAS_K))
         is_top_C = (target_C >= 0).astype(dtype)
         one = BETAS_K.index(1.0)
         return TokenValues(
-            logp_P=-nll_KC[one],
-            entropy_P=entropy_KC[one],
+            logp_P=-grid.nll_C[one],
+            entropy_P=grid.entropy_C[one],
             is_top_P=is_top_C,
-            nll_KP=nll_KC,
-            nll_slope_KP=nll_slope_KC,
-            entropy_KP=entropy_KC,
-            entropy_slope_KP=entropy_slope_KC,
+            nll_KP=grid.nll_C,
+            nll_slope_KP=grid.nll_slope_C,
+            entropy_KP=grid.entropy_C,
+            entropy_slope_KP=grid.entropy_slope_C,
         )
 
     n_chunks = len(targets_P) // chunk_tokens
@@ -111,7 +122,7 @@ def token_values(
     return jax.tree.map(join, chunks)
 
 
-def _at_beta(logits_CV: Array, target_C: Array, beta: Array) -> tuple[Array, Array, Array, Array]:
+def _at_beta(logits_CV: Array, target_C: Array, beta: Array) -> _AtBeta:
     """nll, its slope, entropy and its slope of softmax(β · logits); largest logits are 0.
 
     nll = log Σ exp(βz) - β z_target, with derivative E[z] - z_target; entropy = log Σ exp(βz) - β
@@ -123,7 +134,12 @@ def _at_beta(logits_CV: Array, target_C: Array, beta: Array) -> tuple[Array, Arr
     variance_C = (exp_CV * (logits_CV - mean_C[:, None]) ** 2).sum(axis=-1) / sum_C
     logsumexp_C = jnp.log(sum_C)
     entropy_C = logsumexp_C - beta * mean_C
-    return logsumexp_C - beta * target_C, mean_C - target_C, entropy_C, -beta * variance_C
+    return _AtBeta(
+        nll_C=logsumexp_C - beta * target_C,
+        nll_slope_C=mean_C - target_C,
+        entropy_C=entropy_C,
+        entropy_slope_C=-beta * variance_C,
+    )
 
 
 def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValues]:

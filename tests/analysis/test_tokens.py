@@ -58,9 +58,7 @@ def tuned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(tuned, tmp_path_factory):
-    """The command on two models with four devices for rows and two for each copy; what it wrote and
-    printed.
-    """
+    """The command on two models, on 4 × 2 devices: what it wrote and printed."""
     out, printed, live_bytes = tmp_path_factory.mktemp("out") / "tokens", io.StringIO(), []
     open_lm = tokens.open_lm
 
@@ -117,12 +115,12 @@ def dense_logits(folder, examples):
 
 def test_equals_dense_logits(done, tuned, examples):
     arrays = np.load(done.out / "tokens.npz")
-    where = [
+    places = [
         (e, j) for e, example in enumerate(examples) for j in np.flatnonzero(example.trained) if j
     ]
-    assert list(zip(arrays["example"], arrays["position"], strict=True)) == where
-    assert arrays["token"].tolist() == [examples[e].ids[j] for e, j in where]
-    rows_T, position_T = (np.array(x) for x in zip(*where, strict=True))
+    assert list(zip(arrays["example"], arrays["position"], strict=True)) == places
+    assert arrays["token"].tolist() == [examples[e].ids[j] for e, j in places]
+    rows_T, position_T = (np.array(x) for x in zip(*places, strict=True))
     for name, folder in (("base", assets.LAB), ("tuned=a", tuned)):
         logits_TV = dense_logits(folder, examples)[rows_T, position_T - 1]
         p_TV = np.exp(logits_TV - logits_TV.max(axis=1, keepdims=True))
@@ -211,9 +209,9 @@ def test_changed_tokens(done):
     ids, counts = np.unique(arrays["token"], return_counts=True)
     assert {int(row["token_id"]) for row in rows} == set(ids[counts >= 3].tolist())
     for row in rows:
-        own = arrays["token"] == int(row["token_id"])
-        before_T, after_T = arrays["p_base"][own], arrays["p_tuned=a"][own]
-        assert row["model"] == "tuned=a" and int(row["count"]) == own.sum()
+        is_type = arrays["token"] == int(row["token_id"])
+        before_T, after_T = arrays["p_base"][is_type], arrays["p_tuned=a"][is_type]
+        assert row["model"] == "tuned=a" and int(row["count"]) == is_type.sum()
         assert float(row["p_before"]) == pytest.approx(before_T.mean(), rel=1e-5)
         assert float(row["p_after"]) == pytest.approx(after_T.mean(), rel=1e-5)
         assert float(row["change"]) == pytest.approx(after_T.mean() - before_T.mean(), abs=1e-6)

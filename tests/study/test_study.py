@@ -284,8 +284,7 @@ def test_all_is_done_and_nothing_is_done_twice(finished, lab, monkeypatch):
 
 @pytest.mark.slow
 def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
-    """The rate as an argument, a program for two rates, row counts of all seeds: the numbers are
-    the run's own."""
+    """One program for two rates, row counts of all seeds: the numbers are the run's own."""
     for arm in (ARMS[0], ARMS[3]):
         config = spec_lib.config_of(finished.spec, arm)
         api.train(config, tmp_path / arm.name)
@@ -341,8 +340,7 @@ class StopAt(Clock):
 def test_stopped_anywhere_it_ends_with_the_same_results(
     loses_checkpoints, finished, lab, tmp_path, monkeypatch
 ):
-    """Also mid-arm, between training and measuring, and where every checkpoint is lost in
-    between."""
+    """Also mid-arm, between training and measuring, and where every checkpoint is lost."""
     stops, resumed = 0, 0
     restore = training.Checkpoints.restore
 
@@ -369,8 +367,7 @@ def test_stopped_anywhere_it_ends_with_the_same_results(
 
 @pytest.mark.slow
 def test_done_files_alone_are_enough(finished, lab, tmp_path, monkeypatch):
-    """Copied elsewhere, as from a repository: finished arms are skipped, the one without files is
-    made again."""
+    """Copied elsewhere: finished arms are skipped, the one without files is made again."""
     shutil.copytree(finished.folder, tmp_path / "done")
     shutil.rmtree(tmp_path / "done" / ARMS[1].name)
     begun = []
