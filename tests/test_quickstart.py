@@ -5,7 +5,7 @@ import pytest
 from dft_jax.analysis import quickstart
 from dft_jax.lab import recipe
 from dft_jax.sampling import sampler
-from dft_jax.training import loop
+from dft_jax.training import job
 from tests.commands import run_command
 
 
@@ -42,6 +42,6 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
     for name in ("curves.png", "histogram.png", "comparison.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(sampler.Sampler, "sample", lambda *_: pytest.fail("sampled again"))
-    monkeypatch.setattr(loop, "init_state", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(job, "init_state", lambda *_: pytest.fail("trained again"))
     again = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
     assert again.code == 0 and again.stdout.splitlines()[:-1] == lines[:-1]

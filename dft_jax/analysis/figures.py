@@ -2,9 +2,10 @@
 
 import dataclasses
 import html
+import io
 import itertools
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -78,7 +79,7 @@ def bin_of(p_T: Float[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
     return np.searchsorted(inner_edges, p_T, side="right")
 
 
-def plot_histogram(shares_of: dict[str, list[float]], file: Path | BinaryIO) -> None:
+def plot_histogram(shares_of: dict[str, list[float]], file: Path | io.BytesIO) -> None:
     """Share of the target tokens in each bin of p, on a logarithmic axis as the paper draws it.
 
     Args:

@@ -4,7 +4,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def write(
     print(f"\n{out}: tokens.npz, summary.json, changed.csv, histogram.png, tokens.html")
 
 
-def _save(file: Path, save: Callable[[BinaryIO], None]) -> None:
+def _save(file: Path, save: Callable[[io.BytesIO], None]) -> None:
     content = io.BytesIO()
     save(content)
     files.write_atomically(file, content.getvalue())

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -339,7 +339,7 @@ def _csv_rows(rows: list[Row]) -> list[dict[str, Any]]:
 # ---- the picture ---------------------------------------------------------------------------------
 
 
-def draw(records: Records, rows: list[Row], file: Path | BinaryIO) -> None:
+def draw(records: Records, rows: list[Row], file: Path | io.BytesIO) -> None:
     """A panel for each measure: a thin line for each seed, a thick one for their mean."""
     plt = figures.pyplot()
     panels = _panels(records.spec, rows)
