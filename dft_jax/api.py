@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib
-from dft_jax.analysis import comparison, reading, token_scores
+from dft_jax.analysis import comparison, comparison_report, reading, token_scores
 from dft_jax.config import get_default
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import AUTO, Template, today
@@ -395,9 +395,11 @@ def score(
     examples = reading.read(str(data), lm, config)
     with progress.silent(not show_progress):
         found = token_scores.score(lm, examples, config, lm.name)
-    ids_T, example_T = token_scores.tokens(examples)
-    texts = [lm.tokenizer.decode([int(id_)]) for id_ in ids_T]
-    return TokenScores(ids_T, example_T, found.p_T, found.entropy_T, -found.logp_T, texts)
+    tokens = token_scores.tokens(examples)
+    texts = [lm.tokenizer.decode([int(id_)]) for id_ in tokens.id_T]
+    return TokenScores(
+        tokens.id_T, tokens.example_T, found.p_T, found.entropy_T, -found.logp_T, texts
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,7 +417,7 @@ class Comparison:
 
     def plot(self, file: str | Path) -> None:
         """Draws the bars with their intervals."""
-        comparison.plot(self.rows, Path(file))
+        comparison_report.plot(self.rows, Path(file))
 
 
 def compare(scores: Mapping[str, Evaluation | str | Path]) -> Comparison:
@@ -438,7 +440,7 @@ def compare(scores: Mapping[str, Evaluation | str | Path]) -> Comparison:
         else:
             read.append(comparison.read(f"{name}={one}"))
     made = comparison.compare(read)
-    return Comparison(made.rows, made.warnings, comparison.text(made))
+    return Comparison(made.rows, made.warnings, comparison_report.text(made))
 
 
 def export(lm: LM, out: str | Path, *, dtype: str = "auto", max_shard_gb: float = 5.0) -> Rounding:

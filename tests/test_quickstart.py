@@ -5,7 +5,7 @@ import pytest
 from dft_jax.analysis import quickstart
 from dft_jax.lab import recipe
 from dft_jax.sampling import sampler
-from dft_jax.training import loop
+from dft_jax.training import job
 from tests.commands import run_command
 
 
@@ -16,12 +16,10 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
     def small(objective):
         made = config(objective)
         made.data.max_rows = 128
-        made.train.steps, made.eval.every, made.checkpoint.every, made.eval.max_examples = (
-            4,
-            2,
-            4,
-            32,
-        )
+        made.train.steps = 4
+        made.eval.every = 2
+        made.eval.max_examples = 32
+        made.checkpoint.every = 4
         return made
 
     monkeypatch.setattr(quickstart, "lab_config", small)
@@ -44,6 +42,6 @@ def test_quickstart(tmp_path, capfd, monkeypatch):
     for name in ("curves.png", "histogram.png", "comparison.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(sampler.Sampler, "sample", lambda *_: pytest.fail("sampled again"))
-    monkeypatch.setattr(loop, "init_state", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(job, "init_state", lambda *_: pytest.fail("trained again"))
     again = run_command(quickstart.main, [f"--out={tmp_path}/run"], capfd, monkeypatch)
     assert again.code == 0 and again.stdout.splitlines()[:-1] == lines[:-1]

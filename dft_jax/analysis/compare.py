@@ -8,12 +8,14 @@ answer the same problems, with the same sampling noise, so they say more than th
 A * marks those that are more than chance when it is counted how many differences there are.
 """
 
+import collections
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from dft_jax.analysis.comparison import compare, plot, read, text
+from dft_jax.analysis import comparison_report
+from dft_jax.analysis.comparison import compare, read
 from dft_jax.commands import cli
 from dft_jax.runtime import errors
 from dft_jax.runtime.files import write_csv
@@ -26,20 +28,22 @@ _OUT = flags.DEFINE_string(
 def main() -> None:
     arguments = cli.parse(required=[], positional="RUN … (folders of evaluations, or name=folder)")
     evaluations = [read(argument) for argument in arguments]
-    names = [each.name for each in evaluations]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    # A row is found by its run's name.
+    count_of = collections.Counter(evaluation.name for evaluation in evaluations)
+    twice = sorted(name for name in count_of if count_of[name] > 1)
     if twice:
         raise errors.UserError(f"two runs are called {twice[0]!r}; name them: name=folder")
     made = compare(evaluations)
+    # Beside the tables, not in them: stdout may be piped into a file.
     for line in made.warnings:
         print(f"warning: {line}", file=sys.stderr)
-    print(text(made))
+    print(comparison_report.text(made))
     if _OUT.value:
         out = Path(_OUT.value).expanduser()
         with errors.user_errors(f"--out={out}: cannot be made", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
         write_csv(made.rows, out / "comparison.csv")
-        plot(made.rows, out / "comparison.png")
+        comparison_report.plot(made.rows, out / "comparison.png")
         print(f"{out}/comparison.csv, {out}/comparison.png")
 
 

@@ -1,5 +1,9 @@
-"""Evaluations side by side: rows with paired differences to the first, tables of them, and a bar plot."""
+"""Evaluations side by side: rows with paired differences to the first.
 
+Tables and the picture of these rows are in comparison_report.py.
+"""
+
+import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,42 +16,32 @@ from dft_jax.evals import report, saved, scores, significance
 from dft_jax.evals.runner import SCORES_NAME
 from dft_jax.runtime import errors
 
-MEAN = "mean"  # over the benchmarks, as the paper reports it
+# The benchmark of rows that are means over benchmarks, as the paper reports them.
+MEAN = "mean"
 # What changes the meaning of a score: settings, the grader's rules, and what the runner found out.
-_SETTINGS = "prompt instruction top_k top_p seed context max_new_tokens".split()
-_GRADER = "mode last_number versions answer_markers rules".split()
-_RUN = "stop_ids compute_dtype".split()
+_SETTINGS = ("prompt", "instruction", "top_k", "top_p", "seed", "context", "max_new_tokens")
+_GRADER = ("mode", "last_number", "versions", "answer_markers", "rules")
+_RUN = ("stop_ids", "compute_dtype")
 # A column of the rows -> its name in the tables.
 SCORES = {"avg_at_k": "avg@k", "pass_at_k": "pass@k", "maj_at_k": "maj@k"}
+# The share of comparisons in which Holm's procedure may mark a difference that is chance.
 LEVEL = 0.05
-COLOURS = ("#7f7f7f", "#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e")
+
+Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """`results` by (benchmark, temperature); `settings` as far as they are known; `model` as
+    """One evaluation, as its scores.json has it.
+
+    `results` are by benchmark and temperature; `settings` as far as they are known; `model` as
     scores.json names it.
     """
 
     name: str
-    results: dict[tuple[str, float | None], dict[str, Any]]
+    results: dict[pairing.Cell, dict[str, Any]]
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: Any = None
-
-
-@dataclasses.dataclass
-class Comparison:
-    """Rows for tables and CSV, and what a reader should know; `differences`, to the run `first`,
-    are in the rows.
-
-    `origins` has a line for each evaluation that says which run, step and base it is of.
-    """
-
-    first: str
-    rows: list[dict[str, Any]]
-    warnings: list[str]
-    differences: list["Difference"]
-    origins: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +52,24 @@ class Difference:
     is the mean.
     """
 
-    row: dict[str, Any]
+    row: Row
     score: str
     value_P: np.ndarray
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Rows for tables and CSV, and what a reader should know.
+
+    `differences`, to the run `first`, are in the rows too. `origins` has a line for each evaluation
+    that says which run, step and base it is of.
+    """
+
+    first: str
+    rows: list[Row]
+    warnings: list[str]
+    differences: list[Difference]
+    origins: list[str] = dataclasses.field(default_factory=list)
 
 
 def read(argument: str) -> Evaluation:
@@ -69,102 +78,147 @@ def read(argument: str) -> Evaluation:
     Raises:
       UserError: no evaluation is there (a missing one is no zero), or its scores are not whole.
     """
-    name, equals, path = ("", "", argument) if Path(argument).exists() else argument.partition("=")
-    folder = Path(path if equals else argument).expanduser()
+    name, equals, path = argument.partition("=")
+    # A folder that is there may have = in its name.
+    is_named = bool(equals) and not Path(argument).exists()
+    if not is_named:
+        path = argument
+    folder = Path(path).expanduser()
+    if not is_named:
+        name = folder.name
+    content = saved.read_scores(_scores_file(folder), "evaluate again")
+    return of_summary(name, content)
+
+
+def _scores_file(folder: Path) -> Path:
+    """That of an evaluation's folder, or of the last evaluation of a run."""
     file = folder / SCORES_NAME
-    if not file.is_file():
-        places = (folder / "eval").glob("*")
-        steps = [each for each in places if (each / SCORES_NAME).is_file() and each.name.isdigit()]
-        if not steps:
-            remedy = "give the folder of an evaluation, or a run that has one (python -m dft_jax.evaluate makes them)"
-            raise errors.UserError(
-                f"{folder}: no {SCORES_NAME} there, nor in eval/<step>/; {remedy}"
-            )
-        file = max(steps, key=lambda each: int(each.name)) / SCORES_NAME
-    content = saved.read_scores(file, "evaluate again")
-    return of_summary(name if equals else folder.name, content)
+    if file.is_file():
+        return file
+    steps = []
+    for place in (folder / "eval").glob("*"):
+        if (place / SCORES_NAME).is_file() and place.name.isdigit():
+            steps.append(place)
+    if not steps:
+        remedy = (
+            "give the folder of an evaluation, or a run that has one"
+            " (python -m dft_jax.evaluate makes them)"
+        )
+        raise errors.UserError(f"{folder}: no {SCORES_NAME} there, nor in eval/<step>/; {remedy}")
+    # By number: as text, 9 would come after 10.
+    return max(steps, key=lambda place: int(place.name)) / SCORES_NAME
 
 
 def of_summary(name: str, content: dict[str, Any]) -> Evaluation:
     """An evaluation by the content of its scores.json."""
-    results = {
-        (result["benchmark"], result["temperature"]): result for result in content["results"]
+    results = {}
+    for result in content["results"]:
+        results[result["benchmark"], result["temperature"]] = result
+    settings = {
+        **_known(content.get("settings", {}), _SETTINGS),
+        **_known(content.get("grader", {}), _GRADER),
+        **_known(content, _RUN),
     }
-    settings: dict[str, Any] = {}
-    sources = [
-        (content.get("settings", {}), _SETTINGS),
-        (content.get("grader", {}), _GRADER),
-        (content, _RUN),
-    ]
-    for values, names in sources:
-        settings |= {name: values[name] for name in names if name in values}
     return Evaluation(name, results, settings, content.get("model"))
 
 
+def _known(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
 def compare(evaluations: Sequence[Evaluation]) -> Comparison:
-    """A row for each benchmark, temperature and evaluation; differences are to the first
-    evaluation.
+    """A row for each benchmark, temperature and evaluation; differences are to the first one.
 
     An evaluation that lacks a benchmark has no row for it, and none for the mean over benchmarks.
     """
-    origins = {each.name: report.origin_text(each.model) for each in evaluations}
-    known = [f"{name}: {origin}" for name, origin in origins.items() if origin]
-    made = Comparison(
-        evaluations[0].name, [], _other_settings(evaluations) + _other_bases(evaluations), [], known
-    )
-    cells = list(dict.fromkeys(cell for each in evaluations for cell in each.results))
-    for cell in cells:
-        for each in evaluations:
-            _add_row(made, evaluations[0], each, cell)
-    for temperature in dict.fromkeys(temperature for _, temperature in cells):
-        benchmarks = [benchmark for benchmark, t in cells if t == temperature]
-        if len(benchmarks) > 1:
-            for each in evaluations:
-                _add_mean(made, evaluations[0], each, [(name, temperature) for name in benchmarks])
+    first = evaluations[0]
+    warnings = _other_settings(evaluations) + _other_bases(evaluations)
+    made = Comparison(first.name, [], warnings, [], _origins(evaluations))
+
+    # Cells in the order of their first use; those of one temperature are averaged.
+    benchmarks_at: dict[float | None, list[pairing.Cell]] = collections.defaultdict(list)
+    for cell in _cells(evaluations):
+        benchmarks_at[cell[1]].append(cell)
+        for evaluation in evaluations:
+            _add_row(made, first, evaluation, cell)
+    for cells in benchmarks_at.values():
+        if len(cells) > 1:
+            for evaluation in evaluations:
+                _add_mean(made, first, evaluation, cells)
+
+    # Each once: what is said of a benchmark's problems is found again at every temperature.
     made.warnings = list(dict.fromkeys(made.warnings))
+    # Only now, because a mark depends on how many differences there are.
     _mark(made.differences)
     return made
 
 
+def _cells(evaluations: Sequence[Evaluation]) -> list[pairing.Cell]:
+    cells: dict[pairing.Cell, None] = {}
+    for evaluation in evaluations:
+        cells |= dict.fromkeys(evaluation.results)
+    return list(cells)
+
+
+def _origins(evaluations: Sequence[Evaluation]) -> list[str]:
+    lines = []
+    for evaluation in evaluations:
+        origin = report.origin_text(evaluation.model)
+        if origin:
+            lines.append(f"{evaluation.name}: {origin}")
+    return lines
+
+
 def _other_settings(evaluations: Sequence[Evaluation]) -> list[str]:
-    first, warnings = evaluations[0], []
-    for each in evaluations[1:]:
+    """Warnings of settings that are known of both and differ from those of the first."""
+    first, *others = evaluations
+    warnings = []
+    for other in others:
         for name in (*_SETTINGS, *_GRADER, *_RUN):
-            if name not in each.settings or name not in first.settings:
+            if name not in other.settings or name not in first.settings:
                 continue
-            ours, theirs = each.settings[name], first.settings[name]
+            ours = other.settings[name]
+            theirs = first.settings[name]
             if ours != theirs:
-                warnings.append(f"{each.name} has {name}={ours!r}, {first.name} has {theirs!r}")
+                warnings.append(f"{other.name} has {name}={ours!r}, {first.name} has {theirs!r}")
     return warnings
 
 
 def _other_bases(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Fine-tunings that did not begin with the same weights differ by more than how they were
-    trained.
-    """
-    known = {each.name: report.base_of(each.model).get("sha256") for each in evaluations}
-    known = {name: sha256 for name, sha256 in known.items() if sha256}
-    first, *others = known or [""]
+    """Fine-tunings of other weights differ by more than how they were trained."""
+    sha256_of = {}
+    for evaluation in evaluations:
+        sha256 = report.base_of(evaluation.model).get("sha256")
+        if sha256:
+            sha256_of[evaluation.name] = sha256
+    if not sha256_of:
+        return []
+    first, *others = sha256_of
     what = f"began with other weights than {first}"
-    return [
-        f"{name} {what}: part of any difference may be theirs"
-        for name in others
-        if known[name] != known[first]
-    ]
+    warnings = []
+    for name in others:
+        if sha256_of[name] != sha256_of[first]:
+            warnings.append(f"{name} {what}: part of any difference may be theirs")
+    return warnings
 
 
-def _add_row(made: Comparison, first: Evaluation, each: Evaluation, cell: pairing.Cell) -> None:
+def _add_row(
+    made: Comparison, first: Evaluation, evaluation: Evaluation, cell: pairing.Cell
+) -> None:
+    """The row of one benchmark and temperature, or a warning that there is none."""
     benchmark, temperature = cell
-    result = each.results.get(cell)
+    result = evaluation.results.get(cell)
     if result is None:
-        at = report.temperature_text(temperature)
-        made.warnings.append(f"{each.name} has no {benchmark} at {at}: a gap")
+        temperature_text = report.temperature_text(temperature)
+        made.warnings.append(f"{evaluation.name} has no {benchmark} at {temperature_text}: a gap")
         return
-    row = {"benchmark": benchmark, "temperature": temperature, "run": each.name}
-    row |= {"problems": result["problems"]["scored"], "k": result["avg_at_k"]["k"]}
+    row: Row = {"benchmark": benchmark, "temperature": temperature, "run": evaluation.name}
+    row["problems"] = result["problems"]["scored"]
+    row["k"] = result["avg_at_k"]["k"]
     for score in SCORES:
         value_of = pairing.value_of_problem(result, score)
-        if value_of is None:  # an older file has the votes' mean only
+        if value_of is None:
+            # An older file has the votes' mean only.
             row[score] = result[score]["mean"]
             continue
         row |= _named(score, scores.mean_of_shares(np.array(list(value_of.values()))))
@@ -172,246 +226,145 @@ def _add_row(made: Comparison, first: Evaluation, each: Evaluation, cell: pairin
         row[name] = result[name]
     made.rows.append(row)
     base = first.results.get(cell)
-    if each is first or base is None:
-        return
+    if evaluation is not first and base is not None:
+        names = f"{first.name} and {evaluation.name}"
+        _add_differences(made, row, names, base, result)
+
+
+def _add_differences(
+    made: Comparison, row: Row, names: str, base: dict[str, Any], result: dict[str, Any]
+) -> None:
+    """The differences of one row's scores, over the problems that the two have in common."""
+    benchmark = row["benchmark"]
     pairs = pairing.pair(base, result)
-    made.warnings += [
-        f"{benchmark}, {first.name} and {each.name}: {line}" for line in pairs.warnings
-    ]
-    k, k_of_first = result["avg_at_k"]["k"], base["avg_at_k"]["k"]
+    for line in pairs.warnings:
+        made.warnings.append(f"{benchmark}, {names}: {line}")
+    k = result["avg_at_k"]["k"]
+    k_of_first = base["avg_at_k"]["k"]
     if k != k_of_first:
-        what = f"{k_of_first} and {k} samples of each problem: pass@k and maj@k are not compared"
-        made.warnings.append(
-            f"{benchmark} at {report.temperature_text(temperature)}, {first.name} and {each.name}: {what}"
-        )
+        place = f"{benchmark} at {report.temperature_text(row['temperature'])}, {names}"
+        what = f"{k_of_first} and {k} samples of each problem"
+        made.warnings.append(f"{place}: {what}: pass@k and maj@k are not compared")
     for score in _compared(base, result):
-        values = pairing.differences(pairs, base, result, score)
-        if values is not None:
-            own = scores.mean_of_differences(values.value_P, values.draws)
-            _add_difference(made, row, score, own, values.value_P)
+        found = pairing.differences(pairs, base, result, score)
+        if found is not None:
+            mean = scores.mean_of_differences(found.value_P, found.draws)
+            _add_difference(made, row, score, mean, found.value_P)
 
 
 def _compared(base: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    """Of one sample pass@1 and maj@1 are avg@1 again: counted three times, a difference would
-    weaken the others.
+    """The scores of which a difference is made.
+
+    Of one sample pass@1 and maj@1 are avg@1 again: counted three times, a difference would weaken
+    the others.
     """
-    is_one = base["avg_at_k"]["k"] == result["avg_at_k"]["k"] == 1
-    return ["avg_at_k"] if is_one else list(SCORES)
+    if base["avg_at_k"]["k"] == result["avg_at_k"]["k"] == 1:
+        return ["avg_at_k"]
+    return list(SCORES)
 
 
 def _add_mean(
-    made: Comparison, first: Evaluation, each: Evaluation, cells: list[pairing.Cell]
+    made: Comparison, first: Evaluation, evaluation: Evaluation, cells: list[pairing.Cell]
 ) -> None:
-    """The row of means over benchmarks, each with the same weight."""
-    results = [each.results.get(cell) for cell in cells]
-    if None in results:
+    """The row of means over benchmarks, each with the same weight; none where one is missing."""
+    results = _results_at(evaluation, cells)
+    if results is None:
         return
+    # The largest, where benchmarks were sampled different numbers of times.
     k = max(result["avg_at_k"]["k"] for result in results)
-    row: dict[str, Any] = {"benchmark": MEAN, "temperature": cells[0][1], "run": each.name, "k": k}
+    row: Row = {"benchmark": MEAN, "temperature": cells[0][1], "run": evaluation.name, "k": k}
     for score in SCORES:
-        maps = [pairing.value_of_problem(result, score) for result in results]
-        if None not in maps:
-            values = [np.array(list(value_of.values())) for value_of in maps]
+        values = _values_of_benchmarks(results, score)
+        if values is not None:
             row |= _named(score, scores.mean_over_benchmarks(values))
     made.rows.append(row)
-    bases = [first.results.get(cell) for cell in cells]
-    if each is first or None in bases:
-        return
-    compared = [_compared(base, result) for base, result in zip(bases, results, strict=True)]
+    bases = _results_at(first, cells)
+    if evaluation is not first and bases is not None:
+        _add_mean_differences(made, row, bases, results)
+
+
+def _results_at(evaluation: Evaluation, cells: list[pairing.Cell]) -> list[dict[str, Any]] | None:
+    results = []
+    for cell in cells:
+        if cell not in evaluation.results:
+            return None
+        results.append(evaluation.results[cell])
+    return results
+
+
+def _values_of_benchmarks(results: list[dict[str, Any]], score: str) -> list[np.ndarray] | None:
+    """The value of each problem of each benchmark; None where an older file has none."""
+    values = []
+    for result in results:
+        value_of = pairing.value_of_problem(result, score)
+        if value_of is None:
+            return None
+        values.append(np.array(list(value_of.values())))
+    return values
+
+
+def _add_mean_differences(
+    made: Comparison, row: Row, bases: list[dict[str, Any]], results: list[dict[str, Any]]
+) -> None:
+    """The differences of means, of each score that every benchmark has."""
     for score in SCORES:
-        if not all(score in names for names in compared):
+        found = _differences_of_benchmarks(bases, results, score)
+        if found is None:
             continue
-        found = [
-            pairing.differences(pairing.pair(base, result), base, result, score)
-            for base, result in zip(bases, results, strict=True)
-        ]
-        if None in found:
-            continue
-        own = scores.difference_over_benchmarks(
-            [d.value_P for d in found], [d.draws for d in found]
-        )
-        weighted = [d.value_P / (len(d.value_P) * len(found)) for d in found]
-        _add_difference(made, row, score, own, np.concatenate(weighted))
+        values = []
+        draws = []
+        weighted = []
+        for difference in found:
+            value_P = difference.value_P
+            values.append(value_P)
+            draws.append(difference.draws)
+            # So that the sum over all problems is the mean over benchmarks.
+            weighted.append(value_P / (len(value_P) * len(found)))
+        mean = scores.difference_over_benchmarks(values, draws)
+        _add_difference(made, row, score, mean, np.concatenate(weighted))
+
+
+def _differences_of_benchmarks(
+    bases: list[dict[str, Any]], results: list[dict[str, Any]], score: str
+) -> list[pairing.Differences] | None:
+    found = []
+    for base, result in zip(bases, results, strict=True):
+        if score not in _compared(base, result):
+            return None
+        difference = pairing.differences(pairing.pair(base, result), base, result, score)
+        if difference is None:
+            return None
+        found.append(difference)
+    return found
 
 
 def _add_difference(
-    made: Comparison, row, score: str, own: scores.Mean, value_P: np.ndarray
+    made: Comparison, row: Row, score: str, mean: scores.Mean, value_P: np.ndarray
 ) -> None:
-    name = _difference_name(score)
-    row |= _named(name, own)
+    name = difference_name(score)
+    row |= _named(name, mean)
     row[f"{name}_is_zero_everywhere"] = not np.any(value_P)
     made.differences.append(Difference(row, score, value_P))
 
 
-def _difference_name(score: str) -> str:
-    return "difference" if score == "avg_at_k" else f"{score}_difference"
+def difference_name(score: str) -> str:
+    """The column of a score's difference."""
+    if score == "avg_at_k":
+        return "difference"
+    return f"{score}_difference"
 
 
 def _named(name: str, mean: scores.Mean) -> dict[str, float | None]:
+    """The columns of a mean and the ends of its interval, None where there is none."""
     low, high = mean.interval_95 or (None, None)
     return {name: mean.mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def _mark(differences: list[Difference]) -> None:
-    """p of each difference, and whether Holm's procedure over all of them rejects that it is
-    chance.
-    """
-    p_values = significance.sign_flip_p_values([each.value_P for each in differences])
-    for each, p, is_marked in zip(
-        differences, p_values, significance.holm(p_values, LEVEL), strict=True
-    ):
-        name = _difference_name(each.score)
-        each.row[f"{name}_p"] = p
-        each.row[f"{name}_holm"] = is_marked
-
-
-def text(made: Comparison) -> str:
-    """All that is printed: a table for avg@k, one for pass@k and maj@k, and how many differences
-    they show.
-    """
-    parts = [table(made.rows)]
-    # Of one sample pass@1 and maj@1 are avg@1.
-    several = [row for row in made.rows if row["k"] > 1]
-    if several:
-        parts.append(_votes_table(several))
-    n = len(made.differences)
-    if n:
-        n_marked = sum(
-            each.row[f"{_difference_name(each.score)}_holm"] for each in made.differences
-        )
-        parts.append(
-            f"{n} differences to {made.first}; * marks the {n_marked} that are more than chance with all {n} counted"
-            f" (Holm at {LEVEL:.0%}, p from sign flips). Were all {n} zero, {LEVEL * n:.2g} of the intervals would"
-            " leave 0 out by chance."
-        )
-    if made.origins:
-        parts.append("\n".join(made.origins))
-    return "\n\n".join(parts)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """avg@k in percent; differences in points."""
-    heading = (
-        "benchmark,T,run,problems,avg@k,95 %,difference,95 %,pass@k,maj@k,entropy,length,cut".split(
-            ","
-        )
-    )
-    lines = [heading]
-    for row in rows:
-        entropy, length = row.get("mean_token_entropy"), row.get("mean_length_tokens")
-        line = [*_place(row), str(row.get("problems", "")), *_cells(row, "avg_at_k")]
-        line += [_percent(row.get("pass_at_k")), _percent(row.get("maj_at_k"))]
-        line += [
-            "" if entropy is None else f"{entropy:.2f}",
-            "" if length is None else f"{length:.0f}",
-        ]
-        lines.append([*line, _percent(row.get("truncation_rate"))])
-    return report.aligned(lines)
-
-
-def _votes_table(rows: list[dict[str, Any]]) -> str:
-    """pass@k and maj@k with their intervals and differences."""
-    heading = "benchmark,T,run,k,pass@k,95 %,difference,95 %,maj@k,95 %,difference,95 %".split(",")
-    lines = [heading]
-    for row in rows:
-        cells = [*_cells(row, "pass_at_k"), *_cells(row, "maj_at_k")]
-        lines.append([*_place(row), str(row.get("k", "")), *cells])
-    return report.aligned(lines)
-
-
-def _place(row: dict[str, Any]) -> list[str]:
-    return [row["benchmark"], report.temperature_text(row["temperature"]), row["run"]]
-
-
-def _cells(row: dict[str, Any], score: str) -> list[str]:
-    """A score, its interval, its difference, and that one's interval."""
-    name = _difference_name(score)
-    difference, interval = row.get(name), _interval(row, name, "+")
-    if row.get(f"{name}_is_zero_everywhere"):
-        interval = "equal on every problem"
-    mark = "*" if row.get(f"{name}_holm") else ""
-    shown = "" if difference is None else f"{100 * difference:+.1f}{mark}"
-    return [_percent(row.get(score)), _interval(row, score), shown, interval]
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
-
-
-def _interval(row: dict[str, Any], name: str, sign: str = "") -> str:
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return "" if low is None else report.interval_text((low, high), sign)
-
-
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Bars of avg@k with 95 % intervals: a panel for each temperature, a group for each benchmark."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
-    names = list(dict.fromkeys(row["run"] for row in rows))
-    groups = list(dict.fromkeys(row["benchmark"] for row in rows))
-    width = 0.8 / len(names)
-    size = (max(5.0, 1.2 + 0.55 * len(groups) * len(names)), 2.9 * len(temperatures) + 0.4)
-    figure, axes = plt.subplots(
-        len(temperatures), 1, figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, temperature in zip(axes[:, 0], temperatures, strict=True):
-        for number, name in enumerate(names):
-            own = [row for row in rows if row["temperature"] == temperature and row["run"] == name]
-            offset = (number - (len(names) - 1) / 2) * width
-            _bars(axis, own, groups, offset, 0.92 * width, COLOURS[number % len(COLOURS)], name)
-        ks = sorted({row["k"] for row in rows if row["temperature"] == temperature and "k" in row})
-        axis.set_title(
-            f"{report.temperature_text(temperature)}, avg@{'/'.join(map(str, ks))}",
-            loc="left",
-            fontsize=10,
-        )
-        axis.set_xticks(range(len(groups)), groups)
-        axis.set(ylabel="correct, %", xlim=(-0.5, len(groups) - 0.5))
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(
-        frameon=False,
-        ncols=min(4, len(names)),
-        fontsize=9,
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-    )
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-
-
-def _bars(
-    axis,
-    rows: list[dict[str, Any]],
-    groups: list[str],
-    offset: float,
-    width: float,
-    colour: str,
-    label: str,
-) -> None:
-    """One run's bars beside the middle of each benchmark's group; a gap says "not run"."""
-    places, heights, below, above = [], [], [], []
-    for row in rows:
-        height = 100 * row["avg_at_k"]
-        low, high = row["avg_at_k_low"], row["avg_at_k_high"]
-        places.append(groups.index(row["benchmark"]) + offset)
-        heights.append(height)
-        below.append(0 if low is None else max(0.0, height - 100 * low))
-        above.append(0 if high is None else max(0.0, 100 * high - height))
-    axis.bar(
-        places,
-        heights,
-        width,
-        yerr=[below, above],
-        color=colour,
-        label=label,
-        capsize=2,
-        ecolor="#333333",
-    )
-    # A bar of height zero would say that all answers were wrong.
-    style = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 7, "color": "#888888"}
-    for benchmark in set(groups) - {row["benchmark"] for row in rows}:
-        axis.text(groups.index(benchmark) + offset, 0, "not run", **style)
+    """Writes p of each difference, and whether Holm's procedure over all rejects chance."""
+    p_values = significance.sign_flip_p_values([found.value_P for found in differences])
+    marks = significance.holm(p_values, LEVEL)
+    for difference, p, is_marked in zip(differences, p_values, marks, strict=True):
+        name = difference_name(difference.score)
+        difference.row[f"{name}_p"] = p
+        difference.row[f"{name}_holm"] = is_marked

@@ -1,9 +1,8 @@
 """Demonstrations scored token by token under one model, as heldout.json has it."""
 
+import itertools
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from dft_jax.analysis import reading
 from dft_jax.data import account
@@ -11,23 +10,24 @@ from dft_jax.data.batches import Examples
 from dft_jax.lm import LM
 from dft_jax.losses import objectives
 from dft_jax.models.model import matmul_precision, with_attention
-from dft_jax.runtime import distributed, environment, files, folders
+from dft_jax.runtime import distributed, environment, files, folders, processes
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
 from dft_jax.training.heldout import HeldOut
 
 NAME = "heldout.json"
-_BAR = 60  # characters of a share of 1
+# Characters of the bar of a share of 1.
+_BAR = 60
 
 
 def write(lm: LM, data: str, asked: reading.Reading, out: Path) -> None:
-    """Writes nll, p and its histogram, and entropy of the completions in `data` to `out`, and
-    prints them.
+    """Writes nll, p and entropy of the completions in `data` to `out`, and prints them.
 
     Raises:
       UserError: data that cannot be read, or a folder that cannot be written.
     """
     config = reading.config_for({"model": lm}, asked)
+    # A process that cannot read the file ends all of them, instead of leaving them to wait.
     with distributed.together("held out"):
         examples = reading.read(data, lm, config, split="test")
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
@@ -46,11 +46,12 @@ def write(lm: LM, data: str, asked: reading.Reading, out: Path) -> None:
             "environment": environment.describe(),
         }
         files.write_json(out / NAME, report)
-    if jax.process_index() == 0:
+    if processes.is_first():
         _print(values)
 
 
 def _measure(lm: LM, examples: Examples, config: Config) -> dict[str, Any]:
+    # SFT's loss is the nll, whatever the model was trained with.
     with matmul_precision(str(lm.model.module.compute_dtype)):
         model = with_attention(lm.model, config.model.attention)
         heldout = HeldOut.of(config, model, objectives.make_objective("sft"), examples)
@@ -61,6 +62,6 @@ def _print(values: dict[str, Any]) -> None:
     for name, value in values.items():
         if not isinstance(value, list):
             print(f"{name:32s} {value:.6g}")
-    edges, shares = metrics.P_BIN_EDGES, values["heldout/p_histogram"]
-    for low, high, share in zip(edges[:-1], edges[1:], shares, strict=True):
+    bins = itertools.pairwise(metrics.P_BIN_EDGES)
+    for (low, high), share in zip(bins, values["heldout/p_histogram"], strict=True):
         print(f"  p in {low:6g} to {high:6g} {share:7.2%}  {'█' * round(_BAR * share)}")

@@ -1,12 +1,11 @@
-"""What DFT does against SFT, in minutes on two CPU cores: fine-tune the laboratory's base with
-both, sample, compare.
+"""What DFT does against SFT, in minutes on two CPU cores: fine-tune, sample, compare.
 
 python -m dft_jax.analysis.quickstart --out=runs/quickstart
 
-It prints one table (base, SFT, DFT; avg@16 at several temperatures, greedy, pass@16, maj@16;
-problems like the demonstrations, harder ones, and a format that is in none of them), draws
-curves.png, histogram.png and comparison.png, and says what follows. With the same --out it goes on
-where it was stopped.
+It fine-tunes the laboratory's base with both and prints one table (base, SFT, DFT; avg@16 at
+several temperatures, greedy, pass@16, maj@16; problems like the demonstrations, harder ones, and a
+format that is in none of them), draws curves.png, histogram.png and comparison.png, and says what
+follows. With the same --out it resumes where it was stopped.
 """
 
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from dft_jax import api
-from dft_jax.analysis import comparison
+from dft_jax.analysis import comparison, comparison_report
 from dft_jax.commands import cli
 from dft_jax.evals import planning, runner
 from dft_jax.lab.recipe import OBJECTIVES, conclusion, draw, lab_config, settings
@@ -45,13 +44,16 @@ def main() -> None:
         for objective in OBJECTIVES:
             run = api.train(lab_config(objective), out / objective)
             identity = {"objective": objective, "step": run.step}
-            if "run_id" in run.identity:  # an older version's run has none
+            # An older version's run has none.
+            if "run_id" in run.identity:
                 identity["run_id"] = run.identity["run_id"]
             _evaluate(plan, run.lm, out / "eval" / objective, identity)
-    read = [comparison.read(f"{name}={out}/eval/{name}") for name in ("base", *OBJECTIVES)]
-    made = comparison.compare(read)
+    evaluations = []
+    for name in ("base", *OBJECTIVES):
+        evaluations.append(comparison.read(f"{name}={out}/eval/{name}"))
+    made = comparison.compare(evaluations)
     draw(made.rows, out)
-    print(comparison.text(made))
+    print(comparison_report.text(made))
     print(conclusion(made.rows))
     seconds = time.perf_counter() - began
     pictures = "curves.png, histogram.png, comparison.png, comparison.csv"

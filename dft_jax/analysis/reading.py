@@ -13,10 +13,11 @@ from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import prompts
 from dft_jax.evals.evaluation import announce
 from dft_jax.lm import LM
-from dft_jax.runtime import distributed, errors, options
+from dft_jax.runtime import distributed, errors, options, processes
 from dft_jax.runtime.options import Config
 
-_BATCH = 64  # examples at once
+# Examples at once.
+_BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> 
     config.data.max_rows = asked.max_rows
     config.data.template = _prompt(models, asked.prompt, prefix)
     config.data.date = _date(models, config.data.template, prefix)
+    # What one of them cannot read would be cut for it alone.
     longest = min(lm.model.config.max_length for lm in models.values())
     config.data.max_length = min(asked.context, longest)
     config.train.global_batch = max(_BATCH, jax.device_count())
@@ -72,6 +74,7 @@ def _prompt(models: Mapping[str, LM], asked: str, prefix: str) -> str:
     """The prompt for demonstrations that all these models read, announced."""
     trained = {name: lm.trained for name, lm in models.items()}
     tokenizer = next(iter(models.values())).tokenizer
+    # What the models were trained with, where they agree.
     if asked == AUTO:
         choice = prompts.choose(asked, prompts.shared(trained), tokenizer)
         announce(choice)
@@ -79,23 +82,26 @@ def _prompt(models: Mapping[str, LM], asked: str, prefix: str) -> str:
     errors.raise_if_any(templates.name_problems(f"{prefix}prompt", asked))
     for name, prompt in trained.items():
         choice = prompts.choose(asked, prompt, tokenizer)
-        if choice.warning and jax.process_index() == 0:
+        if choice.warning and processes.is_first():
             print(f"warning: {name}: {choice.warning}", file=sys.stderr)
     return asked
 
 
 def _date(models: Mapping[str, LM], prompt: str, prefix: str) -> str:
-    """The day that a dated prompt is given for all these models: the first that one was trained
-    with, else today. Empty where the prompt writes no date.
+    """The day that a dated prompt is given for all these models; empty where it writes no date.
+
+    It is the first that one of them was trained with, else today.
     """
     tokenizer = next(iter(models.values())).tokenizer
     if not Template(prompt, tokenizer, setting=f"{prefix}prompt").is_dated:
         return ""
     known = {name: lm.date for name, lm in models.items() if lm.date}
     first = next(iter(known.values()), "") or today()
+    # Hosts may be on either side of midnight.
     date = distributed.decided("date", first, lambda dates: dates[0])
+    # One date for all, since a comparison needs the same tokens.
     for name, trained_on in known.items():
-        if trained_on != date and jax.process_index() == 0:
+        if trained_on != date and processes.is_first():
             what = f"{name} was trained with the date {trained_on} in its prompt, and reads {date}"
             print(f"warning: {what}", file=sys.stderr)
     return date

@@ -4,7 +4,7 @@ import functools
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from dft_jax.data.batches import Examples
 from dft_jax.lm import LM
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors, files
+from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
 
 
-def read_for_all(path: str, models: Mapping[str, LM], config) -> Examples:
+def read_for_all(path: str, models: Mapping[str, LM], config: Config) -> Examples:
     """The examples of a data path, refused where they are not the same tokens to every model."""
     first, *others = models
     examples = reading.read(path, models[first], config)
@@ -55,28 +56,33 @@ def write(
       n_examples: examples shown in tokens.html.
     """
     (first, before), *others = scores.items()
-    ids_T, example_T = tokens(examples)
-    positions = [np.flatnonzero(figures.targets(example)) for example in examples.examples]
-    arrays = {
-        "token": ids_T,
-        "position": np.concatenate(positions).astype(np.int32),
-        "example": example_T,
+    found = tokens(examples)
+    arrays: dict[str, Any] = {
+        "token": found.id_T,
+        "position": found.position_T,
+        "example": found.example_T,
     }
-    summaries, shares, shown = {}, {}, {}
+    # What each file has of each model.
+    summaries: dict[str, dict[str, Any]] = {}
+    shares: dict[str, list[float]] = {}
+    shown: dict[str, figures.TokenValues] = {}
     for name, under in scores.items():
         arrays[f"p_{name}"] = under.p_T
         arrays[f"entropy_{name}"] = under.entropy_T
         arrays[f"gradient_{name}"] = under.gradient_T
         summaries[name] = summarise(under)
         shares[name] = summaries[name]["p_histogram"]
-        shown[name] = under.p_T, under.entropy_T
+        shown[name] = figures.TokenValues(under.p_T, under.entropy_T)
+    # Decoding is slow, and a token type is asked for once for each model.
     text_of = functools.cache(lambda id_: figures.token_text(id_, tokenizer))
-    rows_of, every_row = {}, []
+    rows_of: dict[str, list[dict[str, Any]]] = {}
+    every_row: list[dict[str, Any]] = []
     for name, after in others:
-        rows = changed(name, ids_T, before, after, text_of)
+        rows = changed(name, found.id_T, before, after, text_of)
         rows_of[name] = [row for row in rows if row["count"] >= min_count]
         every_row += rows_of[name]
 
+    # The files, each whole or not at all; then what is printed.
     _save(out / "tokens.npz", lambda handle: np.savez_compressed(handle, **arrays))
     summary = about | {"p_bin_edges": metrics.P_BIN_EDGES, "models": summaries}
     files.write_json(out / "summary.json", summary)
@@ -90,7 +96,7 @@ def write(
     print(f"\n{out}: tokens.npz, summary.json, changed.csv, histogram.png, tokens.html")
 
 
-def _save(file: Path, save: Callable[[BinaryIO], None]) -> None:
+def _save(file: Path, save: Callable[[io.BytesIO], None]) -> None:
     content = io.BytesIO()
     save(content)
     files.write_atomically(file, content.getvalue())

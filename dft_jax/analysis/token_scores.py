@@ -1,4 +1,4 @@
-"""Probability, entropy and gradient of each trained token of some demonstrations, under checkpoints."""
+"""Probability, entropy and gradient of each trained token of demonstrations, under checkpoints."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
 from dft_jax.analysis import figures
@@ -19,22 +19,46 @@ from dft_jax.losses import fused
 from dft_jax.models.model import head, matmul_precision, with_attention
 from dft_jax.runtime import errors, progress
 from dft_jax.runtime.options import Config
-from dft_jax.types import Batch
+from dft_jax.types import Batch, Leaf, Params, TokenStats
 
-_TOP = 10  # token types printed each way
-CHANGED_COLUMNS = "model token_id token count p_before p_after change fell_below_0.01".split()
+# Token types that are printed each way.
+_TOP = 10
+CHANGED_COLUMNS = (
+    "model",
+    "token_id",
+    "token",
+    "count",
+    "p_before",
+    "p_after",
+    "change",
+    "fell_below_0.01",
+)
+SUMMARY_COLUMNS = (
+    "tokens",
+    "nll",
+    "mean_p",
+    "entropy",
+    "share_of_p_below_0.01",
+    "share_of_p_above_0.95",
+    "sft_gradient",
+    "dft_gradient",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """The T trained tokens of all examples under one checkpoint, float32, in the order of the data."""
+    """The T trained tokens of all examples under one checkpoint, in the order of the data.
 
-    logp_T: np.ndarray
-    entropy_T: np.ndarray
-    gradient_T: np.ndarray  # of SFT; that of DFT is p times as large
+    `gradient_T` is that of SFT; that of DFT is p times as large.
+    """
+
+    logp_T: Float[np.ndarray, " T"]
+    entropy_T: Float[np.ndarray, " T"]
+    gradient_T: Float[np.ndarray, " T"]
 
     @property
-    def p_T(self) -> np.ndarray:
+    def p_T(self) -> Float[np.ndarray, " T"]:
+        """The probability of each token."""
         return np.exp(self.logp_T)
 
 
@@ -55,22 +79,48 @@ def numbered(examples: loader.Examples) -> loader.Examples:
 
     They are packed just as the real ones are, so they say where in a batch each token lies.
     """
-    trained = np.concatenate([figures.targets(example) for example in examples.examples])
-    ends = np.cumsum([len(example.ids) for example in examples.examples])[:-1]
-    ids_of = np.split((np.cumsum(trained) - 1).astype(np.int32), ends)
-    pairs = zip(examples.examples, ids_of, strict=True)
-    replaced = [dataclasses.replace(example, ids=ids) for example, ids in pairs]
+    replaced = []
+    n_before = 0
+    for example in examples.examples:
+        # Tokens that are not trained get a number too; no mask ever selects it.
+        numbers = n_before + np.cumsum(figures.targets(example)) - 1
+        replaced.append(dataclasses.replace(example, ids=numbers.astype(np.int32)))
+        n_before = int(numbers[-1]) + 1
     return loader.Examples(replaced, examples.report, examples.origins)
 
 
-def tokens(examples: loader.Examples) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of all T trained tokens, and the number of the example that each is of."""
-    ids, numbers = [], []
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """All T trained tokens: ids, and of which example and at which place of it each is."""
+
+    id_T: Int[np.ndarray, " T"]
+    example_T: Int[np.ndarray, " T"]
+    position_T: Int[np.ndarray, " T"]
+
+
+def tokens(examples: loader.Examples) -> Tokens:
+    """The trained tokens of all examples, in the order of the data."""
+    ids = []
+    numbers = []
+    positions = []
     for number, example in enumerate(examples.examples):
-        trained_ids = example.ids[figures.targets(example)]
-        ids.append(trained_ids)
-        numbers.append(np.full(len(trained_ids), number, np.int32))
-    return np.concatenate(ids), np.concatenate(numbers)
+        places = np.flatnonzero(figures.targets(example))
+        ids.append(example.ids[places])
+        numbers.append(np.full(len(places), number, np.int32))
+        positions.append(places.astype(np.int32))
+    return Tokens(np.concatenate(ids), np.concatenate(numbers), np.concatenate(positions))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _BatchScores:
+    """Of one batch: which places are trained, which token of the data each is, and its values."""
+
+    mask_BL: Leaf
+    number_BL: Leaf
+    logp_BL: Leaf
+    entropy_BL: Leaf
+    gradient_BL: Leaf
 
 
 def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Scores:
@@ -82,12 +132,13 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
     model = with_attention(lm.model, config.model.attention)
     chunk_tokens = config.train.loss_chunk_tokens
 
+    # Replicated: every process reads the values of all rows.
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
-    def score_batch(params, batch: Batch, numbers: Batch):
+    def score_batch(params: Params, batch: Batch, numbers: Batch) -> _BatchScores:
         batch, numbers = jax.tree.map(lambda x_ABL: x_ABL[0], (batch, numbers))
         hidden_BLD = model.apply(params, batch)
 
-        def stats(hidden_BLD):
+        def stats(hidden_BLD: Array) -> TokenStats:
             return fused.token_stats(
                 hidden_BLD,
                 head(params),
@@ -98,9 +149,17 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
                 mesh=model.mesh,
             )
 
-        plain, doubled = stats(hidden_BLD), stats(2 * hidden_BLD)
+        # Twice the hidden states make twice the logits, whose log p gives Σ_v p_v² exactly.
+        plain = stats(hidden_BLD)
+        doubled = stats(2 * hidden_BLD)
         gradient_BL = gradient_norm(plain.logp_BL, doubled.logp_BL)
-        return batch.mask_BL, numbers.targets_BL, (plain.logp_BL, plain.entropy_BL, gradient_BL)
+        return _BatchScores(
+            mask_BL=batch.mask_BL,
+            number_BL=numbers.targets_BL,
+            logp_BL=plain.logp_BL,
+            entropy_BL=plain.entropy_BL,
+            gradient_BL=gradient_BL,
+        )
 
     # The second pass is packed as the first: it says which token lies where.
     passes = []
@@ -113,17 +172,27 @@ def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Score
                 row_length=loader.row_length(config.data),
             )
         )
-    scores_3T = np.empty((3, examples.report["tokens"]["supervised"]), np.float32)
+    n_tokens = examples.report["tokens"]["supervised"]
+    logp_T = np.empty(n_tokens, np.float32)
+    entropy_T = np.empty(n_tokens, np.float32)
+    gradient_T = np.empty(n_tokens, np.float32)
     with matmul_precision(str(model.module.compute_dtype)):
         pairs = zip(*passes, strict=True)
         for pair in progress.bar(pairs, desc=name, total=len(passes[0]), unit="batch"):
-            batches = (sharding.device_batch(step.batch, model.mesh, step.n_rows) for step in pair)
-            mask_BL, number_BL, values = jax.device_get(score_batch(lm.params, *batches))
-            scores_3T[:, number_BL[mask_BL]] = [value_BL[mask_BL] for value_BL in values]
-    if not np.isfinite(scores_3T).all():
+            batch, numbers = (
+                sharding.device_batch(step.batch, model.mesh, step.n_rows) for step in pair
+            )
+            found = jax.device_get(score_batch(lm.params, batch, numbers))
+            # From the places in the batch to those in the data.
+            mask_BL = found.mask_BL
+            number_P = found.number_BL[mask_BL]
+            logp_T[number_P] = found.logp_BL[mask_BL]
+            entropy_T[number_P] = found.entropy_BL[mask_BL]
+            gradient_T[number_P] = found.gradient_BL[mask_BL]
+    if not np.isfinite([logp_T, entropy_T, gradient_T]).all():
         what = f"{name}: its probabilities are not finite numbers"
         raise errors.UserError(f"{what}; did the run diverge? Leave it out")
-    return Scores(*scores_3T)
+    return Scores(logp_T, entropy_T, gradient_T)
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
@@ -133,11 +202,18 @@ def summarise(scores: Scores) -> dict[str, Any]:
     bin_T = figures.bin_of(p_T)
     count = np.bincount(bin_T, minlength=figures.N_BINS)
 
-    def by_bin(x_T):
+    def by_bin(x_T: np.ndarray) -> list[float | None]:
         sums = np.bincount(bin_T, weights=x_T, minlength=figures.N_BINS)
-        return [float(total / n) if n else None for total, n in zip(sums, count, strict=True)]
+        means: list[float | None] = []
+        for total, n in zip(sums, count, strict=True):
+            if n:
+                means.append(float(total / n))
+            else:
+                means.append(None)
+        return means
 
-    def mean(x_T):
+    def mean(x_T: np.ndarray) -> float:
+        # In float64: a float32 sum over millions of tokens loses the digits that are printed.
         return float(np.mean(x_T, dtype=np.float64))
 
     return {
@@ -157,44 +233,61 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
 def changed(
     name: str, token_T: np.ndarray, before: Scores, after: Scores, text_of: Callable[[int], str]
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """A row of `CHANGED_COLUMNS` for each token type, most fallen first."""
-    ids, type_T, count = np.unique(token_T, return_inverse=True, return_counts=True)
+    ids, type_T, counts = np.unique(token_T, return_inverse=True, return_counts=True)
     fell_T = (before.p_T >= np.float32(0.01)) & (after.p_T < np.float32(0.01))
-    means = [np.bincount(type_T, weights=x_T) / count for x_T in (before.p_T, after.p_T, fell_T)]
+    p_before = np.bincount(type_T, weights=before.p_T) / counts
+    p_after = np.bincount(type_T, weights=after.p_T) / counts
+    fell = np.bincount(type_T, weights=fell_T) / counts
     rows = []
-    for id_, n, p_before, p_after, fell in zip(
-        ids.tolist(), count.tolist(), *(m.tolist() for m in means), strict=True
-    ):
-        values = (name, id_, text_of(id_), n, p_before, p_after, p_after - p_before, fell)
-        rows.append(dict(zip(CHANGED_COLUMNS, values, strict=True)))
+    for number, id_ in enumerate(ids.tolist()):
+        row = {
+            "model": name,
+            "token_id": id_,
+            "token": text_of(id_),
+            "count": int(counts[number]),
+            "p_before": float(p_before[number]),
+            "p_after": float(p_after[number]),
+            "change": float(p_after[number]) - float(p_before[number]),
+            "fell_below_0.01": float(fell[number]),
+        }
+        rows.append(row)
     return sorted(rows, key=lambda row: row["change"])
 
 
 def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
     """A line for each model."""
-    columns = "tokens nll mean_p entropy share_of_p_below_0.01 share_of_p_above_0.95 sft_gradient dft_gradient".split()
-    lines = [
-        [name, *(f"{values[column]:.6g}" for column in columns)]
-        for name, values in summaries.items()
-    ]
-    return aligned([["model", *columns], *lines])
+    lines = [["model", *SUMMARY_COLUMNS]]
+    for name, values in summaries.items():
+        line = [name]
+        for column in SUMMARY_COLUMNS:
+            line.append(f"{values[column]:.6g}")
+        lines.append(line)
+    return aligned(lines)
 
 
 def changes_table(rows: list[dict[str, Any]]) -> str:
-    """The token types that fell most, then those that rose most, of rows in the order of `changed`."""
+    """The token types that fell most, then those that rose most; `rows` are as from `changed`."""
+    fallen = [row for row in rows if row["change"] < 0]
+    risen = [row for row in rows if row["change"] > 0]
+    # The rows rise, so the highest rise is the last.
+    risen.reverse()
     lines = [["", "token", "count", "p before", "p after", "change", "fell below 0.01"]]
-    fallen, risen = ([row for row in rows if sign * row["change"] > 0] for sign in (-1, 1))
-    for word, shown in (("fell", fallen[:_TOP]), ("rose", risen[: -_TOP - 1 : -1])):
-        for row in shown:
-            shares = [f"{row['p_before']:.4f}", f"{row['p_after']:.4f}", f"{row['change']:+.4f}"]
-            lines.append(
-                [
-                    word,
-                    repr(row["token"]),
-                    str(row["count"]),
-                    *shares,
-                    f"{row['fell_below_0.01']:.1%}",
-                ]
-            )
+    for row in fallen[:_TOP]:
+        lines.append(_change_line("fell", row))
+    for row in risen[:_TOP]:
+        lines.append(_change_line("rose", row))
     return aligned(lines)
+
+
+def _change_line(word: str, row: dict[str, Any]) -> list[str]:
+    return [
+        word,
+        repr(row["token"]),
+        str(row["count"]),
+        f"{row['p_before']:.4f}",
+        f"{row['p_after']:.4f}",
+        f"{row['change']:+.4f}",
+        f"{row['fell_below_0.01']:.1%}",
+    ]

@@ -1,25 +1,27 @@
-"""Each trained token of some demonstrations under several checkpoints: its probability, entropy and
-gradient.
+"""Each trained token of demonstrations under several checkpoints: probability, entropy, gradient.
 
-python -m dft_jax.analysis.tokens --models=base=FOLDER,sft=RUN,dft=RUN --data=train.jsonl --rows=gsm8k \
-    --prompt=plain --out=tokens
+python -m dft_jax.analysis.tokens --models=base=FOLDER,sft=RUN,dft=RUN --data=train.jsonl \
+    --rows=gsm8k --prompt=plain --out=tokens
 
 A model is a Hugging Face folder, a hub id, or a run directory (its newest checkpoint); a name may
 stand before it. The others are compared with the first, and all must have its tokenizer. --data is
 any data path: a file, a folder or hub dataset (its split `train`), `world(…)`. The command prints
 the tokens that fell and rose most, and writes to --out
 
-    tokens.npz      T trained tokens: token, example, position, and p_NAME, entropy_NAME, gradient_NAME of each model
-    summary.json    of each model: nll, mean p, entropy, shares of p, its histogram, mean gradients, also by bin of p
-    changed.csv     of each model and token type: count, mean p before and after, share that fell below 0.01
+    tokens.npz      T trained tokens: token, example, position, and of each model p_NAME,
+                    entropy_NAME, gradient_NAME
+    summary.json    of each model: nll, mean p, entropy, shares of p, its histogram, mean gradients,
+                    also by bin of p
+    changed.csv     of each model and token type: count, mean p before and after, share that fell
+                    below 0.01
     histogram.png   p in the paper's bins
     tokens.html     the first examples, their tokens coloured by p, and by its change
 
 A token's gradient is the norm of the gradient of its loss with respect to its logits:
 w · |onehot - p|, which is w · sqrt(1 - 2p + Σ_v p_v²), with the weight w = 1 for SFT and w = p for
-DFT; tokens.npz has that of SFT. Σ_v p_v² is no estimate: twice the hidden states make twice the logits,
-under which the target has a probability q, p²/q = Σ_v p_v². It costs a second pass through the
-head, forward only.
+DFT; tokens.npz has that of SFT. Σ_v p_v² is no estimate: twice the hidden states make twice the
+logits, under which the target has a probability q, and p²/q = Σ_v p_v². It costs a second pass
+through the head, forward only.
 
 On TPUs and GPUs the command is the same. Batches are spread over all devices, --tensor=4 spreads
 each copy of the parameters over four, and on a pod the command is started on every host with
@@ -29,14 +31,13 @@ memory at a time, and on the host three float32 numbers a token and model.
 
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from dft_jax.analysis import reading, token_report, token_scores
 from dft_jax.commands import cli, evaluate
 from dft_jax.data import account
 from dft_jax.lm import open_lm
-from dft_jax.runtime import compilation_cache, environment, errors, folders
+from dft_jax.runtime import compilation_cache, environment, errors, folders, processes
 
 _MODELS = flags.DEFINE_list(
     "models", None, "Checkpoints, each with name= before it or not, separated by commas."
@@ -46,7 +47,7 @@ _MIN_COUNT = flags.DEFINE_integer(
     "min_count", 5, "Occurrences of a token type that is listed as changed.", 1
 )
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Examples shown in tokens.html, the first ones.", 0)
-# dft_jax.evaluate has these too, and says other words of them.
+# dft_jax.evaluate has these too, with other words of help: there they are of --heldout.
 flags.DEFINE_string(
     "rows", "fields", "What a row of --data means: data/formats.py.", allow_override=True
 )
@@ -62,8 +63,10 @@ def read_models(arguments: list[str]) -> dict[str, str]:
     paths = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
+        # No name stands before it, or what stands there is the beginning of a path.
         if not equals or "/" in name or Path(argument).exists():
-            name, path = Path(argument).absolute().name, argument
+            name = Path(argument).absolute().name
+            path = argument
         if not name or not path:
             what = f"--models: {argument!r} should be a checkpoint, or name=checkpoint"
             raise errors.UserError(what)
@@ -75,7 +78,9 @@ def read_models(arguments: list[str]) -> dict[str, str]:
 
 def main() -> None:
     cli.parse(required=["models", "data", "out"])
-    paths, out = read_models(_MODELS.value), folders.local_folder(_OUT.value, "--out")
+    # They are required, so none is None.
+    paths = read_models(_MODELS.value or [])
+    out = folders.local_folder(_OUT.value or "", "--out")
     cli.join_processes()
     compilation_cache.keep_compilations()
     given = flags.FLAGS
@@ -88,17 +93,19 @@ def main() -> None:
             mesh=evaluate.mesh_of(given.tensor),
             compute_dtype=given.compute_dtype,
         )
+    # Of the evaluation's settings only the context is used here.
     mistakes = evaluate.settings().mistakes("--")
     errors.raise_if_any([line for line in mistakes if line.startswith("--context")])
     config = reading.config_for(models, evaluate.reading())
-    examples = token_report.read_for_all(_DATA.value, models, config)
+    examples = token_report.read_for_all(_DATA.value or "", models, config)
     with folders.locked(out, "--out"):
         account.tell("--data", examples.report, "--context")
         scores = {}
         for name, lm in models.items():
             scores[name] = token_scores.score(lm, examples, config, name)
-            lm.forget_params()  # one model's are in memory at a time
-        if jax.process_index() > 0:
+            # One model's are in memory at a time.
+            lm.forget_params()
+        if not processes.is_first():
             return
         about = {
             "data": examples.report,

@@ -1,18 +1,20 @@
-"""Carries out a study: many fine-tunings of one model, and what is measured of them, in one
-process.
+"""Carries out a study: many fine-tunings of one model, measured in one process.
 
-python -m dft_jax.study --spec=experiments/real/dynamics.py:model=FOLDER,data=FOLDER --out=STUDY --minutes=170
-python -m dft_jax.study --spec=experiments/real/dynamics.py --out=STUDY --status
-python -m dft_jax.study --spec=experiments/real/dynamics.py --out=STUDY --report
+SPEC=experiments/real/dynamics.py
+python -m dft_jax.study --spec=$SPEC:model=FOLDER,data=FOLDER --out=STUDY --minutes=170
+python -m dft_jax.study --spec=$SPEC --out=STUDY --status
+python -m dft_jax.study --spec=$SPEC --out=STUDY --report
 
-The same command continues what was stopped or killed: each phase of an arm (train, held out,
+The same command resumes what was stopped or killed: each phase of an arm (train, held out,
 evaluate, prune) leaves a done-file in STUDY/done, and is skipped from then on, even where its
 checkpoint is gone. STUDY/done may be copied from elsewhere. --status and --report read done-files
 only, take seconds, and may be asked for while a study runs.
 
 Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 stopped by a signal,
-or the next phase would not fit into --minutes; all of it is saved, and the same command continues.
+or the next phase would not fit into --minutes; all of it is saved, and the same command resumes.
 """
+
+from pathlib import Path
 
 from absl import flags
 
@@ -36,31 +38,34 @@ _REPORT = flags.DEFINE_bool(
 
 def main() -> None:
     cli.parse(required=["spec", "out"])
-    folder = folders.local_folder(_OUT.value, "--out")
-    spec = spec_lib.read(_SPEC.value)
-    found = records.Records(folder, spec)
+    # They are required, so neither is None.
+    folder = folders.local_folder(_OUT.value or "", "--out")
+    spec = spec_lib.read(_SPEC.value or "")
+    done = records.Records(folder, spec)
+    # These need no model, and leave an --out alone that another process works in.
     if _STATUS.value or _REPORT.value:
         if not folder.is_dir():
             raise errors.UserError(
                 f"--out={folder}: no such folder; correct the path, or run the study first"
             )
         if _STATUS.value:
-            print(records.status(found))
+            print(records.status(done))
         if _REPORT.value:
-            print(report.write(found, folder))
+            print(report.write(done, folder))
         return
     _run(spec, folder)
-    print(records.status(found))
-    print(report.write(found, folder))
+    print(records.status(done))
+    print(report.write(done, folder))
 
 
-def _run(spec: spec_lib.Spec, folder) -> None:
-    from dft_jax.study import run  # slow to import, and not needed above
+def _run(spec: spec_lib.Spec, folder: Path) -> None:
+    # Slow to import, and not needed above.
+    from dft_jax.study import laboratory, run
 
     compilation_cache.keep_compilations()
     with interrupts.Interrupts():
         # Before there is a folder: what is refused leaves nothing.
-        lab = run.open_laboratory(spec, records.stream_version(folder))
+        lab = laboratory.open_laboratory(spec, records.stream_version(folder))
         with folders.locked(folder, "--out"):
             run.Study(lab, folder, Clock(_MINUTES.value)).run()
 

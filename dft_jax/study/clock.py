@@ -2,12 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import dft_jax
 from dft_jax.runtime import errors, interrupts
 
-_MARGIN = 1.15  # other work on the machine may begin meanwhile
+# Of what was predicted: other work on the machine may begin meanwhile.
+_MARGIN = 1.15
 
 
 class Clock:
@@ -18,11 +19,15 @@ class Clock:
 
     def __init__(self, minutes: float = 0.0):
         self.minutes = minutes
-        self.deadline = dft_jax.IMPORTED_AT + 60 * minutes if minutes else float("inf")
+        self.deadline = float("inf")
+        if minutes:
+            # Since the import: reading the model took a part of the minutes too.
+            self.deadline = dft_jax.IMPORTED_AT + 60 * minutes
         self.seconds_a_unit: dict[str, float] = {}
 
     @property
     def left_s(self) -> float:
+        """Seconds to the deadline, below 0 after it."""
         return self.deadline - time.monotonic()
 
     def learn(self, kind: str, seconds: float, work: float) -> None:
@@ -37,12 +42,14 @@ class Clock:
         yield
         self.learn(kind, time.monotonic() - begin, work)
 
-    def predicted_s(self, work: dict[str, float]) -> float:
+    def predicted_s(self, work: Mapping[str, float]) -> float:
         """Seconds for so many units of each kind; kinds that were never done count as none."""
-        known = {kind: units for kind, units in work.items() if kind in self.seconds_a_unit}
-        return sum(units * self.seconds_a_unit[kind] for kind, units in known.items())
+        seconds = 0.0
+        for kind, units in work.items():
+            seconds += units * self.seconds_a_unit.get(kind, 0.0)
+        return seconds
 
-    def require(self, what: str, work: dict[str, float]) -> None:
+    def require(self, what: str, work: Mapping[str, float]) -> None:
         """Before a phase.
 
         Raises:
@@ -51,8 +58,9 @@ class Clock:
         interrupts.check()
         needed = self.predicted_s(work)
         if _MARGIN * needed > self.left_s:
-            text = f"{what} takes about {needed / 60:.1f} minutes, {max(self.left_s, 0) / 60:.1f} are left"
-            print(f"{text}; not begun", flush=True)
+            left = max(self.left_s, 0) / 60
+            takes = f"{what} takes about {needed / 60:.1f} minutes"
+            print(f"{takes}, {left:.1f} are left; not begun", flush=True)
             raise errors.Stopped(f"--minutes={self.minutes:g}")
 
     def check(self) -> None:

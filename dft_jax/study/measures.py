@@ -19,21 +19,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from scipy.interpolate import CubicHermiteSpline
-from tqdm import tqdm
 
 from dft_jax import sharding
 from dft_jax.data import packing
 from dft_jax.data.templates import Example
 from dft_jax.models.model import Model, head
-from dft_jax.runtime import interrupts
+from dft_jax.runtime import interrupts, progress
 from dft_jax.training import metrics
 from dft_jax.types import Batch, Leaf, Params
 
-BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))  # T from 4 down to 1/4
-CHUNK_TOKENS = 256  # whose logits exist at once: 50 MB for a vocabulary of 49,152
+# T from 4 down to 1/4.
+BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))
+# Tokens whose logits exist at once: 50 MB for a vocabulary of 49,152.
+CHUNK_TOKENS = 256
+# The p of a target that counts as missed, and as known.
 BELOW, ABOVE = 0.01, 0.9
+
+# The same values, on the devices and on the host.
+Numbers = Array | np.ndarray
 
 
 # ---- on the devices ------------------------------------------------------------------------------
@@ -42,15 +48,30 @@ BELOW, ABOVE = 0.01, 0.9
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenValues:
-    """Of each trained token, float32 and in nats."""
+    """Of each trained token, float32 and in nats; on the host they are NumPy's, in float64.
+
+    `is_top_P` is 1 where the target is (one of) the most probable token(s). With K are the values
+    at each β, and their slopes are derivatives in β.
+    """
 
     logp_P: Leaf
     entropy_P: Leaf
-    is_top_P: Leaf  # 1 where the target is (one of) the most probable token(s)
-    nll_KP: Leaf  # at each β
-    nll_slope_KP: Leaf  # its derivative in β
+    is_top_P: Leaf
+    nll_KP: Leaf
+    nll_slope_KP: Leaf
     entropy_KP: Leaf
     entropy_slope_KP: Leaf
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _AtBeta:
+    """Of each token of a chunk at one β; over the grid, [K, C]."""
+
+    nll_C: Leaf
+    nll_slope_C: Leaf
+    entropy_C: Leaf
+    entropy_slope_C: Leaf
 
 
 def token_values(
@@ -67,33 +88,42 @@ def token_values(
     head_VD = head_VD.astype(hidden_PD.dtype)
     dtype = jnp.promote_types(jnp.float32, hidden_PD.dtype)
 
-    def one_chunk(arguments):
+    def one_chunk(arguments: tuple[Array, Array]) -> TokenValues:
         hidden_CD, targets_C = arguments
         logits_CV = jnp.einsum("CD,VD->CV", hidden_CD, head_VD, preferred_element_type=dtype)
+        # So that exp cannot overflow at the largest β; and the largest logit is 0 from here on.
         logits_CV -= logits_CV.max(axis=-1, keepdims=True)
         target_C = jnp.take_along_axis(logits_CV, targets_C[:, None], axis=-1)[:, 0]
         at_betas = functools.partial(_at_beta, logits_CV, target_C)
-        nll_KC, nll_slope_KC, entropy_KC, entropy_slope_KC = lax.map(at_betas, jnp.array(BETAS_K))
+        # One β after the other: all at once would hold K times the logits.
+        grid: _AtBeta = lax.map(at_betas, jnp.array(BETAS_K))
+        is_top_C = (target_C >= 0).astype(dtype)
         one = BETAS_K.index(1.0)
-        is_top_C = (target_C >= 0).astype(dtype)  # the largest logit is 0 now
         return TokenValues(
-            *(-nll_KC[one], entropy_KC[one], is_top_C),
-            *(nll_KC, nll_slope_KC, entropy_KC, entropy_slope_KC),
+            logp_P=-grid.nll_C[one],
+            entropy_P=grid.entropy_C[one],
+            is_top_P=is_top_C,
+            nll_KP=grid.nll_C,
+            nll_slope_KP=grid.nll_slope_C,
+            entropy_KP=grid.entropy_C,
+            entropy_slope_KP=grid.entropy_slope_C,
         )
 
     n_chunks = len(targets_P) // chunk_tokens
     hidden = hidden_PD.reshape(n_chunks, chunk_tokens, -1)
     chunks = lax.map(one_chunk, (hidden, targets_P.reshape(n_chunks, chunk_tokens)))
 
-    def joined(x):  # [chunks, C] or [chunks, K, C]
-        return x.reshape(-1) if x.ndim == 2 else x.transpose(1, 0, 2).reshape(len(BETAS_K), -1)
+    def join(x: Array) -> Array:
+        # [chunks, C] to [P], or [chunks, K, C] to [K, P].
+        if x.ndim == 2:
+            return x.reshape(-1)
+        return x.transpose(1, 0, 2).reshape(len(BETAS_K), -1)
 
-    return jax.tree.map(joined, chunks)
+    return jax.tree.map(join, chunks)
 
 
-def _at_beta(logits_CV, target_C, beta):
-    """nll, entropy and their derivatives in β of softmax(β · logits); the largest logit of each
-    token is 0.
+def _at_beta(logits_CV: Array, target_C: Array, beta: Array) -> _AtBeta:
+    """nll, its slope, entropy and its slope of softmax(β · logits); largest logits are 0.
 
     nll = log Σ exp(βz) - β z_target, with derivative E[z] - z_target; entropy = log Σ exp(βz) - β
     E[z], with derivative -β Var[z].
@@ -104,13 +134,18 @@ def _at_beta(logits_CV, target_C, beta):
     variance_C = (exp_CV * (logits_CV - mean_C[:, None]) ** 2).sum(axis=-1) / sum_C
     logsumexp_C = jnp.log(sum_C)
     entropy_C = logsumexp_C - beta * mean_C
-    return logsumexp_C - beta * target_C, mean_C - target_C, entropy_C, -beta * variance_C
+    return _AtBeta(
+        nll_C=logsumexp_C - beta * target_C,
+        nll_slope_C=mean_C - target_C,
+        entropy_C=entropy_C,
+        entropy_slope_C=-beta * variance_C,
+    )
 
 
 def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValues]:
-    """Returns the jitted measure(params, batch [1, B, L], index_P): values of the tokens at these
-    places of B · L."""
+    """The jitted measure(params, batch [1, B, L], index_P) of the tokens at places of B · L."""
 
+    # Replicated: every process reads all values of the few tokens of a batch.
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
     def measure(params: Params, batch: Batch, index_P: Int[Array, " P"]) -> TokenValues:
         rows = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
@@ -128,8 +163,9 @@ def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValu
 class PackedText:
     """Held-out examples as batches of one size.
 
-    `index_P` are the places of trained tokens, `example_P` and `place_P` say which token of which
-    example each is; the first `n_tokens` count, the others fill chunks up.
+    `index_P` are the places of trained tokens in B · L, `example_P` and `place_P` say which token
+    of which example each is. Of `index_P` the first `n_tokens` count; the others, all 0, fill
+    chunks up, so that one program serves every batch.
     """
 
     batches: list[Batch]
@@ -144,35 +180,40 @@ def pack(
 ) -> PackedText:
     """Packs examples, longest first, into batches of `rows` rows."""
     packed = packing.best_fit([packing.slots(example) for example in examples], row_length)
+    # Empty rows, to a whole number of batches.
     packed += [[] for _ in range(-len(packed) % rows)]
-    batches, where = [], []
+    text = PackedText([], [], [], [], [])
+    indices = []
     for start in range(0, len(packed), rows):
-        numbers = packed[start : start + rows]
-        batch = packing.fill_rows(examples, numbers, row_length)
-        batches.append(batch)
-        where.append(np.flatnonzero(batch.mask_BL))
-    longest = max(len(index) for index in where)
-    padded = packing.round_up(longest, chunk_tokens)
-    text = PackedText(batches, [], [], [], [len(index) for index in where])
-    for number, (batch, index) in enumerate(zip(batches, where, strict=True)):
-        numbers = packed[number * rows : (number + 1) * rows]
-        segment_of = batch.segments_BL.reshape(-1)[index]
-        example_of = [
-            numbers[i // row_length][s - 1] for i, s in zip(index, segment_of, strict=True)
-        ]
-        text.index_P.append(np.pad(index, (0, padded - len(index))).astype(np.int32))
-        text.example_P.append(np.array(example_of, np.int32))
+        ids_of_rows = packed[start : start + rows]
+        batch = packing.fill_rows(examples, ids_of_rows, row_length)
+        index = np.flatnonzero(np.asarray(batch.mask_BL))
+        indices.append(index)
+        text.batches.append(batch)
+        text.n_tokens.append(len(index))
+        # Segment s of a row, counted from 1, is the s-th example that was packed into it.
+        segments = np.asarray(batch.segments_BL).reshape(-1)[index]
+        examples_of_tokens = []
+        for place, segment in zip(index, segments, strict=True):
+            examples_of_tokens.append(ids_of_rows[place // row_length][segment - 1])
+        text.example_P.append(np.array(examples_of_tokens, np.int32))
         # A token's place as a target: one after the position that predicts it.
-        text.place_P.append(batch.positions_BL.reshape(-1)[index] + 1)
+        text.place_P.append(np.asarray(batch.positions_BL).reshape(-1)[index] + 1)
+    padded = packing.round_up(max(text.n_tokens), chunk_tokens)
+    for index in indices:
+        text.index_P.append(np.pad(index, (0, padded - len(index))).astype(np.int32))
     return text
 
 
-def answer_places(example: Example, tokenizer, mark: str) -> range:
-    r"""The places in `example.ids` of the tokens that spell the answer after the last `mark`, empty
-    without one.
+def answer_places(example: Example, tokenizer: Any, mark: str) -> range:
+    r"""The places in `example.ids` of the tokens of the answer after the last `mark`.
 
     After a mark that ends in an opening brace, as in `\\boxed{`, the answer ends before the brace
-    that closes it; after another, as in `####`, with the line.
+    that closes it; after another, as in `####`, with the line. Without an answer the range is
+    empty. A token that is in part of the answer is one of its tokens.
+
+    Args:
+      tokenizer: anything with `decode(ids, skip_special_tokens)`.
 
     Raises:
       ValueError: the text of the ids is not that of its parts, so that places cannot be found.
@@ -184,30 +225,39 @@ def answer_places(example: Example, tokenizer, mark: str) -> range:
         return tokenizer.decode(ids[:n], skip_special_tokens=True)
 
     whole = text(len(ids))
-    if mark not in whole:
-        return range(0)
-    start = whole.rfind(mark) + len(mark)
-    if mark.endswith("{"):
-        end = _closing(whole, start)
-    else:
-        line = whole[start:].partition("\n")[0]
-        start, end = start + len(line) - len(line.lstrip()), start + len(line.rstrip())
+    start, end = _answer_span(whole, mark)
     if end <= start:
         return range(0)
+
+    # How long the text of the first n tokens is; a token's own text may depend on those before it.
     lengths = [len(text(n)) for n in range(len(ids) + 1)]
-    if any(later < earlier for earlier, later in zip(lengths[:-1], lengths[1:], strict=True)):
+    if lengths != sorted(lengths):
         raise ValueError(f"tokens do not spell {whole!r} one after the other")
-    # A token that is in part of the answer is of the answer.
-    first = max(n for n in range(len(lengths)) if lengths[n] <= start)
-    last = min(n for n in range(len(lengths)) if lengths[n] >= end)
+    first = max(n for n, length in enumerate(lengths) if length <= start)
+    last = min(n for n, length in enumerate(lengths) if length >= end)
     return range(first_trained + first, first_trained + last)
 
 
-def _closing(text: str, start: int) -> int:
-    """Where the brace is closed that was opened before `start`; -1 where it is not."""
+def _answer_span(text: str, mark: str) -> tuple[int, int]:
+    """Where the answer starts and ends in a text; it ends before it starts where there is none."""
+    if mark not in text:
+        return 0, -1
+    start = text.rfind(mark) + len(mark)
+    if mark.endswith("{"):
+        return start, _closing_brace(text, start)
+    line = text[start:].partition("\n")[0]
+    n_leading = len(line) - len(line.lstrip())
+    return start + n_leading, start + len(line.rstrip())
+
+
+def _closing_brace(text: str, start: int) -> int:
+    """The place of the brace that closes one opened before `start`; -1 where none does."""
     depth = 1
     for place in range(start, len(text)):
-        depth += (text[place] == "{") - (text[place] == "}")
+        if text[place] == "{":
+            depth += 1
+        elif text[place] == "}":
+            depth -= 1
         if depth == 0:
             return place
     return -1
@@ -215,10 +265,13 @@ def _closing(text: str, start: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """A model on a text. Means are over the tokens; nats. Lists with `_K` belong to `BETAS_K`,
-    those with `_E` to the examples in their order. `answers_right_E` is 1 where every token of an
-    answer is the model's first choice after the demonstration's own steps, -1 where an example has
-    no answer, and empty where nobody asked."""
+    """A model on a text; its fields are the keys of the JSON in a done-file.
+
+    Means are over the tokens; nats. Lists with `_K` belong to `BETAS_K`, those with `_E` to the
+    examples in their order. `answers_right_E` is 1 where every token of an answer is the model's
+    first choice after the demonstration's own steps, 0 where one is not, -1 where an example has no
+    answer; it is empty where the spec asks for no answers.
+    """
 
     tokens: int
     nll: float
@@ -242,50 +295,58 @@ class Measures:
     def answer_accuracy(self) -> float | None:
         """Share of the examples with an answer; None without one."""
         known = [right for right in self.answers_right_E if right >= 0]
-        return sum(known) / len(known) if known else None
+        if not known:
+            return None
+        return sum(known) / len(known)
 
 
 def measure_text(
-    measure: Callable,
+    measure: Callable[[Params, Batch, jax.Array], TokenValues],
     params: Params,
     text: PackedText,
     answers: list[range] | None,
-    mesh,
-    check=interrupts.check,
+    mesh: Mesh,
+    check: Callable[[], object] = interrupts.check,
 ) -> Measures:
-    """Runs `measure` (of make_measure) over a text. `check` is called before each batch, and may
-    raise.
+    """Runs `measure` (of make_measure) over a text.
 
-    `answers` are the places of each example's answer.
+    Args:
+      answers: the places of each example's answer; None where they are not asked for.
+      check: called before each batch; it may raise.
     """
-    values, examples, places = [], [], []
-    for number, batch in enumerate(tqdm(text.batches, desc="held out", leave=False)):
+    values = []
+    batches = progress.bar(text.batches, desc="held out", unit="batch", leave=False)
+    for number, batch in enumerate(batches):
         check()
         rows = jax.tree.map(lambda x_BL: x_BL[None], batch)
         placed = sharding.device_batch(rows, mesh, batch.tokens_BL.shape[0])
         index_P = jax.device_put(text.index_P[number], sharding.named(mesh))
-        n = text.n_tokens[number]
         found = jax.device_get(measure(params, placed, index_P))
+        n = text.n_tokens[number]
         values.append(jax.tree.map(lambda x, n=n: np.asarray(x[..., :n], np.float64), found))
-        examples.append(text.example_P[number])
-        places.append(text.place_P[number])
     whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1), *values)
-    return summarise(whole, np.concatenate(examples), np.concatenate(places), answers)
+    examples = np.concatenate(text.example_P)
+    places = np.concatenate(text.place_P)
+    return summarise(whole, examples, places, answers)
 
 
 def summarise(
-    values: TokenValues, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None
+    values: TokenValues,
+    example_T: Int[np.ndarray, " T"],
+    place_T: Int[np.ndarray, " T"],
+    answers: list[range] | None,
 ) -> Measures:
     """Sums in float64, whatever the values were made in."""
     p_T = np.exp(values.logp_P)
     n_examples = int(example_T.max()) + 1
 
-    def by_example(x_T) -> np.ndarray:
+    def by_example(x_T: Numbers) -> np.ndarray:
         return np.bincount(example_T, weights=x_T, minlength=n_examples)
 
     tokens_E = np.bincount(example_T, minlength=n_examples)
     # Edge i opens bin i, p = 1 is in the last, as metrics.token_sums counts.
-    bins_T = np.searchsorted(np.float32(metrics.P_BIN_EDGES[1:-1]), np.float32(p_T), side="right")
+    inner_edges = np.array(metrics.P_BIN_EDGES[1:-1], np.float32)
+    bins_T = np.searchsorted(inner_edges, p_T.astype(np.float32), side="right")
     counts = np.bincount(bins_T, minlength=len(metrics.P_BIN_EDGES) - 1)
     n = len(p_T)
     return Measures(
@@ -309,20 +370,25 @@ def summarise(
     )
 
 
-def _answers_right(is_top_T, example_T, place_T, answers: list[range] | None) -> list[int]:
+def _answers_right(
+    is_top_T: Numbers, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None
+) -> list[int]:
+    """As `Measures.answers_right_E`."""
     right = []
     for number, places in enumerate(answers or []):
-        own = example_T == number
-        is_answer = own & np.isin(place_T, list(places))
-        right.append(int(is_top_T[is_answer].all()) if len(places) else -1)
+        if not places:
+            right.append(-1)
+            continue
+        is_answer = (example_T == number) & np.isin(place_T, list(places))
+        right.append(int(is_top_T[is_answer].all()))
     return right
 
 
-def _mean(x_T) -> float:
+def _mean(x_T: Numbers) -> float:
     return float(np.mean(x_T, dtype=np.float64))
 
 
-def _rounded(x, digits: int = 5) -> list[float]:
+def _rounded(x: Numbers, digits: int = 5) -> list[float]:
     return [round(float(value), digits) for value in x]
 
 
@@ -351,8 +417,7 @@ def best(measures: Measures) -> AtTemperature | None:
 
 
 def at_entropy(measures: Measures, entropy: float) -> AtTemperature | None:
-    """The temperature at which the mean entropy is `entropy`, nats; None where it would lie outside
-    the grid.
+    """The temperature at which the mean entropy is `entropy`, in nats; None outside the grid.
 
     The entropy falls as β rises, so there is one.
     """
@@ -366,8 +431,11 @@ def at_entropy(measures: Measures, entropy: float) -> AtTemperature | None:
 
 
 def to_json(measures: Measures) -> dict[str, Any]:
+    """Plain values, as a done-file has them."""
     return dataclasses.asdict(measures)
 
 
 def from_json(values: dict[str, Any]) -> Measures:
+    """What `to_json` was made of."""
+    # The keys of the file are the fields: a missing or unknown one is a TypeError.
     return Measures(**values)

@@ -4,6 +4,7 @@ A spec is a Python file with `get_spec(argument)`, as a config is one with `get_
 see experiments/real/dynamics.py.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -25,8 +26,7 @@ KEEP = ("parameters", "nothing")
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One fine-tuning. Arms differ in these alone, so that those of one objective share a
-    program."""
+    """One fine-tuning. Arms differ in these alone, so those of one objective share a program."""
 
     objective: str
     learning_rate: float
@@ -34,6 +34,7 @@ class Arm:
 
     @property
     def name(self) -> str:
+        """The arm's folder in STUDY/done, which old studies have: not to be changed."""
         return f"{self.objective},learning_rate={self.learning_rate:g},seed={self.seed}"
 
 
@@ -43,8 +44,8 @@ class Text:
 
     `path` and `rows` are as in a config's `data`; `max_length` is that of an example, of which
     longer ones are left out (0: that of the config); `max_examples` are the first ones (0: all).
-    `answer_mark` stands before an answer, as `\\boxed{` or `####` does; empty where nobody asks for
-    answers.
+    `answer_mark` stands before an answer, as `\\boxed{` or `####` does; empty: answers are not
+    looked at.
     """
 
     name: str
@@ -70,33 +71,49 @@ class Spec:
     arms: tuple[Arm, ...]
     texts: tuple[Text, ...]
     measured_at: tuple[int, ...]
-    rows_at_once: int = 4  # packed rows that are measured at once
+    # Packed rows that are measured at once.
+    rows_at_once: int = 4
     evaluation: Settings | None = None
     keep: str = "nothing"
 
     @property
     def steps(self) -> int:
+        """Of every arm."""
         return self.config.train.steps
+
+
+def name_of(arm: Arm | None) -> str:
+    """The name of an arm, or of the base where it is None: its folder among the done-files."""
+    if arm is None:
+        return BASE
+    return arm.name
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A piece of work with a done-file. `step` is the last of a train phase, and the one that
-    another phase is at."""
+    """A piece of work with a done-file.
 
-    arm: Arm | None  # None is the model as it is
-    kind: str  # train, heldout, evaluate, prune
+    `arm` is None for the base as it is. `kind` is one of train, heldout, evaluate, prune. `step` is
+    the last one of a train phase, and the one that another phase is at.
+    """
+
+    arm: Arm | None
+    kind: str
     step: int
 
     @property
     def arm_name(self) -> str:
-        return self.arm.name if self.arm else BASE
+        """As `name_of`."""
+        return name_of(self.arm)
 
     @property
     def file(self) -> Path:
-        """Of the folder of done-files."""
-        number = f"-{self.step:04d}" if self.kind in ("train", "heldout") else ""
-        return Path(self.arm_name) / f"{self.kind}{number}.json"
+        """Its done-file, in the folder of done-files."""
+        name = self.kind
+        # An arm has several of these, and one of the other kinds.
+        if self.kind in ("train", "heldout"):
+            name += f"-{self.step:04d}"
+        return Path(self.arm_name) / f"{name}.json"
 
     def __str__(self) -> str:
         return f"{self.arm_name} {self.kind} {self.step}"
@@ -104,24 +121,29 @@ class Phase:
 
 def phases_of(spec: Spec, arm: Arm | None) -> list[Phase]:
     """The phases of an arm, or of the base, in order."""
-    found = [Phase(None, "heldout", 0)] if arm is None else []
-    for step in spec.measured_at if arm else ():
+    if arm is None:
+        found = [Phase(None, "heldout", 0)]
+        if spec.evaluation:
+            found.append(Phase(None, "evaluate", 0))
+        return found
+    found = []
+    for step in spec.measured_at:
         found += [Phase(arm, "train", step), Phase(arm, "heldout", step)]
-    last = spec.steps if arm else 0
     if spec.evaluation:
-        found.append(Phase(arm, "evaluate", last))
-    if arm:
-        found.append(Phase(arm, "prune", last))
+        found.append(Phase(arm, "evaluate", spec.steps))
+    found.append(Phase(arm, "prune", spec.steps))
     return found
 
 
 def phases(spec: Spec) -> list[Phase]:
     """All phases, those of the base first."""
-    return [phase for arm in (None, *spec.arms) for phase in phases_of(spec, arm)]
+    found = []
+    for arm in (None, *spec.arms):
+        found += phases_of(spec, arm)
+    return found
 
 
-# ---- what a phase depends on
-# ----------------------------------------------------------------------------------------
+# ---- what a phase depends on ---------------------------------------------------------------------
 
 # Of the inputs' names, the beginnings that each kind of phase depends on.
 _DEPENDS = {
@@ -130,40 +152,45 @@ _DEPENDS = {
     "evaluate": ("config.", "train_data", "evaluation."),
     "prune": ("config.", "train_data", "keep"),
 }
-_ARM_KEYS = (
-    "objective",
-    "optimizer.learning_rate",
-    "train.seed",
-)  # named even where they are the default
-_MODEL_ONLY = ("config.model.", "config.data.")  # all that the base depends on of the config
-_CARRIED_OUT = ("benchmark_data", "slots", "workers")  # of an evaluation: how, not what
+# Named even where they are the default, because arms differ in them.
+_ARM_KEYS = ("objective", "optimizer.learning_rate", "train.seed")
+# All that the base depends on of the config: it is not trained.
+_MODEL_ONLY = ("config.model.", "config.data.")
+# Of an evaluation: these say on which machine it is done, and not what is measured.
+_CARRIED_OUT = ("benchmark_data", "slots", "workers")
 
 
 def inputs_of(spec: Spec, arm: Arm | None) -> dict[str, Any]:
-    """What the results of an arm depend on, as far as the spec says it: plain values by name, no
-    paths.
+    """What an arm's results depend on, as far as the spec says it: values by name, no paths.
 
     Of the config only what differs from the default is there: a key that a later version adds, with
     a default that means what was done before, leaves what is done as it is.
     """
-    config = config_of(spec, arm) if arm else spec.config
+    config = spec.config
+    if arm is not None:
+        config = config_of(spec, arm)
     default = config_lib.flatten(config_lib.get_default())
     found: dict[str, Any] = {}
     for key, value in identity.kept_on_resume(config).items():
+        name = f"config.{key}"
+        is_of_base = name.startswith(_MODEL_ONLY)
+        if arm is None and not is_of_base:
+            continue
         if value != default[key] or key in _ARM_KEYS:
-            found[f"config.{key}"] = value
-    if arm is None:
-        found = {name: value for name, value in found.items() if name.startswith(_MODEL_ONLY)}
+            found[name] = value
     for text in spec.texts:
-        values = dataclasses.asdict(text) | {"path": Path(text.path).name}
-        found |= {f"texts.{text.name}.{key}": value for key, value in values.items()}
+        values = dataclasses.asdict(text)
+        # The same file elsewhere is the same text; its content has a digest of its own.
+        values["path"] = Path(text.path).name
+        for key, value in values.items():
+            found[f"texts.{text.name}.{key}"] = value
     if spec.evaluation:
-        values = dataclasses.asdict(spec.evaluation)
-        found |= {
-            f"evaluation.{key}": value for key, value in values.items() if key not in _CARRIED_OUT
-        }
+        for key, value in dataclasses.asdict(spec.evaluation).items():
+            if key not in _CARRIED_OUT:
+                found[f"evaluation.{key}"] = value
     found["keep"] = spec.keep
-    return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
+    # As it will be read back: a tuple is a list.
+    return json.loads(json.dumps(found))
 
 
 def default_of(name: str) -> Any:
@@ -173,7 +200,7 @@ def default_of(name: str) -> Any:
 
 
 def config_of(spec: Spec, arm: Arm) -> Config:
-    """The config of an arm."""
+    """The config of an arm, locked."""
     config = spec.config.copy_and_resolve_references().unlock()
     config.objective = arm.objective
     config.optimizer.learning_rate = arm.learning_rate
@@ -183,12 +210,12 @@ def config_of(spec: Spec, arm: Arm) -> Config:
 
 def digest(inputs: dict[str, Any], kind: str) -> str:
     """SHA-256 of those inputs that a kind of phase depends on."""
-    own = {name: value for name, value in inputs.items() if name.startswith(_DEPENDS[kind])}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    prefixes = _DEPENDS[kind]
+    needed = {name: value for name, value in inputs.items() if name.startswith(prefixes)}
+    return hashlib.sha256(json.dumps(needed, sort_keys=True).encode()).hexdigest()
 
 
-# ---- reading and checking
-# -------------------------------------------------------------------------------------------
+# ---- reading and checking ------------------------------------------------------------------------
 
 
 def read(given: str) -> Spec:
@@ -198,47 +225,20 @@ def read(given: str) -> Spec:
       UserError: no such file, no get_spec in it, an exception from it (named with its line), or a
       wrong spec.
     """
-    example, remedy = "experiments/real/dynamics.py", "correct the spec"
-    spec = call_file(given, "--spec", "get_spec", "spec", example, remedy)
+    example = "experiments/real/dynamics.py"
+    spec = call_file(given, "--spec", "get_spec", "spec", example, "correct the spec")
     file = given.partition(":")[0]
     if not isinstance(spec, Spec):
-        raise errors.UserError(
-            f"{file}: get_spec() should return a Spec, not {type(spec).__name__}"
-        )
+        kind = type(spec).__name__
+        raise errors.UserError(f"{file}: get_spec() should return a Spec, not {kind}")
     errors.raise_if_any([f"{file}: {problem}" for problem in problems(spec)])
     return spec
 
 
 def problems(spec: Spec) -> list[str]:
     """What is wrong with a spec by itself, a line each; its config is looked at before the run."""
-    found = []
-    steps = list(spec.measured_at)
-    if not spec.arms:
-        found.append("arms: there is none; give at least one")
-    names = [arm.name for arm in spec.arms]
-    found += [
-        f"arms: {name} is there twice; remove one"
-        for name in sorted(set(names))
-        if names.count(name) > 1
-    ]
-    for objective in sorted({arm.objective for arm in spec.arms}):
-        try:
-            objectives.make_objective(objective)
-        except errors.UserError as error:
-            found.append(f"arms: {error}")
-    for arm in spec.arms:
-        if not arm.learning_rate > 0 or not 0 <= arm.seed < 2**32:
-            found.append(
-                f"arms: {arm.name}: the rate should be above 0, the seed at least 0 and below {2**32}"
-            )
-    if spec.steps < 1:
-        found.append(
-            f"config.train.steps={spec.steps} should be at least 1: a study counts steps, not epochs"
-        )
-    elif not steps or steps != sorted(set(steps)) or steps[0] < 1 or steps[-1] != spec.steps:
-        found.append(
-            f"measured_at={steps} should rise from at least 1 to config.train.steps={spec.steps}"
-        )
+    found = _arm_problems(spec.arms)
+    found += _step_problems(spec)
     if not spec.texts:
         found.append("texts: there is none; give at least one")
     for text in spec.texts:
@@ -252,14 +252,47 @@ def problems(spec: Spec) -> list[str]:
     return found
 
 
+def _arm_problems(arms: tuple[Arm, ...]) -> list[str]:
+    found = []
+    if not arms:
+        found.append("arms: there is none; give at least one")
+    count_of = collections.Counter(arm.name for arm in arms)
+    for name in sorted(count_of):
+        if count_of[name] > 1:
+            found.append(f"arms: {name} is there twice; remove one")
+    for objective in sorted({arm.objective for arm in arms}):
+        try:
+            objectives.make_objective(objective)
+        except errors.UserError as error:
+            found.append(f"arms: {error}")
+    for arm in arms:
+        # `not >`, because a rate that is no number is not above 0 either.
+        if not arm.learning_rate > 0 or not 0 <= arm.seed < 2**32:
+            legal = f"the rate should be above 0, the seed at least 0 and below {2**32}"
+            found.append(f"arms: {arm.name}: {legal}")
+    return found
+
+
+def _step_problems(spec: Spec) -> list[str]:
+    if spec.steps < 1:
+        what = f"config.train.steps={spec.steps} should be at least 1"
+        return [f"{what}: a study counts steps, not epochs"]
+    steps = list(spec.measured_at)
+    rises = steps == sorted(set(steps))
+    if not steps or not rises or steps[0] < 1 or steps[-1] != spec.steps:
+        last = f"config.train.steps={spec.steps}"
+        return [f"measured_at={steps} should rise from at least 1 to {last}"]
+    return []
+
+
 def _text_problems(text: Text, spec: Spec) -> list[str]:
     found = []
+    place = f"texts: {text.name}"
     if text.rows not in formats.ROW_FORMATS:
         hint = errors.did_you_mean(text.rows, list(formats.ROW_FORMATS))
-        found.append(f"texts: {text.name}: rows={text.rows!r} is unknown{hint}")
-    if not 0 <= text.max_length <= spec.config.data.max_length:
-        limit = spec.config.data.max_length
-        found.append(
-            f"texts: {text.name}: max_length={text.max_length} should be 0 to data.max_length={limit}"
-        )
+        found.append(f"{place}: rows={text.rows!r} is unknown{hint}")
+    limit = spec.config.data.max_length
+    if not 0 <= text.max_length <= limit:
+        legal = f"should be 0 to data.max_length={limit}"
+        found.append(f"{place}: max_length={text.max_length} {legal}")
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dft_jax.analysis.comparison import COLOURS
+from dft_jax.analysis.figures import COLOURS
 from dft_jax.evals import scores
 from experiments import common
 

@@ -31,7 +31,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import softmax
 
 from dft_jax import sharding
-from dft_jax.analysis.comparison import COLOURS
+from dft_jax.analysis.figures import COLOURS
 from dft_jax.data import packing
 from dft_jax.data.sources import world
 from dft_jax.evals import significance

@@ -1,6 +1,4 @@
-"""Evaluations side by side: differences against a direct computation, gaps as gaps, the picture
-drawn.
-"""
+"""Evaluations side by side: differences against a direct computation, gaps, the picture."""
 
 import csv
 import json
@@ -8,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dft_jax.analysis import compare, comparison
+from dft_jax.analysis import compare, comparison, comparison_report
 from dft_jax.evals import report, scores
 from tests import commands
 from tests.commands import run_command
@@ -169,7 +167,7 @@ def test_what_was_evaluated_is_said_and_other_bases_are_warned_about(runs):
     assert made.warnings == [
         "dft began with other weights than sft: part of any difference may be theirs"
     ]
-    assert comparison.text(made).splitlines()[-2:] == [
+    assert comparison_report.text(made).splitlines()[-2:] == [
         f"sft: run 5f0c, step 390, begun with Qwen/Q at {'c' * 12}, weights {'a' * 12}",
         f"dft: run 77aa, step 390, begun with Qwen/Q, weights {'b' * 12}",
     ]
@@ -201,7 +199,7 @@ def test_the_base_itself_and_random_weights_are_named():
     assert report.origin_text(drawn) == "run 5f0c, step 2, begun with /base, random weights"
 
 
-@pytest.mark.parametrize("where,name,values", [
+@pytest.mark.parametrize("section,name,values", [
     ("settings", "prompt", ("plain", "tokenizer")),
     ("settings", "instruction", ("", "Think.")),
     ("settings", "max_new_tokens", (0, 512)),
@@ -211,11 +209,14 @@ def test_the_base_itself_and_random_weights_are_named():
     ("", "stop_ids", ([0], [0, 5])),
     ("", "compute_dtype", ("float32", "bfloat16")),
 ])  # fmt: skip
-def test_each_setting_that_matters_is_compared(where, name, values, tmp_path):
+def test_each_setting_that_matters_is_compared(section, name, values, tmp_path):
     for run, value in zip(("a", "b"), values, strict=True):
         (tmp_path / run).mkdir()
-        own = {where: {name: value}} if where else {name: value}
-        content = {"results": [result("gsm8k", shares(1))]} | own
+        content = {"results": [result("gsm8k", shares(1))]}
+        if section:
+            content[section] = {name: value}
+        else:
+            content[name] = value
         (tmp_path / run / "scores.json").write_text(json.dumps(content))
     warnings = comparison.compare(
         [comparison.read(f"{tmp_path}/{run}") for run in ("a", "b")]
@@ -223,7 +224,7 @@ def test_each_setting_that_matters_is_compared(where, name, values, tmp_path):
     assert warnings == [f"b has {name}={values[1]!r}, a has {values[0]!r}"]
 
 
-def both(*results):
+def compared(*results):
     """A comparison of evaluations a, b, … with these results."""
     names = "abc"[: len(results)]
     evaluations = [
@@ -234,7 +235,7 @@ def both(*results):
 
 
 def test_problems_in_one_run_only_are_said():
-    made = both(
+    made = compared(
         result("math500", {"1": 0.0, "2": 1.0, "3": 0.5}),
         result("math500", {"2": 0.5, "3": 0.5, "9": 1.0}),
     )
@@ -253,26 +254,25 @@ def reversed_file(share_of):
 
 @pytest.mark.parametrize("benchmark", ["gsm8k", "minerva", "aime25"])
 def test_a_reversed_file_is_the_same_benchmark(benchmark):
-    """Ids are numbers of rows there: the same model's difference is exactly 0, and so is another's
-    what it was.
-    """
+    """Ids are numbers of rows there: a model's difference to itself is 0, another as before."""
     base, other = shares(1), shares(2, shift=0.2)
     turned, digests = reversed_file(base)
-    made = both(result(benchmark, base), result(benchmark, turned, digests=digests))
+    made = compared(result(benchmark, base), result(benchmark, turned, digests=digests))
     row = made.rows[1]
     assert row["difference"] == row["pass_at_k_difference"] == row["maj_at_k_difference"] == 0
     assert row["difference_low"] is None and row["difference_p"] == 1 and not row["difference_holm"]
-    assert made.warnings == [] and "equal on every problem" in comparison.text(made)
+    assert made.warnings == [] and "equal on every problem" in comparison_report.text(made)
     turned, digests = reversed_file(other)
-    straight = both(result(benchmark, base), result(benchmark, other)).rows[1]
+    straight = compared(result(benchmark, base), result(benchmark, other)).rows[1]
     assert (
-        both(result(benchmark, base), result(benchmark, turned, digests=digests)).rows[1]
+        compared(result(benchmark, base), result(benchmark, turned, digests=digests)).rows[1]
         == straight
     )
 
 
 def test_other_problems_under_the_same_ids_are_not_paired():
-    own, changed = shares(1), {str(i): f"digest of {i}" for i in range(50)} | {"7": "another"}
+    unchanged = shares(1)
+    changed = {str(i): f"digest of {i}" for i in range(50)} | {"7": "another"}
     for benchmark, expected in [
         (
             "math500",
@@ -280,11 +280,11 @@ def test_other_problems_under_the_same_ids_are_not_paired():
         ),
         ("gsm8k", "2 problems are in one only; the difference is over 49"),
     ]:
-        made = both(result(benchmark, own), result(benchmark, shares(2), digests=changed))
+        made = compared(result(benchmark, unchanged), result(benchmark, shares(2), digests=changed))
         assert made.warnings == [f"{benchmark}, a and b: {expected}"]
         assert ("difference" in made.rows[1]) == (benchmark == "gsm8k")
     strangers = {str(i): f"stranger {i}" for i in range(50)}
-    made = both(result("gsm8k", own), result("gsm8k", shares(2), digests=strangers))
+    made = compared(result("gsm8k", unchanged), result("gsm8k", shares(2), digests=strangers))
     assert made.warnings == [
         "gsm8k, a and b: they have no problem in common; no difference is made"
     ]
@@ -296,7 +296,7 @@ def test_one_question_asked_twice_is_paired_in_order():
     other = {"0": "y", "1": "x", "2": "x"}
     first = result("gsm8k", {"0": 0.0, "1": 0.5, "2": 1.0}, digests=digests)
     second = result("gsm8k", {"0": 0.5, "1": 0.25, "2": 1.0}, digests=other)
-    assert both(first, second).rows[1]["difference"] == pytest.approx(0.25 / 3)
+    assert compared(first, second).rows[1]["difference"] == pytest.approx(0.25 / 3)
 
 
 def test_scores_of_an_older_version_are_paired_by_id_with_a_word():
@@ -304,9 +304,10 @@ def test_scores_of_an_older_version_are_paired_by_id_with_a_word():
     old = result("gsm8k", shares(1))
     for key in ("majority_correct_of_problem", "sha256_of_problem", "sha256_is_of"):
         del old[key]
-    made = both(old, result("gsm8k", shares(2)))
+    made = compared(old, result("gsm8k", shares(2)))
     assert made.warnings == [
-        "gsm8k, a and b: scores of an older version do not say which problems they are of; paired by id, unchecked"
+        "gsm8k, a and b: scores of an older version do not say which problems they are of;"
+        " paired by id, unchecked"
     ]
     row = made.rows[1]
     assert (
@@ -316,12 +317,12 @@ def test_scores_of_an_older_version_are_paired_by_id_with_a_word():
         made.rows[0]["maj_at_k"] == old["maj_at_k"]["mean"] and "maj_at_k_low" not in made.rows[0]
     )
     graded = result("gsm8k", shares(3)) | {"sha256_is_of": "reference"}
-    [line] = both(graded, result("gsm8k", shares(2))).warnings
+    [line] = compared(graded, result("gsm8k", shares(2))).warnings
     assert "only its references" in line and "unchecked" in line
 
 
 def test_other_numbers_of_samples_are_compared_in_avg_only():
-    made = both(result("gsm8k", shares(1)), result("gsm8k", shares(2, k=2), k=2))
+    made = compared(result("gsm8k", shares(1)), result("gsm8k", shares(2, k=2), k=2))
     row = made.rows[1]
     assert (
         "difference" in row
@@ -337,18 +338,18 @@ def test_marks_count_all_differences():
     """One difference of p 0.02 or so is marked alone, and not beside eleven others."""
     better = shares(1) | {str(i): 1.0 for i in range(6)}
     base = shares(1) | {str(i): 0.0 for i in range(6)}
-    one = both(result("gsm8k", base, k=1), result("gsm8k", better, k=1))
+    one = compared(result("gsm8k", base, k=1), result("gsm8k", better, k=1))
     [difference] = one.differences
     assert difference.row["difference_holm"] and 0.01 < difference.row["difference_p"] < 0.05
-    assert "+12.0*" in comparison.text(one)
+    assert "+12.0*" in comparison_report.text(one)
     several = [
         result("gsm8k", each, temperature, 1)
         for each in (base, better)
         for temperature in (0.0, 0.5, 1.0)
     ]
     evaluations = [
-        comparison.Evaluation(name, {("gsm8k", r["temperature"]): r for r in own})
-        for name, own in (("a", several[:3]), ("b", several[3:]))
+        comparison.Evaluation(name, {("gsm8k", r["temperature"]): r for r in results})
+        for name, results in (("a", several[:3]), ("b", several[3:]))
     ]
     made = comparison.compare(evaluations)
     assert len(made.differences) == 3 and not any(
@@ -356,17 +357,17 @@ def test_marks_count_all_differences():
     )
     assert (
         "3 differences to a; * marks the 0 that are more than chance with all 3 counted"
-        in comparison.text(made)
+        in comparison_report.text(made)
     )
 
 
 def test_nothing_printed_has_no_width():
     """All or nothing right: neither 0.0 to 0.0 nor 100.0 to 100.0, nor ± 0.0."""
-    made = both(
+    made = compared(
         result("gsm8k", {str(i): 0.0 for i in range(30)}),
         result("gsm8k", {str(i): 1.0 for i in range(30)}),
     )
-    text = comparison.text(made)
+    text = comparison_report.text(made)
     for part in ("0.0 to 0.0", "100.0 to 100.0", "± 0.0"):
         assert f" {part} " not in text
     assert "0.0 to 9.5" in text and "90.5 to 100.0" in text and "+100.0*" in text
@@ -412,7 +413,8 @@ def test_command(runs, capfd, monkeypatch):
         (
             ["{}/votes"],
             [
-                "results[0].majority_correct_of_problem has other problems than correct_share_of_problem"
+                "results[0].majority_correct_of_problem has other problems"
+                " than correct_share_of_problem"
             ],
         ),
         (["{}/text"], ["results[1] should be an object; evaluate again"]),
@@ -420,7 +422,8 @@ def test_command(runs, capfd, monkeypatch):
         (
             ["{}/nan"],
             [
-                "nan/scores.json: cannot be read (ValueError: NaN is no number of JSON); evaluate again"
+                "nan/scores.json: cannot be read (ValueError: NaN is no number of JSON);"
+                " evaluate again"
             ],
         ),
         (["{}/huge"], ["results[0].mean_length_tokens should be a finite number or null, not int"]),

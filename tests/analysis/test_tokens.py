@@ -1,6 +1,4 @@
-"""Token probabilities under several checkpoints: against dense logits, files that agree, a page
-that escapes.
-"""
+"""Token probabilities under checkpoints: dense logits, files that agree, a page that escapes."""
 
 import contextlib
 import csv
@@ -60,9 +58,7 @@ def tuned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(tuned, tmp_path_factory):
-    """The command on two models with four devices for rows and two for each copy; what it wrote and
-    printed.
-    """
+    """The command on two models, on 4 × 2 devices: what it wrote and printed."""
     out, printed, live_bytes = tmp_path_factory.mktemp("out") / "tokens", io.StringIO(), []
     open_lm = tokens.open_lm
 
@@ -119,12 +115,12 @@ def dense_logits(folder, examples):
 
 def test_equals_dense_logits(done, tuned, examples):
     arrays = np.load(done.out / "tokens.npz")
-    where = [
+    places = [
         (e, j) for e, example in enumerate(examples) for j in np.flatnonzero(example.trained) if j
     ]
-    assert list(zip(arrays["example"], arrays["position"], strict=True)) == where
-    assert arrays["token"].tolist() == [examples[e].ids[j] for e, j in where]
-    rows_T, position_T = (np.array(x) for x in zip(*where, strict=True))
+    assert list(zip(arrays["example"], arrays["position"], strict=True)) == places
+    assert arrays["token"].tolist() == [examples[e].ids[j] for e, j in places]
+    rows_T, position_T = (np.array(x) for x in zip(*places, strict=True))
     for name, folder in (("base", assets.LAB), ("tuned=a", tuned)):
         logits_TV = dense_logits(folder, examples)[rows_T, position_T - 1]
         p_TV = np.exp(logits_TV - logits_TV.max(axis=1, keepdims=True))
@@ -213,9 +209,9 @@ def test_changed_tokens(done):
     ids, counts = np.unique(arrays["token"], return_counts=True)
     assert {int(row["token_id"]) for row in rows} == set(ids[counts >= 3].tolist())
     for row in rows:
-        own = arrays["token"] == int(row["token_id"])
-        before_T, after_T = arrays["p_base"][own], arrays["p_tuned=a"][own]
-        assert row["model"] == "tuned=a" and int(row["count"]) == own.sum()
+        is_type = arrays["token"] == int(row["token_id"])
+        before_T, after_T = arrays["p_base"][is_type], arrays["p_tuned=a"][is_type]
+        assert row["model"] == "tuned=a" and int(row["count"]) == is_type.sum()
         assert float(row["p_before"]) == pytest.approx(before_T.mean(), rel=1e-5)
         assert float(row["p_after"]) == pytest.approx(after_T.mean(), rel=1e-5)
         assert float(row["change"]) == pytest.approx(after_T.mean() - before_T.mean(), abs=1e-6)
@@ -264,7 +260,8 @@ def test_page_escapes_and_shows_pieces_of_characters():
     ids = np.array(tokenizer("q<i>?\n<b>&\n€")["input_ids"], np.int32)
     example = Example(ids, np.arange(len(ids)) >= 6, 0)
     p_T = np.linspace(0, 1, len(ids) - 6, dtype=np.float32)
-    page = figures.token_page({"<me>": (p_T, p_T), "b": (p_T, p_T)}, [example], tokenizer)
+    values = figures.TokenValues(p_T, p_T)
+    page = figures.token_page({"<me>": values, "b": values}, [example], tokenizer)
     body = page.partition("</style>")[2]
     assert "q&lt;i&gt;?↵\n" in body and "<th>&lt;me&gt;<td>" in body
     assert "<i>" not in body and "<b>" not in body and "<me>" not in body
@@ -284,7 +281,8 @@ def test_page_shows_how_far_each_token_moved():
     example = Example(ids, np.arange(len(ids)) >= 2, 0)
     before_T = np.float32([0.5, 0.5, 0.5, 0.5, 0.9, 0.9, 0.001])
     after_T = np.float32([0.51, 0.55, 0.7, 0.9, 0.7, 0.85, 0.001])
-    models = {"base": (before_T, before_T), "dft": (after_T, after_T)}
+    before = figures.TokenValues(before_T, before_T)
+    models = {"base": before, "dft": figures.TokenValues(after_T, after_T)}
     (row,) = re.findall(
         "<tr><th>dft<br>against base<td>(.*)", figures.token_page(models, [example], tokenizer)
     )
@@ -293,7 +291,7 @@ def test_page_shows_how_far_each_token_moved():
         zip(["same", "r1", "r2", "r3", "f2", "f1", "same"], "abcdefg", strict=True)
     )
     assert found[3][1] == "p 0.5 to 0.9, +0.4" and found[4][1] == "p 0.9 to 0.7, -0.2"
-    one = figures.token_page({"base": (before_T, before_T)}, [example], tokenizer)
+    one = figures.token_page({"base": before}, [example], tokenizer)
     assert "change of p" not in one and "against" not in one
 
 
@@ -303,7 +301,7 @@ def test_later_turns_of_the_user_stay_where_they_are():
     ids = np.array(tokenizer("qqabrrcd")["input_ids"], np.int32)
     example = Example(ids, np.array([0, 0, 1, 1, 0, 0, 1, 1], bool), 0)
     p_T = np.full(4, 0.5, np.float32)
-    page = figures.token_page({"base": (p_T, p_T)}, [example], tokenizer)
+    page = figures.token_page({"base": figures.TokenValues(p_T, p_T)}, [example], tokenizer)
     (row,) = re.findall("<tr><th>base<td>(.*)", page)
     assert re.sub("<[^>]*>", "", row) == "abrrcd" and '<span class="plain">rr</span>' in row
 

@@ -1,5 +1,4 @@
-"""Measures of held-out text against float64 oracles: dense logits, scipy's minimum and root, tokens
-one by one."""
+"""Measures of held-out text against float64 oracles: dense logits, scipy, tokens one by one."""
 
 import dataclasses
 
@@ -24,8 +23,7 @@ N, D, V = 96, 16, 50
 
 
 def fake(scale, seed=0):
-    """Hidden states, head and targets whose logits are as sharp as `scale` says; targets drawn at T
-    = 1.5."""
+    """Hidden states and head, logits as sharp as `scale`; targets are drawn at T = 1.5."""
     random = np.random.default_rng(seed)
     hidden_PD, head_VD = random.normal(size=(N, D)), scale * random.normal(size=(V, D)) / np.sqrt(D)
     p_PV = special.softmax(hidden_PD @ head_VD.T / 1.5, axis=-1)
@@ -114,8 +112,7 @@ def test_equal_entropy_is_that_of_a_root_finder(case, share):
 
 
 def test_sharpening_alone_changes_nothing_but_the_temperature():
-    """Twice the logits: another nll and entropy, the same nll at the best temperature and at equal
-    entropy."""
+    """Twice the logits: another nll and entropy, the same at the best T and at equal entropy."""
     hidden_PD, head_VD, targets_P = fake(1.5, seed=3)
     _, before = measured(hidden_PD, head_VD, targets_P)
     _, after = measured(hidden_PD, 2 * head_VD, targets_P)
@@ -247,8 +244,7 @@ def test_answer_places_spell_the_answer(answer, mark, expected):
 
 
 def test_a_token_that_is_in_part_of_the_answer_is_of_the_answer():
-    """A tokenizer that merges the brace with the first digit, and the last digit with the closing
-    brace."""
+    """A tokenizer that merges each brace with the digit beside it."""
 
     class Merging:
         pieces = {1: "x \\boxed", 2: "{1", 3: "2", 4: "3}.", 5: ""}

@@ -1,5 +1,4 @@
-"""Studies: what a spec makes, done-files, stopping and resuming, and that an arm is the run that
-train.run would make."""
+"""Studies: phases, done-files, stopping and resuming; an arm is the run that training makes."""
 
 import dataclasses
 import json
@@ -14,7 +13,16 @@ from dft_jax.data import order
 from dft_jax.lab import recipe
 from dft_jax.lm import open_config
 from dft_jax.runtime import errors, interrupts
-from dft_jax.study import clock as clock_lib, records as records_lib, report, run, spec as spec_lib
+from dft_jax.study import (
+    clock as clock_lib,
+    laboratory,
+    records as records_lib,
+    report,
+    run,
+    spec as spec_lib,
+    texts as texts_lib,
+    training,
+)
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
 from tests.commands import run_command
@@ -76,7 +84,7 @@ def test_phases_are_in_order_and_have_files_of_their_own():
         ({"keep": "all"}, ["keep='all'", "parameters, nothing"]),
     ],
 )
-def test_a_wrong_spec_is_told(changes, words):
+def test_a_wrong_spec_is_reported(changes, words):
     found = "\n".join(spec_lib.problems(make_spec(**changes)))
     assert all(word in found for word in words), found
     assert not spec_lib.problems(make_spec())
@@ -92,7 +100,7 @@ def test_a_wrong_spec_is_told(changes, words):
         ("def get_spec():\n    a = 1\n    return 1 / 0\n", ["spec.py:3", "ZeroDivisionError"]),
     ],
 )
-def test_a_spec_file_that_is_no_spec_is_told(content, words, tmp_path):
+def test_a_spec_file_that_is_no_spec_is_reported(content, words, tmp_path):
     file = tmp_path / "spec.py"
     if content is not None:
         file.write_text(content)
@@ -113,8 +121,7 @@ def test_the_specs_of_the_repository_are_sound():
         assert len(spec.arms) == 3 * len(names)
 
 
-# ---- inputs and done-files
-# ------------------------------------------------------------------------------------------
+# ---- inputs and done-files -----------------------------------------------------------------------
 
 
 def test_paths_are_no_inputs_and_everything_else_is():
@@ -139,7 +146,7 @@ def test_paths_are_no_inputs_and_everything_else_is():
         "training knows nothing of the texts"
     )
     assert spec_lib.digest(other, "heldout") != spec_lib.digest(before, "heldout")
-    digests = {spec_lib.digest(spec_lib.inputs_of(make_spec(), each), "train") for each in ARMS}
+    digests = {spec_lib.digest(spec_lib.inputs_of(make_spec(), arm), "train") for arm in ARMS}
     assert len(digests) == len(ARMS)
 
 
@@ -196,7 +203,7 @@ def test_other_weights_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"phase": "x"}'])
-def test_a_damaged_done_file_is_told(content, tmp_path):
+def test_a_damaged_done_file_is_reported(content, tmp_path):
     records = done_in(tmp_path)
     file = records.folder / PHASE.file
     file.write_text(content)
@@ -205,7 +212,6 @@ def test_a_damaged_done_file_is_told(content, tmp_path):
 
 
 def test_an_evaluation_that_is_added_leaves_what_is_done(tmp_path):
-
     done_in(tmp_path)
     more = make_spec(evaluation=recipe.settings(benchmarks=("lab",)))
     records = records_lib.Records(tmp_path, more)
@@ -245,7 +251,7 @@ def test_the_newest_speed_counts():
 
 @pytest.fixture(scope="module")
 def lab():
-    return run.open_laboratory(make_spec())
+    return laboratory.open_laboratory(make_spec())
 
 
 def carry_out(lab, folder, clock=None):
@@ -271,15 +277,14 @@ def test_all_is_done_and_nothing_is_done_twice(finished, lab, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("something was done again")
 
-    monkeypatch.setattr(run.Training, "__enter__", refuse)
-    monkeypatch.setattr(run.Study, "_heldout", refuse)
+    monkeypatch.setattr(training.Training, "__enter__", refuse)
+    monkeypatch.setattr(run.Study, "_measure", refuse)
     carry_out(lab, finished.folder.parent)
 
 
 @pytest.mark.slow
 def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
-    """The rate as an argument, a program for two rates, row counts of all seeds: the numbers are
-    the run's own."""
+    """One program for two rates, row counts of all seeds: the numbers are the run's own."""
     for arm in (ARMS[0], ARMS[3]):
         config = spec_lib.config_of(finished.spec, arm)
         api.train(config, tmp_path / arm.name)
@@ -302,9 +307,10 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_program_for_each_objective(finished, lab, tmp_path):
-    study = run.Study(lab, tmp_path, Clock())
-    assert study.program("sft") is study.program("sft")
+def test_one_program_for_each_objective(finished, lab):
+    programs = lab.programs
+    check = Clock().check
+    assert programs.step_of("sft", check) is programs.step_of("sft", check)
     rates = [
         finished.read(Phase(arm, "train", 4)).results["steps"][-1]["nll"]
         for arm in ARMS
@@ -314,7 +320,7 @@ def test_one_program_for_each_objective(finished, lab, tmp_path):
 
 
 class StopAt(Clock):
-    """Ends the study at the n-th time that it is asked whether to go on."""
+    """Stops the study at the n-th check."""
 
     def __init__(self, n):
         super().__init__()
@@ -334,17 +340,16 @@ class StopAt(Clock):
 def test_stopped_anywhere_it_ends_with_the_same_results(
     loses_checkpoints, finished, lab, tmp_path, monkeypatch
 ):
-    """Also mid-arm, between training and measuring, and where every checkpoint is lost in
-    between."""
+    """Also mid-arm, between training and measuring, and where every checkpoint is lost."""
     stops, resumed = 0, 0
-    restore = run.Checkpoints.restore
+    restore = training.Checkpoints.restore
 
     def counted(self, *arguments):
         nonlocal resumed
         resumed += 1
         return restore(self, *arguments)
 
-    monkeypatch.setattr(run.Checkpoints, "restore", counted)
+    monkeypatch.setattr(training.Checkpoints, "restore", counted)
     while True:
         try:
             # Enough to get from an arm's beginning to its second measured step, were all lost.
@@ -362,14 +367,13 @@ def test_stopped_anywhere_it_ends_with_the_same_results(
 
 @pytest.mark.slow
 def test_done_files_alone_are_enough(finished, lab, tmp_path, monkeypatch):
-    """Copied elsewhere, as from a repository: finished arms are skipped, the one without files is
-    made again."""
+    """Copied elsewhere: finished arms are skipped, the one without files is made again."""
     shutil.copytree(finished.folder, tmp_path / "done")
     shutil.rmtree(tmp_path / "done" / ARMS[1].name)
     begun = []
-    enter = run.Training.__enter__
+    enter = training.Training.__enter__
     monkeypatch.setattr(
-        run.Training, "__enter__", lambda self: begun.append(self.arm) or enter(self)
+        training.Training, "__enter__", lambda self: begun.append(self.arm) or enter(self)
     )
     records = carry_out(lab, tmp_path)
     assert begun == [ARMS[1]]
@@ -396,7 +400,7 @@ def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
     spec = make_spec(
         config=tiny_config(**CONFIG | lab), arms=ARMS[:1], texts=texts, keep="parameters"
     )
-    records = carry_out(run.open_laboratory(spec), tmp_path)
+    records = carry_out(laboratory.open_laboratory(spec), tmp_path)
     folder = tmp_path / "exports" / ARMS[0].name
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in folder.iterdir()
@@ -404,7 +408,7 @@ def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
     assert records.is_complete(ARMS[0]) and not (tmp_path / "checkpoints" / ARMS[0].name).exists()
 
 
-def test_a_text_without_enough_short_examples_is_told():
+def test_a_text_without_enough_short_examples_is_reported():
     for text, words in (
         (dataclasses.replace(TEXTS[0], max_examples=9999), "ask for fewer"),
         (
@@ -414,13 +418,14 @@ def test_a_text_without_enough_short_examples_is_told():
         (dataclasses.replace(TEXTS[0], answer_mark="\\boxed{"), "no example has '\\\\boxed{'"),
     ):
         with pytest.raises(errors.UserError) as error:
-            run.open_laboratory(make_spec(texts=(text,)))
+            laboratory.open_laboratory(make_spec(texts=(text,)))
         assert words in str(error.value)
 
 
 def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
     """Else the arms of the second evening would read another text than those of the first."""
-    template = "{{ strftime_now('%Y') }} {% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    template = "{{ strftime_now('%Y') }} "
+    template += "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
     (tmp_path / "dated.jinja").write_text(template)
     for date, is_refused in (("", True), ("2026-07-26", False)):
@@ -429,9 +434,9 @@ def test_a_template_that_writes_the_date_needs_one_of_the_spec(tmp_path):
         _, _, tokenizer = open_config(spec.config)
         if is_refused:
             with pytest.raises(errors.UserError, match="config.data.date = "):
-                run.refuse_undated(spec, tokenizer)
+                texts_lib.refuse_undated(spec, tokenizer)
         else:
-            run.refuse_undated(spec, tokenizer)
+            texts_lib.refuse_undated(spec, tokenizer)
 
 
 def test_a_signal_stops_a_study(lab, tmp_path, monkeypatch):
@@ -472,8 +477,10 @@ def test_the_report_says_what_is_missing(finished, tmp_path):
 
 def test_intervals_are_students():
     """Three values with mean 2 and standard deviation 1: 2 ± 4.3027 / √3."""
-    mean, low, high = report.interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == pytest.approx((2.0, 2 - 2.484, 2 + 2.484), abs=1e-3)
+    found = report.interval([1.0, 2.0, 3.0])
+    assert (found.mean, found.low, found.high) == pytest.approx(
+        (2.0, 2 - 2.484, 2 + 2.484), abs=1e-3
+    )
     assert report.interval([1.0]) is None, "one seed says nothing of others"
 
 
@@ -488,9 +495,9 @@ def test_differences_are_paired_by_seed():
     # seed 2 has no DFT: it is in no pair
     table = report.differences_table(spec, rows[:-1], "seen", 4)
     assert "| dft - sft | 0.001 | 2 | +1.005 [" in table
-    low, high = report.interval([1.0, 1.01])[1:]
-    assert f"[{low:.3f}, {high:.3f}]" in table
-    assert np.isclose(high - low, 2 * 12.7062 * 0.005, atol=1e-3)
+    expected = report.interval([1.0, 1.01])
+    assert f"[{expected.low:.3f}, {expected.high:.3f}]" in table
+    assert np.isclose(expected.high - expected.low, 2 * 12.7062 * 0.005, atol=1e-3)
 
 
 def test_clipped_is_the_share_of_the_steps_so_far(finished):
@@ -511,7 +518,9 @@ from tests.study.test_study import CONFIG, make_spec, tiny_config
 
 
 def get_spec(argument=""):
-    return make_spec(config=tiny_config(**CONFIG | {"model.path": argument})) if argument else make_spec()
+    if not argument:
+        return make_spec()
+    return make_spec(config=tiny_config(**CONFIG | {"model.path": argument}))
 """
 
 
@@ -550,7 +559,7 @@ def test_status_and_report_compile_nothing(command, finished):
         (["--spec=spec.py:no/model", "--out=nowhere"], "no/model"),
     ],
 )
-def test_a_wrong_command_is_told(arguments, words, command, tmp_path, monkeypatch):
+def test_a_wrong_command_is_reported(arguments, words, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outcome = command(*arguments)
     assert outcome.code == 2 and words in outcome.stderr and outcome.stderr.startswith("error: ")
