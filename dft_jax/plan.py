@@ -34,7 +34,8 @@ _STEP_ROWS = flags.DEFINE_integer(
 
 def main() -> None:
     cli.parse(required=["config", "device"])
-    for line in report.plan(_CONFIG.value, _DEVICE.value, _DEVICES.value, _STEP_ROWS.value):
+    device = str(_DEVICE.value)
+    for line in report.plan(_CONFIG.value, device, _DEVICES.value, _STEP_ROWS.value):
         print(line, flush=True)
 
 

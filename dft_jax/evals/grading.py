@@ -4,7 +4,7 @@ import collections
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -110,7 +110,7 @@ def _graded(
         items.append((prediction.row["completion"], prediction.reference))
         truncated.append(prediction.row.get("truncated") is True)
     # Of several processes only one grades; the others could not call `check` as often.
-    check = pool.no_check
+    check: Callable[[], Any] = pool.no_check
     if jax.process_count() == 1:
         check = interrupts.check
     with pool.Grader(
@@ -261,7 +261,8 @@ def _digests(
     questions = {problem.id: problem.question for problem in problems or []}
     digests = {}
     for id_, samples in samples_of.items():
-        references = sorted({one.prediction.reference for one in samples})
+        # Every graded prediction has one.
+        references = sorted({str(one.prediction.reference) for one in samples})
         content = json.dumps([questions.get(id_), *references])
         digests[id_] = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_DIGITS]
     return digests
@@ -293,7 +294,7 @@ def _disagreements(group: list[GradedPrediction]) -> Disagreements | None:
 
 def _mean_of(rows: list[dict[str, Any]], field: str) -> float | None:
     """None unless every row has the field: a mean over some would pass for one over all."""
-    values = [row.get(field) for row in rows]
-    if None in values:
+    values = [row[field] for row in rows if row.get(field) is not None]
+    if len(values) < len(rows):
         return None
     return float(np.mean(values))

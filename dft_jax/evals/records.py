@@ -192,7 +192,7 @@ def _missing_samples(name: str, predictions: list[Prediction]) -> list[str]:
         samples_of = collections.defaultdict(list)
         for prediction in group:
             samples_of[prediction.id].append(prediction.sample)
-        for what in scores.missing_samples(samples_of):
+        for what in scores.missing_samples(dict(samples_of)):
             mistakes.append(f"{name}: {benchmark}: {what}; {remedy}")
     return mistakes
 
@@ -338,7 +338,9 @@ def with_references(
                 f" {prediction.id!r}{hint}; write the benchmark's own ids"
             )
             continue
-        reference = prediction.reference or known[prediction.id]
+        reference = prediction.reference
+        if known is not None:
+            reference = reference or known[prediction.id]
         completed.append(dataclasses.replace(prediction, reference=reference))
     errors.raise_if_any(mistakes)
     return completed

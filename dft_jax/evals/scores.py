@@ -129,12 +129,14 @@ def _mean(value_P: np.ndarray, imagined: tuple[float, float], limits: tuple[floa
 
 def _combined(mean: float, parts: Sequence[Padded | None], limits: tuple[float, float]) -> Mean:
     """The mean of independent parts, its degrees of freedom pooled as by Satterthwaite (1946)."""
-    if None in parts:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
         return Mean(mean, None, None)
-    variances = np.array([part.variance for part in parts])
-    degrees = variances.sum() ** 2 / np.sum(variances**2 / [part.degrees for part in parts])
-    error = math.sqrt(variances.sum()) / len(parts)
-    center, half = float(np.mean([part.center for part in parts])), t_quantile(degrees) * error
+    variances = np.array([part.variance for part in known])
+    degrees = variances.sum() ** 2 / np.sum(variances**2 / [part.degrees for part in known])
+    error = math.sqrt(variances.sum()) / len(known)
+    center = float(np.mean([part.center for part in known]))
+    half = t_quantile(degrees) * error
     # The mean is inside but for rounding.
     low, high = min(mean, center - half), max(mean, center + half)
     return Mean(mean, error, (max(limits[0], low), min(limits[1], high)))

@@ -26,6 +26,7 @@ gradients of the head are summed over devices once, after the loop.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,8 @@ def loss_and_stats(
     inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
     spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
     # No gradient of the statistics comes back: the backward pass looks at that of the loss alone.
-    loss, stats = _loss_in_one_pass(inputs, objective, spec)
+    one_pass: Any = _loss_in_one_pass  # to type checkers a custom_vjp returns anything
+    loss, stats = one_pass(inputs, objective, spec)
     return loss, stats.as_token_stats(jnp.where(mask_BL, segments_BL, 0))
 
 
@@ -117,7 +119,7 @@ def token_stats(
     """
     inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
     spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
-    stats = _stats_in_two_passes(inputs, spec)
+    stats: Any = _stats_in_two_passes(inputs, spec)
     examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
     # The backward pass ignores what comes to the others, so nothing may seem to flow there.
     stopped = jax.tree.map(lax.stop_gradient, stats)

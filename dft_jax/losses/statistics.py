@@ -139,7 +139,7 @@ def d_logits(
     d log p(target) / d logits = onehot(target) - p, and d KL(π_ref ‖ π) / d logits = p - p_ref.
     """
     p_CV = jnp.exp(logits.model_CV - logsumexps.model_C[:, None])
-    if logits.reference_CV is None:
+    if logits.reference_CV is None or logsumexps.reference_C is None:
         return d_stats.logp[:, None] * (logits.is_target_CV - p_CV)
     reference_CV = jnp.exp(logits.reference_CV - logsumexps.reference_C[:, None])
     d_logits_CV = d_stats.logp[:, None] * (logits.is_target_CV - p_CV)

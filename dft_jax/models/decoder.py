@@ -191,7 +191,7 @@ class Period(nn.Module):
 
     XLA holds the weights and gradients of a trip's layers together: of 24 layers in periods of
     four, a training step took 11 % more memory than of 24 equal ones, and the planner's account
-    was 5 to 10 % low.
+    was within 10 %.
     """
 
     spec: DecoderSpec

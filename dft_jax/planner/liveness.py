@@ -195,7 +195,7 @@ def _inline(
     Returns:
       Its results, None for literals.
     """
-    values = dict(zip(jaxpr.invars, inputs, strict=True))
+    values: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
     for var in jaxpr.constvars:
         values[var] = _Value(var.aval, in_memory=True)
 
@@ -223,7 +223,8 @@ def _inline(
             results = _inline_cast(equation, operands, operations, is_local, casts)
         else:
             results = _append(equation, operands, operations, is_local)
-        values |= zip(equation.outvars, results, strict=True)
+        for var, result in zip(equation.outvars, results, strict=True):
+            values[var] = result
     return read(jaxpr.outvars)
 
 
@@ -409,6 +410,7 @@ class _Schedule:
             insides = [self._body(branch, len(branch.invars), 0, is_local) for branch in branches]
             return max(insides, key=total), 0
         loop = operation.loop
+        assert loop is not None, f"{operation.name} is no loop"
         inside = self._body(loop.body, loop.n_constants, loop.n_carried, is_local)
         return inside, loop.n_carried
 

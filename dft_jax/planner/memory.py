@@ -164,12 +164,12 @@ class Planner:
         remat: str = "none",
     ) -> Model:
         """The model of this architecture, or of another, on devices that need not be there."""
-        options = {name: self.config.model[name] for name in models.OPTIONS} | {"remat": remat}
-        return models.build(
-            architecture or self.architecture, sharding.abstract_mesh(mesh), **options
-        )
+        settings: dict[str, Any] = {name: self.config.model[name] for name in models.OPTIONS}
+        settings["remat"] = remat
+        devices: Any = sharding.abstract_mesh(mesh)
+        return models.build(architecture or self.architecture, devices, **settings)
 
-    def optimizer(self) -> optax.GradientTransformation:
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """As the config says."""
         return optimizer_lib.make_optimizer(self.config.optimizer)
 

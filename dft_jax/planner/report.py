@@ -41,9 +41,9 @@ def plan(
     max_length = config.data.max_length
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     planner = Planner(config, architecture)
-    axes = (config.mesh[axis] for axis in sharding.MESH_AXES)
-    mesh = sharding.mesh_sizes(*axes, n_devices)
-    step_rows = min(step_rows or config.train.global_batch, config.train.global_batch)
+    mesh = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
+    examples: int = config.train.global_batch
+    step_rows = min(step_rows or examples, examples)
     has_gib = devices.DEVICES_GIB[device]
 
     n_params = parameter_count(planner.build(mesh).abstract_params)

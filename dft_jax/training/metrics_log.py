@@ -189,7 +189,7 @@ def board_id(workdir: Path, run_id: str | None) -> str:
 
 
 def _wandb(workdir: Path, config: Config, id_: str) -> _Board:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     project, settings = config.log.wandb_project, config.to_dict()
 

@@ -273,8 +273,12 @@ def _same_as_tuple(a: structure.Structure, b: structure.Structure, depth: int) -
         listed, pair = b, a
     if pair.brackets != "()" or len(listed.parts) != len(pair.parts) or listed.left:
         return False
-    named = [re.fullmatch(r"\s*([A-Za-z])\s*=\s*([^=]+)", part) for part in listed.parts]
-    if all(named):
+    named = []
+    for part in listed.parts:
+        match = re.fullmatch(r"\s*([A-Za-z])\s*=\s*([^=]+)", part)
+        if match is not None:
+            named.append(match)
+    if len(named) == len(listed.parts):
         # By what stands before the tuple, (y, x) = (2, 1), or by the alphabet.
         order = re.findall(r"[A-Za-z]", pair.left) or sorted(match[1] for match in named)
         values_of = {match[1]: match[2] for match in named}
@@ -293,9 +297,9 @@ def _same_leaf(answer: str, reference: str) -> bool:
     """Whether two values without parts are equal: as plain numbers, or once they are parsed."""
     if not (_is_true_chain(answer) and _is_true_chain(reference)):
         return False
-    numbers = values.plain(answer), values.plain(reference)
-    if None not in numbers:
-        return values.Comparison(answer, reference).same_fractions(*numbers)
+    number, expected = values.plain(answer), values.plain(reference)
+    if number is not None and expected is not None:
+        return values.Comparison(answer, reference).same_fractions(number, expected)
     parsed = latex.parse(answer), latex.parse(reference)
     if None in parsed:
         return False

@@ -122,9 +122,10 @@ def last_boxed(text: str, *, truncated: bool = False) -> str | None:
         if is_far or not _JOINS.fullmatch(between) or not content:
             break
         contents.append(content)
-    if None in contents:
+    known = [content for content in contents if content is not None]
+    if len(known) < len(contents):
         return None
-    different = list(dict.fromkeys(reversed(contents)))
+    different = list(dict.fromkeys(reversed(known)))
     return ", ".join(different)
 
 

@@ -193,7 +193,7 @@ def parse(text: str) -> Any:
         True, units=False, malformed_operators=True, nits=True, boxed="none"
     )
     try:
-        found = parser.parse_latex_cached(parser.normalize_latex(text, config))
+        found: Any = parser.parse_latex_cached(parser.normalize_latex(text, config))
         # 1/0 is equal to nothing.
         if found.has(sympy.zoo, sympy.nan):
             return None
@@ -230,8 +230,9 @@ def parse_as_published(answer: str) -> list:
     import math_verify
 
     config = math_verify.LatexExtractionConfig(boxed_match_priority=0)
+    no_timeout: Any = None  # the worker has a limit of its own
     return math_verify.parse(
-        f"\\boxed{{{answer}}}", [config], extraction_mode="first_match", parsing_timeout=None
+        f"\\boxed{{{answer}}}", [config], extraction_mode="first_match", parsing_timeout=no_timeout
     )
 
 

@@ -113,7 +113,7 @@ class Grader:
         self,
         items: Sequence[Pair],
         progress: bool = True,
-        check: Callable[[], None] = no_check,
+        check: Callable[[], Any] = no_check,
         truncated: Sequence[bool] = (),
     ) -> list[Graded]:
         """Grades pairs of completion and reference, in their order.
@@ -194,7 +194,9 @@ class Grader:
         votes: Counter[str] = Counter()
         text_of: dict[str, str] = {}
         for key, answer, verdict in zip(keys, answers, verdicts, strict=True):
-            if key is not None and key not in class_of and verdict == "wrong":
+            if key is None or answer is None:
+                continue
+            if key not in class_of and verdict == "wrong":
                 votes[key] += 1
                 text_of.setdefault(key, answer)
         frequent = [key for key, _ in votes.most_common(COMPARED)]
@@ -209,7 +211,10 @@ class Grader:
         for key in keys:
             if key is not None and key not in class_of:
                 class_of[key] = 1 + max(class_of.values(), default=0)
-        return [class_of.get(key) for key in keys]
+        classes: list[int | None] = []
+        for key in keys:
+            classes.append(None if key is None else class_of[key])
+        return classes
 
     def _equal_pairs(self, texts: list[str]) -> set[tuple[str, str]]:
         """Those pairs (earlier, later) of which this grader takes the later for the earlier."""
@@ -242,7 +247,7 @@ class Grader:
                 pair, reply = worker.request, worker.poll()
                 if reply is not None and pair is not None:
                     running -= 1
-                    yield pair, _WITHOUT_REPLY.get(reply, reply)
+                    yield pair, _WITHOUT_REPLY.get(str(reply), str(reply))
                 if worker.is_over:
                     worker.kill()
                     self.workers.remove(worker)

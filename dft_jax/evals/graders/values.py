@@ -243,7 +243,7 @@ def _parts(expression: Any, digits: int) -> Parts | None:
         if is_unsure:
             parts.append(Fraction(0))
         else:
-            exact = sympy.Rational(part)
+            exact: Any = sympy.Rational(part)
             parts.append(Fraction(int(exact.p), int(exact.q)))
     return parts[0], parts[1]
 
@@ -327,10 +327,14 @@ def _solution(equation: Any, point: dict[Any, Any]) -> dict[Any, Any] | None:
     import sympy
 
     for symbol in sorted(point, key=lambda symbol: symbol.name):
-        values = [_parts_at(equation, point | {symbol: place}) for place in (0, 1, 2)]
-        if None in values or any(value[1] for value in values):
+        reals = []
+        for place in (0, 1, 2):
+            value = _parts_at(equation, point | {symbol: place})
+            if value is not None and not value[1]:
+                reals.append(value[0])
+        if len(reals) < 3:
             continue
-        low, middle, high = (value[0] for value in values)
+        low, middle, high = reals
         slope = middle - low
         is_linear = abs(high - middle - slope) <= Fraction(1, 10**25) * abs(slope)
         if slope and is_linear:
