@@ -97,7 +97,7 @@ class Hyperparameters:
 class Frozen:
     """What a step reads and never changes."""
 
-    hyperparameters: Hyperparameters
+    hyperparameters: Leaf  # Hyperparameters
     reference: Params | None = None  # the model before training, for objectives that compare
 
 

@@ -24,7 +24,7 @@ from dft_jax.evals.records import (
 )
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.evals.tasks.task import Problem
-from dft_jax.runtime import environment, interrupts, system
+from dft_jax.runtime import environment, interrupts, progress, system
 
 # Raised when the scores of the same completions change, or are of other rules: what an older
 # version scored is then graded anew by the same command. 2: votes by meaning, intervals with
@@ -110,13 +110,14 @@ def _graded(
         items.append((prediction.row["completion"], prediction.reference))
         truncated.append(prediction.row.get("truncated") is True)
     # Of several processes only one grades; the others could not call `check` as often.
+    shown = not progress.is_silent()
     check: Callable[[], Any] = pool.no_check
     if jax.process_count() == 1:
         check = interrupts.check
     with pool.Grader(
         workers=workers, mode=mode, last_number=last_number, answer_markers=answer_markers
     ) as grader:
-        found = grader.grade(items, check=check, truncated=truncated)
+        found = grader.grade(items, check=check, truncated=truncated, progress=shown)
         meanings = _meanings(grader, predictions, found)
     rows = []
     for prediction, verdict in zip(predictions, found, strict=True):
@@ -130,7 +131,7 @@ def _graded(
         with pool.Grader(
             workers=workers, mode="strict", last_number=last_number, answer_markers=answer_markers
         ) as grader:
-            strict = grader.grade(items, check=check, truncated=truncated)
+            strict = grader.grade(items, check=check, truncated=truncated, progress=shown)
         for row, verdict in zip(rows, strict, strict=True):
             row["strict_verdict"] = verdict.verdict
     return [

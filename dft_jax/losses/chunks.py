@@ -12,7 +12,7 @@ import dataclasses
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from dft_jax import sharding
 
@@ -75,7 +75,7 @@ def cut(
     return Chunks(n_positions, chunk_tokens, local_vocab, count, order_padded, local_targets_N)
 
 
-def take(array_N: Float[Array, "N ..."], index_C: Int[Array, " C"]) -> Float[Array, "C ..."]:
+def take(array_N: Shaped[Array, "N ..."], index_C: Int[Array, " C"]) -> Shaped[Array, "C ..."]:
     """The entries at these positions; 0 beyond the last one."""
     return array_N.at[index_C].get(mode="fill", fill_value=0)
 

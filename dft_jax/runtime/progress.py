@@ -51,6 +51,11 @@ def bar(
     )
 
 
+def is_silent() -> bool:
+    """Whether no bar is wanted here: for work that has a bar of its own."""
+    return _is_silent.get()
+
+
 @contextlib.contextmanager
 def silent(is_wanted: bool = True) -> Iterator[None]:
     """Within this context, and on this thread, no bar that is made shows anything.

@@ -15,7 +15,6 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from dft_jax.models.hf import rounding, tokenizer as tokenizer_lib
 from dft_jax.models.hf.load import tensor_reader
@@ -28,7 +27,7 @@ from dft_jax.models.hf.locate import (
 from dft_jax.models.hf.safetensors import INDEX_NAME, Checkpoint, other_dtypes, weights_dtype
 from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
-from dft_jax.runtime import errors, files, interrupts
+from dft_jax.runtime import errors, files, interrupts, progress
 from dft_jax.runtime.files import flush, write_json
 from dft_jax.runtime.options import ABOVE_0, Option
 from dft_jax.types import Params
@@ -284,7 +283,7 @@ def _write_tensors(
     )
     read = tensor_reader(params, model)
     is_writer = jax.process_index() == 0
-    with tqdm(total=len(table), desc="export", unit="tensor", disable=not is_writer) as progress:
+    with progress.bar(total=len(table), desc="export", unit="tensor") as bar:
         for file_name, names in shards.filename_to_tensors.items():
             tensors = {}
             for name in names:
@@ -293,7 +292,7 @@ def _write_tensors(
                 array = read(by_name[name])  # by all processes together
                 if is_writer:
                     tensors[name] = np.ascontiguousarray(array.astype(dtypes[name]))
-                progress.update()
+                bar.update()
             if is_writer:
                 _save(tensors, to / file_name)
     if is_writer and shards.is_sharded:

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
-from tqdm import tqdm
 
 from dft_jax import sharding
 from dft_jax.models.hf.safetensors import DTYPES, EMBEDDING, HEAD, REMEDY, Checkpoint
 from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
-from dft_jax.runtime import distributed, errors
+from dft_jax.runtime import distributed, errors, progress
 from dft_jax.types import Params
 
 
@@ -65,8 +64,7 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
     """
     arrays: dict[tuple[str, ...], jax.Array] = {}
     leaves: dict[Any, Any] = flatten_dict(model.abstract_params)
-    is_silent = jax.process_index() > 0
-    for tensor in tqdm(tensor_table(model), desc="import", unit="tensor", disable=is_silent):
+    for tensor in progress.bar(tensor_table(model), desc="import", unit="tensor"):
         path, leaf = tensor.path, leaves[tensor.path]
         host = _read_finite(checkpoint, tensor.name)
         if tensor.index is None:

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from dft_jax.models.hf.load import tensor_reader
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import Model
-from dft_jax.runtime import distributed, interrupts
+from dft_jax.runtime import distributed, interrupts, progress
 from dft_jax.types import Params
 
 _AT_ONCE = 2**20  # weights whose float64 copies exist at once
@@ -85,10 +84,8 @@ def measure(
     table = tensor_table(model)
     others = others or {}
     sums = np.zeros(5)
-    is_silent = jax.process_index() > 0
-    for number, tensor in enumerate(
-        tqdm(table, desc="measure", unit="tensor", leave=False, disable=is_silent)
-    ):
+    bar = progress.bar(table, desc="measure", unit="tensor", leave=False)
+    for number, tensor in enumerate(bar):
         interrupts.check()
         trained = read(tensor)  # by all processes together
         if number % jax.process_count() == jax.process_index():
