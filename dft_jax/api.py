@@ -171,6 +171,7 @@ def sample(
         for number in range(n):
             limit = min(room, max_new_tokens)
             requests.append(Request(question, number, ids, temperature, limit))
+    # Where a completion ends: whatever the tokenizer, the template or the checkpoint says.
     stops = find_stops(asked)
     sampler = Sampler(
         lm.model,
@@ -187,6 +188,7 @@ def sample(
         for completion in sampler.sample(lm.params, requests):
             text = lm.tokenizer.decode(list(completion.ids), skip_special_tokens=True)
             texts[completion.request] = text
+    # Completions come in the order in which they were finished.
     found = []
     for start in range(0, len(requests), n):
         found.append([texts[request] for request in requests[start : start + n]])
@@ -329,6 +331,7 @@ def evaluate(
     errors.raise_if_any(asked.mistakes(""))
     with progress.silent(not show_progress), contextlib.ExitStack() as stack:
         folder = None
+        # The runner keeps a journal in any case: it is what resumes.
         if out is None:
             kept = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:

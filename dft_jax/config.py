@@ -109,7 +109,8 @@ def validate(config: Config) -> list[str]:
         if key not in found:
             start = "start from dft_jax.config.get_default()"
             problems.append(f"config.{key} is missing; {start}")
-    sound = {}  # key -> value, of those that are right by themselves
+    # Key -> value, of those that are right by themselves: rooms can rely on their types.
+    sound = {}
     for key in sorted(known.keys() & found.keys()):
         mistake = known[key].mistake(f"config.{key}", found[key])
         if mistake:
@@ -152,6 +153,7 @@ def validate_on(config: Config, device_count: int) -> list[str]:
         prefixes = tuple(f"config.{key}" for key in keys)
         return not any(problem.startswith(prefixes) for problem in problems)
 
+    # Only a mesh that is right by itself can be held against the devices.
     if is_sound("mesh"):
         problems += sharding.problems(**config.mesh, device_count=device_count)
     if is_sound("mesh", "train.global_batch", "train.accumulation"):

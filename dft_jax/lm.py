@@ -160,6 +160,7 @@ def open_run(workdir: Path, **overrides: Any) -> SavedRun:
     if not file.exists():
         raise errors.UserError(f"{workdir}: no config.json there; give the directory of a run")
     config: Config = ConfigDict(files.read_json(file)).lock()
+    # The model as it lies on this machine: what trained it may have been a pod.
     here = config.copy_and_resolve_references()
     here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
     source, model, tokenizer = open_config(here)
@@ -204,6 +205,7 @@ def open_lm(
 def _lm_of_run(folder: Path, mesh: dict[str, int], compute_dtype: str) -> LM:
     changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
     saved = open_run(folder, **changes, **{"model.compute_dtype": compute_dtype})
+    # Read now: a run that trains on may have let the checkpoint go by the time it is asked for.
     run, sha256 = saved.identity, saved.checkpoints.digest(saved.step)
     origin = {name: run.get(name) for name in ("run_id", "base", "data")}
     identity = {"name": folder.name, "step": saved.step, "sha256": sha256, "origin": origin}

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests import density
+
 ROOT = pathlib.Path(__file__).parents[1]
 CORE = sorted((ROOT / "dft_jax").rglob("*.py"))
 
@@ -205,7 +207,25 @@ def test_files_and_functions_are_short():
         for node in ast.walk(parsed(file)):
             if isinstance(node, ast.FunctionDef):
                 length = node.end_lineno - node.lineno + 1
-                assert length <= 75, f"{file}:{node.lineno} {node.name}: {length} lines"
+                assert length <= 70, f"{file}:{node.lineno} {node.name}: {length} lines"
+
+
+def test_the_package_is_plain():
+    """Per 1,000 lines (tests/density.py): symptoms of lines that a reader has to read twice."""
+    found = density.per_thousand(density.total(ROOT / "dft_jax"))
+    assert found["comprehensions"] <= 18
+    assert found["conditional expressions"] <= 8
+    assert found["own-line comments"] >= 30
+    assert found["lines over 100 columns"] == 0
+
+
+def test_the_loop_fits_on_a_screen():
+    """Without a function in a function: a reader goes from top to bottom, once."""
+    tree = parsed(ROOT / "dft_jax/training/loop.py")
+    (run,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "run"]
+    body = run.body[1:]  # after the docstring
+    assert body[-1].end_lineno - body[0].lineno + 1 <= 45
+    assert not [n for n in ast.walk(run) if isinstance(n, ast.FunctionDef) and n is not run]
 
 
 @pytest.mark.parametrize("file", CORE, ids=module_of)

@@ -199,17 +199,8 @@ def _inline(
     for var in jaxpr.constvars:
         values[var] = _Value(var.aval, in_memory=True)
 
-    def read(variables: Iterable[Any]) -> list[_Value | None]:
-        found: list[_Value | None] = []
-        for var in variables:
-            if isinstance(var, core.Literal):
-                found.append(None)
-            else:
-                found.append(values[var])
-        return found
-
     for equation in jaxpr.eqns:
-        name, operands = equation.primitive.name, read(equation.invars)
+        name, operands = equation.primitive.name, _read(values, equation.invars)
         if name in _CALLS:
             if name == "shard_map" and not is_local:
                 # Each device gets the whole of what its computation reads.
@@ -225,7 +216,18 @@ def _inline(
             results = _append(equation, operands, operations, is_local)
         for var, result in zip(equation.outvars, results, strict=True):
             values[var] = result
-    return read(jaxpr.outvars)
+    return _read(values, jaxpr.outvars)
+
+
+def _read(values: dict[Any, Any], variables: Iterable[Any]) -> list[_Value | None]:
+    """What the variables stand for; None for literals."""
+    found: list[_Value | None] = []
+    for var in variables:
+        if isinstance(var, core.Literal):
+            found.append(None)
+        else:
+            found.append(values[var])
+    return found
 
 
 def _append(

@@ -1,4 +1,4 @@
-"""Options of a config: each with its default, what it means and which values are legal, in one place.
+"""Options of a config: each with its default, its meaning and its legal values, in one place.
 
 A room of the package owns a section, a dict from key to `Option`; config.py puts the sections
 together, checks every value by them, and `--help` prints them.

@@ -91,6 +91,7 @@ class HeldOutEvaluator:
         self._heldout.compile_programs()
 
     def due(self, step: int) -> bool:
+        # Before and after training in any case: what a run changed is seen by the two.
         is_in_turn = self._every > 0 and step % self._every == 0
         return is_in_turn or step in (0, self._steps)
 

@@ -75,17 +75,20 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
     """
     config = job.config
     with contextlib.ExitStack() as stack:
+        # Before anything is read: another job may be writing.
         stack.enter_context(folders.locked(path))
         stack.enter_context(matmul_precision(config.model.compute_dtype))
         checkpoints, step, run = identity.open_workdir(
             path, config, job.fingerprint, job.source, job.train
         )
+        # Closed last, after all that may still ask for a save.
         stack.enter_context(checkpoints)
         job = job.with_attention()
         with distributed.together("room"):  # process 0 writes and looks
             identity.describe_run(path, config, job.model, job.account, run)
             if step != job.steps:
                 checkpoints.require_room(job.abstract_state())
+        # What is trained and what is not is said before the minutes of compilation.
         announce_account(job)
         if step is not None and jax.process_index() == 0:
             print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)

@@ -19,6 +19,7 @@ def run(job: Job, folder: RunFolder) -> TrainState:
       UserError: a save that failed, or too many steps in a row that are not finite.
       Stopped: a signal asked for it (runtime/interrupts.py); the state is saved.
     """
+    # The state first: where a checkpoint cannot be read, nothing else is worth making.
     state = folder.state_of(job)
     frozen = job.frozen()
     evaluators = job.all_evaluators(frozen.reference)
@@ -26,13 +27,17 @@ def run(job: Job, folder: RunFolder) -> TrainState:
         evaluator.begin(job.steps, folder.start, folder.origin(job))
     with contextlib.closing(folder.reporter(job)) as report:
         try:
+            # From here on there is something to save: a signal is answered by saving it.
             interrupts.check()
+            # Every shape before the first step; compiling later would look like a slow step.
             train_step = _compile(job, folder, frozen, evaluators)
             _evaluate(evaluators, folder, folder.start, state, report)
+            # Minutes between checkpoints count from the first step, not from the compilation.
             folder.checkpoints.start_clock()
             for step, packed in report.timed(job.batches.starting_at(folder.start)):
                 batch = sharding.device_batch(packed.batch, job.model.mesh, packed.n_rows)
                 is_long = interrupts.steps_are_long()
+                # The sums of this step are reported while the next one runs on the devices.
                 with report.step(step):
                     state, sums = train_step(frozen, state, batch)
                     report.add(step, sums, packed)

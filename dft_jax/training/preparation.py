@@ -27,6 +27,7 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
     date = identity.first_date(config, workdir)
     held = identity.held_fingerprint(workdir)
     version = order.version_of(held)
+    # A mistake on one host ends all of them alike, instead of leaving the others to wait.
     with distributed.together("preparation"):
         metrics_log.require_boards(config.log)
         identity.refuse_moved(config, workdir)

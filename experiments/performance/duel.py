@@ -130,7 +130,7 @@ class Duel:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def run(
+def run(  # noqa: C901 — turn by turn
     contenders: list[Contender],
     *,
     tuned: bool,

@@ -32,7 +32,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BARE_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([^\s{}$\\]+)")
 # Between two boxes of one answer: \boxed{3} and $x = \boxed{5}$.
 _JOINS = re.compile(
-    r"[\s$.]*(?:,|;|,?\s*\b(?:and|or)\b|,?\s*\\text\s*\{\s*(?:and|or)\s*\})[\s$]*(?:[A-Za-z]\w?\s*=\s*)?[\s$]*"
+    r"[\s$.]*(?:,|;|,?\s*\b(?:and|or)\b|,?\s*\\text\s*\{\s*(?:and|or)\s*\})"
+    r"[\s$]*(?:[A-Za-z]\w?\s*=\s*)?[\s$]*"
 )
 _FINAL = re.compile(r"final answer is", re.IGNORECASE)
 _IS = re.compile(r"\banswer is\b", re.IGNORECASE)

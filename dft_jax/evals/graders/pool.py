@@ -189,16 +189,7 @@ class Grader:
         for key, verdict in zip(keys, verdicts, strict=True):
             if key is not None and verdict == "correct":
                 class_of[key] = 0
-        # The wrong ones that most samples give are compared: as answers, for a key has lost its
-        # spaces.
-        votes: Counter[str] = Counter()
-        text_of: dict[str, str] = {}
-        for key, answer, verdict in zip(keys, answers, verdicts, strict=True):
-            if key is None or answer is None:
-                continue
-            if key not in class_of and verdict == "wrong":
-                votes[key] += 1
-                text_of.setdefault(key, answer)
+        votes, text_of = _wrong_ones(keys, answers, verdicts, class_of)
         frequent = [key for key, _ in votes.most_common(COMPARED)]
         equal = self._equal_pairs([text_of[key] for key in frequent])
         for place, key in enumerate(frequent):
@@ -337,3 +328,24 @@ def _value(parsed: list[Any]) -> float | None:
     if not math.isfinite(value):
         return None
     return value
+
+
+def _wrong_ones(
+    keys: Sequence[str | None],
+    answers: Sequence[str | None],
+    verdicts: Sequence[str],
+    correct: dict[str, int],
+) -> tuple[Counter[str], dict[str, str]]:
+    """How many samples give each wrong answer, by its key, and its first text.
+
+    They are compared as texts, for a key has lost its spaces.
+    """
+    votes: Counter[str] = Counter()
+    text_of: dict[str, str] = {}
+    for key, answer, verdict in zip(keys, answers, verdicts, strict=True):
+        if key is None or answer is None or key in correct:
+            continue
+        if verdict == "wrong":
+            votes[key] += 1
+            text_of.setdefault(key, answer)
+    return votes, text_of

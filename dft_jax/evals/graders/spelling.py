@@ -114,7 +114,8 @@ _SPELLINGS = [
     (r"\\(?:color|textcolor)\s*\{[A-Za-z]*\}", ""),
     (r"\\(?:boldsymbol|bm|underline|mathbf|mathit|textit|textbf)\s*\{([^{}a-zA-Z\\]*)\}", r"{\1}"),
     (
-        r"\\(?:boldsymbol|bm|underline|mathop|mathsf|emph|[lL]arge|huge|small|normalsize)(?![A-Za-z])",
+        r"\\(?:boldsymbol|bm|underline|mathop|mathsf|emph|[lL]arge|huge|small|normalsize)"
+        r"(?![A-Za-z])",
         "",
     ),
     (r"\\(?:texttt|textsf|mathtt)(?![A-Za-z])", r"\\text"),
