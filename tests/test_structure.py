@@ -224,8 +224,9 @@ def test_the_loop_fits_on_a_screen():
     tree = parsed(ROOT / "dft_jax/training/loop.py")
     (run,) = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "run"]
     body = run.body[1:]  # after the docstring
-    assert body[-1].end_lineno - body[0].lineno + 1 <= 45
+    assert body[-1].end_lineno - body[0].lineno + 1 <= 40
     assert not [n for n in ast.walk(run) if isinstance(n, ast.FunctionDef) and n is not run]
+    assert "config" not in ast.unparse(run)
 
 
 @pytest.mark.parametrize("file", CORE, ids=module_of)

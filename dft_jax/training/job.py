@@ -47,6 +47,10 @@ class Job:
         return self.length.steps
 
     @property
+    def minutes_between_saves(self) -> float:
+        return self.config.checkpoint.every_minutes
+
+    @property
     def needs_reference(self) -> bool:
         return objectives.REFERENCE in self.objective.needs
 

@@ -44,7 +44,7 @@ def run(job: Job, folder: RunFolder) -> TrainState:
                 if is_long:
                     # A signal that comes meanwhile is answered before the next step.
                     report.wait()
-                is_due = folder.checkpoints.is_due(job.config.checkpoint.every_minutes)
+                is_due = folder.checkpoints.is_due(job.minutes_between_saves)
                 is_time = interrupts.check(save_is_due=is_due, at_once=is_long)
                 if is_time or job.is_checkpoint_step(step):
                     folder.save(state, report)
