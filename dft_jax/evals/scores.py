@@ -47,7 +47,7 @@ class Padded:
     degrees: float
 
 
-def average(correct_PS: Shaped[np.ndarray, "P S"]) -> Mean:
+def average(correct_PS: Shaped[np.ndarray, "..."]) -> Mean:
     """avg@S: the share of correct samples, over problems.
 
     Samples of one problem are not independent, so the problems' shares are what varies: sixteen

@@ -1,7 +1,6 @@
 """Settings of a benchmark evaluation: the flags of `evaluate`, and keys of config.eval."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from dft_jax.data.templates import TOKENIZER_BOXED
@@ -9,7 +8,7 @@ from dft_jax.evals import prompts as prompts_lib
 from dft_jax.evals.graders import extraction, pool
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.runtime import errors
-from dft_jax.runtime.options import Option
+from dft_jax.runtime.options import Config, Option
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -143,12 +142,12 @@ SECTION = {
 }
 
 
-def of_config(values: Mapping[str, Any]) -> Settings:
+def of_config(values: Config) -> Settings:
     """The evaluation that `config.eval` asks for; UserError for a temperature that is no number."""
     return Settings.read({name: values[name] for name in SECTION}, "config.eval.")
 
 
-def problems(values: Mapping[str, Any], prefix: str) -> list[str]:
+def problems(values: Config, prefix: str) -> list[str]:
     """What is wrong with the settings in `config.eval`."""
     try:
         return of_config(values).mistakes(prefix)

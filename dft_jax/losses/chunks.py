@@ -9,10 +9,11 @@ are prompt or padding. They are gathered to the front, in their order:
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Int, Shaped
 
 from dft_jax import sharding
 
@@ -48,8 +49,8 @@ class Chunks:
 
 
 def cut(
-    targets_BL: Int[Array, "B L"],
-    mask_BL: Bool[Array, "B L"],
+    targets_BL: Int[Any, "B L"],
+    mask_BL: Bool[Any, "B L"],
     chunk_tokens: int,
     vocab_axes: tuple[str, ...],
     local_vocab: int,
@@ -81,7 +82,7 @@ def take(array_N: Shaped[Array, "N ..."], index_C: Int[Array, " C"]) -> Shaped[A
 
 
 def put(
-    array_N: Float[Array, "N ..."], index_C: Int[Array, " C"], value_C: Float[Array, "C ..."]
-) -> Float[Array, "N ..."]:
+    array_N: Shaped[Array, "N ..."], index_C: Int[Array, " C"], value_C: Shaped[Array, "C ..."]
+) -> Shaped[Array, "N ..."]:
     """`array_N` with these entries replaced; what is beyond the last position is dropped."""
     return array_N.at[index_C].set(value_C, mode="drop")

@@ -20,7 +20,8 @@ from dft_jax.runtime import calls, errors
 from dft_jax.runtime.options import Option, unknown
 from dft_jax.types import TokenStats
 
-Loss = Callable[..., Float[Array, "B L"]]
+# Of a whole batch [B, L], or of a chunk of its trained tokens [C].
+Loss = Callable[..., Float[Array, "..."]]
 
 # What an objective needs besides log p, in `Objective.needs`: only those that name it pay for it.
 REFERENCE = "reference"  # reference_logp_BL and kl_BL: a forward pass of the model before training
@@ -52,7 +53,7 @@ class Objective:
     loss: Loss
     needs: tuple[str, ...] = ()
 
-    def __call__(self, stats: TokenStats) -> Float[Array, "B L"]:
+    def __call__(self, stats: TokenStats) -> Float[Array, "..."]:
         return self.loss(stats)
 
 
@@ -91,7 +92,7 @@ def objective(
 
     def decorator(weight: Loss) -> Loss:
         @functools.wraps(weight)
-        def loss(stats: TokenStats, **parameters: float) -> Float[Array, "B L"]:
+        def loss(stats: TokenStats, **parameters: float) -> Float[Array, "..."]:
             return -jax.lax.stop_gradient(weight(stats, **parameters)) * stats.logp_BL
 
         return register(needs, ranges)(loss)
@@ -100,43 +101,43 @@ def objective(
 
 
 @objective()
-def sft(stats: TokenStats) -> Float[Array, "B L"]:
+def sft(stats: TokenStats) -> Float[Array, "..."]:
     """Negative log-likelihood: weight 1."""
     return jnp.ones_like(stats.logp_BL)
 
 
 @objective()
-def dft(stats: TokenStats) -> Float[Array, "B L"]:
+def dft(stats: TokenStats) -> Float[Array, "..."]:
     """Dynamic fine-tuning: weight p, so the gradient is that of -p (arXiv 2508.05629, eq. 9)."""
     return jnp.exp(stats.logp_BL)
 
 
 @objective(ranges={"alpha": _NOT_NEGATIVE})
-def power(stats: TokenStats, alpha: float = 0.5) -> Float[Array, "B L"]:
+def power(stats: TokenStats, alpha: float = 0.5) -> Float[Array, "..."]:
     """Weight p^α: the gradient of (1 - p^α)/α. α = 0 is SFT, α = 1 is DFT (arXiv 2510.00526)."""
     return jnp.exp(alpha * stats.logp_BL)
 
 
 @objective(ranges={"tau": _FRACTION})
-def threshold(stats: TokenStats, tau: float = 0.2) -> Float[Array, "B L"]:
+def threshold(stats: TokenStats, tau: float = 0.2) -> Float[Array, "..."]:
     """Weight 1 where p ≥ τ, else 0 (arXiv 2510.00526)."""
     return (jnp.exp(stats.logp_BL) >= tau).astype(stats.logp_BL.dtype)
 
 
 @objective(ranges={"floor": _FRACTION})
-def floored_dft(stats: TokenStats, floor: float = 0.1) -> Float[Array, "B L"]:
+def floored_dft(stats: TokenStats, floor: float = 0.1) -> Float[Array, "..."]:
     """Weight max(p, floor): rare but mandatory tokens, such as EOS, can still be learned."""
     return jnp.maximum(jnp.exp(stats.logp_BL), floor)
 
 
 @objective(ranges={"alpha": _FRACTION})
-def mixed(stats: TokenStats, alpha: float = 0.75) -> Float[Array, "B L"]:
+def mixed(stats: TokenStats, alpha: float = 0.75) -> Float[Array, "..."]:
     """Weight α·p + (1 - α): between SFT (α = 0) and DFT (α = 1)."""
     return alpha * jnp.exp(stats.logp_BL) + (1.0 - alpha)
 
 
 @objective(needs=(OTHER_TOKENS,))
-def sentence(stats: TokenStats) -> Float[Array, "B L"]:
+def sentence(stats: TokenStats) -> Float[Array, "..."]:
     """Weight Π p over the example's trained tokens: DFT by the sentence.
 
     One of the two sentence-level weights of the paper's ablation, where both lose.
@@ -145,19 +146,19 @@ def sentence(stats: TokenStats) -> Float[Array, "B L"]:
 
 
 @objective(needs=(OTHER_TOKENS,))
-def geometric(stats: TokenStats) -> Float[Array, "B L"]:
+def geometric(stats: TokenStats) -> Float[Array, "..."]:
     """Weight (Π p)^(1/n), n the example's trained tokens: the other weight of that ablation."""
     return jnp.exp(_mean_per_example(stats.logp_BL, stats))
 
 
 @register(needs=(REFERENCE,), ranges={"kl": _NOT_NEGATIVE})
-def asft(stats: TokenStats, kl: float = 0.05) -> Float[Array, "B L"]:
+def asft(stats: TokenStats, kl: float = 0.05) -> Float[Array, "..."]:
     """DFT + kl · KL(π_ref ‖ π), which stays near the model it began from (arXiv 2509.23753)."""
     return dft(stats) + kl * stats.kl_BL
 
 
 @objective(needs=(REFERENCE, OTHER_TOKENS), ranges={"largest": _NOT_NEGATIVE})
-def iw_sft(stats: TokenStats, largest: float = 16.0) -> Float[Array, "B L"]:
+def iw_sft(stats: TokenStats, largest: float = 16.0) -> Float[Array, "..."]:
     """Weight min(exp(mean_t(log π - log π_ref)), largest), the mean over the example's tokens.
 
     The sequence's importance weight against the model before training, length-normalised and
@@ -169,7 +170,7 @@ def iw_sft(stats: TokenStats, largest: float = 16.0) -> Float[Array, "B L"]:
 
 
 @objective(needs=(TOP_ENTROPY,))
-def eaft(stats: TokenStats) -> Float[Array, "B L"]:
+def eaft(stats: TokenStats) -> Float[Array, "..."]:
     """Weight H₂₀ / ln 20, H₂₀ the entropy among the 20 most probable tokens (arXiv 2601.02151).
 
     It is small where the model is sure.
@@ -178,7 +179,7 @@ def eaft(stats: TokenStats) -> Float[Array, "B L"]:
 
 
 @objective(needs=(OTHER_TOKENS,), ranges={"floor": _FRACTION})
-def talr(stats: TokenStats, floor: float = 0.01) -> Float[Array, "B L"]:
+def talr(stats: TokenStats, floor: float = 0.01) -> Float[Array, "..."]:
     """Weight max(p^(1/τ), floor), τ the median loss of the micro-batch's tokens (arXiv 2509.20758).
 
     Where the model is sure of most tokens τ is nearly 0, and all tokens that it is not sure of have
@@ -191,7 +192,7 @@ def talr(stats: TokenStats, floor: float = 0.01) -> Float[Array, "B L"]:
     return jnp.maximum(jnp.exp(stats.logp_BL / tau), floor)
 
 
-def _sum_per_example(value_BL: Float[Array, "B L"], stats: TokenStats) -> Float[Array, "B L"]:
+def _sum_per_example(value_BL: Float[Array, "..."], stats: TokenStats) -> Float[Array, "..."]:
     """At each token, the sum of a value over the trained tokens of its example.
 
     examples_BL   1  1  0  2  2      value_BL  -1 -2  0 -3 -1
@@ -207,7 +208,7 @@ def _sum_per_example(value_BL: Float[Array, "B L"], stats: TokenStats) -> Float[
     return jax.vmap(one_row)(trained_BL, stats.examples_BL)
 
 
-def _mean_per_example(value_BL: Float[Array, "B L"], stats: TokenStats) -> Float[Array, "B L"]:
+def _mean_per_example(value_BL: Float[Array, "..."], stats: TokenStats) -> Float[Array, "..."]:
     """At each token, the mean of a value over the trained tokens of its example."""
     count_BL = _sum_per_example(jnp.ones_like(value_BL), stats)
     # 0 / 1 where a token is in no example, not 0 / 0.

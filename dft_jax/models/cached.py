@@ -81,7 +81,7 @@ def _cut_head(head_VD: Float[Array, "V D"], mesh: Mesh) -> Float[Array, "U D M W
 
 
 def prefill(
-    params: Params, model: Model, tokens_BL: Int[Array, "B L"], lengths_B: Int[Array, " B"]
+    params: Params, model: Model, tokens_BL: Int[Any, "B L"], lengths_B: Int[Array, " B"]
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Runs prompts, padded on the right to L, from position 0.
 
@@ -123,8 +123,8 @@ class CachedDecoder(Stack):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
+        segments_BL: Int[Any, "B L"],
+        positions_BL: Int[Any, "B L"],
         caches: Sequence[LayerCache | None],
     ) -> tuple[Float[Array, "B L D"], Cache]:
         return self.layers_and_norm(x_BLD, segments_BL, positions_BL, caches)
@@ -133,9 +133,9 @@ class CachedDecoder(Stack):
 def _layers(
     params: Params,
     model: Model,
-    tokens_BL: Int[Array, "B L"],
-    segments_BL: Int[Array, "B L"],
-    positions_BL: Int[Array, "B L"],
+    tokens_BL: Int[Any, "B L"],
+    segments_BL: Int[Any, "B L"],
+    positions_BL: Int[Any, "B L"],
     caches: Sequence[LayerCache | None],
 ) -> tuple[Float[Array, "B L D"], Cache]:
     module = model.module
@@ -155,7 +155,7 @@ def _layers(
     return found
 
 
-def _embed(params: Params, model: Model, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+def _embed(params: Params, model: Model, tokens_BL: Int[Any, "B L"]) -> Float[Array, "B L D"]:
     if "embed" in params:
         x_BLD = embed(params["embed"], tokens_BL, model.module.compute_dtype)
     else:

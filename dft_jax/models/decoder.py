@@ -43,8 +43,8 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
+        segments_BL: Int[Any, "B L"],
+        positions_BL: Int[Any, "B L"],
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache]:
         D, K = self.spec.hidden_size, self.spec.head_dim
@@ -148,8 +148,8 @@ class Layer(nn.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
+        segments_BL: Int[Any, "B L"],
+        positions_BL: Int[Any, "B L"],
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         attention = Attention(
@@ -206,8 +206,8 @@ class Period(nn.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
+        segments_BL: Int[Any, "B L"],
+        positions_BL: Int[Any, "B L"],
     ) -> tuple[Float[Array, "B L D"], None]:
         for number, layer_spec in enumerate(self.period):
             layer = _layer_class(self.remat)(
@@ -246,8 +246,8 @@ class Stack(nn.Module):
     def layers_and_norm(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
+        segments_BL: Int[Any, "B L"],
+        positions_BL: Int[Any, "B L"],
         caches: Sequence[LayerCache | None] | None = None,
     ) -> tuple[Float[Array, "B L D"], list[LayerCache]]:
         """Embedded tokens to final hidden states; called by the `__call__` of a subclass.
@@ -326,9 +326,9 @@ class Decoder(Stack):
     @nn.compact
     def __call__(
         self,
-        tokens_BL: Int[Array, "B L"],
-        segments_BL: Int[Array, "B L"],
-        positions_BL: Int[Array, "B L"],
+        tokens_BL: Int[Any, "B L"],
+        segments_BL: Int[Any, "B L"],
+        positions_BL: Int[Any, "B L"],
     ) -> Float[Array, "B L D"]:
         x_BLD = layers.embed(self._table("embed"), tokens_BL, self.compute_dtype)
         if not self.spec.tie_embeddings:

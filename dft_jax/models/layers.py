@@ -194,7 +194,7 @@ def _yarn_kept(rope: Yarn, head_dim: int) -> np.ndarray:
 
 def apply_rope(
     x_BLHK: Float[Array, "B L H K"],
-    positions_BL: Int[Array, "B L"],
+    positions_BL: Int[Any, "B L"],
     frequencies: np.ndarray,
     factor: float,
 ) -> Float[Array, "B L H K"]:
@@ -214,7 +214,7 @@ def apply_rope(
 
 
 def embed(
-    table_VD: Float[Array, "V D"], tokens_BL: Int[Array, "B L"], dtype: jnp.dtype
+    table_VD: Float[Array, "V D"], tokens_BL: Int[Any, "B L"], dtype: jnp.dtype
 ) -> Float[Array, "B L D"]:
     """Rows of the table in the compute dtype. Ids are checked on the host: JAX would clamp them.
 

@@ -38,7 +38,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-class StubGrader:
+class StubGrader(pool.Grader):
     """Grades by equality of the text in the box, at once; "slow" and "bad" stand for grading that
     failed.
     """

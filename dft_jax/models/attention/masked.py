@@ -1,6 +1,7 @@
 """Causal attention within the segments of packed rows."""
 
 import functools
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec as P
@@ -14,7 +15,7 @@ def causal_attention(
     q_BLHK: Float[Array, "B L H K"],
     k_BLGK: Float[Array, "B L G K"],
     v_BLGK: Float[Array, "B L G K"],
-    segments_BL: Int[Array, "B L"],
+    segments_BL: Int[Any, "B L"],
     *,
     window: int | None,
     block: int,
