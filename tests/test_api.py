@@ -102,7 +102,8 @@ def test_scores_of_a_run_and_of_its_folder_are_the_same(run, tmp_path):
     theirs = dft.score(opened, data, rows="gsm8k", max_length=192, show_progress=False)
     np.testing.assert_allclose(mine.p_T, theirs.p_T, rtol=1e-4)
     assert len(mine.texts) == len(mine.p_T) == len(mine.example_T) and mine.example_T[-1] == 7
-    np.testing.assert_allclose(mine.loss_T, -np.log(mine.p_T), rtol=1e-5)
+    # Near p = 1 the logarithm of a float32 has few digits left.
+    np.testing.assert_allclose(mine.loss_T, -np.log(mine.p_T), rtol=1e-5, atol=1e-6)
     assert "tokens, nll" in repr(mine)
     assert opened.identify() == run.lm.identify()
 

@@ -12,7 +12,7 @@ import pytest
 
 from configs import tiny
 from dft_jax import assets, main
-from dft_jax.training.loop import run
+from dft_jax.api import train as run
 from tests import commands
 from tests.commands import ROOT, TINY, Outcome, assert_refused, run_command, tree
 from tests.conftest import GOLDEN

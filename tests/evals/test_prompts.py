@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from dft_jax import assets, config as config_lib, main, sharding
-from dft_jax.analysis import reading, tokens
+from dft_jax.analysis import reading, token_scores, tokens
 from dft_jax.commands import evaluate
 from dft_jax.data import templates
 from dft_jax.data.templates import Template
@@ -218,7 +218,7 @@ def test_a_run_is_evaluated_and_read_as_it_was_trained(problems, tmp_path, capfd
         "prompt: plain" in stderr and scores["settings"]["prompt"] == "plain" and prompt == "0+0?\n"
     )
     # The same for demonstrations; that they are read is enough here.
-    monkeypatch.setattr(tokens, "score", enough)
+    monkeypatch.setattr(token_scores, "score", enough)
     data = ["--data=world(split=validation, family=chain, levels=2-3, n=4)", "--rows=gsm8k"]
     read = [f"--models=run={run}", *data, "--context=192", f"--out={tmp_path}/tokens"]
     outcome = run_command(tokens.main, read, capfd, monkeypatch)

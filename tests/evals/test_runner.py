@@ -19,7 +19,7 @@ from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import evaluate
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
-from dft_jax.evals import grading, planning, runner
+from dft_jax.evals import evaluation, grading, planning, runner
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.settings import Settings
 from dft_jax.models.hf.export import Origin, export
@@ -971,9 +971,9 @@ def test_an_evaluation_keeps_its_date(run, folder, monkeypatch):
     """Under a template that writes the date, samples can be added on the next day."""
     template = folder / "dated.jinja"
     template.write_text("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}\n")
-    monkeypatch.setattr(evaluate, "today", lambda: "2026-01-31")
+    monkeypatch.setattr(evaluation, "today", lambda: "2026-01-31")
     run("--samples=1", f"--prompt={template}")
-    monkeypatch.setattr(evaluate, "today", lambda: "2026-02-01")
+    monkeypatch.setattr(evaluation, "today", lambda: "2026-02-01")
     counts = count_sampled(monkeypatch)
     run("--samples=2", f"--prompt={template}")
     assert counts == [6]

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dft_jax.api import train as run
 from dft_jax.runtime import system
 from dft_jax.training import metrics_log, reporter as progress
-from dft_jax.training.loop import run
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
 

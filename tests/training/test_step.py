@@ -343,14 +343,15 @@ def test_one_program_does_what_each_run_of_a_sweep_asks(sweep):
 def test_stochastic_rounding_depends_on_seed_and_step_alone(mesh1):
     """At the same rate: another seed gives other bits, the same seed the same ones."""
     trainer = Trainer(mesh1, **SHORT, **{"optimizer.warmup_fraction": 0.0})
-    _, given = trainer.step.args
+    (frozen,) = trainer.step.args
+    given = frozen.hyperparameters
     batch, found = trainer.batch(0), []
     for seed in (0, 0, 1):
         values = dataclasses.replace(
             given, seed=jax.device_put(np.uint32(seed), given.seed.sharding)
         )
         state = jax.tree.map(jnp.copy, trainer.state)
-        after, sums = trainer.step.func(None, values, state, batch)
+        after, sums = trainer.step.func(Frozen(values), state, batch)
         found.append(np.asarray(after.params["embed"]).tobytes())
     assert found[0] == found[1] != found[2]
     assert 0.3 < sums["moved_share"] < 1 and abs(sums["update_lost"]) < 0.05

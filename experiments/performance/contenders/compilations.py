@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from dft_jax import assets, config as config_lib
-from dft_jax.training.loop import run
+from dft_jax.api import train as run
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 
