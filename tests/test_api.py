@@ -83,6 +83,7 @@ def test_functions_say_what_they_do_with_an_example(name):
         assert ">>>" in function.__doc__, "an example"
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_shows_its_curve(run, base, config, tmp_path):
     again = dft.finetune(base, config, run.workdir, show_progress=False)
     assert again.step == run.step == 4

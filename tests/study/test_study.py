@@ -500,6 +500,7 @@ def test_differences_are_paired_by_seed():
     assert np.isclose(expected.high - expected.low, 2 * 12.7062 * 0.005, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_clipped_is_the_share_of_the_steps_so_far(finished):
     rows = report.rows_of(finished)
     for arm in ARMS:
