@@ -8,13 +8,12 @@ Exit codes: 0 done; 2 something given is wrong, and the message says what; 42 st
 SIGINT with all of it saved, the same command goes on; anything else is a fault.
 """
 
-import jax
 from absl import flags
 
 from dft_jax import api
 from dft_jax.commands import cli
 from dft_jax.models.hf.export import export
-from dft_jax.runtime import compilation_cache, errors, folders, interrupts
+from dft_jax.runtime import compilation_cache, errors, folders, interrupts, processes
 from dft_jax.training import origin
 
 _CONFIG = cli.define_config()
@@ -47,7 +46,7 @@ def main() -> None:
                     origin=origin.of_run(run.workdir, run.config, run.step, run.identity),
                 )
             exported = f", {out} loads in transformers"
-    if jax.process_index() == 0:
+    if processes.is_first():
         print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")
 
 

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dft_jax.data.templates import AUTO, today
 from dft_jax.evals import planning, prompts, report, runner
 from dft_jax.evals.settings import Settings
 from dft_jax.lm import LM
 from dft_jax.models.model import matmul_precision
-from dft_jax.runtime import distributed, environment, folders
+from dft_jax.runtime import distributed, environment, folders, processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ def sample(lm: LM, settings: Settings, out: Path) -> Outcome:
     distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})
     with folders.locked(out, "--out"), matmul_precision(str(lm.model.module.compute_dtype)):
         identity = {}
-        if jax.process_index() == 0:
+        if processes.is_first():
             identity = lm.identify() | {"evaluated": lm.what}
         summary = runner.evaluate(plan, lm.model, lambda: lm.params, out, identity)
     return Outcome(summary, len(plan.requests))
@@ -71,7 +69,7 @@ def _date(lm: LM, out: Path) -> str:
 
 def announce(choice: prompts.Choice) -> None:
     """Says on stderr which prompt is used, and what a user should know of it."""
-    if jax.process_index() == 0:
+    if processes.is_first():
         print(f"prompt: {choice.name} ({choice.why})", file=sys.stderr)
         if choice.warning:
             print(f"warning: {choice.warning}", file=sys.stderr)

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.evals import planning, prompts, runner
 from dft_jax.evals.settings import Settings
 from dft_jax.models.model import Model
+from dft_jax.runtime import processes
 from dft_jax.types import Params
 
 
@@ -49,7 +48,7 @@ class BenchmarkEvaluator:
         self.plan = planning.plan(
             asked, tokenizer, model, "config.eval.", date=date, trained=trained
         )
-        if jax.process_index() == 0:
+        if processes.is_first():
             choice = self.plan.choice
             print(f"evaluations: prompt {choice.name!r}, {choice.why}", file=sys.stderr)
 

@@ -11,7 +11,7 @@ import jax
 
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.models.model import matmul_precision
-from dft_jax.runtime import distributed, folders
+from dft_jax.runtime import distributed, folders, processes
 from dft_jax.training import identity
 from dft_jax.training.job import Job
 from dft_jax.training.metrics_log import Writer
@@ -90,7 +90,7 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
                 checkpoints.require_room(job.abstract_state())
         # What is trained and what is not is said before the minutes of compilation.
         announce_account(job)
-        if step is not None and jax.process_index() == 0:
+        if step is not None and processes.is_first():
             print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)
         yield job, RunFolder(path, checkpoints, step, run)
         for line in checkpoints.damaged_notes():

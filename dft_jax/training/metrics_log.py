@@ -15,9 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, processes
 from dft_jax.runtime.files import write_text
 from dft_jax.runtime.options import Config
 
@@ -40,7 +38,7 @@ class Writer:
 
         `run_id` is the run's own; runs of older versions have none.
         """
-        self.active = jax.process_index() == 0
+        self.active = processes.is_first()
         self.boards: list[_Board] = []
         self.file = workdir / "metrics.jsonl"
         last_kept = -1

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from dft_jax import sharding
 from dft_jax.models.attention.masked import causal_attention
 from dft_jax.models.spec import DecoderSpec
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, processes
 
 _NATIVE = {"tpu": "splash", "gpu": "cudnn"}
 _NEEDS = {
@@ -55,7 +55,7 @@ def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str,
     chosen, why = name, "packed equals separate"
     if problem:
         chosen, why = "blocked", f"{name} {problem}"
-    if jax.process_index() == 0:
+    if processes.is_first():
         print(f"attention: {chosen} ({why})", file=sys.stderr)
     return chosen
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -27,7 +26,7 @@ from dft_jax.models.hf.locate import (
 from dft_jax.models.hf.safetensors import INDEX_NAME, Checkpoint, other_dtypes, weights_dtype
 from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
-from dft_jax.runtime import errors, files, interrupts, progress
+from dft_jax.runtime import errors, files, interrupts, processes, progress
 from dft_jax.runtime.files import flush, write_json
 from dft_jax.runtime.options import ABOVE_0, Option
 from dft_jax.types import Params
@@ -152,7 +151,7 @@ def export(
     """
     origin = origin or Origin()
     temporary = out.with_name(f".{out.name}.tmp")
-    is_writer = jax.process_index() == 0
+    is_writer = processes.is_first()
     # safetensors has its own type for a full disk
     with errors.user_errors(
         f"{out}: the export could not be written",
@@ -282,7 +281,7 @@ def _write_tensors(
         max_shard_size=int(max_shard_gb * 1e9),
     )
     read = tensor_reader(params, model)
-    is_writer = jax.process_index() == 0
+    is_writer = processes.is_first()
     with progress.bar(total=len(table), desc="export", unit="tensor") as bar:
         for file_name, names in shards.filename_to_tensors.items():
             tensors = {}

@@ -4,13 +4,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import jax
-
 from dft_jax.models.families import FAMILIES
 from dft_jax.models.hf.config_reader import ConfigReader
 from dft_jax.models.hf.tokenizer import Tokenizer, read_tokenizer
 from dft_jax.models.spec import DecoderSpec
-from dft_jax.runtime import errors, hub
+from dft_jax.runtime import errors, hub, processes
 from dft_jax.runtime.files import check_file, read_json, refuse_code
 
 # Downloaded and carried along; nothing else is looked at: no pickles, no code.
@@ -64,7 +62,7 @@ def resolve(path: str, revision: str) -> Path:
             f" cache, and fetching failed ({type(error).__name__}); where there is a network:"
             f" hf download {hub_id} --revision {revision}"
         ) from error
-    if jax.process_index() == 0:
+    if processes.is_first():
         print(
             f"note: model {hub_id} is the hub's, {revision} is commit {hub.commit_of(folder)}",
             file=sys.stderr,
