@@ -58,8 +58,9 @@ class Trainer:
             if loss_fn
             else objectives.make_objective(config.objective)
         )
-        needs_reference = objectives.REFERENCE in objective.needs
-        reference = init_params(config, assets.TINY, self.model) if needs_reference else None
+        reference = None
+        if objective.needs_reference:
+            reference = init_params(config, assets.TINY, self.model)
         step = make_train_step(self.model, objective, self.optimizer, StepOptions.of(config))
         self.step = functools.partial(step, Frozen(hyperparameters, reference))
         self.state = init_state(config, assets.TINY, self.model, self.optimizer)

@@ -53,6 +53,11 @@ class Objective:
     loss: Loss
     needs: tuple[str, ...] = ()
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with the model before training."""
+        return REFERENCE in self.needs
+
     def __call__(self, stats: TokenStats) -> Float[Array, "..."]:
         return self.loss(stats)
 

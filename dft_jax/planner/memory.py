@@ -176,7 +176,7 @@ class Planner:
     def reference(self, model: Model) -> Params | None:
         """Parameters that the objective compares with; None where it does not."""
         objective = objectives.make_objective(self.config.objective)
-        if objectives.REFERENCE not in objective.needs:
+        if not objective.needs_reference:
             return None
         return model.abstract_params
 

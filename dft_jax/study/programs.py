@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dft_jax import sharding
 from dft_jax.data import batches, order
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model
-from dft_jax.runtime import progress
 from dft_jax.study import measures, spec as spec_lib
 from dft_jax.study.spec import Arm, Spec
 from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.programs import ProgramsByRows
 from dft_jax.training.state import abstract_state, init_params
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Frozen, Hyperparameters, TrainState
@@ -110,25 +109,18 @@ class Programs:
         objective = objectives.make_objective(name)
         # An objective that holds on to the base reads its probabilities in every step.
         reference = None
-        if objectives.REFERENCE in objective.needs:
+        if objective.needs_reference:
             reference = self.base
         # Of any arm: rates and seed are arguments of the program.
         frozen = Frozen(self.hyperparameters(self.spec.arms[0]), reference)
         options = StepOptions.of(self.spec.config)
         step = make_train_step(self.model, objective, self.optimizer, options)
-        compiled = {}
-        counts = progress.bar(
-            self.packer.row_counts, desc=f"compile {name}", unit="shape", leave=False
-        )
-        for count in counts:
-            check()
-            n_rows = count // self.packer.accumulation
-            shape = (self.packer.accumulation, n_rows, self.packer.row_length)
-            batch = sharding.abstract_batch(shape, self.model.mesh)
-            compiled[n_rows] = step.lower(frozen, self.abstract_state, batch).compile()
+        given = frozen, self.abstract_state
+        compiled = ProgramsByRows(step, given, self.packer, check)
+        compiled.compile_all(f"compile {name}")
 
         def run(hyperparameters: Hyperparameters, state: TrainState, batch: Batch) -> Any:
             frozen = Frozen(hyperparameters, reference)
-            return compiled[batch.tokens_BL.shape[1]](frozen, state, batch)
+            return compiled.of(batch.tokens_BL.shape[1])(frozen, state, batch)
 
         return run

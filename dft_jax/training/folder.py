@@ -12,10 +12,9 @@ import jax
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import distributed, folders, processes
-from dft_jax.training import identity
+from dft_jax.training import admission, identity, inputs
 from dft_jax.training.job import Job
 from dft_jax.training.metrics_log import Writer
-from dft_jax.training.preparation import announce_account
 from dft_jax.training.reporter import Reporter
 from dft_jax.types import TrainState
 
@@ -78,18 +77,18 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         # Before anything is read: another job may be writing.
         stack.enter_context(folders.locked(path))
         stack.enter_context(matmul_precision(config.model.compute_dtype))
-        checkpoints, step, run = identity.open_workdir(
+        checkpoints, step, run = admission.open_workdir(
             path, config, job.fingerprint, job.source, job.train
         )
         # Closed last, after all that may still ask for a save.
         stack.enter_context(checkpoints)
         job = job.with_attention()
         with distributed.together("room"):  # process 0 writes and looks
-            identity.describe_run(path, config, job.model, job.account, run)
+            admission.describe_run(path, config, job.model, job.account, run)
             if step != job.steps:
                 checkpoints.require_room(job.abstract_state())
         # What is trained and what is not is said before the minutes of compilation.
-        announce_account(job)
+        inputs.announce(job.train, job.heldout, job.length)
         if step is not None and processes.is_first():
             print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)
         yield job, RunFolder(path, checkpoints, step, run)

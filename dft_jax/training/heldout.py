@@ -12,6 +12,7 @@ from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, progress
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
+from dft_jax.training.programs import ProgramsByRows
 from dft_jax.training.step import make_loss
 from dft_jax.types import Batch, Params
 
@@ -46,8 +47,9 @@ class HeldOut:
             one_batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
             return loss(params, one_batch, 1.0, reference)[1]
 
-        self._sums_of = jax.jit(sums_of, out_shardings=sharding.named(model.mesh))
-        self._programs: dict[int, Any] = {}  # by number of rows
+        jitted = jax.jit(sums_of, out_shardings=sharding.named(model.mesh))
+        given = (reference, model.abstract_params)
+        self._programs = ProgramsByRows(jitted, given, self.steps.packer)
 
     @classmethod
     def of(
@@ -71,17 +73,7 @@ class HeldOut:
 
     def compile_programs(self) -> None:
         """Compiles for every shape, so that the first measurement takes as long as the others."""
-        for count in self.steps.packer.row_counts:
-            self._program(count)
-
-    def _program(self, n_rows: int):
-        if n_rows not in self._programs:
-            interrupts.check()
-            shape = (1, n_rows, self.steps.packer.row_length)
-            batch = sharding.abstract_batch(shape, self.model.mesh)
-            lowered = self._sums_of.lower(self.reference, self.model.abstract_params, batch)
-            self._programs[n_rows] = lowered.compile()
-        return self._programs[n_rows]
+        self._programs.compile_all()
 
     def measure(self, params: Params) -> dict[str, Any]:
         """Metrics of all examples; losses are per trained token, in nats."""
@@ -89,7 +81,7 @@ class HeldOut:
         for step in progress.bar(self.steps, desc="held out", unit="batch", leave=False):
             interrupts.check()
             batch = sharding.device_batch(step.batch, self.model.mesh, step.n_rows)
-            sums = self._program(step.n_rows)(self.reference, params, batch)
+            sums = self._programs.of(step.n_rows)(self.reference, params, batch)
             # float32 could not count beyond 2**24 tokens
             sums = jax.tree.map(np.float64, jax.device_get(sums))
             if total is None:

@@ -1,12 +1,33 @@
-"""What a run is trained on: its examples, and the packed batches in the order of its seed."""
+"""What a run reads: its model, its examples, and the packed batches in the order of its seed."""
+
+from pathlib import Path
 
 from dft_jax.data import account, batches, order
+from dft_jax.lm import open_config
+from dft_jax.models.attention import select
+from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
+from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
 
 
+def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
+    """As `lm.open_config`, of a model that can attend as `model.attention` asks.
+
+    Raises:
+      UserError: as there; or the attention that is asked for is not to be had.
+    """
+    source, model, tokenizer = open_config(config)
+    errors.raise_if_any(
+        select.problems(
+            config.model.attention, model.config, model.mesh, config.model.compute_dtype
+        )
+    )
+    return source, model, tokenizer
+
+
 def load_data(
-    config: Config, tokenizer, model: Model
+    config: Config, tokenizer: Tokenizer, model: Model
 ) -> tuple[batches.Examples, batches.Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
@@ -51,3 +72,23 @@ def length_of(config: Config, n_examples: int, version: int = order.VERSION) -> 
         n_examples=n_examples,
         version=version,
     )
+
+
+def refuse_lost(config: Config, train: batches.Examples) -> None:
+    """UserError where more of the training data is lost than `data.max_lost_fraction`."""
+    most = config.data.max_lost_fraction
+    errors.raise_if_any(account.refusals("data.train", train.report, most))
+
+
+def announce(
+    train: batches.Examples, heldout: batches.Examples | None, length: order.Length
+) -> None:
+    """Says what is trained and what is not, and for how many steps."""
+    reports = {"data.train": train.report}
+    if heldout:
+        reports["data.heldout"] = heldout.report
+    lines, warnings = [], []
+    for name, report in reports.items():
+        lines += account.lines(name, report)
+        warnings += account.warnings(name, report)
+    account.announce([*lines, length.line()], warnings + length.warnings())

@@ -52,7 +52,7 @@ class Job:
 
     @property
     def needs_reference(self) -> bool:
-        return objectives.REFERENCE in self.objective.needs
+        return self.objective.needs_reference
 
     @property
     def account(self) -> dict[str, Any]:

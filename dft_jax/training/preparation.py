@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
-from dft_jax.data import account, order
-from dft_jax.lm import open_config
+from dft_jax.data import order
 from dft_jax.losses import objectives
-from dft_jax.models.attention import select
-from dft_jax.runtime import distributed, errors
+from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
-from dft_jax.training import identity, metrics_log, optimizer as optimizer_lib
+from dft_jax.training import (
+    earlier,
+    identity,
+    inputs,
+    metrics_log,
+    optimizer as optimizer_lib,
+)
 from dft_jax.training.evaluators import MakeEvaluators, no_evaluators
-from dft_jax.training.inputs import length_of, load_data, make_steps
 from dft_jax.training.job import Job
 
 
@@ -23,29 +26,25 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
       UserError: anything wrong with config, checkpoint or data, on any process; processes that
       differ.
     """
-    config = given = identity.with_first_rounding(config, workdir)
-    date = identity.first_date(config, workdir)
-    held = identity.held_fingerprint(workdir)
+    config = given = earlier.with_first_rounding(config, workdir)
+    date = earlier.first_date(config, workdir)
+    held = earlier.held_fingerprint(workdir)
     version = order.version_of(held)
     # A mistake on one host ends all of them alike, instead of leaving the others to wait.
     with distributed.together("preparation"):
         metrics_log.require_boards(config.log)
-        identity.refuse_moved(config, workdir)
-        source, model, tokenizer = open_config(config)
-        attention, compute_dtype = config.model.attention, config.model.compute_dtype
-        errors.raise_if_any(select.problems(attention, model.config, model.mesh, compute_dtype))
-        config = identity.with_date(config, date, tokenizer)
+        earlier.refuse_moved(config, workdir)
+        source, model, tokenizer = inputs.open_model(config)
+        config = earlier.with_date(config, date, tokenizer)
         evaluators = make_evaluators(config, tokenizer, model, workdir)
-        train, heldout = load_data(config, tokenizer, model)
+        train, heldout = inputs.load_data(config, tokenizer, model)
         if held is None:  # a run that began before this was looked at is finished as it is
-            most = config.data.max_lost_fraction
-            errors.raise_if_any(account.refusals("data.train", train.report, most))
-        length = length_of(config, len(train), version)
+            inputs.refuse_lost(config, train)
+        length = inputs.length_of(config, len(train), version)
         objective = objectives.make_objective(config.objective)
-        packed = make_steps(config, train, model, version)
-        with_reference = objectives.REFERENCE in objective.needs
+        packed = inputs.make_steps(config, train, model, version)
         fingerprint = identity.fingerprint(
-            config, source, model, tokenizer, train, length.steps, with_reference
+            config, source, model, tokenizer, train, length.steps, objective.needs_reference
         )
         fingerprint |= order.as_fingerprint(version)
         # As given: process 0's date must not take the place of another that was asked for.
@@ -66,15 +65,3 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
         evaluators=evaluators,
         fingerprint=fingerprint,
     )
-
-
-def announce_account(job: Job) -> None:
-    """Says what is trained and what is not, before anything compiles."""
-    reports = {"data.train": job.train.report}
-    if job.heldout:
-        reports["data.heldout"] = job.heldout.report
-    lines, warnings = [], []
-    for name, report in reports.items():
-        lines += account.lines(name, report)
-        warnings += account.warnings(name, report)
-    account.announce([*lines, job.length.line()], warnings + job.length.warnings())

@@ -7,20 +7,19 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import jax
 
-import dft_jax
 from dft_jax.data.batches import Examples, PackedBatch
-from dft_jax.models.model import Model, parameter_count
-from dft_jax.runtime import errors, interrupts, processes, progress, system
+from dft_jax.models.model import Model
+from dft_jax.runtime import interrupts, progress
 from dft_jax.runtime.options import Config
-from dft_jax.training import metrics, optimizer
+from dft_jax.training import metrics
 from dft_jax.training.evaluators import Evaluator
+from dft_jax.training.guards import RoundingWarning, SkipGuard
 from dft_jax.training.metrics_log import Writer
-from dft_jax.training.options import parse_steps
+from dft_jax.training.throughput import Throughput
+from dft_jax.training.trace import Trace
 from dft_jax.types import Params
 
 # those that there are
@@ -48,7 +47,7 @@ class Reporter:
     ):
         """`log` is closed with the reporter."""
         self.log, self.log_every, self.steps = log, config.log.every, steps
-        self.throughput = _Throughput(model, examples.mean_length)
+        self.throughput = Throughput(model, examples.mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
         self.rounding = RoundingWarning(config.optimizer)
         self.trace = Trace(config.profile, log.file.parent / "profile")
@@ -112,9 +111,7 @@ class Reporter:
         is_finite = bool(sums["is_finite"])
         if step % self.log_every == 0 or step == self.steps or not is_finite:
             self.log.write(step, values)
-        warning = self.rounding.after(step, values)
-        if warning and processes.is_first():
-            print(f"warning: {warning}", file=sys.stderr)
+        self.rounding.say(step, values)
         self.skips.count(step, is_finite, packed.origins)
         self.bar.update(step - self.bar.n)
         shown = {}
@@ -155,144 +152,3 @@ class Reporter:
         self.bar.close()
         self.log.close()
         jax.monitoring.unregister_event_duration_listener(self._count)
-
-
-class RoundingWarning:
-    """Says once that most bfloat16 parameters stayed as they were: at the first step of the full
-    rate.
-
-    `config` is `config.optimizer`. Below that rate, while it warms up, it is no wonder.
-    """
-
-    _FEW = 0.5  # of the weights
-
-    def __init__(self, config: Config):
-        self.full_rate, self.rounding = 0.99 * config.learning_rate, optimizer.rounding_of(config)
-        self.is_over = False
-
-    def after(self, step: int, values: dict[str, Any]) -> str:
-        """The warning, if it is time for it; `values` are a row of metrics.jsonl."""
-        share = values.get("optimizer/moved_share")
-        if self.is_over or share is None or values["optimizer/learning_rate"] < self.full_rate:
-            return ""
-        self.is_over = True
-        if share >= self._FEW:
-            return ""
-        what = f"step {step}: {share:.1%} of the bfloat16 weights moved"
-        if self.rounding == "nearest":
-            lost = f"{values['optimizer/update_lost']:.1%} of the update was rounded away"
-            remedy = "config.optimizer.rounding='stochastic' keeps it on average"
-            return f"{what} and {lost}; {remedy}, config.model.param_dtype='float32' exactly"
-        how = "the others' updates are less than a step of bfloat16, and come by chance"
-        return f"{what}; {how}: right on average, with noise that float32 parameters do not have"
-
-
-class SkipGuard:
-    """Counts updates skipped for non-finite numbers; too many in a row end the run."""
-
-    def __init__(self, most_in_a_row: int):
-        self.most, self.in_a_row = most_in_a_row, 0
-
-    def count(self, step: int, is_finite: bool, where: tuple[str, ...]) -> None:
-        """`where`: file and line of the step's examples."""
-        self.in_a_row = 0 if is_finite else self.in_a_row + 1
-        if self.in_a_row >= self.most:
-            shown = ", ".join(where[:16]) + (", …" if len(where) > 16 else "")
-            raise errors.UserError(
-                [
-                    f"step {step}: {self.most} non-finite updates in a row, none of them applied;"
-                    " look at the data of these steps, or start again in a new --workdir with a"
-                    " lower config.optimizer.learning_rate",
-                    f"the {len(where)} examples of step {step}: {shown}",
-                ]
-            )
-
-
-class Trace:
-    """A profile of some steps (`first,last`, both included; empty for none), for TensorBoard,
-    Perfetto or XProf.
-    """
-
-    def __init__(self, steps: str, folder: Path):
-        self.first, self.last = parse_steps(steps) if steps else (0, 0)
-        self.folder, self.is_on = folder, False
-
-    def begin(self, step: int) -> None:
-        # a run may be taken up again in the middle
-        if self.first <= step <= self.last and not self.is_on:
-            jax.profiler.start_trace(str(self.folder))
-            self.is_on = True
-
-    def end(self, step: int, result: Any) -> None:
-        """`result`: arrays that the step makes."""
-        if self.is_on and step == self.last:
-            jax.block_until_ready(result)
-            self.close()
-
-    def close(self) -> None:
-        if self.is_on:
-            jax.profiler.stop_trace()
-        self.is_on = False
-
-
-class _Throughput:
-    """Rates between one report and the next, and what the time was spent on.
-
-    Compilation is done before the first step, but that step starts with nothing dispatched: it is
-    left out.
-    """
-
-    def __init__(self, model: Model, mean_length: float):
-        c = model.config
-        n_matmul = parameter_count(model.abstract_params)
-        if not c.tie_embeddings:
-            # Of an embedding table a row is read; nothing is multiplied.
-            n_matmul -= c.vocab_size * c.hidden_size
-        self.flops = metrics.training_flops_per_token(
-            n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
-        )
-        self.device = model.mesh.local_devices[0]
-        peak = metrics.peak_flops(self.device.device_kind)
-        self.peak = None
-        if peak:
-            self.peak = peak * model.mesh.size
-        self.last: float | None = None
-        self.is_first = True
-        self.spent_s: dict[str, float] = {"data_wait_s": 0.0, "device_wait_s": 0.0}
-
-    @contextlib.contextmanager
-    def timer(self, on: str) -> Iterator[None]:
-        """Counts the time within as spent on one of `spent_s`; what is left of a step is the
-        host's.
-        """
-        begin = time.perf_counter()
-        yield
-        self.spent_s[on] += time.perf_counter() - begin
-
-    def rates(self, sums: dict, step: PackedBatch) -> dict[str, float]:
-        now, last = time.perf_counter(), self.last
-        self.last = now
-        spent_s, self.spent_s = self.spent_s, dict.fromkeys(self.spent_s, 0.0)
-        A, _, L = step.batch.tokens_BL.shape
-        values = {"data/packing_efficiency": step.efficiency, "data/rows": step.n_rows * A}
-        if self.is_first:
-            self.is_first = False
-            values["speed/first_step_s"] = time.monotonic() - dft_jax.IMPORTED_AT
-        memory = self.device.memory_stats()
-        if memory:
-            values["speed/peak_memory_gib"] = memory.get("peak_bytes_in_use", 0) / 2**30
-        values["speed/peak_host_gib"] = system.peak_gib()
-        if last is None:
-            return values
-        step_s = now - last
-        rate = step.real_tokens / step_s
-        values["speed/step_s"] = step_s
-        for waited_for, seconds in spent_s.items():
-            values[f"speed/{waited_for}"] = seconds
-        values["speed/host_s"] = step_s - sum(spent_s.values())
-        values["speed/tokens_per_s"] = rate
-        values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / step_s
-        values["speed/positions_per_s"] = step.n_rows * A * L / step_s  # padding as well
-        if self.peak:
-            values["speed/mfu"] = rate * self.flops / self.peak
-        return values

@@ -13,12 +13,13 @@ import optax
 from jax.sharding import Mesh
 
 from dft_jax import sharding
-from dft_jax.data import batches
+from dft_jax.data.batches import Packer
 from dft_jax.losses import fused, objectives
 from dft_jax.models.model import Model, head
-from dft_jax.runtime import distributed, interrupts, progress
+from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer as optimizer_lib
+from dft_jax.training.programs import ProgramsByRows
 from dft_jax.training.state import abstract_state
 from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState
 
@@ -92,7 +93,7 @@ def make_train_step(
     """
     layouts = _layouts(abstract_state(model, optimizer))
     replicated: Any = sharding.named(model.mesh)
-    reference = layouts.params if objectives.REFERENCE in objective.needs else None
+    reference = layouts.params if objective.needs_reference else None
     return jax.jit(
         make_update(model, objective, optimizer, options),
         in_shardings=(
@@ -170,7 +171,7 @@ def _layouts(abstract: Any) -> Any:
 
 
 def compile_ahead(
-    train_step: Callable, frozen: Frozen, state: TrainState, packer: batches.Packer
+    train_step: Callable, frozen: Frozen, state: TrainState, packer: Packer
 ) -> Callable:
     """`train_step` compiled for every row count that the packer makes, so that nothing compiles
     while training.
@@ -182,21 +183,11 @@ def compile_ahead(
     Returns:
       step(frozen, state, batch), which compiles a row count that was not foreseen when it is met.
     """
-    programs = {}
-
-    def program(n_rows: int) -> Callable:
-        if n_rows not in programs:
-            interrupts.check()
-            shape = (packer.accumulation, n_rows, packer.row_length)
-            batch = sharding.abstract_batch(shape, packer.mesh)
-            programs[n_rows] = train_step.lower(frozen, state, batch).compile()
-        return programs[n_rows]
-
-    for count in progress.bar(packer.row_counts, desc="compile", unit="shape", leave=False):
-        program(count // packer.accumulation)
+    programs = ProgramsByRows(train_step, (frozen, state), packer)
+    programs.compile_all()
     distributed.meet("compiled")
 
     def step(frozen: Frozen, state: TrainState, batch: Batch):
-        return program(batch.tokens_BL.shape[1])(frozen, state, batch)
+        return programs.of(batch.tokens_BL.shape[1])(frozen, state, batch)
 
     return step

@@ -12,7 +12,7 @@ from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Template
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
-from dft_jax.training import identity
+from dft_jax.training import earlier, identity
 from tests import lookalikes
 
 
@@ -199,7 +199,7 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
 
     def start():
         config = dated_config("tokenizer")
-        config = identity.with_date(config, identity.first_date(config, tmp_path), tokenizer)
+        config = earlier.with_date(config, earlier.first_date(config, tmp_path), tokenizer)
         (tmp_path / "config.json").write_text(config_lib.to_json(config))
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.touch()
@@ -217,12 +217,12 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
     assert start()[0] == "2026-02-01"
     other = dated_config("tokenizer")
     other.data.date = "2001-02-03"
-    assert identity.first_date(other, tmp_path) == "2001-02-03"
+    assert earlier.first_date(other, tmp_path) == "2001-02-03"
 
 
 def test_a_run_without_a_dated_template_has_no_date(tokenizer):
     """Its fingerprint is that of runs from before the key was there, which resume."""
-    config = identity.with_date(dated_config("tokenizer"), "2026-01-02", tokenizer)
+    config = earlier.with_date(dated_config("tokenizer"), "2026-01-02", tokenizer)
     assert config.data.date == "" and "data.date" not in identity.kept_on_resume(config)
 
 

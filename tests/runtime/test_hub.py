@@ -13,7 +13,7 @@ from dft_jax.lm import base_of
 from dft_jax.models.hf.locate import resolve
 from dft_jax.planner import devices
 from dft_jax.runtime import errors, hub
-from dft_jax.training import identity
+from dft_jax.training import admission, earlier, identity
 from dft_jax.training.preparation import prepare
 from tests.tiny_trainer import tiny_config
 
@@ -88,25 +88,25 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
         "eval.benchmark_data": "",
     }
     config = tiny_config(**given)
-    kept = identity.with_absolute_paths(config)
+    kept = admission.with_absolute_paths(config)
     assert identity.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
     assert identity.paths(config) == {key: path for key, path in given.items() if path}
     assert identity.digest(config) != identity.digest(kept), "so evaluations go by what was given"
     workdir = here / "runs" / "mine"
-    identity.refuse_moved(config, workdir)  # there is no run yet
+    earlier.refuse_moved(config, workdir)  # there is no run yet
     workdir.mkdir()
     (workdir / "config.json").write_text(config_lib.to_json(kept))
-    identity.refuse_moved(config, workdir)
+    earlier.refuse_moved(config, workdir)
     os.mkdir(here / "elsewhere")
     monkeypatch.chdir(here / "elsewhere")
     with pytest.raises(errors.UserError) as error:
-        identity.refuse_moved(config, workdir)
+        earlier.refuse_moved(config, workdir)
     assert [line.partition(":")[0] for line in error.value.problems] == [
         "config.model.path='runs/base'",
         "config.data.train='runs/train.jsonl'",
     ]
     assert f"the run began with {here}/runs/base: give that" in str(error.value)
-    identity.refuse_moved(kept, workdir)
+    earlier.refuse_moved(kept, workdir)
     config.data.train = str(assets.TINY / "train.jsonl")
     with pytest.raises(
         errors.UserError, match="config.model.path='runs/base': no such file .* the run began with"
@@ -114,6 +114,6 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
         prepare(config, workdir)
     config.model.path = "Qwen/Qwen2.5-Math-1.5B"
     # what is meant is another thing, which the weights will show
-    identity.refuse_moved(config, workdir)
+    earlier.refuse_moved(config, workdir)
     (workdir / "config.json").write_text(json.dumps({"model": []}))
-    identity.refuse_moved(config, workdir)
+    earlier.refuse_moved(config, workdir)

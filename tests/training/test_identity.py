@@ -25,7 +25,7 @@ from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import SINGLE_NAME, Checkpoint
 from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
-from dft_jax.training import identity, metrics_log
+from dft_jax.training import admission, earlier, identity, metrics_log
 from dft_jax.training.folder import RunFolder
 from dft_jax.types import TrainState
 from tests.conftest import make_mesh
@@ -49,7 +49,7 @@ def lab_config(**overrides):
 def open_workdir(folder, fingerprint=FINGERPRINT, **overrides):
     folder.mkdir(exist_ok=True)
     config = lab_config(**overrides)
-    checkpoints, step, run = identity.open_workdir(
+    checkpoints, step, run = admission.open_workdir(
         folder, config, fingerprint, assets.LAB, EXAMPLES
     )
     checkpoints.close()
@@ -94,7 +94,7 @@ def test_a_folder_says_what_its_run_is_made_of(tmp_path, monkeypatch):
     model = types.SimpleNamespace(module=types.SimpleNamespace(backend="masked"))
 
     def described(run):
-        identity.describe_run(
+        admission.describe_run(
             tmp_path, lab_config(**{"model.path": "lab"}), model, {"train": {}}, run
         )
         return [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "env")]
@@ -241,10 +241,10 @@ def test_a_new_run_is_not_asked_as_the_one_before_it(tmp_path, laboratory):
     (tmp_path / "config.json").write_text(json.dumps({"data": {"date": "2001-02-03"}}))
     config = lab_config()
     assert benchmarks(tmp_path, laboratory).plan.settings.prompt == "plain"
-    assert identity.first_date(config, tmp_path) == templates.today()
+    assert earlier.first_date(config, tmp_path) == templates.today()
     pretend_checkpoint(tmp_path)
     assert benchmarks(tmp_path, laboratory).plan.settings.prompt == "qwen-boxed"
-    assert identity.first_date(config, tmp_path) == "2001-02-03"
+    assert earlier.first_date(config, tmp_path) == "2001-02-03"
     (tmp_path / "checkpoints" / "2").rename(tmp_path / "checkpoints" / "2.damaged")
     assert not manifest.has_checkpoint(tmp_path)
 

@@ -11,7 +11,7 @@ import pytest
 
 from dft_jax.api import train as run
 from dft_jax.runtime import system
-from dft_jax.training import metrics_log, reporter as progress
+from dft_jax.training import guards, metrics_log, reporter as progress
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
 
@@ -144,7 +144,7 @@ def said(rounding, *rows):
     config = tiny_config(
         **{"optimizer.rounding": rounding, "optimizer.learning_rate": 1e-5}
     ).optimizer
-    watch, names = progress.RoundingWarning(config), ("learning_rate", "moved_share", "update_lost")
+    watch, names = guards.RoundingWarning(config), ("learning_rate", "moved_share", "update_lost")
     values = [{f"optimizer/{name}": v for name, v in zip(names, row, strict=True)} for row in rows]
     return [watch.after(step, row) for step, row in enumerate(values, start=1)]
 
@@ -159,5 +159,5 @@ def test_weights_that_do_not_move_are_told_of_once_and_at_the_full_rate():
     [warning] = said("stochastic", (1e-5, 0.4, 0.0))
     assert "40.0% of the bfloat16 weights moved" in warning and "right on average" in warning
     assert said("nearest", (1e-5, 0.5, 0.2), (1e-5, 0.1, 0.7)) == ["", ""]
-    watch = progress.RoundingWarning(tiny_config().optimizer)
+    watch = guards.RoundingWarning(tiny_config().optimizer)
     assert watch.after(1, {"optimizer/learning_rate": 1.0}) == ""  # float32

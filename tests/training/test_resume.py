@@ -16,9 +16,9 @@ from dft_jax.lm import open_run
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import build
 from dft_jax.runtime import errors
-from dft_jax.training import identity, loop, optimizer as optimizer_lib, reporter
+from dft_jax.training import earlier, identity, inputs, loop, optimizer as optimizer_lib, reporter
 from dft_jax.training.inputs import make_steps
-from dft_jax.training.preparation import announce_account, prepare
+from dft_jax.training.preparation import prepare
 from dft_jax.training.state import abstract_state
 from tests.conftest import make_mesh
 from tests.faults import launch, state as faults_state
@@ -287,27 +287,27 @@ def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_neare
     random.
     """
     new = config(**SHORT)
-    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
+    assert earlier.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
     held = json.loads(config_lib.to_json(new))
     del held["optimizer"]["rounding"]
     (tmp_path / "config.json").write_text(json.dumps(held))
     # nothing was saved
-    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
+    assert earlier.with_first_rounding(new, tmp_path).optimizer.rounding == "stochastic"
     manifest = tmp_path / "checkpoints/4/manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.touch()
     assert capfd.readouterr().err == ""
-    goes_on = identity.with_first_rounding(new, tmp_path)
+    goes_on = earlier.with_first_rounding(new, tmp_path)
     assert goes_on.optimizer.rounding == "nearest"
     assert "began with optimizer.rounding=nearest and goes on with it" in capfd.readouterr().err
     (tmp_path / "config.json").write_text(config_lib.to_json(goes_on))  # as it is resumed
-    assert identity.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
+    assert earlier.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
     broken = new.copy_and_resolve_references().unlock()
     del broken.resume
     with pytest.raises(errors.UserError, match="config.resume.allow_changed is missing"):
         api.train(broken, tmp_path)
     named = config(**SHORT, **{"resume.allow_changed": "optimizer.rounding"})
-    assert identity.with_first_rounding(named, tmp_path).optimizer.rounding == "stochastic"
+    assert earlier.with_first_rounding(named, tmp_path).optimizer.rounding == "stochastic"
     assert optimizer_lib.rounding_of(ConfigDict(held).optimizer) == "nearest"
 
 
@@ -392,7 +392,7 @@ def test_what_is_not_trained_is_said_before_anything_compiles(tmp_path, capsys):
         config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path
     )
     capsys.readouterr()
-    announce_account(job)
+    inputs.announce(job.train, job.heldout, job.length)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("data.train: 64 rows read: 64 whole, 0 cut, 0 dropped; ")
     assert [line for line in told if line.startswith("data.heldout: 8 rows read: 8 whole")]

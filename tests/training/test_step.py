@@ -16,7 +16,7 @@ from dft_jax.data import packing
 from dft_jax.losses import objectives
 from dft_jax.models.model import build, head
 from dft_jax.runtime import errors
-from dft_jax.training import optimizer as optimizer_lib, reporter
+from dft_jax.training import guards, optimizer as optimizer_lib
 from dft_jax.training.heldout import HeldOut
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_loss, make_train_step
 from dft_jax.types import Frozen
@@ -252,7 +252,7 @@ def test_a_non_finite_number_at_a_masked_position_is_not_seen(mesh1):
 
 
 def test_too_many_skips_in_a_row_end_the_run():
-    guard = reporter.SkipGuard(3)
+    guard = guards.SkipGuard(3)
     for step, finite in enumerate([False, False, True, False, False], start=1):
         guard.count(step, finite, ("a.jsonl:3",))
     with pytest.raises(errors.UserError, match="step 6: .*in a row.*learning_rate") as refusal:
