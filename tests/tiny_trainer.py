@@ -51,7 +51,9 @@ class Trainer:
         self.mesh = mesh
         options = {name: config.model[name] for name in OPTIONS}
         self.model = build(read_config(assets.TINY), mesh, **options)
-        hyperparameters = make_hyperparameters(config, config.train.steps, mesh)
+        hyperparameters = make_hyperparameters(
+            config.optimizer, config.train.seed, config.train.steps, mesh
+        )
         self.optimizer = optimizer_lib.make_optimizer(config.optimizer)
         objective = (
             objectives.Objective(loss_fn)
@@ -60,11 +62,17 @@ class Trainer:
         )
         reference = None
         if objective.needs_reference:
-            reference = init_params(config, assets.TINY, self.model)
-        step = make_train_step(self.model, objective, self.optimizer, StepOptions.of(config))
+            reference = self.initial_params()
+        step = make_train_step(
+            self.model, objective, self.optimizer, StepOptions.of(config.train, config.optimizer)
+        )
         self.step = functools.partial(step, Frozen(hyperparameters, reference))
-        self.state = init_state(config, assets.TINY, self.model, self.optimizer)
+        self.state = init_state(self.initial_params(), self.model, self.optimizer)
         self.packed = make_steps(config, tiny_examples(), self.model)
+
+    def initial_params(self):
+        init, seed = self.config.model.init, self.config.train.seed
+        return init_params(init, seed, assets.TINY, self.model)
 
     def batch(self, n):
         packed = self.packed[n]

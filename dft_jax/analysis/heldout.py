@@ -6,7 +6,7 @@ from typing import Any
 
 from dft_jax.analysis import reading
 from dft_jax.data import account
-from dft_jax.data.batches import Examples
+from dft_jax.data.batches import Examples, row_length
 from dft_jax.lm import LM
 from dft_jax.losses import objectives
 from dft_jax.models.model import matmul_precision, with_attention
@@ -54,7 +54,8 @@ def _measure(lm: LM, examples: Examples, config: Config) -> dict[str, Any]:
     # SFT's loss is the nll, whatever the model was trained with.
     with matmul_precision(str(lm.model.module.compute_dtype)):
         model = with_attention(lm.model, config.model.attention)
-        heldout = HeldOut.of(config, model, objectives.make_objective("sft"), examples)
+        sft, length = objectives.make_objective("sft"), row_length(config.data)
+        heldout = HeldOut.of(config.train, length, model, sft, examples)
         return heldout.measure(lm.params)
 
 

@@ -238,6 +238,8 @@ def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: i
     model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
     objective = objectives.make_objective(planner.config.objective)
     frozen = Frozen(_HYPERPARAMETERS, planner.reference(model))
-    step = make_train_step(model, objective, optimizer, StepOptions.of(planner.config))
+    step = make_train_step(
+        model, objective, optimizer, StepOptions.of(planner.config.train, planner.config.optimizer)
+    )
     state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows)
     return jax.make_jaxpr(step)(frozen, state, batch)

@@ -37,7 +37,8 @@ class Programs:
         self.model = model
         self.examples = examples
         self.version = version
-        self.base = init_params(spec.config, source, model)
+        began = spec.config.model.init, spec.config.train.seed
+        self.base = init_params(*began, source, model)
         self.packer = self._make_packer()
         self._step_of: dict[str, StepFn] = {}
 
@@ -84,7 +85,9 @@ class Programs:
     def hyperparameters(self, arm: Arm) -> Hyperparameters:
         """The arguments in which arms of one objective differ."""
         config = spec_lib.config_of(self.spec, arm)
-        return make_hyperparameters(config, self.spec.steps, self.model.mesh)
+        return make_hyperparameters(
+            config.optimizer, config.train.seed, self.spec.steps, self.model.mesh
+        )
 
     def initial_state(self) -> TrainState:
         """The base as step 0, copied: a step writes over its state."""
@@ -113,7 +116,7 @@ class Programs:
             reference = self.base
         # Of any arm: rates and seed are arguments of the program.
         frozen = Frozen(self.hyperparameters(self.spec.arms[0]), reference)
-        options = StepOptions.of(self.spec.config)
+        options = StepOptions.of(self.spec.config.train, self.spec.config.optimizer)
         step = make_train_step(self.model, objective, self.optimizer, options)
         given = frozen, self.abstract_state
         compiled = ProgramsByRows(step, given, self.packer, check)

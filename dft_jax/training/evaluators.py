@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from dft_jax.data.batches import Examples
-from dft_jax.losses import objectives
 from dft_jax.models.model import Model
 from dft_jax.runtime.options import Config
 from dft_jax.training.heldout import HeldOut
@@ -70,16 +68,9 @@ class HeldOutEvaluator:
     prefix = "heldout/"
     is_long = False
 
-    def __init__(
-        self,
-        model: Model,
-        objective: objectives.Objective,
-        examples: Examples,
-        config: Config,
-        reference: Params | None,
-    ):
-        self._every, self._steps = config.eval.every, 0
-        self._heldout = HeldOut.of(config, model, objective, examples, reference)
+    def __init__(self, heldout: HeldOut, every: int):
+        """`every` so many steps; 0 for the ends alone."""
+        self._heldout, self._every, self._steps = heldout, every, 0
 
     def digest(self) -> str:
         return ""  # the examples' own is compared with the rest of the data

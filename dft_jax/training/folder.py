@@ -52,7 +52,13 @@ class RunFolder:
 
     def reporter(self, job: Job) -> Reporter:
         run_id = self.identity.get("run_id")
-        log = Writer(self.path, job.config, resume_from=self.step, run_id=run_id)
+        log = Writer(
+            self.path,
+            job.config.log,
+            resume_from=self.step,
+            run_id=run_id,
+            about=job.config.to_dict(),
+        )
         return Reporter(job.config, job.model, log, job.train, job.steps, self.start)
 
     def save(self, state: TrainState, report: Reporter) -> None:

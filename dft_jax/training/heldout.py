@@ -54,20 +54,21 @@ class HeldOut:
     @classmethod
     def of(
         cls,
-        config: Config,
+        train: Config,
+        row_length: int,
         model: Model,
         objective: objectives.Objective,
         examples: batches.Examples,
         reference: Params | None = None,
     ) -> "HeldOut":
-        """Batches and rows as a run's config has them."""
+        """Batches as the section `train` of a run's config has them."""
         return cls(
             model,
             objective,
             examples,
-            global_batch=config.train.global_batch,
-            row_length=batches.row_length(config.data),
-            chunk_tokens=config.train.loss_chunk_tokens,
+            global_batch=train.global_batch,
+            row_length=row_length,
+            chunk_tokens=train.loss_chunk_tokens,
             reference=reference,
         )
 

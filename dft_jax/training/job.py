@@ -13,6 +13,7 @@ from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training.evaluators import Evaluator, HeldOutEvaluator
+from dft_jax.training.heldout import HeldOut
 from dft_jax.training.state import abstract_state, init_params, init_state
 from dft_jax.training.step import (
     StepOptions,
@@ -77,21 +78,27 @@ class Job:
         return abstract_state(self.model, self.optimizer)
 
     def initial_state(self) -> TrainState:
-        return init_state(self.config, self.source, self.model, self.optimizer)
+        return init_state(self.initial_params(), self.model, self.optimizer)
+
+    def initial_params(self) -> Params:
+        """Those before training."""
+        begun = self.config.model.init, self.config.train.seed
+        return init_params(*begun, self.source, self.model)
 
     def frozen(self) -> Frozen:
         """What steps read and never change: rates, seed, and the model before training."""
         reference = None
         if self.needs_reference:
-            reference = init_params(self.config, self.source, self.model)
+            reference = self.initial_params()
         # Devices meet for the first time, as soon as an array is on all of them.
         distributed.meet("state")
-        given = make_hyperparameters(self.config, self.steps, self.model.mesh)
+        settings, seed = self.config.optimizer, self.config.train.seed
+        given = make_hyperparameters(settings, seed, self.steps, self.model.mesh)
         return Frozen(given, reference)
 
     def compile_step(self, frozen: Frozen) -> Callable:
         """step(frozen, state, batch), compiled for every shape that its batches have."""
-        options = StepOptions.of(self.config)
+        options = StepOptions.of(self.config.train, self.config.optimizer)
         step = make_train_step(self.model, self.objective, self.optimizer, options)
         return compile_ahead(step, frozen, self.abstract_state(), self.batches.packer)
 
@@ -99,8 +106,15 @@ class Job:
         """data.heldout, where it is given, before the others."""
         if self.heldout is None:
             return self.evaluators
-        heldout = HeldOutEvaluator(self.model, self.objective, self.heldout, self.config, reference)
-        return (heldout, *self.evaluators)
+        measured = HeldOut.of(
+            self.config.train,
+            batches.row_length(self.config.data),
+            self.model,
+            self.objective,
+            self.heldout,
+            reference,
+        )
+        return (HeldOutEvaluator(measured, self.config.eval.every), *self.evaluators)
 
     def is_checkpoint_step(self, step: int) -> bool:
         return step == self.steps or step % self.config.checkpoint.every == 0

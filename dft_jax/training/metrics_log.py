@@ -28,10 +28,11 @@ class Writer:
     def __init__(
         self,
         workdir: Path,
-        config: Config,
+        settings: Config,
         *,
         resume_from: int | None,
         run_id: str | None = None,
+        about: dict[str, Any] | None = None,
     ):
         """`resume_from` is the step of the checkpoint that the run goes on from; None for a run
         from the start.
@@ -52,10 +53,11 @@ class Writer:
             write_text(self.file, "".join(json.dumps(row) + "\n" for row in kept))
             # Open for the whole run.
             self.rows = open(self.file, "a", encoding="utf-8")  # noqa: SIM115
-        if config.log.tensorboard:
+        if settings.tensorboard:
             self.boards.append(_tensorboard(workdir, last_kept + 1))
-        if config.log.wandb_project:
-            self.boards.append(_wandb(workdir, config, board_id(workdir, run_id)))
+        if settings.wandb_project:
+            id_ = board_id(workdir, run_id)
+            self.boards.append(_wandb(workdir, settings.wandb_project, about or {}, id_))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         if not self.active or not values:
@@ -186,10 +188,8 @@ def board_id(workdir: Path, run_id: str | None) -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:16]
 
 
-def _wandb(workdir: Path, config: Config, id_: str) -> _Board:
+def _wandb(workdir: Path, project: str, settings: dict[str, Any], id_: str) -> _Board:
     import wandb  # pyright: ignore[reportMissingImports]
-
-    project, settings = config.log.wandb_project, config.to_dict()
 
     class WeightsAndBiases:
         def __init__(self):

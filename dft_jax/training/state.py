@@ -11,7 +11,6 @@ from dft_jax import sharding
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
-from dft_jax.runtime.options import Config
 from dft_jax.types import Params, TrainState
 
 
@@ -33,16 +32,15 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
     return TrainState(step, model.abstract_params, opt_state)
 
 
-def init_params(config: Config, source: Path, model: Model) -> Params:
-    """The checkpoint's parameters, or random ones from the seed."""
-    if config.model.init == "random":
-        return model.init(jax.random.key(config.train.seed))
+def init_params(init: str, seed: int, source: Path, model: Model) -> Params:
+    """The parameters of the checkpoint in `source`, or with `init="random"` random ones."""
+    if init == "random":
+        return model.init(jax.random.key(seed))
     return load_params(Checkpoint(source), model)
 
 
-def init_state(config: Config, source: Path, model: Model, optimizer) -> TrainState:
+def init_state(params: Params, model: Model, optimizer: Any) -> TrainState:
     """The state before the first step."""
-    params = init_params(config, source, model)
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
     opt_state = jax.jit(optimizer.init, out_shardings=layouts.opt_state)(params)
     return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)

@@ -33,9 +33,9 @@ class StepOptions:
     rounding: str = "stochastic"  # or "nearest": of bfloat16 parameters
 
     @classmethod
-    def of(cls, config: Config) -> "StepOptions":
-        """Those that a run's config asks for."""
-        train, rounding = config.train, optimizer_lib.rounding_of(config.optimizer)
+    def of(cls, train: Config, optimizer: Config) -> "StepOptions":
+        """Those that these two sections of a config ask for."""
+        rounding = optimizer_lib.rounding_of(optimizer)
         return cls(train.loss_chunk_tokens, train.loss_normalization, rounding)
 
 
@@ -66,11 +66,11 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
     return loss
 
 
-def make_hyperparameters(config: Config, steps: int, mesh: Mesh) -> Hyperparameters:
-    """Those of a run of `steps` updates, on the devices of `mesh`."""
-    rates_U: Any = optimizer_lib.rates(config.optimizer, steps)
-    seed: Any = np.uint32(config.train.seed)
-    values = Hyperparameters(rates_U, seed)
+def make_hyperparameters(optimizer: Config, seed: int, steps: int, mesh: Mesh) -> Hyperparameters:
+    """Those of a run of `steps` updates, on the devices of `mesh`; `optimizer` is the section."""
+    rates_U: Any = optimizer_lib.rates(optimizer, steps)
+    numbered: Any = np.uint32(seed)
+    values = Hyperparameters(rates_U, numbered)
     return jax.device_put(values, sharding.named(mesh))
 
 

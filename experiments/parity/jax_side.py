@@ -38,7 +38,7 @@ from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import build, matmul_precision
 from dft_jax.training import metrics, optimizer as optimizer_lib
 from dft_jax.training.inputs import load_data
-from dft_jax.training.state import init_state
+from dft_jax.training.state import init_params, init_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Frozen
 
@@ -110,10 +110,13 @@ def first_step(
     checkpoint's weights.
     """
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    given = make_hyperparameters(config, 100, model.mesh)
-    state = init_state(config, source, model, optimizer)
+    given = make_hyperparameters(config.optimizer, config.train.seed, 100, model.mesh)
+    params = init_params(config.model.init, config.train.seed, source, model)
+    state = init_state(params, model, optimizer)
     made = objectives.make_objective(objective)
-    train_step = make_train_step(model, made, optimizer, StepOptions.of(config))
+    train_step = make_train_step(
+        model, made, optimizer, StepOptions.of(config.train, config.optimizer)
+    )
     with matmul_precision(config.model.compute_dtype):
         batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
         sums = jax.device_get(train_step(Frozen(given), state, batch)[1])

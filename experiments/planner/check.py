@@ -81,9 +81,11 @@ def compile_step(planner, layout, devices):
     options = {name: config.model[name] for name in OPTIONS} | {"remat": layout.remat}
     model = build(planner.architecture, mesh, **options)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    given = make_hyperparameters(config, 100, mesh)
+    given = make_hyperparameters(config.optimizer, config.train.seed, 100, mesh)
     objective = objectives.make_objective(config.objective)
-    step = make_train_step(model, objective, optimizer, StepOptions.of(config))
+    step = make_train_step(
+        model, objective, optimizer, StepOptions.of(config.train, config.optimizer)
+    )
     batch = planner.batch(layout.accumulation, layout.rows * sharding.batch_shards(mesh))
     with matmul_precision(config.model.compute_dtype):
         return step.lower(Frozen(given), abstract_state(model, optimizer), batch).compile()

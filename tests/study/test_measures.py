@@ -164,7 +164,7 @@ def test_packed_places_are_the_trained_tokens_once_each():
 def tiny():
     config = tiny_config()
     source, model, tokenizer = open_config(config)
-    return model, init_params(config, source, model), tokenizer
+    return model, init_params(config.model.init, config.train.seed, source, model), tokenizer
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def rows(folder):
 
 
 def write(folder, resume_from, steps):
-    log = metrics_log.Writer(folder, tiny_config(), resume_from=resume_from)
+    log = metrics_log.Writer(folder, tiny_config().log, resume_from=resume_from)
     for step in steps:
         log.write(step, {"train/loss": step / 2})
     log.close()
@@ -44,7 +44,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_its_metrics_again(tmp_p
 
 
 def test_not_a_number_is_null(tmp_path):
-    log = metrics_log.Writer(tmp_path, tiny_config(), resume_from=None)
+    log = metrics_log.Writer(tmp_path, tiny_config().log, resume_from=None)
     log.write(1, {"train/loss": float("nan"), "optimizer/gradient_norm": float("inf")})
     log.close()
     assert rows(tmp_path) == [{"step": 1, "train/loss": None, "optimizer/gradient_norm": None}]
@@ -120,7 +120,9 @@ def test_a_service_that_is_down_costs_a_warning(case, tmp_path, monkeypatch, cap
     init, words = SERVICES[case]
     monkeypatch.setitem(sys.modules, "wandb", wandb_that(init))
     monkeypatch.setattr(metrics_log, "_PATIENCE_S", 0.3)
-    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
+    log = metrics_log.Writer(
+        tmp_path, tiny_config(**{"log.wandb_project": "p"}).log, resume_from=None
+    )
     for step in range(3):
         log.write(step, {"train/loss": step / 2})
     log.close()
@@ -141,7 +143,9 @@ def test_a_service_that_works_gets_each_step_once(tmp_path, monkeypatch, capfd):
         return service
 
     monkeypatch.setitem(sys.modules, "wandb", wandb_that(init))
-    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.wandb_project": "p"}), resume_from=None)
+    log = metrics_log.Writer(
+        tmp_path, tiny_config(**{"log.wandb_project": "p"}).log, resume_from=None
+    )
     log.write(1, {"train/loss": 0.5, "train/p_histogram": [0.5, 0.5]})
     log.write(2, {"train/loss": 0.25})
     log.close()
@@ -232,13 +236,17 @@ def test_runs_are_told_apart_at_the_service(tmp_path, monkeypatch):
         sys.modules, "wandb", wandb_that(lambda **options: asked.update(options) or Service())
     )
     config = tiny_config(**{"log.wandb_project": "p"})
-    metrics_log.Writer(tmp_path, config, resume_from=None, run_id="a1").close()
+    about = config.to_dict()
+    metrics_log.Writer(tmp_path, config.log, resume_from=None, run_id="a1", about=about).close()
+    assert asked["config"] == about
     assert (asked["id"], asked["resume"]) == (metrics_log.board_id(tmp_path, "a1"), "allow")
 
 
 def test_tensorboard_that_cannot_write_costs_a_warning(tmp_path, capfd):
     (tmp_path / "tensorboard").write_text("a file where its folder should be")
-    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
+    log = metrics_log.Writer(
+        tmp_path, tiny_config(**{"log.tensorboard": True}).log, resume_from=None
+    )
     log.write(1, {"train/loss": 0.5})
     log.close()
     said = capfd.readouterr().err
@@ -247,7 +255,9 @@ def test_tensorboard_that_cannot_write_costs_a_warning(tmp_path, capfd):
 
 
 def test_tensorboard_has_what_was_written(tmp_path):
-    log = metrics_log.Writer(tmp_path, tiny_config(**{"log.tensorboard": True}), resume_from=None)
+    log = metrics_log.Writer(
+        tmp_path, tiny_config(**{"log.tensorboard": True}).log, resume_from=None
+    )
     log.write(1, {"train/loss": 0.5})
     log.close()
     (file,) = (tmp_path / "tensorboard").iterdir()

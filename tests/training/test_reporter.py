@@ -80,7 +80,7 @@ def reporter(tmp_path, mesh1):
     built = Trainer(mesh1).model
     model = SimpleNamespace(**built.__dict__, mesh=built.mesh)
     config = tiny_config()
-    log = metrics_log.Writer(tmp_path, config, resume_from=None)
+    log = metrics_log.Writer(tmp_path, config.log, resume_from=None)
     made = progress.Reporter(config, model, log, tiny_examples(), steps=3, start=0)
     yield made
     made.close()

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from dft_jax.data import packing
+from dft_jax.data import batches, packing
 from dft_jax.losses import objectives
 from dft_jax.models.model import build, head
 from dft_jax.runtime import errors
@@ -71,9 +71,9 @@ def test_held_out_metrics_are_those_of_all_batches(mesh1):
     found = []
     for size in (8, 20):
         trainer.config.train.global_batch = size
-        measured = HeldOut.of(
-            trainer.config, trainer.model, objectives.make_objective("sft"), heldout
-        )
+        sft, config = objectives.make_objective("sft"), trainer.config
+        length = batches.row_length(config.data)
+        measured = HeldOut.of(config.train, length, trainer.model, sft, heldout)
         found.append(measured.measure(trainer.state.params))
     in_parts, at_once = found
     assert in_parts["heldout/supervised_tokens"] == sum(
@@ -203,7 +203,8 @@ def gradient_of(value):
 
 def poisoned_step(trainer, value, where):
     """The train step, with a non-finite number in the loss or in one leaf of the gradient."""
-    given = make_hyperparameters(trainer.config, trainer.config.train.steps, trainer.mesh)
+    train, optimizer = trainer.config.train, trainer.config.optimizer
+    given = make_hyperparameters(optimizer, train.seed, train.steps, trainer.mesh)
     model, objective = trainer.model, objectives.make_objective("sft")
     if where == "loss":
         objective = objectives.Objective(loss_of(value, True))
@@ -212,7 +213,7 @@ def poisoned_step(trainer, value, where):
         model = dataclasses.replace(
             model, apply=lambda params, batch: trainer.model.apply(poison(params), batch)
         )
-    step = make_train_step(model, objective, trainer.optimizer, StepOptions.of(trainer.config))
+    step = make_train_step(model, objective, trainer.optimizer, StepOptions.of(train, optimizer))
     return functools.partial(step, Frozen(given))
 
 

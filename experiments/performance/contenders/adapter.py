@@ -18,7 +18,7 @@ from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import matmul_precision
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.state import init_state
+from dft_jax.training.state import init_params, init_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Frozen
 from experiments.performance.workload import Examples
@@ -60,15 +60,19 @@ class Trainee:
 
     def __init__(self, config, model, objective: str, folder: str | Path | None):
         optimizer = optimizer_lib.make_optimizer(config.optimizer)
-        given = make_hyperparameters(config, 10_000, model.mesh)
+        given = make_hyperparameters(config.optimizer, config.train.seed, 10_000, model.mesh)
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
         self.precision = functools.partial(matmul_precision, config.model.compute_dtype)
         self.frozen = Frozen(given)
         made = objectives.make_objective(objective)
-        self.train_step = make_train_step(model, made, optimizer, StepOptions.of(config))
+        self.train_step = make_train_step(
+            model, made, optimizer, StepOptions.of(config.train, config.optimizer)
+        )
         with self.precision():
-            self.state = init_state(config, folder and Path(folder), model, optimizer)
+            source = Path(folder or "")  # not read where parameters are random
+            params = init_params(config.model.init, config.train.seed, source, model)
+            self.state = init_state(params, model, optimizer)
 
     def step(self, batches: list[Batch]) -> None:
         """`batches` are numpy arrays [A, B, L], as the loader makes them."""
