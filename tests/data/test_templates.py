@@ -193,7 +193,7 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
     its own.
     """
     tokenizer, days = opened("llama3"), iter(["2026-01-31", "2026-02-01", "2026-02-02"])
-    monkeypatch.setattr(identity, "today", lambda: next(days))
+    monkeypatch.setattr(earlier, "today", lambda: next(days))
     data, checkpoint = tmp_path / "a.jsonl", tmp_path / "checkpoints/2" / manifest.NAME
     data.write_text('{"prompt": "1+1?", "completion": "2"}\n')
 
