@@ -33,6 +33,12 @@ def replace_rows(file: Path, key: str, keys: set[str], new: list[dict]) -> None:
     write_atomically(file, csv_text(rows))
 
 
+def write_rows(file: Path, rows: list[dict]) -> None:
+    """All rows of a file; one that lacks a column of another has an empty cell there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, csv_text([as_text(row) for row in rows]))
+
+
 def as_text(row: dict) -> dict[str, str]:
     def text(value) -> str:
         if value is None:

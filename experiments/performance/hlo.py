@@ -1,0 +1,505 @@
+"""What a compiled program does, read from its text alone: products, attention calls, collectives,
+bytes, and the time that a roofline gives. Standard library only.
+
+`executed(text, chip)` lists every instruction that runs, with how often. Of loops XLA writes the
+number of trips where it knows it; of the others the caller says it. A conditional is counted as its
+cheaper branch: the expensive one is the exception that it is there for. Of a fusion only its inputs
+and outputs move, of an input that it slices only the slices, and what it updates in place moves as
+much as is updated.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2}
+_BYTES |= {"u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
+_BYTES |= {"token": 0, "opaque": 0}
+_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_NAMES = re.compile(r"%([\w.\-]+)")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# They name a value, or a part of one, and move nothing.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
+_FREE |= {"conditional", "call", "opt-barrier", "partition-id", "replica-id", "async-start"}
+_SEEN_THROUGH = {"bitcast", "reshape", "convert", "copy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a roofline asks of a device: rates that programs reach, not those of a data sheet."""
+
+    bf16: float  # FLOP/s of products
+    f32: float
+    memory: float  # bytes/s
+    link: float = math.inf  # bytes/s that one collective gets
+    launch: float = 0.0  # s before each kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    type: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+    value: str  # of a constant
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The computations of a module by name."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """An instruction that runs `times` times; the numbers are those of one run."""
+
+    instruction: Instruction
+    times: float
+    kind: str  # gemm, attention, memory, or a collective's name
+    flops: float
+    n_bytes: float
+    seconds: float
+
+
+# ---- reading
+
+
+def parse(text: str) -> Program:
+    """The computations of a module's text, as `compiled.as_text()` gives it."""
+    computations: dict[str, Computation] = {}
+    entry, inside = "", None
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if line.rstrip() == "}":
+            inside = None
+        elif inside is None and header and not line.startswith("HloModule"):
+            inside = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        # settings of kernels have lines of their own
+        elif inside is not None and line.startswith("  "):
+            found = _instruction(line.strip())
+            if found:
+                inside[found.name] = found
+    return Program(computations, entry)
+
+
+def _instruction(line: str) -> Instruction | None:
+    name, equals, rest = line.removeprefix("ROOT ").partition(" = ")
+    if not equals:
+        return None
+    type_end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
+    opcode, _, _ = rest[type_end:].strip().partition("(")
+    start = rest.find("(", type_end)
+    end = _closing(rest, start)
+    operands = tuple(_NAMES.findall(rest[start:end]))
+    about = (name.removeprefix("%"), opcode, rest[:type_end], operands, rest[end:])
+    value = rest[start + 1 : end - 1]
+    return Instruction(*about, is_root=line.startswith("ROOT "), value=value)
+
+
+def _closing(text: str, start: int) -> int:
+    """One past the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+def arrays(type: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of each array of a type that lies in main memory.
+
+    TPUs keep some in memory of their own, space S(1), which costs no bandwidth here.
+    """
+    found = []
+    for dtype, sizes, layout in _ARRAY.findall(type):
+        if dtype in _BYTES and "S(1)" not in layout:
+            shape = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
+            found.append((dtype, shape))
+    return found
+
+
+def size_of(type: str) -> float:
+    """Bytes of a type in main memory."""
+    return sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in arrays(type))
+
+
+def _shape(type: str) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape of a type's first array, wherever it lies."""
+    dtype, sizes, _ = next(iter(_ARRAY.findall(type)), ("f32", "", ""))
+    return dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
+
+
+def _called(instruction: Instruction, *names: str) -> list[str]:
+    """Computations that an instruction calls under these attributes."""
+    found = []
+    for name in names:
+        match = re.search(rf"\b{name}=(\{{[^}}]*\}}|%?[\w.\-]+)", instruction.attributes)
+        if match:
+            found += [word.strip(" %{}") for word in match[1].split(",")]
+    return found
+
+
+# ---- products
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    match = re.search(pattern, text)
+    return [int(number) for number in re.findall(r"\d+", match[1])] if match else []
+
+
+def _dot_flops(instruction: Instruction, computation: Computation) -> tuple[float, str]:
+    """Of `dot`, and of cuBLAS's calls, whose settings name what is contracted."""
+    about = instruction.attributes
+    contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", about)
+    contracted = contracted or _numbers(r'"lhs_contracting_dimensions":\[([^\]]*)\]', about)
+    dtype, left = _shape(computation[instruction.operands[0]].type)
+    _, out = _shape(instruction.type)
+    return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted), dtype
+
+
+def _convolution_flops(instruction: Instruction, computation: Computation) -> tuple[float, str]:
+    """TPUs write products as convolutions, batch axes as windows that mostly see padding."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    dtype, left = _shape(computation[instruction.operands[0]].type)
+    _, right = _shape(computation[instruction.operands[1]].type)
+    _, out = _shape(instruction.type)
+    if labels is None:
+        return 0.0, dtype
+    flops = 2.0 * out[labels[3].index("b")] * out[labels[3].index("f")]
+    flops *= right[labels[2].index("i")]
+    for axis in sorted(set(labels[1]) - {"b", "f"}):
+        sizes = left[labels[1].index(axis)], right[labels[2].index(axis)]
+        window = _window(instruction.attributes, int(axis))
+        flops *= _pairs(*sizes, out[labels[3].index(axis)], window)
+    groups = _numbers(r"batch_group_count=(\d+)", instruction.attributes)
+    return flops / (groups[0] if groups else 1), dtype
+
+
+def _window(about: str, axis: int) -> dict[str, int]:
+    """Of a convolution's spatial axis: stride, low padding, dilations."""
+    found = {"stride": 1, "pad": 0, "lhs_dilate": 1, "rhs_dilate": 1}
+    text = re.search(r"window=\{([^}]*)\}", about)
+    for field in text[1].split() if text else []:
+        name, _, values = field.partition("=")
+        if name in found:
+            found[name] = int(values.split("x")[axis].split("_")[0])
+    return found
+
+
+@functools.cache
+def _count_pairs(n_in: int, n_window: int, n_out: int, window: tuple[int, ...]) -> int:
+    stride, pad, lhs_dilate, rhs_dilate = window
+    pairs = 0
+    for w in range(n_window):
+        first = w * rhs_dilate - pad
+        for o in range(n_out):
+            place = o * stride + first
+            pairs += place % lhs_dilate == 0 and 0 <= place < (n_in - 1) * lhs_dilate + 1
+    return pairs
+
+
+def _pairs(n_in: int, n_window: int, n_out: int, window: dict[str, int]) -> int:
+    """How many pairs of an output and a place of its window meet an input and no padding."""
+    if n_window == 1:
+        return n_out
+    return _count_pairs(n_in, n_window, n_out, tuple(window.values()))
+
+
+_PRODUCTS = {"dot": _dot_flops, "convolution": _convolution_flops}
+
+
+def products(
+    instruction: Instruction, computation: Computation, program: Program
+) -> tuple[float, str]:
+    """FLOPs of the products that an instruction makes, and the dtype of their inputs."""
+    if instruction.opcode in _PRODUCTS:
+        return _PRODUCTS[instruction.opcode](instruction, computation)
+    if instruction.opcode == "custom-call" and "__cublas" in instruction.attributes:
+        return _dot_flops(instruction, computation)
+    flops, dtype = 0.0, "f32"
+    if instruction.opcode == "fusion":
+        for name in _called(instruction, "calls"):
+            inner = program.computations[name]
+            for part in inner.values():
+                more, of = products(part, inner, program)
+                flops, dtype = flops + more, of if more else dtype
+    return flops, dtype
+
+
+def attention_flops(instruction: Instruction, computation: Computation) -> float:
+    """Of a kernel of attention, each row counted as one causal segment; 0 of anything else.
+
+    Products with [L, L]: two forward, five backward; of the TPU's two backward kernels three and
+    four. Queries are [B, L, H, K] for cuDNN and [B, H, L, K] on TPUs.
+    """
+    if instruction.opcode != "custom-call":
+        return 0.0
+    name, about = instruction.name, instruction.attributes
+    if "fmha" in about:
+        n_products, length_axis = 5 if "Backward" in about else 2, -3
+    elif "splash" in name:
+        n_products, length_axis = 2, -2
+        for kernel, products_of_kernel in (("_dq_", 3), ("_dkv_", 4)):
+            n_products = products_of_kernel if kernel in name else n_products
+    else:
+        return 0.0
+    inputs = [_shape(computation[name].type) for name in instruction.operands]
+    wide = (shape for dtype, shape in inputs if dtype in ("bf16", "f32") and len(shape) >= 3)
+    queries = next(wide)
+    return n_products * math.prod(queries) * queries[length_axis]  # 2 · L / 2 for each product
+
+
+# ---- bytes
+
+
+def _users(name: str, computation: Computation) -> list[Instruction]:
+    """Who reads a value, looking through what only renames or converts it."""
+    found = []
+    for other in computation.values():
+        if name in other.operands:
+            if other.opcode in _SEEN_THROUGH and not other.is_root:
+                found += _users(other.name, computation)
+            else:
+                found.append(other)
+    return found
+
+
+def _read_by_fusion(parameter: Instruction, computation: Computation) -> float:
+    """Bytes that a fusion reads of one of its inputs."""
+    n_bytes = 0.0
+    for user in _users(parameter.name, computation):
+        first = _origin(user.operands[0], computation) if user.operands else ""
+        if user.opcode in ("dynamic-slice", "gather", "slice") and first == parameter.name:
+            n_bytes += size_of(user.type)
+        elif user.opcode == "dynamic-update-slice" and first == parameter.name:
+            continue  # in place
+        else:
+            return size_of(parameter.type)
+    return min(n_bytes, size_of(parameter.type))
+
+
+def _origin(name: str, computation: Computation) -> str:
+    """The value that a chain of renamings and conversions begins with."""
+    while name in computation and computation[name].opcode in _SEEN_THROUGH:
+        name = computation[name].operands[0]
+    return name
+
+
+def _written_by_fusion(name: str, computation: Computation) -> float:
+    """Bytes that a fusion writes for its result, or for one of them."""
+    root = computation[_origin(name, computation)]
+    if root.opcode == "tuple":
+        return sum(_written_by_fusion(part, computation) for part in root.operands)
+    if root.opcode == "dynamic-update-slice":
+        return size_of(computation[root.operands[1]].type)
+    if root.opcode == "scatter":
+        return 2 * size_of(computation[root.operands[-1]].type)
+    return size_of(computation[name].type)
+
+
+def moved(instruction: Instruction, computation: Computation, program: Program) -> float:
+    """Bytes that an instruction reads from and writes to main memory."""
+    result = size_of(instruction.type)
+    if instruction.opcode in ("dynamic-slice", "gather", "slice"):
+        return 2 * result
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * size_of(computation[instruction.operands[1]].type)
+    called = _called(instruction, "calls")
+    if instruction.opcode == "fusion" and called:
+        inner = program.computations[called[0]]
+        root = next((name for name, part in inner.items() if part.is_root), None)
+        parameters = [part for part in inner.values() if part.opcode == "parameter"]
+        read = sum(_read_by_fusion(parameter, inner) for parameter in parameters)
+        return read + (_written_by_fusion(root, inner) if root else result)
+    read = sum(size_of(computation[name].type) for name in set(instruction.operands))
+    if instruction.opcode == "copy-start":
+        return 2 * read
+    return read + result
+
+
+# ---- collectives
+
+
+def collective_of(instruction: Instruction) -> str:
+    """The kind of a collective; empty for anything else, and for the end of one."""
+    return next((kind for kind in COLLECTIVES if instruction.opcode in (kind, f"{kind}-start")), "")
+
+
+def exchanged(instruction: Instruction, computation: Computation) -> float:
+    """Bytes of the larger of a collective's input and result on one device."""
+    given = sum(size_of(computation[name].type) for name in instruction.operands)
+    result = size_of(instruction.type)
+    if instruction.opcode.endswith("-start") and not instruction.opcode.startswith("all-reduce"):
+        result -= given  # the start names both
+    return max(given, result)
+
+
+def collective_seconds(kind: str, n_bytes: float, instruction: Instruction, chip: Chip) -> float:
+    """Around a ring; what is reduced and gathered again goes around twice."""
+    if kind == "collective-permute":
+        return n_bytes / chip.link
+    about = instruction.attributes
+    sizes = _numbers(r"replica_groups=\[(\d+,\d+)\]", about)
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", about)
+    members = sizes[1] if sizes else len(listed[1].split(",")) if listed else 2
+    turns = 2 if kind == "all-reduce" else 1
+    return turns * n_bytes * (members - 1) / max(members, 1) / chip.link
+
+
+# ---- the whole program
+
+
+def executed(text: str, chip: Chip, unknown_trips: int = 1) -> list[Executed]:
+    """Every instruction that runs; loops of a length that XLA does not know run `unknown_trips`
+    times.
+    """
+    program = parse(text)
+    return _run(program.entry, program, chip, unknown_trips)
+
+
+def _run(name: str, program: Program, chip: Chip, unknown_trips: int) -> list[Executed]:
+    steps = []
+    computation = program.computations.get(name, {})
+
+    def inside(called: list[str]) -> list[list[Executed]]:
+        return [_run(one, program, chip, unknown_trips) for one in called]
+
+    for instruction in computation.values():
+        if instruction.opcode == "while":
+            trips = trip_count(instruction, program) or unknown_trips
+            for body in inside(_called(instruction, "body", "condition")):
+                steps += [dataclasses.replace(s, times=s.times * trips) for s in body]
+        elif instruction.opcode == "conditional":
+            names = ("branch_computations", "true_computation", "false_computation")
+            branches = inside(_called(instruction, *names))
+            steps += min(branches, key=seconds_of)
+        elif instruction.opcode in ("call", "async-start"):
+            steps += [
+                step for part in inside(_called(instruction, "to_apply", "calls")) for step in part
+            ]
+        else:
+            steps += _step(instruction, computation, program, chip)
+    return steps
+
+
+def trip_count(loop: Instruction, program: Program) -> int | None:
+    """As XLA:GPU writes it, or the constant below which a loop's condition keeps its counter, from
+    0 by the step of its body; None where the length is data.
+    """
+    known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
+    if known:
+        return int(known[1])
+    [condition], [body] = _called(loop, "condition"), _called(loop, "body")
+    bounds = _constants(condition, program)
+    root = next(part for part in program.computations[condition].values() if part.is_root)
+    for name in _called(root, "calls"):
+        root = next(part for part in program.computations[name].values() if part.is_root)
+    if root.opcode != "compare" or len(bounds) != 1:
+        return None
+    return -(-bounds[0] // _counter_step(program.computations[body]))
+
+
+def _constants(name: str, program: Program) -> list[int]:
+    """Whole numbers that stand in a computation and in what it calls."""
+    found = []
+    for part in program.computations[name].values():
+        if part.opcode == "constant" and part.value.isdigit():
+            found.append(int(part.value))
+        for called in _called(part, "calls"):
+            found += _constants(called, program)
+    return found
+
+
+def _counter_step(body: Computation) -> int:
+    """What a loop's body adds to its counter, the first of what it carries; 1 if that is hidden."""
+    root = next(part for part in body.values() if part.is_root)
+    after = body.get(root.operands[0]) if root.operands else None
+    for name in after.operands if after is not None and after.opcode == "add" else ():
+        if body[name].opcode == "constant" and body[name].value.isdigit():
+            return int(body[name].value)
+    return 1
+
+
+def _step(
+    instruction: Instruction, computation: Computation, program: Program, chip: Chip
+) -> list[Executed]:
+    """The instruction with its cost, and the collectives that TPUs put inside of fusions."""
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+        return []
+    kind = collective_of(instruction)
+    if kind:
+        n_bytes = exchanged(instruction, computation)
+        seconds = collective_seconds(kind, n_bytes, instruction, chip)
+        return [Executed(instruction, 1, kind, 0.0, n_bytes, seconds)]
+    found = []
+    for name in _called(instruction, "calls") if instruction.opcode == "fusion" else []:
+        inner = program.computations[name]
+        for part in inner.values():
+            if collective_of(part):
+                found += _step(part, inner, program, chip)
+    flops, dtype = products(instruction, computation, program)
+    kind = "gemm" if flops else "memory"
+    attention = attention_flops(instruction, computation)
+    if attention:
+        kind, flops, dtype = "attention", attention, "bf16"
+    rate = chip.bf16 if dtype in ("bf16", "f16") else chip.f32
+    n_bytes = moved(instruction, computation, program)
+    seconds = max(flops / rate, n_bytes / chip.memory) + chip.launch
+    return [*found, Executed(instruction, 1, kind, flops, n_bytes, seconds)]
+
+
+def seconds_of(steps: list[Executed]) -> float:
+    return sum(step.times * step.seconds for step in steps)
+
+
+def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | int | str]:
+    """The numbers of the tables: calls and recomputed products as the program has them, work and
+    time as it runs.
+    """
+    steps = executed(text, chip, unknown_trips)
+    gemms = [step for step in steps if step.kind == "gemm"]
+    calls = [step for step in steps if step.kind == "attention"]
+    exchanges = [step for step in steps if step.kind in COLLECTIVES]
+    spent = {"gemm": 0.0, "attention": 0.0, "memory": 0.0, "collective": 0.0}
+    for step in steps:
+        group = "collective" if step.kind in COLLECTIVES else step.kind
+        spent[group] += 1e3 * step.times * step.seconds
+    local = [step for step in steps if step.kind not in COLLECTIVES]
+    return {
+        "attention_calls": len(calls),
+        "gemms": len(gemms),
+        "recomputed_gemms": sum("remat" in step.instruction.name for step in gemms),
+        "collectives": collectives_text(exchanges),
+        "collective_gb": sum(step.times * step.n_bytes for step in exchanges) / 1e9,
+        "tflop": sum(step.times * step.flops for step in steps) / 1e12,
+        "gb": sum(step.times * step.n_bytes for step in local) / 1e9,
+        "kernels": round(sum(step.times for step in steps)),
+        **{f"{group}_ms": ms for group, ms in spent.items()},
+        "predicted_ms": 1e3 * seconds_of(steps),
+    }
+
+
+def collectives_text(steps: list[Executed]) -> str:
+    """`7 all-gather (63 runs, 3.27 GB); …`: how many the program has, how often they run."""
+    parts = []
+    for kind in COLLECTIVES:
+        some = [step for step in steps if step.kind == kind]
+        if some:
+            runs = round(sum(step.times for step in some))
+            gb = sum(step.times * step.n_bytes for step in some) / 1e9
+            parts.append(f"{len(some)} {kind} ({runs} runs, {gb:.3g} GB)")
+    return "; ".join(parts)
