@@ -3,12 +3,26 @@ small shapes.
 """
 
 import json
+import os
 import pathlib
 
 import numpy as np
 import pytest
 
-from experiments.performance import duel, gpu, gpu_rows, parts, records, report, targets, workload
+from experiments.performance import (
+    duel,
+    gpu,
+    gpu_gate,
+    gpu_process,
+    gpu_rows,
+    gpu_tools,
+    parts,
+    programs,
+    records,
+    report,
+    targets,
+    workload,
+)
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments/performance"
 
@@ -106,40 +120,161 @@ def test_parts_are_replaced_alone(tmp_path):
     assert records.read_rows(file) == rows
 
 
+@pytest.fixture
+def session(tmp_path):
+    """Makes a session on small shapes, in this process."""
+
+    def make(rows: list[str], budget_s: float = 1000, **more) -> gpu.Session:
+        how = gpu_process.How(tmp_path, tmp_path / "work", tiny=True, in_process=True)
+        return gpu.Session(tmp_path, rows, how, budget_s, **more)
+
+    return make
+
+
+def answers(monkeypatch, found: dict, asked: list | None = None, spent_s: float = 0.0) -> None:
+    """Attempts that answer what `found` has for their row, after some seconds of a clock."""
+    now = [0.0]
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+
+    def measure(row, attempt, how):
+        now[0] += spent_s
+        if asked is not None:
+            asked.append((row, attempt, how.attention, how.limit_s))
+        return found.get(row, {"value": 1.0, "low": 0.9, "high": 1.1, "note": "", "device": "x"})
+
+    monkeypatch.setattr(gpu_process, "measure", measure)
+
+
+SOUND = {"gate": [], "attention": "auto", "versions": {}}
+
+
 @pytest.mark.slow
-def test_gpu_rows_on_small_shapes(tmp_path, monkeypatch):
-    """Some of them: `gpu --tiny` takes all, but compiles a training step for each of nine, which is
+def test_gpu_rows_on_small_shapes(monkeypatch, session):
+    """Some of them: `gpu --tiny` takes all, but compiles a training step for each, which is
     minutes.
     """
-    monkeypatch.setattr(
-        gpu_rows, "packed_and_separate", lambda *_: [{"loss": 1.0, "gradient_norm": 1.0}] * 2
-    )
+    monkeypatch.setattr(gpu_gate, "PARTS", (gpu_gate.head_lines,))
     monkeypatch.setitem(gpu.ATTEMPTS, "head", [[64], [256]])
     monkeypatch.setitem(gpu.ATTEMPTS, "train_7b", [["7b", 8, "no such policy"]])
-    monkeypatch.setattr(gpu_rows, "training", lambda *_, tiny: {"gap": "out of memory"})
-    rows = ["head", "optimizer", "train_7b"]
-    assert gpu.table(tmp_path, rows, tiny=True, again=False, in_process=True) == [
-        "train_7b",
-        "train_7b_mfu",
-    ]
-    found = {row["id"]: row for row in records.read_rows(tmp_path / "gpu.csv")}
+    monkeypatch.setitem(gpu_rows._MEASURES, "train", lambda *_, **__: {"gap": "out of memory"})
+    here = session(["ceilings", "head", "optimizer", "train_7b"])
+    assert here.run() == ["train_7b"]
+    found = {row["id"]: row for row in records.read_rows(here.out / "gpu.csv")}
     measured = {"head", "head_memory", "head_dft_over_sft", "optimizer"}
+    measured |= {"ceilings", "ceilings_copy"}
     assert set(found) == measured | {"train_7b", "train_7b_mfu"}
     assert all(float(found[name]["value"]) > 0 for name in measured)
-    assert (
-        found["train_7b"]["verdict"] == "not measured"
-        and "out of memory" in found["train_7b"]["note"]
-    )
-    assert (
-        "jax"
-        in json.loads((tmp_path / "gpu_environment.json").read_text())["parts"]["gpu"]["versions"][
-            "gpu"
-        ]
-    )
+    gap = found["train_7b"]
+    assert gap["verdict"] == "not measured" and "out of memory" in gap["note"]
+    known = json.loads((here.out / "gpu_environment.json").read_text())
+    assert "jax" in known["parts"]["gpu"]["versions"]["gpu"]
 
 
 def test_what_cannot_be_measured_is_a_gap():
     results = gpu.results_of("train_7b", [(["7b", 8, "full"], {"gap": "out of memory"})], None)
     assert [row["id"] for row in results] == ["train_7b", "train_7b_mfu"]
     assert all(row["value"] is None and row["verdict"] == "not measured" for row in results)
-    assert gpu_rows.is_rate("decode_7b") and not gpu_rows.is_rate("head")
+    assert gpu.is_rate("decode_7b") and not gpu.is_rate("head")
+
+
+def test_packages_that_come_by_the_path_are_found_by_attempts(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", "/carried/site")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/somewhere")
+    made = gpu_process.environment(gpu_process.How(tmp_path, tmp_path))
+    assert made["PYTHONPATH"].split(os.pathsep) == [str(gpu_process.ROOT), "/carried/site"]
+    assert made["XLA_FLAGS"].startswith("--xla_dump_to=/somewhere --xla_gpu_per_fusion_autotune")
+
+
+def test_rows_and_gate_run_the_backend_that_auto_comes_to(monkeypatch):
+    asked = []
+
+    def with_attention(model, name):
+        asked.append(name)
+        return model
+
+    monkeypatch.setattr(programs.models, "with_attention", with_attention)
+    programs.train("1.5b", 2, "none", tiny=True)
+    programs.recipe("1.5b", 2, tiny=True)
+    assert asked == ["auto", "auto"]
+
+
+def test_an_attempt_that_cannot_fit_is_none(monkeypatch, session):
+    lines = {("train_7b", "7b 16 full 1"): {"total_gib": "70.5", "predicted_ms": "1"}}
+    lines[("train_7b", "7b 8 dots")] = {"total_gib": "120", "predicted_ms": "1"}
+    for line in lines.values():
+        line["tokens"] = "20"
+    monkeypatch.setattr(gpu, "aot_lines", lambda device_gib: lines)
+    asked = []
+    first = {"value": 1.0, "low": 1, "high": 1, "note": "", "device": "x", "limit_gib": 75.6}
+    answers(monkeypatch, {"ceilings": first, "gate": SOUND}, asked)
+    here = session(["ceilings", "train_7b"])
+    assert here.run() == []
+    assert ("train_7b", ["7b", 8, "dots"]) not in [(row, one) for row, one, *_ in asked]
+    found = dict((gpu.fields(one), found) for one, found in here.attempts["train_7b"])
+    assert found["7b 8 dots"]["gap"] == "not tried: XLA allocates 120.0 GiB, and 75.6 are given"
+    assert found["7b 16 full 1"]["predicted"] == 20_000
+
+
+def test_the_budget_ends_a_session_in_time(monkeypatch, session, capsys):
+    asked = []
+    answers(monkeypatch, {"gate": SOUND}, asked, spent_s=50)
+    here = session(["head", "optimizer", "train_1.5b"], budget_s=260)
+    assert here.run() == []  # what was not started has not failed
+    # the second attempts come after the first ones of all rows, each with no more than is left
+    assert [row for row, *_ in asked] == ["gate", "head", "optimizer", "train_1.5b", "head"]
+    assert asked[-1][3] == 50
+    said = capsys.readouterr().out
+    assert "not started, the budget is spent: train_1.5b 1.5b 12 none" in said
+    kept = json.loads((here.out / "gpu_attempts.json").read_text())
+    assert [len(kept[row]) for row in ("head", "optimizer", "train_1.5b")] == [2, 1, 1]
+    # the next call goes on with the rest
+    asked.clear()
+    session(["head", "optimizer", "train_1.5b"]).run()
+    rest = [one for row, one, *_ in asked if row != "gate"]
+    assert rest == gpu.ATTEMPTS["train_1.5b"][1:]
+
+
+def test_a_kernel_that_differs_is_not_used_and_a_head_that_differs_ends_all(monkeypatch, session):
+    kernel = gpu_gate.line("cudnn packed", float("nan"), 0.15, "cudnn", required=False)
+    head = gpu_gate.line("head", 1e-6, 1e-4)
+    asked = []
+    gate = {"gate": [head, kernel], "attention": "blocked", "versions": {}}
+    answers(monkeypatch, {"gate": gate}, asked)
+    here = session(["optimizer"])
+    assert here.run() == []
+    assert [how for row, _, how, _ in asked] == ["auto", "blocked"]
+    gate["gate"] = [gpu_gate.line("head", 1e-2, 1e-4), kernel]
+    asked.clear()
+    assert session(["optimizer"], again=True).run() == ["gate: head"]
+    assert [row for row, *_ in asked] == ["gate"]
+
+
+def test_kernels_by_time_from_a_trace():
+    def named(kind, pid, tid, name):
+        return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+
+    events = [
+        named("process_name", 1, 0, "/device:GPU:0"),
+        named("process_name", 2, 0, "/host:CPU"),
+        named("thread_name", 1, 7, "Stream #7(Compute)"),
+        named("thread_name", 1, 8, "XLA Ops"),
+        named("thread_name", 2, 7, "python"),
+    ]
+    for pid, tid, name, dur in (
+        (1, 7, "fusion.12", 1000.0),
+        (1, 7, "fusion.13", 2000.0),
+        (1, 7, "gemm", 5000.0),
+        (1, 8, "gemm", 5000.0),  # the same again, by its operation
+        (2, 7, "dispatch", 9000.0),
+    ):
+        events.append({"ph": "X", "pid": pid, "tid": tid, "name": name, "dur": dur})
+    assert gpu_tools.kernels_of({"traceEvents": events}) == [
+        {"name": "gemm", "calls": 1, "ms": 5.0},
+        {"name": "fusion", "calls": 2, "ms": 3.0},
+    ]
+
+
+def test_a_gate_line_differs_where_there_is_no_number():
+    assert gpu_gate.line("x", float("nan"), 1.0)["verdict"] == "differs"
+    values = {"loss": 1.0, "gradient_norm": float("nan"), "mean_p": 0.5}
+    assert np.isnan(gpu_gate.facts_difference(values, {"loss": 1.0, "gradient_norm": 1.0}))

@@ -1,116 +1,141 @@
 """The GPU table: one machine with one Hopper GPU and `pip install dft_jax[cuda]`. See README.md.
 
-python -m experiments.performance.gpu --out=experiments/performance [--rows=head,…] [--again]
-python -m experiments.performance.gpu --tiny --out=ANYWHERE     # every row on a CPU, small shapes
+python -m experiments.performance.gpu --out=FOLDER [--rows=head,…] [--limit=90] [--budget=500]
+python -m experiments.performance.gpu --ab=train_1.5b --out=FOLDER    # XLA's options compared
+python -m experiments.performance.gpu --aot                           # no GPU: compiles the rows
+python -m experiments.performance.gpu --tiny --out=ANYWHERE           # every row on a CPU, small
 
-The gate comes first; without it nothing is timed. Every measurement is a process of its own, so one
-that runs out of memory costs only its own row. What is there already is kept, unless `--again`. A
-row that cannot be measured is a gap.
+Predictions come first, then the gate; without it nothing is timed. Every attempt is a process of
+its own with a limit of seconds, and is written when it ends. When the budget is spent the rest is
+left, the report written, and the exit status 0: the same command goes on with what is missing,
+unless `--again`. An attempt that does not fit into the device's memory by gpu_aot.csv is none.
 """
 
 import argparse
+import dataclasses
 import json
-import os
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 from experiments import common
-from experiments.performance import gpu_rows, records, report, targets
+from experiments.performance import gpu_process, records, report, targets
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+HERE = Path(__file__).parent
 TARGETS = {target.id: target for target in targets.GPU}
-_LIMIT_S = 1800
 
-# Row -> attempts (each a process); of those that work, the best counts. Rows a micro-batch,
-# rematerialisation.
+# Row -> attempts; of those that work, the best counts. Of a training row: shape, rows of a
+# micro-batch, rematerialisation, and micro-batches, where it is not all of a step's. With one
+# there is no second buffer of gradients. What only an H200 has room for is dropped elsewhere.
 ATTEMPTS: dict[str, list[list]] = {
+    "ceilings": [[]],
+    "tiny_run": [[]],
+    "head": [[4096], [8192]],
+    "optimizer": [["1.5b"]],
     "train_1.5b": [
         ["1.5b", 8, "none"],
-        ["1.5b", 16, "none"],
+        ["1.5b", 12, "none"],
         ["1.5b", 16, "dots"],
         ["1.5b", 8, "full"],
     ],
-    "train_7b": [["7b", 8, "dots"], ["7b", 8, "full"], ["7b", 4, "full"]],
-    "train_8b": [["8b", 8, "dots"], ["8b", 8, "full"], ["8b", 4, "full"]],
+    "decode_1.5b": [["1.5b", 512], ["1.5b", 256]],
     "torch_eager": [["1.5b", 8, "full"], ["1.5b", 4, "full"]],
+    "recipe": [["1.5b", 4]],
+    "profile": [["train_1.5b"]],
     "torch_fused": [["1.5b", 8, "fused"], ["1.5b", 4, "fused"]],
-    "recipe": [["1.5b", 4], ["1.5b", 2]],
-    "head": [[1024], [4096], [8192]],
-    "optimizer": [["1.5b"]],
-    "decode_1.5b": [["1.5b", 256], ["1.5b", 512]],
-    "decode_7b": [["7b", 256], ["7b", 512]],
+    "train_7b": [["7b", 16, "full", 1], ["7b", 8, "dots"]],
+    "decode_7b": [["7b", 256]],
+    "train_8b": [["8b", 8, "full"], ["8b", 8, "full", 1]],
 }
+# Seconds that each is expected to take on sixteen cores, compilation included; the rest: LIMIT_S.
+EXPECTED_S = {"ceilings": 15, "gate": 60, "tiny_run": 45, "head": 40, "optimizer": 20}
+EXPECTED_S |= {"decode_1.5b": 80, "torch_eager": 60, "recipe": 50, "profile": 60}
+LIMIT_S, BUDGET_S = 90, 500
+_RESERVE_S = 10  # for the report
+_OTHERS = ("torch_eager", "torch_fused", "recipe")  # rates that ours are divided by
+_UNMEASURED = ("tiny_run", "profile")  # they have no line in the table
 
 
-def measure(row: str, attempt: list, tiny: bool, in_process: bool) -> dict:
-    """One measurement: what `gpu_rows` found, or {"gap": why not}."""
-    if in_process:
-        return gpu_rows.measure(row, attempt, tiny)
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.performance.gpu",
-        f"--only={json.dumps([row, attempt])}",
+def is_rate(row: str) -> bool:
+    """Is more better?"""
+    return row not in ("head", "optimizer")
+
+
+def fields(attempt: list) -> str:
+    return " ".join(map(str, attempt))
+
+
+# ---- what is worth an attempt
+
+
+def aot_lines(device_gib: float | None) -> dict[tuple[str, str], dict]:
+    """(row, attempt) -> the line of gpu_aot.csv for a device with so much memory."""
+    device = "h200" if device_gib and device_gib > 100 else "h100"
+    lines = records.read_rows(HERE / "gpu_aot.csv")
+    found = [line for line in lines if line["device"] == device]
+    return {(line["row"], line["attempt"]): line for line in found}
+
+
+def too_large(row: str, attempt: list, device_gib: float | None) -> str | None:
+    """Why an attempt is none: what XLA allocates for it is more than the device gives."""
+    line = aot_lines(device_gib).get((row, fields(attempt)))
+    if device_gib is None or line is None or not line["total_gib"]:
+        return None
+    needed = float(line["total_gib"])
+    if needed <= device_gib:
+        return None
+    return f"not tried: XLA allocates {needed:.1f} GiB, and {device_gib:.1f} are given"
+
+
+def prediction(row: str, attempt: list, device_gib: float | None) -> float | None:
+    """The row's value by the roofline of gpu_aot.csv: tokens/s, or ms."""
+    line = aot_lines(device_gib).get((row, fields(attempt)))
+    if line is None or not line["predicted_ms"]:
+        return None
+    milliseconds = float(line["predicted_ms"])
+    if is_rate(row):
+        return float(line["tokens"]) / milliseconds * 1e3
+    return milliseconds
+
+
+def in_order(rows: list[str]) -> list[tuple[str, list]]:
+    """The first attempt of every row, then the second ones, and so on."""
+    most = max(len(ATTEMPTS[row]) for row in rows)
+    return [
+        (row, ATTEMPTS[row][number])
+        for number in range(most)
+        for row in rows
+        if number < len(ATTEMPTS[row])
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
-    try:
-        done = subprocess.run(
-            command + ["--tiny"] * tiny,
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=_LIMIT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return {"gap": f"not done within {_LIMIT_S} s"}
-    if done.returncode:
-        said = [
-            line
-            for line in done.stderr.splitlines()
-            if "Error" in line or "RESOURCE_EXHAUSTED" in line
-        ]
-        return {"gap": (said or done.stderr.strip().splitlines() or ["died"])[-1][:200]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def best(row: str, attempts: list[tuple[list, dict]]) -> tuple[list, dict] | None:
+# ---- results
+
+
+def best(row: str, attempts: list) -> tuple[list, dict] | None:
     """The attempt with the best value of the row's own target."""
-    worked = [(attempt, found) for attempt, found in attempts if "gap" not in found]
+    worked = [(attempt, found) for attempt, found in attempts if "value" in found]
     if not worked:
         return None
-    sign = 1 if gpu_rows.is_rate(row) else -1
+    sign = 1 if is_rate(row) else -1
     return max(worked, key=lambda pair: sign * pair[1]["value"])
 
 
-def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -> list[dict]:
+def results_of(row: str, attempts: list, ours: dict | None) -> list[dict]:
     """Lines of the table: the row's own, and those that come with it. `ours` is the training row of
     1.5B.
     """
+    ids = [id for id in TARGETS if id == row or id.startswith(_companions(row))]
     chosen = best(row, attempts)
-    ids = [
-        id
-        for id in TARGETS
-        if id == row or id.startswith((f"{row}_mfu", f"{row}_memory", f"{row}_dft"))
-    ]
     if chosen is None:
         why = "; ".join(dict.fromkeys(found["gap"] for _, found in attempts))
         return [records.result(TARGETS[id], None, note=why) for id in ids]
     attempt, found = chosen
-    tried = "; ".join(
-        f"{' '.join(map(str, other))}:"
-        f" {result['gap'] if 'gap' in result else format(result['value'], '.6g')}"
-        for other, result in attempts
-    )
-    about = {
-        "attempt": " ".join(map(str, attempt)),
-        "device": found["device"],
-        "rounds": found["rounds"],
-    }
-    about |= {"peak_gib": found.get("peak_gib"), "note": f"{found['note']} Tried: {tried}"}
+    about = {"attempt": fields(attempt), "attention": found.get("attention", "")}
+    about |= {name: found.get(name) for name in ("device", "rounds", "compile_s", "peak_gib")}
+    about |= {"predicted": found.get("predicted"), "note": f"{found['note']} {_tried(attempts)}"}
     # rates of others; the table has ours over theirs
-    if row in ("torch_eager", "torch_fused", "recipe"):
+    if row in _OTHERS:
         if ours is None:
             return [records.result(TARGETS[row], None, note="needs train_1.5b")]
         rate = ours["examples_per_s"] if row == "recipe" else ours["value"]
@@ -127,67 +152,178 @@ def results_of(row: str, attempts: list[tuple[list, dict]], ours: dict | None) -
     ]
 
 
-def table(
-    out: Path, rows: list[str], *, tiny: bool, again: bool, in_process: bool = False
-) -> list[str]:
-    """Measures the gate and `rows` into `out`; returns what failed or could not be measured."""
-    surroundings = records.Surroundings()
-    file, kept = out / "gpu.csv", out / "gpu_attempts.json"
-    attempts = json.loads(kept.read_text()) if kept.exists() else {}
-    gate = measure("gate", [], tiny, in_process)
-    lines = [
-        {"part": "gpu", **line}
-        for line in gate.get("gate", [{"case": gate.get("gap"), "verdict": "missing"}])
+def _companions(row: str) -> tuple[str, ...]:
+    return tuple(f"{row}_{name}" for name in ("mfu", "memory", "dft", "copy"))
+
+
+def _tried(attempts: list) -> str:
+    tried = [
+        f"{fields(attempt)}: {found['gap'] if 'gap' in found else format(found['value'], '.6g')}"
+        for attempt, found in attempts
     ]
-    records.replace_rows(out / "gate.csv", "part", {"gpu"}, lines)
-    for line in lines:
-        print(line, flush=True)
-    failed = [f"gate: {line['case']}" for line in lines if line["verdict"] != "equal"]
-    if failed:
-        return failed
-    for row in rows:
-        known = {line["id"]: line for line in records.read_rows(file)}
-        if not again and known.get(row, {}).get("value"):
-            continue
-        attempts[row] = [
-            (attempt, measure(row, attempt, tiny, in_process)) for attempt in ATTEMPTS[row]
-        ]
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(attempts, indent=1) + "\n")
-        ours = best("train_1.5b", attempts.get("train_1.5b", []))
-        found = results_of(row, attempts[row], ours and ours[1])
-        records.replace_rows(file, "id", {line["id"] for line in found}, found)
-        for line in found:
-            print(
-                f"{line['measure']}: {line['value']} ({line['verdict']}) {line['note']}", flush=True
-            )
-            failed += [line["id"]] if line["value"] is None else []
-    records.write_surroundings(
-        out / "gpu_environment.json", "gpu", surroundings.end(gate["versions"])
-    )
-    return failed
+    return f"Tried: {'; '.join(tried)}"
 
 
-def main() -> None:
+# ---- one session on the machine
+
+
+@dataclasses.dataclass
+class Session:
+    """What is measured into a folder: how, and for how long."""
+
+    out: Path
+    rows: list[str]
+    how: gpu_process.How
+    budget_s: float
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        self.began = time.monotonic()
+        self.kept = self.out / "gpu_attempts.json"
+        self.attempts = json.loads(self.kept.read_text()) if self.kept.exists() else {}
+        self.device_gib: float | None = None
+        self.left_out: list[str] = []
+
+    def left_s(self) -> float:
+        return self.budget_s - _RESERVE_S - (time.monotonic() - self.began)
+
+    def measure(self, row: str, attempt: list) -> dict | None:
+        """An attempt within the budget; None where that is spent."""
+        expected = min(EXPECTED_S.get(row, LIMIT_S), self.how.limit_s)
+        if self.left_s() < expected:
+            return None
+        start = time.monotonic()
+        limit_s = min(self.how.limit_s, self.left_s())
+        found = gpu_process.measure(row, attempt, dataclasses.replace(self.how, limit_s=limit_s))
+        return found | {"seconds": round(time.monotonic() - start, 1), "expected_s": expected}
+
+    def gate(self) -> list[str]:
+        """Measures the gate and writes it; returns what failed of what everything depends on."""
+        surroundings = records.Surroundings()
+        found = self.measure("gate", []) or {"gap": "the budget is spent"}
+        missing = [{"case": found.get("gap"), "verdict": "missing", "required": True}]
+        lines = [{"part": "gpu", **line} for line in found.get("gate", missing)]
+        records.replace_rows(self.out / "gate.csv", "part", {"gpu"}, lines)
+        for line in lines:
+            print(line, flush=True)
+        self.how = dataclasses.replace(self.how, attention=found.get("attention", "auto"))
+        if self.how.attention == "blocked":
+            print("a kernel of attention differs: the rows go on with blocked", flush=True)
+        records.write_surroundings(
+            self.out / "gpu_environment.json", "gpu", surroundings.end(found.get("versions", {}))
+        )
+        failed = [line for line in lines if line["verdict"] != "equal" and line["required"]]
+        return [f"gate: {line['case']}" for line in failed]
+
+    def run(self) -> list[str]:
+        """Ceilings, gate, and the attempts in order; returns what failed."""
+        planned = in_order(self.rows)
+        if planned[0][0] == "ceilings":
+            self.attempt(*planned.pop(0))
+        self.predict(planned)
+        failed = self.gate()
+        if failed:
+            return failed
+        for row, attempt in planned:
+            self.attempt(row, attempt)
+        for text in self.left_out:
+            print(f"not started, the budget is spent: {text}", flush=True)
+        tried = {row for row in self.rows if self.attempts.get(row)}
+        return [row for row in self.rows if row in tried and not self.worked(row)]
+
+    def predict(self, planned: list[tuple[str, list]]) -> None:
+        """Prints what is expected, before anything is known."""
+        for row, attempt in planned:
+            value = prediction(row, attempt, self.device_gib)
+            if value is not None:
+                print(f"predicted: {row} {fields(attempt)}: {value:,.4g}", flush=True)
+
+    def worked(self, row: str) -> bool:
+        return any("gap" not in found for _, found in self.attempts[row])
+
+    def attempt(self, row: str, attempt: list) -> None:
+        """Measures it, unless it is there already, cannot fit, or the budget is spent."""
+        known = dict((fields(one), found) for one, found in self.attempts.get(row, []))
+        before = known.get(fields(attempt))
+        if before and "gap" not in before and not self.again:
+            return self.remember(before)
+        reason = too_large(row, attempt, self.device_gib)
+        found = {"gap": reason} if reason else self.measure(row, attempt)
+        if found is None:
+            self.left_out.append(f"{row} {fields(attempt)}")
+            return
+        found["predicted"] = prediction(row, attempt, self.device_gib)
+        self.remember(found)
+        self.write(row, attempt, found)
+
+    def remember(self, found: dict) -> None:
+        """The device's memory, which only a process that has the device knows."""
+        self.device_gib = found.get("limit_gib") or self.device_gib
+
+    def write(self, row: str, attempt: list, found: dict) -> None:
+        """An attempt that has ended: into gpu_attempts.json, and into the table."""
+        others = [pair for pair in self.attempts.get(row, []) if pair[0] != attempt]
+        self.attempts[row] = [*others, [attempt, found]]
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.kept.write_text(json.dumps(self.attempts, indent=1) + "\n")
+        said = found.get("gap") or found.get("value")
+        print(f"{row} {fields(attempt)}: {said} ({found.get('seconds', 0)} s)", flush=True)
+        ours = best("train_1.5b", self.attempts.get("train_1.5b", []))
+        changed = [row, *(other for other in _OTHERS if row == "train_1.5b")]
+        for one in changed:
+            if one in _UNMEASURED or one not in self.attempts:
+                continue
+            lines = results_of(one, self.attempts[one], ours and ours[1])
+            records.replace_rows(self.out / "gpu.csv", "id", {line["id"] for line in lines}, lines)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
+    parser.add_argument("--work", type=Path, default=gpu_process.WORK, help="folder of caches")
     parser.add_argument(
         "--rows", default=",".join(ATTEMPTS), help="some of the default, with commas"
     )
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of an attempt")
+    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds of everything")
     parser.add_argument("--tiny", action="store_true", help="small shapes: does every row work?")
-    parser.add_argument("--again", action="store_true", help="measure rows that are there already")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    parser.add_argument("--aot", action="store_true", help="compile the rows, without a GPU")
+    parser.add_argument("--devices", default="h100,h200", help="what --aot compiles for")
+    parser.add_argument("--cases", default="", help="some of what --aot compiles, by number")
+    parser.add_argument("--ab", metavar="ROW", help="compare XLA's options in this row")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.only:
-        print(json.dumps(gpu_rows.measure(*json.loads(arguments.only), arguments.tiny)))
-        return
-    rows = arguments.rows.split(",")
-    if unknown := set(rows) - set(ATTEMPTS):
+    known = {*ATTEMPTS, "study"} if arguments.aot else set(ATTEMPTS)
+    if unknown := set(arguments.rows.split(",")) - known:
         parser.error(f"--rows: {', '.join(sorted(unknown))} unknown; known: {', '.join(ATTEMPTS)}")
     if arguments.tiny and arguments.out.resolve() == HERE.resolve():
         parser.error("--tiny gives no results worth keeping: name another folder with --out")
-    failed = table(arguments.out, rows, tiny=arguments.tiny, again=arguments.again)
-    report.write(arguments.out)
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.only:
+        print(json.dumps(gpu_process.measured(arguments.only)))
+        return
+    rows = arguments.rows.split(",")
+    if arguments.aot:
+        from experiments.performance import aot_tables
+
+        cases = aot_tables.gpu_cases(rows, arguments.devices.split(","))
+        sys.exit(aot_tables.gpu(arguments.out, cases, arguments.cases, arguments.again))
+    out = arguments.out.absolute()
+    how = gpu_process.How(out, arguments.work.absolute(), arguments.tiny, arguments.limit)
+    if arguments.ab:
+        attempt = ATTEMPTS[arguments.ab][0]
+        print(json.dumps(gpu_process.measure("ab", [arguments.ab, *attempt], how)))
+        return
+    gpu_process.unpack_autotune(how)
+    session = Session(out, rows, how, arguments.budget, arguments.again)
+    failed = session.run()
+    gpu_process.pack_autotune(how)
+    report.write(out)
     if failed:
         raise SystemExit(f"not measured, or not passed: {', '.join(failed)}")
 

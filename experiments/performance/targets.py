@@ -55,6 +55,8 @@ CPU = [
 ]
 
 GPU = [
+    Target("ceilings", "ceiling: a product of 8192³ in bfloat16", unit="TF/s"),
+    Target("ceilings_copy", "ceiling: a copy of 2 GiB, read and written", unit="GB/s"),
     Target(
         "train_1.5b",
         "1.5B full fine-tuning, packed 2048, tokens/s",
