@@ -110,6 +110,8 @@ def stand_ins(device: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(select, "mistake", lambda *_: None))
+        # or it would be said that the test was passed
+        stack.enter_context(mock.patch.object(select.processes, "is_first", lambda: False))
         if is_gpu(device):
             from jax._src.cudnn import fused_attention_stablehlo as lib
 

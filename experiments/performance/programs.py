@@ -16,14 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dft_jax import sharding
-from dft_jax.losses import objectives
 from dft_jax.models import cached, model as models
 from dft_jax.models.hf.locate import read_config
 from dft_jax.sampling import decode as decoding, filters
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
-from dft_jax.training.step import StepOptions, make_train_step
-from dft_jax.types import Batch, Frozen, Hyperparameters
+from dft_jax.types import Batch
 from experiments.performance import workload
 from experiments.performance.contenders import adapter
 
@@ -179,17 +177,12 @@ def train(
     """The training step; `rows` are those of one device in a micro-batch."""
     config = training_config(shape, remat, chunk_tokens, **changes)
     model = training_model(config, shape, tiny, mesh, attention)
-    optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    objective = objectives.make_objective("dft")
-    step = make_train_step(model, objective, optimizer, StepOptions.of(config))
+    optimizer, step = adapter.make_step(config, model, "dft")
     shards = sharding.batch_shards(model.mesh)
     batch = packed_step(model.config.vocab_size, rows * shards, accumulation, tiny)
-    rates = jax.ShapeDtypeStruct((10_000,), jnp.float32)
-    given: Any = Hyperparameters(rates, jax.ShapeDtypeStruct((), jnp.uint32))
-    shapes = sharding.abstract_batch(batch.tokens_BL.shape, model.mesh)
     return Compilable(
         step,
-        (Frozen(given), abstract_state(model, optimizer), shapes),
+        adapter.step_shapes(model, optimizer, batch),
         _chunks(batch, shards, chunk_tokens),
         attention=model.module.backend,
         tokens=useful_tokens(batch),

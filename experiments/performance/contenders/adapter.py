@@ -4,8 +4,10 @@ package's interface.
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dft_jax import config as config_lib, sharding
@@ -18,9 +20,9 @@ from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import matmul_precision
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.state import init_params, init_state
+from dft_jax.training.state import abstract_state, init_params, init_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
-from dft_jax.types import Batch, Frozen
+from dft_jax.types import Batch, Frozen, Hyperparameters
 from experiments.performance.workload import Examples
 
 LEARNING_RATE = 1e-5
@@ -52,6 +54,22 @@ def load_params(folder: str | Path, model):
     return load.load_params(Checkpoint(Path(folder)), model)
 
 
+def make_step(config, model, objective: str):
+    """(optimizer, training step)."""
+    optimizer = optimizer_lib.make_optimizer(config.optimizer)
+    made = objectives.make_objective(objective)
+    options = StepOptions.of(config.train, config.optimizer)
+    return optimizer, make_train_step(model, made, optimizer, options)
+
+
+def step_shapes(model, optimizer, batch: Batch) -> tuple:
+    """What a training step is compiled for, where nothing is allocated: shapes with layouts."""
+    rates = jax.ShapeDtypeStruct((10_000,), jnp.float32)
+    given: Any = Hyperparameters(rates, jax.ShapeDtypeStruct((), jnp.uint32))
+    shapes = sharding.abstract_batch(batch.tokens_BL.shape, model.mesh)
+    return Frozen(given), abstract_state(model, optimizer), shapes
+
+
 class Trainee:
     """A model in training with one objective. `step(batches)` makes an update from each batch.
 
@@ -59,16 +77,12 @@ class Trainee:
     """
 
     def __init__(self, config, model, objective: str, folder: str | Path | None):
-        optimizer = optimizer_lib.make_optimizer(config.optimizer)
+        optimizer, self.train_step = make_step(config, model, objective)
         given = make_hyperparameters(config.optimizer, config.train.seed, 10_000, model.mesh)
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
         self.precision = functools.partial(matmul_precision, config.model.compute_dtype)
         self.frozen = Frozen(given)
-        made = objectives.make_objective(objective)
-        self.train_step = make_train_step(
-            model, made, optimizer, StepOptions.of(config.train, config.optimizer)
-        )
         with self.precision():
             source = Path(folder or "")  # not read where parameters are random
             params = init_params(config.model.init, config.train.seed, source, model)
