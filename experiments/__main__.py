@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "parity": ("experiments.parity.run",),
     "performance": ("experiments.performance.run",),
     "performance/gpu": ("experiments.performance.gpu",),
+    "performance/tpu": ("experiments.performance.tpu",),
     "planner": ("experiments.planner.check",),
     "planner/table": ("experiments.planner.table",),
     "random4_gsm8k": ("experiments.random4_gsm8k.analyse",),

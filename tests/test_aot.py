@@ -166,6 +166,19 @@ def test_a_fusion_moves_what_it_looks_at(result, n_bytes):
     assert step.n_bytes in (n_bytes, n_bytes + 4)
 
 
+def test_the_start_of_a_fusion_moves_what_the_fusion_does():
+    result = "ROOT %u = f32[28,100]{1,0} dynamic-update-slice(%stack, %update, %at, %zero)"
+    types = "f32[28,100]{1,0}, s32[], f32[1,100]{1,0}"
+    lines = (
+        "%stack.1 = f32[28,100]{1,0} parameter(0)",
+        "%at.1 = s32[] parameter(1)",
+        "%update.1 = f32[1,100]{1,0} parameter(2)",
+        f"%start = (({types}), f32[28,100]{{1,0}}, s32[]) fusion-start(%stack.1, %at.1, %update.1), kind=kLoop, calls=%fused",
+        "ROOT %done = f32[28,100]{1,0} fusion-done(%start)",
+    )
+    assert only(entry(*lines, before=FUSION.replace("RESULT", result))).n_bytes == 400 + 4 + 400
+
+
 def test_memory_of_the_core_costs_no_bandwidth():
     near = "f32[8]{0:T(128)S(1)}"
     assert only(entry(f"%a = {near} parameter(0)", f"ROOT %b = {near} copy-of(%a)")).n_bytes == 0

@@ -49,6 +49,11 @@ class Instruction:
     is_root: bool
     value: str  # of a constant
 
+    @property
+    def base(self) -> str:
+        """The opcode of what an asynchronous start begins."""
+        return self.opcode.removesuffix("-start")
+
 
 Computation = dict[str, Instruction]
 
@@ -226,12 +231,12 @@ def products(
     instruction: Instruction, computation: Computation, program: Program
 ) -> tuple[float, str]:
     """FLOPs of the products that an instruction makes, and the dtype of their inputs."""
-    if instruction.opcode in _PRODUCTS:
-        return _PRODUCTS[instruction.opcode](instruction, computation)
-    if instruction.opcode == "custom-call" and "__cublas" in instruction.attributes:
+    if instruction.base in _PRODUCTS:
+        return _PRODUCTS[instruction.base](instruction, computation)
+    if instruction.base == "custom-call" and "__cublas" in instruction.attributes:
         return _dot_flops(instruction, computation)
     flops, dtype = 0.0, "f32"
-    if instruction.opcode == "fusion":
+    if instruction.base == "fusion":
         for name in _called(instruction, "calls"):
             inner = program.computations[name]
             for part in inner.values():
@@ -246,7 +251,7 @@ def attention_flops(instruction: Instruction, computation: Computation) -> float
     Products with [L, L]: two forward, five backward; of the TPU's two backward kernels three and
     four. Queries are [B, L, H, K] for cuDNN and [B, H, L, K] on TPUs.
     """
-    if instruction.opcode != "custom-call":
+    if instruction.base != "custom-call":
         return 0.0
     name, about = instruction.name, instruction.attributes
     if "fmha" in about:
@@ -313,21 +318,21 @@ def _written_by_fusion(name: str, computation: Computation) -> float:
 
 def moved(instruction: Instruction, computation: Computation, program: Program) -> float:
     """Bytes that an instruction reads from and writes to main memory."""
+    read = sum(size_of(computation[name].type) for name in set(instruction.operands))
     result = size_of(instruction.type)
-    if instruction.opcode in ("dynamic-slice", "gather", "slice"):
+    if instruction.opcode != instruction.base:
+        result = max(0.0, result - read)  # a start names its inputs too
+    if instruction.base in ("dynamic-slice", "gather", "slice"):
         return 2 * result
-    if instruction.opcode == "dynamic-update-slice":
+    if instruction.base == "dynamic-update-slice":
         return 2 * size_of(computation[instruction.operands[1]].type)
     called = _called(instruction, "calls")
-    if instruction.opcode == "fusion" and called:
+    if instruction.base == "fusion" and called:
         inner = program.computations[called[0]]
         root = next((name for name, part in inner.items() if part.is_root), None)
         parameters = [part for part in inner.values() if part.opcode == "parameter"]
         read = sum(_read_by_fusion(parameter, inner) for parameter in parameters)
         return read + (_written_by_fusion(root, inner) if root else result)
-    read = sum(size_of(computation[name].type) for name in set(instruction.operands))
-    if instruction.opcode == "copy-start":
-        return 2 * read
     return read + result
 
 
@@ -446,7 +451,7 @@ def _step(
         seconds = collective_seconds(kind, n_bytes, instruction, chip)
         return [Executed(instruction, 1, kind, 0.0, n_bytes, seconds)]
     found = []
-    for name in _called(instruction, "calls") if instruction.opcode == "fusion" else []:
+    for name in _called(instruction, "calls") if instruction.base == "fusion" else []:
         inner = program.computations[name]
         for part in inner.values():
             if collective_of(part):
