@@ -63,8 +63,10 @@ def gpu_cases(rows: list[str], devices: list[str]) -> list[Case]:
     return cases
 
 
-def fill(file: Path, cases: list[Case], again: bool) -> int:
-    """Compiles what has no line of this commit yet; returns the exit status."""
+def fill(file: Path, cases: list[Case], again: bool, texts: Path | None = None) -> int:
+    """Compiles what has no line of this commit yet; returns the exit status. `texts` takes the
+    text of each program.
+    """
     commit, n_failed = aot.package_commit(), 0
     for case in cases:
         about = {"row": case.row, "attempt": case.attempt, "device": case.device}
@@ -73,7 +75,7 @@ def fill(file: Path, cases: list[Case], again: bool) -> int:
         known = [line for line in records.read_rows(file) if _is_of(line, about)]
         if known and known[0]["total_gib"] and not again:
             continue
-        found = compiled(case)
+        found = compiled(case, text_file(case, commit, texts))
         n_failed += "gap" in found
         records.write_rows(file, [*others, about | found])
         text = found.get("gap") or f"{found['total_gib']:.1f} GiB, {found['predicted_ms']:.0f} ms"
@@ -85,12 +87,22 @@ def _is_of(line: dict, about: dict) -> bool:
     return all(line[key] == about[key] for key in _KEYS)
 
 
-def compiled(case: Case) -> dict:
+def text_file(case: Case, commit: str, texts: Path | None) -> Path | None:
+    if texts is None:
+        return None
+    texts.mkdir(parents=True, exist_ok=True)
+    words = (case.row, *case.attempt.split(), case.attention, case.device, case.mesh, commit)
+    return texts.absolute() / ("_".join(words).replace(":", "-") + ".txt")
+
+
+def compiled(case: Case, text: Path | None = None) -> dict:
     """What aot.py says of a case, in a process of its own; {"gap": why} where it fails."""
     command = [sys.executable, "-m", "experiments.performance.aot", case.row]
     command += [*case.attempt.split(), f"--device={case.device}", f"--mesh={case.mesh}"]
     if case.attention != "auto":
         command.append(f"--attention={case.attention}")
+    if text is not None:
+        command.append(f"--hlo={text}")
     environment = gpu_process.with_root() | aot.ENVIRONMENT
     done = subprocess.run(
         command, cwd=gpu_process.ROOT, env=environment, capture_output=True, text=True
@@ -105,11 +117,11 @@ def chosen(cases: list[Case], numbers: str) -> list[Case]:
     return [cases[int(number)] for number in numbers.split(",") if number] or cases
 
 
-def gpu(out: Path, cases: list[Case], numbers: str, again: bool) -> int:
+def gpu(out: Path, cases: list[Case], numbers: str, again: bool, texts: Path | None) -> int:
     """gpu_aot.csv; returns the exit status."""
-    return fill(out / "gpu_aot.csv", chosen(cases, numbers), again)
+    return fill(out / "gpu_aot.csv", chosen(cases, numbers), again, texts)
 
 
-def tpu(out: Path, numbers: str, again: bool) -> int:
+def tpu(out: Path, numbers: str, again: bool, texts: Path | None) -> int:
     """tpu_aot.csv; returns the exit status."""
-    return fill(out / "tpu_aot.csv", chosen(list(TPU), numbers), again)
+    return fill(out / "tpu_aot.csv", chosen(list(TPU), numbers), again, texts)

@@ -232,11 +232,14 @@ class Session:
         return [row for row in self.rows if row in tried and not self.worked(row)]
 
     def predict(self, planned: list[tuple[str, list]]) -> None:
-        """Prints what is expected, before anything is known."""
+        """Prints what is expected, values and seconds, before anything is known."""
+        seconds = EXPECTED_S["gate"]
         for row, attempt in planned:
             value = prediction(row, attempt, self.device_gib)
-            if value is not None:
-                print(f"predicted: {row} {fields(attempt)}: {value:,.4g}", flush=True)
+            expected = EXPECTED_S.get(row, LIMIT_S)
+            seconds += expected
+            said = "no prediction" if value is None else f"{value:,.0f} predicted"
+            print(f"{row} {fields(attempt)}: {said}, at second {seconds}", flush=True)
 
     def worked(self, row: str) -> bool:
         return any("gap" not in found for _, found in self.attempts[row])
@@ -291,6 +294,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--aot", action="store_true", help="compile the rows, without a GPU")
     parser.add_argument("--devices", default="h100,h200", help="what --aot compiles for")
     parser.add_argument("--cases", default="", help="some of what --aot compiles, by number")
+    parser.add_argument("--texts", type=Path, help="folder for the programs that --aot compiles")
     parser.add_argument("--ab", metavar="ROW", help="compare XLA's options in this row")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -312,7 +316,9 @@ def main() -> None:
         from experiments.performance import aot_tables
 
         cases = aot_tables.gpu_cases(rows, arguments.devices.split(","))
-        sys.exit(aot_tables.gpu(arguments.out, cases, arguments.cases, arguments.again))
+        sys.exit(
+            aot_tables.gpu(arguments.out, cases, arguments.cases, arguments.again, arguments.texts)
+        )
     out = arguments.out.absolute()
     how = gpu_process.How(out, arguments.work.absolute(), arguments.tiny, arguments.limit)
     if arguments.ab:

@@ -91,20 +91,23 @@ def kernel_lines(tiny: bool) -> list[dict]:
 
 
 def step_lines(tiny: bool) -> list[dict]:
-    """Whole steps on the same examples: packed against one to a row in float32 and bfloat16, and
-    the backend that rows run against `blocked`, both bfloat16.
+    """Whole steps on the same examples: packed against one to a row in float32 and in bfloat16,
+    bfloat16 against float32, and the backend that rows run against `blocked`.
     """
-    lines, blocked = [], {}
+    lines, packed = [], {}
     for dtype, limit in (("float32", _EXACT), ("bfloat16", _BFLOAT16)):
-        blocked = {layout: step_facts(dtype, layout, "blocked", tiny) for layout in _LAYOUTS}
-        difference = facts_difference(blocked["packed"], blocked["padded"])
+        facts = {layout: step_facts(dtype, layout, "blocked", tiny) for layout in _LAYOUTS}
+        difference = facts_difference(facts["packed"], facts["padded"])
         case = f"packed against separate examples, {dtype}"
         lines.append(line(case, difference, limit, "blocked"))
+        packed[dtype] = facts["packed"]
+    difference = facts_difference(packed["bfloat16"], packed["float32"])
+    lines.append(line("a step in bfloat16 against float32", difference, _BFLOAT16, "blocked"))
     native = step_facts("bfloat16", "packed", "auto", tiny)
     name = native["attention"]
     if name != "blocked":
         case = f"{name} against blocked in a step, bfloat16"
-        difference = facts_difference(native, blocked["packed"])
+        difference = facts_difference(native, packed["bfloat16"])
         lines.append(line(case, difference, _BFLOAT16, name, required=False))
     return lines
 

@@ -112,8 +112,8 @@ def profile(asked: list, tiny: bool, attention: str, out: Path) -> dict:
         events = json.loads(gzip.decompress(trace.read_bytes()))
         kernels = kernels_of(events)
         (out / "profile").mkdir(parents=True, exist_ok=True)
-        for file in (trace, *Path(folder).rglob("*.xplane.pb")):
-            shutil.copy(file, out / "profile" / file.name.partition(".")[2])
+        # one file, for Perfetto: without its name, which is the machine's
+        shutil.copy(trace, out / "profile" / "trace.json.gz")
     about = {"row": row, "attempt": " ".join(map(str, attempt))}
     lines = [about | kernel for kernel in kernels]
     records.replace_rows(out / "gpu_profile.csv", "row", {row}, lines)

@@ -19,9 +19,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results")
     parser.add_argument("--aot", action="store_true", required=True, help="compile, without a TPU")
     parser.add_argument("--cases", default="", help="some by number, with commas; else all")
+    parser.add_argument("--texts", type=Path, help="folder for the programs' texts")
     parser.add_argument("--again", action="store_true", help="compile what is there already")
     arguments = parser.parse_args()
-    sys.exit(aot_tables.tpu(arguments.out, arguments.cases, arguments.again))
+    sys.exit(aot_tables.tpu(arguments.out, arguments.cases, arguments.again, arguments.texts))
 
 
 if __name__ == "__main__":
