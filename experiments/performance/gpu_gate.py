@@ -91,45 +91,44 @@ def kernel_lines(tiny: bool) -> list[dict]:
 
 
 def step_lines(tiny: bool) -> list[dict]:
-    """Whole steps on the same examples: packed against one to a row in float32 and in bfloat16,
-    bfloat16 against float32, and the backend that rows run against `blocked`.
+    """Whole steps on the same examples: packed against one to a row in float32, bfloat16 against
+    float32, and the backend that rows run against `blocked`.
     """
-    lines, packed = [], {}
-    for dtype, limit in (("float32", _EXACT), ("bfloat16", _BFLOAT16)):
-        facts = {layout: step_facts(dtype, layout, "blocked", tiny) for layout in _LAYOUTS}
-        difference = facts_difference(facts["packed"], facts["padded"])
-        case = f"packed against separate examples, {dtype}"
-        lines.append(line(case, difference, limit, "blocked"))
-        packed[dtype] = facts["packed"]
-    difference = facts_difference(packed["bfloat16"], packed["float32"])
+    exact, half = gate_model("float32", "blocked", tiny), gate_model("bfloat16", "blocked", tiny)
+    packed = step_facts(exact, "packed", tiny)
+    difference = facts_difference(packed, step_facts(exact, "padded", tiny))
+    case = "packed against separate examples, float32"
+    lines = [line(case, difference, _EXACT, "blocked")]
+    blocked = step_facts(half, "packed", tiny)
+    difference = facts_difference(blocked, packed)
     lines.append(line("a step in bfloat16 against float32", difference, _BFLOAT16, "blocked"))
-    native = step_facts("bfloat16", "packed", "auto", tiny)
-    name = native["attention"]
+    native = gate_model("bfloat16", "auto", tiny)
+    name = native.module.backend
     if name != "blocked":
         case = f"{name} against blocked in a step, bfloat16"
-        difference = facts_difference(native, packed["bfloat16"])
+        difference = facts_difference(step_facts(native, "packed", tiny), blocked)
         lines.append(line(case, difference, _BFLOAT16, name, required=False))
     return lines
 
 
-_LAYOUTS = ("packed", "padded")
+def gate_model(dtype: str, attention: str, tiny: bool):
+    return programs.build("gate", tiny, None, attention, compute_dtype=dtype)
+
+
+def step_facts(model, layout: str, tiny: bool) -> dict:
+    """Loss and gradient norm of the first step of a small model."""
+    config = adapter.make_config(str(model.module.compute_dtype))
+    examples = programs.math_examples(model.config.vocab_size, tiny)
+    few = workload.Examples(examples.ids_NL[:8], examples.lengths_N[:8], examples.prompts_N[:8])
+    trainee = adapter.Trainee(config, model, "sft", None)
+    trainee.step(adapter.lay_out(few, layout, 128 if tiny else 2048))
+    return trainee.facts()
 
 
 def facts_difference(found: dict, expected: dict) -> float:
     """The larger relative difference of loss and gradient norm; NaN if one of them is."""
     names = ("loss", "gradient_norm")
     return float(np.max([abs(found[name] / expected[name] - 1) for name in names]))
-
-
-def step_facts(dtype: str, layout: str, attention: str, tiny: bool) -> dict:
-    """Loss and gradient norm of the first step of a small model."""
-    config = adapter.make_config(dtype)
-    model = programs.build("gate", tiny, None, attention, compute_dtype=dtype)
-    examples = programs.math_examples(model.config.vocab_size, tiny)
-    few = workload.Examples(examples.ids_NL[:8], examples.lengths_N[:8], examples.prompts_N[:8])
-    trainee = adapter.Trainee(config, model, "sft", None)
-    trainee.step(adapter.lay_out(few, layout, 128 if tiny else 2048))
-    return trainee.facts() | {"attention": model.module.backend}
 
 
 PARTS: tuple[Callable[[bool], list[dict]], ...] = (head_lines, kernel_lines, step_lines)
