@@ -203,6 +203,33 @@ def test_collectives_by_kind_and_bytes():
     assert found["gb"] == 0  # they are not counted as traffic of memory too
 
 
+def test_what_a_collective_sends_from_the_core_counts():
+    near = "f32[4,8]{1,0:T(8,128)S(1)}"
+    text = entry(f"%a = {near} parameter(0)", f"ROOT %r = {near} all-reduce(%a), to_apply=%add")
+    assert only(text).n_bytes == 128
+
+
+def test_recomputed_products_count_in_every_branch():
+    branches = """%cheap (x: f32[8,8]) -> f32[8,8] {
+  %x = f32[8,8]{1,0} parameter(0)
+  ROOT %one = f32[8,8]{1,0} negate(%x)
+}
+
+%dear (y: f32[8,8]) -> f32[8,8] {
+  %y = f32[8,8]{1,0} parameter(0)
+  ROOT %dot.remat = f32[8,8]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+"""
+    lines = (
+        "%p = f32[8,8]{1,0} parameter(0)",
+        "%q = s32[] parameter(1)",
+        "ROOT %choice = f32[8,8]{1,0} conditional(%q, %p, %p), branch_computations={%cheap, %dear}",
+    )
+    found = hlo.facts(entry(*lines, before=branches), CHIP)
+    assert (found["gemms"], found["recomputed_gemms"], found["tflop"]) == (1, 1, 0)
+
+
 def test_a_collective_inside_of_a_fusion_counts():
     inside = """%scattered (x: f32[8]) -> f32[2] {
   %x = f32[8]{0} parameter(0)

@@ -217,6 +217,9 @@ def main() -> None:
     parser.add_argument("--mesh", default="1x1x1", help="data x fsdp x tensor")
     parser.add_argument("--attention", help="of a training row: auto, or a backend by name")
     parser.add_argument("--chunk", type=int, help="of a training row: tokens of a head's chunk")
+    parser.add_argument(
+        "--set", action="append", default=[], help="of a training row: optimizer.rounding=nearest"
+    )
     parser.add_argument("--trips", type=int, help="of loops whose length is data")
     parser.add_argument("--options", type=json.loads, help="XLA's, as JSON")
     parser.add_argument("--hlo", type=Path, help="file for the compiled program's text")
@@ -231,6 +234,9 @@ def main() -> None:
     )
     more = {"attention": arguments.attention, "chunk_tokens": arguments.chunk}
     more = {name: value for name, value in more.items() if value is not None}
+    for change in arguments.set:
+        key, _, value = change.partition("=")
+        more[key] = value
     try:
         program, compiled, seconds = compile_row(
             arguments.row,

@@ -13,12 +13,18 @@ import functools
 import math
 import re
 
-_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2}
-_BYTES |= {"u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
-_BYTES |= {"token": 0, "opaque": 0}
-_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
-_NAMES = re.compile(r"%([\w.\-]+)")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+from experiments.performance.hlo_text import (
+    Computation,
+    Instruction,
+    Program,
+    called_by,
+    parse,
+    root_of,
+    shape_of,
+    size_of,
+    trip_count,
+)
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # They name a value, or a part of one, and move nothing.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
@@ -38,35 +44,6 @@ class Chip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of a computation."""
-
-    name: str
-    opcode: str
-    type: str
-    operands: tuple[str, ...]
-    attributes: str
-    is_root: bool
-    value: str  # of a constant
-
-    @property
-    def base(self) -> str:
-        """The opcode of what an asynchronous start begins."""
-        return self.opcode.removesuffix("-start")
-
-
-Computation = dict[str, Instruction]
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """The computations of a module by name."""
-
-    computations: dict[str, Computation]
-    entry: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Executed:
     """An instruction that runs `times` times; the numbers are those of one run."""
 
@@ -76,86 +53,6 @@ class Executed:
     flops: float
     n_bytes: float
     seconds: float
-
-
-# ---- reading
-
-
-def parse(text: str) -> Program:
-    """The computations of a module's text, as `compiled.as_text()` gives it."""
-    computations: dict[str, Computation] = {}
-    entry, inside = "", None
-    for line in text.splitlines():
-        header = _HEADER.match(line)
-        if line.rstrip() == "}":
-            inside = None
-        elif inside is None and header and not line.startswith("HloModule"):
-            inside = computations.setdefault(header[2], {})
-            entry = header[2] if header[1] else entry
-        # settings of kernels have lines of their own
-        elif inside is not None and line.startswith("  "):
-            found = _instruction(line.strip())
-            if found:
-                inside[found.name] = found
-    return Program(computations, entry)
-
-
-def _instruction(line: str) -> Instruction | None:
-    name, equals, rest = line.removeprefix("ROOT ").partition(" = ")
-    if not equals:
-        return None
-    type_end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
-    opcode, _, _ = rest[type_end:].strip().partition("(")
-    start = rest.find("(", type_end)
-    end = _closing(rest, start)
-    operands = tuple(_NAMES.findall(rest[start:end]))
-    about = (name.removeprefix("%"), opcode, rest[:type_end], operands, rest[end:])
-    value = rest[start + 1 : end - 1]
-    return Instruction(*about, is_root=line.startswith("ROOT "), value=value)
-
-
-def _closing(text: str, start: int) -> int:
-    """One past the parenthesis that closes the one at `start`."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
-        if depth == 0:
-            return place + 1
-    return len(text)
-
-
-def arrays(type: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of each array of a type that lies in main memory.
-
-    TPUs keep some in memory of their own, space S(1), which costs no bandwidth here.
-    """
-    found = []
-    for dtype, sizes, layout in _ARRAY.findall(type):
-        if dtype in _BYTES and "S(1)" not in layout:
-            shape = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
-            found.append((dtype, shape))
-    return found
-
-
-def size_of(type: str) -> float:
-    """Bytes of a type in main memory."""
-    return sum(_BYTES[dtype] * math.prod(shape) for dtype, shape in arrays(type))
-
-
-def _shape(type: str) -> tuple[str, tuple[int, ...]]:
-    """dtype and shape of a type's first array, wherever it lies."""
-    dtype, sizes, _ = next(iter(_ARRAY.findall(type)), ("f32", "", ""))
-    return dtype, tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
-
-
-def _called(instruction: Instruction, *names: str) -> list[str]:
-    """Computations that an instruction calls under these attributes."""
-    found = []
-    for name in names:
-        match = re.search(rf"\b{name}=(\{{[^}}]*\}}|%?[\w.\-]+)", instruction.attributes)
-        if match:
-            found += [word.strip(" %{}") for word in match[1].split(",")]
-    return found
 
 
 # ---- products
@@ -171,17 +68,17 @@ def _dot_flops(instruction: Instruction, computation: Computation) -> tuple[floa
     about = instruction.attributes
     contracted = _numbers(r"lhs_contracting_dims=\{([\d,]*)\}", about)
     contracted = contracted or _numbers(r'"lhs_contracting_dimensions":\[([^\]]*)\]', about)
-    dtype, left = _shape(computation[instruction.operands[0]].type)
-    _, out = _shape(instruction.type)
+    dtype, left = shape_of(computation[instruction.operands[0]].type)
+    _, out = shape_of(instruction.type)
     return 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracted), dtype
 
 
 def _convolution_flops(instruction: Instruction, computation: Computation) -> tuple[float, str]:
     """TPUs write products as convolutions, batch axes as windows that mostly see padding."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    dtype, left = _shape(computation[instruction.operands[0]].type)
-    _, right = _shape(computation[instruction.operands[1]].type)
-    _, out = _shape(instruction.type)
+    dtype, left = shape_of(computation[instruction.operands[0]].type)
+    _, right = shape_of(computation[instruction.operands[1]].type)
+    _, out = shape_of(instruction.type)
     if labels is None:
         return 0.0, dtype
     flops = 2.0 * out[labels[3].index("b")] * out[labels[3].index("f")]
@@ -189,7 +86,7 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> tu
     for axis in sorted(set(labels[1]) - {"b", "f"}):
         sizes = left[labels[1].index(axis)], right[labels[2].index(axis)]
         window = _window(instruction.attributes, int(axis))
-        flops *= _pairs(*sizes, out[labels[3].index(axis)], window)
+        flops *= _pairs(*sizes, out[labels[3].index(axis)], tuple(window.values()))
     groups = _numbers(r"batch_group_count=(\d+)", instruction.attributes)
     return flops / (groups[0] if groups else 1), dtype
 
@@ -206,22 +103,15 @@ def _window(about: str, axis: int) -> dict[str, int]:
 
 
 @functools.cache
-def _count_pairs(n_in: int, n_window: int, n_out: int, window: tuple[int, ...]) -> int:
+def _pairs(n_in: int, n_window: int, n_out: int, window: tuple[int, ...]) -> int:
+    """How many pairs of an output and a place of its window meet an input and no padding."""
     stride, pad, lhs_dilate, rhs_dilate = window
     pairs = 0
     for w in range(n_window):
-        first = w * rhs_dilate - pad
         for o in range(n_out):
-            place = o * stride + first
-            pairs += place % lhs_dilate == 0 and 0 <= place < (n_in - 1) * lhs_dilate + 1
+            place = o * stride + w * rhs_dilate - pad
+            pairs += place % lhs_dilate == 0 and 0 <= place <= (n_in - 1) * lhs_dilate
     return pairs
-
-
-def _pairs(n_in: int, n_window: int, n_out: int, window: dict[str, int]) -> int:
-    """How many pairs of an output and a place of its window meet an input and no padding."""
-    if n_window == 1:
-        return n_out
-    return _count_pairs(n_in, n_window, n_out, tuple(window.values()))
 
 
 _PRODUCTS = {"dot": _dot_flops, "convolution": _convolution_flops}
@@ -237,7 +127,7 @@ def products(
         return _dot_flops(instruction, computation)
     flops, dtype = 0.0, "f32"
     if instruction.base == "fusion":
-        for name in _called(instruction, "calls"):
+        for name in called_by(instruction, "calls"):
             inner = program.computations[name]
             for part in inner.values():
                 more, of = products(part, inner, program)
@@ -262,7 +152,7 @@ def attention_flops(instruction: Instruction, computation: Computation) -> float
             n_products = products_of_kernel if kernel in name else n_products
     else:
         return 0.0
-    inputs = [_shape(computation[name].type) for name in instruction.operands]
+    inputs = [shape_of(computation[name].type) for name in instruction.operands]
     wide = (shape for dtype, shape in inputs if dtype in ("bf16", "f32") and len(shape) >= 3)
     queries = next(wide)
     return n_products * math.prod(queries) * queries[length_axis]  # 2 · L / 2 for each product
@@ -326,13 +216,12 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
         return 2 * result
     if instruction.base == "dynamic-update-slice":
         return 2 * size_of(computation[instruction.operands[1]].type)
-    called = _called(instruction, "calls")
+    called = called_by(instruction, "calls")
     if instruction.base == "fusion" and called:
         inner = program.computations[called[0]]
-        root = next((name for name, part in inner.items() if part.is_root), None)
         parameters = [part for part in inner.values() if part.opcode == "parameter"]
         read = sum(_read_by_fusion(parameter, inner) for parameter in parameters)
-        return read + (_written_by_fusion(root, inner) if root else result)
+        return read + _written_by_fusion(root_of(inner).name, inner)
     return read + result
 
 
@@ -341,14 +230,14 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
 
 def collective_of(instruction: Instruction) -> str:
     """The kind of a collective; empty for anything else, and for the end of one."""
-    return next((kind for kind in COLLECTIVES if instruction.opcode in (kind, f"{kind}-start")), "")
+    return instruction.base if instruction.base in COLLECTIVES else ""
 
 
 def exchanged(instruction: Instruction, computation: Computation) -> float:
     """Bytes of the larger of a collective's input and result on one device."""
-    given = sum(size_of(computation[name].type) for name in instruction.operands)
-    result = size_of(instruction.type)
-    if instruction.opcode.endswith("-start") and not instruction.opcode.startswith("all-reduce"):
+    given = sum(size_of(computation[name].type, True) for name in instruction.operands)
+    result = size_of(instruction.type, True)
+    if instruction.opcode.endswith("-start") and instruction.base != "all-reduce":
         result -= given  # the start names both
     return max(given, result)
 
@@ -386,57 +275,18 @@ def _run(name: str, program: Program, chip: Chip, unknown_trips: int) -> list[Ex
     for instruction in computation.values():
         if instruction.opcode == "while":
             trips = trip_count(instruction, program) or unknown_trips
-            for body in inside(_called(instruction, "body", "condition")):
+            for body in inside(called_by(instruction, "body", "condition")):
                 steps += [dataclasses.replace(s, times=s.times * trips) for s in body]
         elif instruction.opcode == "conditional":
             names = ("branch_computations", "true_computation", "false_computation")
-            branches = inside(_called(instruction, *names))
+            branches = inside(called_by(instruction, *names))
             steps += min(branches, key=seconds_of)
         elif instruction.opcode in ("call", "async-start"):
-            steps += [
-                step for part in inside(_called(instruction, "to_apply", "calls")) for step in part
-            ]
+            for part in inside(called_by(instruction, "to_apply", "calls")):
+                steps += part
         else:
             steps += _step(instruction, computation, program, chip)
     return steps
-
-
-def trip_count(loop: Instruction, program: Program) -> int | None:
-    """As XLA:GPU writes it, or the constant below which a loop's condition keeps its counter, from
-    0 by the step of its body; None where the length is data.
-    """
-    known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
-    if known:
-        return int(known[1])
-    [condition], [body] = _called(loop, "condition"), _called(loop, "body")
-    bounds = _constants(condition, program)
-    root = next(part for part in program.computations[condition].values() if part.is_root)
-    for name in _called(root, "calls"):
-        root = next(part for part in program.computations[name].values() if part.is_root)
-    if root.opcode != "compare" or len(bounds) != 1:
-        return None
-    return -(-bounds[0] // _counter_step(program.computations[body]))
-
-
-def _constants(name: str, program: Program) -> list[int]:
-    """Whole numbers that stand in a computation and in what it calls."""
-    found = []
-    for part in program.computations[name].values():
-        if part.opcode == "constant" and part.value.isdigit():
-            found.append(int(part.value))
-        for called in _called(part, "calls"):
-            found += _constants(called, program)
-    return found
-
-
-def _counter_step(body: Computation) -> int:
-    """What a loop's body adds to its counter, the first of what it carries; 1 if that is hidden."""
-    root = next(part for part in body.values() if part.is_root)
-    after = body.get(root.operands[0]) if root.operands else None
-    for name in after.operands if after is not None and after.opcode == "add" else ():
-        if body[name].opcode == "constant" and body[name].value.isdigit():
-            return int(body[name].value)
-    return 1
 
 
 def _step(
@@ -451,7 +301,7 @@ def _step(
         seconds = collective_seconds(kind, n_bytes, instruction, chip)
         return [Executed(instruction, 1, kind, 0.0, n_bytes, seconds)]
     found = []
-    for name in _called(instruction, "calls") if instruction.base == "fusion" else []:
+    for name in called_by(instruction, "calls") if instruction.base == "fusion" else []:
         inner = program.computations[name]
         for part in inner.values():
             if collective_of(part):
@@ -476,8 +326,7 @@ def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | in
     time as it runs.
     """
     steps = executed(text, chip, unknown_trips)
-    gemms = [step for step in steps if step.kind == "gemm"]
-    calls = [step for step in steps if step.kind == "attention"]
+    gemms, n_calls = counted(parse(text))
     exchanges = [step for step in steps if step.kind in COLLECTIVES]
     spent = {"gemm": 0.0, "attention": 0.0, "memory": 0.0, "collective": 0.0}
     for step in steps:
@@ -485,9 +334,9 @@ def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | in
         spent[group] += 1e3 * step.times * step.seconds
     local = [step for step in steps if step.kind not in COLLECTIVES]
     return {
-        "attention_calls": len(calls),
+        "attention_calls": n_calls,
         "gemms": len(gemms),
-        "recomputed_gemms": sum("remat" in step.instruction.name for step in gemms),
+        "recomputed_gemms": sum("remat" in name for name in gemms),
         "collectives": collectives_text(exchanges),
         "collective_gb": sum(step.times * step.n_bytes for step in exchanges) / 1e9,
         "tflop": sum(step.times * step.flops for step in steps) / 1e12,
@@ -496,6 +345,25 @@ def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | in
         **{f"{group}_ms": ms for group, ms in spent.items()},
         "predicted_ms": 1e3 * seconds_of(steps),
     }
+
+
+def counted(program: Program) -> tuple[list[str], int]:
+    """Names of the instructions that make products, and how many are calls of attention: in all
+    branches, whichever is taken.
+    """
+    fused = set()
+    for computation in program.computations.values():
+        for instruction in computation.values():
+            if instruction.base == "fusion":
+                fused |= set(called_by(instruction, "calls"))
+    gemms, n_calls = [], 0
+    for name, computation in program.computations.items():
+        for instruction in computation.values() if name not in fused else ():
+            if attention_flops(instruction, computation):
+                n_calls += 1
+            elif products(instruction, computation, program)[0]:
+                gemms.append(instruction.name)
+    return gemms, n_calls
 
 
 def collectives_text(steps: list[Executed]) -> str:

@@ -1,0 +1,163 @@
+"""Reads the text of a compiled program: computations, their instructions, sizes of types, and how
+often loops run. Standard library only.
+"""
+
+import dataclasses
+import math
+import re
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2}
+_BYTES |= {"u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
+_BYTES |= {"token": 0, "opaque": 0}
+_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_NAMES = re.compile(r"%([\w.\-]+)")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation."""
+
+    name: str
+    opcode: str
+    type: str
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+    value: str  # of a constant
+
+    @property
+    def base(self) -> str:
+        """The opcode of what an asynchronous start begins."""
+        return self.opcode.removesuffix("-start")
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The computations of a module by name."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+def parse(text: str) -> Program:
+    """The computations of a module's text, as `compiled.as_text()` gives it."""
+    computations: dict[str, Computation] = {}
+    entry, inside = "", None
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if line.rstrip() == "}":
+            inside = None
+        elif inside is None and header and not line.startswith("HloModule"):
+            inside = computations.setdefault(header[2], {})
+            entry = header[2] if header[1] else entry
+        # settings of kernels have lines of their own
+        elif inside is not None and line.startswith("  "):
+            found = _instruction(line.strip())
+            if found:
+                inside[found.name] = found
+    return Program(computations, entry)
+
+
+def _instruction(line: str) -> Instruction | None:
+    name, equals, rest = line.removeprefix("ROOT ").partition(" = ")
+    if not equals:
+        return None
+    type_end = _closing(rest, 0) if rest.startswith("(") else rest.find(" ")
+    opcode, _, _ = rest[type_end:].strip().partition("(")
+    start = rest.find("(", type_end)
+    end = _closing(rest, start)
+    operands = tuple(_NAMES.findall(rest[start:end]))
+    about = (name.removeprefix("%"), opcode, rest[:type_end], operands, rest[end:])
+    value = rest[start + 1 : end - 1]
+    return Instruction(*about, is_root=line.startswith("ROOT "), value=value)
+
+
+def _closing(text: str, start: int) -> int:
+    """One past the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    return len(text)
+
+
+def _arrays(type: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """dtype, shape and layout of each array of a type."""
+    found = []
+    for dtype, sizes, layout in _ARRAY.findall(type):
+        if dtype in _BYTES:
+            shape = tuple(int(size.lstrip("<=")) for size in sizes.split(",") if size)
+            found.append((dtype, shape, layout))
+    return found
+
+
+def size_of(type: str, with_near: bool = False) -> float:
+    """Bytes of a type in main memory: what TPUs keep in the core, space S(1), costs no bandwidth."""
+    n_bytes = 0.0
+    for dtype, shape, layout in _arrays(type):
+        if with_near or "S(1)" not in layout:
+            n_bytes += _BYTES[dtype] * math.prod(shape)
+    return n_bytes
+
+
+def shape_of(type: str) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape of a type's first array, wherever it lies."""
+    dtype, shape, _ = next(iter(_arrays(type)), ("f32", (), ""))
+    return dtype, shape
+
+
+def root_of(computation: Computation) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.is_root)
+
+
+def called_by(instruction: Instruction, *names: str) -> list[str]:
+    """Computations that an instruction calls under these attributes."""
+    found = []
+    for name in names:
+        match = re.search(rf"\b{name}=(\{{[^}}]*\}}|%?[\w.\-]+)", instruction.attributes)
+        if match:
+            found += [word.strip(" %{}") for word in match[1].split(",")]
+    return found
+
+
+def trip_count(loop: Instruction, program: Program) -> int | None:
+    """As XLA:GPU writes it, or the constant below which a loop's condition keeps its counter, from
+    0 by the step of its body; None where the length is data.
+    """
+    known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
+    if known:
+        return int(known[1])
+    [condition], [body] = called_by(loop, "condition"), called_by(loop, "body")
+    bounds = _constants(condition, program)
+    root = root_of(program.computations[condition])
+    for name in called_by(root, "calls"):
+        root = root_of(program.computations[name])
+    if root.opcode != "compare" or len(bounds) != 1:
+        return None
+    return -(-bounds[0] // _counter_step(program.computations[body]))
+
+
+def _constants(name: str, program: Program) -> list[int]:
+    """Whole numbers that stand in a computation and in what it calls."""
+    found = []
+    for part in program.computations[name].values():
+        if part.opcode == "constant" and part.value.isdigit():
+            found.append(int(part.value))
+        for inner in called_by(part, "calls"):
+            found += _constants(inner, program)
+    return found
+
+
+def _counter_step(body: Computation) -> int:
+    """What a loop's body adds to its counter, the first of what it carries; 1 if that is hidden."""
+    root = root_of(body)
+    after = body.get(root.operands[0]) if root.operands else None
+    for name in after.operands if after is not None and after.opcode == "add" else ():
+        if body[name].opcode == "constant" and body[name].value.isdigit():
+            return int(body[name].value)
+    return 1
