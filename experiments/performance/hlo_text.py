@@ -97,7 +97,7 @@ def _arrays(type: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def size_of(type: str, with_near: bool = False) -> float:
-    """Bytes of a type in main memory: what TPUs keep in the core, space S(1), costs no bandwidth."""
+    """Bytes of a type in main memory; what TPUs keep in the core, space S(1), is not there."""
     n_bytes = 0.0
     for dtype, shape, layout in _arrays(type):
         if with_near or "S(1)" not in layout:
