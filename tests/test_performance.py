@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.performance import (
+    aot_report,
     duel,
     gpu,
     gpu_gate,
@@ -40,6 +41,9 @@ def test_readme_repeats_the_results():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert report.with_tables(text, report.tables(FOLDER)) == text, (
         "python -m experiments.performance.report"
+    )
+    assert report.with_tables(text, aot_report.tables(FOLDER)) == text, (
+        "python -m experiments.performance.aot_report"
     )
 
 

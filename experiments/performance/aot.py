@@ -176,6 +176,7 @@ def line_of(
         **memory_of(compiled),
         "compile_s": round(seconds),
         **found,
+        "trips": program.unknown_trips,
         "tokens": program.tokens,
         "predicted_tokens_per_s": rate,
         "commit": package_commit(),
