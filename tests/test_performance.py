@@ -206,7 +206,7 @@ def test_an_attempt_that_cannot_fit_is_none(monkeypatch, session):
     lines = {("train_7b", "7b 16 full 1"): {"total_gib": "70.5", "predicted_ms": "1"}}
     lines[("train_7b", "7b 8 dots")] = {"total_gib": "120", "predicted_ms": "1"}
     for line in lines.values():
-        line["tokens"] = "20"
+        line["made"] = "20"
     monkeypatch.setattr(gpu, "aot_lines", lambda device_gib: lines)
     asked = []
     first = {"value": 1.0, "low": 1, "high": 1, "note": "", "device": "x", "limit_gib": 75.6}

@@ -166,7 +166,7 @@ def line_of(
 ) -> dict:
     """A line of the tables."""
     found = hlo.facts(compiled.as_text(), chip_of(device), program.unknown_trips)
-    rate = program.tokens / (found["predicted_ms"] / 1e3) if program.tokens else None
+    rate = program.made / (found["predicted_ms"] / 1e3) if program.made else None
     return {
         "row": row,
         "attempt": " ".join(map(str, attempt)),
@@ -177,8 +177,8 @@ def line_of(
         "compile_s": round(seconds),
         **found,
         "trips": program.unknown_trips,
-        "tokens": program.tokens,
-        "predicted_tokens_per_s": rate,
+        "made": program.made,
+        "predicted_per_s": rate,
         "commit": package_commit(),
         "jax": jax.__version__,
     }

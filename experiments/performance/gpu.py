@@ -95,7 +95,7 @@ def prediction(row: str, attempt: list, device_gib: float | None) -> float | Non
         return None
     milliseconds = float(line["predicted_ms"])
     if is_rate(row):
-        return float(line["tokens"]) / milliseconds * 1e3
+        return float(line["made"]) / milliseconds * 1e3
     return milliseconds
 
 

@@ -92,7 +92,7 @@ class Compilable:
     unknown_trips: int = 1
     compute_dtype: str = "bfloat16"
     attention: str = ""  # the backend; empty where there is none
-    tokens: int = 0  # useful ones of a call
+    made: int = 0  # by a call: useful tokens, or the samples of the recipe
 
 
 # ---- models and batches
@@ -185,7 +185,7 @@ def train(
         adapter.step_shapes(model, optimizer, batch),
         _chunks(batch, shards, chunk_tokens),
         attention=model.module.backend,
-        tokens=useful_tokens(batch),
+        made=useful_tokens(batch),
     )
 
 
@@ -264,7 +264,7 @@ def recipe(
     shapes = sharding.abstract_batch(batch.tokens_BL.shape, model.mesh)
     step = recipe_step(model, optimizer)
     arguments = (abstract.params, abstract.opt_state, shapes)
-    about = {"attention": model.module.backend, "tokens": int(examples.lengths_N.sum())}
+    about = {"attention": model.module.backend, "made": len(examples.lengths_N)}
     return Compilable(step, arguments, **about)
 
 
@@ -300,7 +300,7 @@ def head(
     make = functools.partial(head_problem, n_tokens, width, vocab_size, jnp.bfloat16)
     shapes = on_mesh(jax.eval_shape(make), mesh or adapter.one_device_mesh())
     trips = -(-n_tokens // min(chunk_tokens, n_tokens // 4))
-    return Compilable(head_function(objective, chunk_tokens, mesh), shapes, trips, tokens=n_tokens)
+    return Compilable(head_function(objective, chunk_tokens, mesh), shapes, trips, made=n_tokens)
 
 
 def update_function(model, optimizer) -> Callable:
@@ -352,7 +352,7 @@ def decode(shape: str, batch: int, *, tiny: bool = False, mesh: Mesh | None = No
     least = jax.ShapeDtypeStruct((), jnp.int32)
     arguments = on_mesh((params, slots, least), model.mesh)
     dtype = str(model.module.compute_dtype)
-    about = {"compute_dtype": dtype, "attention": "cached", "tokens": batch}
+    about = {"compute_dtype": dtype, "attention": "cached", "made": batch}
     return Compilable(jax.jit(run, donate_argnums=1), arguments, **about)
 
 
