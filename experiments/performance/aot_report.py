@@ -15,7 +15,7 @@ _GROUPS = {
     "memory": "#7d8ca3",
     "collective": "#b3402a",
 }
-_SETTING = ("row", "attempt", "device", "mesh", "attention")
+_SETTING = ("device", "row", "attempt", "mesh", "attention")
 
 
 def setting(line: dict) -> tuple[str, ...]:
@@ -23,12 +23,14 @@ def setting(line: dict) -> tuple[str, ...]:
 
 
 def grouped(lines: list[dict]) -> list[list[dict]]:
-    """Lines that were compiled, one list for each setting, the commits of each in their order."""
+    """Lines that were compiled, one list for each setting, the commits of each in their order; like
+    settings are neighbours.
+    """
     groups: dict[tuple[str, ...], list[dict]] = {}
     for line in lines:
         if line["total_gib"]:
             groups.setdefault(setting(line), []).append(line)
-    return list(groups.values())
+    return [groups[key] for key in sorted(groups)]
 
 
 def name_of(line: dict) -> str:
@@ -88,8 +90,10 @@ def draw(folder: Path, file: Path) -> None:
     for axis, (name, groups) in zip(axes[:, 0], panels, strict=True):
         _panel(axis, groups)
         axis.set_title({"gpu_aot": "Hopper GPUs", "tpu_aot": "TPUs"}[name], loc="left")
-    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(0, 1.0), fontsize=7, ncols=4)
-    axes[-1, 0].set_xlabel("predicted time, of the first commit's; right: GiB, recomputed products")
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, ncols=4, frameon=False)
+    axes[-1, 0].set_xlabel(
+        "time over the first commit's; right: GiB, recomputed products"
+    )
     common.save(made, file, dpi=110)
 
 
@@ -110,7 +114,7 @@ def _panel(axis, groups: list[list[dict]]) -> None:
             place += 1
         place += 0.5
     axis.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=7)
-    axis.set_ylim(place, -1.2)
+    axis.set_ylim(place, -0.8)
     axis.grid(axis="x", alpha=0.3)
 
 
