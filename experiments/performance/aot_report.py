@@ -91,9 +91,7 @@ def draw(folder: Path, file: Path) -> None:
         _panel(axis, groups)
         axis.set_title({"gpu_aot": "Hopper GPUs", "tpu_aot": "TPUs"}[name], loc="left")
     axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), fontsize=7, ncols=4, frameon=False)
-    axes[-1, 0].set_xlabel(
-        "time over the first commit's; right: GiB, recomputed products"
-    )
+    axes[-1, 0].set_xlabel("time over the first commit's; right: GiB, recomputed products")
     common.save(made, file, dpi=110)
 
 
