@@ -1,13 +1,28 @@
-"""The fused loss over devices: each has its own rows and its own slice of the vocabulary."""
+"""The fused loss over devices: which rows and which slice of the vocabulary each works on.
+
+Outside of `shard_map` rows lie over `data` and `fsdp`, and the head [V, D] as the parameter does: V
+over `tensor`, D over `fsdp`. Inside, a device needs whole rows of the head, and there are two ways
+to have them. Of two devices along `fsdp`:
+
+                       outside            each its rows         rows shared along fsdp
+    rows               0 1 | 2 3          0 1 | 2 3             0 1 2 3 | 0 1 2 3
+    head               ←D/2 | D/2→        whole | whole         ↑V/2 | V/2↓
+    goes in                               head gathered         rows gathered, head cut anew
+    comes out                             d_head summed whole   d_hidden summed, d_head cut anew
+
+The second moves N·D numbers, N the positions of all rows along `fsdp`, and V·D / fsdp; the first
+V·D. So rows are shared where N is less than V. The logits of a chunk are then spread over `fsdp`
+too, and its statistics are summed over it.
+"""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec as P
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from dft_jax import sharding
 from dft_jax.losses import chunks, statistics
@@ -15,6 +30,8 @@ from dft_jax.losses.statistics import Logits, Logsumexps, Stats
 
 # Of an array [B, L]: each device has some of the rows, whole.
 ROWS = P(sharding.BATCH_AXES, None)
+_SHARING = "fsdp"  # the axis of the mesh along which rows can be shared
+Rows = TypeVar("Rows")  # arrays that begin with an axis of rows, or a tree of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +67,108 @@ class Inputs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """How arrays are cut outside, in partition specs, and inside, and how they get there and back.
+
+    The methods run inside `shard_map`, and do nothing where each device has its own rows.
+    """
+
+    inputs: Inputs
+    vocab_axes: tuple[str, ...]  # the axes of the mesh that cut the vocabulary inside
+
+    @property
+    def row_axes(self) -> tuple[str, ...]:
+        """The axes of the mesh that cut the rows inside."""
+        return tuple(axis for axis in sharding.BATCH_AXES if axis not in self.vocab_axes)
+
+    @property
+    def shares_rows(self) -> bool:
+        """Whether devices along `fsdp` work on the same rows."""
+        return _SHARING in self.vocab_axes
+
+    def inside(self, inputs: Inputs) -> Inputs:
+        """What this device works on, from what lies on it outside."""
+        if not self.shares_rows:
+            return inputs
+        reference = None
+        if inputs.reference is not None:
+            reference = self._model_inside(inputs.reference)
+        targets_BL, mask_BL = self.rows_inside((inputs.targets_BL, inputs.mask_BL))
+        return Inputs(self._model_inside(inputs.model), reference, targets_BL, mask_BL)
+
+    def _model_inside(self, model: Projection) -> Projection:
+        # In the dtype that its products run in before it moves.
+        head_VD = model.head.astype(model.hidden.dtype)
+        head_VD = lax.all_to_all(head_VD, _SHARING, split_axis=0, concat_axis=1, tiled=True)
+        return Projection(self.rows_inside(model.hidden), head_VD)
+
+    def rows_inside(self, arrays_B: Rows) -> Rows:
+        """Arrays, such as [B, L], of the rows that this device works on."""
+        if not self.shares_rows:
+            return arrays_B
+        return lax.all_gather(arrays_B, _SHARING, axis=0, tiled=True)
+
+    def rows_outside(self, array_B: Shaped[Array, "B ..."]) -> Shaped[Array, "b ..."]:
+        """The other way, of values that are the same on all devices along `fsdp`."""
+        if not self.shares_rows:
+            return array_B
+        n_rows = array_B.shape[0] // lax.axis_size(_SHARING)
+        return lax.dynamic_slice_in_dim(array_B, lax.axis_index(_SHARING) * n_rows, n_rows)
+
+    def hidden_outside(self, d_hidden_ND: Float[Array, "N D"]) -> Float[Array, "n D"]:
+        """The gradient of this device's own rows, summed over all slices of the vocabulary."""
+        if not self.shares_rows:
+            return lax.psum(d_hidden_ND, self.vocab_axes)
+        d_hidden_ND = lax.psum_scatter(d_hidden_ND, _SHARING, scatter_dimension=0, tiled=True)
+        return lax.psum(d_hidden_ND, tuple(axis for axis in self.vocab_axes if axis != _SHARING))
+
+    def head_outside(self, d_head_VD: Float[Array, "v D"]) -> Float[Array, "V d"]:
+        """The gradient of this device's part of the parameter."""
+        if not self.shares_rows:
+            return d_head_VD
+        return lax.all_to_all(d_head_VD, _SHARING, split_axis=1, concat_axis=0, tiled=True)
+
+
+def layout_of(inputs: Inputs, mesh: Mesh) -> Layout:
+    """Shares rows along `fsdp` where that moves less and the sizes divide; the vocabulary is cut
+    over `tensor` if that divides it, else whole.
+    """
+    head = inputs.model.head
+    vocab_axes = ()
+    if head.shape[0] % mesh.shape["tensor"] == 0:
+        vocab_axes = ("tensor",)
+    head_spec = P(vocab_axes or None, None)
+    if _can_share_rows(inputs, mesh):
+        vocab_axes = ("tensor", _SHARING)
+        # As the parameter lies, so that nothing moves before the head is in the dtype of the
+        # hidden states, and its gradient goes straight to where it is added up.
+        head_spec = P("tensor", _SHARING)
+    model = Projection(P(sharding.BATCH_AXES, None, None), head_spec)
+    reference = None if inputs.reference is None else model
+    return Layout(Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS), vocab_axes)
+
+
+def _can_share_rows(inputs: Inputs, mesh: Mesh) -> bool:
+    ways = mesh.shape[_SHARING]
+    B, L = inputs.mask_BL.shape
+    vocab, width = inputs.model.head.shape
+    divides = vocab % (mesh.shape["tensor"] * ways) == 0 and width % ways == 0
+    if inputs.reference is not None:
+        divides = divides and inputs.reference.head.shape[1] % ways == 0
+    return ways > 1 and divides and B // mesh.shape["data"] * L < vocab
+
+
+@dataclasses.dataclass(frozen=True)
 class DeviceShare:
     """What one device works on, inside `shard_map`: its rows and its slice of the vocabulary."""
 
     model: Projection  # [N, D] and [V, D], both in the dtype of the hidden states
     reference: Projection | None
     chunks: chunks.Chunks
-    vocab_axes: tuple[str, ...]  # the axes of the mesh that cut the vocabulary
-    top_tokens: int
+    layout: Layout
+    spec: LossSpec
     dtype: DTypeLike  # of everything that is computed: float32, or float64 where inputs are
-    shape: tuple[int, ...]  # B and L of this device
+    shape: tuple[int, ...]  # B and L that this device works on
 
     def logits(self, index_C: Int[Array, " C"]) -> Logits:
         """Logits at the positions of a chunk; 0 beyond the last one."""
@@ -76,21 +185,30 @@ class DeviceShare:
 
     def stats_of(self, logits: Logits) -> tuple[Stats, Logsumexps]:
         """The statistics of a chunk, [C] each."""
-        return statistics.chunk_stats(logits, self.top_tokens, self.vocab_axes)
+        platform = sharding.platform(self.spec.mesh)
+        return statistics.chunk_stats(
+            logits, self.spec.top_tokens, self.layout.vocab_axes, is_gpu=platform == "gpu"
+        )
 
     def no_stats(self) -> Stats:
         """Zeros [N], which stay where nothing is trained."""
         zeros_N = jnp.zeros(self.chunks.n_positions, self.dtype)
         stats = Stats(zeros_N, zeros_N, jnp.zeros(self.chunks.n_positions, bool))
-        if self.top_tokens:
+        if self.spec.top_tokens:
             stats = dataclasses.replace(stats, top_entropy=zeros_N)
         if self.reference is not None:
             stats = dataclasses.replace(stats, reference_logp=zeros_N, kl=zeros_N)
         return stats
 
     def as_rows(self, stats_N: Stats) -> Stats:
-        """From [N] back to [B, L]."""
-        return jax.tree.map(lambda value_N: value_N.reshape(self.shape), stats_N)
+        """From [N] back to [B, L], of the rows that lie on this device."""
+        return jax.tree.map(
+            lambda value_N: self.layout.rows_outside(value_N.reshape(self.shape)), stats_N
+        )
+
+    def at_positions(self, value_BL: Shaped[Array, "B L"]) -> Shaped[Array, " N"]:
+        """The other way: of this device's rows, to the positions that it works on."""
+        return self.layout.rows_inside(value_BL).reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +217,7 @@ class GradientSums:
 
     model: Projection  # [N, D] and [V, D], both in the dtype of the hidden states
     inputs: Projection  # as they came, for shapes and dtypes of the results
-    vocab_axes: tuple[str, ...]
+    layout: Layout
     dtype: DTypeLike
 
     def zeros(self) -> Projection:
@@ -125,50 +243,32 @@ class GradientSums:
     def over_devices(self, sums: Projection) -> Projection:
         """The gradients over all devices, in shape and dtype of what they are gradients of."""
         # Every slice of the vocabulary has pulled at the same hidden states.
-        d_hidden_BLD = lax.psum(sums.hidden, self.vocab_axes).reshape(self.inputs.hidden.shape)
+        d_hidden_BLD = self.layout.hidden_outside(sums.hidden).reshape(self.inputs.hidden.shape)
         d_hidden_BLD = d_hidden_BLD.astype(self.inputs.hidden.dtype)
         # A device has seen its own rows only. Once, after all chunks: it moves V·D numbers.
-        d_head_VD = lax.psum(sums.head, sharding.BATCH_AXES).astype(self.inputs.head.dtype)
-        return Projection(d_hidden_BLD, d_head_VD)
+        d_head_VD = lax.psum(sums.head, self.layout.row_axes).astype(self.inputs.head.dtype)
+        return Projection(d_hidden_BLD, self.layout.head_outside(d_head_VD))
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the arrays are cut, in partition specs; `vocab_axes` are the axes that cut the head."""
-
-    inputs: Inputs
-    vocab_axes: tuple[str, ...]
-
-
-def layout_of(inputs: Inputs, mesh: Mesh) -> Layout:
-    """Rows over the batch axes; the vocabulary over `tensor` if that divides it, else whole."""
-    is_cut = inputs.model.head.shape[0] % mesh.shape["tensor"] == 0
-    vocab_axes = ("tensor",) if is_cut else ()
-    model = Projection(P(sharding.BATCH_AXES, None, None), P(vocab_axes or None, None))
-    reference = None if inputs.reference is None else model
-    return Layout(Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS), vocab_axes)
-
-
-def share_of(inputs: Inputs, spec: LossSpec, vocab_axes: tuple[str, ...]) -> DeviceShare:
-    """This device's share, of what `shard_map` has given to it."""
-    targets_BL, mask_BL = inputs.targets_BL, inputs.mask_BL
-    local_vocab = inputs.model.head.shape[0]
-    reference = None if inputs.reference is None else _flat(inputs.reference)
+def share_of(inside: Inputs, spec: LossSpec, layout: Layout) -> DeviceShare:
+    """This device's share, of what `Layout.inside` gives."""
+    targets_BL, mask_BL = inside.targets_BL, inside.mask_BL
+    local_vocab = inside.model.head.shape[0]
+    reference = None if inside.reference is None else _flat(inside.reference)
     return DeviceShare(
-        model=_flat(inputs.model),
+        model=_flat(inside.model),
         reference=reference,
-        chunks=chunks.cut(targets_BL, mask_BL, spec.chunk_tokens, vocab_axes, local_vocab),
-        vocab_axes=vocab_axes,
-        top_tokens=spec.top_tokens,
-        dtype=_dtype_of_sums(inputs.model),
+        chunks=chunks.cut(targets_BL, mask_BL, spec.chunk_tokens, layout.vocab_axes, local_vocab),
+        layout=layout,
+        spec=spec,
+        dtype=_dtype_of_sums(inside.model),
         shape=mask_BL.shape,
     )
 
 
-def gradient_sums(inputs: Inputs, vocab_axes: tuple[str, ...]) -> GradientSums:
+def gradient_sums(inputs: Inputs, inside: Inputs, layout: Layout) -> GradientSums:
     """Sums for the gradients of what `shard_map` has given to this device."""
-    model = inputs.model
-    return GradientSums(_flat(model), model, vocab_axes, _dtype_of_sums(model))
+    return GradientSums(_flat(inside.model), inputs.model, layout, _dtype_of_sums(inside.model))
 
 
 def _dtype_of_sums(model: Projection) -> DTypeLike:

@@ -20,8 +20,8 @@ tokens (chunks.py), and a loop makes the [C, V] logits of one chunk at a time (s
 
 A product is 2·N·D·V operations; those of the logits of a reference come on top, in each pass.
 
-Each device works on its own rows and its own slice of the vocabulary inside `shard_map`; the
-gradients of the head are summed over devices once, after the loop.
+Each device works on some of the rows and a slice of the vocabulary inside `shard_map` (devices.py
+says which), and gradients are summed over devices once, after the loop.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.losses import chunks, devices, objectives, statistics
-from dft_jax.losses.devices import Inputs, LossSpec, Projection
+from dft_jax.losses.devices import Inputs, Layout, LossSpec, Projection
 from dft_jax.losses.statistics import Stats, StatsGradients
 from dft_jax.types import TokenStats
 
@@ -158,7 +158,7 @@ def _one_pass_forward(
     """The same, and the gradients of the sum, which are all that the backward pass needs."""
     layout = devices.layout_of(inputs, spec.mesh)
     stats, gradients = jax.shard_map(
-        functools.partial(_local_stats_and_gradients, objective, spec, layout.vocab_axes),
+        functools.partial(_local_stats_and_gradients, objective, spec, layout),
         mesh=spec.mesh,
         in_specs=(layout.inputs,),
         # Statistics stay with their rows; the gradients lie as the model does.
@@ -215,7 +215,7 @@ def _two_passes_backward(spec: LossSpec, inputs: Inputs, cotangents: Stats) -> t
     d_stats = StatsGradients(cotangents.logp, cotangents.kl)
     layout = devices.layout_of(inputs, spec.mesh)
     gradients = jax.shard_map(
-        functools.partial(_local_gradients, spec, layout.vocab_axes),
+        functools.partial(_local_gradients, spec, layout),
         mesh=spec.mesh,
         # What comes in for each statistic is cut as the statistic is.
         in_specs=(layout.inputs, devices.ROWS),
@@ -232,7 +232,7 @@ def _sweep(inputs: Inputs, spec: LossSpec) -> Stats:
     """The statistics alone, [B, L] each."""
     layout = devices.layout_of(inputs, spec.mesh)
     return jax.shard_map(
-        functools.partial(_local_stats, spec, layout.vocab_axes),
+        functools.partial(_local_stats, spec, layout),
         mesh=spec.mesh,
         in_specs=(layout.inputs,),
         out_specs=devices.ROWS,
@@ -243,9 +243,9 @@ def _sweep(inputs: Inputs, spec: LossSpec) -> Stats:
 # ---- the loop of one device: three of them, which differ in what they carry
 
 
-def _local_stats(spec: LossSpec, vocab_axes: tuple[str, ...], inputs: Inputs) -> Stats:
+def _local_stats(spec: LossSpec, layout: Layout, inputs: Inputs) -> Stats:
     """The statistics of its rows."""
-    share = devices.share_of(inputs, spec, vocab_axes)
+    share = devices.share_of(layout.inside(inputs), spec, layout)
 
     def add_chunk(number, stats):
         index_C = share.chunks.index(number)
@@ -259,12 +259,13 @@ def _local_stats(spec: LossSpec, vocab_axes: tuple[str, ...], inputs: Inputs) ->
 def _local_stats_and_gradients(
     objective: objectives.Objective,
     spec: LossSpec,
-    vocab_axes: tuple[str, ...],
+    layout: Layout,
     inputs: Inputs,
 ) -> tuple[Stats, Projection]:
     """Both from the same logits; the objective sees a chunk as if it were a batch."""
-    share = devices.share_of(inputs, spec, vocab_axes)
-    sums = devices.gradient_sums(inputs, vocab_axes)
+    inside = layout.inside(inputs)
+    share = devices.share_of(inside, spec, layout)
+    sums = devices.gradient_sums(inputs, inside, layout)
 
     def add_chunk(number, carry):
         stats, gradients = carry
@@ -282,12 +283,13 @@ def _local_stats_and_gradients(
 
 
 def _local_gradients(
-    spec: LossSpec, vocab_axes: tuple[str, ...], inputs: Inputs, d_stats_BL: StatsGradients
+    spec: LossSpec, layout: Layout, inputs: Inputs, d_stats_BL: StatsGradients
 ) -> Projection:
     """The gradients alone, from logits that are made again."""
-    share = devices.share_of(inputs, spec, vocab_axes)
-    sums = devices.gradient_sums(inputs, vocab_axes)
-    d_stats_N = jax.tree.map(lambda value_BL: value_BL.reshape(-1), d_stats_BL)
+    inside = layout.inside(inputs)
+    share = devices.share_of(inside, spec, layout)
+    sums = devices.gradient_sums(inputs, inside, layout)
+    d_stats_N = jax.tree.map(share.at_positions, d_stats_BL)
 
     def add_chunk(number, gradients):
         index_C = share.chunks.index(number)

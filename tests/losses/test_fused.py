@@ -1,12 +1,14 @@
 """The chunked linear cross-entropy, in one pass and in two, against dense logits, on meshes."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dft_jax import sharding
 from dft_jax.losses import fused, objectives
 from dft_jax.types import TokenStats
 from tests.conftest import make_mesh
@@ -120,6 +122,55 @@ def test_equals_dense_on_every_mesh_in_float32(shape, vocab):
     for found in found_ways:
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch):
+    """The program that GPUs run, on these devices."""
+    monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
+
+
+@pytest.mark.parametrize("name", slow_but(["dft", "asft", "eaft"], sorted(objectives.OBJECTIVES)))
+def test_one_reading_equals_dense_in_float64(name, as_on_gpu):
+    """The vocabulary is cut, so that the parts of two devices are merged too."""
+    with jax.enable_x64(True):
+        *found_ways, expected = losses_and_gradients(
+            objectives.make_objective(name), *problem(np.float64), make_mesh(1, 1, 2), 5, scale=0.3
+        )
+        for found in found_ways:
+            for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_one_reading_equals_two_in_float32(mesh1, monkeypatch):
+    """Logits that spread over ±300, of which exp overflows, and targets among the least likely."""
+    hidden_BLD, head_VD, targets_BL, mask_BL = problem(vocab=4096)
+    found = []
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(sharding, "platform", lambda mesh, platform=platform: platform)
+        arguments = (hidden_BLD, 20 * head_VD, targets_BL, mask_BL)
+        found.append(fused.token_stats(*arguments, chunk_tokens=16, mesh=mesh1))
+    two_readings, one_reading = found
+    assert np.isfinite(one_reading.logp_BL).all() and np.min(one_reading.logp_BL) < -200
+    np.testing.assert_array_equal(one_reading.correct_BL, two_readings.correct_BL)
+    np.testing.assert_allclose(one_reading.logp_BL, two_readings.logp_BL, rtol=1e-6, atol=1e-6)
+    # A difference of numbers near 300, in which a last digit is 3e-5.
+    np.testing.assert_allclose(one_reading.entropy_BL, two_readings.entropy_BL, atol=1e-4)
+
+
+def test_gpus_make_the_statistics_in_one_reduction(mesh1, as_on_gpu):
+    """And no other one of the logits: XLA makes one kernel of it (docs/performance.md)."""
+    hidden_BLD, head_VD, targets_BL, mask_BL = problem(vocab=4096)
+
+    def logp(hidden_BLD, head_VD):
+        stats = fused.token_stats(
+            hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=16, mesh=mesh1
+        )
+        return stats.logp_BL
+
+    text = str(jax.make_jaxpr(logp)(hidden_BLD, head_VD))
+    assert len(re.findall(r" reduce\[", text)) == 1
+    assert not re.findall(r"f32\[16\] = (?:reduce_max|reduce_sum)\[", text)
 
 
 @pytest.mark.parametrize("name, products", [("sft", 3), ("dft", 3), ("asft", 4), ("sentence", 4)])

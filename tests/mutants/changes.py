@@ -25,6 +25,7 @@ def changed(text: str, change: Change) -> str:
 # ---- losses and objectives
 
 LOSSES = ("tests/losses/test_fused.py",)
+SHARED_ROWS = ("tests/losses/test_shared_rows.py",)
 OBJECTIVES = ("tests/losses/test_objectives.py",)
 OF_LOSSES = [
     Change(
@@ -54,7 +55,7 @@ OF_LOSSES = [
     Change(
         "loss-head-gradient-of-own-rows",
         "dft_jax/losses/devices.py",
-        "lax.psum(sums.head, sharding.BATCH_AXES).astype",
+        "lax.psum(sums.head, self.layout.row_axes).astype",
         "sums.head.astype",
         LOSSES,
         "float64 and dft",
@@ -70,10 +71,26 @@ OF_LOSSES = [
     Change(
         "loss-entropy-without-maximum",
         "dft_jax/losses/statistics.py",
-        "entropy_C = logsumexp_C - sum_logits_C / sum_C",
-        "entropy_C = jnp.log(sum_C) - sum_logits_C / sum_C",
+        "entropy_C = logsumexp_C - sums.logits_C / sums.exp_C",
+        "entropy_C = jnp.log(sums.exp_C) - sums.logits_C / sums.exp_C",
         LOSSES,
         "statistics_equal_dense",
+    ),
+    Change(
+        "loss-shared-rows-all-the-first",
+        "dft_jax/losses/devices.py",
+        "lax.dynamic_slice_in_dim(array_B, lax.axis_index(_SHARING) * n_rows, n_rows)",
+        "array_B[:n_rows]",
+        SHARED_ROWS,
+        "dense and sentence",
+    ),
+    Change(
+        "loss-merged-sums-not-rescaled",
+        "dft_jax/losses/statistics.py",
+        "logits_1 * scale_1 + logits_2 * scale_2",
+        "logits_1 + logits_2",
+        LOSSES,
+        "one_reading",
     ),
     Change(
         "objective-dft-weight-trained",
