@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from dft_jax import config as config_lib
-from dft_jax.losses import devices, objectives
+from dft_jax import config as config_lib, sharding
+from dft_jax.losses import devices, fused, objectives
 from dft_jax.losses.devices import Inputs, Projection
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope
 from dft_jax.planner import memory
@@ -94,9 +94,37 @@ def moved(hlo: str, kinds: str) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("tied", slow_but([True], [True, False]))
-def test_no_whole_head_moves_on_a_sharded_mesh(tied):
-    """Neither the head nor its gradient: the compiled step for eight devices along `fsdp`."""
+def assert_no_whole_head_moves(hlo, head):
+    """Neither the head, of so many elements, nor its gradient is gathered or summed whole."""
+    found = moved(hlo, "all-gather|all-reduce")
+    assert found and max(found) < head
+    # An eighth of the head comes in, an eighth of its gradient goes out.
+    assert sum(moved(hlo, "all-to-all")) == 2 * head // 8
+
+
+@pytest.mark.parametrize("name", ["dft", "sentence"])
+def test_no_whole_head_moves_for_the_loss(name):
+    mesh = make_mesh(1, 8, 1)
+
+    def loss(hidden_BLD, head_VD, targets_BL, mask_BL):
+        arguments = (hidden_BLD, head_VD, targets_BL, mask_BL, targets_BL)
+        objective = objectives.make_objective(name)
+        return fused.loss_and_stats(*arguments, objective=objective, chunk_tokens=16, mesh=mesh)[0]
+
+    rows, parameter = sharding.named(mesh, sharding.BATCH_AXES), sharding.named(mesh, None, "fsdp")
+    step = jax.jit(
+        jax.grad(loss, argnums=(0, 1)),
+        in_shardings=(rows, parameter, rows, rows),
+        out_shardings=(rows, parameter),
+    )
+    hidden_BLD, head_VD, targets_BL, mask_BL = problem()
+    arguments = (hidden_BLD.astype(np.float32), head_VD.astype(np.float32), targets_BL, mask_BL)
+    assert_no_whole_head_moves(step.lower(*arguments).compile().as_text(), V * D)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_no_whole_head_moves_for_a_training_step(tied):
     config = config_lib.get_default()
     config.data.max_length = 64
     config.train.loss_chunk_tokens = 64
@@ -115,8 +143,4 @@ def test_no_whole_head_moves_on_a_sharded_mesh(tied):
     )
     layout = memory.StepLayout((1, 8, 1), "none", rows=1, accumulation=2)
     hlo = check.compile_step(memory.Planner(config, spec), layout, jax.devices()).as_text()
-    head = spec.vocab_size * spec.hidden_size
-    summed = moved(hlo, "all-gather|all-reduce")
-    assert summed and max(summed) < head
-    # The head going in and its gradient coming out, an eighth of each on a device.
-    assert moved(hlo, "all-to-all")
+    assert max(moved(hlo, "all-gather|all-reduce")) < spec.vocab_size * spec.hidden_size
