@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from dft_jax.data import batches, packing
-from dft_jax.losses import objectives
+from dft_jax.losses import devices, objectives
 from dft_jax.models.model import build, head
 from dft_jax.runtime import errors
 from dft_jax.training import guards, optimizer as optimizer_lib
@@ -61,6 +61,15 @@ def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulat
     assert trainer.take(0)["tokens"] == trainer.packed[0].batch.mask_BL.sum(), (
         "of all micro-batches"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 2)])
+def test_sharing_rows_gives_the_same_curve(shape, plain_curves, monkeypatch):
+    """As where a vocabulary is large (losses/devices.py); this one has 264 entries."""
+    monkeypatch.setattr(devices, "_can_share_rows", lambda inputs, mesh: True)
+    trainer = Trainer(make_mesh(*shape), objective="dft")
+    np.testing.assert_allclose(curve(trainer), plain_curves["dft"], rtol=1e-4)
 
 
 @pytest.mark.slow
