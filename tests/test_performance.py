@@ -253,6 +253,31 @@ def test_a_kernel_that_differs_is_not_used_and_a_head_that_differs_ends_all(monk
     assert [row for row, *_ in asked] == ["gate"]
 
 
+def test_the_profile_is_of_the_best_attempt(monkeypatch, session):
+    asked = []
+    answers(monkeypatch, {"gate": SOUND}, asked)
+    here = session(["train_1.5b", "profile"])
+    here.attempts["train_1.5b"] = [
+        [["1.5b", 8, "none"], {"gap": "out of memory"}],
+        [["1.5b", 16, "dots"], {"value": 1.0, "low": 1, "high": 1, "note": ""}],
+    ]
+    here.attempt("profile", ["train_1.5b"])
+    assert asked[-1][:2] == ("profile", ["train_1.5b", "1.5b", 16, "dots"])
+    here.attempts.clear()
+    here.attempt("profile", ["train_1.5b"])
+    assert here.attempts["profile"][0][1]["gap"] == "needs train_1.5b"
+
+
+@pytest.mark.slow
+def test_the_gate_tries_the_kernel_with_the_heads_of_models(monkeypatch):
+    """On a CPU the kernel is `blocked` itself, which is what it should be."""
+    monkeypatch.setattr(gpu_gate, "_KERNELS", {"cpu": "blocked"})
+    monkeypatch.setattr(gpu_gate, "_MODELS", ("1.5b",))
+    lines = gpu_gate.kernel_lines(tiny=True)
+    assert [line["case"].rpartition(", ")[2] for line in lines] == ["output", "dq", "dk", "dv"]
+    assert all(line["verdict"] == "equal" and not line["required"] for line in lines)
+
+
 def test_kernels_by_time_from_a_trace():
     def named(kind, pid, tid, name):
         return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}

@@ -193,6 +193,11 @@ class Session:
         expected = min(EXPECTED_S.get(row, LIMIT_S), self.how.limit_s)
         if self.left_s() < expected:
             return None
+        if row == "profile":
+            chosen = best(*attempt, self.attempts.get(*attempt, []))
+            if chosen is None:
+                return {"gap": f"needs {fields(attempt)}"}
+            attempt = [*attempt, *chosen[0]]
         start = time.monotonic()
         limit_s = max(self.how.limit_s, _GATE_LIMIT_S if row == "gate" else 0)
         limit_s = min(limit_s, self.left_s())
@@ -324,8 +329,9 @@ def main() -> None:
     out = arguments.out.absolute()
     how = gpu_process.How(out, arguments.work.absolute(), arguments.tiny, arguments.limit)
     if arguments.ab:
-        attempt = ATTEMPTS[arguments.ab][0]
-        print(json.dumps(gpu_process.measure("ab", [arguments.ab, *attempt], how)))
+        asked = [arguments.ab, *ATTEMPTS[arguments.ab][0]]
+        how = dataclasses.replace(how, limit_s=arguments.budget)
+        print(json.dumps(gpu_process.measure("ab", asked, how)))
         return
     gpu_process.unpack_autotune(how)
     session = Session(out, rows, how, arguments.budget, arguments.again)

@@ -38,15 +38,13 @@ def summary(values: np.ndarray, note: str, **more) -> dict:
     low, high = significance.bootstrap_interval(
         lambda index_Rn: np.median(values[index_Rn], axis=1), len(values), n_resamples=5000
     )
-    statistics = jax.devices()[0].memory_stats() or {}
-    peak = statistics["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in statistics else None
     found = {
         "value": float(np.median(values)),
         "low": low,
         "high": high,
         "rounds": len(values),
     }
-    return found | {"note": note, "peak_gib": peak, **more}
+    return found | {"note": note, **more}
 
 
 # ---- training
@@ -146,10 +144,12 @@ def torch_step(shape: str, rows: int, head: str, *, tiny: bool) -> dict:
     c, length = programs.config_json(shape, tiny), 128 if tiny else 2048
     ids = workload.random_examples(c["vocab_size"], np.full(rows, length))
     seconds = torch_gpu.step_seconds(c, ids, head, rounds=2 if tiny else 5)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return summary(
-        rows * length / seconds, f"torch {torch.__version__} on {device}, {rows} full rows a step."
-    )
+    about = {"device": "cpu"}
+    if torch.cuda.is_available():
+        about["device"] = torch.cuda.get_device_name()
+        about["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    note = f"torch {torch.__version__}, {rows} full rows a step."
+    return summary(rows * length / seconds, note, **about)
 
 
 # ---- parts of a step
@@ -270,5 +270,11 @@ def measure(row: str, attempt: list, tiny: bool, attention: str = "auto") -> dic
     jax.monitoring.register_event_duration_secs_listener(listen)
     more = {"attention": attention} if kind in ("train", "recipe") else {}
     found = _MEASURES[kind](*attempt, tiny=tiny, **more)
+    # JAX would take the memory that PyTorch has.
+    if kind == "torch":
+        return found
+    statistics = jax.devices()[0].memory_stats() or {}
     about = {"device": jax.devices()[0].device_kind, "compile_s": round(sum(compile_s), 1)}
+    if "peak_bytes_in_use" in statistics:
+        about["peak_gib"] = statistics["peak_bytes_in_use"] / 2**30
     return found | about

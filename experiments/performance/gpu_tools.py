@@ -97,10 +97,7 @@ def profile(asked: list, tiny: bool, attention: str, out: Path) -> dict:
     """Two steps of a training row: the trace into profile/, and its kernels by time into
     gpu_profile.csv. The value is the milliseconds of all of them in a step.
     """
-    from experiments.performance import gpu
-
-    [row] = asked
-    attempt = gpu.ATTEMPTS[row][0]
+    row, *attempt = asked
     compile, step = stepper(row, attempt, tiny, attention)
     compiled = compile({})
     jax.block_until_ready(step(compiled))
