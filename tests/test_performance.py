@@ -128,8 +128,8 @@ def test_parts_are_replaced_alone(tmp_path):
 def session(tmp_path):
     """Makes a session on small shapes, in this process."""
 
-    def make(rows: list[str], budget_s: float = 1000, **more) -> gpu.Session:
-        how = gpu_process.How(tmp_path, tmp_path / "work", tiny=True, in_process=True)
+    def make(rows: list[str], budget_s: float = 1000, tiny: bool = True, **more) -> gpu.Session:
+        how = gpu_process.How(tmp_path, tmp_path / "work", tiny, in_process=True)
         return gpu.Session(tmp_path, rows, how, budget_s, **more)
 
     return make
@@ -211,7 +211,7 @@ def test_an_attempt_that_cannot_fit_is_none(monkeypatch, session):
     asked = []
     first = {"value": 1.0, "low": 1, "high": 1, "note": "", "device": "x", "limit_gib": 75.6}
     answers(monkeypatch, {"ceilings": first, "gate": SOUND}, asked)
-    here = session(["ceilings", "train_7b"])
+    here = session(["ceilings", "train_7b"], tiny=False)
     assert here.run() == []
     assert ("train_7b", ["7b", 8, "dots"]) not in [(row, one) for row, one, *_ in asked]
     found = dict((gpu.fields(one), found) for one, found in here.attempts["train_7b"])

@@ -242,11 +242,15 @@ class Session:
         """Prints what is expected, values and seconds, before anything is known."""
         seconds = EXPECTED_S["gate"]
         for row, attempt in planned:
-            value = prediction(row, attempt, self.device_gib)
+            value = self.prediction(row, attempt)
             expected = EXPECTED_S.get(row, LIMIT_S)
             seconds += expected
             said = "no prediction" if value is None else f"{value:,.0f} predicted"
             print(f"{row} {fields(attempt)}: {said}, at second {seconds}", flush=True)
+
+    def prediction(self, row: str, attempt: list) -> float | None:
+        """Of the true shapes; small ones have none."""
+        return None if self.how.tiny else prediction(row, attempt, self.device_gib)
 
     def worked(self, row: str) -> bool:
         return any("gap" not in found for _, found in self.attempts[row])
@@ -262,7 +266,7 @@ class Session:
         if found is None:
             self.left_out.append(f"{row} {fields(attempt)}")
             return
-        found["predicted"] = prediction(row, attempt, self.device_gib)
+        found["predicted"] = self.prediction(row, attempt)
         self.remember(found)
         self.write(row, attempt, found)
 
