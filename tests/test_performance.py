@@ -253,6 +253,12 @@ def test_a_kernel_that_differs_is_not_used_and_a_head_that_differs_ends_all(monk
     assert [row for row, *_ in asked] == ["gate"]
 
 
+def test_what_is_not_installed_has_not_failed(monkeypatch, session):
+    gap = {"gap": "torch, trl not installed"}
+    answers(monkeypatch, {"gate": SOUND, "torch_eager": gap, "recipe": {"gap": "RESOURCE"}})
+    assert session(["torch_eager", "recipe"]).run() == ["recipe"]
+
+
 def test_the_profile_is_of_the_best_attempt(monkeypatch, session):
     asked = []
     answers(monkeypatch, {"gate": SOUND}, asked)

@@ -235,8 +235,7 @@ class Session:
             self.attempt(row, attempt)
         for text in self.left_out:
             print(f"not started, the budget is spent: {text}", flush=True)
-        tried = {row for row in self.rows if self.attempts.get(row)}
-        return [row for row in self.rows if row in tried and not self.worked(row)]
+        return [row for row in self.rows if self.has_failed(row)]
 
     def predict(self, planned: list[tuple[str, list]]) -> None:
         """Prints what is expected, values and seconds, before anything is known."""
@@ -252,8 +251,12 @@ class Session:
         """Of the true shapes; small ones have none."""
         return None if self.how.tiny else prediction(row, attempt, self.device_gib)
 
-    def worked(self, row: str) -> bool:
-        return any("gap" not in found for _, found in self.attempts[row])
+    def has_failed(self, row: str) -> bool:
+        """It was tried, and no attempt worked; what is not installed is a gap and no failure."""
+        found = [result for _, result in self.attempts.get(row, [])]
+        gaps = [result["gap"] for result in found if "gap" in result]
+        absent = [gap for gap in gaps if gap.endswith(gpu_process.ABSENT)]
+        return len(found) > 0 and len(gaps) == len(found) and len(absent) < len(gaps)
 
     def attempt(self, row: str, attempt: list) -> None:
         """Measures it, unless it is there already, cannot fit, or the budget is spent."""

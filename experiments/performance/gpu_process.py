@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 WORK = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dft_jax" / "performance"
 
+ABSENT = "not installed"  # how the gap of a row ends whose packages are not here
+
 
 @dataclasses.dataclass(frozen=True)
 class How:

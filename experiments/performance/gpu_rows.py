@@ -17,7 +17,7 @@ from dft_jax.evals import significance
 from dft_jax.models import model as models
 from dft_jax.sampling.sampler import Request, Sampler
 from dft_jax.training import metrics, optimizer as optimizer_lib
-from experiments.performance import gpu_gate, programs, workload
+from experiments.performance import gpu_gate, gpu_process, programs, workload
 from experiments.performance.contenders import adapter
 
 PEAK = 989e12  # FLOP/s in bf16, of the H100 (SXM) and the H200, dense: NVIDIA's data sheets
@@ -134,7 +134,7 @@ def torch_step(shape: str, rows: int, head: str, *, tiny: bool) -> dict:
     needed = ["torch", "trl"] if head == "fused" else ["torch"]
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
-        return {"gap": f"{', '.join(absent)} not installed"}
+        return {"gap": f"{', '.join(absent)} {gpu_process.ABSENT}"}
     import torch
 
     if not torch.cuda.is_available() and not tiny:
