@@ -212,7 +212,9 @@ class Session:
         lines = [{"part": "gpu", **line} for line in found.get("gate", missing)]
         records.replace_rows(self.out / "gate.csv", "part", {"gpu"}, lines)
         for line in lines:
-            print(line, flush=True)
+            backend = f", {line['attention']}" if line.get("attention") else ""
+            said = f"{line['verdict']} ({line.get('loss_difference')}{backend})"
+            print(f"gate: {line['case']}: {said}", flush=True)
         self.how = dataclasses.replace(self.how, attention=found.get("attention", "auto"))
         if self.how.attention == "blocked":
             print("a kernel of attention differs: the rows go on with blocked", flush=True)
