@@ -13,7 +13,7 @@ import numpy as np
 
 from dft_jax.analysis import pairing
 from dft_jax.evals import report, saved, scores, significance
-from dft_jax.evals.runner import SCORES_NAME
+from dft_jax.evals.runner import SCORES_NAME, VERSIONS
 from dft_jax.runtime import errors
 
 # The benchmark of rows that are means over benchmarks, as the paper reports them.
@@ -119,6 +119,8 @@ def of_summary(name: str, content: dict[str, Any]) -> Evaluation:
         **_known(content.get("grader", {}), _GRADER),
         **_known(content, _RUN),
     }
+    for benchmark, version in content.get(VERSIONS, {}).items():
+        settings[f"version of {benchmark}"] = version
     return Evaluation(name, results, settings, content.get("model"))
 
 
@@ -174,11 +176,10 @@ def _other_settings(evaluations: Sequence[Evaluation]) -> list[str]:
     first, *others = evaluations
     warnings = []
     for other in others:
-        for name in (*_SETTINGS, *_GRADER, *_RUN):
-            if name not in other.settings or name not in first.settings:
+        for name, theirs in first.settings.items():
+            if name not in other.settings:
                 continue
             ours = other.settings[name]
-            theirs = first.settings[name]
             if ours != theirs:
                 warnings.append(f"{other.name} has {name}={ours!r}, {first.name} has {theirs!r}")
     return warnings

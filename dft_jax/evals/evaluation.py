@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,8 +48,7 @@ def sample(lm: LM, settings: Settings, out: Path) -> Outcome:
             settings = dataclasses.replace(settings, prompt=begun or AUTO)
         plan = planning.plan(settings, lm.tokenizer, lm.model, date=date, trained=lm.trained)
     announce(plan.choice)
-    texts = json.dumps(sorted([*key, text] for key, text in plan.prompts.items()))
-    prompts_sha256 = hashlib.sha256(texts.encode()).hexdigest()
+    prompts_sha256 = hashlib.sha256(plan.prompts_json().encode()).hexdigest()
     distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})
     with folders.locked(out, "--out"), matmul_precision(str(lm.model.module.compute_dtype)):
         identity = {}

@@ -1,6 +1,7 @@
 """Verdicts on predictions, and the scores made of them."""
 
 import collections
+import functools
 import hashlib
 import json
 import time
@@ -32,6 +33,8 @@ from dft_jax.runtime import environment, interrupts, progress, system
 FORMAT = 3
 _SHOWN_DISAGREEMENTS = 10
 _DIGEST_DIGITS = 16
+# By `Task.grader`: the module whose Grader judges completions.
+_GRADERS: dict[str, Any] = {"math": pool}
 _LIBRARIES = ("math-verify", "latex2sympy2-extended", "sympy")  # which decide verdicts
 
 
@@ -104,7 +107,27 @@ def _graded(
     answer_markers: Sequence[str],
     workers: int,
 ) -> list[GradedPrediction]:
-    """The predictions with their verdicts, in their order."""
+    """The predictions with their verdicts, in their order; each benchmark has its own grader."""
+    numbers_of_grader = collections.defaultdict(list)
+    for number, prediction in enumerate(predictions):
+        numbers_of_grader[benchmarks.find(prediction.benchmark).grader].append(number)
+    graded: dict[int, GradedPrediction] = {}
+    for name, numbers in numbers_of_grader.items():
+        make_grader = functools.partial(
+            _GRADERS[name].Grader,
+            workers=workers,
+            last_number=last_number,
+            answer_markers=answer_markers,
+        )
+        judged = _judged([predictions[number] for number in numbers], make_grader, mode)
+        graded.update(zip(numbers, judged, strict=True))
+    return [graded[number] for number in range(len(predictions))]
+
+
+def _judged(
+    predictions: list[Prediction], make_grader: Callable[..., pool.Grader], mode: str
+) -> list[GradedPrediction]:
+    """As `_graded`, of predictions for one grader; `make_grader(mode=)` starts it."""
     items, truncated = [], []
     for prediction in predictions:
         items.append((prediction.row["completion"], prediction.reference))
@@ -114,9 +137,7 @@ def _graded(
     check: Callable[[], Any] = pool.no_check
     if jax.process_count() == 1:
         check = interrupts.check
-    with pool.Grader(
-        workers=workers, mode=mode, last_number=last_number, answer_markers=answer_markers
-    ) as grader:
+    with make_grader(mode=mode) as grader:
         found = grader.grade(items, check=check, truncated=truncated, progress=shown)
         meanings = _meanings(grader, predictions, found)
     rows = []
@@ -128,9 +149,7 @@ def _graded(
         }
         rows.append(prediction.row | made)
     if mode == "paper":
-        with pool.Grader(
-            workers=workers, mode="strict", last_number=last_number, answer_markers=answer_markers
-        ) as grader:
+        with make_grader(mode="strict") as grader:
             strict = grader.grade(items, check=check, truncated=truncated, progress=shown)
         for row, verdict in zip(rows, strict, strict=True):
             row["strict_verdict"] = verdict.verdict

@@ -43,6 +43,14 @@ class Plan:
                 content.append([name, problem.id, problem.question, problem.answer])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def prompts_json(self) -> str:
+        """The prompts as one text, the same in whatever order they were made: to be hashed."""
+        return json.dumps(sorted([*key, text] for key, text in self.prompts.items()))
+
+    def versions(self) -> dict[str, int]:
+        """Of each benchmark; completions of two versions are of different problems or prompts."""
+        return {name: benchmarks.find(name).version for name in self.problems}
+
     def answers(self) -> dict[tuple[str, str], str]:
         """(benchmark, problem) -> reference answer."""
         found = {}
@@ -133,14 +141,16 @@ def _ask(settings: Settings, template: Template, model: Model, max_length: int) 
     """
     asked, mistakes = _Asked({}, {}, {}), []
     for name in settings.benchmarks:
-        problems = benchmarks.load(name, settings.benchmark_data)
+        task = benchmarks.find(name)
+        problems = task.load(settings.benchmark_data)
         if settings.max_problems:
             problems = problems[: settings.max_problems]
         asked.problems[name] = problems
         for problem in problems:
             try:
-                text = template.prompt(problem.question)
-                ids = tuple(template.prompt_ids(problem.question))
+                question = task.prompt(problem)
+                text = template.prompt(question)
+                ids = tuple(template.prompt_ids(question))
                 limit = _limit(ids, max_length, settings, model)
             except BadRow as error:
                 mistakes.append(f"{name} {problem.id!r}: {error}")

@@ -31,6 +31,9 @@ SCORES_NAME = "scores.json"
 
 _SCORE_AGAIN = "remove it; the same command then scores the completions anew"
 
+# A key of evaluation.json and scores.json: the version of each benchmark. Older files have none.
+VERSIONS = "benchmark_versions"
+
 # What is said of a model for a reader, beside what tells it from others.
 _WORDS = ("name", "evaluated", "origin")
 
@@ -97,8 +100,8 @@ def evaluate(
         # Before the folder is said to be of this model: of a run that trains on, the checkpoint may
         # be gone by now.
         params = load()
-    if is_writer:
-        _begin(out, _identity(plan, model, model_id))
+    if is_writer and missing:
+        _begin(out, _identity(plan, model, model_id), plan.versions())
     summary, sampling = {}, Sampling()
     remedy = "what is sampled is kept: make room, then run the same command again"
     with errors.user_errors(f"{out}: cannot be written", remedy):
@@ -141,11 +144,18 @@ def check(plan: Plan, model: Model, out: Path, model_id: dict[str, Any]) -> None
     file = out / EVALUATION_NAME
     if file.exists():
         found = files.read_json(file, ANOTHER_FOLDER)
+        versions = _recorded_versions(file, found)
+        found.pop(VERSIONS, None)
         changes = errors.differences(found, _identity(plan, model, model_id))
-        if changes:
+        lines = list(changes.values())
+        for name, version in plan.versions().items():
+            # One that is not recorded, or not asked for now, is compared with nothing.
+            if versions.get(name, version) != version:
+                lines.append(f"version of the benchmark {name}: {versions[name]} -> {version}")
+        if lines:
             remedy = "give another folder, remove this one, or undo"
             what = f"{out} holds another evaluation; {remedy}"
-            raise errors.UserError([what, *changes.values()])
+            raise errors.UserError([what, *lines])
         return
     for name in (JOURNAL_NAME, PREDICTIONS_NAME, SCORES_NAME):
         if (out / name).exists():
@@ -181,11 +191,25 @@ def recorded_date(out: Path) -> str:
     return date
 
 
-def _begin(out: Path, identity: dict[str, Any]) -> None:
+def _recorded_versions(file: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The versions of benchmarks in an evaluation.json."""
+    versions = evaluation.get(VERSIONS, {})
+    if not isinstance(versions, dict):
+        raise errors.UserError(f"{file}: {VERSIONS} should be an object; {ANOTHER_FOLDER}")
+    return versions
+
+
+def _begin(out: Path, identity: dict[str, Any], versions: dict[str, int]) -> None:
+    """Says what the folder is of; `versions` of benchmarks are added to those that it has."""
+    file = out / EVALUATION_NAME
     with errors.user_errors(f"{out}: cannot be written", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
-        if not (out / EVALUATION_NAME).exists():
-            files.write_json(out / EVALUATION_NAME, identity)
+        found = identity
+        if file.exists():
+            found = files.read_json(file, ANOTHER_FOLDER)
+        content = found | {VERSIONS: _recorded_versions(file, found) | versions}
+        if not file.exists() or content != found:
+            files.write_json(file, content)
 
 
 def _finish(
@@ -240,9 +264,10 @@ def _finish(
     file.unlink(missing_ok=True)
     lines = [json.dumps(row) + "\n" for row in rows + others]
     files.write_text(out / PREDICTIONS_NAME, "".join(lines))
-    files.write_json(file, summary | asked)
+    summary |= asked | {VERSIONS: plan.versions()}
+    files.write_json(file, summary)
     (out / JOURNAL_NAME).unlink(missing_ok=True)
-    return summary | asked
+    return summary
 
 
 def _answers(file: Path, asked: dict[str, Any]) -> bool:

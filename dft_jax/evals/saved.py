@@ -66,7 +66,7 @@ def read_scores(file: Path, remedy: str) -> dict[str, Any]:
                 f"{file}: {place} has the benchmark and temperature of {places[cell]}; {remedy}"
             )
         places[cell] = place
-    for key in ("settings", "grader"):
+    for key in ("settings", "grader", "benchmark_versions"):
         if not isinstance(content.get(key, {}), dict):
             raise errors.UserError(f"{file}: {key} should be an object; {remedy}")
     return content

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,8 @@ class BenchmarkEvaluator:
 
     def digest(self) -> str:
         """Of all that is going to be asked, prompts and answers."""
-        texts = json.dumps(sorted([*key, text] for key, text in self.plan.prompts.items()))
-        return hashlib.sha256(f"{self.plan.digest()} {texts}".encode()).hexdigest()
+        content = f"{self.plan.digest()} {self.plan.prompts_json()}"
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def begin(self, steps: int, start: int, origin: dict[str, Any]) -> None:
         """Settles the steps to evaluate at.

@@ -140,6 +140,15 @@ def test_other_settings_are_said(runs):
     assert warnings == ["b has prompt='qwen-boxed', lr=1e-5 has 'plain'"]
 
 
+def test_another_version_of_a_benchmark_is_said_where_both_have_it():
+    content = {"results": [result("gsm8k", shares(1))]}
+    versions = [{"gsm8k": 1}, {"gsm8k": 2, "aime24": 7}, {}]
+    evaluations = []
+    for name, known in zip("abc", versions, strict=True):
+        evaluations.append(comparison.of_summary(name, content | {"benchmark_versions": known}))
+    assert comparison.compare(evaluations).warnings == ["b has version of gsm8k=2, a has 1"]
+
+
 def model_of(sha256, run_id="5f0c", **base):
     """As the `model` of a scores.json."""
     base = {

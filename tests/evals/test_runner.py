@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -20,8 +21,10 @@ from dft_jax.commands import evaluate
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import evaluation, grading, planning, runner
+from dft_jax.evals.graders import pool
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.settings import Settings
+from dft_jax.evals.tasks import benchmarks, task
 from dft_jax.models.hf.export import Origin, export
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
@@ -991,3 +994,134 @@ def test_the_settings_of_config_and_command_are_the_same():
     names = {field.name for field in runner.dataclasses.fields(Settings)}
     assert names <= set(config_lib.get_default().eval)
     assert settings.of_config(config_lib.get_default().eval) == Settings()
+
+
+def known_completions(monkeypatch):
+    """Completions of no model: quick, where only what is done with them matters."""
+
+    def sample(self, params, requests, progress=True):
+        for request in requests:
+            yield sampler.Completion(request, (1, 2), True, 0.5)
+
+    monkeypatch.setattr(sampler.Sampler, "sample", sample)
+
+
+def of_version(monkeypatch, version):
+    changed = dataclasses.replace(benchmarks.BENCHMARKS["gsm8k"], version=version)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "gsm8k", changed)
+
+
+@pytest.mark.parametrize("state", ["finished", "killed while sampling"])
+def test_completions_of_another_version_of_a_benchmark_are_refused(
+    state, run, checkpoint, folder, capfd, monkeypatch
+):
+    """A raised version says that its problems, prompts or verdicts have changed."""
+    known_completions(monkeypatch)
+    _, summary = run()
+    assert summary["benchmark_versions"] == {"gsm8k": 1}
+    out = folder / "out"
+    if state != "finished":
+        (out / "scores.json").unlink()
+        (out / "predictions.jsonl").rename(out / "journal.jsonl")
+    of_version(monkeypatch, 2)
+    arguments = [
+        f"--model={checkpoint}",
+        "--benchmarks=gsm8k",
+        f"--benchmark_data={folder}/data",
+        "--prompt=plain",
+        "--max_new_tokens=12",
+        f"--out={out}",
+    ]
+    expected = [
+        f"{out} holds another evaluation; give another folder",
+        "version of the benchmark gsm8k: 1 -> 2",
+    ]
+    commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
+
+
+def test_an_evaluation_from_before_versions_were_recorded_goes_on(run, folder, monkeypatch):
+    known_completions(monkeypatch)
+    run()
+    out = folder / "out"
+    for name in ("evaluation.json", "scores.json"):
+        content = json.loads((out / name).read_text())
+        del content["benchmark_versions"]
+        (out / name).write_text(json.dumps(content))
+    before = tree(out)
+    of_version(monkeypatch, 2)
+    run()
+    assert tree(out) == before, "finished: nothing is sampled, graded or written"
+    _, summary = run("--samples=4")
+    assert summary["benchmark_versions"] == {"gsm8k": 2}
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert evaluation["benchmark_versions"] == {"gsm8k": 2}
+
+
+def test_a_benchmark_that_is_added_has_its_version_recorded(run, folder, monkeypatch):
+    known_completions(monkeypatch)
+    run()
+    rows = [{"id": 60, "problem": "?", "answer": "204"}]
+    write_rows(folder / "data" / "aime24.jsonl", rows)
+    run("--benchmarks=aime24")
+    evaluation = json.loads((folder / "out" / "evaluation.json").read_text())
+    assert evaluation["benchmark_versions"] == {"gsm8k": 1, "aime24": 1}
+
+
+def test_recorded_versions_that_are_no_object_are_refused(
+    run, checkpoint, folder, capfd, monkeypatch
+):
+    known_completions(monkeypatch)
+    run()
+    file = folder / "out" / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"benchmark_versions": [1]}))
+    arguments = [f"--model={checkpoint}", "--benchmarks=gsm8k", f"--out={folder}/out"]
+    arguments += [f"--benchmark_data={folder}/data", "--prompt=plain", "--max_new_tokens=12"]
+    expected = ["evaluation.json: benchmark_versions should be an object; give another folder"]
+    commands.check_refused(evaluate.main, arguments, expected, folder, capfd, monkeypatch)
+
+
+class Loud(task.Task):
+    """A benchmark that is asked in capitals."""
+
+    def prompt(self, problem):
+        return problem.question.upper()
+
+
+class Approving(pool.Grader):
+    """Accepts whatever is said."""
+
+    def grade(self, items, *arguments, **options):
+        return [pool.Graded("correct", completion) for completion, _ in items]
+
+
+def test_a_benchmark_says_what_is_asked_and_who_judges(run, folder, monkeypatch):
+    """Beside one that another grader judges: each gets its own, and rows keep their order."""
+    known_completions(monkeypatch)
+    gsm8k = benchmarks.BENCHMARKS["gsm8k"]
+    loud = Loud("loud", source="", count=6, answer=gsm8k.answer, grader="approving")
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "loud", loud)
+    module = types.SimpleNamespace(Grader=Approving)
+    monkeypatch.setitem(grading._GRADERS, "approving", module)
+    write_rows(folder / "data" / "loud.jsonl", PROBLEMS)
+    _, summary = run("--benchmarks=gsm8k,loud", "--nogreedy")
+    rows = read_rows(folder / "out" / "predictions.jsonl")
+    assert [row["benchmark"] for row in rows] == ["gsm8k"] * 18 + ["loud"] * 18
+    for row in rows:
+        question = PROBLEMS[int(row["id"])]["question"]
+        if row["benchmark"] == "loud":
+            assert row["prompt"] == question.upper() + "\n" and row["verdict"] == "correct"
+        else:
+            assert row["prompt"] == question + "\n" and row["verdict"] != "correct"
+    means = {result["benchmark"]: result["avg_at_k"]["mean"] for result in summary["results"]}
+    assert means == {"gsm8k": 0, "loud": 1}
+
+
+def test_every_benchmark_has_a_grader():
+    assert {one.grader for one in benchmarks.BENCHMARKS.values()} <= grading._GRADERS.keys()
+
+
+def test_prompts_are_one_text_to_be_hashed():
+    """Sorted, as the hashes of runs and evaluations of several processes have always been made."""
+    prompts = {("math500", "b"): "ü?", ("aime24", "9"): "1", ("aime24", "10"): "2"}
+    made = planning.Plan.prompts_json(types.SimpleNamespace(prompts=prompts))
+    assert made == '[["aime24", "10", "2"], ["aime24", "9", "1"], ["math500", "b", "\\u00fc?"]]'

@@ -2,7 +2,7 @@
 
 from dft_jax.evals.tasks import lab, math
 from dft_jax.evals.tasks.task import Problem, Task
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, options
 
 MATH: dict[str, Task] = {task.name: task for task in math.TASKS}
 LAB: dict[str, Task] = {task.name: task for task in lab.TASKS}
@@ -12,9 +12,8 @@ BENCHMARKS: dict[str, Task] = MATH | LAB
 def find(name: str) -> Task:
     """The benchmark of this name; UserError with the closest names for an unknown one."""
     if name not in BENCHMARKS:
-        close = errors.did_you_mean(name, list(BENCHMARKS))
-        known = ", ".join(BENCHMARKS)
-        raise errors.UserError(f"benchmark {name!r} is unknown{close}; known: {known}")
+        what = f"benchmark {name!r} is unknown"
+        raise errors.UserError(options.unknown(what, name, list(BENCHMARKS)))
     return BENCHMARKS[name]
 
 

@@ -35,7 +35,7 @@ class Task:
     count: int  # problems in the published set
     answer: Callable[[dict[str, Any]], str]  # the ground truth of a row; see fields.py
     version: int = 1
-    grader: str = "math"  # who judges a completion: evals/graders/pool.py
+    grader: str = "math"  # who judges a completion: a name in evals/grading.py
     question_fields: tuple[str, ...] = ("problem", "question")  # the first that a row has counts
     id_field: str = ""  # by default the id is the number of the row, from 0
     file: str = ""  # in a local folder; by default <name>.jsonl
