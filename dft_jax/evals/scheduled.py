@@ -89,7 +89,8 @@ class BenchmarkEvaluator:
                 runner.check(self.plan, self.model, folder, {**origin, "step": step})
 
     def compile_programs(self) -> None:
-        """Nothing: the sampler's shapes follow from what is still to be sampled."""
+        """Compiles the sampler, for all of the plan or what a killed evaluation has left of it."""
+        self.plan.sampler.compile_programs(self.plan.requests.values())
 
     def due(self, step: int) -> bool:
         return step in self.steps

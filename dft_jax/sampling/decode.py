@@ -244,16 +244,26 @@ def decode(
     return slots, sharding.with_layout(report, model.mesh)
 
 
-def _laid_out(slots: Slots, model: Model) -> Slots:
+def slot_layouts(model: Model) -> Slots:
     """Rows along the batch axes of the mesh, the heads of the cache along `tensor`.
 
     Without it XLA might replicate the cache, the largest array there is, on every device.
     """
+    rows = sharding.named(model.mesh, sharding.BATCH_AXES)
+    part = sharding.named(model.mesh, *CACHE_SPEC)
+    return Slots(
+        hidden_BD=rows,
+        cache=[(part, part)] * model.config.num_layers,
+        lengths_B=rows,
+        outputs_BT=rows,
+        made_B=rows,
+        limits_B=rows,
+        active_B=rows,
+        keys_B=rows,
+        temperatures_B=rows,
+        entropy_sums_B=rows,
+    )
 
-    def with_layout(x: Array) -> Array:
-        # Only the parts of the cache have four axes.
-        if x.ndim == 4:
-            return sharding.with_layout(x, model.mesh, *CACHE_SPEC)
-        return sharding.with_layout(x, model.mesh, sharding.BATCH_AXES)
 
-    return jax.tree.map(with_layout, slots)
+def _laid_out(slots: Slots, model: Model) -> Slots:
+    return lax.with_sharding_constraint(slots, slot_layouts(model))

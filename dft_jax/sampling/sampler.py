@@ -18,9 +18,11 @@ import numpy as np
 from dft_jax import sharding
 from dft_jax.models import cached
 from dft_jax.models.model import Model
+from dft_jax.runtime import interrupts
 from dft_jax.runtime.progress import bar, silent
 from dft_jax.sampling import decode, filters
 from dft_jax.sampling.decode import Admission, Prefilled, Report, Slots
+from dft_jax.sampling.programs import Programs
 from dft_jax.types import Params
 
 # Tokens; the lengths of arrays are these times powers of two.
@@ -73,6 +75,14 @@ class _Prompt:
 
     ids: tuple[int, ...]
     requests: list[Request]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Extent:
+    """How many completions are in progress at once, and the tokens that each has room for."""
+
+    n_slots: int
+    n_outputs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,15 +172,25 @@ class Sampler:
         self.n_slots = self._rounded(slots)
         self.n_prompts = self._rounded(min(_PROMPTS_AT_ONCE, slots))
         self.usage = Usage()
-        self._unstack = jax.jit(functools.partial(cached.unstack, model=model))
-        self._empty = jax.jit(
+        self._compiled = _Extent(0, 0)  # by `compile_programs`
+        # Of what each program gives, so that any other one may take it.
+        layouts, replicated = decode.slot_layouts(model), sharding.named(model.mesh)
+        self._unstack = Programs(functools.partial(cached.unstack, model=model))
+        self._empty = Programs(
             functools.partial(decode.empty, model=model),
             static_argnames=("n_slots", "size", "n_outputs"),
+            out_shardings=layouts,
         )
-        self._prefill = jax.jit(functools.partial(decode.prefill, model=model))
+        self._prefill = Programs(functools.partial(decode.prefill, model=model))
         # Donated, here and in decoding: two caches at once would halve the slots that fit.
-        self._admit = jax.jit(functools.partial(decode.admit, model=model), donate_argnums=0)
-        self._grow = jax.jit(functools.partial(decode.grow, model=model), static_argnames="size")
+        self._admit = Programs(
+            functools.partial(decode.admit, model=model), donate_argnums=0, out_shardings=layouts
+        )
+        self._grow = Programs(
+            functools.partial(decode.grow, model=model),
+            static_argnames="size",
+            out_shardings=layouts,
+        )
         decode_slots = functools.partial(
             decode.decode,
             model=model,
@@ -178,7 +198,66 @@ class Sampler:
             vocab_size=self.vocab_size,
             filters=filters.make(top_k, top_p),
         )
-        self._decode = jax.jit(decode_slots, donate_argnums=1)
+        self._decode = Programs(decode_slots, donate_argnums=1, out_shardings=(layouts, replicated))
+
+    def compile_programs(self, requests: Iterable[Request]) -> None:
+        """Compiles all that sampling these requests, or any part of them, may need.
+
+        Nothing is allocated on the devices. A part of the requests, such as a killed evaluation has
+        left, is then sampled in as many slots as all of them: by the same programs.
+
+        How far the cache grows depends on how long completions turn out to be, so there is a
+        program for every size that it may have.
+        """
+        requests = list(requests)
+        if not requests:
+            return
+        self._compiled = self._extent(requests)
+        for _ in bar(self._each_program(requests), desc="compile", unit="program", leave=False):
+            interrupts.check()
+
+    def _each_program(self, requests: list[Request]) -> Iterator[None]:
+        """Does what `sample` does, with shapes in place of arrays; yields after each program."""
+        n_slots, n_outputs = self._compiled.n_slots, self._compiled.n_outputs
+        largest_of = self._largest_caches(requests)
+        params = self._unstack.compile(self.model.abstract_params)
+        yield
+        # A cache may take on every size from that of the shortest prompts to the largest.
+        smallest = self._cache_size(min(largest_of))
+        size = self._cache_size(1)
+        slots_of = {size: self._empty.compile(n_slots=n_slots, size=size, n_outputs=n_outputs)}
+        yield
+        while size < max(largest_of.values()):
+            before, size = size, self._cache_size(max(size + 1, smallest))
+            slots_of[size] = self._grow.compile(slots_of[before], size=size)
+            yield
+        new = jax.tree.map(self._shape_of, _no_admission(n_slots))
+        for length, largest in largest_of.items():
+            block = jax.tree.map(self._shape_of, self._no_prompts(length))
+            prefilled = self._prefill.compile(params, *block)
+            yield
+            enough = self._cache_size(length)
+            for size, slots in slots_of.items():
+                if size < enough:
+                    self._grow.compile(slots, size=enough)
+                elif size <= largest:
+                    self._admit.compile(slots, prefilled, new)
+                yield
+        for size, slots in slots_of.items():
+            if size >= smallest:
+                self._decode.compile(params, slots, self._shape_of(_count(0)))
+                yield
+
+    def _largest_caches(self, requests: list[Request]) -> dict[int, int]:
+        """Padded length of prompts -> the largest cache there may be when such prompts begin."""
+        largest_of, longest = {}, 0
+        for block in self._prompt_blocks(requests):
+            for prompt in block:
+                most_new = max(request.max_new_tokens for request in prompt.requests)
+                longest = max(longest, len(prompt.ids) + most_new)
+            # The short prompts are first: by now the cache may have grown for any of these.
+            largest_of[self._padded(block)] = self._cache_size(longest)
+        return largest_of
 
     def sample(
         self, params: Params, requests: Iterable[Request], progress: bool = True
@@ -193,8 +272,9 @@ class Sampler:
             return
         params = self._unstack(params)
         blocks = self._prompt_blocks(requests)
-        n_slots = min(self.n_slots, self._rounded(len(requests)))
-        slots = self._empty_slots(n_slots, requests)
+        extent = self._extent(requests)
+        n_slots = extent.n_slots
+        slots = self._empty(n_slots=n_slots, size=self._cache_size(1), n_outputs=extent.n_outputs)
         in_slot: dict[int, Request] = {}
         ready: collections.deque[_Ready] = collections.deque()
         prefilled: Prefilled | None = None
@@ -218,7 +298,8 @@ class Sampler:
                 least_active = 1
                 if blocks or ready:
                     least_active = n_slots - n_slots // 32
-                slots, on_devices = self._decode(params, slots, min(least_active, len(in_slot)))
+                wanted = _count(min(least_active, len(in_slot)))
+                slots, on_devices = self._decode(params, slots, self._place(wanted))
                 report: Report = jax.device_get(on_devices)
                 made_B = np.where(report.active_B, report.made_B, 0)
                 self.usage.places += n_slots * int(report.steps)
@@ -233,13 +314,18 @@ class Sampler:
         shards = sharding.batch_shards(self.model.mesh)
         return -(-n_rows // shards) * shards
 
-    def _empty_slots(self, n_slots: int, requests: list[Request]) -> Slots:
+    def _extent(self, requests: list[Request]) -> _Extent:
+        """Of these requests; at least what is compiled."""
+        n_slots = min(self.n_slots, self._rounded(len(requests)))
         most_new = max(request.max_new_tokens for request in requests)
-        return self._empty(
-            n_slots=n_slots,
-            size=_bucket(1, _SMALLEST_CACHE, self.max_length),
-            n_outputs=_bucket(most_new, _SMALLEST_PROMPT, self.max_length),
+        n_outputs = _bucket(most_new, _SMALLEST_PROMPT, self.max_length)
+        return _Extent(
+            max(n_slots, self._compiled.n_slots), max(n_outputs, self._compiled.n_outputs)
         )
+
+    def _cache_size(self, n_tokens: int) -> int:
+        """Places of a cache that has room for so many tokens."""
+        return _bucket(n_tokens, _SMALLEST_CACHE, self.max_length)
 
     def _prompt_blocks(self, requests: list[Request]) -> collections.deque[list[_Prompt]]:
         """Blocks of prompts to prefill together, each of one bucket of lengths, the short first."""
@@ -260,12 +346,19 @@ class Sampler:
                 blocks.append(prompts[start : start + self.n_prompts])
         return blocks
 
+    def _padded(self, block: list[_Prompt]) -> int:
+        """The length that the prompts of a block are padded to."""
+        longest = max(len(prompt.ids) for prompt in block)
+        return _bucket(longest, _SMALLEST_PROMPT, self.max_length)
+
+    def _no_prompts(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [P, length] and lengths [P] of a block, to be filled in."""
+        tokens_PL = np.zeros((self.n_prompts, length), np.int32)
+        return tokens_PL, np.zeros(self.n_prompts, np.int32)
+
     def _prefill_block(self, params: Params, block: list[_Prompt]) -> Prefilled:
         """Runs the prompts of a block, padded on the right to their bucket."""
-        longest = max(len(prompt.ids) for prompt in block)
-        L = _bucket(longest, _SMALLEST_PROMPT, self.max_length)
-        tokens_PL = np.zeros((self.n_prompts, L), np.int32)
-        lengths_P = np.zeros(self.n_prompts, np.int32)
+        tokens_PL, lengths_P = self._no_prompts(self._padded(block))
         for row, prompt in enumerate(block):
             tokens_PL[row, : len(prompt.ids)] = prompt.ids
             lengths_P[row] = len(prompt.ids)
@@ -280,14 +373,7 @@ class Sampler:
         in_slot: dict[int, Request],
     ) -> Slots:
         """Puts ready requests into the idle slots, as far as they go."""
-        new = Admission(
-            is_new_B=np.zeros(n_slots, bool),
-            row_B=np.zeros(n_slots, np.int32),
-            lengths_B=np.zeros(n_slots, np.int32),
-            limits_B=np.zeros(n_slots, np.int32),
-            temperatures_B=np.zeros(n_slots, np.float32),
-            noise_B4=np.zeros((n_slots, 4), np.uint32),
-        )
+        new = _no_admission(n_slots)
         idle = [slot for slot in range(n_slots) if slot not in in_slot]
         for slot in idle[: len(ready)]:
             one = ready.popleft()
@@ -306,7 +392,7 @@ class Sampler:
         """A cache of at least `n_tokens` places; more are made from time to time, by doubling."""
         if n_tokens <= slots.cache_length:
             return slots
-        return self._grow(slots, size=_bucket(n_tokens, _SMALLEST_CACHE, self.max_length))
+        return self._grow(slots, size=self._cache_size(n_tokens))
 
     def _completion(self, request: Request, slot: int, report: Report) -> Completion:
         n = int(report.made_B[slot])
@@ -318,6 +404,27 @@ class Sampler:
         """On every device of every process, all of which have the same array."""
         layout = sharding.named(self.model.mesh)
         return jax.make_array_from_callback(host.shape, layout, lambda index: host[index])
+
+    def _shape_of(self, host: np.ndarray) -> jax.ShapeDtypeStruct:
+        """Of what `_place` makes."""
+        layout = sharding.named(self.model.mesh)
+        return jax.ShapeDtypeStruct(host.shape, host.dtype, sharding=layout)
+
+
+def _no_admission(n_slots: int) -> Admission:
+    """Nothing that begins, in NumPy arrays: to be filled in."""
+    return Admission(
+        is_new_B=np.zeros(n_slots, bool),
+        row_B=np.zeros(n_slots, np.int32),
+        lengths_B=np.zeros(n_slots, np.int32),
+        limits_B=np.zeros(n_slots, np.int32),
+        temperatures_B=np.zeros(n_slots, np.float32),
+        noise_B4=np.zeros((n_slots, 4), np.uint32),
+    )
+
+
+def _count(n: int) -> np.ndarray:
+    return np.array(n, np.int32)
 
 
 def _ready_requests(block: list[_Prompt]) -> Iterator[_Ready]:

@@ -18,6 +18,7 @@ from dft_jax.models.model import build
 from dft_jax.sampling import filters as token_filters, sampler as sampling
 from dft_jax.sampling.categorical import draw
 from dft_jax.sampling.sampler import Request, Sampler
+from tests import commands
 from tests.conftest import GOLDEN, make_mesh
 from tests.marks import slow_but
 from tests.models.test_golden import CASES, FAMILY_CASES, logits_of
@@ -358,3 +359,40 @@ def test_prompts_are_prefilled_once(monkeypatch):
     asked = [Request(f"p{i}", k, (1, 2, 3, i), 1.0, 5) for i in range(3) for k in range(16)]
     assert len(list(busy.sample(asked, progress=False))) == 48
     assert len(calls) == 1
+
+
+def growing_requests():
+    """Prompts in three buckets of lengths, 64, 128 and 512; caches of 256, 512 and 600."""
+    made = []
+    for length, new in [(3, 8), (70, 20), (70, 230), (300, 250)]:
+        for sample in range(2):
+            made.append(Request(f"p{length}", sample, (7,) * length, 1.0, new))
+    return made
+
+
+@pytest.mark.parametrize("data,fsdp,tensor", slow_but([(1, 1, 1)], [(1, 1, 1), (2, 2, 2)]))
+def test_all_that_sampling_needs_is_compiled_ahead(data, fsdp, tensor):
+    """Also for a part of the requests; nothing is allocated for it, and tokens are as without."""
+    settings = dict(max_length=600, slots=4, sizes=(data, fsdp, tensor))
+    asked = growing_requests()
+    expected = by_request(sampler(**settings).sample(asked))
+    ready = sampler(**settings)
+    before = sum(array.nbytes for array in jax.live_arrays())
+    ready.sampler.compile_programs(asked)
+    # A few constants of the programs; the smallest cache has 0.1 MB.
+    assert sum(array.nbytes for array in jax.live_arrays()) - before < 1000
+    commands.compiled.clear()
+    parts = [asked[:1], asked[5:], asked[-1:]]
+    found = by_request(ready.sample(asked))
+    of_parts = [by_request(ready.sample(part)) for part in parts]
+    assert commands.compiled == []
+    assert found == expected
+    for part in of_parts:
+        for key, completion in part.items():
+            assert completion.ids == expected[key].ids
+
+
+def test_no_program_is_compiled_ahead_for_nothing():
+    ready = sampler()
+    ready.sampler.compile_programs([])
+    assert list(ready.sample([])) == []
