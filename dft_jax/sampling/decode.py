@@ -250,7 +250,7 @@ def slot_layouts(model: Model) -> Slots:
     Without it XLA might replicate the cache, the largest array there is, on every device.
     """
     rows = sharding.named(model.mesh, sharding.BATCH_AXES)
-    part = sharding.named(model.mesh, *CACHE_SPEC)
+    part: Any = sharding.named(model.mesh, *CACHE_SPEC)  # where a cache has arrays
     return Slots(
         hidden_BD=rows,
         cache=[(part, part)] * model.config.num_layers,
