@@ -36,7 +36,9 @@ _FUSED = frozenset(
 )
 # They read what is fused into them, without putting it into memory.
 _REDUCTIONS = frozenset(
-    """reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin""".split()
+    """
+    reduce reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin
+    """.split()
 )
 # Their results take the place of operands.
 _IN_PLACE = frozenset("""scatter scatter-add dynamic_update_slice psum pmax pmin""".split())

@@ -34,6 +34,15 @@ def peak_mib(function, *shapes, kept=False, shares=None):
 X = (512, 512)  # 1 MiB
 
 
+def sum_and_maximum(x):
+    """In one reduction, as GPUs make the statistics of a chunk of logits."""
+
+    def merge(one, other):
+        return one[0] + other[0], jnp.maximum(one[1], other[1])
+
+    return jax.lax.reduce((x.T * 3, x.T * 2), (jnp.float32(0), jnp.float32(0)), merge, [0, 1])
+
+
 def test_the_walk_fuses_reuses_and_frees():
     assert peak_mib(lambda x: jnp.exp(x) * 2 + 1, X) == 1  # fused, in the place of its operand
     assert peak_mib(lambda x: jnp.exp(x) * 2 + 1, X, kept=True) == 2
@@ -42,6 +51,7 @@ def test_the_walk_fuses_reuses_and_frees():
     assert peak_mib(lambda x: x @ x @ x @ x, X) == 3
     assert peak_mib(lambda x: jnp.exp(x) @ x, X) == 3  # a product needs its operand in memory
     assert peak_mib(lambda x: (x.T * 3).sum(), X) < 1.01  # a reduction does not
+    assert peak_mib(sum_and_maximum, X) < 1.01  # nor one of two results
     assert peak_mib(lambda x: (x @ x, x)[1], X) == 1  # nobody reads the product
     assert peak_mib(jax.jit(lambda x: jax.checkpoint(lambda y: y @ y)(x)), X) == 2
 
