@@ -1,10 +1,14 @@
 """Processes of one job that differ: all exit with 2 and name what, before anything compiles."""
 
+import contextlib
 import datetime
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import zoneinfo
 
 import pytest
@@ -144,6 +148,59 @@ def test_a_mistake_of_one_host_ends_all_with_it(failing, tmp_path):
     )
 
 
+def slurm_step(port):
+    """Variables of the two tasks of a step on this machine, where JAX will choose this port."""
+    # JAX's port is 61440 and the job's number modulo 4096.
+    shared = {"SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "127.0.0.1"}
+    shared |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    tasks = []
+    for number in range(2):
+        tasks.append(shared | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)})
+    return tasks
+
+
+def free_slurm_port():
+    for port in range(61440 + os.getpid() % 1000, 65536):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def test_tasks_of_a_slurm_step_are_one_job_without_being_told(tmp_path):
+    """The mistake of one ends both, so they have met."""
+    workdir = tmp_path / "runs/run"
+    workdir.parent.mkdir()
+    processes = []
+    for number, task in enumerate(slurm_step(free_slurm_port())):
+        options = ("--config.data.train=/nowhere/train.jsonl",) * number
+        processes.append(launch.start(workdir, arguments=options, environment=task))
+    codes = [launch.wait(process) for process in processes]
+    log = launch.log(workdir)
+    assert codes == [errors.EXIT_USER_ERROR] * 2, log[-3000:]
+    assert log.count("error: process 1: config.data.train='/nowhere/train.jsonl'") == 2
+    assert log.count("note: one of 2 processes, found by JAX (slurm); --distributed=false") == 1
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_see_each_other_share_no_folder(tmp_path):
+    """As under srun before --distributed was automatic: one trains, and the other is refused."""
+    workdir = tmp_path / "runs/run"
+    workdir.parent.mkdir()
+    # Long enough at its second step for the other one to come.
+    hold = launch.Fault("step 2", "sleep", argument=8)
+    alone = ("--distributed=false", "--config.train.steps=2", "--config.checkpoint.every=2")
+    tasks = slurm_step(free_slurm_port())
+    first = launch.start(workdir, hold, arguments=alone, environment=tasks[0])
+    while f"{launch.HURT} sleep" not in launch.phases(workdir):
+        assert first.is_alive(), launch.log(workdir)[-3000:]
+        time.sleep(0.05)
+    second = launch.start(workdir, arguments=alone, environment=tasks[1])
+    assert launch.wait(second) == errors.EXIT_USER_ERROR
+    assert launch.wait(first) == 0, launch.log(workdir)[-3000:]
+    assert launch.log(workdir).count("another process is at work there") == 1
+
+
 @pytest.mark.slow
 def test_folders_that_are_not_shared_are_refused(tmp_path):
     """Each host has its own disk under the same name; here: each process its own folder."""
@@ -188,8 +245,6 @@ print(json.dumps(environment.process_facts()))
 
 
 def facts(change="", **environment):
-    import os
-
     done = subprocess.run(
         [sys.executable, "-c", FACTS.replace("{change}", change)],
         cwd=launch.ROOT,

@@ -24,9 +24,9 @@ logits, under which the target has a probability q, and p²/q = Σ_v p_v². It c
 through the head, forward only.
 
 On TPUs and GPUs the command is the same. Batches are spread over all devices, --tensor=4 spreads
-each copy of the parameters over four, and on a pod the command is started on every host with
---distributed (process 0 writes). Full logits are never made; the parameters of one model are in
-memory at a time, and on the host three float32 numbers a token and model.
+each copy of the parameters over four, and on a pod the command is started on every host (process 0
+writes). Full logits are never made; the parameters of one model are in memory at a time, and on the
+host three float32 numbers a token and model.
 """
 
 from pathlib import Path

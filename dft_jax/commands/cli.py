@@ -2,23 +2,44 @@
 exit code 2.
 """
 
-import os
 import re
 import sys
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from dft_jax import config as config_lib
-from dft_jax.runtime import errors
+from dft_jax.runtime import cluster, errors
 from dft_jax.runtime.options import Config
 from dft_jax.runtime.python_files import call_file, summary
 
-_HEARTBEAT_S = 30  # after which a silent process counts as dead, and ends the others
+_AUTO = "auto"
 
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the job's other processes (TPU pod, srun, …)."
+
+class _BoolOrAuto(flags.BooleanParser):
+    """As of a boolean flag, and `auto`, which is None."""
+
+    syntactic_help = "true, false or auto"
+
+    def parse(self, argument: str | int) -> bool | None:
+        if argument == _AUTO:
+            return None
+        return super().parse(argument)
+
+
+_DISTRIBUTED = flags.DEFINE_flag(
+    flags.Flag(
+        _BoolOrAuto(),
+        None,
+        "distributed",
+        None,
+        "Join the job's other processes (TPU pod, srun, …). By default, auto, where JAX finds more"
+        " than one.",
+        boolean=True,
+    )
+)
+_JOIN_SECONDS = flags.DEFINE_integer(
+    "join_seconds", cluster.JOIN_S, "In which all processes of a job have to be there.", 1
 )
 
 
@@ -79,22 +100,8 @@ def _help() -> str:
 
 
 def join_processes() -> None:
-    """Joins the processes of one job.
-
-    They are named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or, with
-    --distributed, found by JAX itself: TPU pods, Slurm steps (srun), Open MPI, Kubernetes.
-    """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    names = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
-    remedy = f"start them with srun or on a TPU pod, or set {names}"
-    with errors.user_errors("the job's processes were not found", remedy, (KeyError, ValueError)):
-        if address:
-            count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
-            jax.distributed.initialize(
-                address, count, index, heartbeat_timeout_seconds=_HEARTBEAT_S
-            )
-        elif _DISTRIBUTED.value:
-            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_S)
+    """Joins the processes of one job, as --distributed says: see runtime/cluster.py."""
+    cluster.join(_DISTRIBUTED.value, _JOIN_SECONDS.value)
 
 
 class _ConfigFile(flags.ArgumentParser):

@@ -20,6 +20,9 @@ class UserError(ValueError):
     Raised at the boundary (configs, files, checkpoints), never inside jitted code.
     """
 
+    # Whether nothing may be asked of JAX any more.
+    ends_at_once = False
+
     def __init__(self, problems: str | Sequence[str]):
         if isinstance(problems, str):
             problems = [problems]
@@ -102,7 +105,7 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
             return main(*args, **kwargs)
         except UserError as error:
             print(error.report(), file=sys.stderr, flush=True)
-            _exit(EXIT_USER_ERROR)
+            _exit(EXIT_USER_ERROR, at_once=error.ends_at_once)
         except Stopped as stopped:
             line = f"stopped by {stopped}; the same command resumes from there"
             # Nobody may be reading any more.
@@ -114,7 +117,7 @@ def exit_on_user_error(main: Callable[..., Any]) -> Callable[..., Any]:
             if not _is_one_of_many():
                 raise
             traceback.print_exc()
-            _exit(1)
+            _exit(1, at_once=True)
 
     return wrapped
 
@@ -124,9 +127,9 @@ def _is_one_of_many() -> bool:
     return "jax" in sys.modules and sys.modules["jax"].process_count() > 1
 
 
-def _exit(code: int) -> NoReturn:
+def _exit(code: int, at_once: bool) -> NoReturn:
     """Ends the process; one of many at once, without waiting for the others."""
-    if _is_one_of_many():
+    if at_once or _is_one_of_many():
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
