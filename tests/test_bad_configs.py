@@ -262,6 +262,22 @@ OVERRIDES = {
         ["--workdir=gs://bucket/run"],
         ["--workdir=gs://bucket/run", "give a local or mounted folder"],
     ),
+    "bucket as data": (
+        ["--config.data.train=gs://bucket/train.jsonl"],
+        ["config.data.train='gs://bucket/train.jsonl': only files and folders of this", "mount"],
+    ),
+    "bucket as held-out data": (
+        ["--config.data.heldout=s3://bucket/test"],
+        ["config.data.heldout='s3://bucket/test': only files and folders of this", "or copy"],
+    ),
+    "bucket as model": (
+        ["--config.model.path=gs://bucket/base"],
+        ["config.model.path='gs://bucket/base': only files and folders of this", "mount the"],
+    ),
+    "bucket as template": (
+        ["--config.data.template=gs://bucket/chat.jinja"],
+        ["config.data.template='gs://bucket/chat.jinja': only files and", "mount the bucket"],
+    ),
 }
 
 

@@ -10,14 +10,13 @@ A * marks those that are more than chance when it is counted how many difference
 
 import collections
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from dft_jax.analysis import comparison_report
 from dft_jax.analysis.comparison import compare, read
 from dft_jax.commands import cli
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, folders
 from dft_jax.runtime.files import write_csv
 
 _OUT = flags.DEFINE_string(
@@ -39,7 +38,7 @@ def main() -> None:
         print(f"warning: {line}", file=sys.stderr)
     print(comparison_report.text(made))
     if _OUT.value:
-        out = Path(_OUT.value).expanduser()
+        out = folders.local_folder(_OUT.value, "--out")
         with errors.user_errors(f"--out={out}: cannot be made", "give another folder"):
             out.mkdir(parents=True, exist_ok=True)
         write_csv(made.rows, out / "comparison.csv")

@@ -14,7 +14,7 @@ import numpy as np
 from dft_jax.analysis import pairing
 from dft_jax.evals import report, saved, scores, significance
 from dft_jax.evals.runner import SCORES_NAME, VERSIONS
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, hub
 
 # The benchmark of rows that are means over benchmarks, as the paper reports them.
 MEAN = "mean"
@@ -83,6 +83,7 @@ def read(argument: str) -> Evaluation:
     is_named = bool(equals) and not Path(argument).exists()
     if not is_named:
         path = argument
+    hub.refuse_address(path, "evaluation")
     folder = Path(path).expanduser()
     if not is_named:
         name = folder.name

@@ -148,10 +148,10 @@ def _evaluate(asked: Settings, out: Path) -> None:
 def _grade(asked: Settings) -> None:
     # A grader needs no accelerator, and should not occupy one.
     jax.config.update("jax_platforms", "cpu")
-    file = Path(str(_GRADE.value)).expanduser()
+    file = folders.local_file(str(_GRADE.value), "--grade")
     out = file.parent
     if _OUT.value:
-        out = Path(_OUT.value).expanduser()
+        out = folders.local_folder(_OUT.value, "--out")
     of_grader = tuple(f"--{name}=" for name in _OF_GRADER)
     errors.raise_if_any([line for line in asked.mistakes("--") if line.startswith(of_grader)])
     summary = regrade.grade(

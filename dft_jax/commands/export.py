@@ -1,7 +1,6 @@
 """The command `python -m dft_jax.export`: its flags, and the calls that they ask for."""
 
 import contextlib
-from pathlib import Path
 
 from absl import flags
 
@@ -33,7 +32,7 @@ def main() -> None:
     workdir = folders.local_folder(str(_WORKDIR.value))
     out = workdir / "export"
     if _OUT.value:
-        out = Path(_OUT.value).expanduser().absolute()
+        out = folders.local_folder(_OUT.value, "--out")
     if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = f"--out={out} exists and is not empty"
         raise errors.UserError(f"{what}; give a new folder, or remove it first")

@@ -5,6 +5,7 @@ from typing import Any
 
 from dft_jax.data import formats, templates
 from dft_jax.data.sources import locate
+from dft_jax.runtime import hub
 from dft_jax.runtime.options import AT_LEAST_0, FRACTION, Legal, Option
 
 SECTION = {
@@ -51,19 +52,30 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
         remedy = "give a .jsonl, .json or .parquet file, a folder or a hub dataset"
         found.append(f"config.data.train is empty: {remedy}")
     template = given.get("template", "tokenizer")
+    found += _place_problems(given, template, looked_from)
+    found += _idle_problems(given)
+    found += templates.name_problems("config.data.template", template)
+    found += templates.date_problems("config.data.date", given.get("date", ""))
+    return found
+
+
+def _place_problems(given: dict[str, Any], template: str, looked_from: str) -> list[str]:
+    """Paths of the section with nothing there, and addresses, which are no paths."""
+    found = []
     absent = []
     for key in ("train", "heldout"):
         place = given.get(key, "")
-        if locate.is_path(place) and not Path(place).exists():
+        addresses = hub.address_problems(place, f"config.data.{key}")
+        found += addresses
+        if not addresses and locate.is_path(place) and not Path(place).exists():
             absent.append(key)
-    if template.endswith(".jinja") and not Path(template).is_file():
+    addresses = hub.address_problems(template, "config.data.template")
+    found += addresses
+    if not addresses and template.endswith(".jinja") and not Path(template).is_file():
         absent.append("template")
     for key in absent:
         remedy = f"(looked from {looked_from}); correct the path"
         found.append(f"config.data.{key}={given[key]!r}: no such file {remedy}")
-    found += _idle_problems(given)
-    found += templates.name_problems("config.data.template", template)
-    found += templates.date_problems("config.data.date", given.get("date", ""))
     return found
 
 

@@ -7,6 +7,7 @@ from dft_jax import sharding
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.models.decoder import REMAT_POLICIES
 from dft_jax.models.spec import DecoderSpec
+from dft_jax.runtime import hub
 from dft_jax.runtime.options import AT_LEAST_1, Config, Option
 
 SECTION = {
@@ -45,7 +46,7 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
     if path == "":
         what = "config.model.path is empty"
         return [f"{what}: give the folder or hub id of a Hugging Face checkpoint"]
-    found = []
+    found = hub.address_problems(path, "config.model.path")
     if path.startswith((".", "/")) and not Path(path).is_dir():
         remedy = f"(looked from {looked_from}); correct the path"
         found.append(f"config.model.path={path!r}: no such folder {remedy}")

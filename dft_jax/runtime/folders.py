@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from dft_jax.runtime import distributed, errors, files, processes, system
+from dft_jax.runtime import distributed, errors, files, hub, processes, system
 
 _LOCK_NAME = ".lock"
 
@@ -20,9 +20,20 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
     """
     if "://" in path:
         raise errors.UserError(
-            f"{flag}={path}: give a local or mounted folder; buckets can be mounted"
+            f"{flag}={path}: give a local or mounted folder; a bucket can be mounted (gcsfuse,"
+            " mount-s3)"
         )
     return Path(path).expanduser().absolute()
+
+
+def local_file(path: str, flag: str) -> Path:
+    """`path`, with ~ expanded.
+
+    Raises:
+      UserError: a bucket, of which a Path would be `gs:/…`.
+    """
+    hub.refuse_address(path, flag)
+    return Path(path).expanduser()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Which names are the hub's and which are paths: a missing folder never becomes a repository."""
+"""Which names are the hub's, which are paths, and which neither.
+
+A missing folder never becomes a repository, and a bucket's address never a folder called `gs:`.
+"""
 
 import os
 from pathlib import Path
@@ -6,6 +9,23 @@ from pathlib import Path
 from dft_jax.runtime import errors
 
 PREFIX = "hf://"  # may stand before a hub id, to say that it is one
+
+
+def address_problems(path: str, setting: str) -> list[str]:
+    """What is wrong with `path` where it is the address of a bucket, or of anything but the hub's.
+
+    Args:
+      setting: what the user calls it, as in config.data.train.
+    """
+    if "://" not in path or path.startswith(PREFIX):
+        return []
+    remedy = "mount the bucket (gcsfuse, mount-s3) or copy what is there, and give that local path"
+    return [f"{setting}={path!r}: only files and folders of this machine are read; {remedy}"]
+
+
+def refuse_address(path: str, setting: str) -> None:
+    """UserError for what `address_problems` finds."""
+    errors.raise_if_any(address_problems(path, setting))
 
 
 def id_of(path: str, setting: str) -> str:
@@ -18,6 +38,7 @@ def id_of(path: str, setting: str) -> str:
     Raises:
       UserError: it is a path; `setting` is what the user calls it.
     """
+    refuse_address(path, setting)
     hub_id = path.removeprefix(PREFIX)
     if hub_id == path and "/" in path and Path(path).parent.is_dir():
         raise errors.UserError(

@@ -410,6 +410,7 @@ def test_command(runs, capfd, monkeypatch):
         (["{}/base", "{}/base"], ["two runs are called 'base'; name them: name=folder"]),
         (["{}/base", "--ouput=x"], ["ouput"]),
         (["{}/base", "--out={}/base/scores.json"], ["cannot be made", "another folder"]),
+        (["{}/base", "--out=gs://bucket"], ["--out=gs://bucket: give a local or mounted folder"]),
         (["{}/broken"], ["scores.json:1: not JSON"]),
         (["{}/old"], ["no results in it; evaluate again"]),
         (["{}/empty"], ["no results in it; evaluate again"]),

@@ -526,6 +526,18 @@ BAD = {
     ),
     "no tensor": (["--tensor=0"], ["tensor", "0"]),
     "a bucket": (["--out=gs://bucket/x"], ["--out=gs://bucket/x: give a local or mounted folder"]),
+    "a bucket of benchmarks": (
+        ["--benchmark_data=gs://bucket/data"],
+        ["benchmark data='gs://bucket/data': only files and folders of this machine", "mount"],
+    ),
+    "a bucket as model": (
+        ["--model=s3://bucket/base"],
+        ["model.path='s3://bucket/base': only files and folders of this machine", "mount the"],
+    ),
+    "a bucket of completions": (
+        ["--grade=gs://bucket/predictions.jsonl"],
+        ["--grade='gs://bucket/predictions.jsonl': only files and folders of this", "mount"],
+    ),
     "no samples": (["--samples=0"], ["--samples=0 should be at least 1"]),
     "temperature in words": (
         ["--temperature=warm"],

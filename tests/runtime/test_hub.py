@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dft_jax import assets, config as config_lib
+from dft_jax.analysis import comparison
 from dft_jax.data.sources import locate
 from dft_jax.lm import base_of
 from dft_jax.models.hf.locate import resolve
@@ -39,6 +40,22 @@ def test_what_is_beside_folders_of_here_is_a_path(here):
         match="model.path='runs/base': no such file or folder .*here.*hf://runs/base",
     ):
         hub.id_of("runs/base", "model.path")
+
+
+@pytest.mark.parametrize("address", ["gs://runs/base", "s3://bucket", "https://host/a/b"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: resolve(path, "main"),
+        lambda path: devices.read_architecture(path, "main"),
+        lambda path: locate.read_rows(path, ConfigDict({"subset": "", "revision": ""}), "train"),
+        comparison.read,
+    ],
+    ids=["model", "plan", "data", "evaluation"],
+)
+def test_an_address_is_no_path(read, address, here):
+    with pytest.raises(errors.UserError, match=f"'{address}': only files and folders of this"):
+        read(address)
 
 
 @pytest.mark.parametrize(

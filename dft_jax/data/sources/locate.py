@@ -21,6 +21,7 @@ def open_rows(path: str, config: Config, split: str) -> Source:
     Raises:
       UserError: nothing readable there.
     """
+    hub.refuse_address(path, "data file")
     part = world.parse(path)
     if part is not None:
         return Source(world.numbered_rows(part))

@@ -97,6 +97,7 @@ class Task:
         if not path:
             # With the prefix it is the hub's, whatever folders there are here.
             return f"{hub.PREFIX}{self.source}"
+        hub.refuse_address(path, "benchmark data")
         place = Path(path).expanduser()
         if not place.is_dir():
             if not place.is_file():

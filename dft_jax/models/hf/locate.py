@@ -44,6 +44,7 @@ def resolve(path: str, revision: str) -> Path:
     """
     if Path(path).is_dir():
         return Path(path)
+    hub.refuse_address(path, "model.path")
     if path.startswith((".", "/", "~")) or path.removeprefix(hub.PREFIX).count("/") != 1:
         raise errors.UserError(
             f"model.path={path!r} is not a folder, nor a hub id such as 'Qwen/Qwen2.5-Math-1.5B'"
