@@ -96,7 +96,8 @@ def open_checkpoint(
       that does not fit.
     """
     n_devices = jax.device_count()
-    errors.raise_if_any(sharding.problems(**mesh, device_count=n_devices))
+    in_slices = sharding.tpu_slices()
+    errors.raise_if_any(sharding.problems(**mesh, device_count=n_devices, tpu_slices=in_slices))
     source = resolve(path, revision)
     architecture = read_config(source)
     errors.raise_if_any(

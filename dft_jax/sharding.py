@@ -1,11 +1,13 @@
 """The device mesh, and the one table that maps axes of arrays to axes of the mesh."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from dft_jax.runtime.options import Legal, Option
@@ -46,8 +48,46 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
 
     The sizes are assumed valid (`problems` says what is wrong with them).
     """
-    sizes = mesh_sizes(data, fsdp, tensor, jax.device_count())
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
+    devices = jax.devices()
+    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+    n_slices = slice_count(devices)
+    if n_slices == 1:
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
+    return Mesh(across_slices(sizes, devices, n_slices), MESH_AXES, axis_types=AXIS_TYPES)
+
+
+def slice_count(devices: Sequence[Any]) -> int:
+    """How many groups of devices there are with a network of their own, faster than the others'.
+
+    That is TPU slices, and of GPUs what one node (or NVLink domain) holds.
+    """
+    # No attribute: devices that JAX knows no slices of, as CPUs.
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def across_slices(sizes: tuple[int, int, int], devices: Sequence[Any], n_slices: int) -> np.ndarray:
+    """The devices of several slices as an array of these sizes [data, fsdp, tensor].
+
+    `data` goes over the network between slices, where gradients meet once a step; fsdp and tensor,
+    which move parameters and activations in every layer, stay within a slice.
+    """
+    data, fsdp, tensor = sizes
+    if is_within_slices(data, n_slices):
+        return mesh_utils.create_hybrid_device_mesh(
+            (data // n_slices, fsdp, tensor),
+            (n_slices, 1, 1),
+            devices,
+            # Else JAX finds no place on a v5e's grid for many sizes (jax.make_mesh allows it too).
+            allow_split_physical_axes=True,
+        )
+    # GPUs of several nodes, whose network is slower and still made for it: node after node.
+    ordered = sorted(devices, key=lambda device: device.id)
+    return np.array(ordered, dtype=object).reshape(sizes)
+
+
+def is_within_slices(data: int, n_slices: int) -> bool:
+    """Whether fsdp and tensor stay within a slice."""
+    return data % n_slices == 0
 
 
 def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
@@ -76,8 +116,10 @@ def mesh_sizes(data: int, fsdp: int, tensor: int, device_count: int) -> tuple[in
     return data, fsdp, tensor
 
 
-def problems(data: int, fsdp: int, tensor: int, device_count: int) -> list[str]:
-    """What is wrong with the sizes of a mesh on this number of devices."""
+def problems(
+    data: int, fsdp: int, tensor: int, device_count: int, tpu_slices: int = 1
+) -> list[str]:
+    """What is wrong with the sizes of a mesh on this number of devices, in so many TPU slices."""
     sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
     text = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -86,13 +128,34 @@ def problems(data: int, fsdp: int, tensor: int, device_count: int) -> list[str]:
         return [f"config.mesh: {text}: only one axis can be -1; give the sizes of the others"]
     fits = device_count % fixed == 0 if n_free else device_count == fixed
     if fits:
-        return []
+        return _slice_problems(mesh_sizes(data, fsdp, tensor, device_count), text, tpu_slices)
     product = f"{fixed} × the rest" if n_free else str(fixed)
     legal = ", ".join(str(n) for n in range(1, device_count + 1) if device_count % n == 0)
     return [
         f"config.mesh: {text} makes {product}, but there are {device_count} devices;"
         f" axis sizes should divide {device_count} ({legal}) and multiply to it"
     ]
+
+
+def _slice_problems(sizes: tuple[int, int, int], text: str, tpu_slices: int) -> list[str]:
+    """Only `data` can go from slice to slice."""
+    data, fsdp, tensor = sizes
+    if is_within_slices(data, tpu_slices):
+        return []
+    in_slice = data * fsdp * tensor // tpu_slices
+    return [
+        f"config.mesh: {text} over {tpu_slices} TPU slices: data={data} is no multiple of"
+        f" {tpu_slices}, and nothing else can go from slice to slice; give fsdp and tensor whose"
+        f" product divides the {in_slice} devices of a slice"
+    ]
+
+
+def tpu_slices() -> int:
+    """How many TPU slices the devices of all processes lie in; 1 where they are no TPUs."""
+    devices = jax.devices()
+    if devices[0].platform != "tpu":
+        return 1
+    return slice_count(devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -131,6 +131,7 @@ def test_a_file_knows_few_others(file):
 # Where a module that JAX says is private may be named, and what happens where it is gone.
 PRIVATE_JAX = {
     "dft_jax/models/attention/kernels.py": "the backend `cudnn` is not chosen, or refused where asked for by name",
+    "dft_jax/runtime/cluster.py": "--distributed=auto finds nothing, and says so",
     "dft_jax/runtime/distributed.py": "devices carry what the coordination service would",
     "experiments/performance/aot.py": "nothing is compiled for a GPU that is not there",
     "tests/private_jax.py": "nothing is cached; cuDNN's tests are skipped",
@@ -151,6 +152,8 @@ def test_private_jax_is_used_with_a_fallback_only():
 OF_ALL_DEVICES = {
     "dft_jax/lm.py": "the type of products, before there is a mesh; it will have all devices",
     "dft_jax/runtime/compilation_cache.py": "whether programs may be kept, before there is a mesh",
+    "dft_jax/sharding.py": "the devices of which a mesh is made",
+    "dft_jax/runtime/interrupts.py": "one answer of each device, in a mesh of its own",
     "dft_jax/runtime/environment.py": "what the machine and each process has, before any mesh",
 }
 

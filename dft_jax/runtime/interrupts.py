@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from dft_jax.runtime import errors, processes
 
@@ -237,7 +237,8 @@ def _sum_of_all(stop: bool, save_is_due: bool, steps_are_long: bool) -> jax.Arra
 @functools.cache
 def _adder() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
     """The layout of one row a device, and the program that adds the rows up."""
-    mesh = jax.make_mesh((jax.device_count(),), ("devices",))
+    # In the order of their numbers: jax.make_mesh refuses devices of several nodes or slices.
+    mesh = Mesh(np.array(jax.devices()), ("devices",), axis_types=(AxisType.Auto,))
     total = functools.partial(jnp.sum, axis=0)
     # Replicated, so that every process can read the sum.
     on_all = NamedSharding(mesh, P())
