@@ -68,7 +68,8 @@ check() {
   for name; do
     [[ ${opt[$name]} ]] || die "--$name is required; --help lists the options"
   done
-  [[ ${opt[run]} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || die "--run=${opt[run]}: letters, digits, '.', '_' and '-' only"
+  [[ -z ${opt[run]} || ${opt[run]} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
+    die "--run=${opt[run]}: letters, digits, '.', '_' and '-' only"
   [[ -z ${opt[mount]-} || ${opt[mount]} == /* ]] ||
     die "--mount=${opt[mount]}: an absolute path is needed, under which all hosts see the same (a bucket: gcsfuse)"
 }
@@ -84,7 +85,7 @@ check_numbers() {
 # train_command PYTHON: sets command. A run is its folder, so the same name resumes it.
 train_command() {
   command=("$1" -m dft_jax.main --distributed "--config=${opt[config]}" "--workdir=${opt[mount]%/}/${opt[run]}")
-  command+=("${extra[@]}")
+  command+=(${opt[join]+"--join_seconds=${opt[join]}"} "${extra[@]}")
 }
 
 # Whether this exit code says: start again. A process still importing dies of SIGTERM, with 128 + 15.

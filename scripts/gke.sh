@@ -20,6 +20,7 @@
 #   --config          as for dft_jax.main, e.g. configs/gsm8k.py:objective=dft
 #   --account=default the Kubernetes service account, which may write to the bucket
 #   --grace=300       seconds to save in; spot nodes give less
+#   --join=1200       seconds in which all pods have to be there, of slices whose nodes come one after the other
 #   --restarts=5      how often to restart after a crash
 #   --python=python   in the image
 #   --flags           more for kubectl, e.g. --flags='--context=mine --namespace=team'
@@ -35,7 +36,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 opt=([run]='' [image]='' [accelerator]='' [topology]='' [chips]=4 [slices]=1 [bucket]='' [claim]=''
-  [mount]=/runs [config]='' [account]=default [grace]=300 [restarts]=5 [python]=python [flags]='')
+  [mount]=/runs [config]='' [account]=default [grace]=300 [join]=1200 [restarts]=5 [python]=python
+  [flags]='')
 
 # A string as YAML reads it back.
 yaml() {
@@ -172,7 +174,7 @@ main() {
     return
   fi
   check image accelerator topology config mount
-  check_numbers chips slices grace restarts
+  check_numbers chips slices grace join restarts
   [[ ${opt[bucket]} && ! ${opt[claim]} || ! ${opt[bucket]} && ${opt[claim]} ]] ||
     die "give --bucket or --claim: where runs are stored"
   count_hosts

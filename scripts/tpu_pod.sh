@@ -4,17 +4,28 @@
 #
 #   scripts/tpu_pod.sh --name=TPU --zone=ZONE --run=NAME --mount=FOLDER --config=FILE [options] [-- for dft_jax.main]
 #   scripts/tpu_pod.sh stop --name=TPU --zone=ZONE --run=NAME
+#   scripts/tpu_pod.sh request --name=TPU --zone=ZONE --type=v5litepod-16 --runtime=v2-alpha-tpuv5-lite [--tier=spot]
+#   scripts/tpu_pod.sh release --name=TPU --zone=ZONE
 #
 # On every worker it installs this checkout's commit once (it has to be pushed) and starts dft_jax.main detached: the
 # run outlives ssh and this script. Ctrl-C and SIGTERM here are forwarded: the workers save, and this script exits
 # with 42. So does `stop`, from anywhere. A run that was pre-empted (42), or whose machine died, is started again; an
 # error (2, say) is not.
 #
+# `request` puts the TPU into Google's queue (a queued resource of the TPU's own name) and waits until it is there; one
+# that failed, or was taken away, is asked for anew. Ctrl-C leaves it in the queue, and the same command waits on.
+# `release` gives TPU and request back, with all that is on the TPU's own disks. With --type the first form requests
+# too: before it starts, and again when the TPU was taken away.
+#
 #   --name, --zone    the TPU VM
 #   --run             the name of the run; it is stored in MOUNT/RUN
 #   --mount           a folder that all workers share
 #   --bucket          mounts this bucket there (gcsfuse), where it is not mounted yet
 #   --config          as for dft_jax.main, e.g. configs/gsm8k.py:objective=dft
+#   --type            of the TPU to request, e.g. v5litepod-16 (gcloud compute tpus accelerator-types list)
+#   --runtime         the TPU's software, e.g. v2-alpha-tpuv5-lite (gcloud compute tpus tpu-vm versions list)
+#   --tier            spot (cheaper, may be taken away), reserved, or nothing for on demand
+#   --queue-flags     more for the request, e.g. --queue-flags='--valid-until-duration=6h'
 #   --restarts=50     how often to start again
 #   --grace=300       seconds to save in, before what is left is killed
 #   --poll=30         seconds between looks at the workers
@@ -29,12 +40,69 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 opt=([name]='' [zone]='' [run]='' [mount]='' [bucket]='' [config]='' [restarts]=50 [grace]=300 [poll]=30
-  [python]=python3 [repo]='' [commit]='' [flags]='')
+  [type]='' [runtime]='' [tier]='' [queue-flags]='' [python]=python3 [repo]='' [commit]='' [flags]='')
 readonly PATIENCE=10 # polls: longer than the 100 s after which JAX gives up a silent process
 
 on_workers() {
   run gcloud compute tpus tpu-vm ssh "${opt[name]}" "--zone=${opt[zone]}" --worker=all --quiet "${flags[@]}" \
     "--command=$1" </dev/null
+}
+
+queued() {
+  local verb=$1 flag wide=()
+  shift
+  for flag in "${flags[@]}"; do # not those of ssh
+    [[ ! $flag =~ ^--(project|account|billing-project|configuration|impersonate-service-account)= ]] || wide+=("$flag")
+  done
+  run gcloud compute tpus queued-resources "$verb" "$@" "--zone=${opt[zone]}" --quiet "${wide[@]}" </dev/null
+}
+
+# Prints the request's state, nothing where there is none; fails where the queue does not answer.
+queue_state() {
+  local list
+  list=$(queued list "--format=value(name.basename(),state.state)") || return
+  awk -v name="${opt[name]}" '$1 == name {print $2}' <<<"$list"
+}
+
+# Asks for the TPU unless that was done, and waits until it is there.
+request() {
+  local state='' before=none is_asked='' silent=0 words more
+  words=("--node-id=${opt[name]}" "--accelerator-type=${opt[type]}" "--runtime-version=${opt[runtime]}")
+  words+=(${opt[tier]:+"--${opt[tier]}"})
+  read -ra more <<<"${opt[queue-flags]}"
+  if [[ $dry_run ]]; then
+    queued list "--format=value(name.basename(),state.state)"
+    queued create "${opt[name]}" "${words[@]}" "${more[@]}"
+    return
+  fi
+  while :; do
+    if ! state=$(queue_state); then # gcloud has said why
+      [[ $before != none ]] && ((++silent < PATIENCE)) || exit 1
+      pause
+      continue
+    fi
+    silent=0
+    [[ $state == "$before" ]] || echo "${opt[name]}: ${state:-not requested yet}" >&2
+    before=$state
+    case $state in
+      ACTIVE) return ;;
+      FAILED | SUSPENDED)
+        [[ $state != FAILED || ! $is_asked ]] || queue_failed
+        queued delete "${opt[name]}" --force
+        ;;
+      '')
+        queued create "${opt[name]}" "${words[@]}" "${more[@]}" || exit
+        is_asked=yes
+        ;;
+    esac
+    pause # CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING; SUSPENDING, DELETING
+  done
+}
+
+queue_failed() {
+  echo "error: the request for ${opt[name]} failed; gcloud compute tpus queued-resources describe ${opt[name]}" \
+    "--zone=${opt[zone]} says why" >&2
+  exit 1
 }
 
 worker() {
@@ -140,13 +208,18 @@ start() {
   local attempt
   train_command .venv/bin/python
   if [[ $dry_run ]]; then
+    [[ ! ${opt[type]} ]] || request
     start_workers
     on_workers "$(worker status "${opt[run]}")"
     return
   fi
-  trap stop INT TERM
   for ((attempt = 0; attempt <= opt[restarts]; attempt++)); do
     ((attempt == 0)) || echo "interrupted; starting again, ${attempt} of at most ${opt[restarts]} times" >&2
+    if [[ ${opt[type]} ]]; then
+      trap - INT TERM # nothing runs that could be asked to save; the request stays in the queue
+      request
+    fi
+    trap stop INT TERM
     if ! start_workers; then
       ((attempt)) || exit 1 # of a first time the reason is above; later the machine may be coming back
       pause
@@ -166,9 +239,23 @@ start() {
 }
 
 main() {
-  parse "start stop" "$@"
-  check name zone run
+  parse "start stop request release" "$@"
+  check name zone
   check_numbers restarts grace
+  [[ ${opt[tier]} =~ ^(spot|reserved|)$ ]] || die "--tier=${opt[tier]}: spot or reserved, or nothing for on demand"
+  [[ ! ${opt[type]} || ${opt[runtime]} ]] || die "--runtime is required with --type; --help lists the options"
+  case $verb in
+    request)
+      check type
+      request
+      return
+      ;;
+    release)
+      queued delete "${opt[name]}" --force
+      return
+      ;;
+  esac
+  check run
   [[ $verb == start ]] || stop
   check mount config
   : "${opt[repo]:=$(git -C "$root" remote get-url origin 2>/dev/null || true)}"

@@ -64,9 +64,22 @@ time.sleep(30)  # not for ever, where a test fails
 
 STUBS = {
     # Two workers with homes of their own; the last argument is --command=, run in each as ssh
-    # would.
+    # would. Of a queue each look sees the next state, and the last one stays; a new request goes
+    # through those in `will`.
     "gcloud": """
         [[ ! -e $STATE/unreachable ]] || exit 255
+        if [[ $3 == queued-resources ]]; then
+          queue=$STATE/request
+          case $4 in
+            list)
+              printf '%s\t%s\n' another ACTIVE
+              [[ ! -s $queue ]] || printf '%s\t%s\n' tpu "$(head -n 1 "$queue")"
+              [[ ! -s $queue || $(wc -l <"$queue") == 1 ]] || sed -i 1d "$queue" ;;
+            create) cp "$STATE/will" "$queue" ;;
+            delete) rm "$queue" ;;
+          esac
+          exit
+        fi
         code=0 command=${*: -1}
         for WORKER in 0 1; do
           export WORKER HOME=$STATE/home$WORKER
@@ -358,6 +371,87 @@ def test_tpu_unusable_workers(cluster):
     assert done.code == 1 and "not every worker answers" in done.stderr
 
 
+REQUEST = ["--type=v5litepod-8", "--runtime=v2-alpha-tpuv5-lite"]
+
+
+def queue_verbs(cluster) -> list[str]:
+    """What the queue was asked, looks left out."""
+    calls = [call[4] for call in cluster.calls("gcloud") if call[3] == "queued-resources"]
+    return [verb for verb in calls if verb != "list"]
+
+
+@pytest.mark.parametrize(
+    "found, verbs",
+    [
+        ("", ["create"]),
+        ("WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n", []),
+        ("ACTIVE\n", []),
+        ("SUSPENDING\nSUSPENDED\n", ["delete", "create"]),
+        ("FAILED\n", ["delete", "create"]),
+    ],
+    ids=["none", "waiting", "there", "taken away", "failed before"],
+)
+def test_tpu_request_waits_until_the_tpu_is_there(found, verbs, cluster):
+    """Whatever is found: what is on its way is waited for, what has ended is asked for anew."""
+    cluster.write("request", found)
+    cluster.write("will", "CREATING\nWAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
+    done = cluster.run(
+        "tpu_pod", *REQUEST, "--tier=spot", "--flags=--project=p --internal-ip", verb="request"
+    )
+    assert done.code == 0 and done.stderr.splitlines()[-1] == "tpu: ACTIVE", done
+    assert queue_verbs(cluster) == verbs
+    # ssh's own flags are none of the queue's
+    assert all("--internal-ip" not in call for call in cluster.calls("gcloud"))
+    for call in cluster.calls("gcloud"):
+        if call[4] == "create":
+            expected = "--node-id=tpu --accelerator-type=v5litepod-8 --spot --zone=z --project=p"
+            assert call[5] == "tpu" and set(expected.split()) <= set(call), call
+
+
+def test_tpu_request_that_fails_ends(cluster):
+    cluster.write("will", "WAITING_FOR_RESOURCES\nFAILED\n")
+    done = cluster.run("tpu_pod", *REQUEST, verb="request")
+    assert done.code == 1 and "describe tpu --zone=z says why" in done.stderr, done
+    assert queue_verbs(cluster) == ["create"]
+    cluster.write("unreachable", "")
+    assert cluster.run("tpu_pod", *REQUEST, verb="request").code == 1
+
+
+def test_tpu_request_that_is_left_stays_in_the_queue(cluster):
+    """Ctrl-C ends the waiting, `release` the request."""
+    cluster.write("will", "WAITING_FOR_RESOURCES\n")
+    launcher = cluster.start("tpu_pod", *REQUEST, verb="request")
+    until(lambda: (cluster.folder / "request").exists())
+    launcher.send_signal(signal.SIGINT)
+    assert finish(launcher).code != 0 and queue_verbs(cluster) == ["create"]
+    assert cluster.run("tpu_pod", verb="release").code == 0
+    assert queue_verbs(cluster) == ["create", "delete"]
+    assert "--force" in cluster.calls("gcloud")[-1]
+
+
+def test_tpu_that_is_taken_away_is_requested_again(cluster):
+    cluster.plan("42 0", "42 0")
+    cluster.write("request", "ACTIVE\nSUSPENDED\n")
+    cluster.write("will", "PROVISIONING\nACTIVE\n")
+    done = cluster.run("tpu_pod", *REQUEST)
+    assert done.code == 0 and queue_verbs(cluster) == ["delete", "create"], done
+    assert len(cluster.lines("starts0")) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--runtime=r"], "--type is required"),
+        (["--type=t"], "--runtime is required"),
+        ([*REQUEST, "--tier=cheap"], "--tier=cheap"),
+    ],
+)
+def test_tpu_wrong_requests_end_in_one_line(arguments, words, cluster):
+    done = cluster.run("tpu_pod", *arguments, verb="request")
+    assert done.code == EXIT_USER_ERROR and not cluster.calls(), done
+    assert words in done.stderr and done.stderr.count("\n") == 1
+
+
 def submit(cluster, *arguments, **options) -> list[str]:
     """What Slurm would run as the job's batch shell."""
     done = cluster.run("slurm", *arguments, **options)
@@ -451,7 +545,8 @@ def test_gke_manifest(cluster):
         == {"google.com/tpu": 4}
     )
     # Kubernetes reads $$ as $
-    literal = [word.replace("$", "$$") for word in cluster.training_arguments(EXTRA)]
+    fixed, extra = cluster.training_arguments(), [word.replace("$", "$$") for word in EXTRA]
+    literal = [*fixed, "--join_seconds=1200", *extra]
     assert container["command"] == ["python", *literal]  # the first process is python, no shell
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
     assert mount["name"] == volume["name"] and mount["mountPath"] == str(cluster.mount)
