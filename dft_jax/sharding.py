@@ -11,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from dft_jax.runtime.options import Legal, Option
-from dft_jax.types import Batch
+from dft_jax.types import AnyMesh, Batch
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
@@ -95,7 +95,7 @@ def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
     return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
 
 
-def platform(mesh: Mesh | AbstractMesh) -> str:
+def platform(mesh: AnyMesh) -> str:
     """What the mesh's devices are: "cpu", "gpu" or "tpu"; "unknown" where it is abstract.
 
     JAX's default backend may be another one: a step is compiled for a TPU on a machine without any.
@@ -158,12 +158,12 @@ def tpu_slices() -> int:
     return slice_count(devices)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: AnyMesh) -> int:
     """The number of devices that rows are spread over."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> P:
+def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: AnyMesh) -> P:
     """The partition of an array with these logical axes.
 
     An axis that does not divide evenly is replicated.
@@ -178,7 +178,7 @@ def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: Mesh) -> P:
     return P(*parts)
 
 
-def _ways(mesh_axis: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
+def _ways(mesh_axis: str | tuple[str, ...] | None, mesh: AnyMesh) -> int:
     """The number of parts that an array's axis is cut into along an axis, or axes, of the mesh."""
     if mesh_axis is None:
         return 1
@@ -187,12 +187,12 @@ def _ways(mesh_axis: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) ->
     return math.prod(mesh.shape[axis] for axis in mesh_axis)
 
 
-def named(mesh: Mesh, *parts: Any) -> NamedSharding:
+def named(mesh: AnyMesh, *parts: Any) -> NamedSharding:
     """The layout with these axes of the mesh, one for each axis of an array; replicated without."""
     return NamedSharding(mesh, P(*parts))
 
 
-def with_layout(x: Any, mesh: Mesh, *parts: Any) -> Any:
+def with_layout(x: Any, mesh: AnyMesh, *parts: Any) -> Any:
     """Lays an array, or each of a tree, out along these axes of the mesh, inside jit.
 
     It is replicated without any.
@@ -200,12 +200,12 @@ def with_layout(x: Any, mesh: Mesh, *parts: Any) -> Any:
     return jax.lax.with_sharding_constraint(x, named(mesh, *parts))
 
 
-def with_logical_layout(x: jax.Array, mesh: Mesh, *axes: str) -> jax.Array:
+def with_logical_layout(x: jax.Array, mesh: AnyMesh, *axes: str) -> jax.Array:
     """Lays an activation out by its logical axes, inside jit; XLA might choose another layout."""
     return with_layout(x, mesh, *spec(x.shape, axes, mesh))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """Sharding of every [A, B, L] array of a step's batch: rows over data and fsdp."""
     return named(mesh, None, BATCH_AXES, None)
 
@@ -222,7 +222,7 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
     return jax.tree.map(place, batch)
 
 
-def abstract_batch(shape_ABL: tuple[int, int, int], mesh: Mesh) -> Batch:
+def abstract_batch(shape_ABL: tuple[int, int, int], mesh: AnyMesh) -> Batch:
     """Shapes, dtypes and shardings of the arrays of a step's batch."""
     layout = batch_sharding(mesh)
     ints_ABL = jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout)

@@ -25,8 +25,12 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 Params = Any  # a plain nested dict of arrays
+AnyArray = jax.Array | np.ndarray  # on devices or of the host
+AnyMesh = Mesh | AbstractMesh  # of devices, or of such as need not be there
 # A field of a pytree: an array of the shape in its name, or what stands for one while a program is
 # described: a shape, a layout, a cotangent. Functions are annotated with shapes, fields are not.
 Leaf = Any

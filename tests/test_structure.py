@@ -249,6 +249,38 @@ def test_public_functions_say_what_they_do(file):
             )
 
 
+def public_functions(body: list[ast.stmt]) -> list[ast.FunctionDef]:
+    """Functions of a module and methods of its public classes, constructors included."""
+    found = []
+    for node in body:
+        is_public = not getattr(node, "name", "_").startswith("_")
+        if isinstance(node, ast.ClassDef) and is_public:
+            found += public_functions(node.body)
+        elif isinstance(node, ast.FunctionDef) and (is_public or node.name == "__init__"):
+            found.append(node)
+    return found
+
+
+@pytest.mark.parametrize("file", CORE, ids=module_of)
+def test_public_functions_are_annotated(file):
+    """Every argument and result, so that `pytest --jaxtyping-packages=…` has what to check.
+
+    A name that ends in shape letters, as `tokens_BL`, has the shape in its annotation.
+    """
+    for node in public_functions(parsed(file).body):
+        where = f"{file}:{node.lineno} {node.name}"
+        every = node.args
+        arguments = [*every.posonlyargs, *every.args, *every.kwonlyargs]
+        arguments += filter(None, [every.vararg, every.kwarg])
+        for argument in arguments:
+            annotation = argument.annotation
+            assert annotation or argument.arg in ("self", "cls"), f"{where}: {argument.arg}"
+            if re.search(r"_[A-Z]+$", argument.arg):
+                bare = {"Any", "AnyArray", "Array", "jax.Array", "np.ndarray"}
+                assert ast.unparse(annotation) not in bare, f"{where}: {argument.arg}"
+        assert node.returns or node.name == "__init__", f"{where}: its result"
+
+
 def test_configs_name_their_command():
     for file in sorted((ROOT / "configs").glob("*.py")):
         text = ast.get_docstring(parsed(file))

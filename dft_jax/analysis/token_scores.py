@@ -232,7 +232,11 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
 
 def changed(
-    name: str, token_T: np.ndarray, before: Scores, after: Scores, text_of: Callable[[int], str]
+    name: str,
+    token_T: Int[np.ndarray, " T"],
+    before: Scores,
+    after: Scores,
+    text_of: Callable[[int], str],
 ) -> list[dict[str, Any]]:
     """A row of `CHANGED_COLUMNS` for each token type, most fallen first."""
     ids, type_T, counts = np.unique(token_T, return_inverse=True, return_counts=True)

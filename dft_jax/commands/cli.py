@@ -43,7 +43,7 @@ _JOIN_SECONDS = flags.DEFINE_integer(
 )
 
 
-def define_config():
+def define_config() -> flags.Flag | flags.FlagHolder:
     """The --config=FILE[:argument] flag with its --config.key=value overrides."""
     if "config" in flags.FLAGS:  # one process may import several commands
         return flags.FLAGS["config"]

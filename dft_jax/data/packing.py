@@ -100,7 +100,7 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
 def round_up(n: int, multiple: int) -> int: ...
 @overload
 def round_up(n: np.ndarray, multiple: int) -> np.ndarray: ...
-def round_up(n, multiple):
+def round_up(n: int | np.ndarray, multiple: int) -> int | np.ndarray:
     """The smallest multiple that is at least n, of a number or of each of an array."""
     return -(-n // multiple) * multiple
 

@@ -47,7 +47,7 @@ class Padded:
     degrees: float
 
 
-def average(correct_PS: Shaped[np.ndarray, "..."]) -> Mean:
+def average(correct_PS: Shaped[np.ndarray, "P S"]) -> Mean:
     """avg@S: the share of correct samples, over problems.
 
     Samples of one problem are not independent, so the problems' shares are what varies: sixteen
@@ -87,14 +87,16 @@ def imagined_differences(draws: float) -> tuple[float, float]:
     return -1 / math.sqrt(draws), 1 / math.sqrt(draws)
 
 
-def mean_over_benchmarks(shares: Sequence[np.ndarray]) -> Mean:
+def mean_over_benchmarks(shares: Sequence[Shaped[np.ndarray, " _"]]) -> Mean:
     """The mean over benchmarks of the mean over problems, each benchmark with the same weight."""
     mean = float(np.mean([share_P.mean() for share_P in shares]))
     parts = [padded(share_P, (0.0, 1.0)) for share_P in shares]
     return _combined(mean, parts, limits=(0.0, 1.0))
 
 
-def difference_over_benchmarks(differences: Sequence[np.ndarray], draws: Sequence[float]) -> Mean:
+def difference_over_benchmarks(
+    differences: Sequence[Float[np.ndarray, " _"]], draws: Sequence[float]
+) -> Mean:
     """The mean over benchmarks of the mean paired difference.
 
     Args:
@@ -109,7 +111,7 @@ def difference_over_benchmarks(differences: Sequence[np.ndarray], draws: Sequenc
     return _combined(mean, parts, limits=(-1.0, 1.0))
 
 
-def padded(value_P: np.ndarray, imagined: tuple[float, float]) -> Padded | None:
+def padded(value_P: Shaped[np.ndarray, " P"], imagined: tuple[float, float]) -> Padded | None:
     """What the problems and the imagined ones say of the mean; None for one problem."""
     if len(value_P) == 1:
         return None

@@ -9,7 +9,6 @@ are prompt or padding. They are gathered to the front, in their order:
 """
 
 import dataclasses
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -49,8 +48,8 @@ class Chunks:
 
 
 def cut(
-    targets_BL: Int[Any, "B L"],
-    mask_BL: Bool[Any, "B L"],
+    targets_BL: Int[Array, "B L"],
+    mask_BL: Bool[Array, "B L"],
     chunk_tokens: int,
     vocab_axes: tuple[str, ...],
     local_vocab: int,

@@ -21,12 +21,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, DTypeLike, Float, Int, Shaped
 
 from dft_jax import sharding
 from dft_jax.losses import chunks, statistics
 from dft_jax.losses.statistics import Logits, Logsumexps, Stats
+from dft_jax.types import AnyMesh
 
 # Of an array [B, L]: each device has some of the rows, whole.
 ROWS = P(sharding.BATCH_AXES, None)
@@ -40,7 +41,7 @@ class LossSpec:
 
     chunk_tokens: int
     top_tokens: int  # how many `top_entropy` is of; 0 leaves it out
-    mesh: Mesh
+    mesh: AnyMesh
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +130,7 @@ class Layout:
         return lax.all_to_all(d_head_VD, _SHARING, split_axis=1, concat_axis=0, tiled=True)
 
 
-def layout_of(inputs: Inputs, mesh: Mesh) -> Layout:
+def layout_of(inputs: Inputs, mesh: AnyMesh) -> Layout:
     """Shares rows along `fsdp` where that moves less and the sizes divide; the vocabulary is cut
     over `tensor` if that divides it, else whole.
     """
@@ -148,7 +149,7 @@ def layout_of(inputs: Inputs, mesh: Mesh) -> Layout:
     return Layout(Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS), vocab_axes)
 
 
-def _can_share_rows(inputs: Inputs, mesh: Mesh) -> bool:
+def _can_share_rows(inputs: Inputs, mesh: AnyMesh) -> bool:
     ways = mesh.shape[_SHARING]
     B, L = inputs.mask_BL.shape
     vocab, width = inputs.model.head.shape

@@ -31,13 +31,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.losses import chunks, devices, objectives, statistics
 from dft_jax.losses.devices import Inputs, Layout, LossSpec, Projection
 from dft_jax.losses.statistics import Stats, StatsGradients
-from dft_jax.types import TokenStats
+from dft_jax.types import AnyArray, AnyMesh, TokenStats
 
 # ---- what callers use
 
@@ -45,14 +44,14 @@ from dft_jax.types import TokenStats
 def loss_and_stats(
     hidden_BLD: Float[Array, "B L D"],
     head_VD: Float[Array, "V D"],
-    targets_BL: Int[Any, "B L"],
-    mask_BL: Bool[Any, "B L"],
-    segments_BL: Int[Any, "B L"],
+    targets_BL: Int[AnyArray, "B L"],
+    mask_BL: Bool[AnyArray, "B L"],
+    segments_BL: Int[AnyArray, "B L"],
     reference: tuple[Float[Array, "B L D"], Float[Array, "V D"]] | None = None,
     *,
     objective: objectives.Objective,
     chunk_tokens: int,
-    mesh: Mesh,
+    mesh: AnyMesh,
 ) -> tuple[Float[Array, ""], TokenStats]:
     """Sum of the objective over trained tokens, and the statistics it was computed from.
 
@@ -86,13 +85,13 @@ def loss_and_stats(
 def token_stats(
     hidden_BLD: Float[Array, "B L D"],
     head_VD: Float[Array, "V D"],
-    targets_BL: Int[Any, "B L"],
-    mask_BL: Bool[Any, "B L"],
-    segments_BL: Int[Any, "B L"] | None = None,
+    targets_BL: Int[AnyArray, "B L"],
+    mask_BL: Bool[AnyArray, "B L"],
+    segments_BL: Int[AnyArray, "B L"] | None = None,
     reference: tuple[Float[Array, "B L D"], Float[Array, "V D"]] | None = None,
     *,
     chunk_tokens: int,
-    mesh: Mesh,
+    mesh: AnyMesh,
     top_tokens: int = 0,
 ) -> TokenStats:
     """log p, entropy and correctness of each trained target; zeros where `mask_BL` is False.
@@ -130,8 +129,8 @@ def token_stats(
 def _inputs(
     hidden_BLD: jax.Array,
     head_VD: jax.Array,
-    targets_BL: jax.Array,
-    mask_BL: jax.Array,
+    targets_BL: AnyArray,
+    mask_BL: AnyArray,
     reference: tuple[jax.Array, jax.Array] | None,
 ) -> Inputs:
     model = Projection(hidden_BLD, head_VD)
@@ -187,7 +186,7 @@ _loss_in_one_pass.defvjp(_one_pass_forward, _one_pass_backward)
 
 
 def _sum_of_losses(
-    objective: objectives.Objective, stats: Stats, is_token: jax.Array
+    objective: objectives.Objective, stats: Stats, is_token: AnyArray
 ) -> Float[Array, ""]:
     """Sum over the tokens, of an objective that looks at each token alone.
 

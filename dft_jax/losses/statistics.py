@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from dft_jax.types import Leaf, TokenStats
+from dft_jax.types import AnyArray, Leaf, TokenStats
 
 # A maximum and three sums, in the order of `_Sums`.
 _Quantities = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -29,7 +29,7 @@ class Stats:
     reference_logp: Leaf = None
     kl: Leaf = None
 
-    def as_token_stats(self, examples: jax.Array) -> TokenStats:
+    def as_token_stats(self, examples: AnyArray) -> TokenStats:
         """As objectives see them; `examples` is which example a token belongs to, 0 for none."""
         return TokenStats(
             logp_BL=self.logp,

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
@@ -26,7 +26,7 @@ from dft_jax.models.decoder import Stack
 from dft_jax.models.layers import embed
 from dft_jax.models.model import Model, head
 from dft_jax.models.spec import LayerPlace
-from dft_jax.types import Params
+from dft_jax.types import AnyMesh, Params
 
 VOCAB_BLOCK = 256  # tokens whose logits are summed up before one of their blocks is chosen
 _BLOCKS_AT_ONCE = 40  # blocks whose logits exist at once
@@ -66,7 +66,7 @@ def unstack(params: Params, *, model: Model) -> Params:
     return made
 
 
-def _cut_head(head_VD: Float[Array, "V D"], mesh: Mesh) -> Float[Array, "U D M W"]:
+def _cut_head(head_VD: Float[Array, "V D"], mesh: AnyMesh) -> Float[Array, "U D M W"]:
     """The head in chunks of blocks of tokens; the vocabulary is padded so that all are equal."""
     V, D = head_VD.shape
     n_tensor = mesh.shape["tensor"]
@@ -81,7 +81,7 @@ def _cut_head(head_VD: Float[Array, "V D"], mesh: Mesh) -> Float[Array, "U D M W
 
 
 def prefill(
-    params: Params, model: Model, tokens_BL: Int[Any, "B L"], lengths_B: Int[Array, " B"]
+    params: Params, model: Model, tokens_BL: Int[Array, "B L"], lengths_B: Int[Array, " B"]
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Runs prompts, padded on the right to L, from position 0.
 
@@ -123,8 +123,8 @@ class CachedDecoder(Stack):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Any, "B L"],
-        positions_BL: Int[Any, "B L"],
+        segments_BL: Int[Array, "B L"],
+        positions_BL: Int[Array, "B L"],
         caches: Sequence[LayerCache | None],
     ) -> tuple[Float[Array, "B L D"], Cache]:
         return self.layers_and_norm(x_BLD, segments_BL, positions_BL, caches)
@@ -133,9 +133,9 @@ class CachedDecoder(Stack):
 def _layers(
     params: Params,
     model: Model,
-    tokens_BL: Int[Any, "B L"],
-    segments_BL: Int[Any, "B L"],
-    positions_BL: Int[Any, "B L"],
+    tokens_BL: Int[Array, "B L"],
+    segments_BL: Int[Array, "B L"],
+    positions_BL: Int[Array, "B L"],
     caches: Sequence[LayerCache | None],
 ) -> tuple[Float[Array, "B L D"], Cache]:
     module = model.module
@@ -155,7 +155,7 @@ def _layers(
     return found
 
 
-def _embed(params: Params, model: Model, tokens_BL: Int[Any, "B L"]) -> Float[Array, "B L D"]:
+def _embed(params: Params, model: Model, tokens_BL: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     if "embed" in params:
         x_BLD = embed(params["embed"], tokens_BL, model.module.compute_dtype)
     else:
@@ -168,7 +168,7 @@ def _embed(params: Params, model: Model, tokens_BL: Int[Any, "B L"]) -> Float[Ar
 def head_rows(
     head_UDMW: Float[Array, "U D M W"],
     blocks_X: Int[Array, "*X"],
-    mesh: Mesh,
+    mesh: AnyMesh,
     rows_X: Int[Array, "*X"] | None = None,
 ) -> Array:
     """Blocks of the head, [*X, D, W], or one row of each, [*X, D], on every device.

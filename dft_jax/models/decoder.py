@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
@@ -14,6 +13,7 @@ from dft_jax.models import layers
 from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
 from dft_jax.models.attention.masked import causal_attention
 from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, place_in_period
+from dft_jax.types import AnyArray, AnyMesh
 
 # What the backward pass finds saved: everything, the results of matrix products, or only each
 # layer's input.
@@ -35,7 +35,7 @@ class Attention(nn.Module):
     spec: DecoderSpec
     layer: LayerSpec
     param_dtype: jnp.dtype
-    mesh: Mesh
+    mesh: AnyMesh
     block: int
     backend: str
 
@@ -43,8 +43,8 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Any, "B L"],
-        positions_BL: Int[Any, "B L"],
+        segments_BL: Int[AnyArray, "B L"],
+        positions_BL: Int[AnyArray, "B L"],
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache]:
         D, K = self.spec.hidden_size, self.spec.head_dim
@@ -139,7 +139,7 @@ class Layer(nn.Module):
     spec: DecoderSpec
     layer: LayerSpec
     param_dtype: jnp.dtype
-    mesh: Mesh
+    mesh: AnyMesh
     block: int
     backend: str = "blocked"
     keep_cache: bool = False
@@ -148,8 +148,8 @@ class Layer(nn.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Any, "B L"],
-        positions_BL: Int[Any, "B L"],
+        segments_BL: Int[AnyArray, "B L"],
+        positions_BL: Int[AnyArray, "B L"],
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         attention = Attention(
@@ -197,7 +197,7 @@ class Period(nn.Module):
     spec: DecoderSpec
     period: tuple[LayerSpec, ...]
     param_dtype: jnp.dtype
-    mesh: Mesh
+    mesh: AnyMesh
     block: int
     backend: str
     remat: str
@@ -206,8 +206,8 @@ class Period(nn.Module):
     def __call__(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Any, "B L"],
-        positions_BL: Int[Any, "B L"],
+        segments_BL: Int[AnyArray, "B L"],
+        positions_BL: Int[AnyArray, "B L"],
     ) -> tuple[Float[Array, "B L D"], None]:
         for number, layer_spec in enumerate(self.period):
             layer = _layer_class(self.remat)(
@@ -238,7 +238,7 @@ class Stack(nn.Module):
     spec: DecoderSpec
     param_dtype: jnp.dtype
     compute_dtype: jnp.dtype
-    mesh: Mesh
+    mesh: AnyMesh
     remat: str = "none"
     block: int = 512  # queries that `blocked` attention takes together
     backend: str = "blocked"  # of attention; see attention/select.py
@@ -246,8 +246,8 @@ class Stack(nn.Module):
     def layers_and_norm(
         self,
         x_BLD: Float[Array, "B L D"],
-        segments_BL: Int[Any, "B L"],
-        positions_BL: Int[Any, "B L"],
+        segments_BL: Int[AnyArray, "B L"],
+        positions_BL: Int[AnyArray, "B L"],
         caches: Sequence[LayerCache | None] | None = None,
     ) -> tuple[Float[Array, "B L D"], list[LayerCache]]:
         """Embedded tokens to final hidden states; called by the `__call__` of a subclass.
@@ -326,9 +326,9 @@ class Decoder(Stack):
     @nn.compact
     def __call__(
         self,
-        tokens_BL: Int[Any, "B L"],
-        segments_BL: Int[Any, "B L"],
-        positions_BL: Int[Any, "B L"],
+        tokens_BL: Int[AnyArray, "B L"],
+        segments_BL: Int[AnyArray, "B L"],
+        positions_BL: Int[AnyArray, "B L"],
     ) -> Float[Array, "B L D"]:
         x_BLD = layers.embed(self._table("embed"), tokens_BL, self.compute_dtype)
         if not self.spec.tie_embeddings:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
+from dft_jax.types import AnyArray
 
 
 def _param(
@@ -194,7 +195,7 @@ def _yarn_kept(rope: Yarn, head_dim: int) -> np.ndarray:
 
 def apply_rope(
     x_BLHK: Float[Array, "B L H K"],
-    positions_BL: Int[Any, "B L"],
+    positions_BL: Int[AnyArray, "B L"],
     frequencies: np.ndarray,
     factor: float,
 ) -> Float[Array, "B L H K"]:
@@ -214,7 +215,7 @@ def apply_rope(
 
 
 def embed(
-    table_VD: Float[Array, "V D"], tokens_BL: Int[Any, "B L"], dtype: jnp.dtype
+    table_VD: Float[Array, "V D"], tokens_BL: Int[AnyArray, "B L"], dtype: jnp.dtype
 ) -> Float[Array, "B L D"]:
     """Rows of the table in the compute dtype. Ids are checked on the host: JAX would clamp them.
 

@@ -9,14 +9,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from dft_jax import sharding
 from dft_jax.models.attention.select import choose_attention
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder
 from dft_jax.models.spec import DecoderSpec
-from dft_jax.types import Batch, Params
+from dft_jax.types import AnyMesh, Batch, Params
 
 # of `build`, and of config.model
 OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")
@@ -47,13 +47,14 @@ class Model:
     apply: Callable[[Params, Batch], Float[Array, "B L D"]]
 
     @property
-    def mesh(self) -> Mesh:
+    def mesh(self) -> Any:
+        """The mesh of `build`. Where its devices are used it is a Mesh, not only an AnyMesh."""
         return self.module.mesh
 
 
 def build(
     config: DecoderSpec,
-    mesh: Mesh,
+    mesh: AnyMesh,
     *,
     param_dtype: str = "float32",
     compute_dtype: str = "float32",

@@ -166,7 +166,7 @@ class Planner:
         """The model of this architecture, or of another, on devices that need not be there."""
         settings: dict[str, Any] = {name: self.config.model[name] for name in models.OPTIONS}
         settings["remat"] = remat
-        devices: Any = sharding.abstract_mesh(mesh)
+        devices = sharding.abstract_mesh(mesh)
         return models.build(architecture or self.architecture, devices, **settings)
 
     def optimizer(self) -> optax.GradientTransformationExtraArgs:

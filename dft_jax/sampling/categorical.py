@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dft_jax.models import cached
 from dft_jax.sampling import filters as token_filters
@@ -48,7 +48,7 @@ class _Candidates:
 def draw(
     hidden_BD: Float[Array, "B D"],
     head_UDMW: Float[Array, "U D M W"],
-    keys_B: Array,
+    keys_B: Key[Array, " B"],
     temperatures_B: Float[Array, " B"],
     *,
     vocab_size: int,
@@ -82,8 +82,8 @@ def draw(
     # drawn together with the token at its place.
     keys_B2 = jax.vmap(jax.random.split)(keys_B)
 
-    def noisy(logits_BX: Float[Array, "B X"], keys_B: Array) -> Float[Array, "B X"]:
-        def noise_of(key: Array) -> Float[Array, " X"]:
+    def noisy(logits_BX: Float[Array, "B X"], keys_B: Key[Array, " B"]) -> Float[Array, "B X"]:
+        def noise_of(key: Key[Array, ""]) -> Float[Array, " X"]:
             return jax.random.gumbel(key, logits_BX.shape[1:], mode="high")
 
         noise_BX = jax.vmap(noise_of)(keys_B)

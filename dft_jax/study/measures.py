@@ -29,7 +29,7 @@ from dft_jax.data.templates import Example
 from dft_jax.models.model import Model, head
 from dft_jax.runtime import interrupts, progress
 from dft_jax.training import metrics
-from dft_jax.types import Batch, Leaf, Params
+from dft_jax.types import AnyArray, Batch, Leaf, Params
 
 # T from 4 down to 1/4.
 BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))
@@ -37,9 +37,6 @@ BETAS_K = tuple(2.0 ** (k / 3) for k in range(-6, 7))
 CHUNK_TOKENS = 256
 # The p of a target that counts as missed, and as known.
 BELOW, ABOVE = 0.01, 0.9
-
-# The same values, on the devices and on the host.
-Numbers = Array | np.ndarray
 
 
 # ---- on the devices ------------------------------------------------------------------------------
@@ -340,7 +337,7 @@ def summarise(
     p_T = np.exp(values.logp_P)
     n_examples = int(example_T.max()) + 1
 
-    def by_example(x_T: Numbers) -> np.ndarray:
+    def by_example(x_T: AnyArray) -> np.ndarray:
         return np.bincount(example_T, weights=x_T, minlength=n_examples)
 
     tokens_E = np.bincount(example_T, minlength=n_examples)
@@ -371,7 +368,7 @@ def summarise(
 
 
 def _answers_right(
-    is_top_T: Numbers, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None
+    is_top_T: AnyArray, example_T: np.ndarray, place_T: np.ndarray, answers: list[range] | None
 ) -> list[int]:
     """As `Measures.answers_right_E`."""
     right = []
@@ -384,11 +381,11 @@ def _answers_right(
     return right
 
 
-def _mean(x_T: Numbers) -> float:
+def _mean(x_T: AnyArray) -> float:
     return float(np.mean(x_T, dtype=np.float64))
 
 
-def _rounded(x: Numbers, digits: int = 5) -> list[float]:
+def _rounded(x: AnyArray, digits: int = 5) -> list[float]:
     return [round(float(value), digits) for value in x]
 
 

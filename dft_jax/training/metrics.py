@@ -4,15 +4,17 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from dft_jax.types import TokenStats
+from dft_jax.types import AnyArray, TokenStats
 
 # The paper's bins of token probability (its figure of token distributions).
 P_BIN_EDGES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-def token_sums(stats: TokenStats, loss: Float[Array, ""], mask_BL) -> dict[str, Array]:
+def token_sums(
+    stats: TokenStats, loss: Float[Array, ""], mask_BL: Bool[AnyArray, "B L"]
+) -> dict[str, Array]:
     """Sums over the trained tokens of one micro-batch; adding them over micro-batches is exact."""
     p_BL = jnp.exp(stats.logp_BL)
 

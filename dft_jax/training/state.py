@@ -39,7 +39,7 @@ def init_params(init: str, seed: int, source: Path, model: Model) -> Params:
     return load_params(Checkpoint(source), model)
 
 
-def init_state(params: Params, model: Model, optimizer: Any) -> TrainState:
+def init_state(params: Params, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
     opt_state = jax.jit(optimizer.init, out_shardings=layouts.opt_state)(params)

@@ -26,7 +26,7 @@ from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import metrics
-from dft_jax.types import TokenStats
+from dft_jax.types import Batch, TokenStats
 from tests import commands
 from tests.commands import run_command
 
@@ -106,8 +106,13 @@ def dense_logits(folder, examples):
         tokens_BL[row, : len(example.ids)] = example.ids
         segments_BL[row, : len(example.ids)] = 1
     positions_BL = np.broadcast_to(np.arange(tokens_BL.shape[1]), tokens_BL.shape)
-    batch = types.SimpleNamespace(
-        tokens_BL=tokens_BL, segments_BL=segments_BL, positions_BL=positions_BL
+    # What is trained does not matter to the forward pass.
+    batch = Batch(
+        tokens_BL=tokens_BL,
+        targets_BL=np.zeros_like(tokens_BL),
+        mask_BL=np.zeros(tokens_BL.shape, bool),
+        segments_BL=segments_BL,
+        positions_BL=positions_BL,
     )
     hidden_BLD = np.asarray(jax.jit(lambda p: model.apply(p, batch))(params), np.float64)
     return hidden_BLD @ np.asarray(models.head(params), np.float64).T

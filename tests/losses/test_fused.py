@@ -20,8 +20,8 @@ SHAPES = [(1, 1, 1), (4, 1, 2), (2, 2, 1), (1, 2, 4), (1, 1, 8)]
 
 def problem(dtype=np.float32, vocab=V, seed=0):
     rng = np.random.default_rng(seed)
-    hidden_BLD = rng.normal(size=(B, L, D)).astype(dtype)
-    head_VD = rng.normal(size=(vocab, D)).astype(dtype)
+    hidden_BLD = jnp.asarray(rng.normal(size=(B, L, D)).astype(dtype))
+    head_VD = jnp.asarray(rng.normal(size=(vocab, D)).astype(dtype))
     targets_BL = rng.integers(vocab, size=(B, L)).astype(np.int32)
     mask_BL = rng.random((B, L)) < 0.6
     mask_BL[1] = False  # a row without trained tokens: its device has fewer chunks than the others

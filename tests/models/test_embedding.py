@@ -44,7 +44,7 @@ def test_the_gradient_of_a_frequent_token_is_whole(dtype, most):
 
 def test_rows_are_those_of_the_table_in_the_compute_dtype():
     table = jnp.arange(V * D, dtype=jnp.float32).reshape(V, D)
-    rows = layers.embed(table, jnp.asarray([[3, 0]]), jnp.bfloat16)
+    rows = layers.embed(table, jnp.asarray([[3, 0]]), jnp.dtype("bfloat16"))
     assert rows.dtype == jnp.bfloat16
     np.testing.assert_array_equal(rows, table.astype(jnp.bfloat16)[jnp.asarray([[3, 0]])])
 

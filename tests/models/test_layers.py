@@ -45,7 +45,7 @@ HALF_A_STEP = 2.0**-8  # of bfloat16, relative: what rounding a result once cost
 def test_a_norm_of_bfloat16_is_computed_in_float32():
     """Against float64 from the same inputs: nothing is rounded but the result."""
     x_BLD = jax.random.normal(jax.random.key(0), (4, 16, 96), jnp.bfloat16)
-    norm = layers.RMSNorm((96,), 1e-6, jnp.bfloat16)
+    norm = layers.RMSNorm((96,), 1e-6, jnp.dtype("bfloat16"))
     found = norm.apply({"params": {"scale": jnp.ones(96, jnp.bfloat16)}}, x_BLD)
     x64 = np.asarray(x_BLD).astype(np.float64)
     exact = x64 / np.sqrt((x64**2).mean(axis=-1, keepdims=True) + 1e-6)

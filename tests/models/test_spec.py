@@ -105,7 +105,7 @@ def test_loops_compute_what_layer_after_layer_does(letters, remat, mesh1, mesh8)
     hidden_BLD = jax.jit(model.apply)(params, batch)
 
     @jax.jit
-    def layer_after_layer(params):
+    def layer_after_layer(params, batch):
         apart = cached.unstack(params, model=model)
         last_BD, cache = cached.prefill(apart, model, batch.tokens_BL[:, :-1], jnp.full(4, 11))
         next_BD, _ = cached.decode(
@@ -117,7 +117,7 @@ def test_loops_compute_what_layer_after_layer_does(letters, remat, mesh1, mesh8)
         )
         return last_BD, next_BD
 
-    last_BD, next_BD = layer_after_layer(params)
+    last_BD, next_BD = layer_after_layer(params, batch)
     np.testing.assert_allclose(hidden_BLD[:, -2], last_BD, atol=2e-5)
     np.testing.assert_allclose(hidden_BLD[:, -1], next_BD, atol=2e-5)
 

@@ -1,5 +1,6 @@
 """Reported numbers against ones worked out by hand."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,7 +31,7 @@ def test_tokens_are_counted_in_their_bins():
     mask = np.arange(len(p)) < len(p) - 1
     zeros = np.zeros_like(p)
     stats = TokenStats(np.log(p)[None], zeros[None], zeros[None] > 0, mask[None].astype(int))
-    sums = metrics.token_sums(stats, np.float32(0), mask[None])
+    sums = metrics.token_sums(stats, jnp.float32(0), mask[None])
     assert sums["p_histogram"].tolist() == [1.0] * (len(edges) - 2) + [2.0]
     assert sums["tokens"] == len(p) - 1
     np.testing.assert_allclose(sums["p"], p[:-1].sum(), rtol=1e-6)

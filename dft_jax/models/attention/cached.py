@@ -4,10 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dft_jax.sharding import BATCH_AXES
+from dft_jax.types import AnyArray, AnyMesh
 
 # A cache [B, G, S, K]: rows along the batch's axes, key/value heads along `tensor`.
 CACHE_SPEC = P(BATCH_AXES, "tensor", None, None)
@@ -20,10 +21,10 @@ def cached_attention(
     k_BGK: Float[Array, "B G K"],
     v_BGK: Float[Array, "B G K"],
     cache: LayerCache,
-    positions_B: Int[Array, " B"],
+    positions_B: Int[AnyArray, " B"],
     *,
     window: int | None,
-    mesh: Mesh,
+    mesh: AnyMesh,
 ) -> tuple[Float[Array, "B H K"], LayerCache]:
     """Writes one token's key and value at its position of each row; its query attends to all up to
     there.
@@ -48,7 +49,7 @@ def _attend_to_cache(
     k_BGK: Float[Array, "B G K"],
     v_BGK: Float[Array, "B G K"],
     cache: LayerCache,
-    positions_B: Int[Array, " B"],
+    positions_B: Int[AnyArray, " B"],
     *,
     window: int | None,
 ) -> tuple[Float[Array, "B H K"], LayerCache]:

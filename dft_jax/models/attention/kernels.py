@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dft_jax.types import AnyArray
+
 
 def blocked(
     q_BLHK: Float[Array, "B L H K"],
     k_BLGK: Float[Array, "B L G K"],
     v_BLGK: Float[Array, "B L G K"],
-    segments_BL: Int[Any, "B L"],
+    segments_BL: Int[AnyArray, "B L"],
     *,
     window: int | None,
     block: int,
@@ -66,7 +68,7 @@ def _attend(
 
 
 def _may_see(
-    segments_BL: Int[Any, "B L"], start: int, first: int, end: int, window: int | None
+    segments_BL: Int[AnyArray, "B L"], start: int, first: int, end: int, window: int | None
 ) -> Bool[Array, "B Q S"]:
     """Which of the keys from `first` on the queries from `start` on see, both up to `end`."""
     queries = jnp.arange(start, end)[:, None]
@@ -82,7 +84,7 @@ def splash(
     q_BLHK: Float[Array, "B L H K"],
     k_BLGK: Float[Array, "B L G K"],
     v_BLGK: Float[Array, "B L G K"],
-    segments_BL: Int[Any, "B L"],
+    segments_BL: Int[AnyArray, "B L"],
     *,
     window: int | None,
     block: int,
@@ -127,7 +129,7 @@ def cudnn(
     q_BLHK: Float[Array, "B L H K"],
     k_BLGK: Float[Array, "B L G K"],
     v_BLGK: Float[Array, "B L G K"],
-    segments_BL: Int[Any, "B L"],
+    segments_BL: Int[AnyArray, "B L"],
     *,
     window: int | None,
     block: int,
@@ -173,7 +175,9 @@ def cudnn(
     return jax.lax.cond(all_fit, packed, plain, q_BLHK, k_BLGK, v_BLGK)
 
 
-def runs(segments_BL: Int[Any, "B L"], most: int) -> tuple[Int[Array, "B _"], Int[Array, "B M"]]:
+def runs(
+    segments_BL: Int[AnyArray, "B L"], most: int
+) -> tuple[Int[Array, "B _"], Int[Array, "B M"]]:
     """First positions [B, most + 1] and lengths [B, most] of a row's segments.
 
     The last start is -1 if these are all.

@@ -1,26 +1,26 @@
 """Causal attention within the segments of packed rows."""
 
 import functools
-from typing import Any
 
 import jax
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.sharding import BATCH_AXES
+from dft_jax.types import AnyArray, AnyMesh
 
 
 def causal_attention(
     q_BLHK: Float[Array, "B L H K"],
     k_BLGK: Float[Array, "B L G K"],
     v_BLGK: Float[Array, "B L G K"],
-    segments_BL: Int[Any, "B L"],
+    segments_BL: Int[AnyArray, "B L"],
     *,
     window: int | None,
     block: int,
     backend: str = "blocked",
-    mesh: Mesh | None = None,
+    mesh: AnyMesh | None = None,
 ) -> Float[Array, "B L H K"]:
     """Each position attends to the positions of its own segment up to itself; float32 softmax.
 
