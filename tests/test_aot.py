@@ -100,6 +100,29 @@ def test_loops_run_as_often_as_they_do(step, bound, about, times):
     assert runs(text, unknown_trips=5) == times
 
 
+def test_a_body_that_counts_in_several_steps_and_not_first():
+    loop = LOOP.replace("STEP", "1").replace("BOUND", "constant(8)")
+    loop = loop.replace(
+        "%next = s32[] add(%number, %one)",
+        "%half = s32[] add(%number, %one)\n  %next = s32[] add(%half, %one)",
+    )
+    loop = loop.replace("(s32[], f32[8])", "(f32[8], s32[])").replace(
+        "(s32[], f32[8]{0})", "(f32[8]{0}, s32[])"
+    )
+    loop = (
+        loop.replace("index=0", "index=9")
+        .replace("index=1", "index=0")
+        .replace("index=9", "index=1")
+    )
+    loop = loop.replace("tuple(%next, %twice)", "tuple(%twice, %next)")
+    text = entry(
+        "%p = (f32[8]{0}, s32[]) parameter(0)",
+        WHILE.replace("(s32[], f32[8]{0})", "(f32[8]{0}, s32[])"),
+        before=loop,
+    )
+    assert runs(text) == 4
+
+
 def test_the_cheaper_branch_is_what_runs():
     branches = """%cheap (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)

@@ -134,12 +134,23 @@ def trip_count(loop: Instruction, program: Program) -> int | None:
         return int(known[1])
     [condition], [body] = called_by(loop, "condition"), called_by(loop, "body")
     bounds = _constants(condition, program)
-    root = root_of(program.computations[condition])
-    for name in called_by(root, "calls"):
+    inside = program.computations[condition]
+    compared = root_of(inside)
+    root = compared
+    for name in called_by(compared, "calls"):
         root = root_of(program.computations[name])
     if root.opcode != "compare" or len(bounds) != 1:
         return None
-    return -(-bounds[0] // _counter_step(program.computations[body]))
+    return -(-bounds[0] // _counter_step(program.computations[body], _counter(compared, inside)))
+
+
+def _counter(compared: Instruction, condition: Computation) -> int:
+    """Which of what a loop carries its condition looks at."""
+    for name in compared.operands:
+        found = re.search(r"\bindex=(\d+)", condition[name].attributes)
+        if condition[name].opcode == "get-tuple-element" and found:
+            return int(found[1])
+    return 0
 
 
 def _constants(name: str, program: Program) -> list[int]:
@@ -153,11 +164,15 @@ def _constants(name: str, program: Program) -> list[int]:
     return found
 
 
-def _counter_step(body: Computation) -> int:
-    """What a loop's body adds to its counter, the first of what it carries; 1 if that is hidden."""
-    root = root_of(body)
-    after = body.get(root.operands[0]) if root.operands else None
-    for name in after.operands if after is not None and after.opcode == "add" else ():
-        if body[name].opcode == "constant" and body[name].value.isdigit():
-            return int(body[name].value)
-    return 1
+def _counter_step(body: Computation, counter: int) -> int:
+    """What a loop's body adds to its counter, in one step or in several; 1 if that is hidden."""
+    name, step = root_of(body).operands[counter], 0
+    while body[name].opcode in ("add", "copy", "bitcast"):
+        operands = body[name].operands
+        constants = [one for one in operands if body[one].opcode == "constant"]
+        others = [one for one in operands if one not in constants]
+        step += sum(int(body[one].value) for one in constants)
+        if len(others) != 1:
+            break
+        [name] = others
+    return step or 1
