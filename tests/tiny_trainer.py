@@ -5,7 +5,7 @@ import functools
 import jax
 
 from dft_jax import assets, config as config_lib, sharding
-from dft_jax.data import batches
+from dft_jax.data.examples import load_examples
 from dft_jax.losses import objectives
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import OPTIONS, build
@@ -38,7 +38,7 @@ def tiny_config(**overrides):
 @functools.cache
 def tiny_examples():
     config = tiny_config()
-    return batches.load_examples(
+    return load_examples(
         config.data.train, config.data, load_tokenizer(assets.TINY), 264, max_rows=64
     )
 

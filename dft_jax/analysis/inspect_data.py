@@ -16,6 +16,7 @@ from absl import flags
 from dft_jax import config as config_lib
 from dft_jax.commands import cli
 from dft_jax.data import account, batches, formats
+from dft_jax.data.examples import Examples
 from dft_jax.lm import open_config
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors
@@ -104,7 +105,7 @@ def main() -> None:
         print(f"\n{_DIM}══ row {row}{_PLAIN}\n{row_as_text(batch, row, tokenizer)}")
 
 
-def _tell(config: Config, examples: batches.Examples, heldout: batches.Examples | None) -> None:
+def _tell(config: Config, examples: Examples, heldout: Examples | None) -> None:
     """What a run would say of its data, and whether it would refuse it."""
     marks = formats.calculator_marks(config.data)
     if marks:

@@ -8,7 +8,7 @@ import jax
 
 from dft_jax import config as config_lib
 from dft_jax.data import formats, templates
-from dft_jax.data.batches import Examples, load_examples
+from dft_jax.data.examples import Examples, load_examples
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import prompts
 from dft_jax.evals.evaluation import announce

@@ -18,7 +18,7 @@ from dft_jax.analysis.token_scores import (
     summary_table,
     tokens,
 )
-from dft_jax.data.batches import Examples
+from dft_jax.data.examples import Examples
 from dft_jax.lm import LM
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors, files

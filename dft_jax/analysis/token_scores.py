@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from dft_jax import sharding
 from dft_jax.analysis import figures
 from dft_jax.data import batches as loader
+from dft_jax.data.examples import Examples
 from dft_jax.evals.report import aligned
 from dft_jax.lm import LM
 from dft_jax.losses import fused
@@ -74,7 +75,7 @@ def gradient_norm(logp: Float[Array, "*s"], logp_doubled: Float[Array, "*s"]) ->
     return jnp.sqrt(target**2 + jnp.clip(others, 0, target**2))
 
 
-def numbered(examples: loader.Examples) -> loader.Examples:
+def numbered(examples: Examples) -> Examples:
     """The same examples with the number of each trained token, 0 … T - 1, in the place of its id.
 
     They are packed just as the real ones are, so they say where in a batch each token lies.
@@ -86,7 +87,7 @@ def numbered(examples: loader.Examples) -> loader.Examples:
         numbers = n_before + np.cumsum(figures.targets(example)) - 1
         replaced.append(dataclasses.replace(example, ids=numbers.astype(np.int32)))
         n_before = int(numbers[-1]) + 1
-    return loader.Examples(replaced, examples.report, examples.origins)
+    return Examples(replaced, examples.report, examples.origins)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Tokens:
     position_T: Int[np.ndarray, " T"]
 
 
-def tokens(examples: loader.Examples) -> Tokens:
+def tokens(examples: Examples) -> Tokens:
     """The trained tokens of all examples, in the order of the data."""
     ids = []
     numbers = []
@@ -123,7 +124,7 @@ class _BatchScores:
     gradient_BL: Leaf
 
 
-def score(lm: LM, examples: loader.Examples, config: Config, name: str) -> Scores:
+def score(lm: LM, examples: Examples, config: Config, name: str) -> Scores:
     """Reads the examples once under a model.
 
     Raises:

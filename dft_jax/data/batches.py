@@ -1,4 +1,4 @@
-"""Examples in memory, and the endless stream of packed steps made from them.
+"""The endless stream of packed steps that is made from examples.
 
 Step n is a function of (data, seed, n) alone: it holds examples n·G … (n+1)·G - 1 of a stream that
 visits every example once per epoch (see order.py). So a run resumes exactly by counting, and sees
@@ -6,9 +6,7 @@ the same steps on any number of devices and processes; each process fills only t
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -17,38 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dft_jax import sharding
-from dft_jax.data import formats, order, packing
-from dft_jax.data.account import Account
-from dft_jax.data.sources import locate
-from dft_jax.data.sources.rows import BadRow, Row
-from dft_jax.data.templates import Example, Part, Template
-from dft_jax.data.tokenize import tokenize
-from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.runtime import errors, progress
+from dft_jax.data import order, packing
+from dft_jax.data.examples import Examples
+from dft_jax.runtime import progress
 from dft_jax.runtime.options import Config
 from dft_jax.types import Batch
 
-# The tokenizer's threads need some hundred texts to be busy; more only hold memory.
-_TOKENIZE_AT_ONCE = 1024
 # Steps whose packing decides the row counts; later ones that need more have counts of their own.
 _STEPS_AHEAD = 4096
-
-
-@dataclasses.dataclass
-class Examples:
-    """All usable examples of a source, with the account of every row and token that was read."""
-
-    examples: list[Example]
-    report: dict[str, Any]
-    origins: list[str]  # file and line of each
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    @property
-    def mean_length(self) -> float:
-        """Tokens of an example, on average."""
-        return sum(len(example.ids) for example in self.examples) / len(self.examples)
 
 
 def row_length(config: Config) -> int:
@@ -58,122 +32,6 @@ def row_length(config: Config) -> int:
     """
     given: Any = config.get("row_length", 0)
     return given or config.max_length
-
-
-@dataclasses.dataclass(frozen=True)
-class _Record:
-    """One usable row: its conversation as text, and its origin (file and line)."""
-
-    origin: str
-    parts: list[Part]
-
-
-def load_examples(
-    path: str,
-    config: Config,
-    tokenizer: Tokenizer,
-    vocab_size: int,
-    *,
-    split: str = "train",
-    max_rows: int = 0,
-) -> Examples:
-    """Reads, renders and tokenises all of `path`.
-
-    The report (account.py) balances: rows read = used whole + truncated + dropped by reason, and
-    tokens read = used + cut off by truncation + dropped (a malformed row has no tokens to count).
-
-    Args:
-      path: file, folder, hub id or excerpt of the lab's world; see sources/locate.py.
-      config: `config.data`.
-      vocab_size: rows of the model's embedding table.
-      split: of a folder or a hub dataset.
-      max_rows: rows to read, from the first on; 0 for all.
-
-    Raises:
-      UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line),
-        nothing usable at all, or token ids that the model's table does not have.
-    """
-    date: Any = config.get("date", "")  # runs that are older than the key have none
-    template = Template(config.template, tokenizer, date=date)
-    account = Account()
-    source = locate.open_rows(path, config, split)
-    bar = progress.bar(
-        itertools.islice(source.rows, max_rows or None),
-        desc=f"read {Path(path).name}",
-        unit="row",
-        leave=False,
-    )
-    examples: list[Example] = []
-    origins: list[str] = []
-    records = _records(iter(bar), config, template, account)
-    # In blocks: the texts of a file of 10 GB would not fit beside its tokens.
-    while block := list(itertools.islice(records, _TOKENIZE_AT_ONCE)):
-        for origin, example in _tokenize(block, template, config.max_length, account):
-            origins.append(origin)
-            examples.append(example)
-    if config.bad_rows == "refuse":
-        account.refuse_bad_rows()
-    if not examples:
-        raise errors.UserError(_nothing_usable(path, account))
-    _require_embeddings(path, examples, vocab_size)
-    report = account.report(path, config.max_length, origins, examples)
-    return Examples(examples, report | {"commit": source.commit}, origins)
-
-
-def _records(
-    rows: Iterable[Row], config: Config, template: Template, account: Account
-) -> Iterator[_Record]:
-    """The rows as conversations under the template; malformed ones are counted and left out."""
-    read_row = formats.ROW_FORMATS[config.rows]
-    for row in rows:
-        account.rows_read += 1
-        try:
-            columns = formats.Columns(row.value)
-            messages = read_row(columns, config)
-            parts = template.parts(messages)
-        except BadRow as error:
-            account.bad_row(row.origin, str(error))
-            continue
-        account.count_columns(columns)
-        account.count_answers(row.origin, messages, parts)
-        yield _Record(row.origin, parts)
-
-
-def _tokenize(
-    records: list[_Record], template: Template, max_length: int, account: Account
-) -> Iterator[tuple[str, Example]]:
-    """(origin, example) of each record of which something is trained; the others are counted."""
-    all_parts = [record.parts for record in records]
-    examples = tokenize(all_parts, template.tokenizer, template.first_ids, max_length)
-    for record, example in zip(records, examples, strict=True):
-        if isinstance(example, BadRow):
-            account.bad_row(record.origin, str(example))
-        elif len(example.ids) < 2 or not example.trained[1:].any():
-            n_tokens = len(example.ids) + example.cut_tokens
-            account.drop(record.origin, "prompt_too_long", n_tokens)
-        else:
-            account.use(record.origin, example)
-            yield record.origin, example
-
-
-def _nothing_usable(path: str, account: Account) -> str:
-    """What to say of a source none of whose rows can be trained on."""
-    reasons = [f"{n} {reason}" for reason, n in account.dropped.items()]
-    why = ", ".join(reasons) or "the file has no rows"
-    first = ""
-    if account.offenders:
-        first = f"; first: {account.offenders[0]}"
-    return f"{path}: no example to train on ({why}){first}; fix the rows or raise data.max_length"
-
-
-def _require_embeddings(path: str, examples: list[Example], vocab_size: int) -> None:
-    """UserError where a token has no embedding: JAX would take the last one without a word."""
-    largest = max(int(example.ids.max()) for example in examples)
-    if largest >= vocab_size:
-        raise errors.UserError(
-            f"{path}: token id {largest} is beyond the model's {vocab_size} embeddings: the"
-            " tokenizer is not this model's; copy the model's own tokenizer files"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dft_jax.data import batches, order
+from dft_jax.data.examples import Examples
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model
 from dft_jax.study import measures, spec as spec_lib
@@ -29,9 +30,7 @@ StepFn = Callable[[Hyperparameters, TrainState, Batch], tuple[TrainState, dict[s
 class Programs:
     """The base's parameters, the batches of every seed, and the compiled steps."""
 
-    def __init__(
-        self, spec: Spec, source: Path, model: Model, examples: batches.Examples, version: int
-    ):
+    def __init__(self, spec: Spec, source: Path, model: Model, examples: Examples, version: int):
         """Reads the base; compiles nothing yet. `version` is that of data/order.py."""
         self.spec = spec
         self.model = model

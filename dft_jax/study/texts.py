@@ -4,6 +4,7 @@ import dataclasses
 
 from dft_jax import sharding
 from dft_jax.data import account, batches
+from dft_jax.data.examples import load_examples
 from dft_jax.data.templates import Example, Template
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
@@ -34,9 +35,7 @@ def read_text(text: Text, spec: Spec, tokenizer: Tokenizer, model: Model) -> Hel
     """
     config = spec.config.data.copy_and_resolve_references().unlock()
     config.rows = text.rows
-    read = batches.load_examples(
-        text.path, config, tokenizer, model.config.vocab_size, split="test"
-    )
+    read = load_examples(text.path, config, tokenizer, model.config.vocab_size, split="test")
     # A cut example has lost its end, where the answer is: it is left out, not measured in part.
     longest = text.max_length or config.max_length
     whole: list[Example] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.data.batches import Examples
+from dft_jax.data.examples import Examples
 from dft_jax.lm import TEMPLATE_NAME, base_of
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model

@@ -59,7 +59,7 @@ class RunFolder:
             run_id=run_id,
             about=job.config.to_dict(),
         )
-        return Reporter(job.config, job.model, log, job.train, job.steps, self.start)
+        return Reporter(job.config, job.model, log, job.train.mean_length, job.steps, self.start)
 
     def save(self, state: TrainState, report: Reporter) -> None:
         """Saves, after the rows of all steps before. A run of skipped steps ends here, unsaved."""

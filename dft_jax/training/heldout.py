@@ -7,6 +7,7 @@ import numpy as np
 
 from dft_jax import sharding
 from dft_jax.data import batches
+from dft_jax.data.examples import Examples
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, progress
@@ -30,7 +31,7 @@ class HeldOut:
         self,
         model: Model,
         objective: objectives.Objective,
-        examples: batches.Examples,
+        examples: Examples,
         *,
         global_batch: int,
         row_length: int,
@@ -58,7 +59,7 @@ class HeldOut:
         row_length: int,
         model: Model,
         objective: objectives.Objective,
-        examples: batches.Examples,
+        examples: Examples,
         reference: Params | None = None,
     ) -> "HeldOut":
         """Batches as the section `train` of a run's config has them."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from dft_jax.data.batches import Examples
+from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Template
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.safetensors import Checkpoint, weights_sample

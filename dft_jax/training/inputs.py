@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dft_jax.data import account, batches, order
+from dft_jax.data.examples import Examples, load_examples
 from dft_jax.lm import open_config
 from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
@@ -28,14 +29,14 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
 
 def load_data(
     config: Config, tokenizer: Tokenizer, model: Model
-) -> tuple[batches.Examples, batches.Examples | None]:
+) -> tuple[Examples, Examples | None]:
     """Training examples, and held-out ones where the config names a file."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
-    train = batches.load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
+    train = load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
     if not data.heldout:
         return train, None
     most = config.eval.max_examples
-    heldout = batches.load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
+    heldout = load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
     heldout.report["also_trained"] = account.also_trained(
         heldout.origins, heldout.examples, train.origins, train.examples
     )
@@ -43,7 +44,7 @@ def load_data(
 
 
 def make_steps(
-    config: Config, examples: batches.Examples, model: Model, version: int = order.VERSION
+    config: Config, examples: Examples, model: Model, version: int = order.VERSION
 ) -> batches.TrainBatches:
     """The packed steps of the run; `version` is that of data/order.py."""
     t = config.train
@@ -74,15 +75,13 @@ def length_of(config: Config, n_examples: int, version: int = order.VERSION) -> 
     )
 
 
-def refuse_lost(config: Config, train: batches.Examples) -> None:
+def refuse_lost(config: Config, train: Examples) -> None:
     """UserError where more of the training data is lost than `data.max_lost_fraction`."""
     most = config.data.max_lost_fraction
     errors.raise_if_any(account.refusals("data.train", train.report, most))
 
 
-def announce(
-    train: batches.Examples, heldout: batches.Examples | None, length: order.Length
-) -> None:
+def announce(train: Examples, heldout: Examples | None, length: order.Length) -> None:
     """Says what is trained and what is not, and for how many steps."""
     reports = {"data.train": train.report}
     if heldout:

@@ -8,6 +8,7 @@ from typing import Any
 import optax
 
 from dft_jax.data import batches, order
+from dft_jax.data.examples import Examples
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import distributed
@@ -34,8 +35,8 @@ class Job:
     source: Path
     model: Model
     tokenizer: Any
-    train: batches.Examples
-    heldout: batches.Examples | None
+    train: Examples
+    heldout: Examples | None
     batches: batches.TrainBatches
     length: order.Length
     optimizer: optax.GradientTransformationExtraArgs

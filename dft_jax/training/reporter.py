@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import jax
 
-from dft_jax.data.batches import Examples, PackedBatch
+from dft_jax.data.batches import PackedBatch
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, progress
 from dft_jax.runtime.options import Config
@@ -41,13 +41,13 @@ class Reporter:
         config: Config,
         model: Model,
         log: Writer,
-        examples: Examples,
+        mean_length: float,
         steps: int,
         start: int,
     ):
-        """`log` is closed with the reporter."""
+        """`log` is closed with the reporter; `mean_length` are the tokens of an example."""
         self.log, self.log_every, self.steps = log, config.log.every, steps
-        self.throughput = Throughput(model, examples.mean_length)
+        self.throughput = Throughput(model, mean_length)
         self.skips = SkipGuard(config.train.max_skipped_steps)
         self.rounding = RoundingWarning(config.optimizer)
         self.trace = Trace(config.profile, log.file.parent / "profile")

@@ -29,6 +29,7 @@ import numpy as np
 import dft_jax
 from dft_jax import config as config_lib, sharding
 from dft_jax.data import batches
+from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Example
 from dft_jax.lm import open_config
 from dft_jax.losses import objectives
@@ -58,7 +59,7 @@ def make_config(arguments: argparse.Namespace):
     return config
 
 
-def random_examples(vocab_size: int, max_length: int, n: int) -> batches.Examples:
+def random_examples(vocab_size: int, max_length: int, n: int) -> Examples:
     """`n` examples of a third to the whole of `max_length` random ids, a random head of each not
     trained.
     """
@@ -69,7 +70,7 @@ def random_examples(vocab_size: int, max_length: int, n: int) -> batches.Example
         prompt = generator.integers(1, length // 2, endpoint=True)
         ids = generator.integers(vocab_size, size=length, dtype=np.int32)
         examples.append(Example(ids, np.arange(length) >= prompt, 0))
-    return batches.Examples(examples, {}, [""] * len(examples))
+    return Examples(examples, {}, [""] * len(examples))
 
 
 def load(arguments: argparse.Namespace, config):

@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 
 from dft_jax.data import batches
+from dft_jax.data.examples import Examples
 from dft_jax.losses import fused
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.model import build, head, matmul_precision
@@ -197,7 +198,7 @@ def project_loss(params, batch):
     ).sum()
 
 
-first = batches.Examples(examples.examples[:BATCH], examples.report, examples.origins[:BATCH])
+first = Examples(examples.examples[:BATCH], examples.report, examples.origins[:BATCH])
 packed = batches.SequentialBatches(
     first, model.mesh, global_batch=BATCH, row_length=config.data.max_length
 )

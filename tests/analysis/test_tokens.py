@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from dft_jax import assets, config as config_lib
 from dft_jax.analysis import figures, token_report, token_scores, tokens
-from dft_jax.data import batches
+from dft_jax.data.examples import Examples, load_examples
 from dft_jax.data.templates import Example
 from dft_jax.lm import open_config
 from dft_jax.losses import objectives
@@ -90,7 +90,7 @@ def done(tuned, tmp_path_factory):
 def examples():
     config = config_lib.get_default()
     config.data.update(rows="gsm8k", template="plain", max_length=192)
-    return batches.load_examples(DATA, config.data, load_tokenizer(assets.LAB), 223).examples
+    return load_examples(DATA, config.data, load_tokenizer(assets.LAB), 223).examples
 
 
 def dense_logits(folder, examples):
@@ -324,7 +324,7 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
     scores = {"only": token_scores.Scores(*np.full((3, n), -0.5, np.float32))}
     token_report.write(
         scores,
-        batches.Examples(examples, {}, ["a"] * len(examples)),
+        Examples(examples, {}, ["a"] * len(examples)),
         load_tokenizer(assets.LAB),
         {},
         tmp_path,

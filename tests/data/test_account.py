@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dft_jax import assets, config as config_lib
-from dft_jax.data import account, batches
+from dft_jax.data import account
+from dft_jax.data.examples import load_examples
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
 
@@ -21,7 +22,7 @@ def load(folder, given, tokenizer, name="train.jsonl", **changes):
     config.update({"max_length": 128, "template": "plain"} | changes)
     file = folder / name
     file.write_text("".join(json.dumps(one) + "\n" for one in given))
-    return batches.load_examples(str(file), config, tokenizer, 264)
+    return load_examples(str(file), config, tokenizer, 264)
 
 
 def row(prompt, completion, **more):

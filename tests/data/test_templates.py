@@ -7,7 +7,8 @@ import pytest
 
 from dft_jax import assets, config as config_lib
 from dft_jax.checkpoints import manifest
-from dft_jax.data import batches, rendering
+from dft_jax.data import rendering
+from dft_jax.data.examples import load_examples
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Template
 from dft_jax.models.hf.locate import load_tokenizer
@@ -203,7 +204,7 @@ def test_a_run_keeps_its_date(opened, tmp_path, monkeypatch):
         (tmp_path / "config.json").write_text(config_lib.to_json(config))
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.touch()
-        examples = batches.load_examples(str(data), config.data, tokenizer, len(tokenizer))
+        examples = load_examples(str(data), config.data, tokenizer, len(tokenizer))
         return (
             config.data.date,
             tokenizer.decode(examples.examples[0].ids),
@@ -293,7 +294,7 @@ def test_answers_that_are_only_read_are_counted(opened, tmp_path):
     config = dated_config("tokenizer").data
     config.rows = "messages"
     tokenizer = opened("qwen3")
-    report = batches.load_examples(str(file), config, tokenizer, len(tokenizer)).report
+    report = load_examples(str(file), config, tokenizer, len(tokenizer)).report
     assert report["answers"] == {"trained": 2, "only_read": 1}
     assert report["first_offenders"][0].startswith(
         "a.jsonl:1: 1 of 2 answers are trained: the template shows"
@@ -332,9 +333,7 @@ def test_answers_that_are_meant_to_be_read_are_no_offence(opened, tmp_path):
     config = dated_config("tokenizer").data
     config.rows = "messages"
     tokenizer = opened("smollm2")
-    report = batches.load_examples(
-        str(tmp_path / "a.jsonl"), config, tokenizer, len(tokenizer)
-    ).report
+    report = load_examples(str(tmp_path / "a.jsonl"), config, tokenizer, len(tokenizer)).report
     assert report["answers"] == {"trained": 1, "only_read": 1} and report["first_offenders"] == []
 
 

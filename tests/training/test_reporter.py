@@ -81,7 +81,7 @@ def reporter(tmp_path, mesh1):
     model = SimpleNamespace(**built.__dict__, mesh=built.mesh)
     config = tiny_config()
     log = metrics_log.Writer(tmp_path, config.log, resume_from=None)
-    made = progress.Reporter(config, model, log, tiny_examples(), steps=3, start=0)
+    made = progress.Reporter(config, model, log, tiny_examples().mean_length, steps=3, start=0)
     yield made
     made.close()
 

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from dft_jax import api, assets, config as config_lib
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.data import account, batches, order
+from dft_jax.data import account, order
+from dft_jax.data.examples import load_examples
 from dft_jax.lab import recipe
 from dft_jax.lm import open_run
 from dft_jax.models.hf.locate import load_tokenizer, read_config
@@ -188,7 +189,7 @@ MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 
 
 @pytest.mark.slow
 def test_any_mesh_sees_the_same_examples_and_restores_the_same_bits(finished):
-    examples = batches.load_examples(
+    examples = load_examples(
         str(assets.TINY / "train.jsonl"), config().data, load_tokenizer(assets.TINY), 264
     )
     seen, bits = [], []

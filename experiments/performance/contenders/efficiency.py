@@ -15,6 +15,7 @@ import numpy as np
 
 from dft_jax import config as config_lib
 from dft_jax.data import batches, packing
+from dft_jax.data.examples import Examples, load_examples
 from dft_jax.models.hf.locate import load_tokenizer
 from experiments.performance.contenders import adapter
 from experiments.performance.workload import math_lengths, random_examples
@@ -22,17 +23,15 @@ from experiments.performance.workload import math_lengths, random_examples
 _BATCH, _ROW = 256, 2048
 
 
-def drawn_examples() -> batches.Examples:
+def drawn_examples() -> Examples:
     examples = adapter.as_examples(random_examples(1000, math_lengths(32 * _BATCH, _ROW)))
-    return batches.Examples(examples, {}, [""] * len(examples))
+    return Examples(examples, {}, [""] * len(examples))
 
 
-def real_examples(data: str, tokenizer: str) -> batches.Examples:
+def real_examples(data: str, tokenizer: str) -> Examples:
     config = config_lib.get_default()
     config.data.rows, config.data.max_length = "gsm8k", _ROW
-    return batches.load_examples(
-        data, config.data, load_tokenizer(Path(tokenizer)), vocab_size=151_936
-    )
+    return load_examples(data, config.data, load_tokenizer(Path(tokenizer)), vocab_size=151_936)
 
 
 def main() -> None:

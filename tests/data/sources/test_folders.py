@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from pyarrow import parquet
 
 from dft_jax import assets
-from dft_jax.data import batches
+from dft_jax.data.examples import load_examples
 from dft_jax.data.sources import folders, locate
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.models.hf.locate import load_tokenizer
@@ -344,7 +344,7 @@ def test_the_commit_of_a_folder_is_that_of_a_snapshot_and_in_its_account(tmp_pat
         folder.mkdir(parents=True)
         (folder / "train.jsonl").write_text('{"prompt": "1+1?", "completion": "2"}\n')
         config = tiny_config(**{"data.train": str(folder), "data.rows": "fields"}).data
-        examples = batches.load_examples(config.train, config, load_tokenizer(assets.TINY), 264)
+        examples = load_examples(config.train, config, load_tokenizer(assets.TINY), 264)
         assert examples.report["commit"] == commit
     assert (
         locate.open_rows(str(tmp_path / "plain" / "train.jsonl"), ConfigDict(), "train").commit
