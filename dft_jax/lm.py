@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from dft_jax import sharding
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.models import options as model_options
-from dft_jax.models.hf.export import provenance
 from dft_jax.models.hf.load import check_tensors, load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve, tokenizer_files
+from dft_jax.models.hf.provenance import provenance
 from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype, weights_sample
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import OPTIONS, Model, build

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax.lm import template_file
-from dft_jax.models.hf.export import Origin
+from dft_jax.models.hf.provenance import Origin
 from dft_jax.runtime.options import Config
 
 

@@ -17,8 +17,9 @@ from dft_jax.data.templates import Template
 from dft_jax.evals import prompts
 from dft_jax.evals.settings import Settings
 from dft_jax.lm import open_lm
-from dft_jax.models.hf.export import PROVENANCE_NAME, Origin, export
+from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.provenance import PROVENANCE_NAME, Origin
 from dft_jax.models.model import build
 from dft_jax.runtime import errors
 from dft_jax.training.origin import of_run

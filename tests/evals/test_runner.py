@@ -25,9 +25,10 @@ from dft_jax.evals.graders import pool
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.settings import Settings
 from dft_jax.evals.tasks import benchmarks, task
-from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.hf.export import export
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Batch, build, head
 from dft_jax.runtime import errors, folders, interrupts

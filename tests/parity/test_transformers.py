@@ -13,8 +13,9 @@ import transformers
 
 from dft_jax import assets
 from dft_jax.models.hf.config_reader import ConfigReader
-from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.layers import rope_frequencies
 from dft_jax.types import Batch

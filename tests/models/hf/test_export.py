@@ -10,9 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from dft_jax import assets, lm
-from dft_jax.models.hf import export as export_lib, load as hf
-from dft_jax.models.hf.export import Origin, export
+from dft_jax.models.hf import load as hf, tensor_files
+from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import read_config
+from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
@@ -92,7 +93,7 @@ def test_an_interrupted_export_leaves_no_final_name_and_an_old_one_is_replaced(
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export_lib, "_save", full_disk)
+        patched.setattr(tensor_files, "_save", full_disk)
         with pytest.raises(errors.UserError, match="no space left on device"):
             export(params, model, source, out)
     assert not out.exists() and list(tmp_path.iterdir()) == []

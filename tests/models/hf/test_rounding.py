@@ -21,9 +21,10 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.commands import evaluate, export as export_command
 from dft_jax.lab import recipe
 from dft_jax.models.hf import rounding
-from dft_jax.models.hf.export import MOST_LOST, PROVENANCE_NAME, Origin, export, provenance
+from dft_jax.models.hf.export import MOST_LOST, export
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
+from dft_jax.models.hf.provenance import PROVENANCE_NAME, Origin, provenance
 from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
 from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
