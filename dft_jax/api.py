@@ -28,7 +28,9 @@ from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import evaluation, prompts as prompts_lib, settings as eval_settings
 from dft_jax.evals.scheduled import BenchmarkEvaluator
-from dft_jax.lm import LM, open_lm, open_run
+from dft_jax.lm.language_model import LM
+from dft_jax.lm.opening import open_lm
+from dft_jax.lm.run import open_run
 from dft_jax.models.hf import export as export_lib
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.models.model import Model, matmul_precision

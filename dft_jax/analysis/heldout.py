@@ -8,7 +8,7 @@ from dft_jax.analysis import reading
 from dft_jax.data import account
 from dft_jax.data.batches import row_length
 from dft_jax.data.examples import Examples
-from dft_jax.lm import LM
+from dft_jax.lm.language_model import LM
 from dft_jax.losses import objectives
 from dft_jax.models.model import matmul_precision, with_attention
 from dft_jax.runtime import distributed, environment, files, folders, processes

@@ -17,7 +17,7 @@ from dft_jax import config as config_lib
 from dft_jax.commands import cli
 from dft_jax.data import account, batches, formats
 from dft_jax.data.examples import Examples
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config

@@ -19,7 +19,8 @@ from dft_jax.analysis import comparison, comparison_report
 from dft_jax.commands import cli
 from dft_jax.evals import planning, runner
 from dft_jax.lab.recipe import OBJECTIVES, conclusion, draw, lab_config, settings
-from dft_jax.lm import LM, open_lm
+from dft_jax.lm.language_model import LM
+from dft_jax.lm.opening import open_lm
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
 

@@ -12,7 +12,7 @@ from dft_jax.data.examples import Examples, load_examples
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import prompts
 from dft_jax.evals.evaluation import announce
-from dft_jax.lm import LM
+from dft_jax.lm.language_model import LM
 from dft_jax.runtime import distributed, errors, options, processes
 from dft_jax.runtime.options import Config
 

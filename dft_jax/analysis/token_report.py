@@ -19,7 +19,7 @@ from dft_jax.analysis.token_scores import (
     tokens,
 )
 from dft_jax.data.examples import Examples
-from dft_jax.lm import LM
+from dft_jax.lm.language_model import LM
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors, files
 from dft_jax.runtime.options import Config

@@ -15,7 +15,7 @@ from dft_jax.analysis import figures
 from dft_jax.data import batches as loader
 from dft_jax.data.examples import Examples
 from dft_jax.evals.report import aligned
-from dft_jax.lm import LM
+from dft_jax.lm.language_model import LM
 from dft_jax.losses import fused
 from dft_jax.models.model import head, matmul_precision, with_attention
 from dft_jax.runtime import errors, progress

@@ -36,7 +36,7 @@ from absl import flags
 from dft_jax.analysis import reading, token_report, token_scores
 from dft_jax.commands import cli, evaluate
 from dft_jax.data import account
-from dft_jax.lm import open_lm
+from dft_jax.lm.opening import open_lm
 from dft_jax.runtime import compilation_cache, environment, errors, folders, processes
 
 _MODELS = flags.DEFINE_list(

@@ -14,7 +14,7 @@ from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import cli
 from dft_jax.evals import evaluation, journal, regrade, runner
 from dft_jax.evals.settings import Settings
-from dft_jax.lm import open_lm
+from dft_jax.lm.opening import open_lm
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, hub id, or run directory.")

@@ -5,7 +5,7 @@ import contextlib
 from absl import flags
 
 from dft_jax.commands import cli
-from dft_jax.lm import open_run
+from dft_jax.lm.run import open_run
 from dft_jax.models.hf.export import export
 from dft_jax.runtime import errors, folders
 from dft_jax.training import origin

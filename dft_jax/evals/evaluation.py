@@ -9,7 +9,7 @@ from typing import Any
 from dft_jax.data.templates import AUTO, today
 from dft_jax.evals import planning, prompts, report, runner
 from dft_jax.evals.settings import Settings
-from dft_jax.lm import LM
+from dft_jax.lm.language_model import LM
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import distributed, environment, folders, processes
 

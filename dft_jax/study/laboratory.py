@@ -9,7 +9,7 @@ import jax
 from dft_jax import config as config_lib
 from dft_jax.data import account, order
 from dft_jax.evals import planning
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import errors
 from dft_jax.study.contents import contents_of

@@ -8,7 +8,8 @@ from typing import Any
 
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data.examples import Examples
-from dft_jax.lm import TEMPLATE_NAME, base_of
+from dft_jax.lm.checkpoint import base_of
+from dft_jax.lm.run import TEMPLATE_NAME
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, environment, errors, files, processes

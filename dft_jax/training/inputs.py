@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dft_jax.data import account, batches, order
 from dft_jax.data.examples import Examples, load_examples
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dft_jax.lm import template_file
+from dft_jax.lm.run import template_file
 from dft_jax.models.hf.provenance import Origin
 from dft_jax.runtime.options import Config
 

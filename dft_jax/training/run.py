@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.lm import LM, trained_template
+from dft_jax.lm.language_model import LM
+from dft_jax.lm.run import lm_of_run
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
 from dft_jax.runtime.options import Config
@@ -38,24 +39,17 @@ class Run:
     @property
     def lm(self) -> LM:
         """The trained model, as `load` would open it from `workdir`."""
-        step, name = self.step, self.workdir.name
-        masters, computed = self.model.module.param_dtype, self.model.module.compute_dtype
-        origin = {key: self.identity.get(key) for key in ("run_id", "base", "data")}
-
-        def identify() -> dict[str, Any]:
-            sha256 = Checkpoints(self.workdir / "checkpoints").digest(step)
-            return {"name": name, "step": step, "sha256": sha256, "origin": origin}
-
-        return LM(
+        step = self.step
+        return lm_of_run(
+            self.workdir,
+            self.config,
+            self.source,
             self.model,
             self.tokenizer,
-            identify=identify,
+            step=step,
+            run=self.identity,
+            sha256=lambda: Checkpoints(self.workdir / "checkpoints").digest(step),
             read=lambda: self.state.params,
-            source=self.source,
-            path=str(self.workdir),
-            what=f"{name}, step {step}: its {masters} weights, computed in {computed}",
-            date=self.config.data.get("date", ""),
-            trained=trained_template(self.config, self.workdir),
         )
 
     @property

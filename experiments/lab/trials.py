@@ -26,7 +26,7 @@ from dft_jax.evals import planning, runner
 from dft_jax.evals.settings import Settings, plain
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.lab import recipe
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import matmul_precision

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 
-from dft_jax.lm import SavedRun, open_run
+from dft_jax.lm.run import SavedRun, open_run
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import weights_dtype
 from dft_jax.models.model import build, head

@@ -31,7 +31,7 @@ from dft_jax import config as config_lib, sharding
 from dft_jax.data import batches
 from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Example
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.load import check_tensors
 from dft_jax.models.hf.locate import read_config, resolve

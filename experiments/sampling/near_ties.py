@@ -21,7 +21,7 @@ import numpy as np
 
 from dft_jax.evals import planning
 from dft_jax.evals.settings import Settings
-from dft_jax.lm import open_lm
+from dft_jax.lm.opening import open_lm
 from dft_jax.models import cached
 from dft_jax.sampling import categorical, sampler
 

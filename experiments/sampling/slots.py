@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from dft_jax.lm import open_lm
+from dft_jax.lm.opening import open_lm
 from dft_jax.sampling.sampler import Request, Sampler
 
 

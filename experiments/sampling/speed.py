@@ -35,7 +35,7 @@ def prompts(vocab_size: int) -> list[list[int]]:
 
 
 def jax_side(folder: str, greedy: bool):
-    from dft_jax.lm import open_lm
+    from dft_jax.lm.opening import open_lm
     from dft_jax.sampling.sampler import Request, Sampler
 
     opened = open_lm(folder, compute_dtype="float32")

@@ -37,7 +37,7 @@ from dft_jax.data import packing
 from dft_jax.data.sources import world
 from dft_jax.evals import significance
 from dft_jax.lab.recipe import lab_config
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.losses import objectives
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.training import metrics

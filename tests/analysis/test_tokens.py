@@ -19,7 +19,7 @@ from dft_jax import assets, config as config_lib
 from dft_jax.analysis import figures, token_report, token_scores, tokens
 from dft_jax.data.examples import Examples, load_examples
 from dft_jax.data.templates import Example
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.models.hf.load import load_params

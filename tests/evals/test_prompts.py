@@ -16,7 +16,7 @@ from dft_jax.data import templates
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts
 from dft_jax.evals.settings import Settings
-from dft_jax.lm import open_lm
+from dft_jax.lm.opening import open_lm
 from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.provenance import PROVENANCE_NAME, Origin

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from dft_jax import assets, config as config_lib
 from dft_jax.analysis import comparison
 from dft_jax.data.sources import locate
-from dft_jax.lm import base_of
+from dft_jax.lm.checkpoint import base_of
 from dft_jax.models.hf.locate import resolve
 from dft_jax.planner import devices
 from dft_jax.runtime import errors, hub

@@ -11,7 +11,7 @@ from scipy import optimize, special
 from dft_jax import assets
 from dft_jax.data.templates import Example, Part
 from dft_jax.data.tokenize import tokenize
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.model import head, matmul_precision
 from dft_jax.study import measures

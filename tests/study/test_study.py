@@ -11,7 +11,7 @@ import pytest
 from dft_jax import api, assets
 from dft_jax.data import order
 from dft_jax.lab import recipe
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.runtime import errors, interrupts
 from dft_jax.study import (
     clock as clock_lib,

@@ -20,7 +20,7 @@ from dft_jax.data import templates
 from dft_jax.evals import runner, settings as eval_settings
 from dft_jax.evals.scheduled import BenchmarkEvaluator
 from dft_jax.lab import recipe
-from dft_jax.lm import open_config
+from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.safetensors import SINGLE_NAME, Checkpoint
 from dft_jax.models.model import build

@@ -13,7 +13,7 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import account, order
 from dft_jax.data.examples import load_examples
 from dft_jax.lab import recipe
-from dft_jax.lm import open_run
+from dft_jax.lm.run import open_run
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import build
 from dft_jax.runtime import errors

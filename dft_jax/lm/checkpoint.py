@@ -1,0 +1,89 @@
+"""A Hugging Face checkpoint opened: its model on a mesh and its tokenizer, both checked."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dft_jax import sharding
+from dft_jax.models import options as model_options
+from dft_jax.models.hf.load import check_tensors
+from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
+from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
+from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.models.model import OPTIONS, Model, build
+from dft_jax.runtime import errors, hub
+from dft_jax.runtime.options import Config
+
+
+def open_checkpoint(
+    path: str,
+    revision: str,
+    mesh: Config,
+    model_settings: Config,
+    *,
+    max_length: int = 2,
+    is_random: bool = False,
+) -> tuple[Path, Model, Tokenizer]:
+    """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all
+    checked.
+
+    Args:
+      mesh: sizes by axis, as in config.mesh.
+      model_settings: `models.model.OPTIONS` by name, as in config.model.
+      max_length: tokens of the longest row that the model is going to read.
+      is_random: the weights are not going to be read; there may be none.
+
+    Raises:
+      UserError: no such checkpoint, an architecture or tensors that are not supported, or a mesh
+      that does not fit.
+    """
+    n_devices = jax.device_count()
+    in_slices = sharding.tpu_slices()
+    errors.raise_if_any(sharding.problems(**mesh, device_count=n_devices, tpu_slices=in_slices))
+    source = resolve(path, revision)
+    architecture = read_config(source)
+    errors.raise_if_any(
+        model_options.architecture_problems(mesh, max_length, architecture, n_devices)
+    )
+    settings = {name: model_settings[name] for name in OPTIONS}
+    model = build(architecture, sharding.make_mesh(**mesh), **settings)
+    if is_random:
+        # Nothing else looks at it before the export, which should not be what refuses it.
+        weights_dtype(source)
+    else:
+        check_tensors(Checkpoint(source), model)
+    return source, model, load_tokenizer(source)
+
+
+def open_config(config: Config) -> tuple[Path, Model, Tokenizer]:
+    """The model that a run's config names: see `open_checkpoint`.
+
+    Only `model`, `mesh` and `data.max_length` matter.
+    """
+    return open_checkpoint(
+        config.model.path,
+        config.model.revision,
+        config.mesh,
+        config.model,
+        max_length=config.data.max_length,
+        is_random=config.model.init == "random",
+    )
+
+
+def base_of(
+    path: str, revision: str, init: str, source: Path, sha256: str | None
+) -> dict[str, Any]:
+    """The checkpoint that a run begins with: where it was found, the hub's commit, and SHA-256 of
+    all its weights.
+
+    `sha256` is None for weights that it does not begin with, because it draws random ones.
+    """
+    is_folder = Path(path).is_dir()
+    return {
+        "path": str(Path(path).absolute()) if is_folder else path,
+        "revision": None if is_folder else revision,
+        "commit": hub.commit_of(source),
+        "init": init,
+        "sha256": sha256,
+    }

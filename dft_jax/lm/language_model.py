@@ -1,0 +1,59 @@
+"""An opened language model: with its tokenizer, and with what says which weights it has."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.models.model import Model
+from dft_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class LM:
+    """A model with its tokenizer. Parameters are read when they are first asked for.
+
+    Args:
+      identify: says in plain values which weights these are; what it has under `origin` is for a
+        reader: which run or hub commit they are of, and what that began with.
+      read: gives the parameters, laid out as `model.abstract_params`.
+      source: the Hugging Face folder that config and tokenizer are of.
+      path: where it was opened from: a folder, a hub id, or the directory of a run.
+      revision: of a hub id.
+      what: which weights these are, for a reader: of a run, or of an export, which may be rounded.
+      weights_sha256_of_sample: of a Hugging Face folder, which each host may have on its own disk.
+      date: YYYY-MM-DD, of a run, or its export, whose template writes the date.
+      trained: the prompt that it was trained with; empty where nobody says.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    identify: Callable[[], dict[str, Any]]
+    read: Callable[[], Params]
+    source: Path
+    path: str = ""
+    revision: str = "main"
+    what: str = ""
+    weights_sha256_of_sample: str = ""
+    date: str = ""
+    trained: str = ""
+
+    @functools.cached_property
+    def params(self) -> Params:
+        return self.read()
+
+    def forget_params(self) -> None:
+        """Lets the parameters go; they are read again when they are next asked for."""
+        self.__dict__.pop("params", None)
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        """Sizes of the mesh by axis."""
+        return dict(self.model.mesh.shape)
+
+    @property
+    def name(self) -> str:
+        """Of its folder, or the last part of its hub id."""
+        return Path(self.path).absolute().name

@@ -1,0 +1,119 @@
+"""The folder of a run opened: its newest checkpoint, and what it says of its model."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.lm.checkpoint import open_config
+from dft_jax.lm.language_model import LM
+from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.models.model import Model
+from dft_jax.runtime import errors, files
+from dft_jax.runtime.options import Config
+from dft_jax.types import Params
+
+TEMPLATE_NAME = "chat_template.jinja"  # in a run's folder: the file that it was trained with
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """What a run's folder holds: its config, and its newest complete checkpoint, not yet read."""
+
+    config: Config
+    source: Path
+    model: Model
+    tokenizer: Tokenizer
+    checkpoints: Checkpoints
+    step: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the checkpoint says of its run: run_id, base, data, fingerprint, changes."""
+        return self.checkpoints.run_of(self.step)
+
+    def params(self) -> Params:
+        """The parameters alone: moments are twice their size, and are not read."""
+        return self.checkpoints.restore_params(self.step, self.model.abstract_params)
+
+
+def open_run(workdir: Path, **overrides: Any) -> SavedRun:
+    """A run's folder. Its model is sharded over this machine's devices, whatever mesh trained it.
+
+    `overrides` change keys of the config for it, as in `{"mesh.tensor": 2}`.
+
+    Raises:
+      UserError: there is no run, or no checkpoint of it yet.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        raise errors.UserError(f"{workdir}: no config.json there; give the directory of a run")
+    config: Config = ConfigDict(files.read_json(file)).lock()
+    # The model as it lies on this machine: what trained it may have been a pod.
+    here = config.copy_and_resolve_references()
+    here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
+    source, model, tokenizer = open_config(here)
+    checkpoints = Checkpoints(workdir / "checkpoints", verify=config.checkpoint.verify)
+    step = checkpoints.newest()
+    if step is None:
+        raise errors.UserError(f"{workdir}: no checkpoint there yet; train first")
+    return SavedRun(config, source, model, tokenizer, checkpoints, step)
+
+
+def lm_of_run(
+    workdir: Path,
+    config: Config,
+    source: Path,
+    model: Model,
+    tokenizer: Tokenizer,
+    *,
+    step: int,
+    run: dict[str, Any],
+    sha256: Callable[[], str],
+    read: Callable[[], Params],
+) -> LM:
+    """The model of a run after `step` steps, whether it was just trained or is in a checkpoint.
+
+    Args:
+      source: the Hugging Face folder that config and tokenizer are of.
+      run: what the run's checkpoints say of it; see `SavedRun.identity`.
+      sha256: gives the digest of the checkpoint of that step.
+      read: gives the parameters, laid out as `model.abstract_params`.
+    """
+    name = workdir.name
+    masters, computed = model.module.param_dtype, model.module.compute_dtype
+    origin = {key: run.get(key) for key in ("run_id", "base", "data")}
+
+    def identify() -> dict[str, Any]:
+        return {"name": name, "step": step, "sha256": sha256(), "origin": origin}
+
+    return LM(
+        model,
+        tokenizer,
+        identify=identify,
+        read=read,
+        source=source,
+        path=str(workdir),
+        what=f"{name}, step {step}: its {masters} weights, computed in {computed}",
+        date=config.data.get("date", ""),
+        trained=_trained_template(config, workdir),
+    )
+
+
+def template_file(workdir: Path) -> Path | None:
+    """The copy of the .jinja file that a run was trained with; None of a run of before this was
+    kept.
+    """
+    file = workdir / TEMPLATE_NAME
+    return file if file.exists() else None
+
+
+def _trained_template(config: Config, workdir: Path) -> str:
+    """What a run was trained with, as a value of --prompt; of a .jinja file, the run's copy."""
+    name = config.data.template
+    if name.endswith(".jinja"):
+        return str(template_file(workdir) or name)
+    return name
