@@ -15,6 +15,7 @@ from dft_jax.evals.tasks import benchmarks
 from dft_jax.evals.tasks.task import Problem
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors
+from dft_jax.sampling.answers import answer_sampler
 from dft_jax.sampling.sampler import Request, Sampler
 
 Key = tuple[str, float, str, int]  # benchmark, temperature, problem, sample
@@ -99,16 +100,15 @@ def plan(
         return tokenizer.decode(ids, skip_special_tokens=True)
 
     stops = find_stops(template)
-    sampler = Sampler(
+    sampler = answer_sampler(
         model,
-        stop_ids=stops.ids,
+        tokenizer,
+        stops,
         max_length=max_length,
         slots=settings.slots,
         seed=settings.seed,
         top_k=settings.top_k,
         top_p=settings.top_p,
-        # Every id that the tokenizer has, and those that files of the checkpoint say end a text.
-        vocab_size=max({*tokenizer.get_vocab().values(), *stops.ids}) + 1,
     )
     return Plan(
         settings=settings,

@@ -15,7 +15,7 @@ from dft_jax import config as config_lib
 from dft_jax.data import formats
 from dft_jax.evals.settings import Settings
 from dft_jax.losses import objectives
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, options
 from dft_jax.runtime.options import Config
 from dft_jax.runtime.python_files import call_file
 from dft_jax.training import identity
@@ -246,7 +246,7 @@ def problems(spec: Spec) -> list[str]:
     if len({text.name for text in spec.texts}) < len(spec.texts):
         found.append("texts: two have the same name; rename one")
     if spec.keep not in KEEP:
-        found.append(f"keep={spec.keep!r} should be one of {', '.join(KEEP)}")
+        found.append(options.unknown(f"keep={spec.keep!r} is unknown", spec.keep, KEEP))
     if spec.evaluation:
         found += spec.evaluation.mistakes("evaluation.")
     return found
@@ -289,8 +289,8 @@ def _text_problems(text: Text, spec: Spec) -> list[str]:
     found = []
     place = f"texts: {text.name}"
     if text.rows not in formats.ROW_FORMATS:
-        hint = errors.did_you_mean(text.rows, list(formats.ROW_FORMATS))
-        found.append(f"{place}: rows={text.rows!r} is unknown{hint}")
+        what = f"{place}: rows={text.rows!r} is unknown"
+        found.append(options.unknown(what, text.rows, list(formats.ROW_FORMATS)))
     limit = spec.config.data.max_length
     if not 0 <= text.max_length <= limit:
         legal = f"should be 0 to data.max_length={limit}"

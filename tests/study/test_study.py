@@ -75,7 +75,7 @@ def test_phases_are_in_order_and_have_files_of_their_own():
         ({"texts": (TEXTS[0], TEXTS[0])}, ["the same name"]),
         (
             {"texts": (dataclasses.replace(TEXTS[0], rows="gsm8"),)},
-            ["rows='gsm8'", "did you mean 'gsm8k'"],
+            ["rows='gsm8'", "did you mean 'gsm8k'", "known: fields, "],
         ),
         (
             {"texts": (dataclasses.replace(TEXTS[0], max_length=999),)},
