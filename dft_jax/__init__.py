@@ -2,7 +2,7 @@
 
     import dft_jax as dft
 
-gives the functions of dft_jax/api.py, which is read when the first of them is used: `load`,
+gives the functions of dft_jax/api/, which is read when the first of them is used: `load`,
 `recipe`, `sample`, `finetune`, `evaluate`, `score`, `compare`, `export`, `get_default`.
 """
 

@@ -18,6 +18,7 @@ from dft_jax.models import options as model_options
 from dft_jax.models.hf import export
 from dft_jax.runtime import errors, options
 from dft_jax.runtime.options import Config, Option, flatten
+from dft_jax.runtime.python_files import call_file
 from dft_jax.training import optimizer, options as training_options
 
 _SECTIONS: dict[str, Option | options.Section] = {
@@ -46,6 +47,25 @@ def get_default() -> Config:
         is_key = isinstance(section, Option)
         values[name] = section.default if is_key else options.defaults(section)
     return ConfigDict(values).lock()
+
+
+def from_file(given: str, setting: str) -> Config:
+    """What `get_config` of a recipe `FILE` or `FILE:argument` returns, locked.
+
+    Args:
+      setting: what the user calls the file, for messages.
+
+    Raises:
+      UserError: no such file, no get_config in it, an exception from it (named with its line), or
+      something else than a config.
+    """
+    made = call_file(
+        given, setting, "get_config", "config", "configs/tiny.py", "mend the config file"
+    )
+    if not isinstance(made, ConfigDict):
+        file, kind = given.partition(":")[0], type(made).__name__
+        raise errors.UserError(f"{file}: get_config() should return a ConfigDict, not {kind}")
+    return made.lock()
 
 
 def all_options() -> dict[str, Option]:

@@ -114,7 +114,7 @@ def test_few_files_lie_at_the_top():
 
 @pytest.mark.parametrize("file", CORE, ids=module_of)
 def test_a_file_knows_few_others(file):
-    """Modules of ours that a file imports from; a config and an API put everything together."""
+    """Modules of ours that a file imports from."""
     known = set()
     for node in ast.walk(parsed(file)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dft_jax"):
@@ -122,10 +122,7 @@ def test_a_file_knows_few_others(file):
                 place = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
                 is_module = place.with_suffix(".py").exists() or place.is_dir()
                 known.add(f"{node.module}.{alias.name}" if is_module else node.module)
-    most = 14
-    if module_of(file) == "dft_jax.api":
-        most = 26
-    assert len(known) <= most, sorted(known)
+    assert len(known) <= 12, sorted(known)
 
 
 # Where a module that JAX says is private may be named, and what happens where it is gone.

@@ -15,12 +15,10 @@ from typing import Any
 from absl import flags
 
 from dft_jax import api
-from dft_jax.analysis import comparison, comparison_report
 from dft_jax.commands import cli
 from dft_jax.evals import planning, runner
 from dft_jax.lab.recipe import OBJECTIVES, conclusion, draw, lab_config, settings
 from dft_jax.lm.language_model import LM
-from dft_jax.lm.opening import open_lm
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
 
@@ -38,7 +36,7 @@ def main() -> None:
     began = time.perf_counter()
     # Not the flag's default: other commands have the flag too, and one process may import several.
     out = folders.local_folder(_OUT.value or "runs/quickstart", "--out")
-    base = open_lm(lab_config("sft").model.path, compute_dtype="float32")
+    base = api.load(lab_config("sft").model.path, compute_dtype="float32")
     plan = planning.plan(settings(), base.tokenizer, base.model)
     with folders.locked(out, "--out"), interrupts.Interrupts():
         _evaluate(plan, base, out / "eval/base", {"objective": "base", "step": 0})
@@ -49,12 +47,9 @@ def main() -> None:
             if "run_id" in run.identity:
                 identity["run_id"] = run.identity["run_id"]
             _evaluate(plan, run.lm, out / "eval" / objective, identity)
-    evaluations = []
-    for name in ("base", *OBJECTIVES):
-        evaluations.append(comparison.read(f"{name}={out}/eval/{name}"))
-    made = comparison.compare(evaluations)
+    made = api.compare({name: out / "eval" / name for name in ("base", *OBJECTIVES)})
     draw(made.rows, out)
-    print(comparison_report.text(made))
+    print(made)
     print(conclusion(made.rows))
     seconds = time.perf_counter() - began
     pictures = "curves.png, histogram.png, comparison.png, comparison.csv"

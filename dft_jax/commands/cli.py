@@ -6,12 +6,12 @@ import re
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from dft_jax import config as config_lib
 from dft_jax.runtime import cluster, errors
 from dft_jax.runtime.options import Config
-from dft_jax.runtime.python_files import call_file, summary
+from dft_jax.runtime.python_files import summary
 
 _AUTO = "auto"
 
@@ -110,15 +110,7 @@ class _ConfigFile(flags.ArgumentParser):
     """
 
     def parse(self, path: str) -> Config:
-        config = call_file(
-            path, "--config", "get_config", "config", "configs/tiny.py", "mend the config file"
-        )
-        file = path.partition(":")[0]
-        if not isinstance(config, ConfigDict):
-            raise errors.UserError(
-                f"{file}: get_config() should return a ConfigDict, not {type(config).__name__}"
-            )
-        return config.lock()
+        return config_lib.from_file(path, "--config")
 
 
 def _refuse_unknown_keys() -> None:

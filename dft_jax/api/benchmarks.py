@@ -1,0 +1,31 @@
+"""Where training meets evaluation: the benchmarks that a run measures at some of its steps.
+
+Neither of the two rooms knows the other; this makes of one what the other asks for.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from dft_jax.evals import settings as eval_settings
+from dft_jax.evals.scheduled import BenchmarkEvaluator
+from dft_jax.models.model import Model
+from dft_jax.runtime.options import Config
+from dft_jax.training.evaluators import Evaluator
+
+
+def benchmark_evaluators(
+    config: Config, tokenizer: Any, model: Model, workdir: Path
+) -> tuple[Evaluator, ...]:
+    """The evaluator of `config.eval.benchmarks`; none where it names no benchmark."""
+    if not config.eval.benchmarks:
+        return ()
+    evaluator = BenchmarkEvaluator(
+        eval_settings.of_config(config.eval),
+        config.eval.benchmarks_every,
+        tokenizer,
+        model,
+        workdir,
+        date=config.data.date,
+        trained=config.data.template,
+    )
+    return (evaluator,)
