@@ -1,24 +1,14 @@
 """Demonstrations scored token by token under one model, as heldout.json has it."""
 
-import itertools
 from pathlib import Path
-from typing import Any
 
-from dft_jax.analysis import reading
+from dft_jax.analysis import heldout_metrics, reading
 from dft_jax.data import account
-from dft_jax.data.batches import row_length
-from dft_jax.data.examples import Examples
 from dft_jax.lm.language_model import LM
-from dft_jax.losses import objectives
-from dft_jax.models.model import matmul_precision, with_attention
 from dft_jax.runtime import distributed, environment, files, folders, processes
-from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
-from dft_jax.training.heldout import HeldOut
 
 NAME = "heldout.json"
-# Characters of the bar of a share of 1.
-_BAR = 60
 
 
 def write(lm: LM, data: str, asked: reading.Reading, out: Path) -> None:
@@ -34,7 +24,7 @@ def write(lm: LM, data: str, asked: reading.Reading, out: Path) -> None:
     distributed.agree("held out", {"heldout_data_sha256": examples.report["sha256"]})
     with folders.locked(out, "--out"):
         account.tell("--heldout", examples.report, "--context")
-        values = _measure(lm, examples, config)
+        values = heldout_metrics.measure(lm, examples, config)
         report = {
             "model": lm.identify(),
             "evaluated": lm.what,
@@ -48,22 +38,4 @@ def write(lm: LM, data: str, asked: reading.Reading, out: Path) -> None:
         }
         files.write_json(out / NAME, report)
     if processes.is_first():
-        _print(values)
-
-
-def _measure(lm: LM, examples: Examples, config: Config) -> dict[str, Any]:
-    # SFT's loss is the nll, whatever the model was trained with.
-    with matmul_precision(str(lm.model.module.compute_dtype)):
-        model = with_attention(lm.model, config.model.attention)
-        sft, length = objectives.make_objective("sft"), row_length(config.data)
-        heldout = HeldOut.of(config.train, length, model, sft, examples)
-        return heldout.measure(lm.params)
-
-
-def _print(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if not isinstance(value, list):
-            print(f"{name:32s} {value:.6g}")
-    bins = itertools.pairwise(metrics.P_BIN_EDGES)
-    for (low, high), share in zip(bins, values["heldout/p_histogram"], strict=True):
-        print(f"  p in {low:6g} to {high:6g} {share:7.2%}  {'█' * round(_BAR * share)}")
+        heldout_metrics.show(values)

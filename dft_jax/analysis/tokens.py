@@ -34,9 +34,8 @@ from pathlib import Path
 from absl import flags
 
 from dft_jax.analysis import reading, token_report, token_scores
-from dft_jax.commands import cli, evaluate
+from dft_jax.commands import cli, model_flags
 from dft_jax.data import account
-from dft_jax.lm.opening import open_lm
 from dft_jax.runtime import compilation_cache, environment, errors, folders, processes
 
 _MODELS = flags.DEFINE_list(
@@ -47,7 +46,7 @@ _MIN_COUNT = flags.DEFINE_integer(
     "min_count", 5, "Occurrences of a token type that is listed as changed.", 1
 )
 _EXAMPLES = flags.DEFINE_integer("examples", 5, "Examples shown in tokens.html, the first ones.", 0)
-# dft_jax.evaluate has these too, with other words of help: there they are of --heldout.
+# dft_jax.evaluate reads these too, with other words of help: there they are of --heldout.
 flags.DEFINE_string(
     "rows", "fields", "What a row of --data means: data/formats.py.", allow_override=True
 )
@@ -83,20 +82,12 @@ def main() -> None:
     out = folders.local_folder(_OUT.value or "", "--out")
     cli.join_processes()
     compilation_cache.keep_compilations()
-    given = flags.FLAGS
-    evaluate.refuse_idle_revision(list(paths.values()), given.revision)
-    models = {}
-    for name, path in paths.items():
-        models[name] = open_lm(
-            path,
-            revision=given.revision,
-            mesh=evaluate.mesh_of(given.tensor),
-            compute_dtype=given.compute_dtype,
-        )
+    model_flags.refuse_idle_revision(list(paths.values()), flags.FLAGS.revision)
+    models = {name: model_flags.open_model(path) for name, path in paths.items()}
     # Of the evaluation's settings only the context is used here.
-    mistakes = evaluate.settings().mistakes("--")
+    mistakes = model_flags.settings().mistakes("--")
     errors.raise_if_any([line for line in mistakes if line.startswith("--context")])
-    config = reading.config_for(models, evaluate.reading())
+    config = reading.config_for(models, model_flags.reading())
     examples = token_report.read_for_all(_DATA.value or "", models, config)
     with folders.locked(out, "--out"):
         account.tell("--data", examples.report, "--context")

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from dft_jax import assets, config as config_lib
 from dft_jax.analysis import figures, token_report, token_scores, tokens
+from dft_jax.commands import model_flags
 from dft_jax.data.examples import Examples, load_examples
 from dft_jax.data.templates import Example
 from dft_jax.lm.checkpoint import open_config
@@ -60,7 +61,7 @@ def tuned(tmp_path_factory):
 def done(tuned, tmp_path_factory):
     """The command on two models, on 4 × 2 devices: what it wrote and printed."""
     out, printed, live_bytes = tmp_path_factory.mktemp("out") / "tokens", io.StringIO(), []
-    open_lm = tokens.open_lm
+    open_lm = model_flags.open_lm
 
     def opened(*arguments, **named):
         lm = open_lm(*arguments, **named)
@@ -80,7 +81,7 @@ def done(tuned, tmp_path_factory):
     ]
     no_capture = types.SimpleNamespace(readouterr=lambda: ("", ""))
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "open_lm", opened)
+        patch.setattr(model_flags, "open_lm", opened)
         outcome = run_command(tokens.main, [*arguments, "--examples=2"], no_capture, patch)
     assert outcome.code == 0
     return types.SimpleNamespace(out=out, stdout=printed.getvalue(), live_bytes=live_bytes)

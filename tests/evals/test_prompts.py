@@ -11,7 +11,7 @@ import pytest
 
 from dft_jax import assets, config as config_lib, main, sharding
 from dft_jax.analysis import reading, token_scores, tokens
-from dft_jax.commands import evaluate
+from dft_jax.commands import evaluate, model_flags
 from dft_jax.data import templates
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts
@@ -294,7 +294,7 @@ def test_prompts_with_characters_without_a_token_are_warned_about(tokenizer):
 
 
 def test_a_revision_of_a_folder_is_refused(tmp_path):
-    folder, refuse = str(tmp_path), evaluate.refuse_idle_revision
+    folder, refuse = str(tmp_path), model_flags.refuse_idle_revision
     with pytest.raises(
         errors.UserError, match="--revision=v2 has no effect: .* is a folder; remove it"
     ):

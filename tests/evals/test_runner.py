@@ -17,7 +17,7 @@ import pytest
 
 from dft_jax import assets, main, sharding
 from dft_jax.checkpoints.manager import Gone
-from dft_jax.commands import evaluate
+from dft_jax.commands import evaluate, evaluate_model, model_flags
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import evaluation, grading, planning, runner
@@ -666,19 +666,19 @@ def test_a_checkpoint_that_goes_meanwhile_is_replaced_once_by_the_newest(
 ):
     seen = []
 
-    def gone(asked, out):
+    def gone(path, asked, heldout_data, out):
         seen.append(out)
         if len(seen) < 2:
             raise Gone("checkpoints/8: is gone; run the same command again")
 
-    monkeypatch.setattr(evaluate, "_evaluate", gone)
-    evaluate._evaluate_newest(Settings(), tmp_path)
+    monkeypatch.setattr(evaluate_model, "_evaluate", gone)
+    evaluate_model.evaluate_newest("run", Settings(), None, tmp_path)
     assert (
         seen == [tmp_path] * 2 and "checkpoints/8: is gone; the newest" in capsys.readouterr().err
     )
-    monkeypatch.setattr(evaluate, "_evaluate", lambda *_: seen.clear() or gone(*_))
+    monkeypatch.setattr(evaluate_model, "_evaluate", lambda *_: seen.clear() or gone(*_))
     with pytest.raises(Gone, match="run the same command again"):
-        evaluate._evaluate_newest(Settings(), tmp_path)
+        evaluate_model.evaluate_newest("run", Settings(), None, tmp_path)
 
 
 def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monkeypatch):
@@ -687,9 +687,9 @@ def test_a_checkpoint_that_is_gone_leaves_the_folder_as_it_was(run, folder, monk
     def gone():
         raise Gone("gone")
 
-    before = evaluate.open_lm
+    before = model_flags.open_lm
     monkeypatch.setattr(
-        evaluate,
+        model_flags,
         "open_lm",
         lambda *path, **given: dataclasses.replace(before(*path, **given), read=gone),
     )

@@ -1,0 +1,100 @@
+"""Flags of the commands that read models which are there: evaluate, and analysis.tokens.
+
+Which revision of a model, how it lies on the devices, how it is sampled, and how demonstrations are
+read.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+
+from dft_jax.analysis.reading import Reading
+from dft_jax.evals.settings import Settings
+from dft_jax.lm.language_model import LM
+from dft_jax.lm.opening import open_lm
+from dft_jax.runtime import errors
+
+_REVISION = flags.DEFINE_string("revision", "main", "Of a hub id.")
+_TENSOR = flags.DEFINE_integer(
+    "tensor", 1, "Devices that share each copy of the model; 1 where it fits on one.", 1
+)
+_COMPUTE = flags.DEFINE_enum(
+    "compute_dtype",
+    None,
+    ["float32", "bfloat16"],
+    "Of matrix products; by default float32 on CPUs, else bfloat16.",
+)
+_ROWS = flags.DEFINE_string("rows", "fields", "What a row of --heldout means: data/formats.py.")
+_PROMPT_FIELD = flags.DEFINE_string("prompt_field", "prompt", "Of --heldout with --rows=fields.")
+_COMPLETION_FIELD = flags.DEFINE_string(
+    "completion_field", "completion", "Of --heldout with --rows=fields."
+)
+
+
+def _define_settings() -> None:
+    """A flag for each field of evals.settings.Settings."""
+    define = {
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        bool: flags.DEFINE_bool,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(Settings):
+        text = field.metadata["help"]
+        if isinstance(field.default, tuple):
+            flags.DEFINE_string(field.name, ",".join(map(str, field.default)), text)
+        else:
+            define[type(field.default)](field.name, field.default, text)
+
+
+_define_settings()
+
+
+def settings() -> Settings:
+    """What the flags say."""
+    values = {}
+    for field in dataclasses.fields(Settings):
+        values[field.name] = flags.FLAGS[field.name].value
+    return Settings.read(values, "--")
+
+
+def reading() -> Reading:
+    """What the flags say of demonstrations.
+
+    Raises:
+      UserError: --instruction, which is of sampled questions only.
+    """
+    if flags.FLAGS.instruction:
+        what = "--instruction is of sampled questions only, not of demonstrations"
+        raise errors.UserError(f"{what}; give --prompt=tokenizer-boxed, or a .jinja file")
+    return Reading(
+        rows=flags.FLAGS.rows,
+        prompt=flags.FLAGS.prompt,
+        prompt_field=flags.FLAGS.prompt_field,
+        completion_field=flags.FLAGS.completion_field,
+        context=flags.FLAGS.context,
+    )
+
+
+def refuse_idle_revision(paths: list[str], revision: str) -> None:
+    """UserError for a --revision where no model is of the hub."""
+    local = [path for path in paths if Path(path).expanduser().is_dir()]
+    if revision != "main" and len(local) == len(paths):
+        what = f"--revision={revision} has no effect: {local[0]} is a folder"
+        raise errors.UserError(f"{what}; remove it")
+
+
+def open_model(path: str) -> LM:
+    """The model of a folder, hub id or run, as the flags ask.
+
+    Raises:
+      UserError: as `open_lm`.
+    """
+    return open_lm(
+        path,
+        revision=_REVISION.value,
+        # So many devices share each copy of the model.
+        mesh={"data": -1, "fsdp": 1, "tensor": _TENSOR.value},
+        compute_dtype=_COMPUTE.value,
+    )
