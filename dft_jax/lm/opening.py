@@ -38,6 +38,7 @@ def open_lm(
     sizes = {"data": -1, "fsdp": 1, "tensor": 1}
     if mesh:
         sizes = {"data": 1, "fsdp": 1, "tensor": 1} | dict(mesh)
+    # Few CPUs multiply bfloat16 fast.
     if compute_dtype is None:
         compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = Path(path).expanduser()
@@ -49,8 +50,9 @@ def open_lm(
 
 
 def _of_run(folder: Path, mesh: dict[str, int], compute_dtype: str) -> LM:
-    changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
-    saved = open_run(folder, **changes, **{"model.compute_dtype": compute_dtype})
+    changes: dict[str, Any] = {f"mesh.{axis}": size for axis, size in mesh.items()}
+    changes["model.compute_dtype"] = compute_dtype
+    saved = open_run(folder, changes)
     # Read now: a run that trains on may have let the checkpoint go by the time it is asked for.
     run, sha256 = saved.identity, saved.checkpoints.digest(saved.step)
     return lm_of_run(

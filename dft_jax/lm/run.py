@@ -1,7 +1,7 @@
 """The folder of a run opened: its newest checkpoint, and what it says of its model."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class SavedRun:
         return self.checkpoints.restore_params(self.step, self.model.abstract_params)
 
 
-def open_run(workdir: Path, **overrides: Any) -> SavedRun:
+def open_run(workdir: Path, overrides: Mapping[str, Any] | None = None) -> SavedRun:
     """A run's folder. Its model is sharded over this machine's devices, whatever mesh trained it.
 
     `overrides` change keys of the config for it, as in `{"mesh.tensor": 2}`.
@@ -54,7 +54,8 @@ def open_run(workdir: Path, **overrides: Any) -> SavedRun:
     config: Config = ConfigDict(files.read_json(file)).lock()
     # The model as it lies on this machine: what trained it may have been a pod.
     here = config.copy_and_resolve_references()
-    here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1} | overrides)
+    here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1})
+    here.update_from_flattened_dict(overrides or {})
     source, model, tokenizer = open_config(here)
     checkpoints = Checkpoints(workdir / "checkpoints", verify=config.checkpoint.verify)
     step = checkpoints.newest()

@@ -34,7 +34,7 @@ def test_a_run_of_an_old_version_resumes_to_its_end(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"resuming {workdir} from step 4 of 8" in done.stderr
     final = dict(np.load(OLD / "final.npz"))
-    saved = open_run(pathlib.Path(workdir), **{"mesh.data": -1, "mesh.fsdp": 1})
+    saved = open_run(pathlib.Path(workdir), {"mesh.data": -1, "mesh.fsdp": 1})
     params = saved.params()
     assert saved.step == 8
     for name, expected in final.items():
