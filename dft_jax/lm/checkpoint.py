@@ -12,7 +12,7 @@ from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
 from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import OPTIONS, Model, build
-from dft_jax.runtime import errors, hub
+from dft_jax.runtime import errors, files, hub
 from dft_jax.runtime.options import Config
 
 
@@ -87,3 +87,15 @@ def base_of(
         "init": init,
         "sha256": sha256,
     }
+
+
+def base_of_run(model_settings: Config, source: Path) -> dict[str, Any]:
+    """`base_of` the checkpoint that a run begins with, whose weights are hashed.
+
+    `model_settings` is `config.model`.
+    """
+    sha256 = None
+    if model_settings.init == "checkpoint":
+        sha256 = files.digest(Checkpoint(source).files)
+    path, revision = model_settings.path, model_settings.revision
+    return base_of(path, revision, model_settings.init, source, sha256)

@@ -8,9 +8,8 @@ from typing import Any
 
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data.examples import Examples
-from dft_jax.lm.checkpoint import base_of
+from dft_jax.lm.checkpoint import base_of_run
 from dft_jax.lm.run import TEMPLATE_NAME
-from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, environment, errors, files, processes
 from dft_jax.runtime.options import Config
@@ -87,11 +86,7 @@ def _begin(workdir: Path, config: Config, source: Path, train: Examples) -> dict
     with distributed.together("beginning"):  # process 0 writes and hashes
         if processes.is_first():
             _set_aside(workdir, after=-1)
-            sha256 = None
-            if config.model.init == "checkpoint":
-                sha256 = files.digest(Checkpoint(source).files)
-            named = config.model
-            base = base_of(named.path, named.revision, named.init, source, sha256)
+            base = base_of_run(config.model, source)
     mine = {"run_id": secrets.token_hex(8), "base": base, "data": data_of(train)}
     return distributed.decided("run", mine, lambda everyone: everyone[0])
 
