@@ -1,6 +1,5 @@
 """The command `python -m dft_jax.evaluate`: its flags, and the calls that they ask for."""
 
-from pathlib import Path
 
 from absl import flags
 
