@@ -55,6 +55,7 @@ class Reporter:
         jax.monitoring.register_event_duration_secs_listener(self._count)
         self._pending: tuple[int, dict, PackedBatch] | None = None
         self.bar = progress.bar(total=steps, initial=start, desc=config.objective, unit="step")
+        self._has_begun = False
 
     def _count(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         self.compilations += event == self._COMPILED
@@ -77,6 +78,11 @@ class Reporter:
         interrupts.outlook.step_began = time.monotonic()
         _log.debug("step %d", step)
         before = self.compilations
+        if not self._has_begun:
+            # Else compiling, and the evaluation before, would count as time of the first step: the
+            # bar said minutes a step, for many steps.
+            self.bar.unpause()
+            self._has_begun = True
         self.trace.begin(step)
         with jax.transfer_guard("disallow"):
             yield

@@ -92,6 +92,25 @@ def watch(reporter, step, work):
         reporter._pending = (step, sums, None)
 
 
+def test_the_bar_counts_time_from_the_first_step(reporter):
+    """Five minutes of compiling before it would be five minutes a step."""
+
+    def minutes_pass(n):
+        reporter.bar.start_t -= 60 * n
+        reporter.bar.last_print_t -= 60 * n
+
+    sums = jnp.zeros(3)
+    minutes_pass(5)
+    watch(reporter, 1, lambda: sums)
+    reporter.bar.update(1)
+    shown = reporter.bar.format_dict
+    assert shown["n"] == 1 and shown["elapsed"] < 30
+    # From then on all of it counts.
+    minutes_pass(2)
+    watch(reporter, 2, lambda: sums)
+    assert 120 <= reporter.bar.format_dict["elapsed"] < 150
+
+
 def test_a_compilation_while_training_is_told(reporter, capfd):
     increment = jax.jit(lambda x: x + 1)
     small, large = jnp.zeros(3), jnp.zeros(4)
