@@ -27,6 +27,7 @@ def get_config(argument: str = ""):
     config.data.max_length = 192
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_fraction = 0.05
+    config.optimizer.warmup_from = "zero"  # as when it was made
     config.train.global_batch = 64
     config.train.epochs = 2.0
     config.eval.every = 200

@@ -12,11 +12,13 @@ benchmarks, base / SFT / DFT): 1.5b 15.9 / 18.0 / 31.6, 7b 21.3 / 23.6 / 37.2, l
 4.7, llama8b 1.0 / 6.3 / 11.0, deepseek7b 2.6 / 9.8 / 18.2. Not re-run here.
 
 The first 100,000 rows are taken, as the authors' code does. Their run kept parameters and moments
-in bf16 (`--config.model.param_dtype=bfloat16 --config.optimizer.rounding=nearest`) and summed the
-means of eight micro-batches (`--config.train.loss_normalization=official`); here masters are
-float32 and the mean is over the global batch's tokens. They train on the tokenizer's chat template;
-the Llama and DeepSeek base tokenizers may have none, so those sizes train on the prompt that the
-paper evaluates with. DeepSeekMath's hub repository may hold pickles only: convert it first.
+in bf16 (`--config.model.param_dtype=bfloat16 --config.optimizer.rounding=nearest`), summed the
+means of eight micro-batches (`--config.train.loss_normalization=official`), and made a first update
+of rate 0 (`--config.optimizer.warmup_from=zero`); here masters are float32, the mean is over the
+global batch's tokens, and the warm-up begins a step above 0. They train on the tokenizer's chat
+template; the Llama and DeepSeek base tokenizers may have none, so those sizes train on the prompt
+that the paper evaluates with. DeepSeekMath's hub repository may hold pickles only: convert it
+first.
 """
 
 from dft_jax import config as config_lib

@@ -34,6 +34,8 @@ def lab_config(objective: str) -> Config:
     config.data.template = "plain"
     config.data.max_length = 192
     config.optimizer.learning_rate = 3e-4
+    # As when the laboratory's studies were made.
+    config.optimizer.warmup_from = "zero"
     config.train.global_batch = 32
     config.train.steps = 60
     config.eval.every = 20

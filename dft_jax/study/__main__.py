@@ -40,7 +40,7 @@ def main() -> None:
     cli.parse(required=["spec", "out"])
     # They are required, so neither is None.
     folder = folders.local_folder(_OUT.value or "", "--out")
-    spec = spec_lib.read(_SPEC.value or "")
+    spec = records.with_first_warmup(spec_lib.read(_SPEC.value or ""), folder)
     done = records.Records(folder, spec)
     # These need no model, and leave an --out alone that another process works in.
     if _STATUS.value or _REPORT.value:

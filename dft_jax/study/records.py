@@ -13,6 +13,7 @@ Done-files outlast everything else: checkpoints and evaluations may be removed a
 import dataclasses
 import datetime
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,25 @@ def stream_version(folder: Path) -> int:
     if not held:
         return order.VERSION
     return _read_json(held[0]).get(f"contents.{order.FINGERPRINT_KEY}", 1)
+
+
+def with_first_warmup(spec: Spec, folder: Path) -> Spec:
+    """The spec with the warm-up from zero with which arms in `folder` were begun, if they were.
+
+    That is all of a study from before there was a choice: see optimizer.SECTION.
+    """
+    key = "config.optimizer.warmup_from"
+    if key not in spec_lib.inputs_of(spec, spec.arms[0]):
+        return spec
+    held = [_read_json(file) for file in sorted((folder / DONE).glob(f"*/{INPUTS}"))]
+    # The base has no objective: it is not trained.
+    began = [inputs for inputs in held if "config.objective" in inputs]
+    if not began or key in began[0]:
+        return spec
+    print(f"note: {folder} began with {key}=zero and goes on with it", file=sys.stderr)
+    config = spec.config.copy_and_resolve_references().unlock()
+    config.optimizer.warmup_from = "zero"
+    return dataclasses.replace(spec, config=config.lock())
 
 
 def _changes(held: dict[str, Any], inputs: dict[str, Any]) -> list[str]:

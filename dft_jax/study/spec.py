@@ -152,8 +152,10 @@ _DEPENDS = {
     "evaluate": ("config.", "train_data", "evaluation."),
     "prune": ("config.", "train_data", "keep"),
 }
-# Named even where they are the default, because arms differ in them.
+# Named even where they are the default: arms differ in them, or what is not named means something
+# else.
 _ARM_KEYS = ("objective", "optimizer.learning_rate", "train.seed")
+_ABSENT = {"optimizer.warmup_from": "zero"}  # key -> what a study means that does not name it
 # All that the base depends on of the config: it is not trained.
 _MODEL_ONLY = ("config.model.", "config.data.")
 # Of an evaluation: these say on which machine it is done, and not what is measured.
@@ -176,7 +178,7 @@ def inputs_of(spec: Spec, arm: Arm | None) -> dict[str, Any]:
         is_of_base = name.startswith(_MODEL_ONLY)
         if arm is None and not is_of_base:
             continue
-        if value != default[key] or key in _ARM_KEYS:
+        if value != default[key] or key in _ARM_KEYS or key in _ABSENT:
             found[name] = value
     for text in spec.texts:
         values = dataclasses.asdict(text)
@@ -194,8 +196,8 @@ def inputs_of(spec: Spec, arm: Arm | None) -> dict[str, Any]:
 
 
 def default_of(name: str) -> Any:
-    """The default of `config.KEY`; None for a key that there is no longer."""
-    default = config_lib.flatten(config_lib.get_default())
+    """What `config.KEY` is where inputs do not name it; None for a key that there is no longer."""
+    default = config_lib.flatten(config_lib.get_default()) | _ABSENT
     return default.get(name.removeprefix("config."))
 
 

@@ -12,7 +12,7 @@ from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.runtime import distributed, errors, files, processes
 from dft_jax.runtime.options import Config
-from dft_jax.training.identity import allowed_changes, covers, paths
+from dft_jax.training.identity import allowed_changes, covers, kept_on_resume, paths
 from dft_jax.training.optimizer import rounding_of
 
 
@@ -72,6 +72,32 @@ def with_first_rounding(config: Config, workdir: Path) -> Config:
     nearest = config.copy_and_resolve_references()
     nearest.optimizer.rounding = "nearest"
     return nearest
+
+
+def with_first_warmup(config: Config, workdir: Path, held: dict[str, Any] | None) -> Config:
+    """The config with a warm-up from zero where the run in `workdir` began with one; process 0 says
+    so.
+
+    Before `optimizer.warmup_from` was there, all did. `resume.allow_changed` can name it, to go on
+    with the other.
+
+    Args:
+      held: what `held_fingerprint` found.
+    """
+    key = "optimizer.warmup_from"
+    # What it is not named for is a rate of zero, or a run without a warm-up.
+    if held is None or f"config.{key}" in held or key not in kept_on_resume(config):
+        return config
+    if any(covers(one, f"config.{key}") for one in allowed_changes(config)):
+        return config
+    if processes.is_first():
+        change = f"resume.allow_changed={key} changes that"
+        print(
+            f"note: {workdir} began with {key}=zero and goes on with it; {change}", file=sys.stderr
+        )
+    zero = config.copy_and_resolve_references()
+    zero.optimizer.warmup_from = "zero"
+    return zero
 
 
 def held_fingerprint(workdir: Path) -> dict[str, Any] | None:

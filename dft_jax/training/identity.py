@@ -61,6 +61,8 @@ def kept_on_resume(config: Config) -> dict[str, Any]:
     is_bfloat16 = config.model.get("param_dtype") == "bfloat16"
     if not (is_bfloat16 and rounding_of(config.optimizer) == "stochastic"):
         kept.pop("optimizer.rounding", None)  # they rounded to nearest, or not at all
+    if kept.get("optimizer.warmup_from") == "zero" or not kept.get("optimizer.warmup_fraction"):
+        kept.pop("optimizer.warmup_from", None)  # they began at a rate of zero, or without warm-up
     if kept.get("data.row_length") == 0:
         del kept["data.row_length"]
     return kept

@@ -27,11 +27,17 @@ MOMENT_DTYPES = {
 # moved. "stochastic" rounds up or down with the odds that make it right on average; "nearest" is
 # what the authors' run did.
 ROUNDINGS = ("stochastic", "nearest")
+# The rate of the first update of a warm-up over W of them. "step" is 1/W of the peak; from "zero",
+# as in the authors' run, that update changes nothing: one in twelve of a short run.
+WARMUPS = ("step", "zero")
 # config.optimizer
 SECTION = {
     "learning_rate": Option(5e-5, "at the peak of the schedule", ABOVE_0),
     "schedule": Option("cosine", "how the rate falls to 0 after the warm-up", SCHEDULES),
-    "warmup_fraction": Option(0.1, "of the steps, in which the rate rises from 0", BELOW_1),
+    "warmup_fraction": Option(0.1, "of the steps, in which the rate rises to its peak", BELOW_1),
+    "warmup_from": Option(
+        "step", "rate of the first update: a step above 0; or zero, as in the authors' run", WARMUPS
+    ),
     "b1": Option(0.9, "decay of the first moment, each step", BELOW_1),
     "b2": Option(0.95, "decay of the second moment, each step", BELOW_1),
     "eps": Option(1e-8, "added to the root of the second moment", ABOVE_0),
@@ -64,11 +70,11 @@ def problems(moment_dtype: str, b2: float) -> list[str]:
 
 
 def make_schedule(config: Config, steps: int) -> optax.Schedule:
-    """Learning rate against the count of updates: linear warm-up from 0, then the named decay to 0
-    at `steps`.
+    """Learning rate against the count of updates, from 0: a linear warm-up over W of them, then the
+    named decay to 0 at `steps`.
 
-    The count of the first update is 0, so with a warm-up the first update has rate 0, as in the
-    authors' run.
+    Update t of the warm-up has (t + 1)/W of the peak, so the last one has it; with
+    `warmup_from="zero"` it has t/W, as in the authors' run.
     """
     peak, warmup = config.learning_rate, round(config.warmup_fraction * steps)
     decay = {
@@ -76,7 +82,10 @@ def make_schedule(config: Config, steps: int) -> optax.Schedule:
         "linear": optax.linear_schedule(peak, 0.0, max(steps - warmup, 1)),
         "constant": optax.constant_schedule(peak),
     }[config.schedule]
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warmup, 1)), decay], [warmup])
+    rise = optax.linear_schedule(0.0, peak, max(warmup, 1))
+    if warmup_from(config) == "step":
+        return optax.join_schedules([lambda count: rise(count + 1), decay], [warmup])
+    return optax.join_schedules([rise, decay], [warmup])
 
 
 def rates(config: Config, steps: int) -> Float[np.ndarray, " U"]:
@@ -120,6 +129,11 @@ def make_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
 def rounding_of(config: Config) -> str:
     """Of `config.optimizer`; a run from before the key was there rounded to nearest."""
     return config.get("rounding", "nearest")
+
+
+def warmup_from(config: Config) -> str:
+    """Of `config.optimizer`; a run from before the key was there began at a rate of zero."""
+    return config.get("warmup_from", "zero")
 
 
 def _clip(grads, largest: float):

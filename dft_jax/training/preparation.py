@@ -26,9 +26,10 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
       UserError: anything wrong with config, checkpoint or data, on any process; processes that
       differ.
     """
-    config = given = earlier.with_first_rounding(config, workdir)
-    date = earlier.first_date(config, workdir)
     held = earlier.held_fingerprint(workdir)
+    config = earlier.with_first_rounding(config, workdir)
+    config = given = earlier.with_first_warmup(config, workdir, held)
+    date = earlier.first_date(config, workdir)
     version = order.version_of(held)
     # A mistake on one host ends all of them alike, instead of leaving the others to wait.
     with distributed.together("preparation"):

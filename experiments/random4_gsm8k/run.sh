@@ -20,7 +20,7 @@ run() { # name, objective, number of devices, trained tokens a chunk (on each de
     --config.data.train="$train" --config.data.heldout="$heldout" --config.data.subset= --config.data.max_length=640 \
     --config.eval.max_examples=32 --config.eval.every=50 \
     --config.train.global_batch=4 --config.train.steps=100 --config.train.loss_chunk_tokens="$chunk" \
-    --config.optimizer.learning_rate=5e-4 "$@" 2>"$out/$name.log"
+    --config.optimizer.learning_rate=5e-4 --config.optimizer.warmup_from=zero "$@" 2>"$out/$name.log"
   echo "$name $((SECONDS - start))" >>"$out/wall_s.txt"
 }
 

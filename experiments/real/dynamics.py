@@ -33,6 +33,7 @@ def get_spec(argument: str = "") -> Spec:
         max_rows=512,
     )
     config.data.update(max_length=512, row_length=512)
+    config.optimizer.warmup_from = "zero"  # as when the study began
     config.train.update(steps=8, global_batch=8, accumulation=4, loss_chunk_tokens=256)
     settings = FIRST if given["arms"] == "first" else FIRST + MORE
     arms = [Arm(objective, rate, seed) for seed in SEEDS for rate, objective in settings]

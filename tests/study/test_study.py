@@ -59,6 +59,34 @@ def test_phases_are_in_order_and_have_files_of_their_own():
     assert len({phase.file for phase in phases}) == len(phases)
 
 
+def warmup_of(spec):
+    return spec.config.optimizer.warmup_from
+
+
+def test_a_study_from_before_there_was_a_choice_goes_on_with_its_warmup(tmp_path, capfd):
+    """Its inputs do not name it, and those of a study that begins now do."""
+    new = make_spec()
+    old = make_spec(config=tiny_config(**CONFIG, **{"optimizer.warmup_from": "zero"}))
+    key = "config.optimizer.warmup_from"
+    assert spec_lib.inputs_of(new, ARMS[0])[key] == "step"
+    assert key not in spec_lib.inputs_of(old, ARMS[0])
+    records = records_lib.Records(tmp_path / "old", old)
+    records.open_arm(None, {})
+    assert records_lib.with_first_warmup(new, tmp_path / "old") is new  # no arm has begun
+    assert capfd.readouterr().err == ""
+    records.open_arm(ARMS[0], {})
+    goes_on = records_lib.with_first_warmup(new, tmp_path / "old")
+    assert warmup_of(goes_on) == "zero" and f"began with {key}=zero" in capfd.readouterr().err
+    records_lib.Records(tmp_path / "old", goes_on).open_arm(ARMS[0], {})
+    # Where nobody looks for it, it is refused.
+    with pytest.raises(errors.UserError, match=f"{key}: 'zero' -> 'step'"):
+        records_lib.Records(tmp_path / "old", new).open_arm(ARMS[0], {})
+    records_lib.Records(tmp_path / "new", new).open_arm(ARMS[0], {})
+    assert records_lib.with_first_warmup(new, tmp_path / "new") is new
+    with pytest.raises(errors.UserError, match=f"{key}: 'step' -> 'zero'"):
+        records_lib.Records(tmp_path / "new", old).open_arm(ARMS[0], {})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

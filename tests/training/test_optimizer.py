@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from dft_jax import api, config as config_lib
 from dft_jax.runtime import errors
@@ -35,14 +36,29 @@ def after(moment_dtype, steps, b2=0.95):
     return params["kernel"], state[-1][0]
 
 
-def test_rates_of_eight_steps_by_hand():
+@pytest.mark.parametrize("begin, warmup", [("step", [2, 4]), ("zero", [0, 2])])
+def test_rates_of_eight_steps_by_hand(begin, warmup):
     """Warm-up of 0.2: 1.6 steps are rounded to 2, then half a cosine over the 6 that are left."""
     config = tiny_config(
-        **{"optimizer.warmup_fraction": 0.2, "optimizer.learning_rate": 4.0}
+        **{
+            "optimizer.warmup_fraction": 0.2,
+            "optimizer.warmup_from": begin,
+            "optimizer.learning_rate": 4.0,
+        }
     ).optimizer
     schedule = optimizer_lib.make_schedule(config, 8)
-    expected = [0, 2, 4, *(2 + 2 * np.cos(np.pi * np.arange(1, 6) / 6)), 0]
+    expected = [*warmup, 4, *(2 + 2 * np.cos(np.pi * np.arange(1, 6) / 6)), 0]
     np.testing.assert_allclose([float(schedule(count)) for count in range(9)], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 12, 60, 390])
+def test_every_update_has_a_rate(steps):
+    """Without the key, as of a run from before it was there, the first of a warm-up has none."""
+    config = tiny_config().optimizer
+    rates = optimizer_lib.rates(config, steps)[:steps]
+    assert (rates > 0).all() and rates.max() == np.float32(config.learning_rate)
+    old = ConfigDict({key: config[key] for key in config if key != "warmup_from"})
+    assert optimizer_lib.rates(old, steps)[0] == (steps < 5) * np.float32(config.learning_rate)
 
 
 def test_it_is_optax_adamw():

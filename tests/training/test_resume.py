@@ -312,6 +312,33 @@ def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_neare
     assert optimizer_lib.rounding_of(ConfigDict(held).optimizer) == "nearest"
 
 
+def test_a_run_from_before_there_was_a_choice_goes_on_with_its_warmup(tmp_path, capfd):
+    """Its fingerprint has no such key, as of any run that begins at a rate of zero."""
+    key = "config.optimizer.warmup_from"
+    new, zero = config(), config(**{"optimizer.warmup_from": "zero"})
+    flat = config(**{"optimizer.warmup_fraction": 0.0})
+    held, held_old, held_flat = (
+        {f"config.{name}": value for name, value in identity.kept_on_resume(each).items()}
+        for each in (new, zero, flat)
+    )
+    assert held[key] == "step" and key not in held_old and key not in held_flat
+    for given, found in (
+        (new, None),
+        (new, held),
+        (zero, held),
+        (zero, held_old),
+        (flat, held_flat),
+    ):
+        assert earlier.with_first_warmup(given, tmp_path, found) is given
+    assert capfd.readouterr().err == ""
+    goes_on = earlier.with_first_warmup(new, tmp_path, held_old)
+    assert goes_on.optimizer.warmup_from == "zero"
+    assert "began with optimizer.warmup_from=zero and goes on with it" in capfd.readouterr().err
+    assert identity.kept_on_resume(goes_on) == identity.kept_on_resume(zero)
+    named = config(**{"resume.allow_changed": "optimizer.warmup_from"})
+    assert earlier.with_first_warmup(named, tmp_path, held_old) is named
+
+
 def test_rounding_is_in_a_fingerprint_only_where_it_says_something():
     def key(**overrides):
         return identity.kept_on_resume(config(**overrides)).get("optimizer.rounding", "absent")

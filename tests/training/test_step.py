@@ -22,7 +22,7 @@ from dft_jax.training.step import StepOptions, make_hyperparameters, make_loss, 
 from dft_jax.types import Frozen
 from tests import commands
 from tests.conftest import make_mesh
-from tests.make_curves import FILE, curve
+from tests.make_curves import CASES, FILE, curve
 from tests.marks import slow_but
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
@@ -33,14 +33,14 @@ ARRANGEMENTS = [((1, 1, 1), 4), ((1, 4, 1), 2), ((2, 2, 2), 1), ((1, 1, 2), 1)]
 
 @pytest.fixture(scope="module")
 def plain_curves(mesh1):
-    return {name: curve(Trainer(mesh1, objective=name)) for name in ("sft", "dft")}
+    return {name: curve(Trainer(mesh1, **case)) for name, case in CASES.items()}
 
 
-@pytest.mark.parametrize("objective", ["sft", "dft"])
-def test_golden_curves(objective, plain_curves):
-    golden = json.loads(FILE.read_text())[objective]
+@pytest.mark.parametrize("case", CASES)
+def test_golden_curves(case, plain_curves):
+    golden = json.loads(FILE.read_text())[case]
     message = "training computes something else than it did; if that is meant: python -m tests.make_curves, and say why"
-    np.testing.assert_allclose(plain_curves[objective], golden, rtol=1e-5, err_msg=message)
+    np.testing.assert_allclose(plain_curves[case], golden, rtol=1e-5, err_msg=message)
 
 
 @pytest.mark.parametrize(
