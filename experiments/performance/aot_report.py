@@ -112,7 +112,8 @@ def _panel(axis, groups: list[list[dict]]) -> None:
             place += 1
         place += 0.5
     axis.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=7)
-    axis.set_ylim(place, -0.8)
+    axis.set_ylim(place - 0.5, -0.8)
+    axis.set_xlim(0, max(1.05, axis.get_xlim()[1]))
     axis.grid(axis="x", alpha=0.3)
 
 
