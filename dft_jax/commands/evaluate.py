@@ -1,6 +1,5 @@
 """The command `python -m dft_jax.evaluate`: its flags, and the calls that they ask for."""
 
-
 from absl import flags
 
 from dft_jax.commands import cli, model_flags
