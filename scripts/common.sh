@@ -82,10 +82,12 @@ check_numbers() {
   done
 }
 
-# train_command PYTHON: sets command. A run is its folder, so the same name resumes it.
+# train_command PYTHON VARIABLE: sets command, with XLA's flags, if there are any, in the variable from which this
+# platform's compiler takes them. A run is its folder, so the same name resumes it.
 train_command() {
   command=("$1" -m dft_jax.main --distributed "--config=${opt[config]}" "--workdir=${opt[mount]%/}/${opt[run]}")
   command+=(${opt[join]+"--join_seconds=${opt[join]}"} "${extra[@]}")
+  [[ ! ${opt[xla]} ]] || command=(env "$2=${opt[xla]}" "${command[@]}") # env becomes python: signals reach it
 }
 
 # Whether this exit code says: start again. A process still importing dies of SIGTERM, with 128 + 15.

@@ -23,6 +23,7 @@
 #   --join=1200       seconds in which all pods have to be there, of slices whose nodes come one after the other
 #   --restarts=5      how often to restart after a crash
 #   --python=python   in the image
+#   --xla             flags of XLA (in LIBTPU_INIT_ARGS; none by default): docs/cluster.md
 #   --flags           more for kubectl, e.g. --flags='--context=mine --namespace=team'
 #   --dry-run         shows what would be run, with the manifest
 #   --help
@@ -37,7 +38,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 opt=([run]='' [image]='' [accelerator]='' [topology]='' [chips]=4 [slices]=1 [bucket]='' [claim]=''
   [mount]=/runs [config]='' [account]=default [grace]=300 [join]=1200 [restarts]=5 [python]=python
-  [flags]='')
+  [xla]='' [flags]='')
 
 # A string as YAML reads it back.
 yaml() {
@@ -178,7 +179,7 @@ main() {
   [[ ${opt[bucket]} && ! ${opt[claim]} || ! ${opt[bucket]} && ${opt[claim]} ]] ||
     die "give --bucket or --claim: where runs are stored"
   count_hosts
-  train_command "${opt[python]}"
+  train_command "${opt[python]}" LIBTPU_INIT_ARGS
   start
 }
 

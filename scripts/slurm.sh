@@ -17,6 +17,7 @@
 #   --grace=300       seconds to save in, before the limit
 #   --restarts=50     how often to requeue
 #   --python=FILE     an environment with dft_jax (this checkout's .venv/bin/python)
+#   --xla             flags of XLA (in XLA_FLAGS; none by default): docs/cluster.md
 #   --flags           more for sbatch, e.g. --flags='--partition=gpu --account=mine --cpus-per-task=8'
 #   --dry-run         shows what would be run
 #   --help
@@ -26,7 +27,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 opt=([run]='' [mount]='' [config]='' [nodes]=1 [gpus]=8 [time]='' [grace]=300 [restarts]=50
-  [python]="$root/.venv/bin/python" [flags]='')
+  [python]="$root/.venv/bin/python" [xla]='' [flags]='')
 
 start() {
   local jobs per_node=(--ntasks-per-node=1)
@@ -66,7 +67,7 @@ forward() {
 batch() {
   local code=0 pid step=(srun --kill-on-bad-exit=0) # one that has saved must not kill those that still do
   step+=(${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"}) # srun does not take it over from sbatch
-  train_command "${opt[python]}"
+  train_command "${opt[python]}" XLA_FLAGS
   if [[ $dry_run ]]; then
     quote "${step[@]}" "${command[@]}"
     return

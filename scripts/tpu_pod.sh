@@ -26,6 +26,7 @@
 #   --runtime         the TPU's software, e.g. v2-alpha-tpuv5-lite (gcloud compute tpus tpu-vm versions list)
 #   --tier            spot (cheaper, may be taken away), reserved, or nothing for on demand
 #   --queue-flags     more for the request, e.g. --queue-flags='--valid-until-duration=6h'
+#   --xla             flags of XLA (in LIBTPU_INIT_ARGS; none by default): docs/cluster.md
 #   --restarts=50     how often to start again
 #   --grace=300       seconds to save in, before what is left is killed
 #   --poll=30         seconds between looks at the workers
@@ -40,7 +41,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 opt=([name]='' [zone]='' [run]='' [mount]='' [bucket]='' [config]='' [restarts]=50 [grace]=300 [poll]=30
-  [type]='' [runtime]='' [tier]='' [queue-flags]='' [python]=python3 [repo]='' [commit]='' [flags]='')
+  [type]='' [runtime]='' [tier]='' [queue-flags]='' [xla]='' [python]=python3 [repo]='' [commit]='' [flags]='')
 readonly PATIENCE=10 # polls: longer than the 100 s after which JAX gives up a silent process
 
 on_workers() {
@@ -206,7 +207,7 @@ start_workers() {
 
 start() {
   local attempt
-  train_command .venv/bin/python
+  train_command .venv/bin/python LIBTPU_INIT_ARGS
   if [[ $dry_run ]]; then
     [[ ! ${opt[type]} ]] || request
     start_workers

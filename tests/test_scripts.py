@@ -270,6 +270,22 @@ def test_dry_run_shows_all_and_runs_nothing(script, cluster):
     assert not cluster.calls()
 
 
+@pytest.mark.parametrize("script", LAUNCHERS)
+def test_flags_of_xla_are_in_the_variable_of_the_platform(script, cluster):
+    """And nowhere, where none are given: the library sets none."""
+    flags = "--xla_a=true --xla_b=false"
+    variable = "XLA_FLAGS" if script == "slurm" else "LIBTPU_INIT_ARGS"
+    verb = "batch" if script == "slurm" else "start"
+    plain = cluster.run(script, "--dry-run", verb=verb)
+    assert plain.code == 0 and variable not in plain.stdout
+    done = cluster.run(script, "--dry-run", f"--xla={flags}", verb=verb)
+    assert done.code == 0 and f"{variable}={flags}" in done.stdout, done
+    if script == "gke":
+        command = manifest(cluster, f"--xla={flags}")["spec"]["replicatedJobs"][0]["template"]
+        (container,) = command["spec"]["template"]["spec"]["containers"]
+        assert container["command"][:3] == ["env", f"{variable}={flags}", "python"]
+
+
 def test_tpu_commands_survive_two_shells(cluster):
     words = shlex.split(
         cluster.run("tpu_pod", "--dry-run", "--flags=--project=p", extra=EXTRA).stdout
