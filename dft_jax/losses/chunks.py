@@ -47,6 +47,12 @@ class Chunks:
         return index_C < self.n_positions
 
 
+def size(n_positions: int, chunk_tokens: int) -> int:
+    """Positions in a chunk: `chunk_tokens`, or fewer where the device has few."""
+    # The last chunk is computed whole, so it must not be a large part of few positions.
+    return min(chunk_tokens, max(n_positions // 4, 128), n_positions)
+
+
 def cut(
     targets_BL: Int[Array, "B L"],
     mask_BL: Bool[Array, "B L"],
@@ -62,8 +68,7 @@ def cut(
       local_vocab: entries of the vocabulary on this device.
     """
     n_positions = mask_BL.size
-    # The last chunk is computed whole, so it must not be a large part of few positions.
-    chunk_tokens = min(chunk_tokens, max(n_positions // 4, 128), n_positions)
+    chunk_tokens = size(n_positions, chunk_tokens)
     mask_N = mask_BL.reshape(-1)
     padded = -(-n_positions // chunk_tokens) * chunk_tokens
     (order_padded,) = jnp.nonzero(mask_N, size=padded, fill_value=n_positions)

@@ -17,7 +17,7 @@ Not here: what a compiler copies without need, pads, moves to another time, or m
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jax.extend import core
@@ -48,7 +48,28 @@ _CALLS = frozenset(
     custom_vjp_call""".split()
 )
 
-Shares = Mapping[tuple[int, ...], float]
+
+def whole(shape: tuple[int, ...]) -> float:
+    """Of an array of any shape, all of it."""
+    del shape
+    return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """The fraction of an array that lies on one device, by its shape.
+
+    Outside of shard_map that of a shape that is not here is 1.
+    """
+
+    outside: Mapping[tuple[int, ...], float]
+    inside: Callable[[tuple[int, ...]], float] = whole
+
+    def of(self, shape: tuple[int, ...], is_local: bool) -> float:
+        """That of an array outside of shard_map, or inside of it."""
+        if is_local:
+            return self.inside(shape)
+        return self.outside.get(shape, 1.0)
 
 
 @dataclasses.dataclass(eq=False)
@@ -124,8 +145,7 @@ def peak(closed: core.ClosedJaxpr, inputs: Sequence[Array], shares: Shares) -> l
         sharded.
       inputs: the arrays of its arguments; `last=math.inf` keeps one to the end, else its room can
         be used again.
-      shares: shape -> the fraction of an array of this shape that lies on one device; all others,
-        and those inside `shard_map`, are whole.
+      shares: how much of an array lies on one device.
     """
     values = []
     for var, array in zip(closed.jaxpr.invars, inputs, strict=True):
@@ -472,9 +492,7 @@ class _Schedule:
         self.events.append(event)
 
     def _array(self, aval: Any, is_local: bool) -> Array:
-        share = 1.0
-        if not is_local:
-            share = self.shares.get(aval.shape, 1.0)
+        share = self.shares.of(aval.shape, is_local)
         n_bytes = math.prod(aval.shape) * aval.dtype.itemsize * share
         return Array(n_bytes, aval.shape, aval.dtype, is_whole=is_local)
 
