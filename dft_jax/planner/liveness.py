@@ -17,10 +17,12 @@ Not here: what a compiler copies without need, pads, moves to another time, or m
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jax.extend import core
+
+from dft_jax.planner.shares import Shares
 
 # Operations that are computed where their results are read.
 _FUSED = frozenset(
@@ -47,29 +49,6 @@ _CALLS = frozenset(
     """jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call
     custom_vjp_call""".split()
 )
-
-
-def whole(shape: tuple[int, ...]) -> float:
-    """Of an array of any shape, all of it."""
-    del shape
-    return 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Shares:
-    """The fraction of an array that lies on one device, by its shape.
-
-    Outside of shard_map that of a shape that is not here is 1.
-    """
-
-    outside: Mapping[tuple[int, ...], float]
-    inside: Callable[[tuple[int, ...]], float] = whole
-
-    def of(self, shape: tuple[int, ...], is_local: bool) -> float:
-        """That of an array outside of shard_map, or inside of it."""
-        if is_local:
-            return self.inside(shape)
-        return self.outside.get(shape, 1.0)
 
 
 @dataclasses.dataclass(eq=False)

@@ -15,7 +15,8 @@ from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
 from dft_jax.models.model import DecoderSpec, Model
-from dft_jax.planner import liveness, shared_rows
+from dft_jax.planner import liveness
+from dft_jax.planner.shares import Shares, in_loss
 from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
@@ -99,13 +100,13 @@ class Planner:
         accumulation = min(layout.accumulation, 2)
         step = _trace(self, tensor, layout.remat, layout.rows, accumulation)
         shares = self._shares(layout)
-        in_loss = shared_rows.share_of(
+        inside = in_loss(
             self.architecture,
             layout.mesh,
             (layout.rows, batches.row_length(self.config.data)),
             self.config.train.loss_chunk_tokens,
         )
-        on_device = liveness.Shares(shares, in_loss)
+        on_device = Shares(shares, inside)
         gib = dict.fromkeys(KINDS, 0.0)
         for array in liveness.peak(step, self._arguments(layout), on_device):
             gib[array.kind or self._kind(array, shares, tensor)] += array.n_bytes / _GIB

@@ -11,6 +11,7 @@ from dft_jax import config as config_lib, plan
 from dft_jax.models.model import DecoderSpec, parameter_count
 from dft_jax.models.spec import LayerSpec, Rope
 from dft_jax.planner import devices, liveness, memory, suggestion
+from dft_jax.planner.shares import Shares
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
 
@@ -28,7 +29,7 @@ def peak_mib(function, *shapes, kept=False, shares=None):
     ]
     return (
         liveness.total(
-            liveness.peak(jax.make_jaxpr(function)(*leaves), inputs, liveness.Shares(shares or {}))
+            liveness.peak(jax.make_jaxpr(function)(*leaves), inputs, Shares(shares or {}))
         )
         / MIB
     )

@@ -1,8 +1,9 @@
-"""What the loss holds on one device where rows are shared along `fsdp` (losses/devices.py).
+"""How much of each array of the traced step lies on one device.
 
 The planner traces the step of one device as if it were alone, with its own rows and the vocabulary
-of one device along `tensor`. Where rows are shared it has more rows of hidden states in the loss
-and less of the vocabulary: of two devices,
+of one device along `tensor`. Parameters are cut over `fsdp`, and gathered for use. Where rows are
+shared along `fsdp` (losses/devices.py), the loss has more hidden states and less of the vocabulary.
+Of two devices along it:
 
                      traced     held
     hidden states    N × D      2N × D
@@ -10,7 +11,8 @@ and less of the vocabulary: of two devices,
     logits           C × V      ½V × C, and C may be larger, because there are more positions
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +20,32 @@ import jax.numpy as jnp
 from dft_jax import sharding
 from dft_jax.losses import chunks, devices
 from dft_jax.models.model import DecoderSpec
-from dft_jax.planner import liveness
 
 
-def share_of(
+def whole(shape: tuple[int, ...]) -> float:
+    """Of an array of any shape, all of it."""
+    del shape
+    return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """The fraction of an array that lies on one device, by its shape.
+
+    Outside of shard_map that of a shape that is not here is 1.
+    """
+
+    outside: Mapping[tuple[int, ...], float]
+    inside: Callable[[tuple[int, ...]], float] = whole
+
+    def of(self, shape: tuple[int, ...], is_local: bool) -> float:
+        """That of an array outside of shard_map, or inside of it."""
+        if is_local:
+            return self.inside(shape)
+        return self.outside.get(shape, 1.0)
+
+
+def in_loss(
     architecture: DecoderSpec,
     mesh: tuple[int, int, int],
     shape_BL: tuple[int, int],
@@ -41,7 +65,7 @@ def share_of(
     model = devices.Projection(_shape(*all_rows, width), _shape(vocab, width))
     inputs = devices.Inputs(model, None, _shape(*all_rows), _shape(*all_rows))
     if not devices.layout_of(inputs, sharding.abstract_mesh(mesh)).shares_rows:
-        return liveness.whole
+        return whole
     # It divides: rows would not be shared otherwise.
     vocab //= tensor
     held_chunk = chunks.size(rows * length * fsdp, chunk_tokens)
