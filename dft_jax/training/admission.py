@@ -10,7 +10,6 @@ from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import base_of_run
 from dft_jax.lm.run import TEMPLATE_NAME
-from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, environment, errors, files, processes
 from dft_jax.runtime.options import Config
 from dft_jax.training.identity import (
@@ -122,19 +121,19 @@ def _set_aside(workdir: Path, after: int) -> None:
 
 
 def describe_run(
-    workdir: Path, config: Config, model: Model, account: dict[str, Any], run: dict[str, Any]
+    workdir: Path, config: Config, attention: str, account: dict[str, Any], run: dict[str, Any]
 ) -> None:
     """Writes what a reader of the run needs: config.json, env.json, data_report.json, a chat
     template.
 
-    `account` is of its data, and `run` what `open_workdir` said of it.
+    `attention` is the backend, `account` is of its data, and `run` what `open_workdir` said of it.
     """
     with errors.user_errors(f"--workdir={workdir}: cannot be written", "give another"):
         files.write_json(
             workdir / "config.json", with_absolute_paths(config).to_dict(), sort_keys=True
         )
         made_of = {name: run.get(name) for name in SAID_ONCE}  # of an older run nobody knows
-        described = environment.describe() | {"attention": model.module.backend}
+        described = environment.describe() | {"attention": attention}
         files.write_json(workdir / "env.json", described | made_of)
         files.write_json(workdir / "data_report.json", account)
         # the file may change, or go, before the run is exported

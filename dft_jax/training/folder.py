@@ -41,14 +41,7 @@ class RunFolder:
 
     def origin(self, job: Job) -> dict[str, Any]:
         """What tells evaluations of this run from those of any other."""
-        origin = {
-            "config_sha256": identity.digest(job.config),
-            "training_data_sha256": job.train.report["sha256"],
-        }
-        if "run_id" in self.identity:  # of an older version's run its evaluations have none either
-            made_of = {"base": self.identity["base"], "data": self.identity.get("data")}
-            origin |= {"run_id": self.identity["run_id"], "origin": made_of}
-        return origin
+        return identity.origin_of(self.identity, job.config, job.train)
 
     def reporter(self, job: Job) -> Reporter:
         run_id = self.identity.get("run_id")
@@ -90,7 +83,8 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         stack.enter_context(checkpoints)
         job = job.with_attention()
         with distributed.together("room"):  # process 0 writes and looks
-            admission.describe_run(path, config, job.model, job.account, run)
+            attention = job.model.module.backend
+            admission.describe_run(path, config, attention, job.account, run)
             if step != job.steps:
                 checkpoints.require_room(job.abstract_state())
         # What is trained and what is not is said before the minutes of compilation.

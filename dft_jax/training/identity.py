@@ -144,6 +144,21 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def origin_of(run: dict[str, Any], config: Config, train: Examples) -> dict[str, Any]:
+    """What tells evaluations of a run from those of any other; `run` is what its checkpoints say.
+
+    A run of an older version has no id, and neither have its evaluations.
+    """
+    origin = {
+        "config_sha256": digest(config),
+        "training_data_sha256": train.report["sha256"],
+    }
+    if "run_id" in run:
+        made_of = {"base": run["base"], "data": run.get("data")}
+        origin |= {"run_id": run["run_id"], "origin": made_of}
+    return origin
+
+
 def data_of(train: Examples) -> dict[str, Any]:
     """The data that a run is trained on: where it was found, the hub's commit, and SHA-256 of
     tokens and masks.

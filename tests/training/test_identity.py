@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from dft_jax import api, assets
 from dft_jax.checkpoints import manifest
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import templates
+from dft_jax.data.examples import Examples
 from dft_jax.evals import runner, settings as eval_settings
 from dft_jax.evals.scheduled import BenchmarkEvaluator
 from dft_jax.lab import recipe
@@ -26,7 +26,6 @@ from dft_jax.models.hf.safetensors import SINGLE_NAME, Checkpoint
 from dft_jax.models.model import build
 from dft_jax.runtime import errors, files
 from dft_jax.training import admission, earlier, identity, metrics_log
-from dft_jax.training.folder import RunFolder
 from dft_jax.types import TrainState
 from tests.conftest import make_mesh
 from tests.training.test_metrics_log import Service, wandb_that
@@ -35,8 +34,8 @@ OLD_FINGERPRINT = {"config.train.seed": 0, "steps": 4}  # of a version that look
 FINGERPRINT = OLD_FINGERPRINT | {"weights_sha256_of_sample": "aa"}
 
 
-EXAMPLES = types.SimpleNamespace(
-    report={"path": "openai/gsm8k", "commit": "c" * 40, "sha256": "dd", "rows": {}}
+EXAMPLES = Examples(
+    [], {"path": "openai/gsm8k", "commit": "c" * 40, "sha256": "dd", "rows": {}}, []
 )
 
 
@@ -91,11 +90,10 @@ def test_a_run_says_once_what_it_is_made_of(tmp_path):
 def test_a_folder_says_what_its_run_is_made_of(tmp_path, monkeypatch):
     """From wherever it is read: paths are absolute. Of a run of before there were ids nobody knows."""
     monkeypatch.chdir(assets.LAB.parent)
-    model = types.SimpleNamespace(module=types.SimpleNamespace(backend="masked"))
 
     def described(run):
         admission.describe_run(
-            tmp_path, lab_config(**{"model.path": "lab"}), model, {"train": {}}, run
+            tmp_path, lab_config(**{"model.path": "lab"}), "masked", {"train": {}}, run
         )
         return [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "env")]
 
@@ -115,8 +113,7 @@ def test_where_data_was_found_is_said_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").touch()
     here, gone = (
-        types.SimpleNamespace(report=EXAMPLES.report | {"path": path})
-        for path in ("train.jsonl", "x/y")
+        Examples([], EXAMPLES.report | {"path": path}, []) for path in ("train.jsonl", "x/y")
     )
     assert identity.data_of(here)["path"] == str(tmp_path / "train.jsonl")
     assert identity.data_of(gone) == {"path": "x/y", "commit": "c" * 40, "sha256": "dd"}
@@ -214,8 +211,7 @@ def test_an_evaluation_is_of_the_run_that_made_it(tmp_path, laboratory):
     made = benchmarks(tmp_path, laboratory)
 
     def begin(**run):
-        job = types.SimpleNamespace(config=lab_config(), train=EXAMPLES)
-        origin = RunFolder(tmp_path, None, None, run).origin(job)
+        origin = identity.origin_of(run, lab_config(), EXAMPLES)
         made.begin(4, 0, origin)
         return runner._identity(made.plan, made.model, {**origin, "step": 4})
 

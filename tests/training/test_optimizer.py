@@ -27,7 +27,7 @@ def after(moment_dtype, steps, b2=0.95):
     """A parameter of 4,096 values after updates with random gradients, and the optimizer's state."""
     config = tiny_config(**{"optimizer.moment_dtype": moment_dtype, "optimizer.b2": b2}).optimizer
     optimizer = optimizer_lib.make_optimizer(config)
-    apply = jax.jit(functools.partial(optimizer_lib.apply, optimizer, rate=1e-3))
+    apply = jax.jit(functools.partial(optimizer_lib.apply, optimizer, rate=jnp.float32(1e-3)))
     params = {"kernel": jnp.zeros(4096)}
     state = optimizer.init(params)
     for seed in range(steps):

@@ -2,7 +2,6 @@
 
 import json
 import time
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -77,9 +76,7 @@ def test_first_step_is_told_once(rows):
 
 @pytest.fixture
 def reporter(tmp_path, mesh1):
-    built = Trainer(mesh1).model
-    model = SimpleNamespace(**built.__dict__, mesh=built.mesh)
-    config = tiny_config()
+    model, config = Trainer(mesh1).model, tiny_config()
     log = metrics_log.Writer(tmp_path, config.log, resume_from=None)
     made = progress.Reporter(config, model, log, tiny_examples().mean_length, steps=3, start=0)
     yield made
