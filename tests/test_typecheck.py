@@ -46,3 +46,8 @@ def test_a_wrong_call_is_refused(call, named):
         assert done.returncode == 1
         assert "jaxtyping.TypeCheckError: Type-check error whilst checking the" in done.stderr
         assert named in done.stderr
+
+
+def test_ci_has_the_check_on():
+    last = [line for line in (ROOT / ".ci/run").read_text().splitlines() if "-m pytest" in line][-1]
+    assert last.endswith(f" --jaxtyping-packages=dft_jax,{CHECKER}")

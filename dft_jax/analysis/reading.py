@@ -13,6 +13,7 @@ from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import prompts
 from dft_jax.evals.evaluation import announce
 from dft_jax.lm.language_model import LM
+from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import distributed, errors, options, processes
 from dft_jax.runtime.options import Config
 
@@ -50,7 +51,9 @@ def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> 
     config.data.completion_field = asked.completion_field
     config.data.max_rows = asked.max_rows
     config.data.template = _prompt(models, asked.prompt, prefix)
-    config.data.date = _date(models, config.data.template, prefix)
+    dates = {name: lm.date for name, lm in models.items()}
+    tokenizer = next(iter(models.values())).tokenizer
+    config.data.date = _date(tokenizer, dates, config.data.template, prefix)
     # What one of them cannot read would be cut for it alone.
     longest = min(lm.model.config.max_length for lm in models.values())
     config.data.max_length = min(asked.context, longest)
@@ -87,15 +90,14 @@ def _prompt(models: Mapping[str, LM], asked: str, prefix: str) -> str:
     return asked
 
 
-def _date(models: Mapping[str, LM], prompt: str, prefix: str) -> str:
-    """The day that a dated prompt is given for all these models; empty where it writes no date.
+def _date(tokenizer: Tokenizer, dates: Mapping[str, str], prompt: str, prefix: str) -> str:
+    """The day that a dated prompt is given for all models; empty where it writes no date.
 
-    It is the first that one of them was trained with, else today.
+    It is the first of `dates`, those that the models were trained with by name, else today.
     """
-    tokenizer = next(iter(models.values())).tokenizer
     if not Template(prompt, tokenizer, setting=f"{prefix}prompt").is_dated:
         return ""
-    known = {name: lm.date for name, lm in models.items() if lm.date}
+    known = {name: date for name, date in dates.items() if date}
     first = next(iter(known.values()), "") or today()
     # Hosts may be on either side of midnight.
     date = distributed.decided("date", first, lambda dates: dates[0])

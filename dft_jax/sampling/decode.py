@@ -34,7 +34,7 @@ class Slots:
     """
 
     hidden_BD: Leaf
-    cache: cached.Cache
+    cache: Leaf  # cached.Cache
     lengths_B: Leaf  # tokens in the cache
     outputs_BT: Leaf
     made_B: Leaf
@@ -56,7 +56,7 @@ class Prefilled:
     """P prompts after the forward pass: the hidden state of their last token, and their cache."""
 
     hidden_PD: Leaf
-    cache: cached.Cache
+    cache: Leaf  # cached.Cache
 
     @property
     def length(self) -> int:

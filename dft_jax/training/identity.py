@@ -149,10 +149,8 @@ def origin_of(run: dict[str, Any], config: Config, train: Examples) -> dict[str,
 
     A run of an older version has no id, and neither have its evaluations.
     """
-    origin = {
-        "config_sha256": digest(config),
-        "training_data_sha256": train.report["sha256"],
-    }
+    sha256 = train.report["sha256"]
+    origin = {"config_sha256": digest(config), "training_data_sha256": sha256}
     if "run_id" in run:
         made_of = {"base": run["base"], "data": run.get("data")}
         origin |= {"run_id": run["run_id"], "origin": made_of}

@@ -4,7 +4,6 @@ is named.
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import pytest
@@ -247,20 +246,13 @@ def test_demonstrations_are_read_with_the_date_of_the_training(
     dated.write_text("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}:")
     monkeypatch.setattr(reading, "today", lambda: "2026-03-04")
 
-    def opened(**dates):
-        return {
-            name: SimpleNamespace(tokenizer=tokenizer, date=date) for name, date in dates.items()
-        }
+    def date_of(prompt, **dates):
+        return reading._date(tokenizer, dates, prompt, "--")
 
-    assert reading._date(opened(base="", sft="2026-01-02"), str(dated), "--") == "2026-01-02"
-    assert reading._date(opened(base=""), str(dated), "--") == "2026-03-04"
-    assert (
-        reading._date(opened(sft="2026-01-02"), "plain", "--") == ""
-        and capsys.readouterr().err == ""
-    )
-    assert (
-        reading._date(opened(sft="2026-01-02", dft="2026-01-03"), str(dated), "--") == "2026-01-02"
-    )
+    assert date_of(str(dated), base="", sft="2026-01-02") == "2026-01-02"
+    assert date_of(str(dated), base="") == "2026-03-04"
+    assert date_of("plain", sft="2026-01-02") == "" and capsys.readouterr().err == ""
+    assert date_of(str(dated), sft="2026-01-02", dft="2026-01-03") == "2026-01-02"
     assert (
         "warning: dft was trained with the date 2026-01-03 in its prompt" in capsys.readouterr().err
     )

@@ -45,7 +45,8 @@ def losses_and_gradients(
     """
     rng = np.random.default_rng(7)
     reference = tuple(
-        x + 0.3 * rng.normal(size=x.shape).astype(x.dtype) for x in (hidden_BLD, head_VD)
+        jnp.asarray(x + 0.3 * rng.normal(size=x.shape).astype(x.dtype))
+        for x in (hidden_BLD, head_VD)
     )
     segments_BL = np.broadcast_to(
         1 + 2 * np.arange(mask_BL.shape[1]) // mask_BL.shape[1], mask_BL.shape

@@ -8,6 +8,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -194,7 +195,7 @@ def test_only_the_clock_of_process_0_counts(monkeypatch):
     monkeypatch.setattr(
         jax,
         "make_array_from_process_local_data",
-        lambda layout, answers: summed.append(answers[0].tolist()),
+        lambda layout, answers: summed.append(answers[0].tolist()) or jnp.asarray(answers),
     )
     monkeypatch.setattr(interrupts, "_adder", lambda: (None, lambda x: x))
     for index in (0, 1):
