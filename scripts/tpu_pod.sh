@@ -76,6 +76,10 @@ request() {
     queued create "${opt[name]}" "${words[@]}" "${more[@]}"
     return
   fi
+  # Nothing runs that could be asked to save; the request stays in the queue. Without a trap bash forgets a signal
+  # that comes while gcloud works.
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
   while :; do
     if ! state=$(queue_state); then # gcloud has said why
       [[ $before != none ]] && ((++silent < PATIENCE)) || exit 1
@@ -216,10 +220,7 @@ start() {
   fi
   for ((attempt = 0; attempt <= opt[restarts]; attempt++)); do
     ((attempt == 0)) || echo "interrupted; starting again, ${attempt} of at most ${opt[restarts]} times" >&2
-    if [[ ${opt[type]} ]]; then
-      trap - INT TERM # nothing runs that could be asked to save; the request stays in the queue
-      request
-    fi
+    [[ ! ${opt[type]} ]] || request
     trap stop INT TERM
     if ! start_workers; then
       ((attempt)) || exit 1 # of a first time the reason is above; later the machine may be coming back
