@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import (
+    AbstractDevice,
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec as P,
+)
 
 from dft_jax.runtime.options import Legal, Option
 from dft_jax.types import AnyMesh, Batch
@@ -90,18 +97,19 @@ def is_within_slices(data: int, n_slices: int) -> bool:
     return data % n_slices == 0
 
 
-def abstract_mesh(sizes: tuple[int, int, int]) -> AbstractMesh:
-    """A mesh of devices that need not be there."""
-    return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
+def abstract_mesh(sizes: tuple[int, int, int], platform: str) -> AbstractMesh:
+    """A mesh of devices that need not be there; `platform` is "cpu", "gpu" or "tpu"."""
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES, abstract_device=device)
 
 
 def platform(mesh: AnyMesh) -> str:
-    """What the mesh's devices are: "cpu", "gpu" or "tpu"; "unknown" where it is abstract.
+    """What the mesh's devices are, or would be where it is abstract: "cpu", "gpu" or "tpu".
 
     JAX's default backend may be another one: a step is compiled for a TPU on a machine without any.
     """
     if isinstance(mesh, AbstractMesh):
-        return "unknown"
+        return mesh.abstract_device.platform
     return mesh.devices.flat[0].platform
 
 
@@ -222,7 +230,9 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
     return jax.tree.map(place, batch)
 
 
-def abstract_batch(shape_ABL: tuple[int, int, int], mesh: AnyMesh) -> Batch:
+def abstract_batch(
+    shape_ABL: tuple[int, int, int], mesh: AnyMesh, most_segments: int | None = None
+) -> Batch:
     """Shapes, dtypes and shardings of the arrays of a step's batch."""
     layout = batch_sharding(mesh)
     ints_ABL = jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout)
@@ -232,6 +242,7 @@ def abstract_batch(shape_ABL: tuple[int, int, int], mesh: AnyMesh) -> Batch:
         mask_BL=jax.ShapeDtypeStruct(shape_ABL, jnp.bool, sharding=layout),
         segments_BL=ints_ABL,
         positions_BL=ints_ABL,
+        most_segments=most_segments,
     )
 
 

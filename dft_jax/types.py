@@ -31,6 +31,8 @@ from jax.sharding import AbstractMesh, Mesh
 Params = Any  # a plain nested dict of arrays
 AnyArray = jax.Array | np.ndarray  # on devices or of the host
 AnyMesh = Mesh | AbstractMesh  # of devices, or of such as need not be there
+# Batch.most_segments where a row has more than was foreseen.
+MORE_SEGMENTS = 0
 # A field of a pytree: an array of the shape in its name, or what stands for one while a program is
 # described: a shape, a layout, a cotangent. Functions are annotated with shapes, fields are not.
 Leaf = Any
@@ -51,6 +53,10 @@ class Batch:
 
     Every array is [B, L], or [A, B, L] when it holds the micro-batches of a whole step; of numpy on
     the host, of JAX on devices, or a shape alone where a step is compiled ahead.
+
+    `most_segments` is no array but part of the shape: no row has more (padding is one as well, here
+    there are three), and attention's kernels are compiled for it. It is MORE_SEGMENTS where a row
+    has more than was foreseen, and None where nobody has counted, which no such kernel takes.
     """
 
     tokens_BL: Leaf
@@ -58,6 +64,7 @@ class Batch:
     mask_BL: Leaf
     segments_BL: Leaf
     positions_BL: Leaf
+    most_segments: int | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

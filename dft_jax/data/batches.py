@@ -19,7 +19,7 @@ from dft_jax.data import order, packing
 from dft_jax.data.examples import Examples
 from dft_jax.runtime import progress
 from dft_jax.runtime.options import Config
-from dft_jax.types import Batch
+from dft_jax.types import MORE_SEGMENTS, Batch
 
 # Steps whose packing decides the row counts; later ones that need more have counts of their own.
 _STEPS_AHEAD = 4096
@@ -58,7 +58,7 @@ class Packer:
 
     Args:
       ahead: the example ids of the steps that are going to be made; the row counts that all steps
-        are padded to are chosen from what these need.
+        are padded to, and the most segments of a row, are chosen from what these need.
       accumulation: micro-batches of a step (A).
       row_length: positions of a row (L).
       by_examples: each micro-batch holds its share of the step's examples, as replicating a recipe
@@ -86,9 +86,13 @@ class Packer:
         # batch axes.
         self.multiple = accumulation * sharding.batch_shards(mesh)
         needed = []
+        most_segments = 1
         for example_ids in progress.bar(ahead, desc="pack", unit="step", leave=False, delay=2):
-            needed.append(self._rows_needed(self._micro_batches(example_ids)))
+            micro_batches = self._micro_batches(example_ids)
+            needed.append(self._rows_needed(micro_batches))
+            most_segments = max(most_segments, *map(packing.most_segments, micro_batches))
         self.row_counts = packing.row_counts(needed, self.multiple)
+        self.most_segments = most_segments
 
     def _rows_needed(self, micro_batches: list[list[list[int]]]) -> int:
         """Rows of a step; all its micro-batches have as many as the largest."""
@@ -117,12 +121,18 @@ class Packer:
         micro_batches = self._micro_batches(example_ids)
         n_rows = self._row_count(self._rows_needed(micro_batches)) // self.accumulation
         held = sharding.process_rows(self.mesh, n_rows)
+        most_segments = self.most_segments
+        # Of all rows: every process runs the same program.
+        if max(map(packing.most_segments, micro_batches)) > most_segments:
+            most_segments = MORE_SEGMENTS
         filled = []
         for rows in micro_batches:
             # Empty rows up to the count: each count is a compilation.
             padded = rows + [[]] * (n_rows - len(rows))
             held_rows = [padded[b] for b in held]
-            filled.append(packing.fill_rows(self.examples, held_rows, self.row_length))
+            filled.append(
+                packing.fill_rows(self.examples, held_rows, self.row_length, most_segments)
+            )
         batch = jax.tree.map(lambda *arrays_bL: np.stack(arrays_bL), *filled)
         real_tokens = 0
         origins = []

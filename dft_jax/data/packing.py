@@ -96,6 +96,15 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
     return best
 
 
+def most_segments(rows: list[list[int]]) -> int:
+    """The most segments of a row, padding one of them: a power of two that is at least so many.
+
+    Each is a compilation, so there are few. `rows` have the ids of their examples.
+    """
+    most = 1 + max((len(row) for row in rows), default=0)
+    return 1 << (most - 1).bit_length()
+
+
 @overload
 def round_up(n: int, multiple: int) -> int: ...
 @overload
@@ -105,10 +114,12 @@ def round_up(n: int | np.ndarray, multiple: int) -> int | np.ndarray:
     return -(-n // multiple) * multiple
 
 
-def fill_rows(examples: list[Example], rows: list[list[int]], row_length: int) -> Batch:
+def fill_rows(
+    examples: list[Example], rows: list[list[int]], row_length: int, most: int | None = None
+) -> Batch:
     """Writes rows of example ids as a Batch of numpy arrays [len(rows), row_length].
 
-    A picture of one is in types.Batch.
+    A picture of one is in types.Batch. Its `most_segments` are those of these rows, or `most`.
     """
     shape = (len(rows), row_length)
     tokens = np.zeros(shape, np.int32)
@@ -128,4 +139,6 @@ def fill_rows(examples: list[Example], rows: list[list[int]], row_length: int) -
             segments[row, here] = segment
             positions[row, here] = np.arange(slots(example))
             start = here.stop
-    return Batch(tokens, targets, mask, segments, positions)
+    if most is None:
+        most = most_segments(rows)
+    return Batch(tokens, targets, mask, segments, positions, most)

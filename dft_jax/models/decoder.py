@@ -11,15 +11,18 @@ from jaxtyping import Array, Float, Int
 from dft_jax import sharding
 from dft_jax.models import layers
 from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
-from dft_jax.models.attention.masked import causal_attention
+from dft_jax.models.attention.kernels import is_result
+from dft_jax.models.attention.masked import Backend, causal_attention
 from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, place_in_period
 from dft_jax.types import AnyArray, AnyMesh
 
-# What the backward pass finds saved: everything, the results of matrix products, or only each
-# layer's input.
+# What the backward pass finds saved: everything, the results of matrix products and of attention's
+# kernels, or only each layer's input.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, is_result
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -36,8 +39,7 @@ class Attention(nn.Module):
     layer: LayerSpec
     param_dtype: jnp.dtype
     mesh: AnyMesh
-    block: int
-    backend: str
+    backend: Backend
 
     @nn.compact
     def __call__(
@@ -72,8 +74,9 @@ class Attention(nn.Module):
                 v_BLGK,
                 segments_BL,
                 window=window,
-                block=self.block,
-                backend=self.backend,
+                block=self.backend.block,
+                backend=self.backend.name,
+                most_segments=self.backend.most_segments,
                 mesh=self.mesh,
             )
             cache = (k_BLGK.swapaxes(1, 2), v_BLGK.swapaxes(1, 2))
@@ -129,7 +132,14 @@ class Attention(nn.Module):
         if self.layer.qk_norm == "width":
             # The scale lies where the heads do; the mean over all of them crosses devices.
             shape, axes = (n_heads, self.spec.head_dim), (axis, "head_dim")
-        norm = layers.RMSNorm(shape, self.spec.rms_epsilon, self.param_dtype, axes, name=name)
+        norm = layers.RMSNorm(
+            shape,
+            self.spec.rms_epsilon,
+            self.param_dtype,
+            sharding.platform(self.mesh),
+            axes,
+            name=name,
+        )
         return norm(x_BLHK)
 
 
@@ -140,8 +150,7 @@ class Layer(nn.Module):
     layer: LayerSpec
     param_dtype: jnp.dtype
     mesh: AnyMesh
-    block: int
-    backend: str = "blocked"
+    backend: Backend
     keep_cache: bool = False
 
     @nn.compact
@@ -157,7 +166,6 @@ class Layer(nn.Module):
             self.layer,
             self.param_dtype,
             self.mesh,
-            self.block,
             self.backend,
             name="attention",
         )
@@ -182,8 +190,9 @@ class Layer(nn.Module):
         """The norm, where this layer has it; elsewhere `x_BLD` as it is."""
         if placement != self.layer.norm:
             return x_BLD
-        shape = (self.spec.hidden_size,)
-        return layers.RMSNorm(shape, self.spec.rms_epsilon, self.param_dtype, name=name)(x_BLD)
+        shape, platform = (self.spec.hidden_size,), sharding.platform(self.mesh)
+        norm = layers.RMSNorm(shape, self.spec.rms_epsilon, self.param_dtype, platform, name=name)
+        return norm(x_BLD)
 
 
 class Period(nn.Module):
@@ -198,8 +207,7 @@ class Period(nn.Module):
     period: tuple[LayerSpec, ...]
     param_dtype: jnp.dtype
     mesh: AnyMesh
-    block: int
-    backend: str
+    backend: Backend
     remat: str
 
     @nn.compact
@@ -215,7 +223,6 @@ class Period(nn.Module):
                 layer_spec,
                 self.param_dtype,
                 self.mesh,
-                self.block,
                 self.backend,
                 name=place_in_period(number),
             )
@@ -242,6 +249,7 @@ class Stack(nn.Module):
     remat: str = "none"
     block: int = 512  # queries that `blocked` attention takes together
     backend: str = "blocked"  # of attention; see attention/select.py
+    most_segments: int | None = None  # of a row; see types.Batch
 
     def layers_and_norm(
         self,
@@ -269,8 +277,7 @@ class Stack(nn.Module):
                     layer_spec,
                     self.param_dtype,
                     self.mesh,
-                    self.block,
-                    self.backend,
+                    self._backend,
                     keep_cache=True,
                     name=f"layers_{number}",
                 )
@@ -278,9 +285,17 @@ class Stack(nn.Module):
                 # Rows along the batch axes, heads along `tensor`: the next token finds it so.
                 extended.append(sharding.with_layout(cache, self.mesh, *CACHE_SPEC))
         norm = layers.RMSNorm(
-            (self.spec.hidden_size,), self.spec.rms_epsilon, self.param_dtype, name="final_norm"
+            (self.spec.hidden_size,),
+            self.spec.rms_epsilon,
+            self.param_dtype,
+            sharding.platform(self.mesh),
+            name="final_norm",
         )
         return norm(x_BLD), extended
+
+    @property
+    def _backend(self) -> Backend:
+        return Backend(self.backend, self.block, self.most_segments)
 
     def _scanned(self, loop: LayerLoop) -> nn.Module:
         """The layers of a loop, compiled once however many trips it has."""
@@ -291,8 +306,7 @@ class Stack(nn.Module):
                 loop.period,
                 self.param_dtype,
                 self.mesh,
-                self.block,
-                self.backend,
+                self._backend,
                 remat=self.remat,
                 name=loop.name,
             )
@@ -301,8 +315,7 @@ class Stack(nn.Module):
             first,
             self.param_dtype,
             self.mesh,
-            self.block,
-            self.backend,
+            self._backend,
             name=loop.name,
         )
 

@@ -34,7 +34,9 @@ def _param(
 class Linear(nn.Module):
     """A product with a kernel [*outputs, *inputs]; `einsum` says over which letters it runs.
 
-    `platform` is that of the devices that will run it (see `sharding.platform`).
+    `platform` is that of the devices that will run it (see `sharding.platform`). Where there is an
+    `operand`, the kernel is multiplied with what it makes of the inputs, element by element; the
+    backward pass makes that again instead of finding it saved.
     """
 
     einsum: str
@@ -44,9 +46,10 @@ class Linear(nn.Module):
     init_std: float
     param_dtype: jnp.dtype
     platform: str
+    operand: Callable | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, *inputs: Array) -> Array:
         kernel = _param(
             self,
             "kernel",
@@ -55,10 +58,8 @@ class Linear(nn.Module):
             self.axes,
             self.param_dtype,
         )
-        product = jnp.einsum
-        if self.platform == "cpu":
-            product = _cpu_product
-        y = product(self.einsum, x, kernel.astype(x.dtype))
+        kernel = kernel.astype(inputs[0].dtype)
+        y = self._product()(kernel, *inputs)
         if self.bias_dims:
             shape, axes = self.shape[: self.bias_dims], self.axes[: self.bias_dims]
             # A bias lives where its kernel's outputs do; along the width of the model it is not
@@ -66,8 +67,28 @@ class Linear(nn.Module):
             if axes == ("embed",):
                 axes = ("norm",)
             bias = _param(self, "bias", nn.initializers.zeros, shape, axes, self.param_dtype)
-            y = y + jnp.expand_dims(bias.astype(x.dtype), tuple(range(y.ndim - bias.ndim)))
+            y = y + jnp.expand_dims(bias.astype(y.dtype), tuple(range(y.ndim - bias.ndim)))
         return y
+
+    def _product(self) -> Callable:
+        """product(kernel, *inputs), with its gradients."""
+        operand, einsum = self.operand, self.einsum
+        if self.platform == "cpu":
+            # What the kernel is multiplied with is kept here: to make it again as well took longer.
+            make = jax.checkpoint(operand, prevent_cse=False) if operand else _itself
+            return lambda kernel, *inputs: _cpu_product(einsum, make(*inputs), kernel)
+        if operand is None:
+            return lambda kernel, x: jnp.einsum(einsum, x, kernel)
+
+        def product(kernel: Array, *inputs: Array) -> Array:
+            return jnp.einsum(einsum, operand(*inputs), kernel)
+
+        # A scan's forward and backward pass are two loops: nothing has to keep XLA from merging.
+        return jax.checkpoint(product, prevent_cse=False)
+
+
+def _itself(x: Array) -> Array:
+    return x
 
 
 def _cpu_product(einsum: str, x: Array, kernel: Array) -> Array:
@@ -94,22 +115,34 @@ def _cpu_product(einsum: str, x: Array, kernel: Array) -> Array:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale in float32, over the last axes of x: as many as `shape` has."""
+    """x / rms(x) · scale in float32, over the last axes of x: as many as `shape` has.
+
+    Of accelerators (`platform`; see `sharding.platform`) the backward pass finds x saved and makes
+    the rest again: kept, x in float32 and x / rms(x) took three times the memory of x.
+    """
 
     shape: tuple[int, ...]
     epsilon: float
     param_dtype: jnp.dtype
+    platform: str
     axes: tuple[str, ...] = ("norm",)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = _param(self, "scale", nn.initializers.ones, self.shape, self.axes, self.param_dtype)
-        x32 = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-        last_axes = tuple(range(-len(self.shape), 0))
-        rms = jnp.sqrt(jnp.mean(x32 * x32, axis=last_axes, keepdims=True) + self.epsilon)
-        normalised = (x32 / rms).astype(x.dtype)
-        leading_axes = tuple(range(x.ndim - scale.ndim))
-        return normalised * jnp.expand_dims(scale.astype(x.dtype), leading_axes)
+        norm = functools.partial(_scaled_by_rms, epsilon=self.epsilon)
+        if self.platform != "cpu":
+            norm = jax.checkpoint(norm, prevent_cse=False)
+        return norm(x, scale.astype(x.dtype))
+
+
+def _scaled_by_rms(x: Array, scale: Array, *, epsilon: float) -> Array:
+    x32 = x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    last_axes = tuple(range(-scale.ndim, 0))
+    rms = jnp.sqrt(jnp.mean(x32 * x32, axis=last_axes, keepdims=True) + epsilon)
+    normalised = (x32 / rms).astype(x.dtype)
+    leading_axes = tuple(range(x.ndim - scale.ndim))
+    return normalised * jnp.expand_dims(scale, leading_axes)
 
 
 class SwiGLU(nn.Module):
@@ -126,12 +159,16 @@ class SwiGLU(nn.Module):
         gate_BLF = self._linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
         up_BLF = self._linear("up", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
         # What silu would save for the backward pass costs more to keep than to make again.
-        activation = jax.checkpoint(lambda gate, up: nn.silu(gate) * up, prevent_cse=False)
-        down = self._linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"))
-        return down(activation(gate_BLF, up_BLF))
+        down = self._linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"), _gated)
+        return down(gate_BLF, up_BLF)
 
     def _linear(
-        self, name: str, einsum: str, shape: tuple[int, ...], axes: tuple[str, ...]
+        self,
+        name: str,
+        einsum: str,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        operand: Callable | None = None,
     ) -> Linear:
         return Linear(
             einsum,
@@ -141,8 +178,13 @@ class SwiGLU(nn.Module):
             self.spec.init_std,
             self.param_dtype,
             self.platform,
+            operand,
             name=name,
         )
+
+
+def _gated(gate: Array, up: Array) -> Array:
+    return nn.silu(gate) * up
 
 
 # By LayerSpec.feed_forward. Each is made as module(spec, layer, param_dtype, platform).

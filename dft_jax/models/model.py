@@ -26,9 +26,11 @@ __all__ = [
     "DecoderSpec",
     "Model",
     "build",
+    "cast_layers",
     "head",
     "matmul_precision",
     "with_attention",
+    "with_backend",
 ]
 
 
@@ -96,6 +98,8 @@ def build(
 
 
 def _apply(module: Decoder, params: Params, batch: Batch) -> Any:
+    # Part of the shape, so of the module: an argument of a scanned layer would be traced.
+    module = module.clone(most_segments=batch.most_segments)
     return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
 
 
@@ -107,6 +111,11 @@ def with_attention(model: Model, asked: str) -> Model:
     dtype = str(model.module.compute_dtype)
     with matmul_precision(dtype):
         backend = choose_attention(asked, model.config, model.mesh, dtype, model.module.block)
+    return with_backend(model, backend)
+
+
+def with_backend(model: Model, backend: str) -> Model:
+    """The model with an attention backend by name, one of BACKENDS, which nobody has tested."""
     module = model.module.clone(backend=backend)
     return dataclasses.replace(model, module=module, apply=functools.partial(_apply, module))
 
@@ -119,6 +128,25 @@ def matmul_precision(compute_dtype: str) -> AbstractContextManager:
     if compute_dtype == "float32":
         return jax.default_matmul_precision("highest")
     return jax.default_matmul_precision("default")
+
+
+def cast_layers(params: Params, model: Model) -> Params:
+    """The parameters with those of all layers in the compute dtype, where that is narrower.
+
+    A layer casts its own, with the same result. Cast beforehand they are cast once, not in every
+    micro-batch; nothing of each one's cast is kept for its backward pass, and gradients come in the
+    compute dtype. The tables stay as they are: their gradients are sums over many tokens, which are
+    added up in float32.
+    """
+    dtype = model.module.compute_dtype
+    if dtype.itemsize >= model.module.param_dtype.itemsize:
+        return params
+    made = {}
+    for name, part in params.items():
+        if name not in ("embed", "head"):
+            part = jax.tree.map(lambda leaf: leaf.astype(dtype), part)
+        made[name] = part
+    return made
 
 
 def head(params: Params) -> Float[Array, "V D"]:

@@ -118,11 +118,11 @@ class Programs:
         options = StepOptions.of(self.spec.config.train, self.spec.config.optimizer)
         step = make_train_step(self.model, objective, self.optimizer, options)
         given = frozen, self.abstract_state
-        compiled = ProgramsByRows(step, given, self.packer, check)
+        compiled = ProgramsByRows(step, given, self.packer, self.model.module.backend, check)
         compiled.compile_all(f"compile {name}")
 
         def run(hyperparameters: Hyperparameters, state: TrainState, batch: Batch) -> Any:
             frozen = Frozen(hyperparameters, reference)
-            return compiled.of(batch.tokens_BL.shape[1])(frozen, state, batch)
+            return compiled.run((frozen, state), batch)
 
         return run

@@ -50,7 +50,7 @@ class HeldOut:
 
         jitted = jax.jit(sums_of, out_shardings=sharding.named(model.mesh))
         given = (reference, model.abstract_params)
-        self._programs = ProgramsByRows(jitted, given, self.steps.packer)
+        self._programs = ProgramsByRows(jitted, given, self.steps.packer, model.module.backend)
 
     @classmethod
     def of(
@@ -83,7 +83,7 @@ class HeldOut:
         for step in progress.bar(self.steps, desc="held out", unit="batch", leave=False):
             interrupts.check()
             batch = sharding.device_batch(step.batch, self.model.mesh, step.n_rows)
-            sums = self._programs.of(step.n_rows)(self.reference, params, batch)
+            sums = self._programs.run((self.reference, params), batch)
             # float32 could not count beyond 2**24 tokens
             sums = jax.tree.map(np.float64, jax.device_get(sums))
             if total is None:

@@ -101,7 +101,8 @@ class Job:
         """step(frozen, state, batch), compiled for every shape that its batches have."""
         options = StepOptions.of(self.config.train, self.config.optimizer)
         step = make_train_step(self.model, self.objective, self.optimizer, options)
-        return compile_ahead(step, frozen, self.abstract_state(), self.batches.packer)
+        backend = self.model.module.backend
+        return compile_ahead(step, frozen, self.abstract_state(), self.batches.packer, backend)
 
     def all_evaluators(self, reference: Params | None) -> tuple[Evaluator, ...]:
         """data.heldout, where it is given, before the others."""

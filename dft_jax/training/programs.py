@@ -1,11 +1,14 @@
 """A function of packed batches, compiled once for each number of rows that they have."""
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from dft_jax import sharding
 from dft_jax.data.batches import Packer
-from dft_jax.runtime import interrupts, progress
+from dft_jax.runtime import interrupts, processes, progress
+from dft_jax.types import MORE_SEGMENTS, Batch
 
 
 class ProgramsByRows:
@@ -14,7 +17,9 @@ class ProgramsByRows:
     Args:
       jitted: function(*given, batch [A, B, L]).
       given: its arguments before the batch: arrays, or their shapes with layouts.
-      packer: of the batches; A, L and the numbers of rows are its own.
+      packer: of the batches; A, L, the numbers of rows and of their segments are its own.
+      backend: of the model's attention (models/attention); of "cudnn" the program also depends on
+        the number of segments.
       check: called before each compilation, which may take minutes; it may raise.
     """
 
@@ -23,23 +28,49 @@ class ProgramsByRows:
         jitted: Any,
         given: tuple,
         packer: Packer,
+        backend: str,
         check: Callable[[], Any] = interrupts.check,
     ):
         self._jitted, self._given, self._packer, self._check = jitted, given, packer, check
-        self._programs: dict[int, Callable] = {}
+        self._backend = backend
+        # By rows, and most segments of one.
+        self._programs: dict[tuple[int, int | None], Callable] = {}
+        self._has_told = False
 
     def compile_all(self, name: str = "compile") -> None:
         """Compiles for every number of rows that the packer makes; `name` is shown."""
         counts = self._packer.row_counts
         for count in progress.bar(counts, desc=name, unit="shape", leave=False):
             # `row_counts` are of a whole step, `n_rows` of each of its micro-batches.
-            self.of(count // self._packer.accumulation)
+            self._of(count // self._packer.accumulation, self._packer.most_segments)
 
-    def of(self, n_rows: int) -> Callable:
-        """The program of a batch [A, n_rows, L]; compiled now where it was not foreseen."""
-        if n_rows not in self._programs:
+    def run(self, given: tuple, batch: Batch) -> Any:
+        """function(*given, batch); compiled now where the batch's shape was not foreseen."""
+        if batch.most_segments == MORE_SEGMENTS:
+            if self._backend == "cudnn":
+                self._tell()
+            else:
+                # The program is the same.
+                batch = dataclasses.replace(batch, most_segments=self._packer.most_segments)
+        return self._of(batch.tokens_BL.shape[1], batch.most_segments)(*given, batch)
+
+    def _of(self, n_rows: int, most_segments: int | None) -> Callable:
+        """The program of a batch [A, n_rows, L]."""
+        shape = n_rows, most_segments
+        if shape not in self._programs:
             self._check()
-            shape = (self._packer.accumulation, n_rows, self._packer.row_length)
-            batch = sharding.abstract_batch(shape, self._packer.mesh)
-            self._programs[n_rows] = self._jitted.lower(*self._given, batch).compile()
-        return self._programs[n_rows]
+            shape_ABL = (self._packer.accumulation, n_rows, self._packer.row_length)
+            batch = sharding.abstract_batch(shape_ABL, self._packer.mesh, most_segments)
+            self._programs[shape] = self._jitted.lower(*self._given, batch).compile()
+        return self._programs[shape]
+
+    def _tell(self) -> None:
+        """Says once that attention is not computed as was chosen."""
+        if not self._has_told and processes.is_first():
+            most = self._packer.most_segments
+            print(
+                f"attention: blocked in batches with a row of more than {most} segments, which"
+                f" {self._backend} is compiled for",
+                file=sys.stderr,
+            )
+        self._has_told = True

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dft_jax import sharding
 from dft_jax.data.batches import Packer
 from dft_jax.losses import fused, objectives
-from dft_jax.models.model import Model, head
+from dft_jax.models.model import Model, cast_layers, head
 from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer as optimizer_lib
@@ -124,11 +124,12 @@ def make_update(
     def gradients(params: Params, batch: Batch, reference: Params | None):
         n_tokens_A = batch.mask_BL.sum(axis=(1, 2))
         n_tokens = n_tokens_A.sum() if is_global else n_tokens_A
+        computed = cast_layers(params, model)
 
         def accumulate(total, micro):
             micro_batch, denominator = micro
             (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(
-                params, micro_batch, denominator, reference
+                computed, micro_batch, denominator, reference
             )
             total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
             # The sum lies as the parameters do; with fsdp each device then keeps its part only.
@@ -171,7 +172,7 @@ def _layouts(abstract: Any) -> Any:
 
 
 def compile_ahead(
-    train_step: Callable, frozen: Frozen, state: TrainState, packer: Packer
+    train_step: Callable, frozen: Frozen, state: TrainState, packer: Packer, backend: str
 ) -> Callable:
     """`train_step` compiled for every row count that the packer makes, so that nothing compiles
     while training.
@@ -179,15 +180,16 @@ def compile_ahead(
     Args:
       train_step: as `make_train_step` returns it.
       frozen: arrays, or their shapes with layouts; so is `state`.
+      backend: of the model's attention.
 
     Returns:
-      step(frozen, state, batch), which compiles a row count that was not foreseen when it is met.
+      step(frozen, state, batch), which compiles a shape that was not foreseen when it is met.
     """
-    programs = ProgramsByRows(train_step, (frozen, state), packer)
+    programs = ProgramsByRows(train_step, (frozen, state), packer, backend)
     programs.compile_all()
     distributed.meet("compiled")
 
     def step(frozen: Frozen, state: TrainState, batch: Batch):
-        return programs.of(batch.tokens_BL.shape[1])(frozen, state, batch)
+        return programs.run((frozen, state), batch)
 
     return step

@@ -261,7 +261,7 @@ def recipe(
     optimizer = optimizer_lib.make_optimizer(adapter.make_config().optimizer)
     examples, batch = recipe_batch(model.config.vocab_size, rows, tiny)
     abstract = abstract_state(model, optimizer)
-    shapes = sharding.abstract_batch(batch.tokens_BL.shape, model.mesh)
+    shapes = sharding.abstract_batch(batch.tokens_BL.shape, model.mesh, batch.most_segments)
     step = recipe_step(model, optimizer)
     arguments = (abstract.params, abstract.opt_state, shapes)
     about = {"attention": model.module.backend, "made": len(examples.lengths_N)}

@@ -11,6 +11,7 @@ from dft_jax.data import account, batches
 from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Example
 from dft_jax.models.hf.locate import load_tokenizer
+from dft_jax.types import MORE_SEGMENTS
 from tests.conftest import make_mesh
 from tests.data.test_examples import data_config, load
 
@@ -81,6 +82,40 @@ def test_rows_come_in_few_counts(many):
     steps = steps_of(many, accumulation=2)
     counts = {steps[n].n_rows * 2 for n in range(40)}
     assert counts <= set(steps.packer.row_counts) and len(steps.packer.row_counts) <= 5
+
+
+def segments_of(step):
+    """Those of the row that has most, counted one by one; padding is one as well."""
+    rows = np.asarray(step.batch.segments_BL).reshape(-1, step.batch.segments_BL.shape[-1])
+    return max(len(np.unique(row)) for row in rows)
+
+
+@pytest.mark.parametrize("by_examples", [False, True])
+def test_a_step_says_how_many_segments_its_rows_have_at_most(many, by_examples):
+    """A power of two, the same for all steps: what attention's kernels are compiled for."""
+    steps = batches.TrainBatches(
+        many,
+        make_mesh(),
+        steps=30,
+        global_batch=8,
+        seed=0,
+        accumulation=2,
+        row_length=128,
+        by_examples=by_examples,
+    )
+    most = max(segments_of(steps[n]) for n in range(30))
+    [said] = {steps[n].batch.most_segments for n in range(30)}
+    assert most <= said < 2 * (most + 1) and said in (2, 4, 8, 16)
+
+
+def test_a_step_with_more_segments_than_foreseen_says_so(many):
+    """Steps beyond those that are packed ahead may have them."""
+    shortest = np.argsort([len(example.ids) for example in many.examples])[:16].tolist()
+    how = dict(accumulation=1, row_length=2048)
+    packer = batches.Packer(many, make_mesh(), [shortest[:2]], **how)
+    assert packer.pack(shortest[:2]).batch.most_segments == 4  # two examples and padding
+    assert packer.pack(shortest[:3]).batch.most_segments == 4
+    assert packer.pack(shortest).batch.most_segments == MORE_SEGMENTS
 
 
 def test_by_examples_gives_each_micro_batch_its_share(many):

@@ -42,10 +42,11 @@ def test_a_product_has_the_gradients_of_einsum(einsum, wide):
 HALF_A_STEP = 2.0**-8  # of bfloat16, relative: what rounding a result once costs at most
 
 
-def test_a_norm_of_bfloat16_is_computed_in_float32():
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_norm_of_bfloat16_is_computed_in_float32(platform):
     """Against float64 from the same inputs: nothing is rounded but the result."""
     x_BLD = jax.random.normal(jax.random.key(0), (4, 16, 96), jnp.bfloat16)
-    norm = layers.RMSNorm((96,), 1e-6, jnp.dtype("bfloat16"))
+    norm = layers.RMSNorm((96,), 1e-6, jnp.dtype("bfloat16"), platform)
     found = norm.apply({"params": {"scale": jnp.ones(96, jnp.bfloat16)}}, x_BLD)
     x64 = np.asarray(x_BLD).astype(np.float64)
     exact = x64 / np.sqrt((x64**2).mean(axis=-1, keepdims=True) + 1e-6)
@@ -81,4 +82,4 @@ def test_the_product_goes_by_the_platform_of_the_mesh(default, monkeypatch, mesh
     """A step compiled for a TPU on a machine without one had the CPU's products in it."""
     monkeypatch.setattr(jax, "default_backend", lambda: default)
     assert has_own_gradients(mesh1)
-    assert not has_own_gradients(sharding.abstract_mesh((1, 1, 1)))
+    assert not has_own_gradients(sharding.abstract_mesh((1, 1, 1), "tpu"))

@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dft_jax.types import AnyArray
+from dft_jax.types import MORE_SEGMENTS, AnyArray
+
+# What a kernel's output and statistics are called in policies of rematerialisation.
+RESULT = "attention"
 
 
 def blocked(
@@ -114,7 +117,12 @@ def splash(
         mask = lib.LocalMask(shape, (window - 1, 0), offset=0)
     masks = lib.MultiHeadMask([mask] * H)
     kernel = lib.make_splash_mha(
-        masks, block_sizes=tiles, head_shards=1, q_seq_shards=1, interpret=interpret
+        masks,
+        block_sizes=tiles,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=RESULT,
+        interpret=interpret,
     )
     # The kernel does not scale, and takes heads before positions.
     inputs = []
@@ -133,12 +141,14 @@ def cudnn(
     *,
     window: int | None,
     block: int,
+    most_segments: int | None,
 ) -> Float[Array, "B L H K"]:
     """cuDNN's attention over packed sequences, by JAX's private call of it.
 
-    How many segments a row may have is fixed when compiling and costs memory, a float32 [B·M, H,
-    L]: one for each 32 positions here. A batch with a row of more goes the blocked way, which keeps
-    nothing but its inputs.
+    How many segments a row may have, M, is fixed when compiling and costs memory, a float32 [B·M,
+    H, L]. The host knows it (types.Batch): asked on the device, as by `lax.cond`, it would cost the
+    residuals of both branches and a pause in every layer. A batch with a row of more goes the
+    blocked way, which keeps nothing but its inputs.
 
     Before JAX 0.11 the call takes the queries' stride for the keys', and with fewer key/value heads
     reads other tokens' keys, silently (github.com/jax-ml/jax/pull/39521); there each is repeated
@@ -146,33 +156,29 @@ def cudnn(
     """
     from jax._src.cudnn import fused_attention_stablehlo as lib
 
-    L, H, K = q_BLHK.shape[1:]
-    starts_BM, lengths_BM = runs(segments_BL, max(L // 32, 2))
-
-    def packed(q_BLHK: Array, k_BLGK: Array, v_BLGK: Array) -> Array:
-        if jax.__version_info__ < (0, 11):
-            n_queries = H // k_BLGK.shape[2]
-            k_BLGK = jnp.repeat(k_BLGK, n_queries, axis=2)
-            v_BLGK = jnp.repeat(v_BLGK, n_queries, axis=2)
-        out_BLHK: Any = lib.dot_product_attention(
-            q_BLHK,
-            k_BLGK,
-            v_BLGK,
-            q_seqlen=lengths_BM,
-            kv_seqlen=lengths_BM,
-            q_offsets=starts_BM,
-            kv_offsets=starts_BM,
-            scale=K**-0.5,
-            mask_type=lib.MaskType.PADDING_CAUSAL,
-            sliding_window_length=window,
-        )
-        return out_BLHK
-
-    plain = jax.checkpoint(
-        functools.partial(blocked, segments_BL=segments_BL, window=window, block=block)
+    assert most_segments is not None, "cudnn is compiled for a number of segments: Batch has none"
+    if most_segments == MORE_SEGMENTS:
+        plain = functools.partial(blocked, segments_BL=segments_BL, window=window, block=block)
+        return jax.checkpoint(plain)(q_BLHK, k_BLGK, v_BLGK)
+    H, K = q_BLHK.shape[2:]
+    starts_BM, lengths_BM = runs(segments_BL, most_segments)
+    if jax.__version_info__ < (0, 11):
+        n_queries = H // k_BLGK.shape[2]
+        k_BLGK = jnp.repeat(k_BLGK, n_queries, axis=2)
+        v_BLGK = jnp.repeat(v_BLGK, n_queries, axis=2)
+    out_BLHK: Any = lib.dot_product_attention(
+        q_BLHK,
+        k_BLGK,
+        v_BLGK,
+        q_seqlen=lengths_BM,
+        kv_seqlen=lengths_BM,
+        q_offsets=starts_BM,
+        kv_offsets=starts_BM,
+        scale=K**-0.5,
+        mask_type=lib.MaskType.PADDING_CAUSAL,
+        sliding_window_length=window,
     )
-    all_fit = (starts_BM[:, -1] < 0).all()
-    return jax.lax.cond(all_fit, packed, plain, q_BLHK, k_BLGK, v_BLGK)
+    return out_BLHK
 
 
 def runs(
@@ -198,3 +204,14 @@ def runs(
 
 
 BACKENDS = {"blocked": blocked, "splash": splash, "cudnn": cudnn}
+
+
+def is_result(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Whether it gives what a kernel's backward pass needs: its output, and statistics of softmax.
+
+    A policy of `jax.checkpoint`: where these are made again, the kernel's forward pass runs twice.
+    cuDNN's call gives both at once, and has no names inside.
+    """
+    if primitive.name == "name":
+        return params["name"] == RESULT
+    return primitive.name.startswith("dot_product_attention_fwd")

@@ -1,14 +1,25 @@
 """Causal attention within the segments of packed rows."""
 
+import dataclasses
 import functools
 
 import jax
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AbstractMesh, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from dft_jax.models.attention import described
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.sharding import BATCH_AXES
 from dft_jax.types import AnyArray, AnyMesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """How a model's attention is computed: arguments of `causal_attention`."""
+
+    name: str
+    block: int
+    most_segments: int | None
 
 
 def causal_attention(
@@ -20,6 +31,7 @@ def causal_attention(
     window: int | None,
     block: int,
     backend: str = "blocked",
+    most_segments: int | None = None,
     mesh: AnyMesh | None = None,
 ) -> Float[Array, "B L H K"]:
     """Each position attends to the positions of its own segment up to itself; float32 softmax.
@@ -31,9 +43,13 @@ def causal_attention(
     Segments are contiguous.
 
     A `backend` other than "blocked" is a kernel for one device: each works on its own rows and
-    heads of the mesh.
+    heads of the mesh. `most_segments` is that of types.Batch; without it there is no "cudnn".
     """
     attend = functools.partial(BACKENDS[backend], window=window, block=block)
+    if backend == "cudnn":
+        # On devices that need not be there nothing runs, and there is no GPU to be asked.
+        kernel = described.cudnn if isinstance(mesh, AbstractMesh) else BACKENDS[backend]
+        attend = functools.partial(kernel, window=window, block=block, most_segments=most_segments)
     if backend != "blocked":
         # Rows and heads lie on the devices that attend with them: nothing is exchanged.
         heads = P(BATCH_AXES, None, "tensor", None)

@@ -29,6 +29,7 @@ _NEEDS = {
 # The test's even and odd rows: their segments, and how long these are. The rows are no whole number
 # of tiles.
 _ROWS = (((1, 2, 3, 0), (390, 10, 500, 100)), ((1, 2, 3), (1, 499, 500)))
+_MOST_SEGMENTS = max(len(segments) for segments, _ in _ROWS)
 _SEGMENTS_2L = np.array([np.repeat(segments, lengths) for segments, lengths in _ROWS], np.int32)
 _LONGEST_WINDOW = 100  # longer ones are tested as this, so that they cut something
 # Largest error of a position, over the root mean square of all. On CPUs blocked and splash have up
@@ -44,9 +45,7 @@ def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str,
       UserError: one that is asked for by name cannot run here, or fails the test.
     """
     device = mesh.devices.flat[0]
-    name = asked
-    if asked == "auto":
-        name = _NATIVE.get(device.platform, "blocked")
+    name = _named(asked, device)
     if name == "blocked":
         return name
     problem = unmet(name, device, c, compute_dtype) or mistake(name, c, mesh, compute_dtype, block)
@@ -58,6 +57,20 @@ def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str,
     if processes.is_first():
         print(f"attention: {chosen} ({why})", file=sys.stderr)
     return chosen
+
+
+def foreseen(asked: str, device: Any, c: DecoderSpec, compute_dtype: str) -> str:
+    """The backend that `asked` comes to on such a device, as far as can be said without it."""
+    name = _named(asked, device)
+    if asked == "auto" and name != "blocked" and unmet(name, device, c, compute_dtype):
+        return "blocked"
+    return name
+
+
+def _named(asked: str, device: Any) -> str:
+    if asked == "auto":
+        return _NATIVE.get(device.platform, "blocked")
+    return asked
 
 
 def problems(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> list[str]:
@@ -147,7 +160,9 @@ def _errors_with_window(
 
     def packed(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array) -> jax.Array:
         segments_BL = jnp.tile(_SEGMENTS_2L, (n_rows // 2, 1))
-        return attend(q_BLHK, k_BLGK, v_BLGK, segments_BL, backend=name)
+        return attend(
+            q_BLHK, k_BLGK, v_BLGK, segments_BL, backend=name, most_segments=_MOST_SEGMENTS
+        )
 
     def separate(*qkv: jax.Array) -> jax.Array:
         """The same, each segment by itself in plain JAX."""

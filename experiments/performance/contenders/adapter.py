@@ -66,7 +66,7 @@ def step_shapes(model, optimizer, batch: Batch) -> tuple:
     """What a training step is compiled for, where nothing is allocated: shapes with layouts."""
     rates = jax.ShapeDtypeStruct((10_000,), jnp.float32)
     given: Any = Hyperparameters(rates, jax.ShapeDtypeStruct((), jnp.uint32))
-    shapes = sharding.abstract_batch(batch.tokens_BL.shape, model.mesh)
+    shapes = sharding.abstract_batch(batch.tokens_BL.shape, model.mesh, batch.most_segments)
     return Frozen(given), abstract_state(model, optimizer), shapes
 
 

@@ -6,6 +6,7 @@ stand-in that obeys the call's contract, and the call itself is lowered for CUDA
 types are checked, not numbers.
 """
 
+import dataclasses
 import functools
 import sys
 import types
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import config as config_lib
+from dft_jax import config as config_lib, sharding
 from dft_jax.models import model as models
 from dft_jax.models.attention import kernels, select
 from dft_jax.models.attention.kernels import BACKENDS, blocked
@@ -26,9 +27,10 @@ from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope
 from dft_jax.runtime import errors
 from dft_jax.training import identity
-from dft_jax.types import Batch
+from dft_jax.types import MORE_SEGMENTS, Batch
 from tests import private_jax
 from tests.conftest import GOLDEN
+from tests.jaxprs import equations, needed
 
 BLOCK = 512
 
@@ -268,15 +270,11 @@ def test_cudnn_is_told_the_segments(window, mesh, sdpa, monkeypatch, request):
     assert select.mistake("cudnn", c, request.getfixturevalue(mesh), "bfloat16", BLOCK) is None
 
 
-@pytest.mark.parametrize("longest, fits", [(4, True), (1, False)])
-def test_cudnn_drops_no_segment_when_there_are_many(longest, fits, sdpa, monkeypatch, mesh1):
-    """64 positions are planned to have two segments a row at most; one row of more, and the call's
-    result is unused.
-    """
+@pytest.mark.parametrize("most_segments", [4, MORE_SEGMENTS, None])
+def test_cudnn_drops_no_segment_when_there_are_many(most_segments, sdpa, monkeypatch, mesh1):
+    """It is called for as many as a batch says; where that may be too few, nothing of it is run."""
     monkeypatch.setattr(sdpa, "dot_product_attention", lambda q, k, v, **_: q * jnp.nan)
-    segments_BL = np.stack(
-        [np.repeat([1, 0], 32), np.repeat([1, 2] if fits else [1, 2, 3, 0], 32 if fits else 16)]
-    )
+    segments_BL = np.stack([np.repeat([1, 0], 32), np.repeat([1, 2, 3, 0], 16)])
     how = dict(window=None, block=64)
 
     def run(**backend):
@@ -285,20 +283,33 @@ def test_cudnn_drops_no_segment_when_there_are_many(longest, fits, sdpa, monkeyp
 
         return jax.jit(jax.grad(total, argnums=(0, 1, 2)))(*draw(64))
 
-    found, expected = run(backend="cudnn", mesh=mesh1), run()
-    if fits:
-        assert np.isnan(found[0]).all()
+    def of_cudnn():
+        return run(backend="cudnn", most_segments=most_segments, mesh=mesh1)
+
+    if most_segments is None:
+        with pytest.raises(AssertionError, match="number of segments"):
+            of_cudnn()
+    elif most_segments == MORE_SEGMENTS:
+        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), of_cudnn(), run())
     else:
-        jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), found, expected)
+        assert np.isnan(of_cudnn()[0]).all()
+
+
+def pretend_hopper(sdpa, monkeypatch):
+    """What the call asks of the machine, before it can be lowered for another."""
+    monkeypatch.setattr(sdpa, "check_cudnn_version", lambda: 91400)
+    monkeypatch.setattr(sdpa, "check_compute_capability", lambda capability: True)
 
 
 @pytest.mark.parametrize("mesh", ["mesh1", "mesh8"])
 def test_cudnn_lowers_for_cuda(mesh, sdpa, monkeypatch, request):
-    monkeypatch.setattr(sdpa, "check_cudnn_version", lambda: 91400)
-    monkeypatch.setattr(sdpa, "check_compute_capability", lambda capability: True)
+    """For as many segments as are given, whatever the rows' length; nothing of it is decided on
+    the device, which would wait for the host in every layer.
+    """
+    pretend_hopper(sdpa, monkeypatch)
     mesh = request.getfixturevalue(mesh)
     attend = functools.partial(
-        causal_attention, window=100, block=BLOCK, backend="cudnn", mesh=mesh
+        causal_attention, window=100, block=BLOCK, backend="cudnn", most_segments=4, mesh=mesh
     )
     segments_BL = jnp.ones((8, 256), jnp.int32)
 
@@ -313,7 +324,42 @@ def test_cudnn_lowers_for_cuda(mesh, sdpa, monkeypatch, request):
         .as_text()
     )
     assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
-    assert "sliding_window_length\\22: 100" in text and "max_seg_per_batch\\22: 8" in text
+    assert "sliding_window_length\\22: 100" in text and "max_seg_per_batch\\22: 4" in text
+    assert "stablehlo.case" not in text and "stablehlo.if" not in text
+
+
+def small_model(mesh, backend, remat):
+    """Two layers in bfloat16 with a head_dim that kernels take, and a batch's shape."""
+    spec = architecture(K=64)
+    spec = dataclasses.replace(spec, layers=spec.layers * 2)
+    model = models.build(spec, mesh, compute_dtype="bfloat16", remat=remat)
+    model = models.with_backend(model, backend)
+    batch = sharding.abstract_batch((1, 8, 256), mesh, most_segments=4)
+    return model, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+
+
+@pytest.mark.parametrize("remat, times", [("none", 1), ("dots", 1), ("full", 2)])
+def test_cudnns_forward_pass_runs_again_under_full_alone(remat, times, sdpa, monkeypatch, mesh1):
+    pretend_hopper(sdpa, monkeypatch)
+    model, batch = small_model(mesh1, "cudnn", remat)
+    lowered = (
+        jax.jit(jax.grad(lambda params, batch: model.apply(params, batch).astype("float32").sum()))
+        .trace(model.abstract_params, batch)
+        .lower(lowering_platforms=("cuda",))
+    )
+    text = lowered.as_text()
+    assert text.count("@__cudnn$fmhaSoftmax(") == times
+    assert text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+
+
+@pytest.mark.parametrize("remat, times", [("none", 1), ("dots", 1), ("full", 2)])
+def test_splashs_forward_pass_runs_again_under_full_alone(remat, times, mesh1):
+    model, batch = small_model(mesh1, "splash", remat)
+    program = jax.make_jaxpr(
+        jax.grad(lambda params, batch: model.apply(params, batch).astype("float32").sum())
+    )(model.abstract_params, batch)
+    names = [equation.params["name"] for equation in equations(needed(program), "pallas_call")]
+    assert sum("fwd" in name for name in names) == times, names
 
 
 def test_without_the_private_call_auto_is_blocked(monkeypatch, mesh1, capfd):
