@@ -97,7 +97,7 @@ def is_within_slices(data: int, n_slices: int) -> bool:
     return data % n_slices == 0
 
 
-def abstract_mesh(sizes: tuple[int, int, int], platform: str) -> AbstractMesh:
+def abstract_mesh(sizes: tuple[int, int, int], platform: str = "unknown") -> AbstractMesh:
     """A mesh of devices that need not be there; `platform` is "cpu", "gpu" or "tpu"."""
     device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
     return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES, abstract_device=device)

@@ -1,5 +1,6 @@
 """What a plan is for: devices and their memory, and the architectures of the paper's models."""
 
+import dataclasses
 from pathlib import Path
 
 from dft_jax.models.hf.locate import read_config
@@ -21,6 +22,35 @@ DEVICES_GIB = {
     "h200": 141,
     "b200": 180,
 }
+# Of NVIDIA's (developer.nvidia.com/cuda-gpus); the others are TPUs.
+_CAPABILITIES = {
+    "a100-40": "8.0",
+    "a100": "8.0",
+    "h100": "9.0",
+    "h200": "9.0",
+    "b200": "10.0",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device that need not be there, as JAX would describe it."""
+
+    device_kind: str
+    platform: str
+    compute_capability: str = "none"
+
+
+CPU = Device("cpu", "cpu")
+
+
+def described(name: str) -> Device:
+    """One of DEVICES_GIB."""
+    if name in _CAPABILITIES:
+        return Device(name, "gpu", _CAPABILITIES[name])
+    return Device(name, "tpu")
+
+
 # Shares of it: below the first a step fits, above the second it does not.
 # The rest is for what nobody plans: a driver's context, buffers of collectives, workspaces of
 # matrix products, and that XLA may keep more than it must: 7 % above the account in float32, a

@@ -29,7 +29,7 @@ _FUSED = frozenset(
     """
     abs add add_any and axis_index bitcast_convert_type broadcast_in_dim ceil clamp concatenate
     convert_element_type copy cos div dynamic_slice eq erf exp exp2 expand_dims expm1 floor ge gt
-    integer_pow iota is_finite le log log1p logistic lt max min mul ne neg not
+    integer_pow iota is_finite le log log1p logistic lt max min mul name ne neg not
     optimization_barrier or pad pow random_bits random_fold_in random_seed random_unwrap
     random_wrap reduce_precision rem reshape reshard rev round rsqrt select_n sharding_constraint
     shift_right_logical sign sin slice split sqrt square squeeze stack stop_gradient sub tanh

@@ -14,8 +14,9 @@ from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
+from dft_jax.models.attention import select
 from dft_jax.models.model import DecoderSpec, Model
-from dft_jax.planner import liveness
+from dft_jax.planner import devices, liveness
 from dft_jax.planner.shares import Shares, in_loss
 from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
@@ -24,6 +25,9 @@ from dft_jax.training.step import StepOptions, make_train_step
 from dft_jax.types import Batch, Frozen, Hyperparameters, Params
 
 _GIB = 2**30
+# Of a row's examples, tokens: kernels of attention take memory for each example that a row may
+# have, which nobody knows without the data. Of mathematics a row of 2048 has about ten.
+_LEAST_MEAN_LENGTH = 64
 # Learning rates of so many updates, and a seed: their number changes nothing that counts.
 _HYPERPARAMETERS = Hyperparameters(
     jax.ShapeDtypeStruct((1024,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32)
@@ -87,10 +91,14 @@ def layouts(mesh: tuple[int, int, int], remat: str, step_rows: int) -> Iterator[
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Planner:
-    """A config and an architecture: `memory(layout)` is the account of its training step."""
+    """A config and an architecture: `memory(layout)` is the account of its training step.
+
+    The step is the program that `device` would run, with its backend of attention.
+    """
 
     config: Config
     architecture: DecoderSpec
+    device: devices.Device = devices.CPU
 
     def memory(self, layout: StepLayout) -> Account:
         """What the step takes on one device when it takes most."""
@@ -154,10 +162,13 @@ class Planner:
     ) -> str:
         """What an array is that the step has made, by its shape.
 
-        One cast of all layers' weights counts as activations: it is saved for the backward pass.
+        The cast of all layers' weights is among the others.
         """
+        # Gradients of a loop's layers, stacked, come in the compute dtype; they are added up in
+        # float32.
         has_dtype_of_gradients = array.dtype in (jnp.float32, self.config.model.param_dtype)
-        if array.shape in shares and not array.is_whole and has_dtype_of_gradients:
+        may_be_gradient = array.is_stacked or has_dtype_of_gradients
+        if array.shape in shares and not array.is_whole and may_be_gradient:
             return "gradients"
         if _cut(self.architecture.vocab_size, tensor) in array.shape:
             return "head"
@@ -174,8 +185,11 @@ class Planner:
         """The model of this architecture, or of another, on devices that need not be there."""
         settings: dict[str, Any] = {name: self.config.model[name] for name in models.OPTIONS}
         settings["remat"] = remat
-        devices = sharding.abstract_mesh(mesh)
-        return models.build(architecture or self.architecture, devices, **settings)
+        absent = sharding.abstract_mesh(mesh, self.device.platform)
+        model = models.build(architecture or self.architecture, absent, **settings)
+        asked, computed = self.config.model.attention, self.config.model.compute_dtype
+        backend = select.foreseen(asked, self.device, self.architecture, computed)
+        return models.with_backend(model, backend)
 
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """As the config says."""
@@ -193,7 +207,8 @@ class Planner:
         shape = (accumulation, rows, batches.row_length(self.config.data))
         integers = jax.ShapeDtypeStruct(shape, "int32")
         booleans = jax.ShapeDtypeStruct(shape, "bool")
-        return Batch(integers, integers, booleans, integers, integers)
+        most_segments = max(shape[-1] // _LEAST_MEAN_LENGTH, 1)
+        return Batch(integers, integers, booleans, integers, integers, most_segments)
 
 
 def _arrays(tree: Any, kind: str, is_kept: bool) -> list[liveness.Array]:

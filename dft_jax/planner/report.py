@@ -40,7 +40,7 @@ def plan(
     architecture = devices.read_architecture(config.model.path, config.model.revision)
     max_length = config.data.max_length
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
-    planner = Planner(config, architecture)
+    planner = Planner(config, architecture, devices.described(device))
     mesh = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
     examples: int = config.train.global_batch
     step_rows = min(step_rows or examples, examples)

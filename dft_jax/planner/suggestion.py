@@ -99,7 +99,7 @@ def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -
         # With a b2 near 1, a second moment in bfloat16 would never shrink.
         if optimizer.problems(config.optimizer.moment_dtype, config.optimizer.b2):
             continue
-        changed = Planner(config, planner.architecture)
+        changed = dataclasses.replace(planner, config=config)
         found = best_layout(changed, n_tried, step_rows, room_gib)
         if found:
             return Suggestion(choice, n_tried, found, changed.memory(found).total)

@@ -1,67 +1,119 @@
 """The planner's account of the real training step against XLA's, compiled ahead of time for devices
 that are not there.
 
-    python -m experiments.planner.check --out=experiments/planner/results.csv python
-    experiments/planner/check.py --out=experiments/planner/results_tpu.csv --topology=v5e:2x4  #
-    needs libtpu
+    python -m experiments.planner.check --out=experiments/planner/results.csv
+    python -m experiments.planner.check --out=experiments/planner/results_gpu.csv --compiler=gpu
+    python -m experiments.planner.check --out=experiments/planner/results_tpu.csv --compiler=tpu
 
 Nothing is allocated or run: XLA compiles the step that training would run, for simulated CPU
-devices or for a named TPU, and says what it would allocate on each device: arguments + results +
-temporaries - what both have in common.
+devices, for Hopper GPUs, or for TPUs, and says what it would allocate on each device: arguments +
+results + temporaries - what both have in common. What the last two need is in
+experiments/performance/README.md. `--only=N,M` makes these cases alone, and keeps the others' rows.
 """
 
+import csv
+import dataclasses
 import os
 import pathlib
 import sys
 import time
 
+from dft_jax.planner.devices import CPU, described
 from dft_jax.runtime import files
 from dft_jax.training.state import abstract_state
-from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
-from dft_jax.types import Frozen
+from dft_jax.training.step import StepOptions, make_train_step
+from dft_jax.types import Frozen, Hyperparameters
 from experiments import common
 
-FIELDS = """compiler model compute mesh remat rows accumulation xla_gib plan_gib error_percent
-    xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib compile_s""".split()
+FIELDS = """compiler model compute attention mesh remat rows accumulation xla_gib plan_gib
+    error_percent xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib
+    compile_s""".split()
 MODEL = "Qwen/Qwen2.5-Math-1.5B"
+MODELS = {"1.5b": MODEL, "7b": "Qwen/Qwen2.5-Math-7B", "8b": "meta-llama/Llama-3.1-8B"}
 GIB = 2**30
 
-# compute dtype, mesh, policy, rows, micro-batches
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A step to compile. `device` is `cpu`, a GPU's name, or a TPU's topology."""
+
+    device: str
+    mesh: tuple[int, int, int]
+    remat: str
+    rows: int
+    accumulation: int = 1
+    model: str = "1.5b"
+    compute: str = "bfloat16"
+    attention: str = "auto"
+
+
+# Rematerialisation, policy by policy.
+POLICIES = ("none", "dots", "full")
 CPU_CASES = [
     *(
-        ("float32", (1, 8, 1), remat, rows, 1)
-        for remat in ("none", "dots", "full")
+        Case("cpu", (1, 8, 1), remat, rows, compute="float32")
+        for remat in POLICIES
         for rows in (1, 2, 4)
     ),
     *(
-        ("float32", (2, 2, 2), remat, rows, 1)
-        for remat in ("none", "dots", "full")
+        Case("cpu", (2, 2, 2), remat, rows, compute="float32")
+        for remat in POLICIES
         for rows in (1, 4)
     ),
     *(
-        ("float32", mesh, remat, 1, 1)
+        Case("cpu", mesh, remat, 1, compute="float32")
         for mesh in ((8, 1, 1), (1, 4, 2))
-        for remat in ("none", "dots", "full")
+        for remat in POLICIES
     ),
     *(
-        ("float32", (1, 1, 1), remat, rows, 1)
-        for remat in ("none", "dots", "full")
+        Case("cpu", (1, 1, 1), remat, rows, compute="float32")
+        for remat in POLICIES
         for rows in (1, 4)
     ),
     *(
-        ("float32", mesh, remat, 1, 4)
+        Case("cpu", mesh, remat, 1, 4, compute="float32")
         for mesh in ((1, 8, 1), (2, 2, 2), (1, 1, 1))
         for remat in ("dots", "full")
     ),
-    *(("bfloat16", (1, 8, 1), remat, 1, 1) for remat in ("none", "dots", "full")),
+    *(Case("cpu", (1, 8, 1), remat, 1) for remat in POLICIES),
+]
+ONE = (1, 1, 1)
+GPU_CASES = [
+    Case("h100", ONE, "none", 2, 8),
+    Case("h100", ONE, "none", 8, 8),
+    Case("h100", ONE, "none", 8, 1),
+    Case("h100", ONE, "dots", 4, 8),
+    Case("h100", ONE, "dots", 8, 8),
+    Case("h100", ONE, "dots", 8, 1),
+    Case("h100", ONE, "full", 8, 8),
+    Case("h100", ONE, "full", 32, 2),
+    Case("h100", ONE, "none", 2, 8, attention="blocked"),
+    Case("h100", ONE, "dots", 8, 8, attention="blocked"),
+    Case("h100", ONE, "full", 8, 8, attention="blocked"),
+    Case("h200", ONE, "none", 16, 4),
+    Case("h200", ONE, "dots", 16, 4),
+    Case("h200", ONE, "full", 4, 16, "7b"),
+    Case("h200", ONE, "full", 16, 1, "7b"),
+    Case("h200", ONE, "full", 8, 1, "8b"),
 ]
 TPU_CASES = [
-    ("bfloat16", (1, 8, 1), "dots", 1, 1),
-    ("bfloat16", (1, 8, 1), "full", 1, 1),
-    ("bfloat16", (2, 2, 2), "dots", 1, 1),
-    ("bfloat16", (1, 8, 1), "full", 4, 1),
-    ("bfloat16", (1, 8, 1), "dots", 1, 4),
+    Case("v5e:2x4", (1, 8, 1), "none", 1),
+    Case("v5e:2x4", (1, 8, 1), "dots", 1),
+    Case("v5e:2x4", (1, 8, 1), "full", 1),
+    Case("v5e:2x4", (1, 8, 1), "dots", 1, 4),
+    Case("v5e:2x4", (1, 8, 1), "full", 4),
+    Case("v5e:2x4", (2, 2, 2), "dots", 1),
+    Case("v5e:2x4", (2, 2, 2), "full", 2, 2),
+    Case("v5e:2x4", (1, 8, 1), "dots", 1, attention="blocked"),
+    Case("v5p:2x2x1", (1, 4, 1), "none", 8, 4),
+    Case("v5p:2x2x1", (1, 4, 1), "dots", 8),
+    Case("v5p:2x2x1", (4, 1, 1), "none", 4, 2),
+    Case("v5p:2x2x1", (1, 4, 1), "full", 2, 1, "7b"),
+    Case("v5p:2x2x1", (1, 4, 1), "dots", 4, 2, "7b"),
+    Case("v6e:2x4", (1, 8, 1), "none", 2, 2),
+    Case("v6e:2x4", (1, 8, 1), "dots", 4),
 ]
+CASES = {"cpu": CPU_CASES, "gpu": GPU_CASES, "tpu": TPU_CASES}
 
 
 def compile_step(planner, layout, devices):
@@ -70,7 +122,8 @@ def compile_step(planner, layout, devices):
 
     from dft_jax import sharding
     from dft_jax.losses import objectives
-    from dft_jax.models.model import OPTIONS, build, matmul_precision
+    from dft_jax.models.attention import select
+    from dft_jax.models.model import OPTIONS, build, matmul_precision, with_backend
     from dft_jax.training import optimizer as optimizer_lib
 
     config = planner.config
@@ -79,9 +132,15 @@ def compile_step(planner, layout, devices):
         layout.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices]
     )
     options = {name: config.model[name] for name in OPTIONS} | {"remat": layout.remat}
-    model = build(planner.architecture, mesh, **options)
+    asked, computed = config.model.attention, config.model.compute_dtype
+    # As the device itself describes it, not as the planner does.
+    backend = select.foreseen(asked, devices[0], planner.architecture, computed)
+    model = with_backend(build(planner.architecture, mesh, **options), backend)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
-    given = make_hyperparameters(config.optimizer, config.train.seed, 100, mesh)
+    # Shapes: there is nowhere to put an array.
+    given = Hyperparameters(
+        jax.ShapeDtypeStruct((100,), "float32"), jax.ShapeDtypeStruct((), "uint32")
+    )
     objective = objectives.make_objective(config.objective)
     step = make_train_step(
         model, objective, optimizer, StepOptions.of(config.train, config.optimizer)
@@ -130,36 +189,78 @@ def compare(planner, layout, devices) -> dict:
     }
 
 
-def main() -> None:
-    parser = common.parser(__doc__)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--topology", help="as v5e:2x4; by default eight simulated CPU devices")
-    arguments = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-
-    import jax
-    from jax.experimental import topologies
-
+def planner_of(case: Case):
+    """The planner of a case's config on its device."""
     from dft_jax import config as config_lib
     from dft_jax.planner import memory
     from dft_jax.planner.devices import ARCHITECTURES
 
-    devices, cases, compiler = jax.devices(), CPU_CASES, "cpu"
-    if arguments.topology:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
-        devices, cases, compiler = topology.devices, TPU_CASES, arguments.topology
-    rows = []
-    for compute, mesh, remat, n_rows, accumulation in cases:
-        config = config_lib.get_default()
-        config.model.compute_dtype = compute
-        planner = memory.Planner(config, ARCHITECTURES[MODEL])
-        row = compare(planner, memory.StepLayout(mesh, remat, n_rows, accumulation), devices)
-        row |= {"compiler": compiler, "model": MODEL}
-        rows.append(row)
+    config = config_lib.get_default()
+    config.model.compute_dtype, config.model.attention = case.compute, case.attention
+    if case.device != "cpu":
+        config.train.loss_chunk_tokens = 4096  # as docs/performance.md has it
+    if case.model != "1.5b":
+        config.model.param_dtype = "bfloat16"
+    device = CPU if case.device == "cpu" else described(case.device.partition(":")[0])
+    return memory.Planner(config, ARCHITECTURES[MODELS[case.model]], device)
+
+
+def row_of(case: Case, devices) -> dict:
+    """A row of results for a case, on the devices it is compiled for."""
+    from dft_jax.planner import memory
+
+    planner = planner_of(case)
+    layout = memory.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
+    about = {
+        "compiler": case.device,
+        "model": MODELS[case.model],
+        "attention": planner.build(case.mesh).module.backend,
+    }
+    return about | compare(planner, layout, devices)
+
+
+def key_of(row: dict) -> tuple:
+    """What tells a case's row from the others."""
+    return tuple(str(row[name]) for name in FIELDS[: FIELDS.index("xla_gib")])
+
+
+def earlier(file: pathlib.Path) -> dict[tuple, dict]:
+    """The rows of an earlier call; none where there is no file."""
+    if not file.exists():
+        return {}
+    with open(file, encoding="utf-8", newline="") as rows:
+        return {key_of(row): row for row in csv.DictReader(rows)}
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--out", required=True, type=pathlib.Path)
+    parser.add_argument("--compiler", choices=list(CASES), default="cpu")
+    parser.add_argument("--only", help="numbers of cases, from 0, with commas")
+    arguments = parser.parse_args()
+    if arguments.compiler == "cpu":
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+    from experiments.performance import aot
+
+    os.environ.update(aot.ENVIRONMENT)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    cases = CASES[arguments.compiler]
+    rows, chosen = {}, range(len(cases))
+    if arguments.only:
+        chosen = [int(number) for number in arguments.only.split(",")]
+        rows = earlier(arguments.out)
+    for number in chosen:
+        case = cases[number]
+        devices = jax.devices() if case.device == "cpu" else aot.devices_of(case.device)
+        with aot.stand_ins(case.device):
+            row = row_of(case, devices)
+        rows[key_of(row)] = row
         # After each case, because one takes minutes.
-        files.write_csv(rows, pathlib.Path(arguments.out), FIELDS)
-        print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr)
+        files.write_csv(list(rows.values()), arguments.out, FIELDS)
+        print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

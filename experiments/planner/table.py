@@ -80,9 +80,13 @@ def main() -> None:
     print(f"| model | {' | '.join(MACHINES)} |\n|{' --- |' * (len(MACHINES) + 1)}")
     table = []
     for model in MODELS:
-        planner = Planner(config_lib.get_default(), devices.ARCHITECTURES[model])
         cells = []
         for machine, (device, n_devices) in MACHINES.items():
+            planner = Planner(
+                config_lib.get_default(),
+                devices.ARCHITECTURES[model],
+                devices.described(device),
+            )
             has_gib = devices.DEVICES_GIB[device]
             for row in rows_of(planner, n_devices, has_gib):
                 table.append({"model": model, "machine": machine, "device_gib": has_gib} | row)

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dft_jax import config as config_lib, plan
+from dft_jax import config as config_lib, plan, sharding
 from dft_jax.models.model import DecoderSpec, parameter_count
 from dft_jax.models.spec import LayerSpec, Rope
 from dft_jax.planner import devices, liveness, memory, suggestion
 from dft_jax.planner.shares import Shares
+from experiments.performance import aot
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
 
@@ -76,7 +77,7 @@ def test_the_walk_knows_loops_and_shares():
     assert peak_mib(accumulate, X) < 1.01  # carried in place
 
 
-def small(compute="float32"):
+def small(compute="float32", device=devices.CPU):
     config = config_lib.get_default()
     config.data.max_length = 512
     config.train.loss_chunk_tokens = 128
@@ -94,7 +95,7 @@ def small(compute="float32"):
         max_length=512,
         layers=(LayerSpec(Rope(1e4)),) * 6,
     )
-    return memory.Planner(config, spec)
+    return memory.Planner(config, spec, device)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,61 @@ def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):
     row = check.compare(small(), memory.StepLayout(mesh, remat, rows, accumulation), jax.devices())
     assert abs(float(row["error_percent"])) < 10, row
     assert abs(float(row["temporary_error_percent"])) < 15, row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case",
+    [
+        check.Case("h100", (1, 1, 1), "none", 2, 2),
+        check.Case("h100", (1, 1, 1), "dots", 4, 1),
+        check.Case("v5e:2x4", (1, 8, 1), "dots", 1),
+    ],
+    ids=lambda case: f"{case.device}-{case.remat}",
+)
+def test_the_account_is_that_of_an_accelerators_compiler(case, monkeypatch):
+    """1.5B with four layers; experiments/planner has the whole. Where the compiler is installed."""
+    for name, value in aot.ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    planner = check.planner_of(case)
+    shallow = dataclasses.replace(planner.architecture, layers=planner.architecture.layers[:4])
+    planner = dataclasses.replace(planner, architecture=shallow)
+    try:
+        compiled_for = aot.devices_of(case.device)
+    except aot.Missing as missing:
+        pytest.skip(str(missing))
+    layout = memory.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
+    with aot.stand_ins(case.device):
+        row = check.compare(planner, layout, compiled_for)
+    assert abs(float(row["error_percent"])) < 8, row
+
+
+@pytest.mark.parametrize(
+    "device, dtype, backend",
+    [
+        ("h100", "bfloat16", "cudnn"),
+        ("b200", "bfloat16", "cudnn"),
+        ("h100", "float32", "blocked"),
+        ("a100", "bfloat16", "blocked"),
+        ("v5e", "float32", "splash"),
+    ],
+)
+def test_a_plan_is_for_the_attention_of_its_device(device, dtype, backend):
+    model = small(dtype, devices.described(device)).build((1, 1, 1))
+    assert model.module.backend == backend
+    assert sharding.platform(model.mesh) == ("tpu" if device.startswith("v") else "gpu")
+
+
+def test_what_is_kept_where_attention_is_cudnns():
+    """Counted by hand: per layer the inputs and outputs of two norms, queries, keys, values and
+    attention's output, gate and up, all bfloat16; and float32 statistics for each of the eight
+    segments that a row of 512 may have.
+    """
+    B, L, H, G, K, D, F = 4, 512, 4, 2, 64, 256, 1024
+    kept = 2 * B * L * (4 * D + 2 * H * K + 2 * G * K + 2 * F) + 4 * B * 8 * H * L
+    planner = small("bfloat16", devices.described("h100"))
+    account = planner.memory(memory.StepLayout((1, 1, 1), "none", B, 1))
+    assert account.activations * 1024 == pytest.approx(6 * kept / MIB, rel=1e-6)
 
 
 def test_less_is_saved_with_more_recomputation_and_fewer_rows():
