@@ -12,13 +12,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from dft_jax.models.attention.kernels import RESULT
+from dft_jax.types import AnyArray
 
 
 def cudnn(
     q_BLHK: Float[Array, "B L H K"],
     k_BLGK: Float[Array, "B L G K"],
     v_BLGK: Float[Array, "B L G K"],
-    segments_BL: Int[Any, "B L"],
+    segments_BL: Int[AnyArray, "B L"],
     *,
     window: int | None,
     block: int,
