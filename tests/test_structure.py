@@ -147,7 +147,6 @@ def test_private_jax_is_used_with_a_fallback_only():
 
 # What these say is about all devices of the process. A model is on a mesh, which may have others.
 OF_ALL_DEVICES = {
-    "dft_jax/lm/opening.py": "the type of products, before there is a mesh; it will have all devices",
     "dft_jax/runtime/compilation_cache.py": "whether programs may be kept, before there is a mesh",
     "dft_jax/sharding.py": "the devices of which a mesh is made",
     "dft_jax/runtime/interrupts.py": "one answer of each device, in a mesh of its own",

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from dft_jax import sharding
 from dft_jax.lm.checkpoint import base_of, open_checkpoint
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.run import lm_of_run, open_run
@@ -14,7 +15,7 @@ from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.provenance import provenance
 from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
-from dft_jax.runtime import files, options
+from dft_jax.runtime import errors, files, options
 
 
 def open_lm(
@@ -38,15 +39,23 @@ def open_lm(
     sizes = {"data": -1, "fsdp": 1, "tensor": 1}
     if mesh:
         sizes = {"data": 1, "fsdp": 1, "tensor": 1} | dict(mesh)
-    # Few CPUs multiply bfloat16 fast.
     if compute_dtype is None:
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        compute_dtype = _fast_dtype(sizes)
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         return _of_run(folder, sizes, compute_dtype)
     if folder.is_dir():
         path = str(folder)
     return _of_checkpoint(path, revision, sizes, compute_dtype)
+
+
+def _fast_dtype(mesh: dict[str, int]) -> str:
+    """Of matrix products, on the devices of such a mesh."""
+    errors.raise_if_any(sharding.problems(**mesh, device_count=jax.device_count()))
+    # Few CPUs multiply bfloat16 fast.
+    if sharding.platform(sharding.make_mesh(**mesh)) == "cpu":
+        return "float32"
+    return "bfloat16"
 
 
 def _of_run(folder: Path, mesh: dict[str, int], compute_dtype: str) -> LM:

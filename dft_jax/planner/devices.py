@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from dft_jax.models.attention import select
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import DecoderSpec
 from dft_jax.models.spec import LayerSpec, Rope
@@ -39,6 +40,10 @@ class Device:
     device_kind: str
     platform: str
     compute_capability: str = "none"
+
+    def attention(self, asked: str, c: DecoderSpec, compute_dtype: str) -> str:
+        """The backend that config.model.attention, `asked`, comes to here."""
+        return select.foreseen(asked, self, c, compute_dtype)
 
 
 CPU = Device("cpu", "cpu")

@@ -14,7 +14,6 @@ from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models import model as models
-from dft_jax.models.attention import select
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import devices, liveness
 from dft_jax.planner.shares import Shares, in_loss
@@ -188,7 +187,7 @@ class Planner:
         absent = sharding.abstract_mesh(mesh, self.device.platform)
         model = models.build(architecture or self.architecture, absent, **settings)
         asked, computed = self.config.model.attention, self.config.model.compute_dtype
-        backend = select.foreseen(asked, self.device, self.architecture, computed)
+        backend = self.device.attention(asked, self.architecture, computed)
         return models.with_backend(model, backend)
 
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
