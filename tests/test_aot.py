@@ -226,6 +226,18 @@ def test_collectives_by_kind_and_bytes():
     assert found["gb"] == 0  # they are not counted as traffic of memory too
 
 
+def test_a_computation_may_end_with_the_name_of_its_thread():
+    before = """%other (x: f32[8]) -> f32[8] {
+  ROOT %x = f32[8]{0} parameter(0)
+}, execution_thread="sparsecore"
+
+"""
+    step = only(
+        entry("%p = f32[8]{0} parameter(0)", "ROOT %n = f32[8]{0} negate(%p)", before=before)
+    )
+    assert step.instruction.name == "n"
+
+
 def test_what_a_collective_sends_from_the_core_counts():
     near = "f32[4,8]{1,0:T(8,128)S(1)}"
     text = entry(f"%a = {near} parameter(0)", f"ROOT %r = {near} all-reduce(%a), to_apply=%add")

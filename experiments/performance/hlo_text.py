@@ -11,6 +11,8 @@ _BYTES |= {"u16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8,
 _BYTES |= {"token": 0, "opaque": 0}
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _NAMES = re.compile(r"%([\w.\-]+)")
+# that of a computation with a thread of its own names it
+_END = re.compile(r"^\}(, execution_thread=.*)?\s*$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 
 
@@ -49,7 +51,7 @@ def parse(text: str) -> Program:
     entry, inside = "", None
     for line in text.splitlines():
         header = _HEADER.match(line)
-        if line.rstrip() == "}":
+        if _END.match(line):
             inside = None
         elif inside is None and header and not line.startswith("HloModule"):
             inside = computations.setdefault(header[2], {})
