@@ -23,6 +23,8 @@ from dft_jax.types import MORE_SEGMENTS, Batch
 
 # Steps whose packing decides the row counts; later ones that need more have counts of their own.
 _STEPS_AHEAD = 4096
+# Rows in the time of one compilation, where the model is not asked (training/throughput.py).
+_COMPILATION_ROWS = 200.0
 
 
 def row_length(config: Config) -> int:
@@ -61,6 +63,8 @@ class Packer:
         are padded to, and the most segments of a row, are chosen from what these need.
       accumulation: micro-batches of a step (A).
       row_length: positions of a row (L).
+      compilation_rows: rows that are computed in the time of one compilation; see
+        packing.row_counts.
       by_examples: each micro-batch holds its share of the step's examples, as replicating a recipe
         needs that treats micro-batches one by one. Otherwise the step's examples are packed
         together, which leaves fewer gaps, and the rows are dealt to micro-batches in turn.
@@ -74,6 +78,7 @@ class Packer:
         *,
         accumulation: int,
         row_length: int,
+        compilation_rows: float = _COMPILATION_ROWS,
         by_examples: bool = False,
     ):
         self.examples = examples.examples
@@ -91,7 +96,7 @@ class Packer:
             micro_batches = self._micro_batches(example_ids)
             needed.append(self._rows_needed(micro_batches))
             most_segments = max(most_segments, *map(packing.most_segments, micro_batches))
-        self.row_counts = packing.row_counts(needed, self.multiple)
+        self.row_counts = packing.row_counts(needed, self.multiple, compilation_rows)
         self.most_segments = most_segments
 
     def _rows_needed(self, micro_batches: list[list[list[int]]]) -> int:
@@ -166,6 +171,7 @@ class TrainBatches:
         seed: int,
         accumulation: int,
         row_length: int,
+        compilation_rows: float = _COMPILATION_ROWS,
         by_examples: bool = False,
         version: int = order.VERSION,
     ):
@@ -180,6 +186,8 @@ class TrainBatches:
             ahead,
             accumulation=accumulation,
             row_length=row_length,
+            # What a count saves is seen in the steps ahead only.
+            compilation_rows=compilation_rows * len(ahead) / max(steps, 1),
             by_examples=by_examples,
         )
 
@@ -206,12 +214,27 @@ class TrainBatches:
 class SequentialBatches:
     """The packed steps of one pass in file order, for evaluation; the last may be smaller."""
 
-    def __init__(self, examples: Examples, mesh: Mesh, *, global_batch: int, row_length: int):
+    def __init__(
+        self,
+        examples: Examples,
+        mesh: Mesh,
+        *,
+        global_batch: int,
+        row_length: int,
+        compilation_rows: float = _COMPILATION_ROWS,
+    ):
         self.batches = []
         for start in range(0, len(examples), global_batch):
             end = min(start + global_batch, len(examples))
             self.batches.append(list(range(start, end)))
-        self.packer = Packer(examples, mesh, self.batches, accumulation=1, row_length=row_length)
+        self.packer = Packer(
+            examples,
+            mesh,
+            self.batches,
+            accumulation=1,
+            row_length=row_length,
+            compilation_rows=compilation_rows,
+        )
 
     def __len__(self) -> int:
         return len(self.batches)

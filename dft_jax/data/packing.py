@@ -5,6 +5,7 @@ the paper's meaning (256 examples), and an unpacked run would make the same upda
 """
 
 import functools
+import math
 from typing import overload
 
 import numpy as np
@@ -12,11 +13,8 @@ import numpy as np
 from dft_jax.data.templates import Example
 from dft_jax.types import Batch
 
-# Row counts of a run: at most so many, and one more for every so many steps.
+# Row counts of a run: at most so many.
 _MOST_COUNTS = 8
-_STEPS_FOR_A_COUNT = 10
-# Of all rows, which another count has to save to be worth its compilation.
-_SAVING = 0.0025
 
 
 def slots(example: Example) -> int:
@@ -50,20 +48,22 @@ def best_fit(sizes: list[int], row_length: int) -> list[list[int]]:
     return rows
 
 
-def row_counts(needed: list[int], multiple: int) -> list[int]:
+def row_counts(needed: list[int], multiple: int, compilation_rows: float) -> list[int]:
     """The row counts that steps are padded to: those with the fewest empty rows.
 
-    They are few, because each is a compilation of the step, which takes minutes on large models.
+    They are few, because each is a compilation of the step, which takes minutes on large models:
+    one more is chosen where the empty rows that it saves take longer.
 
-        needed [61, 64, 63, 70] ten times, multiple 8  ->  [64, 72]
+        needed [61, 64, 63, 70] ten times, multiple 8, compilation_rows 200  ->  [64, 72]
+        the same, compilation_rows 300                                       ->  [72]
 
     Args:
       needed: rows that each step takes.
       multiple: rows come in multiples of this (micro-batches × devices that rows are spread over).
+      compilation_rows: rows that are computed in the time of one compilation.
 
     Returns:
-      Ascending; the last is enough for every step. At most eight, and one more for every ten steps;
-      each saves at least a quarter percent of all rows.
+      Ascending; the last is enough for every step; at most eight.
     """
     sizes, times = np.unique(round_up(np.array(needed), multiple), return_counts=True)
     # Steps of each size, or smaller.
@@ -86,13 +86,12 @@ def row_counts(needed: list[int], multiple: int) -> list[int]:
             best = min(best, (rows + largest * padded_to_largest, [*counts, largest]))
         return best
 
-    most_counts = min(_MOST_COUNTS, 1 + len(needed) // _STEPS_FOR_A_COUNT)
-    best_rows, best = fewest(len(sizes) - 1, 1)
-    # More counts while each is worth its compilation.
-    for n_counts in range(2, most_counts + 1):
+    best_cost, best = math.inf, []
+    for n_counts in range(1, _MOST_COUNTS + 1):
         rows, counts = fewest(len(sizes) - 1, n_counts)
-        if rows < (1 - _SAVING) * best_rows:
-            best_rows, best = rows, counts
+        cost = rows + compilation_rows * len(counts)
+        if cost < best_cost:
+            best_cost, best = cost, counts
     return best
 
 

@@ -19,7 +19,7 @@ from dft_jax.models.model import Model
 from dft_jax.study import measures, spec as spec_lib
 from dft_jax.study.spec import Arm, Spec
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.programs import ProgramsByRows
+from dft_jax.training.programs import ProgramsByRows, compilation_rows
 from dft_jax.training.state import abstract_state, init_params
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Frozen, Hyperparameters, TrainState
@@ -48,12 +48,14 @@ class Programs:
             numbers = self.step_numbers(seed)
             ahead += [numbers[n] for n in range(self.spec.steps)]
         config = self.spec.config
+        row_length = batches.row_length(config.data)
         return batches.Packer(
             self.examples,
             self.model.mesh,
             ahead,
             accumulation=config.train.accumulation,
-            row_length=batches.row_length(config.data),
+            row_length=row_length,
+            compilation_rows=compilation_rows(self.model, row_length),
             by_examples=config.train.loss_normalization == "official",
         )
 

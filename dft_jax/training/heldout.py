@@ -13,7 +13,7 @@ from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, progress
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
-from dft_jax.training.programs import ProgramsByRows
+from dft_jax.training.programs import ProgramsByRows, compilation_rows
 from dft_jax.training.step import make_loss
 from dft_jax.types import Batch, Params
 
@@ -40,7 +40,12 @@ class HeldOut:
     ):
         self.model, self.reference = model, reference
         self.steps = batches.SequentialBatches(
-            examples, model.mesh, global_batch=global_batch, row_length=row_length
+            examples,
+            model.mesh,
+            global_batch=global_batch,
+            row_length=row_length,
+            # A pass is a third of a training step, and there are several.
+            compilation_rows=compilation_rows(model, row_length),
         )
         loss = make_loss(model, objective, chunk_tokens)
 

@@ -10,6 +10,7 @@ from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
+from dft_jax.training.programs import compilation_rows
 
 
 def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
@@ -47,7 +48,7 @@ def make_steps(
     config: Config, examples: Examples, model: Model, version: int = order.VERSION
 ) -> batches.TrainBatches:
     """The packed steps of the run; `version` is that of data/order.py."""
-    t = config.train
+    t, row_length = config.train, batches.row_length(config.data)
     return batches.TrainBatches(
         examples,
         model.mesh,
@@ -56,7 +57,8 @@ def make_steps(
         seed=t.seed,
         version=version,
         accumulation=t.accumulation,
-        row_length=batches.row_length(config.data),
+        row_length=row_length,
+        compilation_rows=compilation_rows(model, row_length),
         by_examples=t.loss_normalization == "official",
     )
 

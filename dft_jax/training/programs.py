@@ -7,8 +7,36 @@ from typing import Any
 
 from dft_jax import sharding
 from dft_jax.data.batches import Packer
+from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, processes, progress
+from dft_jax.training import metrics
+from dft_jax.training.throughput import flops_per_token
 from dft_jax.types import MORE_SEGMENTS, Batch
+
+# Guesses that decide how many shapes a run compiles: a wrong one costs seconds, nothing else.
+# What two cores reach in a step of float32, and the share of an accelerator's peak.
+_CPU_FLOPS = 1.5e11
+_SHARE_OF_PEAK = 0.4
+_UNKNOWN_PEAK = 2e14
+_COMPILE_S = {"cpu": 10.0}
+_COMPILE_ON_ACCELERATORS_S = 60.0
+
+
+def compilation_rows(model: Model, row_length: int) -> float:
+    """Rows of training that take about as long as compiling the step once more.
+
+    Made of the mesh and the model's size alone, so that it is the same on all hosts and whenever
+    a run resumes there.
+    """
+    devices = model.mesh.devices.ravel()
+    kind, platform = devices[0].device_kind, devices[0].platform
+    if platform == "cpu":
+        # Simulated devices share the cores of their host.
+        rate = _CPU_FLOPS * len({device.process_index for device in devices})
+    else:
+        rate = _SHARE_OF_PEAK * (metrics.peak_flops(kind) or _UNKNOWN_PEAK) * len(devices)
+    row_s = row_length * flops_per_token(model, row_length) / rate
+    return _COMPILE_S.get(platform, _COMPILE_ON_ACCELERATORS_S) / row_s
 
 
 class ProgramsByRows:

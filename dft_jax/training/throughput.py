@@ -11,6 +11,18 @@ from dft_jax.runtime import system
 from dft_jax.training import metrics
 
 
+def flops_per_token(model: Model, mean_length: float) -> float:
+    """FLOPs of training on a token; see metrics.training_flops_per_token."""
+    c = model.config
+    n_matmul = parameter_count(model.abstract_params)
+    if not c.tie_embeddings:
+        # Of an embedding table a row is read; nothing is multiplied.
+        n_matmul -= c.vocab_size * c.hidden_size
+    return metrics.training_flops_per_token(
+        n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
+    )
+
+
 class Throughput:
     """Rates between one report and the next, and what the time was spent on.
 
@@ -19,14 +31,7 @@ class Throughput:
     """
 
     def __init__(self, model: Model, mean_length: float):
-        c = model.config
-        n_matmul = parameter_count(model.abstract_params)
-        if not c.tie_embeddings:
-            # Of an embedding table a row is read; nothing is multiplied.
-            n_matmul -= c.vocab_size * c.hidden_size
-        self.flops = metrics.training_flops_per_token(
-            n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
-        )
+        self.flops = flops_per_token(model, mean_length)
         self.device = model.mesh.local_devices[0]
         peak = metrics.peak_flops(self.device.device_kind)
         self.peak = None

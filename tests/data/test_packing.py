@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from dft_jax.data import packing
@@ -34,24 +35,35 @@ def test_math_like_lengths_fill_the_rows():
 
 
 def test_row_counts_are_few_and_enough():
-    assert packing.row_counts([61, 64, 63, 70] * 10, multiple=8) == [64, 72]
-    # too few steps for another compilation
-    assert packing.row_counts([61, 64, 63, 70], multiple=8) == [72]
-    assert packing.row_counts([3, 4], multiple=16) == [16]
-    # a second one would save 1 row of 20,000
-    assert packing.row_counts([200] * 99 + [199], multiple=1) == [200]
-    rng = np.random.default_rng(0)
-    needed = rng.normal(64, 3, size=25).astype(int).tolist()
-    counts = packing.row_counts(needed, multiple=1)
-    assert len(counts) == 3 and counts[-1] == max(needed)
-    empty = sum(min(count for count in counts if count >= n) - n for n in needed)
-    for other in itertools.combinations(range(min(needed), max(needed)), 2):  # none is better
-        assert empty <= sum(
-            min(count for count in (*other, counts[-1]) if count >= n) - n for n in needed
-        )
-    many = rng.normal(64, 3, size=400).astype(int)
-    counts = np.array(packing.row_counts(many.tolist(), multiple=1))
-    assert len(counts) <= 8 and counts[np.searchsorted(counts, many)].sum() < 1.012 * many.sum()
+    steps = [61, 64, 63, 70] * 10
+    assert packing.row_counts(steps, multiple=8, compilation_rows=200) == [64, 72]
+    # the second saves 8 rows in 30 steps
+    assert packing.row_counts(steps, multiple=8, compilation_rows=239) == [64, 72]
+    assert packing.row_counts(steps, multiple=8, compilation_rows=241) == [72]
+    assert packing.row_counts([3, 4], multiple=16, compilation_rows=0) == [16]
+    # slow rows of few steps: no row is computed in vain
+    assert packing.row_counts([6, 8, 7], multiple=1, compilation_rows=0.5) == [6, 7, 8]
+    assert packing.row_counts([6, 8, 7], multiple=1, compilation_rows=2) == [8]
+    many = np.random.default_rng(0).normal(64, 3, size=400).astype(int).tolist()
+    counts = np.array(packing.row_counts(many, multiple=1, compilation_rows=0))
+    assert len(counts) == 8 and counts[np.searchsorted(counts, many)].sum() < 1.012 * sum(many)
+
+
+@pytest.mark.parametrize("compilation_rows", [0.0, 3.0, 10.0, 40.0, 1000.0])
+def test_no_other_row_counts_cost_less(compilation_rows):
+    """Rows of all steps and of all compilations, against every choice of counts."""
+    needed = np.random.default_rng(1).normal(20, 3, size=25).astype(int).tolist()
+    sizes = sorted(set(needed))
+
+    def cost(counts):
+        rows = sum(min(count for count in counts if count >= n) for n in needed)
+        return rows + compilation_rows * len(counts)
+
+    chosen = packing.row_counts(needed, 1, compilation_rows)
+    assert len(chosen) <= 8 and chosen[-1] == max(needed)
+    for n_others in range(8):
+        for others in itertools.combinations(sizes[:-1], n_others):
+            assert cost(chosen) <= cost([*others, sizes[-1]])
 
 
 def test_picture_of_a_batch():
