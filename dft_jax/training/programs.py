@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dft_jax import sharding
@@ -22,6 +22,15 @@ _COMPILE_S = {"cpu": 10.0}
 _COMPILE_ON_ACCELERATORS_S = 60.0
 
 
+def training_rate(devices: Sequence[Any]) -> float:
+    """FLOP/s that a training step reaches on these devices together, about."""
+    if devices[0].platform == "cpu":
+        # Simulated devices share the cores of their host.
+        return _CPU_FLOPS * len({device.process_index for device in devices})
+    peak = metrics.peak_flops(devices[0].device_kind) or _UNKNOWN_PEAK
+    return _SHARE_OF_PEAK * peak * len(devices)
+
+
 def compilation_rows(model: Model, row_length: int) -> float:
     """Rows of training that take about as long as compiling the step once more.
 
@@ -29,14 +38,8 @@ def compilation_rows(model: Model, row_length: int) -> float:
     a run resumes there.
     """
     devices = model.mesh.devices.ravel()
-    kind, platform = devices[0].device_kind, devices[0].platform
-    if platform == "cpu":
-        # Simulated devices share the cores of their host.
-        rate = _CPU_FLOPS * len({device.process_index for device in devices})
-    else:
-        rate = _SHARE_OF_PEAK * (metrics.peak_flops(kind) or _UNKNOWN_PEAK) * len(devices)
-    row_s = row_length * flops_per_token(model, row_length) / rate
-    return _COMPILE_S.get(platform, _COMPILE_ON_ACCELERATORS_S) / row_s
+    row_s = row_length * flops_per_token(model, row_length) / training_rate(devices)
+    return _COMPILE_S.get(devices[0].platform, _COMPILE_ON_ACCELERATORS_S) / row_s
 
 
 class ProgramsByRows:
