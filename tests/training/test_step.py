@@ -367,15 +367,15 @@ def test_stochastic_rounding_depends_on_seed_and_step_alone(mesh1):
     assert 0.3 < sums["moved_share"] < 1 and abs(sums["update_lost"]) < 0.05
 
 
-def test_schedule_is_the_recipe():
-    config = tiny_config().optimizer
+@pytest.mark.parametrize("begin, first", [("step", 1), ("zero", 0)])
+def test_schedule_is_the_recipe(begin, first):
+    """Ten updates of warm-up, the first with a tenth of the peak, or with nothing."""
+    config = tiny_config(**{"optimizer.warmup_from": begin}).optimizer
     schedule = optimizer_lib.make_schedule(config, 100)
     peak = config.learning_rate
-    assert (
-        schedule(0) == 0
-        and schedule(5) == pytest.approx(0.5 * peak)
-        and schedule(10) == pytest.approx(peak)
-    )
+    for count in range(10):
+        assert schedule(count) == pytest.approx((count + first) / 10 * peak)
+    assert schedule(10) == pytest.approx(peak)
     assert schedule(55) == pytest.approx(0.5 * peak) and schedule(100) == pytest.approx(0, abs=1e-9)
 
 

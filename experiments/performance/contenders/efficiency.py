@@ -21,6 +21,8 @@ from experiments.performance.contenders import adapter
 from experiments.performance.workload import math_lengths, random_examples
 
 _BATCH, _ROW = 256, 2048
+# Of the model T on two cores, which computes a row in 0.43 s: see training/programs.py.
+_COMPILATION_ROWS = 23.0
 
 
 def drawn_examples() -> Examples:
@@ -44,7 +46,14 @@ def main() -> None:
     )
     mesh = adapter.one_device_mesh()
     n_steps = len(examples) // _BATCH
-    how = dict(steps=n_steps, global_batch=_BATCH, seed=0, accumulation=1, row_length=_ROW)
+    how = dict(
+        steps=n_steps,
+        global_batch=_BATCH,
+        seed=0,
+        accumulation=1,
+        row_length=_ROW,
+        compilation_rows=_COMPILATION_ROWS,
+    )
     steps = batches.TrainBatches(examples, mesh, **how)
     real = positions = least_rows = 0
     for number in range(n_steps):
