@@ -37,7 +37,7 @@ def compilation_rows(model: Model, row_length: int) -> float:
     Made of the mesh and the model's size alone, so that it is the same on all hosts and whenever
     a run resumes there.
     """
-    devices = model.mesh.devices.ravel()
+    devices = model.mesh.devices.ravel().tolist()
     row_s = row_length * flops_per_token(model, row_length) / training_rate(devices)
     return _COMPILE_S.get(devices[0].platform, _COMPILE_ON_ACCELERATORS_S) / row_s
 
