@@ -60,7 +60,7 @@ def from_file(given: str, setting: str) -> Config:
       something else than a config.
     """
     made = call_file(
-        given, setting, "get_config", "config", "configs/tiny.py", "mend the config file"
+        given, setting, "get_config", "config", "configs/tiny.py", "fix the config file"
     )
     if not isinstance(made, ConfigDict):
         file, kind = given.partition(":")[0], type(made).__name__

@@ -94,7 +94,7 @@ def main() -> None:
         row_length=batches.row_length(config.data),
     )[0]
     print(json.dumps(examples.report, indent=2))
-    _tell(config, examples, heldout)
+    _print_report(config, examples, heldout)
     print(
         f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows,"
         f" {step.efficiency:.1%} full"
@@ -105,7 +105,7 @@ def main() -> None:
         print(f"\n{_DIM}══ row {row}{_PLAIN}\n{row_as_text(batch, row, tokenizer)}")
 
 
-def _tell(config: Config, examples: Examples, heldout: Examples | None) -> None:
+def _print_report(config: Config, examples: Examples, heldout: Examples | None) -> None:
     """What a run would say of its data, and whether it would refuse it."""
     marks = formats.calculator_marks(config.data)
     if marks:

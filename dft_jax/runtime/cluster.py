@@ -88,7 +88,7 @@ def detect() -> Found | None:
         name = kind.name or kind.__name__
         if kind.opt_in_only_method or not _may_be(kind):
             continue
-        remedy = f"mend that, or {_ALONE}"
+        remedy = f"fix that, or {_ALONE}"
         problem = f"--distributed=auto: this looks like a process of {name}, but JAX cannot tell"
         # Packages that it needs, the network, variables: anything may be missing.
         with errors.user_errors(problem, remedy, (Exception,)):

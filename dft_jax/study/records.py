@@ -159,7 +159,7 @@ def with_first_warmup(spec: Spec, folder: Path) -> Spec:
     began = [inputs for inputs in held if "config.objective" in inputs]
     if not began or key in began[0]:
         return spec
-    print(f"note: {folder} began with {key}=zero and goes on with it", file=sys.stderr)
+    print(f"note: {folder} began with {key}=zero and keeps it", file=sys.stderr)
     config = spec.config.copy_and_resolve_references().unlock()
     config.optimizer.warmup_from = "zero"
     return dataclasses.replace(spec, config=config.lock())

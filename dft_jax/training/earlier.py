@@ -66,7 +66,7 @@ def with_first_rounding(config: Config, workdir: Path) -> Config:
     if processes.is_first():
         change = "resume.allow_changed=optimizer.rounding changes that"
         print(
-            f"note: {workdir} began with optimizer.rounding=nearest and goes on with it; {change}",
+            f"note: {workdir} began with optimizer.rounding=nearest and keeps it; {change}",
             file=sys.stderr,
         )
     nearest = config.copy_and_resolve_references()
@@ -92,9 +92,7 @@ def with_first_warmup(config: Config, workdir: Path, held: dict[str, Any] | None
         return config
     if processes.is_first():
         change = f"resume.allow_changed={key} changes that"
-        print(
-            f"note: {workdir} began with {key}=zero and goes on with it; {change}", file=sys.stderr
-        )
+        print(f"note: {workdir} began with {key}=zero and keeps it; {change}", file=sys.stderr)
     zero = config.copy_and_resolve_references()
     zero.optimizer.warmup_from = "zero"
     return zero

@@ -66,7 +66,7 @@ class ProgramsByRows:
         self._backend = backend
         # By rows, and most segments of one.
         self._programs: dict[tuple[int, int | None], Callable] = {}
-        self._has_told = False
+        self._has_warned = False
 
     def compile_all(self, name: str = "compile") -> None:
         """Compiles for every number of rows that the packer makes; `name` is shown."""
@@ -79,7 +79,7 @@ class ProgramsByRows:
         """function(*given, batch); compiled now where the batch's shape was not foreseen."""
         if batch.most_segments == MORE_SEGMENTS:
             if self._backend == "cudnn":
-                self._tell()
+                self._warn()
             else:
                 # The program is the same.
                 batch = dataclasses.replace(batch, most_segments=self._packer.most_segments)
@@ -95,13 +95,13 @@ class ProgramsByRows:
             self._programs[shape] = self._jitted.lower(*self._given, batch).compile()
         return self._programs[shape]
 
-    def _tell(self) -> None:
+    def _warn(self) -> None:
         """Says once that attention is not computed as was chosen."""
-        if not self._has_told and processes.is_first():
+        if not self._has_warned and processes.is_first():
             most = self._packer.most_segments
             print(
                 f"attention: blocked in batches with a row of more than {most} segments, which"
                 f" {self._backend} is compiled for",
                 file=sys.stderr,
             )
-        self._has_told = True
+        self._has_warned = True

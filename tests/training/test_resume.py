@@ -300,7 +300,7 @@ def test_a_bfloat16_run_from_before_there_was_a_choice_goes_on_rounding_to_neare
     assert capfd.readouterr().err == ""
     goes_on = earlier.with_first_rounding(new, tmp_path)
     assert goes_on.optimizer.rounding == "nearest"
-    assert "began with optimizer.rounding=nearest and goes on with it" in capfd.readouterr().err
+    assert "began with optimizer.rounding=nearest and keeps it" in capfd.readouterr().err
     (tmp_path / "config.json").write_text(config_lib.to_json(goes_on))  # as it is resumed
     assert earlier.with_first_rounding(new, tmp_path).optimizer.rounding == "nearest"
     broken = new.copy_and_resolve_references().unlock()
@@ -333,7 +333,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on_with_its_warmup(tmp_path, 
     assert capfd.readouterr().err == ""
     goes_on = earlier.with_first_warmup(new, tmp_path, held_old)
     assert goes_on.optimizer.warmup_from == "zero"
-    assert "began with optimizer.warmup_from=zero and goes on with it" in capfd.readouterr().err
+    assert "began with optimizer.warmup_from=zero and keeps it" in capfd.readouterr().err
     assert identity.kept_on_resume(goes_on) == identity.kept_on_resume(zero)
     named = config(**{"resume.allow_changed": "optimizer.warmup_from"})
     assert earlier.with_first_warmup(named, tmp_path, held_old) is named
