@@ -33,7 +33,7 @@ else:
     [
         ("right", None),
         ("one axis for two", "parameter 'correct_PS'"),
-        ("text for a number", "parameter 'k'"),
+        pytest.param("text for a number", "parameter 'k'", marks=pytest.mark.slow),
     ],
 )
 def test_a_wrong_call_is_refused(call, named):

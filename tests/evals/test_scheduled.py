@@ -67,6 +67,7 @@ def samples(workdir, step):
     return made
 
 
+@pytest.mark.slow
 def test_nothing_compiles_in_the_first_evaluation_of_a_run(config, compiled, tmp_path):
     config.train.steps, config.eval.benchmarks_every = 2, 1
     config.eval.max_problems, config.eval.max_new_tokens = 2, 8

@@ -143,6 +143,7 @@ def test_one_reading_equals_dense_in_float64(name, as_on_gpu):
                 np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_one_reading_equals_two_in_float32(mesh1, monkeypatch):
     """Logits that spread over ±300, of which exp overflows, and targets among the least likely."""
     hidden_BLD, head_VD, targets_BL, mask_BL = problem(vocab=4096)

@@ -57,7 +57,8 @@ def test_accelerators_compute_what_cpus_do(family, remat, on_accelerators, mesh1
     expected = run()
     on_accelerators()
     found = run()
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    # A mean of sines that cancels: terms of up to 1, whose last bit in float32 is 1.2e-7.
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6, atol=1e-7)
     for one, other in zip(*map(jax.tree.leaves, (found[1], expected[1])), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * np.abs(other).max())
 
@@ -101,6 +102,7 @@ def test_what_is_kept_of_a_layer(on_accelerators, mesh1):
     assert not weights & {shape for _, shape in found}
 
 
+@pytest.mark.slow
 def test_layers_are_cast_once_with_the_same_gradients(mesh1):
     """Bit for bit: gradients leave the layers in the compute dtype either way. The tables', sums
     over many tokens, are float32.

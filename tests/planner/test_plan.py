@@ -101,7 +101,7 @@ def small(compute="float32", device=devices.CPU):
 @pytest.mark.parametrize(
     "mesh, remat, rows, accumulation",
     [
-        ((1, 8, 1), "none", 2, 1),
+        pytest.param((1, 8, 1), "none", 2, 1, marks=pytest.mark.slow),
         # Fewer positions than entries of the vocabulary: rows are shared along fsdp.
         ((1, 8, 1), "dots", 1, 1),
         pytest.param((2, 2, 2), "dots", 2, 1, marks=pytest.mark.slow),

@@ -10,7 +10,7 @@ import pytest
 
 from dft_jax.api import train as run
 from dft_jax.runtime import system
-from dft_jax.training import guards, metrics_log, reporter as progress
+from dft_jax.training import guards, inputs, metrics_log, reporter as progress
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
 
@@ -32,7 +32,10 @@ def rows(tmp_path_factory):
     }
     config = tiny_config(**files, **{"train.steps": 50, "eval.every": 10, "profile": "20,21"})
     config.mesh.update(data=2, fsdp=2, tensor=2)
-    run(config, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # Rows of a tiny model are so fast that one number of them would be compiled.
+        patch.setattr(inputs, "compilation_rows", lambda model, row_length: 1.0)
+        run(config, folder)
     return folder, [
         json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]

@@ -106,10 +106,12 @@ def test_objectives_with_a_reference(objective, first_as, plain_curves, mesh1, m
     """At the first step the model is its reference: no divergence, every importance weight 1; later
     they differ.
     """
-    one = curve(Trainer(mesh1, objective=objective))
+    # The first update moves nothing: two do by the fourth step, as few as can be compared closely.
+    rate = {"optimizer.warmup_from": "zero"}
+    one = curve(Trainer(mesh1, objective=objective, **rate))
     np.testing.assert_allclose(one[0], plain_curves[first_as][0], rtol=1e-5)
     assert abs(one[-1, 0] / plain_curves[first_as][-1, 0] - 1) > 1e-3
-    found = curve(Trainer(mesh8, objective=objective))
+    found = curve(Trainer(mesh8, objective=objective, **rate))
     # then Adam has made more of the rounding
     np.testing.assert_allclose(found[:4], one[:4], rtol=1e-4)
 
