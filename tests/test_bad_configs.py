@@ -312,14 +312,14 @@ _HEAD = (
 FILES = {
     "syntax error": (
         _HEAD + "    config.train.seed = = 1\n    return config\n",
-        ["bad.py:6:", "invalid syntax", "mend"],
+        ["bad.py:6:", "invalid syntax", "fix the config file"],
     ),
     "import that fails": (
         "import no_such_module\n",
-        ["bad.py:1", "No module named 'no_such_module'", "mend"],
+        ["bad.py:1", "No module named 'no_such_module'", "fix the config file"],
     ),
     "no get_config": ("x = 1\n", ["bad.py: no get_config() in it", "see configs/tiny.py"]),
-    "get_config raises": (_HEAD + "    return 1 / 0\n", ["bad.py:6", "division by zero", "mend"]),
+    "get_config raises": (_HEAD + "    return 1 / 0\n", ["bad.py:6", "division by zero", "fix the config file"]),
     "get_config of another type": (
         "def get_config():\n    return [1]\n",
         ["get_config() should return a ConfigDict", "list"],
