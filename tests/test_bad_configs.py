@@ -319,7 +319,10 @@ FILES = {
         ["bad.py:1", "No module named 'no_such_module'", "fix the config file"],
     ),
     "no get_config": ("x = 1\n", ["bad.py: no get_config() in it", "see configs/tiny.py"]),
-    "get_config raises": (_HEAD + "    return 1 / 0\n", ["bad.py:6", "division by zero", "fix the config file"]),
+    "get_config raises": (
+        _HEAD + "    return 1 / 0\n",
+        ["bad.py:6", "division by zero", "fix the config file"],
+    ),
     "get_config of another type": (
         "def get_config():\n    return [1]\n",
         ["get_config() should return a ConfigDict", "list"],

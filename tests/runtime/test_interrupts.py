@@ -139,6 +139,7 @@ def run_with_steps_of(step_s, tmp_path, monkeypatch, signal_in=None):
     return began, len(waited)
 
 
+@pytest.mark.slow
 def test_a_signal_in_a_long_step_is_answered_before_the_next(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(interrupts, "LONG_STEP_S", 0.3)
     began, _ = run_with_steps_of(0.5, tmp_path, monkeypatch, signal_in=3)
