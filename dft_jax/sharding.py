@@ -17,6 +17,7 @@ from jax.sharding import (
     PartitionSpec as P,
 )
 
+from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
 from dft_jax.types import AnyMesh, Batch
 
@@ -61,6 +62,17 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     if n_slices == 1:
         return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
     return Mesh(across_slices(sizes, devices, n_slices), MESH_AXES, axis_types=AXIS_TYPES)
+
+
+def checked_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """`make_mesh` of sizes that a user gives.
+
+    Raises:
+      UserError: sizes that do not fit the devices, or their slices.
+    """
+    count, slices = jax.device_count(), tpu_slices()
+    errors.raise_if_any(problems(data, fsdp, tensor, device_count=count, tpu_slices=slices))
+    return make_mesh(data, fsdp, tensor)
 
 
 def slice_count(devices: Sequence[Any]) -> int:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dft_jax import sharding
 from dft_jax.models import options as model_options
 from dft_jax.models.hf.load import check_tensors
@@ -38,16 +36,15 @@ def open_checkpoint(
       UserError: no such checkpoint, an architecture or tensors that are not supported, or a mesh
       that does not fit.
     """
-    n_devices = jax.device_count()
-    in_slices = sharding.tpu_slices()
-    errors.raise_if_any(sharding.problems(**mesh, device_count=n_devices, tpu_slices=in_slices))
+    # Before anything is downloaded.
+    on_devices = sharding.checked_mesh(**mesh)
     source = resolve(path, revision)
     architecture = read_config(source)
     errors.raise_if_any(
-        model_options.architecture_problems(mesh, max_length, architecture, n_devices)
+        model_options.architecture_problems(mesh, max_length, architecture, on_devices.size)
     )
     settings = {name: model_settings[name] for name in OPTIONS}
-    model = build(architecture, sharding.make_mesh(**mesh), **settings)
+    model = build(architecture, on_devices, **settings)
     if is_random:
         # Nothing else looks at it before the export, which should not be what refuses it.
         weights_dtype(source)

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dft_jax import sharding
 from dft_jax.lm.checkpoint import base_of, open_checkpoint
 from dft_jax.lm.language_model import LM
@@ -15,7 +13,7 @@ from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.provenance import provenance
 from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
-from dft_jax.runtime import errors, files, options
+from dft_jax.runtime import files, options
 
 
 def open_lm(
@@ -51,9 +49,8 @@ def open_lm(
 
 def _fast_dtype(mesh: dict[str, int]) -> str:
     """Of matrix products, on the devices of such a mesh."""
-    errors.raise_if_any(sharding.problems(**mesh, device_count=jax.device_count()))
     # Few CPUs multiply bfloat16 fast.
-    if sharding.platform(sharding.make_mesh(**mesh)) == "cpu":
+    if sharding.platform(sharding.checked_mesh(**mesh)) == "cpu":
         return "float32"
     return "bfloat16"
 
