@@ -43,7 +43,7 @@ def _began_nearest(config: Config, workdir: Path) -> bool:
     """
     if not has_checkpoint(workdir):
         return False
-    if any(covers(one, "config.optimizer.rounding") for one in allowed_changes(config)):
+    if _may_change(config, "optimizer.rounding"):
         return False
     recorded = _recorded(workdir)
     dtypes = {config.model.param_dtype, recorded.get("model", {}).get("param_dtype")}
@@ -63,15 +63,7 @@ def with_first_rounding(config: Config, workdir: Path) -> Config:
     )
     if not goes_on or rounding_of(config.optimizer) == "nearest":
         return config
-    if processes.is_first():
-        change = "resume.allow_changed=optimizer.rounding changes that"
-        print(
-            f"note: {workdir} began with optimizer.rounding=nearest and keeps it; {change}",
-            file=sys.stderr,
-        )
-    nearest = config.copy_and_resolve_references()
-    nearest.optimizer.rounding = "nearest"
-    return nearest
+    return _kept(config, workdir, "optimizer.rounding", "nearest")
 
 
 def with_first_warmup(config: Config, workdir: Path, held: dict[str, Any] | None) -> Config:
@@ -88,14 +80,24 @@ def with_first_warmup(config: Config, workdir: Path, held: dict[str, Any] | None
     # What it is not named for is a rate of zero, or a run without a warm-up.
     if held is None or f"config.{key}" in held or key not in kept_on_resume(config):
         return config
-    if any(covers(one, f"config.{key}") for one in allowed_changes(config)):
+    if _may_change(config, key):
         return config
+    return _kept(config, workdir, key, "zero")
+
+
+def _may_change(config: Config, key: str) -> bool:
+    """Whether `resume.allow_changed` names the key."""
+    return any(covers(one, f"config.{key}") for one in allowed_changes(config))
+
+
+def _kept(config: Config, workdir: Path, key: str, value: str) -> Config:
+    """The config with a value that the run in `workdir` began with; process 0 says so."""
     if processes.is_first():
         change = f"resume.allow_changed={key} changes that"
-        print(f"note: {workdir} began with {key}=zero and keeps it; {change}", file=sys.stderr)
-    zero = config.copy_and_resolve_references()
-    zero.optimizer.warmup_from = "zero"
-    return zero
+        print(f"note: {workdir} began with {key}={value} and keeps it; {change}", file=sys.stderr)
+    kept = config.copy_and_resolve_references()
+    kept.update_from_flattened_dict({key: value})
+    return kept
 
 
 def held_fingerprint(workdir: Path) -> dict[str, Any] | None:

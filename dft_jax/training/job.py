@@ -53,10 +53,6 @@ class Job:
         return self.config.checkpoint.every_minutes
 
     @property
-    def needs_reference(self) -> bool:
-        return self.objective.needs_reference
-
-    @property
     def account(self) -> dict[str, Any]:
         """What data_report.json holds."""
         reports = {"train": self.train.report, "length": self.length.report()}
@@ -89,7 +85,7 @@ class Job:
     def frozen(self) -> Frozen:
         """What steps read and never change: rates, seed, and the model before training."""
         reference = None
-        if self.needs_reference:
+        if self.objective.needs_reference:
             reference = self.initial_params()
         # Devices meet for the first time, as soon as an array is on all of them.
         distributed.meet("state")
