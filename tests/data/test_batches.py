@@ -23,15 +23,16 @@ def many(tmp_path_factory):
     return load(tmp_path_factory.mktemp("data"), rows, load_tokenizer(assets.TINY))
 
 
-def steps_of(examples, mesh=None, accumulation=1, seed=0):
+def steps_of(examples, mesh=None, accumulation=1, seed=0, steps=40, by_examples=False):
     return batches.TrainBatches(
         examples,
         mesh or make_mesh(),
-        steps=40,
+        steps=steps,
         global_batch=8,
         seed=seed,
         accumulation=accumulation,
         row_length=128,
+        by_examples=by_examples,
     )
 
 
@@ -93,16 +94,7 @@ def segments_of(step):
 @pytest.mark.parametrize("by_examples", [False, True])
 def test_a_step_says_how_many_segments_its_rows_have_at_most(many, by_examples):
     """A power of two, the same for all steps: what attention's kernels are compiled for."""
-    steps = batches.TrainBatches(
-        many,
-        make_mesh(),
-        steps=30,
-        global_batch=8,
-        seed=0,
-        accumulation=2,
-        row_length=128,
-        by_examples=by_examples,
-    )
+    steps = steps_of(many, accumulation=2, steps=30, by_examples=by_examples)
     most = max(segments_of(steps[n]) for n in range(30))
     [said] = {steps[n].batch.most_segments for n in range(30)}
     assert most <= said < 2 * (most + 1) and said in (2, 4, 8, 16)
@@ -120,16 +112,7 @@ def test_a_step_with_more_segments_than_foreseen_says_so(many):
 
 def test_by_examples_gives_each_micro_batch_its_share(many):
     """As the authors' micro-batches: two examples each of eight, even where rows have more room."""
-    step = batches.TrainBatches(
-        many,
-        make_mesh(),
-        steps=4,
-        global_batch=8,
-        seed=0,
-        accumulation=4,
-        row_length=128,
-        by_examples=True,
-    )[0]
+    step = steps_of(many, accumulation=4, steps=4, by_examples=True)[0]
     segments = np.asarray(step.batch.segments_BL)
     assert [int(segments[a].max(axis=1).sum()) for a in range(4)] == [2, 2, 2, 2]
     assert contents(step) == contents(steps_of(many)[0])

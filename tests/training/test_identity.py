@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import pytest
 
 from dft_jax import api, assets
+from dft_jax.api.benchmarks import benchmark_evaluators
 from dft_jax.checkpoints import manifest
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import templates
 from dft_jax.data.examples import Examples
-from dft_jax.evals import runner, settings as eval_settings
-from dft_jax.evals.scheduled import BenchmarkEvaluator
+from dft_jax.evals import runner
 from dft_jax.lab import recipe
 from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.hf.locate import load_tokenizer, read_config
@@ -192,15 +192,8 @@ def benchmarks(workdir, laboratory, **overrides):
     }
     model, tokenizer = laboratory
     config = lab_config(**asked | overrides)
-    return BenchmarkEvaluator(
-        eval_settings.of_config(config.eval),
-        config.eval.benchmarks_every,
-        tokenizer,
-        model,
-        workdir,
-        date=config.data.date,
-        trained=config.data.template,
-    )
+    (evaluator,) = benchmark_evaluators(config, tokenizer, model, workdir)
+    return evaluator
 
 
 def test_an_evaluation_is_of_the_run_that_made_it(tmp_path, laboratory):
