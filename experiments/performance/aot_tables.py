@@ -24,7 +24,7 @@ class Case:
     attention: str = "auto"
 
 
-# What ../shared showed first: the same settings before and after a change.
+# The same settings before and after a change.
 STUDY = (
     ("train_1.5b", "1.5b 8 full 8", "blocked"),
     ("train_1.5b", "1.5b 8 none 8", "blocked"),
@@ -71,8 +71,9 @@ def fill(file: Path, cases: list[Case], again: bool, texts: Path | None = None) 
     for case in cases:
         about = {"row": case.row, "attempt": case.attempt, "device": case.device}
         about |= {"mesh": case.mesh, "asked": case.attention, "commit": commit}
-        others = [line for line in records.read_rows(file) if not _is_of(line, about)]
-        known = [line for line in records.read_rows(file) if _is_of(line, about)]
+        lines = records.read_rows(file)
+        others = [line for line in lines if not _is_of(line, about)]
+        known = [line for line in lines if _is_of(line, about)]
         if known and known[0]["total_gib"] and not again:
             continue
         found = compiled(case, text_file(case, commit, texts))
