@@ -137,6 +137,7 @@ def sampled(folder, problems, out, capfd, monkeypatch, *more):
     return outcome.stderr, json.loads((out / "scores.json").read_text()), first["prompt"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_prompted_as_it_says(
     exported, problems, tmp_path, tokenizer, capfd, monkeypatch
 ):

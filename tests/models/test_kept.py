@@ -19,7 +19,6 @@ from dft_jax.models.model import build, cast_layers
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 from tests.jaxprs import equations
-from tests.marks import slow_but
 
 B, L = 2, 24
 # Norms before a layer's parts, and of each head; norms after them, and of the whole width.
@@ -42,9 +41,9 @@ def packed():
     return Batch(tokens_BL, tokens_BL, segments_BL > 0, segments_BL, positions_BL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "family, remat",
-    slow_but([("qwen3", "none")], [(f, r) for f in FAMILIES for r in ("none", "dots", "full")]),
+    "family, remat", [(f, r) for f in FAMILIES for r in ("none", "dots", "full")]
 )
 def test_accelerators_compute_what_cpus_do(family, remat, on_accelerators, mesh1):
     """In float32, up to the order of additions."""

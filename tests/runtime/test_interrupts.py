@@ -152,6 +152,7 @@ def test_a_signal_in_a_long_step_is_answered_before_the_next(tmp_path, monkeypat
     )
 
 
+@pytest.mark.slow
 def test_short_steps_are_dispatched_ahead(tmp_path, monkeypatch):
     """Only the first is awaited: nobody knows yet how long it takes."""
     monkeypatch.setattr(interrupts, "LONG_STEP_S", 30.0)

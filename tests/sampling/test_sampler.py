@@ -370,7 +370,8 @@ def growing_requests():
     return made
 
 
-@pytest.mark.parametrize("data,fsdp,tensor", slow_but([(1, 1, 1)], [(1, 1, 1), (2, 2, 2)]))
+@pytest.mark.slow
+@pytest.mark.parametrize("data,fsdp,tensor", [(1, 1, 1), (2, 2, 2)])
 def test_all_that_sampling_needs_is_compiled_ahead(data, fsdp, tensor):
     """Also for a part of the requests; nothing is allocated for it, and tokens are as without."""
     settings = dict(max_length=600, slots=4, sizes=(data, fsdp, tensor))
