@@ -27,7 +27,6 @@ class Chunks:
 
     n_positions: int  # N
     chunk_tokens: int  # C
-    local_vocab: int  # V of this device
     count: Int[Array, ""]
     order_padded: Int[Array, " padded"]  # trained positions first; N from there on
     local_targets_N: Int[Array, " N"]
@@ -37,10 +36,9 @@ class Chunks:
         begin = number * self.chunk_tokens
         return lax.dynamic_slice(self.order_padded, (begin,), (self.chunk_tokens,))
 
-    def is_target(self, index_C: Int[Array, " C"]) -> Bool[Array, "C V"]:
-        """True at the target of each position, if this device has that part of the vocabulary."""
-        local_ids_V = jnp.arange(self.local_vocab)
-        return take(self.local_targets_N, index_C)[:, None] == local_ids_V[None, :]
+    def targets(self, index_C: Int[Array, " C"]) -> Int[Array, " C"]:
+        """The targets of these positions, as numbers within this device's slice."""
+        return take(self.local_targets_N, index_C)
 
     def is_token(self, index_C: Int[Array, " C"]) -> Bool[Array, " C"]:
         """False for the positions that fill up the last chunk."""
@@ -77,7 +75,7 @@ def cut(
     count = lax.pmax(-(-mask_N.sum() // chunk_tokens), sharding.BATCH_AXES)
     first_id = lax.axis_index(vocab_axes) * local_vocab if vocab_axes else 0
     local_targets_N = targets_BL.reshape(-1) - first_id
-    return Chunks(n_positions, chunk_tokens, local_vocab, count, order_padded, local_targets_N)
+    return Chunks(n_positions, chunk_tokens, count, order_padded, local_targets_N)
 
 
 def take(array_N: Shaped[Array, "N ..."], index_C: Int[Array, " C"]) -> Shaped[Array, "C ..."]:

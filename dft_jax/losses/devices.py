@@ -76,11 +76,7 @@ class Layout:
 
     inputs: Inputs
     vocab_axes: tuple[str, ...]  # the axes of the mesh that cut the vocabulary inside
-
-    @property
-    def row_axes(self) -> tuple[str, ...]:
-        """The axes of the mesh that cut the rows inside."""
-        return tuple(axis for axis in sharding.BATCH_AXES if axis not in self.vocab_axes)
+    row_axes: tuple[str, ...]  # … and the rows
 
     @property
     def shares_rows(self) -> bool:
@@ -134,19 +130,24 @@ def layout_of(inputs: Inputs, mesh: AnyMesh) -> Layout:
     """Shares rows along `fsdp` where that moves less and the sizes divide; the vocabulary is cut
     over `tensor` if that divides it, else whole.
     """
+    # XLA's CPU compiler keeps sums over one device: a copy of [V, D], where it is the gradient.
+    several = [axis for axis, size in mesh.shape.items() if size > 1]
     head = inputs.model.head
     vocab_axes = ()
-    if head.shape[0] % mesh.shape["tensor"] == 0:
+    if "tensor" in several and head.shape[0] % mesh.shape["tensor"] == 0:
         vocab_axes = ("tensor",)
     head_spec = P(vocab_axes or None, None)
     if _can_share_rows(inputs, mesh):
-        vocab_axes = ("tensor", _SHARING)
+        vocab_axes = (*vocab_axes, _SHARING)
         # As the parameter lies, so that nothing moves before the head is in the dtype of the
         # hidden states, and its gradient goes straight to where it is added up.
         head_spec = P("tensor", _SHARING)
     model = Projection(P(sharding.BATCH_AXES, None, None), head_spec)
     reference = None if inputs.reference is None else model
-    return Layout(Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS), vocab_axes)
+    row_axes = tuple(
+        axis for axis in sharding.BATCH_AXES if axis in several and axis not in vocab_axes
+    )
+    return Layout(Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS), vocab_axes, row_axes)
 
 
 def _can_share_rows(inputs: Inputs, mesh: AnyMesh) -> bool:
@@ -173,11 +174,11 @@ class DeviceShare:
 
     def logits(self, index_C: Int[Array, " C"]) -> Logits:
         """Logits at the positions of a chunk; 0 beyond the last one."""
-        is_target_CV = self.chunks.is_target(index_C)
+        targets_C = self.chunks.targets(index_C)
         model_CV = self._logits_of(self.model, index_C)
         if self.reference is None:
-            return Logits(is_target_CV, model_CV)
-        return Logits(is_target_CV, model_CV, self._logits_of(self.reference, index_C))
+            return Logits(targets_C, model_CV)
+        return Logits(targets_C, model_CV, self._logits_of(self.reference, index_C))
 
     def _logits_of(self, model: Projection, index_C: jax.Array) -> Float[Array, "C V"]:
         # Whole D on every device: a shard of the vocabulary needs all of a hidden state.

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.types import AnyArray, Leaf, TokenStats
 
@@ -53,9 +53,13 @@ class StatsGradients:
 
 @dataclasses.dataclass(frozen=True)
 class Logits:
-    """Logits of a chunk, and which of them are the targets'."""
+    """Logits of a chunk, and which of them are the targets'.
 
-    is_target_CV: Bool[Array, "C V"]
+    A target is a number within the device's slice of the vocabulary, below 0 or from V on where it
+    is in the slice of another device.
+    """
+
+    targets_C: Int[Array, " C"]
     model_CV: Float[Array, "C V"]
     reference_CV: Float[Array, "C V"] | None = None  # of the model that is compared with
 
@@ -100,14 +104,14 @@ def chunk_stats(
       is_gpu: read the logits once, which is faster on a GPU and slower elsewhere.
     """
     sums_of = _sums_in_one_reading if is_gpu else _sums_in_two_readings
-    model = _vocab_stats(sums_of(logits.model_CV, logits.is_target_CV, vocab_axes))
+    model = _vocab_stats(sums_of(logits.model_CV, logits.targets_C, vocab_axes))
     stats = Stats(model.logp_C, model.entropy_C, model.correct_C)
     if top_tokens:
         top_entropy_C = _top_entropy(logits.model_CV, top_tokens, vocab_axes)
         stats = dataclasses.replace(stats, top_entropy=top_entropy_C)
     if logits.reference_CV is None:
         return stats, Logsumexps(model.logsumexp_C)
-    reference = _vocab_stats(sums_of(logits.reference_CV, logits.is_target_CV, vocab_axes))
+    reference = _vocab_stats(sums_of(logits.reference_CV, logits.targets_C, vocab_axes))
     reference_logp_CV = logits.reference_CV - reference.logsumexp_C[:, None]
     log_ratio_CV = reference_logp_CV - (logits.model_CV - model.logsumexp_C[:, None])
     # KL(π_ref ‖ π), added up over the slices of the vocabulary.
@@ -124,28 +128,39 @@ def _vocab_stats(sums: _Sums) -> _VocabStats:
     return _VocabStats(sums.target_C - logsumexp_C, entropy_C, is_best_C, logsumexp_C)
 
 
+def _is_target(targets_C: Int[Array, " C"], logits_CV: jax.Array) -> Bool[Array, "C V"]:
+    """True at the target of each position, if this device has that part of the vocabulary."""
+    local_ids_V = jnp.arange(logits_CV.shape[1])
+    return targets_C[:, None] == local_ids_V[None, :]
+
+
 def _sums_in_two_readings(
-    logits_CV: jax.Array, is_target_CV: jax.Array, vocab_axes: tuple[str, ...]
+    logits_CV: jax.Array, targets_C: jax.Array, vocab_axes: tuple[str, ...]
 ) -> _Sums:
     """First the maximum, then the sums; simple loops, which a CPU compiler vectorises."""
     # The largest logit of all slices: the same on every device, and exp of the rest is at most 1.
     max_C = lax.pmax(logits_CV.max(axis=-1), vocab_axes)
     exp_CV = jnp.exp(logits_CV - max_C[:, None])
-    terms_CV = (exp_CV, exp_CV * logits_CV, jnp.where(is_target_CV, logits_CV, 0.0))
+    exp_C, logits_C = exp_CV.sum(axis=-1), (exp_CV * logits_CV).sum(axis=-1)
+    # Read at its place: a sum over where(is target, logit, 0) is two more passes on a CPU.
+    n_vocab = logits_CV.shape[1]
+    places_C = jnp.clip(targets_C, 0, n_vocab - 1)
+    there_C = jnp.take_along_axis(logits_CV, places_C[:, None], axis=1)[:, 0]
+    target_C = jnp.where(places_C == targets_C, there_C, 0.0)
     # Three sums over the slices in one collective. One device has the target, the others add 0.
-    sums_C = lax.psum([term_CV.sum(axis=-1) for term_CV in terms_CV], vocab_axes)
-    return _Sums(max_C, *sums_C)
+    return _Sums(max_C, *lax.psum((exp_C, logits_C, target_C), vocab_axes))
 
 
 def _sums_in_one_reading(
-    logits_CV: jax.Array, is_target_CV: jax.Array, vocab_axes: tuple[str, ...]
+    logits_CV: jax.Array, targets_C: jax.Array, vocab_axes: tuple[str, ...]
 ) -> _Sums:
     """All four in one reduction, whose parts are brought to a common maximum as they meet.
 
     XLA makes one kernel of it for a GPU, where the time goes to reading the logits.
     """
     # Of a single logit l: the maximum is l, exp(l - l) is 1, and that times l is l.
-    ones_CV, target_CV = jnp.ones_like(logits_CV), jnp.where(is_target_CV, logits_CV, 0.0)
+    ones_CV = jnp.ones_like(logits_CV)
+    target_CV = jnp.where(_is_target(targets_C, logits_CV), logits_CV, 0.0)
     zero = jnp.zeros((), logits_CV.dtype)
     # The lowest number and not -inf: the difference of two of these is no number.
     lowest = jnp.array(jnp.finfo(logits_CV.dtype).min, logits_CV.dtype)
@@ -196,8 +211,9 @@ def d_logits(
     d log p(target) / d logits = onehot(target) - p, and d KL(π_ref ‖ π) / d logits = p - p_ref.
     """
     p_CV = jnp.exp(logits.model_CV - logsumexps.model_C[:, None])
+    is_target_CV = _is_target(logits.targets_C, logits.model_CV)
+    d_logits_CV = d_stats.logp[:, None] * (is_target_CV - p_CV)
     if logits.reference_CV is None or logsumexps.reference_C is None:
-        return d_stats.logp[:, None] * (logits.is_target_CV - p_CV)
+        return d_logits_CV
     reference_CV = jnp.exp(logits.reference_CV - logsumexps.reference_C[:, None])
-    d_logits_CV = d_stats.logp[:, None] * (logits.is_target_CV - p_CV)
     return d_logits_CV + d_stats.kl[:, None] * (p_CV - reference_CV)

@@ -61,7 +61,7 @@ def test_rows_are_shared_along_fsdp(mesh):
 )
 def test_rows_are_not_shared_where_it_does_not_pay_or_divide(sizes):
     layout = devices.layout_of(shapes(**sizes), make_mesh(1, 8, 1))
-    assert not layout.shares_rows and layout.row_axes == ("data", "fsdp")
+    assert not layout.shares_rows and layout.row_axes == ("fsdp",)
 
 
 @pytest.mark.parametrize(
