@@ -77,15 +77,15 @@ def gpu_description(device: str) -> str:
     return text
 
 
-def devices_of(device: str) -> list:
-    """Devices to compile for.
+def devices_of(device: str, n_gpus: int = 1) -> list:
+    """Devices to compile for: those of a TPU's topology, or so many GPUs of one machine.
 
     Raises:
       Missing: the compiler is not installed.
     """
     try:
         if is_gpu(device):
-            about = {"target_config": gpu_description(device), "topology": "1x1x1"}
+            about = {"target_config": gpu_description(device), "topology": f"1x1x{n_gpus}"}
             return topologies.get_topology_desc("", "cuda", **about).devices
         return topologies.get_topology_desc(device, "tpu").devices
     except (NotImplementedError, RuntimeError) as error:
@@ -139,7 +139,7 @@ def compile_row(
     """A row's program, compiled: (Compilable, compiled, seconds). `more` goes to the row."""
     make = programs.of(row)
     assert make is not None, f"{row} has no program of ours"
-    mesh = make_mesh(devices_of(device), sizes)
+    mesh = make_mesh(devices_of(device, sizes[0] * sizes[1] * sizes[2]), sizes)
     with stand_ins(device):
         program = make(*attempt, mesh=mesh, **more)
         with matmul_precision(program.compute_dtype):

@@ -33,6 +33,18 @@ def replace_rows(file: Path, key: str, keys: set[str], new: list[dict]) -> None:
     write_atomically(file, csv_text(rows))
 
 
+def keep_by_processor(file: Path, results: list[dict]) -> None:
+    """Writes results in the place of those of the same commit on the same processor."""
+    about = {"processor": machine()["cpu"], "commit": git("rev-parse", "--short", "HEAD")}
+    lines = read_rows(file)
+    for row in results:
+        same = about | {"id": row["id"]}
+        lines = [line for line in lines if not same.items() <= line.items()]
+        lines.append(same | {name: row[name] for name in ("value", "low", "high")})
+    if lines:
+        write_rows(file, lines)
+
+
 def write_rows(file: Path, rows: list[dict]) -> None:
     """All rows of a file; one that lacks a column of another has an empty cell there."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,27 @@ def tables(folder: Path) -> dict[str, str]:
     for name, wanted in (("cpu", targets.CPU), ("gpu", targets.GPU)):
         if (folder / f"{name}.csv").exists():
             made[name] = table(ordered(folder / f"{name}.csv", wanted), wanted)
+    if (folder / "cpu_processors.csv").exists():
+        made["processors"] = processors_table(folder / "cpu_processors.csv")
     return made
+
+
+def processors_table(file: Path) -> str:
+    """Markdown: a column for each processor and version that a ratio was measured on."""
+    lines = records.read_rows(file)
+    columns = list(dict.fromkeys((line["processor"], line["commit"]) for line in lines))
+    cells = {(line["id"], line["processor"], line["commit"]): line for line in lines}
+    rows = []
+    for target in targets.BY_PROCESSOR:
+        row = {"measure": target.measure}
+        for processor, commit in columns:
+            line = cells.get((target.id, processor, commit))
+            text = shown(line["value"], "") if line else ""
+            if line and line["low"]:
+                text += f" ({shown(line['low'], '')} – {shown(line['high'], '')})"
+            row[f"{processor}, {commit}"] = text
+        rows.append(row)
+    return common.markdown_table(rows)
 
 
 def with_tables(text: str, made: dict[str, str]) -> str:

@@ -14,7 +14,15 @@ from pathlib import Path
 
 import dft_jax
 from experiments import common
-from experiments.performance import duel, environments, parts, protocol, records, report
+from experiments.performance import (
+    duel,
+    environments,
+    parts,
+    protocol,
+    records,
+    report,
+    targets,
+)
 
 HERE = Path(__file__).parent
 PARTS = {
@@ -114,6 +122,8 @@ def write(out: Path, name: str, outcome: parts.Outcome, surroundings: records.Su
     ids = {row["id"] for row in outcome.results}
     records.replace_rows(out / "cpu.csv", "id", ids, outcome.results)
     records.replace_rows(out / "cpu_rounds.csv", "part", {name}, outcome.rounds)
+    kept = [row for row in outcome.results if row["id"] in {t.id for t in targets.BY_PROCESSOR}]
+    records.keep_by_processor(out / "cpu_processors.csv", kept)
     records.replace_rows(out / "gate.csv", "part", {name}, outcome.gate)
     records.write_surroundings(
         out / "environment.json", name, surroundings.end(outcome.versions or OURS)

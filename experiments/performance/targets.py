@@ -54,6 +54,15 @@ CPU = [
     Target("compile_layers", "compile time, 16 layers ÷ 4 layers", 1.3, 1.1, "lower"),
 ]
 
+# Ratios that depend on the processor: they are kept for each that they were measured on.
+BY_PROCESSOR = [
+    target
+    for target in CPU
+    if target.id.startswith(("trl_", "tunix_", "torch_", "dft_over_sft_"))
+    and not target.id.endswith("default")
+    and "as_installed" not in target.id
+]
+
 GPU = [
     Target("ceilings", "ceiling: a product of 8192³ in bfloat16", unit="TF/s"),
     Target("ceilings_copy", "ceiling: a copy of 2 GiB, read and written", unit="GB/s"),

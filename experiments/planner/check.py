@@ -9,6 +9,11 @@ Nothing is allocated or run: XLA compiles the step that training would run, for 
 devices, for Hopper GPUs, or for TPUs, and says what it would allocate on each device: arguments +
 results + temporaries - what both have in common. What the last two need is in
 experiments/performance/README.md. `--only=N,M` makes these cases alone, and keeps the others' rows.
+
+    python -m experiments.planner.check --out=experiments/planner/fits.csv --compiler=gpu \\
+        --suggestions=experiments/planner/suggestions.csv
+
+compiles what the planner suggests for each model and machine: does it fit there?
 """
 
 import csv
@@ -113,6 +118,13 @@ TPU_CASES = [
     Case("v6e:2x4", (1, 8, 1), "none", 2, 2),
     Case("v6e:2x4", (1, 8, 1), "dots", 4),
 ]
+# Of so many devices.
+TOPOLOGIES = {
+    ("v5e", 8): "v5e:2x4",
+    ("v5e", 16): "v5e:4x4",
+    ("v5p", 4): "v5p:2x2x1",
+    ("v5p", 8): "v5p:2x2x2",
+}
 CASES = {"cpu": CPU_CASES, "gpu": GPU_CASES, "tpu": TPU_CASES}
 
 
@@ -205,6 +217,27 @@ def planner_of(case: Case):
     return memory.Planner(config, ARCHITECTURES[MODELS[case.model]], device)
 
 
+def check_suggestion(row: dict[str, str]) -> dict:
+    """A suggestion with what its compiler says."""
+    from dft_jax import config as config_lib
+    from dft_jax.planner import memory
+    from dft_jax.planner.devices import ARCHITECTURES
+    from experiments.performance import aot
+
+    config = config_lib.get_default()
+    config.update_from_flattened_dict(dict(item.split("=") for item in row["choice"].split()))
+    planner = memory.Planner(config, ARCHITECTURES[row["model"]], described(row["device"]))
+    mesh = tuple(int(size) for size in row["mesh"].split("x"))
+    layout = memory.StepLayout(mesh, row["remat"], int(row["rows"]), int(row["accumulation"]))
+    device = TOPOLOGIES.get((row["device"], int(row["devices"])), row["device"])
+    devices = aot.devices_of(device, int(row["devices"]))
+    with aot.stand_ins(device):
+        found = compare(planner, layout, devices)
+    said = {name: found[name] for name in ("xla_gib", "xla_peak_gib", "error_percent")}
+    fits = float(found["xla_gib"]) <= float(row["device_gib"])
+    return dict(row) | said | {"fits": "yes" if fits else "NO"}
+
+
 def row_of(case: Case, devices) -> dict:
     """A row of results for a case, on the devices it is compiled for."""
     from dft_jax.planner import memory
@@ -237,6 +270,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=pathlib.Path)
     parser.add_argument("--compiler", choices=list(CASES), default="cpu")
     parser.add_argument("--only", help="numbers of cases, from 0, with commas")
+    parser.add_argument("--suggestions", type=pathlib.Path, help="what `table` has written")
     arguments = parser.parse_args()
     if arguments.compiler == "cpu":
         os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -247,11 +281,22 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    cases = CASES[arguments.compiler]
+    if arguments.suggestions:
+        check_suggestions(arguments.suggestions, arguments.compiler, arguments.out)
+    else:
+        check_cases(CASES[arguments.compiler], arguments.only, arguments.out)
+
+
+def check_cases(cases: list[Case], only: str | None, out: pathlib.Path) -> None:
+    """Writes a row for each, or for those whose numbers are in `only`."""
+    import jax
+
+    from experiments.performance import aot
+
     rows, chosen = {}, range(len(cases))
-    if arguments.only:
-        chosen = [int(number) for number in arguments.only.split(",")]
-        rows = earlier(arguments.out)
+    if only:
+        chosen = [int(number) for number in only.split(",")]
+        rows = earlier(out)
     for number in chosen:
         case = cases[number]
         devices = jax.devices() if case.device == "cpu" else aot.devices_of(case.device)
@@ -259,8 +304,24 @@ def main() -> None:
             row = row_of(case, devices)
         rows[key_of(row)] = row
         # After each case, because one takes minutes.
-        files.write_csv(list(rows.values()), arguments.out, FIELDS)
+        files.write_csv(list(rows.values()), out, FIELDS)
         print(*(f"{name}={row[name]}" for name in FIELDS), file=sys.stderr, flush=True)
+
+
+def check_suggestions(file: pathlib.Path, compiler: str, out: pathlib.Path) -> None:
+    """Writes those for this compiler's devices with what it says of them, after each."""
+    from experiments.performance import aot
+
+    rows = []
+    if out.exists():
+        rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
+    for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+        if any(row.items() <= done.items() for done in rows):
+            continue
+        if ("gpu" if aot.is_gpu(row["device"]) else "tpu") == compiler:
+            rows.append(check_suggestion(row))
+            files.write_csv(rows, out)
+            print(rows[-1], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

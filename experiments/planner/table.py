@@ -1,10 +1,11 @@
 """What fits where, for the paper's models: the planner's account as a CSV file and the table of
 README.md.
 
-    python -m experiments.planner.table --out=experiments/planner/table.csv
+    python -m experiments.planner.table --out=experiments/planner
 
 For each model and machine: one row per device and micro-batch under each policy, parameters sharded
-over all devices (mesh.fsdp=-1), and the most rows that fit so; then what the planner suggests.
+over all devices (mesh.fsdp=-1), and the most rows that fit so (table.csv); then what the planner
+suggests (suggestions.csv, which `check --suggestions` compiles).
 """
 
 import pathlib
@@ -13,7 +14,7 @@ from dft_jax import config as config_lib
 from dft_jax.models.model import REMAT_POLICIES
 from dft_jax.planner import devices
 from dft_jax.planner.memory import KINDS, Planner, layouts
-from dft_jax.planner.suggestion import fitting, suggest
+from dft_jax.planner.suggestion import Suggestion, fitting, suggest
 from dft_jax.runtime import files
 from experiments import common
 
@@ -59,9 +60,8 @@ def rows_of(planner: Planner, n_devices: int, has_gib: float):
         }
 
 
-def suggestion(planner: Planner, n_devices: int, has_gib: float) -> str:
-    """A cell of README.md."""
-    found = suggest(planner, n_devices, STEP_ROWS, devices.SURE * has_gib)
+def cell(found: Suggestion | None, n_devices: int) -> str:
+    """Of the table in README.md."""
     if found is None:
         return "no"
     layout = found.layout
@@ -73,12 +73,26 @@ def suggestion(planner: Planner, n_devices: int, has_gib: float) -> str:
     return choice + text
 
 
+def as_row(found: Suggestion) -> dict:
+    """A suggestion as `check --suggestions` reads it."""
+    layout = found.layout
+    return {
+        "choice": " ".join(f"{key}={value}" for key, value in found.choice.items()),
+        "devices": found.n_devices,
+        "mesh": "x".join(map(str, layout.mesh)),
+        "remat": layout.remat,
+        "rows": layout.rows,
+        "accumulation": layout.accumulation,
+        "plan_gib": f"{found.gib:.2f}",
+    }
+
+
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--out", required=True)
+    parser.add_argument("--out", required=True, type=pathlib.Path)
     arguments = parser.parse_args()
     print(f"| model | {' | '.join(MACHINES)} |\n|{' --- |' * (len(MACHINES) + 1)}")
-    table = []
+    table, suggestions = [], []
     for model in MODELS:
         cells = []
         for machine, (device, n_devices) in MACHINES.items():
@@ -90,9 +104,14 @@ def main() -> None:
             has_gib = devices.DEVICES_GIB[device]
             for row in rows_of(planner, n_devices, has_gib):
                 table.append({"model": model, "machine": machine, "device_gib": has_gib} | row)
-            cells.append(suggestion(planner, n_devices, has_gib))
+            found = suggest(planner, n_devices, STEP_ROWS, devices.SURE * has_gib)
+            cells.append(cell(found, n_devices))
+            if found:
+                about = {"model": model, "machine": machine, "device": device}
+                suggestions.append(about | {"device_gib": has_gib} | as_row(found))
         print(f"| {model} | {' | '.join(cells)} |", flush=True)
-    files.write_csv(table, pathlib.Path(arguments.out), FIELDS)
+    files.write_csv(table, arguments.out / "table.csv", FIELDS)
+    files.write_csv(suggestions, arguments.out / "suggestions.csv")
 
 
 if __name__ == "__main__":
