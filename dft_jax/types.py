@@ -72,8 +72,8 @@ class Batch:
 class TokenStats:
     """What objectives see of the model: float32 statistics of each target, zero where untrained.
 
-    A gradient flows through `logp_BL` and `kl_BL` only. The last three are there for objectives
-    that need them.
+    A gradient flows through `logp_BL` and `kl_BL` only. Those that are None by default are there
+    for objectives that need them.
     """
 
     logp_BL: Leaf  # log π(target), nats
@@ -87,6 +87,10 @@ class TokenStats:
     kl_BL: Leaf = None
     # Entropy among the 20 most probable tokens, nats.
     top_entropy_BL: Leaf = None
+    # Σ π(v)² over the vocabulary: 1 / V where all tokens are as probable, 1 where one is sure.
+    concentration_BL: Leaf = None
+    # π_ref(target) and that of all tokens less probable than it.
+    reference_mass_BL: Leaf = None
 
 
 @jax.tree_util.register_dataclass

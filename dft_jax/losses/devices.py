@@ -40,7 +40,7 @@ class LossSpec:
     """Static settings of the fused loss; hashable, as `custom_vjp` asks of what is no array."""
 
     chunk_tokens: int
-    top_tokens: int  # how many `top_entropy` is of; 0 leaves it out
+    extras: statistics.Extras
     mesh: AnyMesh
 
 
@@ -189,17 +189,22 @@ class DeviceShare:
         """The statistics of a chunk, [C] each."""
         platform = sharding.platform(self.spec.mesh)
         return statistics.chunk_stats(
-            logits, self.spec.top_tokens, self.layout.vocab_axes, is_gpu=platform == "gpu"
+            logits, self.spec.extras, self.layout.vocab_axes, is_gpu=platform == "gpu"
         )
 
     def no_stats(self) -> Stats:
         """Zeros [N], which stay where nothing is trained."""
         zeros_N = jnp.zeros(self.chunks.n_positions, self.dtype)
         stats = Stats(zeros_N, zeros_N, jnp.zeros(self.chunks.n_positions, bool))
-        if self.spec.top_tokens:
+        extras = self.spec.extras
+        if extras.top_tokens:
             stats = dataclasses.replace(stats, top_entropy=zeros_N)
+        if extras.concentration:
+            stats = dataclasses.replace(stats, concentration=zeros_N)
         if self.reference is not None:
             stats = dataclasses.replace(stats, reference_logp=zeros_N, kl=zeros_N)
+            if extras.reference_mass:
+                stats = dataclasses.replace(stats, reference_mass=zeros_N)
         return stats
 
     def as_rows(self, stats_N: Stats) -> Stats:

@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.losses import chunks, devices, objectives, statistics
 from dft_jax.losses.devices import Inputs, Layout, LossSpec, Projection
-from dft_jax.losses.statistics import Stats, StatsGradients
+from dft_jax.losses.statistics import Extras, Stats, StatsGradients
 from dft_jax.types import AnyArray, AnyMesh, TokenStats
 
 # ---- what callers use
@@ -58,7 +58,6 @@ def loss_and_stats(
     The sum is differentiable in `hidden_BLD` and `head_VD`; the statistics carry no gradient.
     Arguments, precision and masking are those of `token_stats`.
     """
-    top_tokens = objectives.TOP_TOKENS if objectives.TOP_ENTROPY in objective.needs else 0
     if objectives.OTHER_TOKENS in objective.needs:
         stats = token_stats(
             hidden_BLD,
@@ -69,13 +68,13 @@ def loss_and_stats(
             reference,
             chunk_tokens=chunk_tokens,
             mesh=mesh,
-            top_tokens=top_tokens,
+            needs=objective.needs,
         )
         # An objective sees zeros where nothing is trained, and may make something else of them.
         loss = jnp.where(mask_BL, objective(stats), 0).sum()
         return loss, jax.tree.map(lax.stop_gradient, stats)
     inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
-    spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
+    spec = LossSpec(chunk_tokens, _extras(objective.needs, head_VD.shape[0]), mesh)
     # No gradient of the statistics comes back: the backward pass looks at that of the loss alone.
     one_pass: Any = _loss_in_one_pass  # to type checkers a custom_vjp returns anything
     loss, stats = one_pass(inputs, objective, spec)
@@ -92,7 +91,7 @@ def token_stats(
     *,
     chunk_tokens: int,
     mesh: AnyMesh,
-    top_tokens: int = 0,
+    needs: tuple[str, ...] = (),
 ) -> TokenStats:
     """log p, entropy and correctness of each trained target; zeros where `mask_BL` is False.
 
@@ -110,20 +109,29 @@ def token_stats(
         `reference_logp_BL` and `kl_BL`.
       chunk_tokens: trained tokens whose logits exist at once on a device, C.
       mesh: the devices; rows are spread over its batch axes, the vocabulary over `tensor`.
-      top_tokens: how many of the most probable tokens `top_entropy_BL` is of; 0 leaves it out.
+      needs: what else is made: TOP_ENTROPY, CONCENTRATION and, where there is a reference,
+        REFERENCE_MASS of objectives.py.
 
     Returns:
       Statistics in nats, of which only `logp_BL` and `kl_BL` carry a gradient, to `hidden_BLD` and
       `head_VD`.
     """
     inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
-    spec = LossSpec(chunk_tokens, min(top_tokens, head_VD.shape[0]), mesh)
+    spec = LossSpec(chunk_tokens, _extras(needs, head_VD.shape[0]), mesh)
     stats: Any = _stats_in_two_passes(inputs, spec)
     examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
     # The backward pass ignores what comes to the others, so nothing may seem to flow there.
     stopped = jax.tree.map(lax.stop_gradient, stats)
     stats = dataclasses.replace(stopped, logp=stats.logp, kl=stats.kl)
     return stats.as_token_stats(examples_BL)
+
+
+def _extras(needs: tuple[str, ...], vocab: int) -> Extras:
+    """Which statistics an objective with these needs asks for."""
+    top_tokens = 0
+    if objectives.TOP_ENTROPY in needs:
+        top_tokens = min(objectives.TOP_TOKENS, vocab)
+    return Extras(top_tokens, objectives.CONCENTRATION in needs, objectives.REFERENCE_MASS in needs)
 
 
 def _inputs(

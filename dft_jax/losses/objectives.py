@@ -1,9 +1,13 @@
 """Per-token objectives: pure functions from token statistics to per-token losses.
 
 Each is `loss_t = -sg(weight_t) · log p_t` with its own weight (sg: stop-gradient), so the gradient
-of token t is that of SFT scaled by `weight_t`; `asft` adds a divergence to it. A new objective is
-one more function under `@objective`; its keyword arguments are its parameters, its defaults are the
-published ones. A config names it as `dft` or with parameters as `mixed(alpha=0.8)`.
+of token t is that of SFT scaled by `weight_t`; `asft` and `gift` add a divergence to it. A new
+objective is one more function under `@objective`; its keyword arguments are its parameters, its
+defaults are the published ones. A config names it as `dft` or with parameters as
+`mixed(alpha=0.8)`. docs/objectives.md has all of them in one table.
+
+In docstrings p is the probability of the target, π the model, π_ref the model before training, p_r
+its probability of the target, H the entropy of π in nats, V the size of the vocabulary.
 """
 
 import contextlib
@@ -25,6 +29,9 @@ Loss = Callable[..., Float[Array, "..."]]
 
 # What an objective needs besides log p, in `Objective.needs`: only those that name it pay for it.
 REFERENCE = "reference"  # reference_logp_BL and kl_BL: a forward pass of the model before training
+# reference_mass_BL, of the logits that REFERENCE asks for: an objective names both.
+REFERENCE_MASS = "reference_mass"
+CONCENTRATION = "concentration"  # concentration_BL: one more sum over the vocabulary
 TOP_ENTROPY = "top_entropy"  # top_entropy_BL: a partial sort of the vocabulary
 OTHER_TOKENS = "other_tokens"  # a loss that depends on other tokens: logits are made twice
 
@@ -41,6 +48,11 @@ class Range:
 
 _FRACTION = Range(lambda value: 0.0 <= value <= 1.0, "between 0 and 1")
 _NOT_NEGATIVE = Range(lambda value: 0.0 <= value < float("inf"), "a finite number of at least 0")
+_POSITIVE_FRACTION = Range(lambda value: 0.0 < value <= 1.0, "above 0 and at most 1")
+_BELOW_1 = Range(lambda value: 0.0 <= value < 1.0, "at least 0 and below 1")
+_AT_LEAST_1 = Range(lambda value: 1.0 <= value < float("inf"), "a finite number of at least 1")
+# Beyond these float32 makes 0 or infinity of a quotient, and then no number of 0 · infinity.
+_SCALE = Range(lambda value: 1e-6 <= value <= 1e6, "between 1e-6 and 1e6")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +75,7 @@ class Objective:
 
 
 # config.objective
-OPTION = Option("dft", "what is minimised: sft, dft, power(alpha=0.5), … (losses/objectives.py)")
+OPTION = Option("dft", "what is minimised: sft, dft, power(alpha=0.5), … (docs/objectives.md)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +137,7 @@ def power(stats: TokenStats, alpha: float = 0.5) -> Float[Array, "..."]:
 
 @objective(ranges={"tau": _FRACTION})
 def threshold(stats: TokenStats, tau: float = 0.2) -> Float[Array, "..."]:
-    """Weight 1 where p ≥ τ, else 0 (arXiv 2510.00526)."""
+    """Weight 1 where p ≥ τ, else 0 (arXiv 2510.00526). τ = 0.1 is ProFit's."""
     return (jnp.exp(stats.logp_BL) >= tau).astype(stats.logp_BL.dtype)
 
 
@@ -174,13 +186,14 @@ def iw_sft(stats: TokenStats, largest: float = 16.0) -> Float[Array, "..."]:
     return jnp.minimum(jnp.exp(_mean_per_example(log_ratio_BL, stats)), largest)
 
 
-@objective(needs=(TOP_ENTROPY,))
-def eaft(stats: TokenStats) -> Float[Array, "..."]:
-    """Weight H₂₀ / ln 20, H₂₀ the entropy among the 20 most probable tokens (arXiv 2601.02151).
+@objective(needs=(TOP_ENTROPY,), ranges={"alpha": _NOT_NEGATIVE})
+def eaft(stats: TokenStats, alpha: float = 1.0) -> Float[Array, "..."]:
+    """Weight (H₂₀ / ln 20)^α, H₂₀ the entropy among the 20 most probable tokens (arXiv 2601.02151).
 
-    It is small where the model is sure.
+    It is small where the model is sure. α is of an implementation of it, LLaMA-Factory's; α = 0 is
+    SFT.
     """
-    return stats.top_entropy_BL / math.log(TOP_TOKENS)
+    return jnp.power(stats.top_entropy_BL / math.log(TOP_TOKENS), alpha)
 
 
 @objective(needs=(OTHER_TOKENS,), ranges={"floor": _FRACTION})
@@ -195,6 +208,126 @@ def talr(stats: TokenStats, floor: float = 0.01) -> Float[Array, "..."]:
     # Half of all losses can be 0 to the last digit, and a batch can have no trained token.
     tau = jnp.maximum(jnp.nan_to_num(tau), 1e-6)
     return jnp.maximum(jnp.exp(stats.logp_BL / tau), floor)
+
+
+# ---- weights that vanish at p = 1, too: what is learned already is left alone
+
+
+@objective(ranges={"P": Range(lambda value: 0.5 < value < 1.0, "above 0.5 and below 1")})
+def infosft(stats: TokenStats, P: float = 0.93) -> Float[Array, "..."]:
+    """Weight p · max(0, 1 - logit(p) / logit(P)), logit(p) = log(p / (1 - p)) (arXiv 2605.14967).
+
+    Above p where p < 0.5, below it beyond, at most 0.508 (p = 0.568), and 0 from P on. Limits:
+    p → 0 gives p · (1 + log(1/p) / logit(P)) → 0, p → 1 gives 0; P → 1 is DFT.
+    """
+    # logit(1) is infinite. From P on the weight is 0, so the logit of P does instead.
+    logp_BL = jnp.minimum(stats.logp_BL, math.log(P))
+    logit_BL = logp_BL - jnp.log(-jnp.expm1(logp_BL))
+    weight_BL = jnp.exp(logp_BL) * (1.0 - logit_BL / math.log(P / (1.0 - P)))
+    # Rounding leaves a little more or less than 0 next to P.
+    return jnp.where(stats.logp_BL < math.log(P), jnp.maximum(weight_BL, 0.0), 0.0)
+
+
+@objective()
+def chord_phi(stats: TokenStats) -> Float[Array, "..."]:
+    """Weight p · (1 - p), the φ of CHORD (arXiv 2508.11408), there within GRPO.
+
+    Limits: 0 at both ends; at most 1/4, at p = 1/2.
+    """
+    return -jnp.exp(stats.logp_BL) * jnp.expm1(stats.logp_BL)
+
+
+# ---- powers of p whose exponent the model decides
+
+
+@objective(needs=(CONCENTRATION,))
+def deft(stats: TokenStats) -> Float[Array, "..."]:
+    """Weight p^a, a = Σ_v π(v)²: DFT where the model is sure, SFT where it is not.
+
+    The gradient of (1 - p^a) / a with a held fixed (arXiv 2602.11424), whose value differs from
+    this loss's. 1/V ≤ a ≤ 1. Limits: p → 1 gives 1; p → 0 gives p where another token has the rest,
+    p^(1/V) where it is spread.
+    """
+    return jnp.exp(stats.concentration_BL * stats.logp_BL)
+
+
+@objective(needs=(OTHER_TOKENS,), ranges={"floor": _FRACTION})
+def cayley(stats: TokenStats, floor: float = 0.5) -> Float[Array, "..."]:
+    """Weight p^a, a = f + (1 - f) · p / (2 - p), f = floor · mean p of the micro-batch's tokens.
+
+    The gradient of (1 - p^a) / a with a held fixed (arXiv 2602.11424; the mean is over all devices,
+    in the authors' code over those of each). Limits: p → 1 gives 1; p → 0 gives p^f, which is 0, or
+    1 where f is 0. Without a floor no weight is below 0.793, which is nearly SFT.
+    """
+    is_trained_BL = stats.examples_BL > 0
+    p_BL = jnp.exp(stats.logp_BL)
+    # A batch can have no trained token.
+    mean = jnp.where(is_trained_BL, p_BL, 0.0).sum() / jnp.maximum(is_trained_BL.sum(), 1)
+    least = floor * mean
+    return jnp.exp((least + (1.0 - least) * p_BL / (2.0 - p_BL)) * stats.logp_BL)
+
+
+@objective(ranges={"beta": _SCALE, "least": _FRACTION, "most": _AT_LEAST_1})
+def idft(
+    stats: TokenStats, beta: float = 1.0, least: float = 0.1, most: float = 2.0
+) -> Float[Array, "..."]:
+    """Weight p^g, g = clip(exp(-(log p + H) / β), least, most) (arXiv 2602.12222).
+
+    log p + H is 0 for a token as likely as the model's own are on average: g = 1, DFT. A less
+    likely one has a larger exponent. Limits: p → 0 gives p^most → 0; p → 1 gives 1. Without the
+    authors' warm-up of g, which their released run switches off.
+    """
+    surplus_BL = stats.logp_BL + stats.entropy_BL
+    exponent_BL = jnp.clip(jnp.exp(-surplus_BL / beta), least, most)
+    return jnp.exp(exponent_BL * stats.logp_BL)
+
+
+@objective(ranges={"alpha": _POSITIVE_FRACTION})
+def trsft(stats: TokenStats, alpha: float = 0.1) -> Float[Array, "..."]:
+    """Weight min(1, p / α): DFT below α, SFT above (TRAPO, arXiv 2512.17636, there within RL).
+
+    Limits: p → 0 gives p / α → 0; from α on 1. α = 1 is DFT, α → 0 is SFT.
+    """
+    return jnp.exp(jnp.minimum(stats.logp_BL - math.log(alpha), 0.0))
+
+
+# ---- weights of the model before training, which stay what they are
+
+
+@objective(needs=(REFERENCE,))
+def prift_prob(stats: TokenStats) -> Float[Array, "..."]:
+    """Weight p_r: DFT by the model before training (PriFT, arXiv 2606.09396).
+
+    Limits: those of p_r. Whatever p is, a token is learned if p_r is high and hardly ever if it is
+    0; learning it does not raise its own weight, as it does in DFT.
+    """
+    return jnp.exp(stats.reference_logp_BL)
+
+
+@objective(needs=(REFERENCE, REFERENCE_MASS), ranges={"tau": _BELOW_1})
+def prift_mass(stats: TokenStats, tau: float = 0.5) -> Float[Array, "..."]:
+    """Weight 1 where u ≥ τ, else 0; u = p_r + Σ π_ref(v) over all v with π_ref(v) < p_r.
+
+    PriFT's rule by ranks (arXiv 2606.09396). Limits: u = 1, the weight 1, for the reference's most
+    probable token; u → 0, the weight 0, in its tail. τ = 0 is SFT.
+    """
+    return (stats.reference_mass_BL >= tau).astype(stats.logp_BL.dtype)
+
+
+@register(
+    needs=(REFERENCE,),
+    ranges={"beta": Range(lambda value: 0.0 < value <= 80.0, "above 0 and at most 80")},
+)
+def gift(stats: TokenStats, beta: float = 20.0) -> Float[Array, "..."]:
+    """Cross-entropy to softmax(log π_ref + β · onehot(target)) (arXiv 2601.09233, no smoothing).
+
+    To a constant it is λ · (-log p) + (1 - λ) · KL(π_ref ‖ π), λ = sigmoid(log p_r + log(e^β - 1)),
+    which is what is computed. Limits: p_r → 0 gives λ = 0, so the model stays as it was; p_r → 1
+    gives λ = 1. With β = 20 λ is above 0.997 wherever p_r > 1e-6: SFT but for such tokens.
+    """
+    share_BL = jax.nn.sigmoid(stats.reference_logp_BL + math.log(math.expm1(beta)))
+    share_BL = jax.lax.stop_gradient(share_BL)
+    return -share_BL * stats.logp_BL + (1.0 - share_BL) * stats.kl_BL
 
 
 def _sum_per_example(value_BL: Float[Array, "..."], stats: TokenStats) -> Float[Array, "..."]:

@@ -13,8 +13,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax.types import AnyArray, Leaf, TokenStats
 
-# A maximum and three sums, in the order of `_Sums`.
-_Quantities = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+# A maximum and three or four sums, in the order of `_Sums`.
+_Quantities = tuple[jax.Array, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """Statistics that only some objectives need: which of them are made, besides the rest."""
+
+    top_tokens: int = 0  # how many of the most probable tokens `top_entropy` is of; 0: not made
+    concentration: bool = False
+    reference_mass: bool = False  # only where there is a reference
 
 
 @jax.tree_util.register_dataclass
@@ -28,6 +37,8 @@ class Stats:
     top_entropy: Leaf = None
     reference_logp: Leaf = None
     kl: Leaf = None
+    concentration: Leaf = None
+    reference_mass: Leaf = None
 
     def as_token_stats(self, examples: AnyArray) -> TokenStats:
         """As objectives see them; `examples` is which example a token belongs to, 0 for none."""
@@ -39,6 +50,8 @@ class Stats:
             reference_logp_BL=self.reference_logp,
             kl_BL=self.kl,
             top_entropy_BL=self.top_entropy,
+            concentration_BL=self.concentration,
+            reference_mass_BL=self.reference_mass,
         )
 
 
@@ -80,6 +93,7 @@ class _Sums:
     exp_C: jax.Array  # Σ exp(l - max)
     logits_C: jax.Array  # Σ exp(l - max) · l
     target_C: jax.Array  # the target's logit
+    squares_C: jax.Array | None = None  # Σ exp(l - max)²
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,30 +107,43 @@ class _VocabStats:
 
 
 def chunk_stats(
-    logits: Logits, top_tokens: int, vocab_axes: tuple[str, ...], is_gpu: bool = False
+    logits: Logits, extras: Extras, vocab_axes: tuple[str, ...], is_gpu: bool = False
 ) -> tuple[Stats, Logsumexps]:
     """The statistics of a chunk, and what `d_logits` needs of it besides.
 
     Args:
       logits: of this device's slice of the vocabulary, float32.
-      top_tokens: how many of the most probable tokens `top_entropy` is of; 0 leaves it out.
+      extras: what is made besides log p, entropy and correctness, and what a reference gives.
       vocab_axes: the axes of the mesh that cut the vocabulary.
       is_gpu: read the logits once, which is faster on a GPU and slower elsewhere.
     """
     sums_of = _sums_in_one_reading if is_gpu else _sums_in_two_readings
-    model = _vocab_stats(sums_of(logits.model_CV, logits.targets_C, vocab_axes))
+    sums = sums_of(logits.model_CV, logits.targets_C, vocab_axes, extras.concentration)
+    model = _vocab_stats(sums)
     stats = Stats(model.logp_C, model.entropy_C, model.correct_C)
-    if top_tokens:
-        top_entropy_C = _top_entropy(logits.model_CV, top_tokens, vocab_axes)
+    if extras.top_tokens:
+        top_entropy_C = _top_entropy(logits.model_CV, extras.top_tokens, vocab_axes)
         stats = dataclasses.replace(stats, top_entropy=top_entropy_C)
+    if sums.squares_C is not None:
+        # Σ π², of terms that are all positive: float32 is enough.
+        stats = dataclasses.replace(stats, concentration=sums.squares_C / sums.exp_C**2)
     if logits.reference_CV is None:
         return stats, Logsumexps(model.logsumexp_C)
-    reference = _vocab_stats(sums_of(logits.reference_CV, logits.targets_C, vocab_axes))
+    reference_sums = sums_of(logits.reference_CV, logits.targets_C, vocab_axes)
+    reference = _vocab_stats(reference_sums)
     reference_logp_CV = logits.reference_CV - reference.logsumexp_C[:, None]
     log_ratio_CV = reference_logp_CV - (logits.model_CV - model.logsumexp_C[:, None])
     # KL(π_ref ‖ π), added up over the slices of the vocabulary.
     kl_C = lax.psum((jnp.exp(reference_logp_CV) * log_ratio_CV).sum(axis=-1), vocab_axes)
     stats = dataclasses.replace(stats, reference_logp=reference.logp_C, kl=kl_C)
+    if extras.reference_mass:
+        # The target's logit to the last bit: made again from log p it could be a little more than
+        # itself, and the target would count as less probable than the target.
+        is_less_CV = logits.reference_CV < reference_sums.target_C[:, None]
+        less_CV = jnp.where(is_less_CV, jnp.exp(reference_logp_CV), 0.0)
+        # Tokens less probable than the target, of all slices of the vocabulary.
+        less_C = lax.psum(less_CV.sum(axis=-1), vocab_axes)
+        stats = dataclasses.replace(stats, reference_mass=less_C + jnp.exp(reference.logp_C))
     return stats, Logsumexps(model.logsumexp_C, reference.logsumexp_C)
 
 
@@ -135,7 +162,10 @@ def _is_target(targets_C: Int[Array, " C"], logits_CV: jax.Array) -> Bool[Array,
 
 
 def _sums_in_two_readings(
-    logits_CV: jax.Array, targets_C: jax.Array, vocab_axes: tuple[str, ...]
+    logits_CV: jax.Array,
+    targets_C: jax.Array,
+    vocab_axes: tuple[str, ...],
+    with_squares: bool = False,
 ) -> _Sums:
     """First the maximum, then the sums; simple loops, which a CPU compiler vectorises."""
     # The largest logit of all slices: the same on every device, and exp of the rest is at most 1.
@@ -147,14 +177,20 @@ def _sums_in_two_readings(
     places_C = jnp.clip(targets_C, 0, n_vocab - 1)
     there_C = jnp.take_along_axis(logits_CV, places_C[:, None], axis=1)[:, 0]
     target_C = jnp.where(places_C == targets_C, there_C, 0.0)
-    # Three sums over the slices in one collective. One device has the target, the others add 0.
-    return _Sums(max_C, *lax.psum((exp_C, logits_C, target_C), vocab_axes))
+    sums_C = [exp_C, logits_C, target_C]
+    if with_squares:
+        sums_C.append((exp_CV * exp_CV).sum(axis=-1))
+    # The sums over the slices in one collective. One device has the target, the others add 0.
+    return _Sums(max_C, *lax.psum(sums_C, vocab_axes))
 
 
 def _sums_in_one_reading(
-    logits_CV: jax.Array, targets_C: jax.Array, vocab_axes: tuple[str, ...]
+    logits_CV: jax.Array,
+    targets_C: jax.Array,
+    vocab_axes: tuple[str, ...],
+    with_squares: bool = False,
 ) -> _Sums:
-    """All four in one reduction, whose parts are brought to a common maximum as they meet.
+    """All of them in one reduction, whose parts are brought to a common maximum as they meet.
 
     XLA makes one kernel of it for a GPU, where the time goes to reading the logits.
     """
@@ -164,30 +200,39 @@ def _sums_in_one_reading(
     zero = jnp.zeros((), logits_CV.dtype)
     # The lowest number and not -inf: the difference of two of these is no number.
     lowest = jnp.array(jnp.finfo(logits_CV.dtype).min, logits_CV.dtype)
-    max_C, *sums_C = lax.reduce(
-        (logits_CV, ones_CV, logits_CV, target_CV), (lowest, zero, zero, zero), _merge, [1]
+    terms_CV, begins = [logits_CV, ones_CV, logits_CV, target_CV], [lowest, zero, zero, zero]
+    if with_squares:
+        terms_CV.append(ones_CV)
+        begins.append(zero)
+    max_C, exp_C, logits_C, target_C, *squares_C = lax.reduce(
+        tuple(terms_CV), tuple(begins), _merge, [1]
     )
     # The same once more, over the slices of the vocabulary.
     all_max_C = lax.pmax(max_C, vocab_axes)
-    exp_C, logits_C, target_C = sums_C
     scale_C = jnp.exp(max_C - all_max_C)
-    sums_C = lax.psum([exp_C * scale_C, logits_C * scale_C, target_C], vocab_axes)
-    return _Sums(all_max_C, *sums_C)
+    sums_C = [exp_C * scale_C, logits_C * scale_C, target_C]
+    for squares in squares_C:
+        sums_C.append(squares * scale_C**2)
+    return _Sums(all_max_C, *lax.psum(sums_C, vocab_axes))
 
 
 def _merge(one: _Quantities, other: _Quantities) -> _Quantities:
     """The maximum and the sums of two parts of the logits, from those of each."""
-    (max_1, exp_1, logits_1, target_1), (max_2, exp_2, logits_2, target_2) = one, other
+    max_1, exp_1, logits_1, target_1, *squares_1 = one
+    max_2, exp_2, logits_2, target_2, *squares_2 = other
     # The part with the larger maximum stays as it is, and the other shrinks: one exp for both.
     kept, shrunk = jnp.ones_like(max_1), jnp.exp(-jnp.abs(max_1 - max_2))
     is_first = max_1 >= max_2
     scale_1, scale_2 = lax.select(is_first, kept, shrunk), lax.select(is_first, shrunk, kept)
-    return (
+    merged = [
         jnp.maximum(max_1, max_2),
         exp_1 * scale_1 + exp_2 * scale_2,
         logits_1 * scale_1 + logits_2 * scale_2,
         target_1 + target_2,
-    )
+    ]
+    for first, second in zip(squares_1, squares_2, strict=True):
+        merged.append(first * scale_1 * scale_1 + second * scale_2 * scale_2)
+    return tuple(merged)
 
 
 def _top_entropy(

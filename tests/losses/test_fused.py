@@ -67,7 +67,7 @@ def losses_and_gradients(
             *inputs,
             chunk_tokens=chunk_tokens,
             mesh=mesh,
-            top_tokens=objectives.TOP_TOKENS,
+            needs=(objectives.TOP_ENTROPY, objectives.CONCENTRATION, objectives.REFERENCE_MASS),
         )
         return scale * jnp.where(mask_BL, objective(stats), 0).sum()
 
@@ -78,14 +78,20 @@ def losses_and_gradients(
         examples_BL = jnp.where(mask_BL, segments_BL, 0)
         top_BLK = jnp.sort(jnp.exp(logp_BLV))[:, :, -objectives.TOP_TOKENS :]
         top_BLK /= top_BLK.sum(axis=-1, keepdims=True)
+        reference_p_BLV = jnp.exp(reference_BLV)
+        is_less_BLV = reference_BLV < reference_BL[:, :, None]
         stats = TokenStats(
             logp_BL=logp_BL,
-            entropy_BL=zeros,
+            entropy_BL=-(jnp.exp(logp_BLV) * logp_BLV).sum(axis=-1),
             correct_BL=zeros > 1,
             examples_BL=examples_BL,
             reference_logp_BL=reference_BL,
-            kl_BL=(jnp.exp(reference_BLV) * (reference_BLV - logp_BLV)).sum(axis=-1),
+            kl_BL=(reference_p_BLV * (reference_BLV - logp_BLV)).sum(axis=-1),
             top_entropy_BL=-(top_BLK * jnp.log(top_BLK)).sum(axis=-1),
+            concentration_BL=jnp.exp(2 * logp_BLV).sum(axis=-1),
+            reference_mass_BL=(
+                jnp.exp(reference_BL) + (reference_p_BLV * is_less_BLV).sum(axis=-1)
+            ),
         )
         return scale * jnp.where(mask_BL, objective(stats), 0).sum()
 
@@ -160,29 +166,36 @@ def test_one_reading_equals_two_in_float32(mesh1, monkeypatch):
     np.testing.assert_allclose(one_reading.entropy_BL, two_readings.entropy_BL, atol=1e-4)
 
 
-def test_gpus_make_the_statistics_in_one_reduction(mesh1, as_on_gpu):
+@pytest.mark.parametrize("needs", [(), (objectives.CONCENTRATION,)])
+def test_gpus_make_the_statistics_in_one_reduction(needs, mesh1, as_on_gpu):
     """And no other one of the logits: XLA makes one kernel of it (docs/performance.md)."""
     hidden_BLD, head_VD, targets_BL, mask_BL = problem(vocab=4096)
 
     def logp(hidden_BLD, head_VD):
         stats = fused.token_stats(
-            hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=16, mesh=mesh1
+            hidden_BLD, head_VD, targets_BL, mask_BL, chunk_tokens=16, mesh=mesh1, needs=needs
         )
-        return stats.logp_BL
+        return stats.logp_BL, stats.concentration_BL
 
     text = str(jax.make_jaxpr(logp)(hidden_BLD, head_VD))
     assert len(re.findall(r" reduce\[", text)) == 1
     assert not re.findall(r"f32\[16\] = (?:reduce_max|reduce_sum)\[", text)
 
 
-@pytest.mark.parametrize("name, products", [("sft", 3), ("dft", 3), ("asft", 4), ("sentence", 4)])
-def test_logits_are_made_once_where_the_objective_allows(name, products, mesh1):
-    """Products with the vocabulary: logits and two gradients are 3.
+# Products with the vocabulary: logits and two gradients are 3. The logits of a reference are one
+# more; a loss of other tokens makes all logits again.
+PRODUCTS = dict.fromkeys(objectives.OBJECTIVES, 3)
+PRODUCTS |= dict.fromkeys(("asft", "gift", "prift_prob", "prift_mass"), 4)
+PRODUCTS |= dict.fromkeys(("sentence", "geometric", "talr", "cayley"), 4) | {"iw_sft": 6}
 
-    `asft` has the logits of a reference besides, `sentence` makes the logits again.
-    """
+
+@pytest.mark.parametrize(
+    "name, products", slow_but([("sft", 3), ("asft", 4), ("cayley", 4)], list(PRODUCTS.items()))
+)
+def test_logits_are_made_once_where_the_objective_allows(name, products, mesh1):
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()
-    reference = (hidden_BLD, head_VD) if name == "asft" else None
+    needs_reference = objectives.make_objective(name).needs_reference
+    reference = (hidden_BLD, head_VD) if needs_reference else None
 
     def loss(hidden_BLD, head_VD):
         arguments = (hidden_BLD, head_VD, targets_BL, mask_BL, np.ones_like(targets_BL), reference)
@@ -208,6 +221,34 @@ def test_statistics_equal_dense(mesh8):
     )
     is_best_BL = np.asarray(logp_BLV.argmax(-1)) == targets_BL
     np.testing.assert_array_equal(stats.correct_BL, mask_BL & is_best_BL)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_a_target_is_not_less_probable_than_itself(platform, monkeypatch):
+    """Nor than tokens that are as probable. In float32, where log p plus the log of the sum is not
+    the logit again: then the least probable target would have its own probability twice.
+    """
+    monkeypatch.setattr(sharding, "platform", lambda mesh: platform)
+    logits_BLV = np.random.default_rng(0).normal(size=(2, 64, V)).astype(np.float32)
+    logits_BLV[0, :, 5] = logits_BLV[0, :, 19]  # equals, on two devices
+    targets_BL = np.stack([np.full(64, 19), logits_BLV[1].argmin(-1)]).astype(np.int32)
+    head_VD = jnp.eye(V)
+    stats = fused.token_stats(
+        jnp.zeros_like(logits_BLV),
+        head_VD,
+        targets_BL,
+        np.ones((2, 64), bool),
+        reference=(logits_BLV, head_VD),
+        chunk_tokens=32,
+        mesh=make_mesh(1, 1, 2),
+        needs=(objectives.REFERENCE_MASS,),
+    )
+    p_BLV = jax.nn.softmax(logits_BLV)
+    p_BL1 = np.take_along_axis(p_BLV, targets_BL[:, :, None], axis=-1)
+    expected_BL = np.where(p_BLV < p_BL1, p_BLV, 0).sum(-1) + p_BL1[:, :, 0]
+    np.testing.assert_allclose(stats.reference_mass_BL, expected_BL, rtol=1e-5)
+    least_L = np.exp(stats.reference_logp_BL[1])
+    np.testing.assert_allclose(stats.reference_mass_BL[1], least_L, rtol=1e-6)
 
 
 def test_gradient_of_dft_is_that_of_minus_p_and_p_times_that_of_sft(mesh1):

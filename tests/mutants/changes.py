@@ -27,6 +27,7 @@ def changed(text: str, change: Change) -> str:
 LOSSES = ("tests/losses/test_fused.py",)
 SHARED_ROWS = ("tests/losses/test_shared_rows.py",)
 OBJECTIVES = ("tests/losses/test_objectives.py",)
+TARGETS = ("tests/losses/test_targets.py",)
 OF_LOSSES = [
     Change(
         "loss-last-chunk-dropped",
@@ -118,6 +119,37 @@ OF_LOSSES = [
         "dft_jax/losses/objectives.py",
         "jnp.nanmedian(jnp.where(is_trained_BL, -stats.logp_BL, jnp.nan))",
         "jnp.median(-stats.logp_BL)",
+        OBJECTIVES,
+    ),
+    Change(
+        "loss-concentration-not-normalised",
+        "dft_jax/losses/statistics.py",
+        "sums.squares_C / sums.exp_C**2",
+        "sums.squares_C / sums.exp_C",
+        TARGETS,
+        "every_mesh and deft",
+    ),
+    Change(
+        "loss-reference-mass-of-one-device",
+        "dft_jax/losses/statistics.py",
+        "less_C = lax.psum(less_CV.sum(axis=-1), vocab_axes)",
+        "less_C = less_CV.sum(axis=-1)",
+        TARGETS,
+        "every_mesh and prift_mass",
+    ),
+    Change(
+        "objective-gift-share-turned-round",
+        "dft_jax/losses/objectives.py",
+        "return -share_BL * stats.logp_BL + (1.0 - share_BL) * stats.kl_BL",
+        "return -(1.0 - share_BL) * stats.logp_BL + share_BL * stats.kl_BL",
+        TARGETS,
+        "gift",
+    ),
+    Change(
+        "objective-cayley-mean-with-untrained",
+        "dft_jax/losses/objectives.py",
+        "jnp.where(is_trained_BL, p_BL, 0.0).sum()",
+        "p_BL.sum()",
         OBJECTIVES,
     ),
     Change(
