@@ -5,6 +5,7 @@ What a key means, its default and its legal values stand with the room that owns
 
 import json
 import os
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -93,7 +94,8 @@ def parse_argument(argument: str, **defaults: str) -> dict[str, str]:
     what is legal.
     """
     values = dict(defaults)
-    for part in argument.split(","):
+    # Not at the commas between an objective's own parameters: `idft(beta=2, most=3)`.
+    for part in re.split(r",(?![^(]*\))", argument):
         if not part:
             continue
         name, equals, value = part.partition("=")

@@ -62,3 +62,10 @@ def test_the_default_is_the_papers_recipe():
         "cosine",
     )
     assert optimizer.decay == "all"
+
+
+def test_an_argument_may_be_an_objective_with_several_parameters():
+    """A comma between its parameters is no end of it."""
+    text = "objective=idft(beta=2, most=3),size=7b"
+    found = config_lib.parse_argument(text, objective="dft", size="1.5b")
+    assert found == {"objective": "idft(beta=2, most=3)", "size": "7b"}
