@@ -67,6 +67,9 @@ def keep_programs_of_several_devices_in_memory() -> bool:
 
     def write_of_one_device(*args, **kwargs):
         arguments = write_arguments.bind(*args, **kwargs).arguments
+        # What is compiled for a device that is not here is no program that could run.
+        if not hasattr(arguments["executable"], "local_devices"):
+            return
         if len(arguments["executable"].local_devices()) == 1:
             write(*args, **kwargs)
         elif not arguments.get("host_callbacks"):

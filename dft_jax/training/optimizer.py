@@ -245,12 +245,15 @@ def add_rounded(params: Params, updates: Params, key: jax.Array) -> Params:
     from `key` and its place, whatever the mesh.
     """
     leaves, tree = jax.tree.flatten(params)
-    keys = tree.unflatten([jax.random.fold_in(key, number) for number in range(len(leaves))])
-
-    def add(param, update, leaf_key):
-        return _round(param.astype(jnp.float32) + update.astype(jnp.float32), leaf_key)
-
-    return jax.tree.map(add, params, updates, keys)
+    rounded: list[jax.Array] = []
+    for number, (param, update) in enumerate(zip(leaves, tree.flatten_up_to(updates), strict=True)):
+        # One after the other, or XLA makes the random bits of all of them at once.
+        if rounded:
+            number, rounded[-1] = jax.lax.optimization_barrier((jnp.uint32(number), rounded[-1]))
+        leaf_key = jax.random.fold_in(key, number)
+        total = param.astype(jnp.float32) + update.astype(jnp.float32)
+        rounded.append(_round(total, leaf_key))
+    return tree.unflatten(rounded)
 
 
 def _round(x: Float[Array, "..."], key) -> Float[Array, "..."]:
@@ -277,8 +280,11 @@ def moved(params: Params, updates: Params, new_params: Params) -> dict[str, Arra
     def of_leaf(old, update, new):
         # XLA may skip a rounding that is taken back at once, but not this one.
         new = jax.lax.reduce_precision(new.astype(jnp.float32), 8, 7)
-        change, update = new - old.astype(jnp.float32), update.astype(jnp.float32)
-        count = jnp.sum(change != 0, dtype=jnp.uint32).astype(jnp.float32)
+        old, update = old.astype(jnp.float32), update.astype(jnp.float32)
+        change = new - old
+        # Not `change != 0`: XLA would compare with the zeros from which gradients were added up, an
+        # array in float32, and keep it for that (17 GiB of a model with 7 billion parameters).
+        count = jnp.sum(new != old, dtype=jnp.uint32).astype(jnp.float32)
         return jnp.stack([count, jnp.sum(change * update), jnp.sum(update * update)])
 
     parts = jax.tree.leaves(jax.tree.map(of_leaf, params, updates, new_params))

@@ -239,8 +239,8 @@ OF_TRAINING = [
     Change(
         "optimizer-same-bits-for-each-leaf",
         "dft_jax/training/optimizer.py",
-        "[jax.random.fold_in(key, number) for number in range(len(leaves))]",
-        "[key for _ in leaves]",
+        "leaf_key = jax.random.fold_in(key, number)",
+        "leaf_key = key",
         ("tests/training/test_optimizer.py",),
     ),
     Change(
