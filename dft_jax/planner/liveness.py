@@ -30,7 +30,7 @@ _FUSED = frozenset(
     abs add add_any and axis_index bitcast_convert_type broadcast_in_dim ceil clamp concatenate
     convert_element_type copy cos div dynamic_slice eq erf exp exp2 expand_dims expm1 floor ge gt
     integer_pow iota is_finite le log log1p logistic lt max min mul name ne neg not
-    optimization_barrier or pad pow random_bits random_fold_in random_seed random_unwrap
+    or pad pow random_bits random_fold_in random_seed random_unwrap
     random_wrap reduce_precision rem reshape reshard rev round rsqrt select_n sharding_constraint
     shift_right_logical sign sin slice split sqrt square squeeze stack stop_gradient sub tanh
     transpose xor
@@ -211,6 +211,9 @@ def _inline(
             results = _inline(body, _filled(equation, operands), operations, is_body_local, casts)
         elif name == "scan" and equation.params["length"] == 1:
             results = _inline_scan(equation, operands, operations, is_local, casts)
+        elif name == "optimization_barrier":
+            # It says when something is made, not of what.
+            results = _filled(equation, operands)
         elif name == "convert_element_type":
             results = _inline_cast(equation, operands, operations, is_local, casts)
         else:

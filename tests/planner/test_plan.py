@@ -1,6 +1,7 @@
 """The memory planner: the walk on small computations, its account against XLA's, the command."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -143,6 +144,24 @@ def test_the_account_is_that_of_an_accelerators_compiler(case, monkeypatch):
     with aot.stand_ins(case.device):
         row = check.compare(planner, layout, compiled_for)
     assert abs(float(row["error_percent"])) < 8, row
+
+
+def test_a_barrier_keeps_nothing_alive():
+    """Rounding makes one leaf wait for another by it: the other's gradient is not kept for that."""
+
+    def update(a, b, with_barrier):
+        # What is fused into a product, then into a sum of another leaf's.
+        first = jnp.tanh(a @ a) * 2
+        if with_barrier:
+            first, b = jax.lax.optimization_barrier((first, b))
+        second = jnp.tanh(b @ b) * 2
+        return jnp.sum(first) + jnp.sum(second @ second)
+
+    found = [
+        peak_mib(functools.partial(update, with_barrier=with_barrier), X, X)
+        for with_barrier in (False, True)
+    ]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
