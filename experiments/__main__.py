@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lab/sharpening": ("experiments.lab.run", "sharpening"),
     "lab/token_probabilities": ("experiments.lab.run", "token_probabilities"),
     "lab_base": ("dft_jax.main", "--config=configs/lab_base.py", "--workdir=runs/lab_base"),
+    "objectives": ("experiments.objectives.cost",),
     "parity": ("experiments.parity.run",),
     "performance": ("experiments.performance.run",),
     "performance/gpu": ("experiments.performance.gpu",),
