@@ -115,7 +115,7 @@ class Packer:
     def _rows(self, example_ids: list[int]) -> list[list[int]]:
         """Packs examples into rows; the example ids of each row."""
         sizes = [packing.slots(self.examples[example_id]) for example_id in example_ids]
-        packed = packing.best_fit(sizes, self.row_length)
+        packed = packing.pack(sizes, self.row_length)
         rows = []
         for places in packed:
             rows.append([int(example_ids[place]) for place in places])

@@ -262,7 +262,8 @@ def _efficiencies(settings: Settings) -> list[dict]:
         found = child(settings, "efficiency", *arguments)
         note = (
             f"{found['steps']} steps, mean length {found['mean_length']:.0f};"
-            f" {found['best_fit']:.4f} without the rows that fill a step up to an allowed count"
+            f" {found['packed']:.4f} without the rows that fill a step up to an allowed count,"
+            f" {found['bound']:.4f} with as few as the tokens fill"
         )
         results.append(records.result(target, found["efficiency"], note=note))
     return results
