@@ -25,6 +25,7 @@ from dft_jax.training import optimizer, options as training_options
 _SECTIONS: dict[str, Option | options.Section] = {
     "objective": objectives.OPTION,
     "model": model_options.SECTION,
+    "lora": model_options.LORA,
     "data": data_options.SECTION,
     "optimizer": optimizer.SECTION,
     "train": training_options.TRAIN,
@@ -147,8 +148,11 @@ def _problems_between(sound: dict[str, Any]) -> list[str]:
     here = os.getcwd()
     problems = data_options.problems(_section(sound, "data"), here)
     problems += model_options.problems(_section(sound, "model"), here)
+    problems += model_options.lora_problems(_section(sound, "lora"), here)
     if "optimizer.moment_dtype" in sound and "optimizer.b2" in sound:
         problems += optimizer.problems(sound["optimizer.moment_dtype"], sound["optimizer.b2"])
+    is_adapted = bool(sound.get("lora.rank") or sound.get("lora.adapter"))
+    problems += export.problems(sound.get("export.what", "auto"), is_adapted)
     if "objective" in sound:
         problems += objectives.problems(sound["objective"])
     problems += training_options.profile_problems(sound.get("profile", ""))

@@ -12,9 +12,8 @@ from absl import flags
 
 from dft_jax import api
 from dft_jax.commands import cli
-from dft_jax.models.hf.export import export
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts, processes
-from dft_jax.training import origin
+from dft_jax.training.exporting import export_run
 
 _CONFIG = cli.define_config()
 flags.DEFINE_string(
@@ -36,16 +35,9 @@ def main() -> None:
         if settings.enabled:
             out = run.workdir / "export"
             with folders.locked(run.workdir):
-                export(
-                    run.state.params,
-                    run.model,
-                    run.source,
-                    out,
-                    dtype=settings.dtype,
-                    max_shard_gb=settings.max_shard_gb,
-                    origin=origin.of_run(run.workdir, run.config, run.step, run.identity),
-                )
-            exported = f", {out} loads in transformers"
+                export_run(run.lm, run.config, run.step, run.identity, out)
+            loads_in = "PEFT" if settings.what == "adapter" else "transformers"
+            exported = f", {out} loads in {loads_in}"
     if processes.is_first():
         print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")
 

@@ -48,6 +48,7 @@ RULES = {
     "head_dim": None,
     "norm": None,
     "layers": None,
+    "rank": None,
 }
 
 

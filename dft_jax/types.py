@@ -8,7 +8,8 @@ Shape letters, used in tensor names (`hidden_BLD`), einsum strings and annotatio
     N  positions flattened (B·L)                          G  key/value heads
     C  trained tokens in one chunk of the loss            R  query heads per key/value head: H = G·R
     V  vocabulary                                         K  width of a head
-    U  updates of a run
+    Z  rank of an adapter                                 U  updates of a run
+    I  inputs of a matrix                                 O  its outputs
 
 In sampling besides (models/cached.py says how the output head is cut):
 
@@ -29,6 +30,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 Params = Any  # a plain nested dict of arrays
+Weights = Any  # of a model: its Params; Adapted where it has adapters
 AnyArray = jax.Array | np.ndarray  # on devices or of the host
 AnyMesh = Mesh | AbstractMesh  # of devices, or of such as need not be there
 # Batch.most_segments where a row has more than was foreseen.
@@ -113,13 +115,24 @@ class Frozen:
     """What a step reads and never changes."""
 
     hyperparameters: Leaf  # Hyperparameters
-    reference: Params | None = None  # the model before training, for objectives that compare
+    # The model before training, for objectives that compare; None where it is `base` anyway.
+    reference: Params | None = None
+    base: Params | None = None  # the parameters beneath adapters; None where all are trained
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """The weights of a model with adapters (models/lora.py): both trees."""
+
+    params: Params  # frozen
+    adapters: Params
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes.
+    """All that a step changes; `params` are the adapters where these are trained.
 
     `step` counts batches seen; the optimizer keeps its own count of updates, which is lower where
     steps were skipped.

@@ -8,10 +8,11 @@ from dft_jax import assets, config as config_lib, sharding
 from dft_jax.data.examples import load_examples
 from dft_jax.losses import objectives
 from dft_jax.models.hf.locate import load_tokenizer, read_config
-from dft_jax.models.model import OPTIONS, build
+from dft_jax.models.model import OPTIONS, build, with_lora
 from dft_jax.training import optimizer as optimizer_lib
+from dft_jax.training.adapters import lora_for
 from dft_jax.training.inputs import make_steps
-from dft_jax.training.state import init_params, init_state
+from dft_jax.training.state import init_adapters, init_params, init_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Frozen
 
@@ -51,6 +52,9 @@ class Trainer:
         self.mesh = mesh
         options = {name: config.model[name] for name in OPTIONS}
         self.model = build(read_config(assets.TINY), mesh, **options)
+        lora = lora_for(config.lora, self.model)
+        if lora is not None:
+            self.model = with_lora(self.model, lora)
         hyperparameters = make_hyperparameters(
             config.optimizer, config.train.seed, config.train.steps, mesh
         )
@@ -60,15 +64,22 @@ class Trainer:
             if loss_fn
             else objectives.make_objective(config.objective)
         )
-        reference = None
-        if objective.needs_reference:
+        self.base = reference = None
+        if lora is not None:
+            self.base = self.initial_params()
+        elif objective.needs_reference:
             reference = self.initial_params()
         step = make_train_step(
             self.model, objective, self.optimizer, StepOptions.of(config.train, config.optimizer)
         )
-        self.step = functools.partial(step, Frozen(hyperparameters, reference))
-        self.state = init_state(self.initial_params(), self.model, self.optimizer)
+        self.step = functools.partial(step, Frozen(hyperparameters, reference, self.base))
+        self.state = init_state(self.initial_trained(), self.model, self.optimizer)
         self.packed = make_steps(config, tiny_examples(), self.model)
+
+    def initial_trained(self):
+        if self.base is None:
+            return self.initial_params()
+        return init_adapters(self.config.lora, self.config.train.seed, self.model)
 
     def initial_params(self):
         init, seed = self.config.model.init, self.config.train.seed

@@ -7,23 +7,28 @@ from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
 from dft_jax.lm.run import open_run
 from dft_jax.models.hf import export as export_lib
+from dft_jax.models.hf.export_adapter import Trained, export_adapter
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.runtime import folders
-from dft_jax.training import origin
+from dft_jax.training.exporting import export_run, refuse_idle_what
 
 
 def load(
     path: str | Path,
     *,
     revision: str = "main",
+    base: str | Path = "",
     mesh: Mapping[str, int] | None = None,
     compute_dtype: str | None = None,
 ) -> LM:
     """Opens a language model. Its parameters are read when they are first used.
 
     Args:
-      path: a Hugging Face folder, a hub id, or the directory of a run (its newest checkpoint).
+      path: a Hugging Face folder, a hub id, or the directory of a run (its newest checkpoint). Of
+        a LoRA adapter in PEFT's format, and of a run that trains one, the model is the base with
+        the adapter merged into it.
       revision: of a hub id: branch, tag or commit.
+      base: of an adapter: its base, where that is not where the adapter says.
       mesh: sizes by axis ("data", "fsdp", "tensor"), one of which may be -1 for what is left; by
         default every device has a copy of the model.
       compute_dtype: of matrix products; by default float32 on CPUs, else bfloat16.
@@ -33,35 +38,60 @@ def load(
 
     >>> base = load("Qwen/Qwen2.5-Math-1.5B", mesh={"fsdp": -1})
     """
-    return open_lm(str(path), revision=revision, mesh=mesh, compute_dtype=compute_dtype)
+    return open_lm(
+        str(path), revision=revision, base=str(base), mesh=mesh, compute_dtype=compute_dtype
+    )
 
 
-def export(lm: LM, out: str | Path, *, dtype: str = "auto", max_shard_gb: float = 5.0) -> Rounding:
+def export(
+    lm: LM,
+    out: str | Path,
+    *,
+    what: str = "auto",
+    dtype: str = "auto",
+    max_shard_gb: float = 5.0,
+) -> Rounding | None:
     """Writes a model as a Hugging Face folder that `transformers` loads.
 
     Args:
       lm: a trained model (`run.lm`, or a run that was loaded), or any other.
       out: a new folder, or an earlier export, which is replaced once the new one is complete.
+      what: of a run that trained an adapter: "merged", the model with it; "adapter", PEFT's files;
+        "auto", the model with the adapter in `out`/adapter.
       dtype: of the weights: "auto" (that of the base, or float32 where rounding to it would lose a
         tenth of what was trained), "source", "float32", "bfloat16".
 
     Returns:
-      What rounding to the files' type loses.
+      What rounding to the files' type loses; None of an adapter alone.
 
     >>> export(run.lm, "exports/gsm8k-dft")
     """
-    workdir = Path(lm.path)
-    about = None
-    if (workdir / "checkpoints").is_dir():
-        saved = open_run(workdir)
-        about = origin.of_run(workdir, saved.config, lm.identify()["step"], saved.identity)
     place = folders.local_folder(str(out), "out")
+    if (Path(lm.path) / "checkpoints").is_dir():
+        saved = open_run(Path(lm.path))
+        return export_run(
+            lm,
+            saved.config,
+            lm.identify()["step"],
+            saved.identity,
+            place,
+            what=what,
+            dtype=dtype,
+            max_shard_gb=max_shard_gb,
+        )
+    if lm.pairs is not None:
+        # Of an adapter's folder; that itself is there.
+        trained = Trained(lm.pairs(), None, {})
+        return export_adapter(
+            trained,
+            lm.model,
+            lm.source,
+            place,
+            what=what,
+            dtype=dtype,
+            max_shard_gb=max_shard_gb,
+        )
+    refuse_idle_what(what)
     return export_lib.export(
-        lm.params,
-        lm.model,
-        lm.source,
-        place,
-        dtype=dtype,
-        max_shard_gb=max_shard_gb,
-        origin=about,
+        lm.params, lm.model, lm.source, place, dtype=dtype, max_shard_gb=max_shard_gb
     )

@@ -7,7 +7,9 @@ from dft_jax.commands.evaluate_model import evaluate_newest
 from dft_jax.commands.grade import grade
 from dft_jax.runtime import compilation_cache, errors, folders
 
-_MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, hub id, or run directory.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "Hugging Face folder, hub id, PEFT adapter, or run directory."
+)
 _GRADE = flags.DEFINE_string("grade", None, "File of completions to grade (.jsonl).")
 _HELDOUT = flags.DEFINE_string(
     "heldout", None, "File whose completions are scored token by token, without sampling."

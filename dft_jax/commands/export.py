@@ -6,9 +6,8 @@ from absl import flags
 
 from dft_jax.commands import cli
 from dft_jax.lm.run import open_run
-from dft_jax.models.hf.export import export
 from dft_jax.runtime import errors, folders
-from dft_jax.training import origin
+from dft_jax.training.exporting import export_run
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -25,6 +24,13 @@ _DTYPE = flags.DEFINE_enum(
     ["auto", "source", "float32", "bfloat16"],
     "Of the weights; by default the run's export.dtype.",
 )
+_WHAT = flags.DEFINE_enum(
+    "what",
+    None,
+    ["auto", "merged", "adapter"],
+    "Of a run with adapters: the merged model, the adapter, or both (auto, which puts it in the"
+    " model's folder); by default the run's export.what.",
+)
 
 
 def main() -> None:
@@ -37,21 +43,18 @@ def main() -> None:
         what = f"--out={out} exists and is not empty"
         raise errors.UserError(f"{what}; give a new folder, or remove it first")
     saved = open_run(workdir)
-    with saved.checkpoints:
-        identity, params = saved.identity, saved.params()
-    settings = saved.config.export
     # A run that goes on in the folder will export to the same place.
     lock = contextlib.nullcontext()
     if out.parent == workdir:
         lock = folders.locked(workdir)
-    with lock:
-        export(
-            params,
-            saved.model,
-            saved.source,
+    with saved.checkpoints, lock:
+        export_run(
+            saved.lm,
+            saved.config,
+            saved.step,
+            saved.identity,
             out,
-            dtype=_DTYPE.value or settings.dtype,
-            max_shard_gb=settings.max_shard_gb,
-            origin=origin.of_run(workdir, saved.config, saved.step, identity),
+            what=_WHAT.value,
+            dtype=_DTYPE.value,
         )
     print(f"exported step {saved.step} to {out}")

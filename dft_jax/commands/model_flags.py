@@ -16,6 +16,9 @@ from dft_jax.lm.opening import open_lm
 from dft_jax.runtime import errors
 
 _REVISION = flags.DEFINE_string("revision", "main", "Of a hub id.")
+_BASE = flags.DEFINE_string(
+    "base", "", "Of an adapter: folder or hub id of its base, if not where the adapter says."
+)
 _TENSOR = flags.DEFINE_integer(
     "tensor", 1, "Devices that share each copy of the model; 1 where it fits on one.", 1
 )
@@ -94,6 +97,7 @@ def open_model(path: str) -> LM:
     return open_lm(
         path,
         revision=_REVISION.value,
+        base=_BASE.value,
         # So many devices share each copy of the model.
         mesh={"data": -1, "fsdp": 1, "tensor": _TENSOR.value},
         compute_dtype=_COMPUTE.value,

@@ -24,7 +24,7 @@ from dft_jax.evals.records import Prediction
 from dft_jax.evals.saved import ANOTHER_FOLDER, read_scores
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, errors, files, interrupts, processes
-from dft_jax.types import Params
+from dft_jax.types import Weights
 
 EVALUATION_NAME = "evaluation.json"
 SCORES_NAME = "scores.json"
@@ -62,7 +62,7 @@ class Sampling:
 
 
 def evaluate(
-    plan: Plan, model: Model, load: Callable[[], Params], out: Path, model_id: dict[str, Any]
+    plan: Plan, model: Model, load: Callable[[], Weights], out: Path, model_id: dict[str, Any]
 ) -> dict[str, Any]:
     """Samples what `out` does not hold yet, grades everything, and writes predictions.jsonl and
     scores.json.
@@ -71,7 +71,7 @@ def evaluate(
     meanwhile (runtime/folders.py): what they sampled would be erased at the end of this one.
 
     Args:
-      load: gives the parameters; called when there is something to sample.
+      load: gives the weights; called when there is something to sample.
       model_id: which model this is, in plain values, of which all but `name`, `evaluated` and
         `origin` are compared when an evaluation resumes.
 
@@ -95,18 +95,18 @@ def evaluate(
     for (key, request), is_missing in zip(plan.requests.items(), are_missing, strict=True):
         if is_missing:
             missing[request] = key
-    params = None
+    weights = None
     if missing:
         # Before the folder is said to be of this model: of a run that trains on, the checkpoint may
         # be gone by now.
-        params = load()
+        weights = load()
     if is_writer and missing:
         _begin(out, _identity(plan, model, model_id), plan.versions())
     summary, sampling = {}, Sampling()
     remedy = "what is sampled is kept: make room, then run the same command again"
     with errors.user_errors(f"{out}: cannot be written", remedy):
         if missing:
-            _sample(plan, params, missing, done, out, sampling)
+            _sample(plan, weights, missing, done, out, sampling)
         if is_writer:
             summary = _finish(plan, out, done, model_id, sampling)
     # A process that left would end the job some minutes later.
@@ -116,7 +116,7 @@ def evaluate(
 
 def _sample(
     plan: Plan,
-    params: Params,
+    weights: Weights,
     missing: dict[Any, Key],
     done: dict[Key, dict[str, Any]],
     out: Path,
@@ -128,7 +128,7 @@ def _sample(
     if not processes.is_first():
         file = Path(os.devnull)
     with open(file, "a", encoding="utf-8") as lines:
-        for completion in plan.sampler.sample(params, missing):
+        for completion in plan.sampler.sample(weights, missing):
             interrupts.check()
             key = missing[completion.request]
             done[key] = journal.row_of(plan, key, completion)

@@ -11,7 +11,7 @@ from dft_jax.evals import planning, prompts, runner
 from dft_jax.evals.settings import Settings
 from dft_jax.models.model import Model
 from dft_jax.runtime import processes
-from dft_jax.types import Params
+from dft_jax.types import Weights
 
 
 class BenchmarkEvaluator:
@@ -95,11 +95,11 @@ class BenchmarkEvaluator:
     def due(self, step: int) -> bool:
         return step in self.steps
 
-    def run(self, step: int, params: Params) -> dict[str, Any]:
-        """Samples and grades with these parameters; returns what metrics.jsonl has of it."""
+    def run(self, step: int, weights: Weights) -> dict[str, Any]:
+        """Samples and grades with these weights; returns what metrics.jsonl has of it."""
         of = {**self.origin, "step": step}
         summary = runner.evaluate(
-            self.plan, self.model, lambda: params, self.folder / str(step), of
+            self.plan, self.model, lambda: weights, self.folder / str(step), of
         )
         values = {}
         for result in summary.get("results", []):

@@ -96,3 +96,18 @@ def base_of_run(model_settings: Config, source: Path) -> dict[str, Any]:
         sha256 = files.digest(Checkpoint(source).files)
     path, revision = model_settings.path, model_settings.revision
     return base_of(path, revision, model_settings.init, source, sha256)
+
+
+def refuse_other_base(what: str, trained_on: str, source: Path) -> None:
+    """UserError where adapters were trained on other weights than `source` has.
+
+    Args:
+      what: the adapters, for the message.
+      trained_on: SHA-256 of all weights of their base.
+    """
+    found = files.digest(Checkpoint(source).files)
+    if trained_on != found:
+        raise errors.UserError(
+            f"{what}: its base had weights of SHA-256 {trained_on}, {source} has {found};"
+            " give the base that it was trained on"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dft_jax.models.hf.merging import Pairs
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
 from dft_jax.types import Params
@@ -23,6 +24,8 @@ class LM:
       path: where it was opened from: a folder, a hub id, or the directory of a run.
       revision: of a hub id.
       what: which weights these are, for a reader: of a run, or of an export, which may be rounded.
+      pairs: gives what an adapter adds to the tensors of `source`, where the parameters are those
+        with an adapter merged into them.
       weights_sha256_of_sample: of a Hugging Face folder, which each host may have on its own disk.
       date: YYYY-MM-DD, of a run, or its export, whose template writes the date.
       trained: the prompt that it was trained with; empty where nobody says.
@@ -36,6 +39,7 @@ class LM:
     path: str = ""
     revision: str = "main"
     what: str = ""
+    pairs: Callable[[], Pairs] | None = None
     weights_sha256_of_sample: str = ""
     date: str = ""
     trained: str = ""

@@ -8,10 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.lm.checkpoint import open_config
+from dft_jax.lm.checkpoint import open_config, refuse_other_base
 from dft_jax.lm.language_model import LM
+from dft_jax.lm.merging import Merging
 from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.models.model import Model
+from dft_jax.models.lora import of_config
+from dft_jax.models.model import Model, with_lora
 from dft_jax.runtime import errors, files
 from dft_jax.runtime.options import Config
 from dft_jax.types import Params
@@ -21,8 +23,12 @@ TEMPLATE_NAME = "chat_template.jinja"  # in a run's folder: the file that it was
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """What a run's folder holds: its config, and its newest complete checkpoint, not yet read."""
+    """What a run's folder holds: its config, and its newest complete checkpoint, not yet read.
 
+    The model has the adapters that the run trains, if it trains such.
+    """
+
+    workdir: Path
     config: Config
     source: Path
     model: Model
@@ -35,9 +41,35 @@ class SavedRun:
         """What the checkpoint says of its run: run_id, base, data, fingerprint, changes."""
         return self.checkpoints.run_of(self.step)
 
+    @property
+    def lm(self) -> LM:
+        """The model of the checkpoint. What says of which run it is, is read now: a run that trains
+        on may have let the checkpoint go by the time it is asked for.
+        """
+        run, sha256 = self.identity, self.checkpoints.digest(self.step)
+        return lm_of_run(
+            self.workdir,
+            self.config,
+            self.source,
+            self.model,
+            self.tokenizer,
+            step=self.step,
+            run=run,
+            sha256=lambda: sha256,
+            read=self.params,
+        )
+
     def params(self) -> Params:
-        """The parameters alone: moments are twice their size, and are not read."""
-        return self.checkpoints.restore_params(self.step, self.model.abstract_params)
+        """What was trained, parameters or adapters, alone: moments are twice their size, and are
+        not read.
+
+        Raises:
+          UserError: beneath adapters is not the base that the run began with.
+        """
+        if self.model.lora is not None:
+            trained_on = self.identity["fingerprint"]["base_sha256"]
+            refuse_other_base(str(self.workdir), trained_on, self.source)
+        return self.checkpoints.restore_params(self.step, self.model.trainable)
 
 
 def open_run(workdir: Path, overrides: Mapping[str, Any] | None = None) -> SavedRun:
@@ -57,11 +89,14 @@ def open_run(workdir: Path, overrides: Mapping[str, Any] | None = None) -> Saved
     here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1})
     here.update_from_flattened_dict(overrides or {})
     source, model, tokenizer = open_config(here)
+    lora = of_config(config.get("lora"))
+    if lora is not None:
+        model = with_lora(model, lora)
     checkpoints = Checkpoints(workdir / "checkpoints", verify=config.checkpoint.verify)
     step = checkpoints.newest()
     if step is None:
         raise errors.UserError(f"{workdir}: no checkpoint there yet; train first")
-    return SavedRun(config, source, model, tokenizer, checkpoints, step)
+    return SavedRun(workdir, config, source, model, tokenizer, checkpoints, step)
 
 
 def lm_of_run(
@@ -82,14 +117,24 @@ def lm_of_run(
       source: the Hugging Face folder that config and tokenizer are of.
       run: what the run's checkpoints say of it; see `SavedRun.identity`.
       sha256: gives the digest of the checkpoint of that step.
-      read: gives the parameters, laid out as `model.abstract_params`.
+      model: with the adapters of a run that trains such; they are merged as they are read.
+      read: gives what was trained, laid out as `model.trainable`.
     """
     name = workdir.name
-    masters, computed = model.module.param_dtype, model.module.compute_dtype
+    kept, computed = str(model.module.param_dtype), model.module.compute_dtype
+    pairs = None
+    if model.lora is not None:
+        merging = Merging(model, source, read)
+        model, read, pairs = merging.model, merging.params, merging.pairs
+        kept = "merged"
     origin = {key: run.get(key) for key in ("run_id", "base", "data")}
 
     def identify() -> dict[str, Any]:
-        return {"name": name, "step": step, "sha256": sha256(), "origin": origin}
+        found = {"name": name, "step": step, "sha256": sha256(), "origin": origin}
+        if pairs is not None:
+            # A checkpoint of adapters says nothing of what is beneath them.
+            found["base_sha256"] = run["fingerprint"]["base_sha256"]
+        return found
 
     return LM(
         model,
@@ -98,7 +143,8 @@ def lm_of_run(
         read=read,
         source=source,
         path=str(workdir),
-        what=f"{name}, step {step}: its {masters} weights, computed in {computed}",
+        what=f"{name}, step {step}: its {kept} weights, computed in {computed}",
+        pairs=pairs,
         date=config.data.get("date", ""),
         trained=_trained_template(config, workdir),
     )

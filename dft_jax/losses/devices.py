@@ -42,6 +42,7 @@ class LossSpec:
     chunk_tokens: int
     extras: statistics.Extras
     mesh: AnyMesh
+    head_gradient: bool = True  # False of a frozen head
 
 
 @jax.tree_util.register_dataclass
@@ -220,16 +221,22 @@ class DeviceShare:
 
 @dataclasses.dataclass(frozen=True)
 class GradientSums:
-    """Adds up the gradients of hidden states and head on one device, chunk after chunk."""
+    """Adds up the gradients of hidden states and head on one device, chunk after chunk.
+
+    Without `has_head` that of the head is None: neither its product nor its sum [V, D] is made.
+    """
 
     model: Projection  # [N, D] and [V, D], both in the dtype of the hidden states
     inputs: Projection  # as they came, for shapes and dtypes of the results
     layout: Layout
     dtype: DTypeLike
+    has_head: bool
 
     def zeros(self) -> Projection:
         """What is added to, float32 whatever the model is: bfloat16 loses small terms of a sum."""
         d_hidden_ND = jnp.zeros(self.model.hidden.shape, self.dtype)
+        if not self.has_head:
+            return Projection(d_hidden_ND, None)
         return Projection(d_hidden_ND, jnp.zeros(self.model.head.shape, self.dtype))
 
     def add(
@@ -241,10 +248,12 @@ class GradientSums:
         d_hidden_CD = jnp.einsum(
             "CV,VD->CD", d_logits_CV, self.model.head, preferred_element_type=self.dtype
         )
-        hidden_CD = chunks.take(self.model.hidden, index_C)
-        d_head_VD = sums.head + jnp.einsum(
-            "CV,CD->VD", d_logits_CV, hidden_CD, preferred_element_type=self.dtype
-        )
+        d_head_VD = None
+        if self.has_head:
+            hidden_CD = chunks.take(self.model.hidden, index_C)
+            d_head_VD = sums.head + jnp.einsum(
+                "CV,CD->VD", d_logits_CV, hidden_CD, preferred_element_type=self.dtype
+            )
         return Projection(chunks.put(sums.hidden, index_C, d_hidden_CD), d_head_VD)
 
     def over_devices(self, sums: Projection) -> Projection:
@@ -252,6 +261,8 @@ class GradientSums:
         # Every slice of the vocabulary has pulled at the same hidden states.
         d_hidden_BLD = self.layout.hidden_outside(sums.hidden).reshape(self.inputs.hidden.shape)
         d_hidden_BLD = d_hidden_BLD.astype(self.inputs.hidden.dtype)
+        if not self.has_head:
+            return Projection(d_hidden_BLD, None)
         # A device has seen its own rows only. Once, after all chunks: it moves V·D numbers.
         d_head_VD = lax.psum(sums.head, self.layout.row_axes).astype(self.inputs.head.dtype)
         return Projection(d_hidden_BLD, self.layout.head_outside(d_head_VD))
@@ -273,9 +284,18 @@ def share_of(inside: Inputs, spec: LossSpec, layout: Layout) -> DeviceShare:
     )
 
 
-def gradient_sums(inputs: Inputs, inside: Inputs, layout: Layout) -> GradientSums:
+def gradient_sums(inputs: Inputs, inside: Inputs, spec: LossSpec, layout: Layout) -> GradientSums:
     """Sums for the gradients of what `shard_map` has given to this device."""
-    return GradientSums(_flat(inside.model), inputs.model, layout, _dtype_of_sums(inside.model))
+    dtype = _dtype_of_sums(inside.model)
+    return GradientSums(_flat(inside.model), inputs.model, layout, dtype, spec.head_gradient)
+
+
+def layout_of_gradients(layout: Layout, spec: LossSpec) -> Projection:
+    """How the gradients are cut: as the model is; None of a frozen head, which has none."""
+    model = layout.inputs.model
+    if spec.head_gradient:
+        return model
+    return Projection(model.hidden, None)
 
 
 def _dtype_of_sums(model: Projection) -> DTypeLike:

@@ -52,6 +52,7 @@ def loss_and_stats(
     objective: objectives.Objective,
     chunk_tokens: int,
     mesh: AnyMesh,
+    head_gradient: bool = True,
 ) -> tuple[Float[Array, ""], TokenStats]:
     """Sum of the objective over trained tokens, and the statistics it was computed from.
 
@@ -69,12 +70,13 @@ def loss_and_stats(
             chunk_tokens=chunk_tokens,
             mesh=mesh,
             needs=objective.needs,
+            head_gradient=head_gradient,
         )
         # An objective sees zeros where nothing is trained, and may make something else of them.
         loss = jnp.where(mask_BL, objective(stats), 0).sum()
         return loss, jax.tree.map(lax.stop_gradient, stats)
     inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
-    spec = LossSpec(chunk_tokens, _extras(objective.needs, head_VD.shape[0]), mesh)
+    spec = LossSpec(chunk_tokens, _extras(objective.needs, head_VD.shape[0]), mesh, head_gradient)
     # No gradient of the statistics comes back: the backward pass looks at that of the loss alone.
     one_pass: Any = _loss_in_one_pass  # to type checkers a custom_vjp returns anything
     loss, stats = one_pass(inputs, objective, spec)
@@ -92,6 +94,7 @@ def token_stats(
     chunk_tokens: int,
     mesh: AnyMesh,
     needs: tuple[str, ...] = (),
+    head_gradient: bool = True,
 ) -> TokenStats:
     """log p, entropy and correctness of each trained target; zeros where `mask_BL` is False.
 
@@ -111,13 +114,15 @@ def token_stats(
       mesh: the devices; rows are spread over its batch axes, the vocabulary over `tensor`.
       needs: what else is made: TOP_ENTROPY, CONCENTRATION and, where there is a reference,
         REFERENCE_MASS of objectives.py.
+      head_gradient: False of a head that is frozen: it gets no gradient, which spares a product and
+        a sum of its size.
 
     Returns:
       Statistics in nats, of which only `logp_BL` and `kl_BL` carry a gradient, to `hidden_BLD` and
       `head_VD`.
     """
     inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
-    spec = LossSpec(chunk_tokens, _extras(needs, head_VD.shape[0]), mesh)
+    spec = LossSpec(chunk_tokens, _extras(needs, head_VD.shape[0]), mesh, head_gradient)
     stats: Any = _stats_in_two_passes(inputs, spec)
     examples_BL = jnp.where(mask_BL, 1 if segments_BL is None else segments_BL, 0)
     # The backward pass ignores what comes to the others, so nothing may seem to flow there.
@@ -169,7 +174,7 @@ def _one_pass_forward(
         mesh=spec.mesh,
         in_specs=(layout.inputs,),
         # Statistics stay with their rows; the gradients lie as the model does.
-        out_specs=(devices.ROWS, layout.inputs.model),
+        out_specs=(devices.ROWS, devices.layout_of_gradients(layout, spec)),
         # Nothing differentiates through it: the custom gradients here are the only ones.
         check_vma=False,
     )(inputs)
@@ -226,7 +231,7 @@ def _two_passes_backward(spec: LossSpec, inputs: Inputs, cotangents: Stats) -> t
         mesh=spec.mesh,
         # What comes in for each statistic is cut as the statistic is.
         in_specs=(layout.inputs, devices.ROWS),
-        out_specs=layout.inputs.model,
+        out_specs=devices.layout_of_gradients(layout, spec),
         check_vma=False,
     )(inputs, d_stats)
     return (Inputs(gradients, None, None, None),)
@@ -272,7 +277,7 @@ def _local_stats_and_gradients(
     """Both from the same logits; the objective sees a chunk as if it were a batch."""
     inside = layout.inside(inputs)
     share = devices.share_of(inside, spec, layout)
-    sums = devices.gradient_sums(inputs, inside, layout)
+    sums = devices.gradient_sums(inputs, inside, spec, layout)
 
     def add_chunk(number, carry):
         stats, gradients = carry
@@ -295,7 +300,7 @@ def _local_gradients(
     """The gradients alone, from logits that are made again."""
     inside = layout.inside(inputs)
     share = devices.share_of(inside, spec, layout)
-    sums = devices.gradient_sums(inputs, inside, layout)
+    sums = devices.gradient_sums(inputs, inside, spec, layout)
     d_stats_N = jax.tree.map(share.at_positions, d_stats_BL)
 
     def add_chunk(number, gradients):

@@ -21,38 +21,44 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
+from dft_jax.models.adapters import layer_of, merged_layer
 from dft_jax.models.attention.cached import LayerCache
 from dft_jax.models.decoder import Stack
 from dft_jax.models.layers import embed
-from dft_jax.models.model import Model, head
+from dft_jax.models.model import Model, head, split
 from dft_jax.models.spec import LayerPlace
-from dft_jax.types import AnyMesh, Params
+from dft_jax.types import AnyMesh, Params, Weights
 
 VOCAB_BLOCK = 256  # tokens whose logits are summed up before one of their blocks is chosen
 _BLOCKS_AT_ONCE = 40  # blocks whose logits exist at once
 Cache = list[LayerCache]  # of all layers
 
 
-def unstack(params: Params, *, model: Model) -> Params:
+def unstack(weights: Weights, *, model: Model) -> Params:
     """The parameters for inference: "embed" (absent if tied), "head", "final_norm" and "layers".
 
     "layers" is a list with the parameters of each. `head` is [chunks, D, blocks, VOCAB_BLOCK]. All
-    are in the compute dtype, laid out on the mesh as in training. Jitted by the caller.
+    are in the compute dtype, laid out on the mesh as in training; adapters are merged into their
+    kernels, in float32. Jitted by the caller.
     """
+    params, adapters = split(weights)
     dtype = model.module.compute_dtype
     mesh = model.mesh
     c = model.config
 
     def take_layer(place: LayerPlace) -> Params:
-        def take(stacked: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+        def take(layer_param: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
             # The spec's first axis is that of the layers, which is not cut.
             layout = abstract.sharding.spec[1:]
-            return sharding.with_layout(stacked[place.trip].astype(dtype), mesh, *layout)
+            return sharding.with_layout(layer_param.astype(dtype), mesh, *layout)
 
-        stack, abstract_stack = params, model.abstract_params
+        layer = layer_of(params, place)
+        if adapters is not None and model.lora is not None:
+            layer = merged_layer(layer, layer_of(adapters, place), model.lora.scale)
+        abstract_stack = model.abstract_params
         for key in place.path:
-            stack, abstract_stack = stack[key], abstract_stack[key]
-        return jax.tree.map(take, stack, abstract_stack)
+            abstract_stack = abstract_stack[key]
+        return jax.tree.map(take, layer, abstract_stack)
 
     made = {
         "head": _cut_head(head(params).astype(dtype), mesh),

@@ -13,6 +13,7 @@ from dft_jax.models import layers
 from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
 from dft_jax.models.attention.kernels import is_result
 from dft_jax.models.attention.masked import Backend, causal_attention
+from dft_jax.models.lora import Lora
 from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, place_in_period
 from dft_jax.types import AnyArray, AnyMesh
 
@@ -40,6 +41,7 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     mesh: AnyMesh
     backend: Backend
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
@@ -123,6 +125,7 @@ class Attention(nn.Module):
             self.spec.init_std,
             self.param_dtype,
             sharding.platform(self.mesh),
+            lora=self.lora,
             name=name,
         )
 
@@ -151,6 +154,7 @@ class Layer(nn.Module):
     param_dtype: jnp.dtype
     mesh: AnyMesh
     backend: Backend
+    lora: Lora | None = None
     keep_cache: bool = False
 
     @nn.compact
@@ -167,10 +171,16 @@ class Layer(nn.Module):
             self.param_dtype,
             self.mesh,
             self.backend,
+            self.lora,
             name="attention",
         )
         feed_forward = layers.FEED_FORWARDS[self.layer.feed_forward](
-            self.spec, self.layer, self.param_dtype, sharding.platform(self.mesh), name="mlp"
+            self.spec,
+            self.layer,
+            self.param_dtype,
+            sharding.platform(self.mesh),
+            self.lora,
+            name="mlp",
         )
         inputs_BLD = self._norm("attention_norm", "before", x_BLD)
         out_BLD, cache = attention(inputs_BLD, segments_BL, positions_BL, cache)
@@ -209,6 +219,7 @@ class Period(nn.Module):
     mesh: AnyMesh
     backend: Backend
     remat: str
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
@@ -224,6 +235,7 @@ class Period(nn.Module):
                 self.param_dtype,
                 self.mesh,
                 self.backend,
+                self.lora,
                 name=place_in_period(number),
             )
             x_BLD, _ = layer(x_BLD, segments_BL, positions_BL)
@@ -250,6 +262,7 @@ class Stack(nn.Module):
     block: int = 512  # queries that `blocked` attention takes together
     backend: str = "blocked"  # of attention; see attention/select.py
     most_segments: int | None = None  # of a row; see types.Batch
+    lora: Lora | None = None  # of the adapters, which only stacked layers can have
 
     def layers_and_norm(
         self,
@@ -308,6 +321,7 @@ class Stack(nn.Module):
                 self.mesh,
                 self._backend,
                 remat=self.remat,
+                lora=self.lora,
                 name=loop.name,
             )
         return _scan(_layer_class(self.remat), loop.times)(
@@ -316,16 +330,19 @@ class Stack(nn.Module):
             self.param_dtype,
             self.mesh,
             self._backend,
+            self.lora,
             name=loop.name,
         )
 
 
 def _scan(body: type[nn.Module], times: int) -> Any:
-    """A module that runs `body` so many times, its parameters stacked along a first axis."""
+    """A module that runs `body` so many times, its parameters and adapters stacked along a first
+    axis.
+    """
     in_axes: Any = (nn.broadcast, nn.broadcast)  # segments and positions
     return nn.scan(
         body,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
         in_axes=in_axes,
         length=times,

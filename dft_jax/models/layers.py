@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from dft_jax.models.lora import Lora
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
 from dft_jax.types import AnyArray
 
@@ -37,6 +38,9 @@ class Linear(nn.Module):
     `platform` is that of the devices that will run it (see `sharding.platform`). Where there is an
     `operand`, the kernel is multiplied with what it makes of the inputs, element by element; the
     backward pass makes that again instead of finding it saved.
+
+    With `lora` the kernel is frozen, and where this module is one of its targets, an adapter adds
+    to the product. Its matrices are in the collection "lora".
     """
 
     einsum: str
@@ -47,6 +51,7 @@ class Linear(nn.Module):
     param_dtype: jnp.dtype
     platform: str
     operand: Callable | None = None
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
@@ -59,7 +64,10 @@ class Linear(nn.Module):
             self.param_dtype,
         )
         kernel = kernel.astype(inputs[0].dtype)
-        y = self._product()(kernel, *inputs)
+        if self.lora is None:
+            y = self._product()(kernel, *inputs)
+        else:
+            y = self._frozen_product(self.lora)(kernel, *inputs)
         if self.bias_dims:
             shape, axes = self.shape[: self.bias_dims], self.axes[: self.bias_dims]
             # A bias lives where its kernel's outputs do; along the width of the model it is not
@@ -85,6 +93,58 @@ class Linear(nn.Module):
 
         # A scan's forward and backward pass are two loops: nothing has to keep XLA from merging.
         return jax.checkpoint(product, prevent_cse=False)
+
+    def _frozen_product(self, lora: Lora) -> Callable:
+        """product(kernel, *inputs), of a kernel that gets no gradient, and of its adapter."""
+        adapter: tuple[Array, ...] = ()
+        if self.name in lora.targets:
+            adapter = self._adapter(lora)
+        operand, einsum = self.operand or _itself, self.einsum
+
+        def product(kernel: Array, *inputs: Array) -> Array:
+            x = operand(*inputs)
+            # Not `_cpu_product`: that is about the gradient which this kernel does not get.
+            y = jnp.einsum(einsum, x, kernel)
+            if not adapter:
+                return y
+            return y + _adapted(einsum, x, *adapter, scale=lora.scale)
+
+        if self.operand is None:
+            return product
+        return jax.checkpoint(product, prevent_cse=False)
+
+    def _adapter(self, lora: Lora) -> tuple[Array, Array]:
+        """A [rank, *inputs] and B [*outputs, rank]; the kernel is [*outputs, *inputs]."""
+        n_outputs = len(self.einsum.partition("->")[2]) - _BATCH_AXES
+        outputs, inputs = slice(None, n_outputs), slice(n_outputs, None)
+
+        def matrix(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
+            # Zeros: models/adapters.py says how adapters begin.
+            init = nn.with_partitioning(nn.initializers.zeros, axes)
+            return self.variable("lora", name, init, None, shape, jnp.float32).value
+
+        a = matrix("a", (lora.rank, *self.shape[inputs]), ("rank", *self.axes[inputs]))
+        b = matrix("b", (*self.shape[outputs], lora.rank), (*self.axes[outputs], "rank"))
+        return a, b
+
+
+_BATCH_AXES = 2  # of what goes in and comes out, before the width: B and L
+
+
+def _adapted(einsum: str, x: Array, a: Array, b: Array, *, scale: float) -> Array:
+    """s · B (A x), in the dtype of x; products accumulate in float32, in which x is scaled.
+
+    einsum "BLD,HKD->BLHK": A is "ZD", and B is "HKZ".
+    """
+    x_axes, _, y_axes = re.split(",|->", einsum)
+    rows, inputs = x_axes[:_BATCH_AXES], x_axes[_BATCH_AXES:]
+    outputs = y_axes[_BATCH_AXES:]
+    wide = jnp.promote_types(jnp.float32, x.dtype)
+    h = jnp.einsum(
+        f"{x_axes},Z{inputs}->{rows}Z", x, a.astype(x.dtype), preferred_element_type=wide
+    )
+    h = (h * scale).astype(x.dtype)
+    return jnp.einsum(f"{rows}Z,{outputs}Z->{y_axes}", h, b.astype(x.dtype))
 
 
 def _itself(x: Array) -> Array:
@@ -152,6 +212,7 @@ class SwiGLU(nn.Module):
     layer: LayerSpec
     param_dtype: jnp.dtype
     platform: str
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -179,6 +240,7 @@ class SwiGLU(nn.Module):
             self.param_dtype,
             self.platform,
             operand,
+            self.lora,
             name=name,
         )
 
@@ -187,7 +249,7 @@ def _gated(gate: Array, up: Array) -> Array:
     return nn.silu(gate) * up
 
 
-# By LayerSpec.feed_forward. Each is made as module(spec, layer, param_dtype, platform).
+# By LayerSpec.feed_forward. Each is made as module(spec, layer, param_dtype, platform, lora).
 FEED_FORWARDS = {"swiglu": SwiGLU}
 
 

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from dft_jax import sharding
 from dft_jax.models.attention.select import choose_attention
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder
+from dft_jax.models.lora import Lora
 from dft_jax.models.spec import DecoderSpec
-from dft_jax.types import AnyMesh, Batch, Params
+from dft_jax.types import Adapted, AnyMesh, Batch, Params, Weights
 
 # of `build`, and of config.model
 OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")
@@ -28,9 +29,12 @@ __all__ = [
     "build",
     "cast_layers",
     "head",
+    "join",
     "matmul_precision",
+    "split",
     "with_attention",
     "with_backend",
+    "with_lora",
 ]
 
 
@@ -40,13 +44,33 @@ class Model:
 
     `abstract_params` holds shape, dtype and sharding of every leaf. `init(key)` gives random
     parameters laid out so, `apply(params, batch)` the final hidden states.
+
+    With `lora` the parameters are frozen: `apply(params, batch, adapters)`. Without the adapters
+    that is the model as it was before them.
     """
 
     config: DecoderSpec
     module: Decoder
     abstract_params: Params
     init: Callable[[jax.Array], Params]
-    apply: Callable[[Params, Batch], Float[Array, "B L D"]]
+    apply: Callable[..., Float[Array, "B L D"]]
+    abstract_adapters: Params | None = None
+
+    @property
+    def lora(self) -> Lora | None:
+        return self.module.lora
+
+    @property
+    def trainable(self) -> Params:
+        """What training changes: `abstract_adapters`, or without `lora` all parameters."""
+        return self.abstract_params if self.lora is None else self.abstract_adapters
+
+    @property
+    def abstract_weights(self) -> Weights:
+        """Of all that it computes with."""
+        if self.lora is None:
+            return self.abstract_params
+        return Adapted(self.abstract_params, self.abstract_adapters)
 
     @property
     def mesh(self) -> Any:
@@ -62,6 +86,7 @@ def build(
     compute_dtype: str = "float32",
     remat: str = "none",
     attention_block: int = 512,
+    lora: Lora | None = None,
 ) -> Model:
     """The model of `config` on `mesh`, which may be one of devices that need not be there.
 
@@ -74,13 +99,14 @@ def build(
         mesh=mesh,
         remat=remat,
         block=attention_block,
+        lora=lora,
     )
     # the fewest rows that every device has a part of
     rows = sharding.batch_shards(mesh)
 
-    def init_boxed(key: jax.Array) -> Params:
+    def init_boxed(key: jax.Array) -> dict[str, Params]:
         tokens_BL = jnp.zeros((rows, 1), jnp.int32)
-        return module.init(key, tokens_BL, tokens_BL, tokens_BL)["params"]
+        return dict(module.init(key, tokens_BL, tokens_BL, tokens_BL))
 
     def abstract(box: nn.Partitioned) -> jax.ShapeDtypeStruct:
         axes: Any = box.names  # every one has a name here
@@ -88,19 +114,25 @@ def build(
         return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout)
 
     boxes = jax.eval_shape(lambda: init_boxed(jax.random.key(0)))
-    abstract_params = jax.tree.map(
-        abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
-    )
+    found = jax.tree.map(abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    abstract_params = found["params"]
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
 
-    init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)), out_shardings=layouts)
-    return Model(config, module, abstract_params, init, functools.partial(_apply, module))
+    init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)["params"]), out_shardings=layouts)
+    apply = functools.partial(_apply, module)
+    return Model(config, module, abstract_params, init, apply, found.get("lora"))
 
 
-def _apply(module: Decoder, params: Params, batch: Batch) -> Any:
+def _apply(module: Decoder, params: Params, batch: Batch, adapters: Params | None = None) -> Any:
     # Part of the shape, so of the module: an argument of a scanned layer would be traced.
     module = module.clone(most_segments=batch.most_segments)
-    return module.apply({"params": params}, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
+    variables = {"params": params}
+    if adapters is None:
+        # A reference, which is not differentiated: the model beneath.
+        module = module.clone(lora=None)
+    else:
+        variables["lora"] = adapters
+    return module.apply(variables, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
 
 
 def with_attention(model: Model, asked: str) -> Model:
@@ -118,6 +150,35 @@ def with_backend(model: Model, backend: str) -> Model:
     """The model with an attention backend by name, one of BACKENDS, which nobody has tested."""
     module = model.module.clone(backend=backend)
     return dataclasses.replace(model, module=module, apply=functools.partial(_apply, module))
+
+
+def with_lora(model: Model, lora: Lora | None, param_dtype: str | None = None) -> Model:
+    """The model with such adapters, or without any; and with parameters of another dtype."""
+    module = model.module
+    built = build(
+        model.config,
+        model.mesh,
+        param_dtype=param_dtype or str(module.param_dtype),
+        compute_dtype=str(module.compute_dtype),
+        remat=module.remat,
+        attention_block=module.block,
+        lora=lora,
+    )
+    return with_backend(built, module.backend)
+
+
+def join(trained: Params, base: Params | None) -> Weights:
+    """What a model computes with: what is trained of it, and what is beneath that (`split`)."""
+    if base is None:
+        return trained
+    return Adapted(base, trained)
+
+
+def split(weights: Weights) -> tuple[Params, Params | None]:
+    """Parameters, and adapters where there are any."""
+    if isinstance(weights, Adapted):
+        return weights.params, weights.adapters
+    return weights, None
 
 
 def matmul_precision(compute_dtype: str) -> AbstractContextManager:

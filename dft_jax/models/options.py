@@ -1,9 +1,10 @@
-"""config.model: which checkpoint, and how its model is computed."""
+"""config.model: which checkpoint, and how its model is computed; and config.lora."""
 
 from pathlib import Path
 from typing import Any
 
 from dft_jax import sharding
+from dft_jax.models import lora
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.models.decoder import REMAT_POLICIES
 from dft_jax.models.spec import DecoderSpec
@@ -36,6 +37,9 @@ SECTION = {
     ),
     "attention_block": Option(512, "queries in one block of attention", AT_LEAST_1),
 }
+
+# config.lora
+LORA, lora_problems = lora.SECTION, lora.problems
 
 
 def problems(given: dict[str, Any], looked_from: str) -> list[str]:

@@ -3,25 +3,23 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import objectives
-from dft_jax.models import model as models
 from dft_jax.models.model import DecoderSpec, Model
-from dft_jax.planner import devices, liveness
+from dft_jax.planner import devices, liveness, models
 from dft_jax.planner.shares import Shares, in_loss
 from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
 from dft_jax.training.step import StepOptions, make_train_step
-from dft_jax.types import Batch, Frozen, Hyperparameters, Params
+from dft_jax.types import Batch, Frozen, Hyperparameters
 
 _GIB = 2**30
 # Of a row's examples, tokens: kernels of attention take memory for each example that a row may
@@ -114,9 +112,12 @@ class Planner:
             self.config.train.loss_chunk_tokens,
         )
         on_device = Shares(shares, inside)
+        # Of adapters the base has no gradients: an array like a kernel is a cast of one.
+        trainable = _device_model(self, tensor, layout.remat).trainable
+        trained = {leaf.shape for leaf in jax.tree.leaves(trainable)}
         gib = dict.fromkeys(KINDS, 0.0)
         for array in liveness.peak(step, self._arguments(layout), on_device):
-            gib[array.kind or self._kind(array, shares, tensor)] += array.n_bytes / _GIB
+            gib[array.kind or self._kind(array, trained, tensor)] += array.n_bytes / _GIB
         return Account(
             parameters=gib["parameters"],
             moments=gib["moments"],
@@ -128,16 +129,19 @@ class Planner:
         )
 
     def _shares(self, layout: StepLayout) -> dict[tuple[int, ...], float]:
-        """Of each shape that parameters have, the share of such an array on one device.
+        """Of each shape that parameters and adapters have, the share of such an array on one
+        device.
 
         The whole is what one tensor-parallel device sees: the step is traced for that.
         """
-        params = abstract_state(self.build(layout.mesh), self.optimizer()).params
-        whole_params = _device_model(self, layout.mesh[2], layout.remat).abstract_params
-        shares = {}
-        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(whole_params), strict=True)
+        weights = self.build(layout.mesh).abstract_weights
+        whole_weights = _device_model(self, layout.mesh[2], layout.remat).abstract_weights
+        shares: dict[tuple[int, ...], float] = {}
+        pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(whole_weights), strict=True)
         for mine, whole in pairs:
-            shares[whole.shape] = _n_bytes(mine) / _n_bytes(whole)
+            share = _n_bytes(mine) / _n_bytes(whole)
+            # An adapter of a rank as large as the model's width has the shape of a kernel.
+            shares[whole.shape] = max(share, shares.get(whole.shape, 0.0))
         return shares
 
     def _arguments(self, layout: StepLayout) -> list[liveness.Array]:
@@ -146,20 +150,19 @@ class Planner:
         The state is donated, so its room can be used again; the rest stays to the end.
         """
         model, optimizer = self.build(layout.mesh), self.optimizer()
-        state = abstract_state(model, optimizer)
+        state, frozen = abstract_state(model, optimizer), self.frozen(model)
         batch = self.batch(layout.accumulation, layout.rows)
         return [
-            *_arrays(_HYPERPARAMETERS, "batch", is_kept=True),
-            *_arrays(self.reference(model), "parameters", is_kept=True),
+            *_arrays(frozen.hyperparameters, "batch", is_kept=True),
+            *_arrays((frozen.reference, frozen.base), "parameters", is_kept=True),
             *_arrays((state.step, state.params), "parameters", is_kept=False),
             *_arrays(state.opt_state, "moments", is_kept=False),
             *_arrays(batch, "batch", is_kept=True),
         ]
 
-    def _kind(
-        self, array: liveness.Array, shares: Mapping[tuple[int, ...], float], tensor: int
-    ) -> str:
-        """What an array is that the step has made, by its shape.
+    def _kind(self, array: liveness.Array, trained: set[tuple[int, ...]], tensor: int) -> str:
+        """What an array is that the step has made, by its shape; `trained` are those of what is
+        trained.
 
         The cast of all layers' weights is among the others.
         """
@@ -167,7 +170,7 @@ class Planner:
         # float32.
         has_dtype_of_gradients = array.dtype in (jnp.float32, self.config.model.param_dtype)
         may_be_gradient = array.is_stacked or has_dtype_of_gradients
-        if array.shape in shares and not array.is_whole and may_be_gradient:
+        if array.shape in trained and not array.is_whole and may_be_gradient:
             return "gradients"
         if _cut(self.architecture.vocab_size, tensor) in array.shape:
             return "head"
@@ -182,24 +185,22 @@ class Planner:
         remat: str = "none",
     ) -> Model:
         """The model of this architecture, or of another, on devices that need not be there."""
-        settings: dict[str, Any] = {name: self.config.model[name] for name in models.OPTIONS}
-        settings["remat"] = remat
-        absent = sharding.abstract_mesh(mesh, self.device.platform)
-        model = models.build(architecture or self.architecture, absent, **settings)
-        asked, computed = self.config.model.attention, self.config.model.compute_dtype
-        backend = self.device.attention(asked, self.architecture, computed)
-        return models.with_backend(model, backend)
+        chosen = architecture or self.architecture
+        return models.build(self.config, chosen, self.device, mesh, remat, self.lora)
+
+    @functools.cached_property
+    def lora(self) -> models.Lora | None:
+        """The adapters that the config asks for."""
+        return models.lora_of(self.config, self.architecture)
+
+    def frozen(self, model: Model) -> Frozen:
+        """What the step reads and never changes, in shapes."""
+        objective = objectives.make_objective(self.config.objective)
+        return models.frozen_of(model, _HYPERPARAMETERS, objective.needs_reference)
 
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """As the config says."""
         return optimizer_lib.make_optimizer(self.config.optimizer)
-
-    def reference(self, model: Model) -> Params | None:
-        """Parameters that the objective compares with; None where it does not."""
-        objective = objectives.make_objective(self.config.objective)
-        if not objective.needs_reference:
-            return None
-        return model.abstract_params
 
     def batch(self, accumulation: int, rows: int) -> Batch:
         """The shapes of a step's batch, [A, B, L], of one device."""
@@ -259,9 +260,8 @@ def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: i
     """The training step of one device, as JAX traces it."""
     model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
     objective = objectives.make_objective(planner.config.objective)
-    frozen = Frozen(_HYPERPARAMETERS, planner.reference(model))
     step = make_train_step(
         model, objective, optimizer, StepOptions.of(planner.config.train, planner.config.optimizer)
     )
     state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows)
-    return jax.make_jaxpr(step)(frozen, state, batch)
+    return jax.make_jaxpr(step)(planner.frozen(model), state, batch)

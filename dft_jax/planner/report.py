@@ -46,13 +46,17 @@ def plan(
     step_rows = min(step_rows or examples, examples)
     has_gib = devices.DEVICES_GIB[device]
 
-    n_params = parameter_count(planner.build(mesh).abstract_params)
+    model = planner.build(mesh)
+    n_params = parameter_count(model.abstract_params)
     data, fsdp, tensor = mesh
     yield (
         f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype},"
         f" products in {config.model.compute_dtype}, moments {config.optimizer.moment_dtype},"
         f" {config.objective}"
     )
+    if model.lora is not None:
+        n_trained = parameter_count(model.trainable)
+        yield f"adapters of rank {model.lora.rank}: {n_trained / 1e6:.3g} M parameters in float32"
     yield (
         f"{n_devices} × {device} of {has_gib} GiB; mesh data={data} × fsdp={fsdp} ×"
         f" tensor={tensor}; {count(step_rows, 'row')} of {batches.row_length(config.data)} tokens"

@@ -4,19 +4,29 @@ import dataclasses
 import itertools
 import math
 
+from dft_jax.models.lora import is_adapted
 from dft_jax.models.model import REMAT_POLICIES
 from dft_jax.planner.memory import Planner, StepLayout, layouts
 from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer
 
+Choice = dict[str, str | int]  # keys of a config, with other values
 # Tried in this order where nothing fits: what each costs is said where the config has it, of the
 # last also here.
-CHOICES: tuple[dict[str, str], ...] = (
+CHOICES: tuple[Choice, ...] = (
     {},
     {"optimizer.moment_dtype": "bfloat16_first"},
     {"optimizer.moment_dtype": "bfloat16"},
     {"model.param_dtype": "bfloat16"},
 )
+# With adapters: their moments are small, and a bfloat16 checkpoint loses nothing by its own dtype.
+_LORA_CHOICES: tuple[Choice, ...] = (
+    {},
+    {"model.param_dtype": "bfloat16"},
+    {"model.param_dtype": "bfloat16", "optimizer.moment_dtype": "bfloat16"},
+)
+# Where nothing fits, on no number of devices.
+_LORA: Choice = {"lora.rank": 8, "model.param_dtype": "bfloat16"}
 # Where none of them helps: so many times as many devices.
 _MORE_DEVICES = (2, 4, 8)
 
@@ -30,11 +40,13 @@ _BFLOAT16_PARAMETERS = {
 }
 
 
-def bfloat16_note(config: Config, choice: dict[str, str]) -> str:
+def bfloat16_note(config: Config, choice: Choice) -> str:
     """What to know of parameters that are bfloat16, or are so by `choice`; else empty."""
     dtype = choice.get("model.param_dtype", config.model.param_dtype)
     if dtype != "bfloat16":
         return ""
+    if is_adapted(config.get("lora")) or "lora.rank" in choice:
+        return "the frozen base is bfloat16, which loses nothing of a bfloat16 checkpoint"
     return _BFLOAT16_PARAMETERS[config.optimizer.rounding]
 
 
@@ -75,7 +87,7 @@ def best_layout(
 class Suggestion:
     """What fits: as the config is if `choice` is empty, on as many devices as asked for or more."""
 
-    choice: dict[str, str]
+    choice: Choice
     n_devices: int
     layout: StepLayout
     gib: float
@@ -90,9 +102,14 @@ class Suggestion:
 
 
 def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> Suggestion | None:
-    """What fits on these devices, with one of CHOICES if need be; else on up to 8 times as many."""
-    tries = [(choice, n_devices) for choice in CHOICES]
+    """What fits on these devices, with one of CHOICES if need be; else on up to 8 times as many;
+    else with adapters in place of all parameters.
+    """
+    is_lora = planner.lora is not None
+    tries = [(choice, n_devices) for choice in (_LORA_CHOICES if is_lora else CHOICES)]
     tries += [({}, n_devices * more) for more in _MORE_DEVICES]
+    if not is_lora:
+        tries.append((_LORA, n_devices))
     for choice, n_tried in tries:
         config = planner.config.copy_and_resolve_references()
         config.update_from_flattened_dict(choice)

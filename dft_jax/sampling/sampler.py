@@ -23,7 +23,7 @@ from dft_jax.runtime.progress import bar, silent
 from dft_jax.sampling import decode, filters
 from dft_jax.sampling.decode import Admission, Prefilled, Report, Slots
 from dft_jax.sampling.programs import Programs
-from dft_jax.types import Params
+from dft_jax.types import Params, Weights
 
 # Tokens; the lengths of arrays are these times powers of two.
 _SMALLEST_PROMPT = 64
@@ -220,7 +220,7 @@ class Sampler:
         """Does what `sample` does, with shapes in place of arrays; yields after each program."""
         n_slots, n_outputs = self._compiled.n_slots, self._compiled.n_outputs
         largest_of = self._largest_caches(requests)
-        params = self._unstack.compile(self.model.abstract_params)
+        params = self._unstack.compile(self.model.abstract_weights)
         yield
         # A cache may take on every size from that of the shortest prompts to the largest.
         smallest = self._cache_size(min(largest_of))
@@ -260,17 +260,17 @@ class Sampler:
         return largest_of
 
     def sample(
-        self, params: Params, requests: Iterable[Request], progress: bool = True
+        self, weights: Weights, requests: Iterable[Request], progress: bool = True
     ) -> Iterator[Completion]:
         """Yields a completion for every request, as they are finished.
 
-        `params` are as trained; a copy in the compute dtype is made, and freed at the end. All
+        `weights` are as trained; a copy in the compute dtype is made, and freed at the end. All
         processes of a job call this with the same requests, and get the same completions.
         """
         requests = list(requests)
         if not requests:
             return
-        params = self._unstack(params)
+        params = self._unstack(weights)
         blocks = self._prompt_blocks(requests)
         extent = self._extent(requests)
         n_slots = extent.n_slots

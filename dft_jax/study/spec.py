@@ -15,6 +15,7 @@ from dft_jax import config as config_lib
 from dft_jax.data import formats
 from dft_jax.evals.settings import Settings
 from dft_jax.losses import objectives
+from dft_jax.models.lora import is_adapted
 from dft_jax.runtime import errors, options
 from dft_jax.runtime.options import Config
 from dft_jax.runtime.python_files import call_file
@@ -241,6 +242,8 @@ def problems(spec: Spec) -> list[str]:
     """What is wrong with a spec by itself, a line each; its config is looked at before the run."""
     found = _arm_problems(spec.arms)
     found += _step_problems(spec)
+    if is_adapted(spec.config.get("lora")):
+        found.append("config.lora: a study trains all of a model; set lora.rank=0")
     if not spec.texts:
         found.append("texts: there is none; give at least one")
     for text in spec.texts:

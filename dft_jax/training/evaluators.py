@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from dft_jax.models.model import Model
 from dft_jax.runtime.options import Config
 from dft_jax.training.heldout import HeldOut
-from dft_jax.types import Params
+from dft_jax.types import Weights
 
 
 @runtime_checkable
@@ -41,8 +41,8 @@ class Evaluator(Protocol):
 
     def due(self, step: int) -> bool: ...
 
-    def run(self, step: int, params: Params) -> dict[str, Any]:
-        """The metrics of these parameters, as metrics.jsonl is to have them."""
+    def run(self, step: int, weights: Weights) -> dict[str, Any]:
+        """The metrics of these weights, as metrics.jsonl is to have them."""
         ...
 
 
@@ -86,5 +86,5 @@ class HeldOutEvaluator:
         is_in_turn = self._every > 0 and step % self._every == 0
         return is_in_turn or step in (0, self._steps)
 
-    def run(self, step: int, params: Params) -> dict[str, Any]:
-        return self._heldout.measure(params)
+    def run(self, step: int, weights: Weights) -> dict[str, Any]:
+        return self._heldout.measure(weights)

@@ -15,11 +15,11 @@ from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
 from dft_jax.training.programs import ProgramsByRows, compilation_rows
 from dft_jax.training.step import make_loss
-from dft_jax.types import Batch, Params
+from dft_jax.types import Batch, Params, Weights
 
 
 class HeldOut:
-    """Measures parameters on examples: `measure(params)` gives metrics named `heldout/…`.
+    """Measures weights on examples: `measure(weights)` gives metrics named `heldout/…`.
 
     Args:
       objective: whose loss is measured, beside nll, p and entropy.
@@ -49,12 +49,12 @@ class HeldOut:
         )
         loss = make_loss(model, objective, chunk_tokens)
 
-        def sums_of(reference, params, batch: Batch):
+        def sums_of(reference, weights: Weights, batch: Batch):
             one_batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
-            return loss(params, one_batch, 1.0, reference)[1]
+            return loss(weights, one_batch, 1.0, reference)[1]
 
         jitted = jax.jit(sums_of, out_shardings=sharding.named(model.mesh))
-        given = (reference, model.abstract_params)
+        given = (reference, model.abstract_weights)
         self._programs = ProgramsByRows(jitted, given, self.steps.packer, model.module.backend)
 
     @classmethod
@@ -82,13 +82,13 @@ class HeldOut:
         """Compiles for every shape, so that the first measurement takes as long as the others."""
         self._programs.compile_all()
 
-    def measure(self, params: Params) -> dict[str, Any]:
+    def measure(self, weights: Weights) -> dict[str, Any]:
         """Metrics of all examples; losses are per trained token, in nats."""
         total: Any = None
         for step in progress.bar(self.steps, desc="held out", unit="batch", leave=False):
             interrupts.check()
             batch = sharding.device_batch(step.batch, self.model.mesh, step.n_rows)
-            sums = self._programs.run((self.reference, params), batch)
+            sums = self._programs.run((self.reference, weights), batch)
             # float32 could not count beyond 2**24 tokens
             sums = jax.tree.map(np.float64, jax.device_get(sums))
             if total is None:

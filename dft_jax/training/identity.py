@@ -16,14 +16,16 @@ from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files
 from dft_jax.runtime.environment import process_facts
 from dft_jax.runtime.options import Config, flatten
+from dft_jax.training import adapters
 from dft_jax.training.optimizer import rounding_of
+from dft_jax.types import Params
 
 # What a checkpoint says of its run since it began, and keys that fingerprints of older versions
 # lack.
 SAID_ONCE = ("run_id", "base", "data")
 ADDED_LATER = ("weights_sha256_of_sample",)
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
-_LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout")
+_LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout", "lora.adapter")
 # Of a fingerprint: what these lead to is compared, whatever they are.
 _LED_TO_DATA = ("config.data.subset", "config.data.split", "config.data.revision")
 # A resumed run may change these: they say how a run is carried out and watched, not what it
@@ -37,6 +39,7 @@ _MAY_CHANGE = (
     "eval.",
     "export.",
     "log.",
+    "lora.adapter",
     "mesh.",
     "model.attention",
     "model.path",
@@ -47,7 +50,7 @@ _MAY_CHANGE = (
     "train.loss_chunk_tokens",
 )
 # Keys whose values may be files and folders, or be the hub's.
-_PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data")
+_PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data", "lora.adapter")
 
 
 def kept_on_resume(config: Config) -> dict[str, Any]:
@@ -65,6 +68,8 @@ def kept_on_resume(config: Config) -> dict[str, Any]:
         kept.pop("optimizer.warmup_from", None)  # they began at a rate of zero, or without warm-up
     if kept.get("data.row_length") == 0:
         del kept["data.row_length"]
+    if not adapters.is_adapted(config):
+        kept = {key: value for key, value in kept.items() if not key.startswith("lora.")}
     return kept
 
 
@@ -121,9 +126,9 @@ def fingerprint(
     found = {f"config.{key}": value for key, value in kept_on_resume(config).items()}
     for key, value in model.config.fingerprint().items():
         found[f"architecture.{key}"] = value
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.abstract_params):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        found[f"parameters.{name}"] = f"{leaf.dtype}{list(leaf.shape)}"
+    found |= _shapes("parameters", model.abstract_params)
+    found |= _shapes("adapters", model.abstract_adapters)
+    found |= adapters.fingerprint(config, source)
     found |= {
         "steps": steps,
         "training_data_sha256": train.report["sha256"],
@@ -138,6 +143,15 @@ def fingerprint(
     if reference and config.model.init == "checkpoint":
         found["reference_sha256"] = files.digest(Checkpoint(source).files)
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
+
+
+def _shapes(kind: str, abstract: Params | None) -> dict[str, str]:
+    """Dtype and shape of each leaf, by kind and name."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        found[f"{kind}.{name}"] = f"{leaf.dtype}{list(leaf.shape)}"
+    return found
 
 
 def _sha256(text: str) -> str:

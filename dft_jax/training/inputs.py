@@ -1,5 +1,6 @@
 """What a run reads: its model, its examples, and the packed batches in the order of its seed."""
 
+import sys
 from pathlib import Path
 
 from dft_jax.data import account, batches, order
@@ -10,14 +11,17 @@ from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
+from dft_jax.training import adapters
 from dft_jax.training.programs import compilation_rows
 
 
 def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
-    """As `lm.open_config`, of a model that can attend as `model.attention` asks.
+    """As `lm.open_config`, of a model that can attend as `model.attention` asks, with the adapters
+    of `lora`.
 
     Raises:
-      UserError: as there; or the attention that is asked for is not to be had.
+      UserError: as there; or the attention that is asked for is not to be had; or adapters that do
+      not fit.
     """
     source, model, tokenizer = open_config(config)
     errors.raise_if_any(
@@ -25,7 +29,7 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
             config.model.attention, model.config, model.mesh, config.model.compute_dtype
         )
     )
-    return source, model, tokenizer
+    return source, adapters.with_adapters(config, model), tokenizer
 
 
 def load_data(
@@ -93,3 +97,9 @@ def announce(train: Examples, heldout: Examples | None, length: order.Length) ->
         lines += account.lines(name, report)
         warnings += account.warnings(name, report)
     account.announce([*lines, length.line()], warnings + length.warnings())
+
+
+def announce_model(config: Config, model: Model, source: Path) -> None:
+    """Says which adapters are trained, where these are."""
+    for line in adapters.lines(config, model, source):
+        print(line, file=sys.stderr)

@@ -15,7 +15,7 @@ from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training.evaluators import Evaluator, HeldOutEvaluator
 from dft_jax.training.heldout import HeldOut
-from dft_jax.training.state import abstract_state, init_params, init_state
+from dft_jax.training.state import abstract_state, init_adapters, init_params, init_state
 from dft_jax.training.step import (
     StepOptions,
     compile_ahead,
@@ -75,23 +75,31 @@ class Job:
         return abstract_state(self.model, self.optimizer)
 
     def initial_state(self) -> TrainState:
-        return init_state(self.initial_params(), self.model, self.optimizer)
+        if self.model.lora is None:
+            trained = self.initial_params()
+        else:
+            trained = init_adapters(self.config.lora, self.config.train.seed, self.model)
+        return init_state(trained, self.model, self.optimizer)
 
     def initial_params(self) -> Params:
-        """Those before training."""
+        """Those of the model before training."""
         begun = self.config.model.init, self.config.train.seed
         return init_params(*begun, self.source, self.model)
 
     def frozen(self) -> Frozen:
-        """What steps read and never change: rates, seed, and the model before training."""
-        reference = None
-        if self.objective.needs_reference:
+        """What steps read and never change: rates, seed, and the model before training, where it
+        is compared with or lies beneath adapters.
+        """
+        base = reference = None
+        if self.model.lora is not None:
+            base = self.initial_params()
+        elif self.objective.needs_reference:
             reference = self.initial_params()
         # Devices meet for the first time, as soon as an array is on all of them.
         distributed.meet("state")
         settings, seed = self.config.optimizer, self.config.train.seed
         given = make_hyperparameters(settings, seed, self.steps, self.model.mesh)
-        return Frozen(given, reference)
+        return Frozen(given, reference, base)
 
     def compile_step(self, frozen: Frozen) -> Callable:
         """step(frozen, state, batch), compiled for every shape that its batches have."""

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 from dft_jax import sharding
+from dft_jax.models.model import join
 from dft_jax.runtime import errors, interrupts
 from dft_jax.training.evaluators import Evaluator
 from dft_jax.training.folder import RunFolder
@@ -31,7 +32,7 @@ def run(job: Job, folder: RunFolder) -> TrainState:
             interrupts.check()
             # Every shape before the first step; compiling later would look like a slow step.
             train_step = _compile(job, folder, frozen, evaluators)
-            _evaluate(evaluators, folder, folder.start, state, report)
+            _evaluate(evaluators, folder, folder.start, frozen, state, report)
             # Minutes between checkpoints count from the first step, not from the compilation.
             folder.checkpoints.start_clock()
             for step, packed in report.timed(job.batches.starting_at(folder.start)):
@@ -49,7 +50,7 @@ def run(job: Job, folder: RunFolder) -> TrainState:
                 if is_time or job.is_checkpoint_step(step):
                     folder.save(state, report)
                 # After saving, which matters most.
-                _evaluate(evaluators, folder, step, state, report)
+                _evaluate(evaluators, folder, step, frozen, state, report)
         except errors.Stopped:
             folder.save(state, report)
             folder.checkpoints.wait()  # before anything else is closed, which may fail
@@ -76,6 +77,7 @@ def _evaluate(
     evaluators: tuple[Evaluator, ...],
     folder: RunFolder,
     step: int,
+    frozen: Frozen,
     state: TrainState,
     report: Reporter,
 ) -> None:
@@ -84,4 +86,4 @@ def _evaluate(
         if evaluator.due(step) and not report.log.has(step, evaluator.prefix):
             if evaluator.is_long:
                 folder.save(state, report)
-            report.evaluate(step, evaluator, state.params)
+            report.evaluate(step, evaluator, join(state.params, frozen.base))

@@ -78,13 +78,19 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def training_flops_per_token(
-    n_matmul_params: int, n_layers: int, n_heads: int, head_dim: int, mean_length: float
+    n_matmul_params: int,
+    n_layers: int,
+    n_heads: int,
+    head_dim: int,
+    mean_length: float,
+    n_frozen: int = 0,
 ) -> float:
-    """FLOPs forward and backward of one token: 6 a parameter used in a product, and causal
-    attention over its example, of `mean_length` tokens on average.
+    """FLOPs forward and backward of one token: 6 a parameter used in a product, 4 one of `n_frozen`
+    others that get no gradient, and causal attention over its example, of `mean_length` tokens on
+    average.
 
     Recomputation (rematerialisation, the head's second pass) is not counted: it is cost, not useful
     work.
     """
     attention = 6 * 2 * n_layers * n_heads * head_dim * (mean_length / 2)
-    return 6 * n_matmul_params + attention
+    return 6 * n_matmul_params + 4 * n_frozen + attention

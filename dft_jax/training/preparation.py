@@ -7,6 +7,7 @@ from dft_jax.losses import objectives
 from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training import (
+    adapters,
     earlier,
     identity,
     inputs,
@@ -36,7 +37,7 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
         metrics_log.require_boards(config.log)
         earlier.refuse_moved(config, workdir)
         source, model, tokenizer = inputs.open_model(config)
-        config = earlier.with_date(config, date, tokenizer)
+        config = adapters.settled(earlier.with_date(config, date, tokenizer), model)
         evaluators = make_evaluators(config, tokenizer, model, workdir)
         train, heldout = inputs.load_data(config, tokenizer, model)
         if held is None:  # a run that began before this was looked at is finished as it is

@@ -20,7 +20,7 @@ from dft_jax.training.guards import RoundingWarning, SkipGuard
 from dft_jax.training.metrics_log import Writer
 from dft_jax.training.throughput import Throughput
 from dft_jax.training.trace import Trace
-from dft_jax.types import Params
+from dft_jax.types import Weights
 
 # those that there are
 _OF_UPDATE = ("learning_rate", "gradient_norm", "moved_share", "update_lost")
@@ -144,11 +144,11 @@ class Reporter:
         interrupts.outlook.step_began = None
         self.log.sync()
 
-    def evaluate(self, step: int, evaluator: Evaluator, params: Params) -> None:
+    def evaluate(self, step: int, evaluator: Evaluator, weights: Weights) -> None:
         """Makes and reports an evaluation, whose time is not part of the next step's."""
         _log.debug("evaluate %d", step)
         interrupts.outlook.step_began = None
-        values = evaluator.run(step, params)
+        values = evaluator.run(step, weights)
         self.flush()
         self.log.write(step, values)
         self.throughput.last = None

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from dft_jax import sharding
+from dft_jax.models import adapters
+from dft_jax.models.hf import peft
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Model
+from dft_jax.runtime.options import Config
 from dft_jax.types import Params, TrainState
 
 
@@ -24,12 +27,12 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
         lambda leaf, param: like(leaf, param.sharding),
-        jax.eval_shape(optimizer.init, model.abstract_params),
-        model.abstract_params,
+        jax.eval_shape(optimizer.init, model.trainable),
+        model.trainable,
         transform_non_params=lambda leaf: like(leaf, replicated),
     )
     step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    return TrainState(step, model.abstract_params, opt_state)
+    return TrainState(step, model.trainable, opt_state)
 
 
 def init_params(init: str, seed: int, source: Path, model: Model) -> Params:
@@ -39,8 +42,17 @@ def init_params(init: str, seed: int, source: Path, model: Model) -> Params:
     return load_params(Checkpoint(source), model)
 
 
+def init_adapters(section: Config, seed: int, model: Model) -> Params:
+    """The adapters of `model` before training: those of the folder `lora.adapter` of the section
+    `lora` of a config, or new ones.
+    """
+    if section.adapter:
+        return peft.load_adapters(peft.read_adapter(Path(section.adapter)), model)
+    return adapters.init_adapters(jax.random.key(seed), model)
+
+
 def init_state(params: Params, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; `params` is what is trained, as `model.trainable`."""
     layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
     opt_state = jax.jit(optimizer.init, out_shardings=layouts.opt_state)(params)
     return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)

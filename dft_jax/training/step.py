@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from dft_jax import sharding
 from dft_jax.data.batches import Packer
 from dft_jax.losses import fused, objectives
-from dft_jax.models.model import Model, cast_layers, head
+from dft_jax.models.model import Model, cast_layers, head, join, split
 from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer as optimizer_lib
 from dft_jax.training.programs import ProgramsByRows
 from dft_jax.training.state import abstract_state
-from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState
+from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState, Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +40,22 @@ class StepOptions:
 
 
 def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) -> Callable:
-    """Returns loss(params, batch [B, L], denominator, reference) -> (Σ loss / denominator, sums
+    """Returns loss(weights, batch [B, L], denominator, reference) -> (Σ loss / denominator, sums
     over trained tokens).
 
-    `reference` are the parameters that the objective compares with, None for the others.
+    `reference` are the parameters that the objective compares with, None for the others, and for
+    adapters: these are compared with the parameters beneath them.
     """
 
-    def loss(params: Params, batch: Batch, denominator, reference: Params | None = None):
+    def loss(weights: Weights, batch: Batch, denominator, reference: Params | None = None):
+        params, adapters = split(weights)
+        if adapters is not None and objective.needs_reference:
+            reference = params
         compared = None
         if reference is not None:
             compared = model.apply(reference, batch), head(reference)
         total, stats = fused.loss_and_stats(
-            model.apply(params, batch),
+            model.apply(params, batch, adapters),
             head(params),
             batch.targets_BL,
             batch.mask_BL,
@@ -60,6 +64,7 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
             objective=objective,
             chunk_tokens=chunk_tokens,
             mesh=model.mesh,
+            head_gradient=model.lora is None,
         )
         return total / denominator, metrics.token_sums(stats, total, batch.mask_BL)
 
@@ -89,15 +94,20 @@ def make_train_step(
     does. A step with a non-finite loss or gradient changes nothing but `state.step`.
 
     Rate, schedule and seed are arguments of the program (`frozen`), not part of it: a sweep over
-    them compiles once. The state is donated: its memory is the next one's.
+    them compiles once. The state is donated: its memory is the next one's. Beneath adapters the
+    parameters are among what is frozen, and get no gradient.
     """
     layouts = _layouts(abstract_state(model, optimizer))
     replicated: Any = sharding.named(model.mesh)
-    reference = layouts.params if objective.needs_reference else None
+    base = reference = None
+    if model.lora is not None:
+        base = _layouts(model.abstract_params)
+    elif objective.needs_reference:
+        reference = layouts.params
     return jax.jit(
         make_update(model, objective, optimizer, options),
         in_shardings=(
-            Frozen(replicated, reference),
+            Frozen(replicated, reference, base),
             layouts,
             sharding.batch_sharding(model.mesh),
         ),
@@ -115,21 +125,29 @@ def make_update(
     """Returns update(frozen, state, batch [A, B, L]) -> (state, sums), not jitted: see
     make_train_step.
     """
-    is_bfloat16 = model.module.param_dtype == jnp.bfloat16
+    # Adapters are float32, whatever is beneath them.
+    is_bfloat16 = all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(model.trainable))
     is_random = is_bfloat16 and options.rounding == "stochastic"
     is_global = options.loss_normalization == "global"
     loss = make_loss(model, objective, options.loss_chunk_tokens)
     layouts = _layouts(abstract_state(model, optimizer))
 
-    def gradients(params: Params, batch: Batch, reference: Params | None):
+    def gradients(params: Params, batch: Batch, frozen: Frozen):
         n_tokens_A = batch.mask_BL.sum(axis=(1, 2))
         n_tokens = n_tokens_A.sum() if is_global else n_tokens_A
-        computed = cast_layers(params, model)
+        base, computed = frozen.base, params
+        if base is None:
+            computed = cast_layers(params, model)
+        else:
+            base = cast_layers(base, model)
+
+        def loss_of(trained: Params, micro_batch: Batch, denominator):
+            return loss(join(trained, base), micro_batch, denominator, frozen.reference)
 
         def accumulate(total, micro):
             micro_batch, denominator = micro
-            (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(
-                computed, micro_batch, denominator, reference
+            (_, sums), grads = jax.value_and_grad(loss_of, has_aux=True)(
+                computed, micro_batch, denominator
             )
             total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
             # The sum lies as the parameters do; with fsdp each device then keeps its part only.
@@ -145,7 +163,7 @@ def make_update(
         return grads, jax.tree.map(lambda x: x.sum(axis=0), sums_A)
 
     def train_step(frozen: Frozen, state: TrainState, batch: Batch):
-        grads, sums = gradients(state.params, batch, frozen.reference)
+        grads, sums = gradients(state.params, batch, frozen)
         gradient_norm = optax.tree.norm(grads)
         is_finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums["loss"])
         rate = frozen.hyperparameters.rates_U[optimizer_lib.update_count(state.opt_state)]

@@ -18,8 +18,11 @@ def flops_per_token(model: Model, mean_length: float) -> float:
     if not c.tie_embeddings:
         # Of an embedding table a row is read; nothing is multiplied.
         n_matmul -= c.vocab_size * c.hidden_size
+    n_frozen = 0
+    if model.lora is not None:
+        n_matmul, n_frozen = parameter_count(model.trainable), n_matmul
     return metrics.training_flops_per_token(
-        n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length
+        n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length, n_frozen
     )
 
 

@@ -27,7 +27,7 @@ from dft_jax.planner.devices import CPU, described
 from dft_jax.runtime import files
 from dft_jax.training.state import abstract_state
 from dft_jax.training.step import StepOptions, make_train_step
-from dft_jax.types import Frozen, Hyperparameters
+from dft_jax.types import Hyperparameters
 from experiments import common
 
 FIELDS = """compiler model compute attention mesh remat rows accumulation xla_gib plan_gib
@@ -147,7 +147,7 @@ def compile_step(planner, layout, devices):
     asked, computed = config.model.attention, config.model.compute_dtype
     # As the device itself describes it, not as the planner does.
     backend = select.foreseen(asked, devices[0], planner.architecture, computed)
-    model = with_backend(build(planner.architecture, mesh, **options), backend)
+    model = with_backend(build(planner.architecture, mesh, **options, lora=planner.lora), backend)
     optimizer = optimizer_lib.make_optimizer(config.optimizer)
     # Shapes: there is nowhere to put an array.
     given = Hyperparameters(
@@ -159,7 +159,8 @@ def compile_step(planner, layout, devices):
     )
     batch = planner.batch(layout.accumulation, layout.rows * sharding.batch_shards(mesh))
     with matmul_precision(config.model.compute_dtype):
-        return step.lower(Frozen(given), abstract_state(model, optimizer), batch).compile()
+        frozen = dataclasses.replace(planner.frozen(model), hyperparameters=given)
+        return step.lower(frozen, abstract_state(model, optimizer), batch).compile()
 
 
 def allocated_gib(compiled) -> tuple[float, float, float]:

@@ -478,4 +478,86 @@ OF_RUNS = [
     ),
 ]
 
-CHANGES = [*OF_LOSSES, *OF_DATA, *OF_TRAINING, *OF_MODELS, *OF_EVALUATION, *OF_RUNS]
+# ---- adapters
+
+LORA = ("tests/models/test_lora.py",)
+LORA_TRAINING = ("tests/training/test_lora.py",)
+LORA_RUN = ("tests/test_lora_run.py",)
+OF_ADAPTERS = [
+    Change(
+        "lora-scale-is-alpha",
+        "dft_jax/models/lora.py",
+        "return alpha / (math.sqrt(rank) if rslora else rank)",
+        "return alpha",
+        LORA,
+        "peft and all_linear",
+    ),
+    Change(
+        "lora-scale-of-rslora-always",
+        "dft_jax/models/lora.py",
+        "(math.sqrt(rank) if rslora else rank)",
+        "math.sqrt(rank)",
+        LORA,
+        "peft and all_linear",
+    ),
+    Change(
+        "lora-a-and-b-of-o-swapped",
+        "dft_jax/models/hf/peft.py",
+        "pairs[module + _KERNEL] = Pair(a_ZI, b_OZ,",
+        "if 'o_proj' in module:\n"
+        "                a_ZI, b_OZ = b_OZ.T, a_ZI.T\n"
+        "            pairs[module + _KERNEL] = Pair(a_ZI, b_OZ,",
+        LORA,
+        "peft and all_linear",
+    ),
+    Change(
+        "lora-scaled-twice-on-merge",
+        "dft_jax/models/hf/merging.py",
+        "np.float32(self.scale) *",
+        "np.float32(self.scale**2) *",
+        LORA,
+        "merged_logits and all_linear",
+    ),
+    Change(
+        "lora-scaled-twice-for-sampling",
+        "dft_jax/models/adapters.py",
+        "+ scale * update",
+        "+ scale**2 * update",
+        LORA,
+        "float32_sums",
+    ),
+    Change(
+        "lora-head-gradient-kept",
+        "dft_jax/training/step.py",
+        "head_gradient=model.lora is None",
+        "head_gradient=True",
+        LORA_TRAINING,
+        "adapters_alone",
+    ),
+    Change(
+        "lora-in-bfloat16",
+        "dft_jax/models/layers.py",
+        "init, None, shape, jnp.float32).value",
+        "init, None, shape, jnp.bfloat16).value",
+        LORA_TRAINING,
+        "left_alone",
+    ),
+    Change(
+        "lora-of-the-layer-before",
+        "dft_jax/models/hf/peft.py",
+        'a, b = node["a"][tensor.index], node["b"][tensor.index]',
+        'a, b = node["a"][tensor.index - 1], node["b"][tensor.index - 1]',
+        LORA,
+        "adapted_logits and all_linear",
+    ),
+    Change(
+        "lora-any-base-resumes",
+        "dft_jax/training/adapters.py",
+        'found = {"base_sha256": files.digest(Checkpoint(source).files)}',
+        'found = {"base_sha256": ""}',
+        LORA_RUN,
+        "another_base",
+    ),
+]
+
+CHANGES = [*OF_LOSSES, *OF_DATA, *OF_TRAINING, *OF_MODELS, *OF_EVALUATION, *OF_RUNS, *OF_ADAPTERS]

@@ -1,15 +1,18 @@
 """Parameters as a Hugging Face folder that `transformers` loads, with config and tokenizer."""
 
+import contextlib
 import dataclasses
 import logging
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from dft_jax.models.hf import rounding
+from dft_jax.models.hf.load import TensorReader, tensor_reader
 from dft_jax.models.hf.provenance import PROVENANCE_NAME, Origin
 from dft_jax.models.hf.safetensors import Checkpoint, other_dtypes, weights_dtype
 from dft_jax.models.hf.small_files import write_small_files
@@ -30,9 +33,21 @@ SECTION = {
         ("auto", "source", "float32", "bfloat16"),
     ),
     "max_shard_gb": Option(5.0, "the most that one file of weights holds", ABOVE_0),
+    "what": Option(
+        "auto",
+        "of a run with lora.rank: the merged model, the adapter as PEFT has it, or auto: both",
+        ("auto", "merged", "adapter"),
+    ),
 }
 MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
 _log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
+
+
+def problems(what: str, is_adapted: bool) -> list[str]:
+    """What is wrong with `config.export.what` of a run that trains adapters, or all of a model."""
+    if what != "adapter" or is_adapted:
+        return []
+    return ["config.export.what='adapter', but lora.rank=0 trains no adapter; use 'auto'"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +95,32 @@ def export(
     max_shard_gb: float = 5.0,
     origin: Origin | None = None,
 ) -> rounding.Rounding:
-    """Writes `params` to the folder `out`, config and tokenizer as in the checkpoint `source`.
+    """Writes `params` to the folder `out`; see `export_tensors`."""
+    read = tensor_reader(params, model)
+    return export_tensors(
+        read, model, source, out, dtype=dtype, max_shard_gb=max_shard_gb, origin=origin
+    )
+
+
+def export_tensors(
+    read: TensorReader,
+    model: Model,
+    source: Path,
+    out: Path,
+    *,
+    dtype: str = "auto",
+    max_shard_gb: float = 5.0,
+    origin: Origin | None = None,
+    write_more: Callable[[Path], None] | None = None,
+) -> rounding.Rounding:
+    """Writes a model to the folder `out`, config and tokenizer as in the checkpoint `source`.
 
     All is written to a temporary folder beside `out`, which then takes its name, replacing an
     earlier export. Every process takes part; process 0 writes. `dtype` "source" is that of the
     checkpoint, of each tensor its own, so that an untouched checkpoint comes out byte for byte;
     "auto" is the same unless rounding to it loses a tenth of what was trained, and then float32.
     What rounding does is printed, and written to dft_jax.json; returned is how it is in the files.
+    `write_more`, of process 0, puts more into the folder.
 
     A chat template of `origin` becomes the folder's own, so that it is prompted as it was trained;
     the one that was there stays, as additional_chat_templates/source.jinja.
@@ -96,35 +130,56 @@ def export(
       Stopped: a signal asked for it; likewise.
     """
     origin = origin or Origin()
-    temporary = out.with_name(f".{out.name}.tmp")
-    is_writer = processes.is_first()
-    # safetensors has its own type for a full disk
-    with errors.user_errors(
-        f"{out}: the export could not be written",
-        "make it possible, then run the same command again",
-        (OSError, SafetensorError),
-    ):
-        types = _choose_types(params, model, source, dtype, origin)
-        if is_writer:
+    with writing(out):
+        types = _choose_types(read, model, source, dtype, origin)
+        if processes.is_first():
             _announce(types)
-        try:
-            if is_writer:
-                shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-                temporary.mkdir(parents=True)
+        with new_folder(out) as folder:
+            if processes.is_first():
                 # Before the weights: these can be refused.
-                write_small_files(source, temporary, types.config_dtype, origin.template_text)
-                write_json(temporary / PROVENANCE_NAME, origin.report() | types.report())
-            write_tensors(params, model, temporary, types.written.dtype, types.others, max_shard_gb)
-            if is_writer:
-                _log.debug("export rename")
-                _replace(temporary, out)
-        finally:
-            if is_writer:
-                shutil.rmtree(temporary, ignore_errors=True)
+                write_small_files(source, folder, types.config_dtype, origin.template_text)
+                write_json(folder / PROVENANCE_NAME, origin.report() | types.report())
+                if write_more is not None:
+                    write_more(folder)
+            write_tensors(read, model, folder, types.written.dtype, types.others, max_shard_gb)
     return types.written
 
 
-def _choose_types(params: Params, model: Model, source: Path, dtype: str, origin: Origin) -> _Types:
+def writing(out: Path) -> contextlib.AbstractContextManager:
+    """Context in which what goes wrong with files is a UserError that names the export."""
+    # safetensors has its own type for a full disk
+    return errors.user_errors(
+        f"{out}: the export could not be written",
+        "make it possible, then run the same command again",
+        (OSError, SafetensorError),
+    )
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write to, made by process 0.
+
+    It takes the name `out` at the end, replacing an earlier export; where that does not come, it
+    is removed.
+    """
+    temporary = out.with_name(f".{out.name}.tmp")
+    is_writer = processes.is_first()
+    try:
+        if is_writer:
+            shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+            temporary.mkdir(parents=True)
+        yield temporary
+        if is_writer:
+            _log.debug("export rename")
+            _replace(temporary, out)
+    finally:
+        if is_writer:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _choose_types(
+    read: TensorReader, model: Model, source: Path, dtype: str, origin: Origin
+) -> _Types:
     """Measures what rounding to the type asked for does; of "auto", whether that is too much."""
     source_dtype = weights_dtype(source)
     base = None
@@ -133,7 +188,7 @@ def _choose_types(params: Params, model: Model, source: Path, dtype: str, origin
     measured_as, others = dtype, {}
     if dtype in ("auto", "source"):
         measured_as, others = source_dtype, other_dtypes(source)
-    measured = rounding.measure(params, model, base, measured_as, others)
+    measured = rounding.measure(read, model, base, measured_as, others)
     n_bytes_measured = total_bytes(model, measured.dtype, others)
     written = measured
     if dtype == "auto" and measured.lost_share >= MOST_LOST:

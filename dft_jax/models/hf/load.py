@@ -11,11 +11,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 
 from dft_jax import sharding
+from dft_jax.models.hf.merging import Pairs, merged
 from dft_jax.models.hf.safetensors import DTYPES, EMBEDDING, HEAD, REMEDY, Checkpoint
 from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, errors, progress
 from dft_jax.types import Params
+
+# From a tensor of the model to its values, whole on the host of every process, in its shape.
+TensorReader = Callable[[Tensor], np.ndarray]
 
 
 def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
@@ -53,8 +57,10 @@ def _heads_are_equal(checkpoint: Checkpoint) -> bool:
     return np.array_equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING))
 
 
-def load_params(checkpoint: Checkpoint, model: Model) -> Params:
+def load_params(checkpoint: Checkpoint, model: Model, pairs: Pairs | None = None) -> Params:
     """Streams every tensor to its place on the mesh, in the model's dtype.
+
+    The `pairs` of an adapter are added on the way, in float32.
 
     Host memory stays at the arrays themselves plus about one tensor: each stacked array is
     allocated on the devices once, and one layer after the other is written into it in place.
@@ -67,6 +73,8 @@ def load_params(checkpoint: Checkpoint, model: Model) -> Params:
     for tensor in progress.bar(tensor_table(model), desc="import", unit="tensor"):
         path, leaf = tensor.path, leaves[tensor.path]
         host = _read_finite(checkpoint, tensor.name)
+        if pairs:
+            host = merged(host, pairs.get(tensor.name))
         if tensor.index is None:
             arrays[path] = _place(host.reshape(leaf.shape), leaf.sharding, leaf.dtype)
             continue
@@ -92,6 +100,14 @@ def _read_finite(checkpoint: Checkpoint, name: str) -> np.ndarray:
     return host
 
 
+def merged_reader(checkpoint: Checkpoint, pairs: Pairs) -> TensorReader:
+    """Returns read(tensor): that of the checkpoint, with what an adapter adds to it in float32.
+
+    What no pair adds to is as it is in the file.
+    """
+    return lambda tensor: merged(checkpoint.read(tensor.name), pairs.get(tensor.name))
+
+
 def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Array:
     """The array on its devices; each part is converted by itself, so that no whole copy is made."""
     return jax.make_array_from_callback(host.shape, layout, lambda index: host[index].astype(dtype))
@@ -102,7 +118,7 @@ def _write_layer(stacked: jax.Array, one: jax.Array, index: jax.Array | int) -> 
     return jax.lax.dynamic_update_index_in_dim(stacked, one, index, 0)
 
 
-def tensor_reader(params: Params, model: Model) -> Callable[[Tensor], np.ndarray]:
+def tensor_reader(params: Params, model: Model) -> TensorReader:
     """Returns read(tensor): its part of `params`, whole on the host of every process.
 
     Its shape is that of the checkpoint. All processes read the same tensors in the same order.

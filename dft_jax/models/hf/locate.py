@@ -17,8 +17,11 @@ CHECKPOINT_PATTERNS = [
     "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
-    # to be refused
+    # an adapter, which is no model by itself
     "adapter_config.json",
+    "adapter_model.safetensors",
+    "base.json",
+    "dft_jax.json",
 ]
 TOKENIZER_PATTERNS = [
     "tokenizer*",
@@ -81,7 +84,8 @@ def read_config(folder: Path) -> DecoderSpec:
     if adapter.exists():
         raise errors.UserError(
             f"{adapter}: the folder holds an adapter (LoRA), which would not be applied;"
-            " merge it into its base model, or remove the file to train the base alone"
+            " merge it into its base model, or remove the file to train the base alone;"
+            " to evaluate an adapter give its own folder to --model"
         )
     file = folder / "config.json"
     raw = read_json(file)

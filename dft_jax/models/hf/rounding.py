@@ -12,12 +12,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from dft_jax.models.hf.load import tensor_reader
+from dft_jax.models.hf.load import TensorReader
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import distributed, interrupts, progress
-from dft_jax.types import Params
 
 _AT_ONCE = 2**20  # weights whose float64 copies exist at once
 
@@ -65,13 +64,13 @@ class Rounding:
 
 
 def measure(
-    params: Params,
+    read: TensorReader,
     model: Model,
     base: Checkpoint | None,
     dtype: str,
     others: Mapping[str, str] | None = None,
 ) -> Rounding:
-    """Compares `params` with the tensors of `base`, one tensor at a time.
+    """Compares what is read with the tensors of `base`, one tensor at a time.
 
     All processes take part, each in a share. Tensors are written as `dtype`, but for those that
     `others` names with another one. Host memory: one tensor of each, and 8 MiB blocks of their
@@ -80,7 +79,6 @@ def measure(
     Raises:
       Stopped: a signal asked for it.
     """
-    read = tensor_reader(params, model)
     table = tensor_table(model)
     others = others or {}
     sums = np.zeros(5)

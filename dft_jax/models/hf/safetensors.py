@@ -45,7 +45,7 @@ class Checkpoint:
         self.file_of: dict[str, str] = {}
         self.headers: dict[str, Header] = {}
         for file_name in sorted(set(listed.values())) or [SINGLE_NAME]:
-            for name, header in _headers(folder / file_name).items():
+            for name, header in read_headers(folder / file_name).items():
                 if listed and listed.get(name) != file_name:
                     raise errors.UserError(
                         f"{folder / file_name}: {INDEX_NAME} does not list tensor {name} there;"
@@ -67,7 +67,7 @@ class Checkpoint:
             )
 
     def read(self, name: str) -> np.ndarray:
-        with _open(self.folder / self.file_of[name]) as tensors:
+        with open_tensors(self.folder / self.file_of[name]) as tensors:
             return tensors.get_tensor(name)
 
     @property
@@ -86,7 +86,7 @@ class Checkpoint:
         return DTYPES[dtype]
 
 
-def _open(file: Path) -> Any:
+def open_tensors(file: Path) -> Any:
     """The library's reader of a file, with our messages for what is not one."""
     from safetensors import SafetensorError, safe_open
 
@@ -111,11 +111,11 @@ def _remedy_for(file: Path) -> str:
     return "fetch it again"
 
 
-def _headers(file: Path) -> dict[str, Header]:
+def read_headers(file: Path) -> dict[str, Header]:
     """The header of each tensor of a file, by name."""
     check_file(file)
     # The library checks everything but that names differ: of two equal ones it takes the last.
-    with _open(file), open(file, "rb") as handle:
+    with open_tensors(file), open(file, "rb") as handle:
         header = handle.read(int.from_bytes(handle.read(8), "little"))
     with errors.user_errors(f"{file}: in its header", "fetch it again", (ValueError,)):
         entries = json.loads(header, object_pairs_hook=errors.unique_keys)

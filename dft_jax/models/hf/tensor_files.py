@@ -10,13 +10,12 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
-from dft_jax.models.hf.load import tensor_reader
+from dft_jax.models.hf.load import TensorReader
 from dft_jax.models.hf.safetensors import INDEX_NAME
 from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, processes, progress
 from dft_jax.runtime.files import flush, write_json
-from dft_jax.types import Params
 
 _log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
 
@@ -37,7 +36,12 @@ def _layer_order(tensor: Tensor) -> int:
 
 
 def write_tensors(
-    params: Params, model: Model, to: Path, dtype: str, others: dict[str, str], max_shard_gb: float
+    read: TensorReader,
+    model: Model,
+    to: Path,
+    dtype: str,
+    others: dict[str, str],
+    max_shard_gb: float,
 ) -> None:
     """Each tensor as `dtype`, or as the one that `others` has for it, and the index of the files.
 
@@ -54,7 +58,6 @@ def write_tensors(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=int(max_shard_gb * 1e9),
     )
-    read = tensor_reader(params, model)
     is_writer = processes.is_first()
     with progress.bar(total=len(table), desc="export", unit="tensor") as bar:
         for file_name, names in shards.filename_to_tensors.items():

@@ -7,6 +7,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from dft_jax.models.families import FAMILIES
+from dft_jax.models.lora import MODULES
 from dft_jax.models.model import Model
 
 # Parameters of attention whose first two axes are the number and the width of heads, unless they
@@ -58,3 +59,12 @@ def tensor_table(model: Model) -> list[Tensor]:
                 shape = tensor_shape(path[depth:], leaf.shape[1:])
                 table.append(Tensor(name, shape, path, place.trip, layer))
     return sorted(table, key=lambda tensor: (tensor.path, tensor.index or 0))
+
+
+def adaptable_tensors(model: Model) -> list[Tensor]:
+    """The matrices of a checkpoint that can have an adapter (models/lora.py)."""
+    found = []
+    for tensor in tensor_table(model):
+        if tensor.path[-1] == "kernel" and tensor.path[-2] in MODULES:
+            found.append(tensor)
+    return found

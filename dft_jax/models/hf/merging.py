@@ -1,0 +1,34 @@
+"""Adapters added to the tensors of their base: W + s · B A, in float32 on the host."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The two matrices of one module, float32, and what their product is multiplied by."""
+
+    a_ZI: np.ndarray  # [rank, inputs]
+    b_OZ: np.ndarray  # [outputs, rank]
+    scale: float
+
+    def update(self) -> np.ndarray:
+        """s · B A [outputs, inputs], float32."""
+        return np.float32(self.scale) * (self.b_OZ @ self.a_ZI)
+
+
+# By the name of the base's tensor that each adds to, as "model.layers.0.self_attn.q_proj.weight".
+Pairs = Mapping[str, Pair]
+
+
+def merged(tensor: np.ndarray, pair: Pair | None) -> np.ndarray:
+    """A tensor of the base with what an adapter adds; as it is where there is no pair for it.
+
+    Float32, whatever the base is: nothing is rounded here.
+    """
+    if pair is None:
+        return tensor
+    # bfloat16 to float32 is exact; the sum is rounded once, when it is written or placed.
+    return tensor.astype(np.float32) + pair.update()

@@ -1,0 +1,312 @@
+"""Adapters as PEFT writes and reads them: adapter_config.json and adapter_model.safetensors.
+
+Of huggingface/peft at 5d602fd. A pair of tensors adds to one tensor of the base:
+
+    base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight   [rank, inputs]
+    base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight   [outputs, rank]
+                     model.layers.0.self_attn.q_proj.weight          + s · B A
+"""
+
+import dataclasses
+import functools
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from dft_jax import sharding
+from dft_jax.models.hf.merging import Pair, Pairs
+from dft_jax.models.hf.peft_config import MERGE, AdapterConfig, read_adapter_config
+from dft_jax.models.hf.safetensors import DTYPES, Header, open_tensors, read_headers
+from dft_jax.models.hf.tensors import adaptable_tensors
+from dft_jax.models.lora import MODULES, SUFFIX, Lora, scale_of
+from dft_jax.models.model import Model
+from dft_jax.runtime import errors, files
+from dft_jax.types import Params
+
+CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
+# Ours beside them, which PEFT does not read: {"sha256", "path", "revision"} of the base.
+BASE_NAME = "base.json"
+_PREFIX = "base_model.model."
+_KERNEL = ".weight"
+_FETCH = "fetch both files of the adapter again"
+# Tensors of other kinds, by a part of their names.
+_OTHER_KINDS = {
+    "lora_magnitude_vector": "DoRA",
+    "lora_embedding_": "adapters of embeddings",
+    "embed_tokens": "an embedding that was trained, or whose vocabulary was resized",
+    "lm_head": "a head that was trained, or whose vocabulary was resized",
+    ".bias": "biases",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter in host memory."""
+
+    folder: Path
+    config: AdapterConfig
+    pairs: Pairs
+    base_sha256: str  # of BASE_NAME: of the base's weights; empty where somebody else wrote it
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Reads an adapter; each key of its config and each tensor is used, checked or refused by name.
+
+    Raises:
+      UserError: all that is wrong, each with key or tensor, value and remedy.
+    """
+    config = read_adapter_config(folder / CONFIG_NAME)
+    pairs = _read_pairs(folder, config)
+    sha256 = ""
+    if (folder / BASE_NAME).exists():
+        sha256 = files.read_json(folder / BASE_NAME).get("sha256") or ""
+    return Adapter(folder, config, pairs, sha256)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of what an adapter is: its two files."""
+    return files.digest([folder / CONFIG_NAME, folder / TENSORS_NAME])
+
+
+def _read_pairs(folder: Path, config: AdapterConfig) -> Pairs:
+    file = folder / TENSORS_NAME
+    if not file.exists() and (folder / "adapter_model.bin").exists():
+        what = f"{folder}: adapter_model.bin is a pickle, which is never opened"
+        raise errors.UserError(f"{what}: save the adapter as {TENSORS_NAME}")
+    headers = read_headers(file)
+    modules, problems = _modules_of(headers)
+    for module in modules:
+        problems += _header_problems(module, headers, config.rank_of(module))
+    errors.raise_if_any([f"{file}: {problem}" for problem in problems])
+    pairs = {}
+    with open_tensors(file) as tensors:
+        for module in modules:
+            a_ZI, b_OZ = [
+                _finite(file, name, tensors.get_tensor(name)) for name in _pair_names(module)
+            ]
+            pairs[module + _KERNEL] = Pair(a_ZI, b_OZ, config.scale_of(module))
+    return pairs
+
+
+def _pair_names(module: str) -> tuple[str, str]:
+    return f"{_PREFIX}{module}.lora_A.weight", f"{_PREFIX}{module}.lora_B.weight"
+
+
+def _modules_of(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The modules that have a pair of tensors, and what is wrong with the others."""
+    halves: dict[str, set[str]] = {}
+    strays: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.lora_([AB])\.weight", name)
+        kinds = [kind for part, kind in _OTHER_KINDS.items() if part in name]
+        if kinds or not found:
+            kind = kinds[0] if kinds else "no matrices of LoRA"
+            strays.setdefault(kind, []).append(name)
+        else:
+            halves.setdefault(found[1], set()).add(found[2])
+    problems = []
+    for kind, tensors in strays.items():
+        what = f"{len(tensors)} tensors are {kind}, such as {tensors[0]}"
+        problems.append(f"{what}; this is not supported: {MERGE}")
+    for module, found in halves.items():
+        if len(found) == 1:
+            missing = "AB".replace(found.copy().pop(), "")
+            problems.append(f"{module} has no lora_{missing}; {_FETCH}")
+    return list(halves), problems
+
+
+def _header_problems(module: str, headers: dict[str, Header], rank: int) -> list[str]:
+    """What is wrong with shapes and dtypes of a pair, before it is read."""
+    problems = []
+    for axis, name in enumerate(_pair_names(module)):
+        if name not in headers:
+            continue
+        shape, dtype = headers[name]
+        if dtype not in DTYPES:
+            known = ", ".join(DTYPES)
+            problems.append(f"{name} has dtype {dtype}; save it as one of {known}")
+        if len(shape) != 2 or shape[axis] != rank:
+            what = f"{name} has shape {list(shape)}, {CONFIG_NAME} says rank {rank}"
+            problems.append(f"{what}; {_FETCH}")
+    return problems
+
+
+def _finite(file: Path, name: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor as float32; UserError where it holds NaN or infinity."""
+    tensor = tensor.astype(np.float32)
+    if not np.isfinite(tensor).all():
+        raise errors.UserError(f"{file}: {name} holds NaN or infinity; take another adapter")
+    return tensor
+
+
+def check(adapter: Adapter, model: Model) -> None:
+    """Compares an adapter with the model that it is to be added to.
+
+    The names of its config have to describe just the modules that it has tensors for: whoever
+    wrote other names meant another adapter.
+
+    Raises:
+      UserError: all that differs: unknown modules, layers beyond the last, shapes, names.
+    """
+    kernels = {tensor.name: tensor for tensor in adaptable_tensors(model)}
+    problems = []
+    for name, pair in adapter.pairs.items():
+        if name not in kernels:
+            what = f"{name.removesuffix(_KERNEL)} is no module of the base that can be adapted"
+            problems.append(f"{what} (it has {model.config.num_layers} layers); give its own base")
+            continue
+        O, I = kernels[name].shape
+        if (len(pair.b_OZ), pair.a_ZI.shape[1]) != (O, I):
+            what = f"{name.removesuffix(_KERNEL)}: A is {list(pair.a_ZI.shape)}, B"
+            what += f" {list(pair.b_OZ.shape)}, but the base's matrix is {[O, I]}"
+            problems.append(f"{what}; give its own base")
+    problems = [f"{adapter.folder / TENSORS_NAME}: {problem}" for problem in problems]
+    # Names say nothing of a module that the base does not have.
+    errors.raise_if_any(problems or _name_problems(adapter, kernels))
+
+
+def _name_problems(adapter: Adapter, kernels: Iterable[str]) -> list[str]:
+    """Where target_modules and its like name other modules than have tensors."""
+    named = {name for name in kernels if adapter.config.adapts(name.removesuffix(_KERNEL))}
+    problems = []
+    for what, names in (
+        ("names {} modules that have no tensors", named - adapter.pairs.keys()),
+        ("does not name {} modules that have tensors", adapter.pairs.keys() - named),
+    ):
+        if names:
+            one = min(names).removesuffix(_KERNEL)
+            what = f"{adapter.folder / CONFIG_NAME}: target_modules {what.format(len(names))}"
+            problems.append(f"{what}, such as {one}; {_FETCH}")
+    return problems
+
+
+def as_lora(adapter: Adapter, model: Model) -> Lora:
+    """What a model is built with to train the adapter further: one rank, and one scale.
+
+    `model` is that of the base. Smaller ranks (rank_pattern) are filled up with zeros.
+
+    Raises:
+      UserError: it has dropout, or modules with different scales.
+    """
+    config = adapter.config
+    place = adapter.folder / CONFIG_NAME
+    if config.dropout > 0:
+        what = f"{place}: lora_dropout={config.dropout}: training here has no dropout"
+        raise errors.UserError(f"{what}; set it to 0 to train on without")
+    scales = {pair.scale for pair in adapter.pairs.values()}
+    if len(scales) > 1:
+        what = f"{place}: rank_pattern and alpha_pattern give modules {len(scales)} scales"
+        raise errors.UserError(f"{what}, and training has one; {MERGE} to train that")
+    rank = max(len(pair.a_ZI) for pair in adapter.pairs.values())
+    (scale,) = scales
+    alpha = config.alpha
+    if scale_of(alpha, rank, config.rslora) != scale:
+        # Patterns that come to one scale, of another rank and alpha.
+        alpha = scale / scale_of(1.0, rank, config.rslora)
+    targets = {
+        tensor.path[-2] for tensor in adaptable_tensors(model) if tensor.name in adapter.pairs
+    }
+    in_order = tuple(name for name in MODULES if name in targets)
+    return Lora(rank, alpha, config.rslora, in_order)
+
+
+def load_adapters(adapter: Adapter, model: Model) -> Params:
+    """The adapter as a tree like `model.abstract_adapters`, on the mesh.
+
+    Smaller ranks and modules left out are zeros: a row of A and its column of B that are both zero
+    have no gradient, and stay so.
+    """
+    host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), model.abstract_adapters)
+    for tensor in adaptable_tensors(model):
+        if tensor.name in adapter.pairs:
+            pair = adapter.pairs[tensor.name]
+            node = _at(host, tensor.path[:-1])
+            rank = len(pair.a_ZI)
+            a, b = node["a"][tensor.index], node["b"][tensor.index]
+            a[:rank] = pair.a_ZI.reshape(rank, *a.shape[1:])
+            b[..., :rank] = pair.b_OZ.reshape(*b.shape[:-1], rank)
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, model.abstract_adapters)
+    return jax.tree.map(_place, host, layouts)
+
+
+def _place(host: np.ndarray, layout: Any) -> jax.Array:
+    return jax.make_array_from_callback(host.shape, layout, lambda index: host[index])
+
+
+def _at(tree: Params, path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda node, key: node[key], path, tree)
+
+
+def pairs_of(adapters: Params, model: Model) -> Pairs:
+    """The pairs of a tree like `model.abstract_adapters`, whole on the host of every process."""
+    lora = model.lora
+    assert lora is not None, "its adapters were given"
+    # Every device, and so every host, gets all of a leaf.
+    whole = jax.jit(lambda leaf: leaf, out_shardings=sharding.named(model.mesh))
+    host = jax.tree.map(lambda leaf: np.asarray(whole(leaf).addressable_data(0)), adapters)
+    pairs = {}
+    for tensor in adaptable_tensors(model):
+        if tensor.path[-2] in lora.targets:
+            node = _at(host, tensor.path[:-1])
+            a_ZI = node["a"][tensor.index].reshape(lora.rank, -1)
+            b_OZ = node["b"][tensor.index].reshape(-1, lora.rank)
+            pairs[tensor.name] = Pair(a_ZI, b_OZ, lora.scale)
+    return pairs
+
+
+def write_adapter(pairs: Pairs, lora: Lora, base: dict[str, str], out: Path) -> None:
+    """Writes an adapter into the folder `out`, which is there.
+
+    Args:
+      pairs: all of the rank and scale of `lora`.
+      base: "path", "revision" and "sha256" (of its weights) of the base.
+    """
+    # Sorted, so that equal adapters are equal files.
+    tensors = {}
+    for name, pair in sorted(pairs.items()):
+        name_of_a, name_of_b = _pair_names(name.removesuffix(_KERNEL))
+        tensors[name_of_a] = np.ascontiguousarray(pair.a_ZI)
+        tensors[name_of_b] = np.ascontiguousarray(pair.b_OZ)
+    files.write_json(out / CONFIG_NAME, _config_for(lora, base), sort_keys=True)
+    files.write_json(out / BASE_NAME, base)
+    # PEFT refuses a file without a format.
+    save_file(tensors, out / TENSORS_NAME, metadata={"format": "pt"})
+    # safetensors writes for the owner's eyes only
+    shutil.copymode(out / CONFIG_NAME, out / TENSORS_NAME)
+    files.flush(out / TENSORS_NAME)
+
+
+def _config_for(lora: Lora, base: dict[str, str]) -> dict[str, Any]:
+    """What adapter_config.json is to say: names that mean the same to every reader, one scale."""
+    alpha = lora.alpha
+    # Neither patterns, which vLLM drops without a word, nor "all-linear", which each reader
+    # expands in its own way.
+    return {
+        "alpha_pattern": {},
+        "base_model_name_or_path": base["path"],
+        "bias": "none",
+        "exclude_modules": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_pattern": None,
+        "layers_to_transform": None,
+        # PEFT has integers here.
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "r": lora.rank,
+        "rank_pattern": {},
+        "revision": base["revision"],
+        "target_modules": sorted(name + SUFFIX for name in lora.targets),
+        "task_type": "CAUSAL_LM",
+        "use_dora": False,
+        "use_rslora": lora.rslora,
+    }

@@ -1,0 +1,164 @@
+"""The section `lora` of a config: what adapters it comes to on a model, and what is said."""
+
+from pathlib import Path
+
+from dft_jax.models import lora as lora_lib
+from dft_jax.models.hf import peft
+from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
+from dft_jax.models.hf.tensors import adaptable_tensors
+from dft_jax.models.lora import Lora
+from dft_jax.models.model import Model, parameter_count, with_lora
+from dft_jax.runtime import errors, files, processes
+from dft_jax.runtime.options import Config, unknown
+
+# Beyond these a run is warned: LoRA bears large batches less well than full fine-tuning does, and
+# wants about ten times its learning rate ("LoRA Without Regret", Thinking Machines, 2025).
+_LARGE_BATCH, _LOW_RATE = 64, 3e-5
+
+
+def with_adapters(config: Config, model: Model) -> Model:
+    """The model with the adapters that a run's config asks for; as it is where it asks for none.
+
+    Raises:
+      UserError: adapters that do not fit the model, or an adapter that cannot be trained further.
+    """
+    lora = lora_for(config.get("lora"), model)
+    if lora is None:
+        return model
+    if config.model.init == "random":
+        what = f"config.lora.rank={lora.rank} with config.model.init='random'"
+        raise errors.UserError(f"{what}: the random base would be in no file; give a checkpoint")
+    return with_lora(model, lora)
+
+
+def is_adapted(config: Config) -> bool:
+    """Whether a run trains adapters, and not all of its model."""
+    return lora_lib.is_adapted(config.get("lora"))
+
+
+def fingerprint(config: Config, source: Path) -> dict[str, str]:
+    """What makes a run with adapters the one it is, besides the rest; empty of any other.
+
+    The base is in no checkpoint: whoever resumes or opens the run reads it again.
+
+    Raises:
+      UserError: `lora.adapter` was trained on another base.
+    """
+    if not is_adapted(config):
+        return {}
+    found = {"base_sha256": files.digest(Checkpoint(source).files)}
+    if config.lora.adapter:
+        folder = Path(config.lora.adapter)
+        trained_on = peft.read_adapter(folder).base_sha256
+        if trained_on and trained_on != found["base_sha256"]:
+            raise errors.UserError(
+                f"config.lora.adapter={config.lora.adapter!r}: its base had weights of SHA-256"
+                f" {trained_on}, {source} has {found['base_sha256']}; give its own base"
+            )
+        found["adapter_sha256"] = peft.digest(folder)
+    return found
+
+
+def lora_for(section: Config | None, model: Model) -> Lora | None:
+    """What `config.lora` comes to on a model; None where all of it is trained.
+
+    Raises:
+      UserError: a rank or targets that do not fit the model, or an adapter folder that does not
+      fit it or the other keys.
+    """
+    lora = lora_lib.of_config(section)
+    if section is not None and section.adapter:
+        adapter = peft.read_adapter(Path(section.adapter))
+        peft.check(adapter, model)
+        lora = peft.as_lora(adapter, model)
+        errors.raise_if_any(_contradictions(section, lora))
+    if lora is not None:
+        errors.raise_if_any(_misfits(lora, model))
+    return lora
+
+
+def settled(config: Config, model: Model) -> Config:
+    """The config with what `lora.adapter` names in its other keys: the folder may go, and a run's
+    config.json says all of it.
+    """
+    if not is_adapted(config):
+        return config
+    lora = model.lora
+    assert lora is not None, "`with_adapters` has made it"
+    settled = config.copy_and_resolve_references()
+    settled.lora.rank, settled.lora.alpha = lora.rank, lora.alpha
+    settled.lora.rslora = lora.rslora
+    if lora_lib.parse_targets(config.lora.targets) != lora.targets:
+        settled.lora.targets = ",".join(name + lora_lib.SUFFIX for name in lora.targets)
+    return settled
+
+
+def _contradictions(section: Config, lora: Lora) -> list[str]:
+    """Keys that say otherwise than the adapter, which holds."""
+    asked = {
+        "rank": section.rank,
+        "alpha": section.alpha,
+        "rslora": section.rslora,
+        "targets": lora_lib.parse_targets(section.targets),
+    }
+    problems = []
+    for key, value in asked.items():
+        option, held = lora_lib.SECTION[key], getattr(lora, key)
+        if section[key] != option.default and value != held:
+            what = f"config.lora.{key}={section[key]!r}, but the adapter that lora.adapter names"
+            problems.append(f"{what} has {held!r}; leave {key} out")
+    return problems
+
+
+def _misfits(lora: Lora, model: Model) -> list[str]:
+    """What does not fit between adapters and a model's matrices."""
+    sizes = {}
+    for tensor in adaptable_tensors(model):
+        name = tensor.path[-2]
+        sizes[name] = min(*tensor.shape, sizes.get(name, tensor.shape[0]))
+    problems = []
+    # A name that matches nothing would be an adapter that is silently not there.
+    for name in lora.targets:
+        if name not in sizes:
+            what = f"config.lora.targets: this model has no {name}{lora_lib.SUFFIX}"
+            known = [known + lora_lib.SUFFIX for known in sizes]
+            problems.append(unknown(what, name + lora_lib.SUFFIX, known))
+    smallest = min((sizes[name] for name in lora.targets if name in sizes), default=lora.rank)
+    if lora.rank > smallest:
+        what = f"config.lora.rank={lora.rank} is more than the {smallest} rows or columns"
+        problems.append(f"{what} of a matrix that it adapts; use at most {smallest}")
+    return problems
+
+
+def lines(config: Config, model: Model, source: Path) -> list[str]:
+    """What process 0 says of the adapters of a run: which matrices have them, and warnings of
+    settings that LoRA is known not to bear. Nothing of a run without.
+    """
+    lora = model.lora
+    if lora is None or not processes.is_first():
+        return []
+    all_names = [tensor.path[-2] for tensor in adaptable_tensors(model)]
+    n_adapted = sum(name in lora.targets for name in all_names)
+    n_params = parameter_count(model.trainable)
+    said = [
+        f"lora: {n_adapted} of {len(all_names)} matrices, {n_params / 1e6:.3g} M parameters of rank"
+        f" {lora.rank}, times {lora.scale:g}"
+    ]
+    # What is known to go wrong is said before hours are spent on it.
+    batch, rate = config.train.global_batch, config.optimizer.learning_rate
+    if batch > _LARGE_BATCH:
+        said.append(
+            f"warning: train.global_batch={batch}: with LoRA batches above {_LARGE_BATCH} are known"
+            " to end at a higher loss than full fine-tuning, whatever the rank"
+        )
+    if rate < _LOW_RATE:
+        said.append(
+            f"warning: optimizer.learning_rate={rate:g}: LoRA wants about ten times the rate of"
+            " full fine-tuning"
+        )
+    if config.model.param_dtype == "float32" and weights_dtype(source) == "bfloat16":
+        said.append(
+            "note: model.param_dtype=float32 of a bfloat16 checkpoint takes twice the memory, and"
+            " the frozen base is the same in bfloat16"
+        )
+    return said

@@ -1,0 +1,79 @@
+"""The model of a run exported, as its config says."""
+
+from pathlib import Path
+from typing import Any
+
+from dft_jax.lm.language_model import LM
+from dft_jax.models.hf.export import export
+from dft_jax.models.hf.export_adapter import Trained, export_adapter
+from dft_jax.models.hf.merging import Pairs
+from dft_jax.models.hf.rounding import Rounding
+from dft_jax.models.lora import of_config
+from dft_jax.runtime import errors
+from dft_jax.runtime.options import Config
+from dft_jax.training import origin
+
+
+def export_run(
+    lm: LM,
+    config: Config,
+    step: int,
+    run: dict[str, Any],
+    out: Path,
+    *,
+    what: str | None = None,
+    dtype: str | None = None,
+    max_shard_gb: float | None = None,
+) -> Rounding | None:
+    """Writes the folder `out`: see `export`, and of a run that trains adapters `export_adapter`.
+
+    Args:
+      lm: the run's, opened from its directory.
+      config: the run's; what is not given here is as its section `export` has it.
+      run: what its checkpoints say of it.
+
+    Raises:
+      UserError: it cannot be written; or `what` of a run that trains all of its model.
+    """
+    about = origin.of_run(Path(lm.path), config, step, run)
+    settings = config.export
+    asked: str = dtype or settings.dtype
+    most_gb: float = max_shard_gb or settings.max_shard_gb
+    if lm.pairs is None:
+        refuse_idle_what(what)
+        return export(
+            lm.params,
+            lm.model,
+            lm.source,
+            out,
+            dtype=asked,
+            max_shard_gb=most_gb,
+            origin=about,
+        )
+    return export_adapter(
+        trained_of(lm.pairs(), config, run),
+        lm.model,
+        lm.source,
+        out,
+        what=what or settings.what,
+        dtype=asked,
+        max_shard_gb=most_gb,
+        origin=about,
+    )
+
+
+def trained_of(pairs: Pairs, config: Config, run: dict[str, Any]) -> Trained:
+    """The adapters of a run; `run` is what its checkpoints say of it."""
+    base = {
+        "path": config.model.path,
+        "revision": config.model.revision,
+        "sha256": run["fingerprint"]["base_sha256"],
+    }
+    return Trained(pairs, of_config(config.lora), base)
+
+
+def refuse_idle_what(what: str | None) -> None:
+    """UserError where an adapter is asked for of a model that has none."""
+    if what not in (None, "auto"):
+        reason = "all of this model was trained, and it has no adapter"
+        raise errors.UserError(f"what={what!r} has no effect: {reason}; leave it out")
