@@ -21,6 +21,8 @@ from dft_jax.runtime import files
 from tests.conftest import GOLDEN
 from tests.models.test_lora import logits, one_row, random_adapters
 
+# PEFT asks transformers for what that is going to rename.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 LORAS = {
     "llama": Lora(4, 7.0, False, MODULES),
     "qwen2_tied": Lora(3, 2.5, True, MODULES),
