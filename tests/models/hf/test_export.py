@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dft_jax import assets
-from dft_jax.lm import opening
+from dft_jax.lm import published
 from dft_jax.models.hf import load as hf, tensor_files
 from dft_jax.models.hf.export import export
 from dft_jax.models.hf.locate import read_config
@@ -145,7 +145,7 @@ def test_an_export_says_what_it_is_of_but_not_where_a_folder_lies(tmp_path):
     assert (said["run_id"], said["base"]) == ("5f0c", base | {"path": "lab"})
     assert str(assets.LAB.parent) not in json.dumps(said)
     (tmp_path / "dft_jax.json").write_text(json.dumps(said))
-    assert opening._exported_from(tmp_path) == {
+    assert published._exported_from(tmp_path) == {
         "run_id": "5f0c",
         "step": 3,
         "base": base | {"path": "lab"},
@@ -156,4 +156,4 @@ def test_an_export_says_what_it_is_of_but_not_where_a_folder_lies(tmp_path):
         {"path": "Qwen/Q", "revision": "v1", "init": "checkpoint"},
     )
     (tmp_path / "dft_jax.json").write_text(json.dumps(Origin().report()))
-    assert opening._exported_from(tmp_path) == {} == opening._exported_from(assets.LAB)
+    assert published._exported_from(tmp_path) == {} == published._exported_from(assets.LAB)
