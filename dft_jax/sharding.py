@@ -244,11 +244,17 @@ def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
 
 
 def abstract_batch(
-    shape_ABL: tuple[int, int, int], mesh: AnyMesh, most_segments: int | None = None
+    shape_ABL: tuple[int, int, int],
+    mesh: AnyMesh,
+    most_segments: int | None = None,
+    with_weights: bool = False,
 ) -> Batch:
     """Shapes, dtypes and shardings of the arrays of a step's batch."""
     layout = batch_sharding(mesh)
     ints_ABL = jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout)
+    weights_ABL = None
+    if with_weights:
+        weights_ABL = jax.ShapeDtypeStruct(shape_ABL, jnp.float32, sharding=layout)
     return Batch(
         tokens_BL=ints_ABL,
         targets_BL=ints_ABL,
@@ -256,6 +262,7 @@ def abstract_batch(
         segments_BL=ints_ABL,
         positions_BL=ints_ABL,
         most_segments=most_segments,
+        weights_BL=weights_ABL,
     )
 
 

@@ -52,6 +52,7 @@ class Batch:
         mask       0 1 1 0 0      the target is trained: a fact of position, never of token id
         segments   1 1 2 0 0      which example of the row; 0 is padding
         positions  0 1 0 0 0      position within the example (RoPE)
+        weights    1 1 2 0 0      what a trained target weighs in the loss; None: each weighs 1
 
     Every array is [B, L], or [A, B, L] when it holds the micro-batches of a whole step; of numpy on
     the host, of JAX on devices, or a shape alone where a step is compiled ahead.
@@ -67,6 +68,8 @@ class Batch:
     segments_BL: Leaf
     positions_BL: Leaf
     most_segments: int | None = dataclasses.field(default=None, metadata={"static": True})
+    # None is no array: programs of runs without weights are as if there were none.
+    weights_BL: Leaf = None
 
 
 @jax.tree_util.register_dataclass

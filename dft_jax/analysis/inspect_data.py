@@ -113,7 +113,7 @@ def _print_report(config: Config, examples: Examples, heldout: Examples | None) 
     account.tell("data.train", examples.report)
     if heldout:
         account.tell("data.heldout", heldout.report)
-    length = length_of(config, len(examples))
+    length = length_of(config, examples)
     warnings = length.warnings()
     for line in account.refusals("data.train", examples.report, config.data.max_lost_fraction):
         warnings.append(f"training refuses this: {line}")

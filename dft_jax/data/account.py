@@ -2,8 +2,9 @@
 
 import collections
 import hashlib
+import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,10 @@ class Account:
         self.lengths.append(n_tokens)
         self._add_offender(origin, f"{reason} ({n_tokens} tokens)")
 
+    def leave_out(self, reason: str) -> None:
+        """Counts a row that the data itself says is not trained: no loss to speak of."""
+        self.dropped[reason] += 1
+
     def use(self, origin: str, example: Example) -> None:
         """Counts an example that is trained, whole or cut."""
         self.lengths.append(len(example.ids) + example.cut_tokens)
@@ -122,7 +127,7 @@ class Account:
           origins: file and line of each example.
           examples: those that are used.
         """
-        return {
+        report = {
             "path": path,
             "rows": {
                 "read": self.rows_read,
@@ -138,6 +143,10 @@ class Account:
             "first_offenders": self.offenders,
             "sha256": digest(examples),
         }
+        weights = _weights_report(examples)
+        if weights:
+            report["weights"] = weights
+        return report
 
     def _tokens_report(self, max_length: int, examples: list[Example]) -> dict[str, int]:
         used = 0
@@ -147,7 +156,7 @@ class Account:
             used += len(example.ids)
             longest = max(longest, len(example.ids))
             # The first token of an example is never a target.
-            supervised += int(example.trained[1:].sum())
+            supervised += int(example.target_mask().sum())
         return {
             "read": used + self.tokens_cut + self.tokens_dropped,
             "used": used,
@@ -178,6 +187,20 @@ class Account:
         }
 
 
+def _weights_report(examples: list[Example]) -> dict[str, float]:
+    """Weights in the loss; empty where all trained tokens weigh 1."""
+    if all(example.is_plain for example in examples):
+        return {}
+    weights = [example.weight for example in examples]
+    total = sum(float(example.target_weights().sum(dtype=np.float64)) for example in examples)
+    return {
+        "smallest_of_a_row": min(weights),
+        "largest_of_a_row": max(weights),
+        "of_prompt_tokens": examples[0].prompt_weight,
+        "sum_over_tokens": total,
+    }
+
+
 def length_for(share: float, lengths: Sequence[int]) -> int:
     """The smallest length that cuts at most 1 - `share` of `lengths`."""
     # The quantile that is itself one of the lengths, and not a value between two of them.
@@ -185,11 +208,14 @@ def length_for(share: float, lengths: Sequence[int]) -> int:
 
 
 def digest(examples: list[Example]) -> str:
-    """SHA-256 of all tokens and masks."""
+    """SHA-256 of all tokens and masks, and of the weights that are not 1."""
     total = hashlib.sha256()
     for example in examples:
         # With the length: else the border between two examples could be moved.
         total.update(len(example.ids).to_bytes(8, "little") + _content(example))
+        # What weighs 1 has the hash that it had before there were weights.
+        if example.weight != 1 or example.prompt_weight:
+            total.update(struct.pack("<dd", example.weight, example.prompt_weight))
     return total.hexdigest()
 
 
@@ -251,6 +277,8 @@ def also_trained(
 
 def lines(name: str, report: dict[str, Any]) -> list[str]:
     """The account for a reader; `name` is what the user calls the file, as in data.train."""
+    if "sources" in report:
+        return _of_each(lines, name, report)
     rows = report["rows"]
     tokens = report["tokens"]
     n_dropped = sum(rows["dropped"].values())
@@ -265,6 +293,9 @@ def lines(name: str, report: dict[str, Any]) -> list[str]:
     n_equal = report["equal_rows"]["number"]
     if n_equal:
         details.append(f"{n_equal:,} rows equal an earlier one")
+    n_weightless = rows["dropped"].get(formats.WEIGHT_0, 0)
+    if n_weightless:
+        details.append(f"{n_weightless:,} of the dropped rows have weight 0")
     if details:
         found.append(f"{name}: {'; '.join(details)}")
     return found
@@ -275,6 +306,8 @@ def warnings(name: str, report: dict[str, Any], limit: str = _LIMIT) -> list[str
 
     `limit` is what the user calls the largest length of an example.
     """
+    if "sources" in report:
+        return _of_each(warnings, name, report, limit)
     found = []
     if _lost_share(report) > _MANY_LOST:
         found.append(_losses(report, limit))
@@ -283,6 +316,16 @@ def warnings(name: str, report: dict[str, Any], limit: str = _LIMIT) -> list[str
     found += _character_warnings(report)
     found += _heldout_warnings(report)
     return [f"{name}: {warning}" for warning in found]
+
+
+def _of_each(
+    said: Callable[..., list[str]], name: str, report: dict[str, Any], *more: Any
+) -> list[str]:
+    """What is said of each source of a list."""
+    found = []
+    for source, one in report["sources"].items():
+        found += said(f"{name} {source}", one, *more)
+    return found
 
 
 def _equal_warnings(report: dict[str, Any]) -> list[str]:
@@ -340,6 +383,8 @@ def _heldout_warnings(report: dict[str, Any]) -> list[str]:
 
 def refusals(name: str, report: dict[str, Any], most: float) -> list[str]:
     """Why a run should not begin on this: more than `most` of the rows are cut or dropped."""
+    if "sources" in report:
+        return _of_each(refusals, name, report, most)
     if _lost_share(report) <= most:
         return []
     accept = f"set data.max_lost_fraction above {most:g} to train on it as it is"
@@ -348,8 +393,13 @@ def refusals(name: str, report: dict[str, Any], most: float) -> list[str]:
 
 def _lost_share(report: dict[str, Any]) -> float:
     """Share of the rows that are cut or dropped."""
+    return _n_lost(report) / report["rows"]["read"]
+
+
+def _n_lost(report: dict[str, Any]) -> int:
+    """Rows that are cut or dropped, but not because they weigh nothing: that is what they say."""
     rows = report["rows"]
-    return (rows["read"] - rows["used_whole"]) / rows["read"]
+    return rows["read"] - rows["used_whole"] - rows["dropped"].get(formats.WEIGHT_0, 0)
 
 
 def _losses(report: dict[str, Any], limit: str) -> str:
@@ -361,15 +411,16 @@ def _losses(report: dict[str, Any], limit: str) -> str:
         cut = f"cut at {limit}={tokens['max_length']}, so that their EOS is not trained"
         reasons.append(f"{rows['truncated']:,} {cut}")
     for reason, n_dropped in rows["dropped"].items():
-        reasons.append(f"{n_dropped:,} dropped as {reason}")
+        if reason != formats.WEIGHT_0:
+            reasons.append(f"{n_dropped:,} dropped as {reason}")
     remedies = []
     if rows["truncated"] or "prompt_too_long" in rows["dropped"]:
         longer = tokens["max_length_for_99_percent"]
         remedies.append(f"{limit}={longer} would keep 99 % whole")
     if "bad_row" in rows["dropped"]:
         remedies.append("data.bad_rows='refuse' says what is wrong with the bad ones")
-    n_lost = rows["read"] - rows["used_whole"]
-    lost = f"{n_lost:,} of {rows['read']:,} rows ({_lost_share(report):.1%}) are not trained whole"
+    share = _lost_share(report)
+    lost = f"{_n_lost(report):,} of {rows['read']:,} rows ({share:.1%}) are not trained whole"
     return f"{lost}: {', '.join(reasons)}; {', '.join(remedies)}"
 
 

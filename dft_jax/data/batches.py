@@ -6,6 +6,7 @@ the same steps on any number of devices and processes; each process fills only t
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dft_jax import sharding
-from dft_jax.data import order, packing
+from dft_jax.data import mixture, order, packing
 from dft_jax.data.examples import Examples
 from dft_jax.runtime import progress
 from dft_jax.runtime.options import Config
@@ -47,6 +48,9 @@ class PackedBatch:
     n_rows: int
     real_tokens: int  # positions that hold a token, over all processes
     origins: tuple[str, ...]  # file and line of its examples, those of all processes
+    # Of a mixture, by source: what this step has drawn, and epochs up to its end.
+    drawn: dict[str, mixture.Drawn] = dataclasses.field(default_factory=dict)
+    epochs: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def efficiency(self) -> float:
@@ -83,6 +87,9 @@ class Packer:
     ):
         self.examples = examples.examples
         self.origins = examples.origins
+        self.all = examples
+        # All batches of a run have weights or none has: with them the program is another one.
+        self.with_weights = not all(example.is_plain for example in self.examples)
         self.mesh = mesh
         self.accumulation = accumulation
         self.row_length = row_length
@@ -136,7 +143,9 @@ class Packer:
             padded = rows + [[]] * (n_rows - len(rows))
             held_rows = [padded[b] for b in held]
             filled.append(
-                packing.fill_rows(self.examples, held_rows, self.row_length, most_segments)
+                packing.fill_rows(
+                    self.examples, held_rows, self.row_length, most_segments, self.with_weights
+                )
             )
         batch = jax.tree.map(lambda *arrays_bL: np.stack(arrays_bL), *filled)
         real_tokens = 0
@@ -144,7 +153,8 @@ class Packer:
         for example_id in example_ids:
             real_tokens += packing.slots(self.examples[example_id])
             origins.append(self.origins[example_id])
-        return PackedBatch(batch, n_rows, real_tokens, tuple(origins))
+        drawn = mixture.drawn(self.all, example_ids)
+        return PackedBatch(batch, n_rows, real_tokens, tuple(origins), drawn)
 
     def _row_count(self, needed: int) -> int:
         """The smallest row count that holds so many rows; a new one where none does."""
@@ -176,9 +186,11 @@ class TrainBatches:
         version: int = order.VERSION,
     ):
         self.steps = steps
-        self.stream = order.batches(
-            len(examples), global_batch=global_batch, seed=seed, version=version
+        self.global_batch = global_batch
+        self.stream = mixture.stream(
+            examples, global_batch=global_batch, seed=seed, version=version
         )
+        self._draws = mixture.draws_of(examples, seed=seed, version=version)
         ahead = [self._example_ids(n) for n in range(min(steps, _STEPS_AHEAD))]
         self.packer = Packer(
             examples,
@@ -208,11 +220,34 @@ class TrainBatches:
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         counts = range(start + 1, self.steps + 1)
         # The counts come first: where they end no batch is taken.
-        return zip(counts, iter(packed.to_iter_dataset(ahead)), strict=False)
+        numbered = zip(counts, iter(packed.to_iter_dataset(ahead)), strict=False)
+        return itertools.starmap(self._with_epochs, numbered)
+
+    def _with_epochs(self, step: int, packed: PackedBatch) -> tuple[int, PackedBatch]:
+        return step, dataclasses.replace(packed, epochs=self._epochs_after(step))
+
+    def _epochs_after(self, step: int) -> dict[str, float]:
+        """Of a mixture, how often each source was gone through in so many steps, on average."""
+        if self._draws is None:
+            return {}
+        found = {}
+        n_drawn = self._draws.drawn(step * self.global_batch)
+        for share, number in zip(self._draws.shares, n_drawn, strict=True):
+            found[share.name] = number / share.n_examples
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """Of a mixture, what the whole run draws of each source; empty for one source."""
+        if self._draws is None:
+            return {}
+        return mixture.run_report(self.packer.all, self._draws, self.steps * self.global_batch)
 
 
 class SequentialBatches:
-    """The packed steps of one pass in file order, for evaluation; the last may be smaller."""
+    """The packed steps of one pass in file order, for evaluation; the last may be smaller.
+
+    No step has examples of two sources: `sources` names that of each step, "" where there is one.
+    """
 
     def __init__(
         self,
@@ -223,10 +258,15 @@ class SequentialBatches:
         row_length: int,
         compilation_rows: float = _COMPILATION_ROWS,
     ):
-        self.batches = []
-        for start in range(0, len(examples), global_batch):
-            end = min(start + global_batch, len(examples))
-            self.batches.append(list(range(start, end)))
+        self.batches: list[list[int]] = []
+        self.sources: list[str] = []
+        first = 0
+        for name, n_examples in mixture.sizes(examples):
+            past = first + n_examples
+            for start in range(first, past, global_batch):
+                self.batches.append(list(range(start, min(start + global_batch, past))))
+                self.sources.append(name)
+            first = past
         self.packer = Packer(
             examples,
             mesh,

@@ -8,6 +8,8 @@ from typing import Any
 
 from dft_jax.data import formats
 from dft_jax.data.account import Account
+from dft_jax.data.messages import Message, is_only_read
+from dft_jax.data.order import Share
 from dft_jax.data.sources import locate
 from dft_jax.data.sources.rows import BadRow, Row
 from dft_jax.data.templates import Example, Part, Template
@@ -27,6 +29,8 @@ class Examples:
     examples: list[Example]
     report: dict[str, Any]
     origins: list[str]  # file and line of each
+    # Of several sources, in the order of their examples; one source has none.
+    shares: tuple[Share, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -43,6 +47,7 @@ class _Record:
 
     origin: str
     parts: list[Part]
+    weight: float
 
 
 def load_examples(
@@ -70,7 +75,9 @@ def load_examples(
       UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line),
         nothing usable at all, or token ids that the model's table does not have.
     """
-    date: Any = config.get("date", "")  # runs that are older than the key have none
+    # Runs that are older than a key have none.
+    date: Any = config.get("date", "")
+    prompt_weight: Any = config.get("prompt_weight", 0.0)
     template = Template(config.template, tokenizer, date=date)
     account = Account()
     source = locate.open_rows(path, config, split)
@@ -85,8 +92,12 @@ def load_examples(
     records = _records(iter(bar), config, template, account)
     # In blocks: the texts of a file of 10 GB would not fit beside its tokens.
     while block := list(itertools.islice(records, _TOKENIZE_AT_ONCE)):
-        for origin, example in _tokenize(block, template, config.max_length, account):
-            origins.append(origin)
+        for record, example in _tokenize(block, template, config.max_length, account):
+            if record.weight != 1 or prompt_weight:
+                example = dataclasses.replace(
+                    example, weight=record.weight, prompt_weight=prompt_weight
+                )
+            origins.append(record.origin)
             examples.append(example)
     if config.bad_rows == "refuse":
         account.refuse_bad_rows()
@@ -102,24 +113,43 @@ def _records(
 ) -> Iterator[_Record]:
     """The rows as conversations under the template; malformed ones are counted and left out."""
     read_row = formats.ROW_FORMATS[config.rows]
+    weight_field: Any = config.get("weight_field", "")
     for row in rows:
         account.rows_read += 1
         try:
             columns = formats.Columns(row.value)
+            weight = 1.0
+            if weight_field:
+                weight = formats.take_weight(columns, weight_field)
             messages = read_row(columns, config)
+            _refuse_weighed_context(messages, config)
             parts = template.parts(messages)
         except BadRow as error:
             account.bad_row(row.origin, str(error))
             continue
         account.count_columns(columns)
+        # It would add nothing to the loss, nor to what the loss is divided by.
+        if weight == 0:
+            account.leave_out(formats.WEIGHT_0)
+            continue
         account.count_answers(row.origin, messages, parts)
-        yield _Record(row.origin, parts)
+        yield _Record(row.origin, parts, weight)
+
+
+def _refuse_weighed_context(messages: list[Message], config: Config) -> None:
+    """BadRow where an answer that is only read would be trained with the prompt's weight."""
+    prompt_weight: Any = config.get("prompt_weight", 0.0)
+    if prompt_weight and any(is_only_read(message) for message in messages):
+        raise BadRow(
+            f"an answer has weight 0, and data.prompt_weight={prompt_weight:g} would train it with"
+            " the prompt; remove the row, or set data.prompt_weight=0"
+        )
 
 
 def _tokenize(
     records: list[_Record], template: Template, max_length: int, account: Account
-) -> Iterator[tuple[str, Example]]:
-    """(origin, example) of each record of which something is trained; the others are counted."""
+) -> Iterator[tuple[_Record, Example]]:
+    """Each record of which an answer is trained, with its example; the others are counted."""
     all_parts = [record.parts for record in records]
     examples = tokenize(all_parts, template.tokenizer, template.first_ids, max_length)
     for record, example in zip(records, examples, strict=True):
@@ -130,7 +160,7 @@ def _tokenize(
             account.drop(record.origin, "prompt_too_long", n_tokens)
         else:
             account.use(record.origin, example)
-            yield record.origin, example
+            yield record, example
 
 
 def _nothing_usable(path: str, account: Account) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dft_jax.data import source_list
 from dft_jax.data.messages import ONLY_READ, Message, is_only_read
 from dft_jax.data.sources.locate import read_rows
 from dft_jax.data.sources.rows import BadRow
@@ -47,6 +48,8 @@ CHANGES_MEANING = frozenset(
 )
 # Of a key or a field that would be lost.
 _REMEDY = "remove it where that is right, else the row"
+# Of a row that its weight leaves out, in the account.
+WEIGHT_0 = "weight_0"
 _SHOWN = 40  # characters of a value in a message
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
@@ -184,12 +187,40 @@ def _sharegpt_message(turn: Any, number: int) -> dict[str, Any]:
     return message
 
 
+def take_weight(row: Columns, field: str) -> float:
+    """The weight of a row in the loss, taken out of it: no row format is to find it there.
+
+    Raises:
+      BadRow: none, or one that is no number of at least 0.
+    """
+    weight = _value(row, field)
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not is_number or not 0 <= weight < float("inf"):
+        raise BadRow(
+            f"field {field!r} is {weight!r}; a row's weight (data.weight_field) should be a number"
+            " of at least 0; fix it, or set data.bad_rows='drop'"
+        )
+    del row[field]
+    return float(weight)
+
+
 def calculator_marks(config: Config) -> str:
-    """A line on the marks `<<48/2=24>>` in the answers of data.train; empty where there are none.
+    """A line on the marks `<<48/2=24>>` in the answers of data.train, or of each source that has
+    some; empty where there are none.
 
     `config` is `config.data`.
     """
-    rows = read_rows(config.train, config, config.split)
+    lines = []
+    for name, path, own in source_list.each(config.train, config):
+        line = _calculator_marks(path, own)
+        if line:
+            lines.append(f"{name}: {line}" if name else line)
+    return "\n".join(lines)
+
+
+def _calculator_marks(path: str, config: Config) -> str:
+    """The same of one source; `config` is `config.data` as it is for it."""
+    rows = read_rows(path, config, config.split)
     n_rows = n_marked = 0
     for row in itertools.islice(rows, config.max_rows or None):
         with contextlib.suppress(BadRow):
@@ -237,8 +268,11 @@ def _refuse_beside(row: dict, field: str, others: Iterable[str]) -> None:
     """BadRow where a row has more than the conversation in `field`."""
     for other in others:
         if not _says_nothing(other, row.get(other)):
+            remedy = _REMEDY
+            if other == "weight":
+                remedy = "data.weight_field='weight' weighs rows by it"
             raise BadRow(
-                f"field {other!r} beside {field!r} is not supported and would be lost; {_REMEDY}"
+                f"field {other!r} beside {field!r} is not supported and would be lost; {remedy}"
             )
 
 

@@ -3,14 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from dft_jax.data import formats, templates
+from dft_jax.data import formats, source_list, templates
 from dft_jax.data.sources import locate
 from dft_jax.runtime import hub
 from dft_jax.runtime.options import AT_LEAST_0, FRACTION, Legal, Option
 
+_OWN = f"{', '.join(source_list.OWN[:6])},\n      {', '.join(source_list.OWN[6:])}"
+_TRAIN = f""".jsonl, .json, .parquet, a folder, a hub dataset, or world(…); or a list of sources:
+      "[{{'path': 'a.jsonl', 'weight': 3}}, {{'path': 'b.jsonl', 'weight': 1}}]"
+      A weight is a share of the examples drawn (of tokens it says nothing); with 'examples'
+      an epoch draws so many; without either it has all rows once. A source may have a name,
+      and other values of {_OWN}"""
+_HELDOUT = (
+    """the same, for evaluation; empty for none. Sources of a list have metrics of their own"""
+)
 SECTION = {
-    "train": Option("", ".jsonl, .json, .parquet, a folder, a hub dataset, or world(…)"),
-    "heldout": Option("", "the same, for evaluation; empty for none"),
+    "train": Option("", _TRAIN, also=(list, tuple)),
+    "heldout": Option("", _HELDOUT, also=(list, tuple)),
     "subset": Option("", "of hub datasets and folders, both"),
     "split": Option("train", "of a hub dataset or a folder, for data.train"),
     "heldout_split": Option("test", "of a hub dataset or a folder, for data.heldout"),
@@ -31,7 +40,13 @@ SECTION = {
         "positions of a packed row, at least max_length; 0: as many as max_length",
         Legal(lambda positions: positions >= 0, "at least 0 (as data.max_length)"),
     ),
-    "max_rows": Option(0, "the first rows of data.train; 0 for all", AT_LEAST_0),
+    "max_rows": Option(0, "the first rows of data.train, of each source; 0 for all", AT_LEAST_0),
+    "weight_field": Option(
+        "", "column with a row's weight in the loss, at least 0; empty: all rows weigh 1"
+    ),
+    "prompt_weight": Option(
+        0.0, "weight in the loss of each token that is read, not answered; 0: untrained", AT_LEAST_0
+    ),
     "bad_rows": Option(
         "refuse", "drop: leave malformed rows out, and count them", ("refuse", "drop")
     ),
@@ -52,6 +67,10 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
         remedy = "give a .jsonl, .json or .parquet file, a folder or a hub dataset"
         found.append(f"config.data.train is empty: {remedy}")
     template = given.get("template", "tokenizer")
+    in_lists = _list_problems(given)
+    # Paths of a list that is wrong cannot be told from the rest of it.
+    if in_lists:
+        return found + in_lists
     found += _place_problems(given, template, looked_from)
     found += _idle_problems(given)
     found += templates.name_problems("config.data.template", template)
@@ -59,23 +78,45 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
     return found
 
 
-def _place_problems(given: dict[str, Any], template: str, looked_from: str) -> list[str]:
-    """Paths of the section with nothing there, and addresses, which are no paths."""
+def _list_problems(given: dict[str, Any]) -> list[str]:
+    """What is wrong with lists of sources by themselves."""
     found = []
-    absent = []
     for key in ("train", "heldout"):
         place = given.get(key, "")
-        addresses = hub.address_problems(place, f"config.data.{key}")
+        setting = f"config.data.{key}"
+        if source_list.is_several(place):
+            is_drawn = key == "train"
+            found += source_list.problems(place, setting, SECTION, is_drawn=is_drawn)
+        elif place.lstrip().startswith(("[", "{")):
+            should = "is no list that Python reads"
+            remedy = """write it as in "['a.jsonl', {'path': 'b.jsonl'}]", in the shell's quotes"""
+            found.append(f"{setting}={place!r} {should}; {remedy}")
+    return found
+
+
+def _place_problems(given: dict[str, Any], template: str, looked_from: str) -> list[str]:
+    """Paths of the section with nothing there, and addresses, which are no paths."""
+    places: dict[str, str] = {}
+    files = {"config.data.template": template}
+    for key in ("train", "heldout"):
+        place = given.get(key, "")
+        places |= source_list.paths_of(place, f"config.data.{key}")
+        files |= source_list.templates_of(place, f"config.data.{key}")
+    found = []
+    absent = {}
+    for setting, place in places.items():
+        addresses = hub.address_problems(place, setting)
         found += addresses
         if not addresses and locate.is_path(place) and not Path(place).exists():
-            absent.append(key)
-    addresses = hub.address_problems(template, "config.data.template")
-    found += addresses
-    if not addresses and template.endswith(".jinja") and not Path(template).is_file():
-        absent.append("template")
-    for key in absent:
+            absent[setting] = place
+    for setting, file in files.items():
+        addresses = hub.address_problems(file, setting)
+        found += addresses
+        if not addresses and file.endswith(".jinja") and not Path(file).is_file():
+            absent[setting] = file
+    for setting, place in absent.items():
         remedy = f"(looked from {looked_from}); correct the path"
-        found.append(f"config.data.{key}={given[key]!r}: no such file {remedy}")
+        found.append(f"{setting}={place!r}: no such file {remedy}")
     return found
 
 
@@ -91,17 +132,18 @@ def _row_problems(given: dict[str, Any]) -> list[str]:
 def _idle_problems(given: dict[str, Any]) -> list[str]:
     """Settings that say which part of a dataset is meant, where there is none to choose from."""
     train, heldout = given.get("train", ""), given.get("heldout", "")
-    places = [place for place in (train, heldout) if place]
-    from_hub = any(locate.is_hub_id(place) for place in places)
-    in_parts = from_hub or any(Path(place).is_dir() for place in places)
+    of_train = list(source_list.paths_of(train, "").values())
+    of_heldout = list(source_list.paths_of(heldout, "").values())
+    places = of_train + of_heldout
     idle = {}  # key -> why it has no effect
-    if not from_hub:
+    if not any(locate.is_hub_id(place) for place in places):
         idle["revision"] = "the data is no dataset of the hub"
-    if not in_parts:
+    if not any(_is_in_parts(place) for place in places):
         idle["subset"] = "the data is neither of the hub nor a folder"
-    for key, place, split in (("train", train, "split"), ("heldout", heldout, "heldout_split")):
-        if place and not locate.is_hub_id(place) and not Path(place).is_dir():
-            idle[split] = f"data.{key}={place!r} has no splits"
+    if of_train and not any(_is_in_parts(place) for place in of_train):
+        idle["split"] = f"data.train={train!r} has no splits"
+    if of_heldout and not any(_is_in_parts(place) for place in of_heldout):
+        idle["heldout_split"] = f"data.heldout={heldout!r} has no splits"
     found = []
     for key, why in idle.items():
         default = SECTION[key].default
@@ -109,4 +151,29 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
         if value not in ("", default):
             remedy = f"remove it (--config.data.{key}={default})"
             found.append(f"config.data.{key}={value!r} has no effect: {why}; {remedy}")
+    return found + _idle_of_sources(given)
+
+
+def _idle_of_sources(given: dict[str, Any]) -> list[str]:
+    """The same of what sources of a list have of their own."""
+    found = []
+    for key in ("train", "heldout"):
+        value = given.get(key, "")
+        if not source_list.is_several(value):
+            continue
+        for number, source in enumerate(source_list.sources(value)):
+            idle = []
+            if not _is_in_parts(source.path):
+                idle += ["subset", "split"]
+            if not locate.is_hub_id(source.path):
+                idle.append("revision")
+            for name in idle:
+                if source.own.get(name):
+                    what = f"config.data.{key}[{number}]: {name}={source.own[name]!r} has no effect"
+                    found.append(f"{what}: {source.path!r} has none; remove it")
     return found
+
+
+def _is_in_parts(place: str) -> bool:
+    """Whether a place may have subsets and splits."""
+    return locate.is_hub_id(place) or Path(place).is_dir()

@@ -171,11 +171,16 @@ def round_up(n: int | np.ndarray, multiple: int) -> int | np.ndarray:
 
 
 def fill_rows(
-    examples: list[Example], rows: list[list[int]], row_length: int, most: int | None = None
+    examples: list[Example],
+    rows: list[list[int]],
+    row_length: int,
+    most: int | None = None,
+    with_weights: bool = False,
 ) -> Batch:
     """Writes rows of example ids as a Batch of numpy arrays [len(rows), row_length].
 
-    A picture of one is in types.Batch. Its `most_segments` are those of these rows, or `most`.
+    A picture of one is in types.Batch. Its `most_segments` are those of these rows, or `most`; it
+    has weights where they are asked for.
     """
     shape = (len(rows), row_length)
     tokens = np.zeros(shape, np.int32)
@@ -183,6 +188,9 @@ def fill_rows(
     mask = np.zeros(shape, bool)
     segments = np.zeros(shape, np.int32)
     positions = np.zeros(shape, np.int32)
+    weights = None
+    if with_weights:
+        weights = np.zeros(shape, np.float32)
     for row, example_ids in enumerate(rows):
         start = 0
         # Segment 0 is padding.
@@ -191,10 +199,12 @@ def fill_rows(
             here = slice(start, start + slots(example))
             tokens[row, here] = example.ids[:-1]
             targets[row, here] = example.ids[1:]
-            mask[row, here] = example.trained[1:]
+            mask[row, here] = example.target_mask()
+            if weights is not None:
+                weights[row, here] = example.target_weights()
             segments[row, here] = segment
             positions[row, here] = np.arange(slots(example))
             start = here.stop
     if most is None:
         most = most_segments(rows)
-    return Batch(tokens, targets, mask, segments, positions, most)
+    return Batch(tokens, targets, mask, segments, positions, most, weights)

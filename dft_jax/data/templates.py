@@ -437,6 +437,14 @@ class Example:
 
     ids      p p p c c e      prompt, completion, EOS
     trained  0 0 0 1 1 1      the mask of each id as a target
+
+    In the loss a token weighs `weight`, and `weight · prompt_weight` where it is of no answer: a
+    prompt_weight above 0 trains the prompt as well. With weight 3 and prompt_weight 0.5, of the
+    five targets:
+
+    targets    p   p   c c e
+    mask       1   1   1 1 1
+    weights    1.5 1.5 3 3 3
     """
 
     ids: np.ndarray  # int32 [n]
@@ -444,3 +452,21 @@ class Example:
     cut_tokens: int  # tokens beyond the limit, EOS among them
     n_characters: int = 0  # of the text, before the cut
     lost_characters: str = ""  # those of them that the tokenizer has no token for
+    weight: float = 1.0  # of the row, above 0
+    prompt_weight: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all its trained tokens weigh 1."""
+        return self.weight == 1 and self.prompt_weight in (0, 1)
+
+    def target_mask(self) -> np.ndarray:
+        """Which targets are trained, bool [n - 1]: the first token of an example is never one."""
+        if self.prompt_weight:
+            return np.ones(len(self.ids) - 1, bool)
+        return self.trained[1:]
+
+    def target_weights(self) -> np.ndarray:
+        """What each target weighs, float32 [n - 1]; 0 where it is not trained."""
+        weights = np.where(self.trained[1:], 1.0, self.prompt_weight)
+        return (self.weight * weights).astype(np.float32)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from dft_jax.runtime import errors
 
@@ -35,11 +35,15 @@ BELOW_1 = Legal(lambda value: 0 <= value < 1, "in [0, 1)")
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One key. Its type is that of the default; `legal` are names to choose from, or a range."""
+    """One key. Its type is that of the default; `legal` are names to choose from, or a range.
+
+    A value may also be of a type in `also`: what is right in such a value, its room says.
+    """
 
     default: Any
     help: str
     legal: Legal | tuple[str, ...] | None = None
+    also: tuple[type, ...] = ()
 
     def mistake(self, name: str, value: Any) -> str:
         """What is wrong with a value, in one line with the remedy; empty where nothing is.
@@ -47,6 +51,8 @@ class Option:
         ConfigDict lets True pass for an int, None for anything, and makes tuples of some values
         from a command line.
         """
+        if isinstance(value, self.also):
+            return ""
         wanted = type(self.default)
         is_right = type(value) is wanted or (wanted is float and type(value) is int)
         if not is_right:
@@ -73,8 +79,15 @@ Section = dict[str, Option]
 
 
 def defaults(section: Section) -> dict[str, Any]:
-    """Key -> default."""
-    return {key: option.default for key, option in section.items()}
+    """Key -> default, as a config takes it."""
+    values = {}
+    for key, option in section.items():
+        values[key] = option.default
+        if option.also:
+            # A ConfigDict holds a key to the type of its first value. One of any type takes text or
+            # a list, from a command line as well, where a list is written as in Python.
+            values[key] = FieldReference(option.default, field_type=object)
+    return values
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dft_jax.data import batches, order
+from dft_jax.data import batches, mixture
 from dft_jax.data.examples import Examples
 from dft_jax.losses import objectives
 from dft_jax.models.model import Model
@@ -61,8 +61,8 @@ class Programs:
 
     def step_numbers(self, seed: int) -> Any:
         """`[n]` are the numbers of the examples of step n, from 0."""
-        return order.batches(
-            len(self.examples),
+        return mixture.stream(
+            self.examples,
             global_batch=self.spec.config.train.global_batch,
             seed=seed,
             version=self.version,

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.data import source_list
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import base_of_run
 from dft_jax.lm.run import TEMPLATE_NAME
 from dft_jax.runtime import distributed, environment, errors, files, processes
-from dft_jax.runtime.options import Config
+from dft_jax.runtime.options import Config, flatten
 from dft_jax.training.identity import (
     ADDED_LATER,
+    PATHS,
     SAID_ONCE,
     allowed_changes,
     data_of,
-    paths,
     refuse_unknown,
     refused_changes,
 )
@@ -148,7 +149,16 @@ def with_absolute_paths(config: Config) -> Config:
     there.
     """
     absolute = config.copy_and_resolve_references()
-    for key, path in paths(config).items():
-        if Path(path).exists():
-            absolute.update_from_flattened_dict({key: str(Path(path).absolute())})
+    flat = flatten(config)
+    # A list may take the place of a tuple.
+    with absolute.ignore_type():
+        for key in PATHS:
+            if flat.get(key):
+                places = source_list.with_places(flat[key], _from_anywhere)
+                absolute.update_from_flattened_dict({key: places})
     return absolute
+
+
+def _from_anywhere(path: str) -> str:
+    """The absolute path of what is here; what is not, such as a hub id, as it is."""
+    return str(Path(path).absolute()) if Path(path).exists() else path

@@ -9,6 +9,7 @@ from typing import Any
 
 from dft_jax.checkpoints import manifest
 from dft_jax.checkpoints.manifest import has_checkpoint
+from dft_jax.data import source_list
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.runtime import distributed, errors, files, processes
 from dft_jax.runtime.options import Config
@@ -124,6 +125,11 @@ def with_date(config: Config, date: str, tokenizer: Any) -> Config:
     dated.
     """
     templates = [Template(config.data.template, tokenizer, date=date)]
+    for key in ("train", "heldout"):
+        for setting, name in source_list.templates_of(
+            config.data[key], f"config.data.{key}"
+        ).items():
+            templates.append(Template(name, tokenizer, setting=setting, date=date))
     # that is data.template, or of an older start
     if config.eval.benchmarks and config.eval.prompt != AUTO:
         templates.append(
@@ -147,12 +153,26 @@ def refuse_moved(config: Config, workdir: Path) -> None:
         held = files.read_json(workdir / "config.json")
     problems = []
     for key, given in paths(config).items():
-        section, name = key.split(".")
-        values = held.get(section)
-        began = str(values.get(name, "")) if isinstance(values, dict) else ""
+        began = _began_with(held, key)
         if began != given and began.endswith(f"{os.sep}{given}") and not Path(given).exists():
             what = f"no such file or folder (looked from {os.getcwd()})"
             problems.append(
                 f"config.{key}={given!r}: {what}; the run began with {began}: give that"
             )
     errors.raise_if_any(problems)
+
+
+def _began_with(held: dict[str, Any], key: str) -> str:
+    """The path under a key, such as `data.train` or `data.train[0]`, in a config.json; empty where
+    there is none.
+    """
+    key, _, number = key.partition("[")
+    section, name = key.split(".")
+    values = held.get(section)
+    if not isinstance(values, dict):
+        return ""
+    began = values.get(name, "")
+    if not number:
+        return str(began)
+    paths = source_list.paths_of(began, key) if source_list.is_several(began) else {}
+    return paths.get(f"{key}[{number}", "")

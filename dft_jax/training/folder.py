@@ -88,7 +88,7 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
             if step != job.steps:
                 checkpoints.require_room(job.abstract_state())
         # What is trained and what is not is said before the minutes of compilation.
-        inputs.announce(job.train, job.heldout, job.length)
+        inputs.announce(job.train, job.heldout, job.length, job.drawn)
         inputs.announce_model(config, job.model, job.source)
         if step is not None and processes.is_first():
             print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)

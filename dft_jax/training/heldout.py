@@ -83,16 +83,27 @@ class HeldOut:
         self._programs.compile_all()
 
     def measure(self, weights: Weights) -> dict[str, Any]:
-        """Metrics of all examples; losses are per trained token, in nats."""
+        """Metrics of all examples; losses are per trained token, in nats.
+
+        Of several sources each has its own besides, as `heldout/NAME/nll`.
+        """
         total: Any = None
-        for step in progress.bar(self.steps, desc="held out", unit="batch", leave=False):
+        of_source: dict[str, Any] = {}
+        bar = progress.bar(self.steps, desc="held out", unit="batch", leave=False)
+        for name, step in zip(self.steps.sources, bar, strict=True):
             interrupts.check()
             batch = sharding.device_batch(step.batch, self.model.mesh, step.n_rows)
             sums = self._programs.run((self.reference, weights), batch)
             # float32 could not count beyond 2**24 tokens
             sums = jax.tree.map(np.float64, jax.device_get(sums))
-            if total is None:
-                total = sums
-            else:
-                total = jax.tree.map(np.add, total, sums)
-        return metrics.per_token(total, "heldout")
+            total = _added(total, sums)
+            of_source[name] = _added(of_source.get(name), sums)
+        values = metrics.per_token(total, "heldout")
+        for name, sums in of_source.items():
+            if name:
+                values |= metrics.per_token(sums, f"heldout/{name}")
+        return values
+
+
+def _added(total: Any, sums: Any) -> Any:
+    return sums if total is None else jax.tree.map(np.add, total, sums)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from dft_jax.data import mixture, source_list
 from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Template
 from dft_jax.models.hf.locate import tokenizer_files
@@ -49,8 +50,9 @@ _MAY_CHANGE = (
     "resume.",
     "train.loss_chunk_tokens",
 )
+_SAY_NOTHING = {"data.row_length": 0, "data.weight_field": "", "data.prompt_weight": 0}
 # Keys whose values may be files and folders, or be the hub's.
-_PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data", "lora.adapter")
+PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data", "lora.adapter")
 
 
 def kept_on_resume(config: Config) -> dict[str, Any]:
@@ -66,8 +68,10 @@ def kept_on_resume(config: Config) -> dict[str, Any]:
         kept.pop("optimizer.rounding", None)  # they rounded to nearest, or not at all
     if kept.get("optimizer.warmup_from") == "zero" or not kept.get("optimizer.warmup_fraction"):
         kept.pop("optimizer.warmup_from", None)  # they began at a rate of zero, or without warm-up
-    if kept.get("data.row_length") == 0:
-        del kept["data.row_length"]
+    # With these values they say what a run says that is older than they are.
+    for key, nothing in _SAY_NOTHING.items():
+        if kept.get(key) == nothing:
+            del kept[key]
     if not adapters.is_adapted(config):
         kept = {key: value for key, value in kept.items() if not key.startswith("lora.")}
     return kept
@@ -84,9 +88,15 @@ def digest(config: Config) -> str:
 
 
 def paths(config: Config) -> dict[str, str]:
-    """Key -> value of what may be files and folders, or be the hub's; those that are given."""
+    """Key -> value of what may be files and folders, or be the hub's; those that are given.
+
+    Of a list of sources each has a key, as in `data.train[0]`.
+    """
     flat = flatten(config)
-    return {key: flat[key] for key in _PATHS if flat.get(key)}
+    found: dict[str, str] = {}
+    for key in PATHS:
+        found |= source_list.paths_of(flat.get(key), key)
+    return found
 
 
 def run_facts(
@@ -137,6 +147,9 @@ def fingerprint(
             Template(config.data.template, tokenizer, date=config.data.date).text
         ),
     }
+    if train.shares:
+        # What is drawn; the hash of the data covers it, and this says it.
+        found["mixture"] = mixture.described(train.shares)
     if config.model.init == "checkpoint":
         # of the base, whose parameters it began with
         found["weights_sha256_of_sample"] = weights_sample(source)
@@ -175,9 +188,22 @@ def data_of(train: Examples) -> dict[str, Any]:
     """The data that a run is trained on: where it was found, the hub's commit, and SHA-256 of
     tokens and masks.
     """
-    path = Path(train.report["path"])
-    place = str(path.absolute()) if path.exists() else train.report["path"]
-    return {"path": place, "commit": train.report["commit"], "sha256": train.report["sha256"]}
+    made_of = {
+        "path": _place(train.report["path"]),
+        "commit": train.report["commit"],
+        "sha256": train.report["sha256"],
+    }
+    if train.shares:
+        made_of["mixture"] = mixture.described(train.shares)
+    return made_of
+
+
+def _place(path: str | list[str]) -> str | list[str]:
+    """A path, or those of a mixture, as they are to be found from any folder."""
+    if isinstance(path, list):
+        return [str(_place(one)) for one in path]
+    place = Path(path)
+    return str(place.absolute()) if place.exists() else path
 
 
 def allowed_changes(config: Config) -> tuple[str, ...]:

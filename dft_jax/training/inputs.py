@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from dft_jax.data import account, batches, order
-from dft_jax.data.examples import Examples, load_examples
+from dft_jax.data import account, batches, mixture, order
+from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
@@ -35,16 +36,17 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
 def load_data(
     config: Config, tokenizer: Tokenizer, model: Model
 ) -> tuple[Examples, Examples | None]:
-    """Training examples, and held-out ones where the config names a file."""
+    """Training examples, and held-out ones where the config names any."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
-    train = load_examples(data.train, *how, split=data.split, max_rows=data.max_rows)
+    train = mixture.load(data.train, *how, split=data.split, max_rows=data.max_rows)
     if not data.heldout:
         return train, None
     most = config.eval.max_examples
-    heldout = load_examples(data.heldout, *how, split=data.heldout_split, max_rows=most)
-    heldout.report["also_trained"] = account.also_trained(
-        heldout.origins, heldout.examples, train.origins, train.examples
-    )
+    heldout = mixture.load(data.heldout, *how, split=data.heldout_split, max_rows=most)
+    for part in mixture.parts(heldout):
+        part.report["also_trained"] = account.also_trained(
+            part.origins, part.examples, train.origins, train.examples
+        )
     return train, heldout
 
 
@@ -56,7 +58,7 @@ def make_steps(
     return batches.TrainBatches(
         examples,
         model.mesh,
-        steps=length_of(config, len(examples), version).steps,
+        steps=length_of(config, examples, version).steps,
         global_batch=t.global_batch,
         seed=t.seed,
         version=version,
@@ -67,7 +69,7 @@ def make_steps(
     )
 
 
-def length_of(config: Config, n_examples: int, version: int = order.VERSION) -> order.Length:
+def length_of(config: Config, train: Examples, version: int = order.VERSION) -> order.Length:
     """`train.steps`, or what `train.epochs` passes over the data take; `version` is that of
     data/order.py.
     """
@@ -76,7 +78,7 @@ def length_of(config: Config, n_examples: int, version: int = order.VERSION) -> 
         steps=t.steps,
         epochs=t.epochs,
         global_batch=t.global_batch,
-        n_examples=n_examples,
+        n_examples=mixture.epoch_of(train),
         version=version,
     )
 
@@ -87,8 +89,13 @@ def refuse_lost(config: Config, train: Examples) -> None:
     errors.raise_if_any(account.refusals("data.train", train.report, most))
 
 
-def announce(train: Examples, heldout: Examples | None, length: order.Length) -> None:
-    """Says what is trained and what is not, and for how many steps."""
+def announce(
+    train: Examples, heldout: Examples | None, length: order.Length, drawn: dict[str, Any]
+) -> None:
+    """Says what is trained and what is not, and for how many steps.
+
+    `drawn` is what a mixture's run draws of each source, as TrainBatches reports it.
+    """
     reports = {"data.train": train.report}
     if heldout:
         reports["data.heldout"] = heldout.report
@@ -96,7 +103,8 @@ def announce(train: Examples, heldout: Examples | None, length: order.Length) ->
     for name, report in reports.items():
         lines += account.lines(name, report)
         warnings += account.warnings(name, report)
-    account.announce([*lines, length.line()], warnings + length.warnings())
+    lines += [length.line(), *mixture.run_lines(drawn)]
+    account.announce(lines, warnings + length.warnings())
 
 
 def announce_model(config: Config, model: Model, source: Path) -> None:

@@ -1,6 +1,7 @@
 """All that a run needs, read and checked before anything is compiled or allocated."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,10 +53,17 @@ class Job:
     def minutes_between_saves(self) -> float:
         return self.config.checkpoint.every_minutes
 
+    @functools.cached_property
+    def drawn(self) -> dict[str, Any]:
+        """What the whole run draws of each source of a mixture; empty for one source."""
+        return self.batches.report()
+
     @property
     def account(self) -> dict[str, Any]:
         """What data_report.json holds."""
         reports = {"train": self.train.report, "length": self.length.report()}
+        if self.drawn:
+            reports["drawn"] = self.drawn
         if self.heldout:
             reports["heldout"] = self.heldout.report
         return reports

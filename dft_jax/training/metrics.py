@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from dft_jax.data.batches import PackedBatch
 from dft_jax.types import AnyArray, TokenStats
 
 # The paper's bins of token probability (its figure of token distributions).
@@ -55,6 +56,21 @@ def per_token(sums: dict[str, Any], area: str) -> dict[str, Any]:
     means[f"{area}/p_histogram"] = histogram
     means[f"{area}/share_of_p_below_0.01"] = sum(histogram[: P_BIN_EDGES.index(0.01)])
     return means
+
+
+def of_sources(packed: PackedBatch) -> dict[str, int | float]:
+    """What a step of a mixture has drawn of each source, as `data/NAME/what`.
+
+    `epochs` is how often the source was gone through up to the end of the step. Of one source
+    nothing is said.
+    """
+    values: dict[str, int | float] = {}
+    for name, drawn in packed.drawn.items():
+        values[f"data/{name}/examples"] = drawn.examples
+        values[f"data/{name}/tokens"] = drawn.tokens
+        values[f"data/{name}/trained_tokens"] = drawn.trained_tokens
+        values[f"data/{name}/epochs"] = packed.epochs[name]
+    return values
 
 
 # Dense bf16 peak of one device, FLOP/s, by a part of `device.device_kind`; from the makers'

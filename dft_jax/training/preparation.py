@@ -42,7 +42,7 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
         train, heldout = inputs.load_data(config, tokenizer, model)
         if held is None:  # a run that began before this was looked at is finished as it is
             inputs.refuse_lost(config, train)
-        length = inputs.length_of(config, len(train), version)
+        length = inputs.length_of(config, train, version)
         objective = objectives.make_objective(config.objective)
         packed = inputs.make_steps(config, train, model, version)
         fingerprint = identity.fingerprint(

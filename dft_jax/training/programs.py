@@ -91,7 +91,9 @@ class ProgramsByRows:
         if shape not in self._programs:
             self._check()
             shape_ABL = (self._packer.accumulation, n_rows, self._packer.row_length)
-            batch = sharding.abstract_batch(shape_ABL, self._packer.mesh, most_segments)
+            batch = sharding.abstract_batch(
+                shape_ABL, self._packer.mesh, most_segments, self._packer.with_weights
+            )
             self._programs[shape] = self._jitted.lower(*self._given, batch).compile()
         return self._programs[shape]
 

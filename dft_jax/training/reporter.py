@@ -111,6 +111,7 @@ class Reporter:
         for name in _OF_UPDATE:
             if name in sums:
                 values[f"optimizer/{name}"] = float(sums[name])
+        values |= metrics.of_sources(packed)
         values["optimizer/skipped"] = int(sums["skipped"])
         values["speed/compilations"] = self.compilations
         interrupts.outlook.step_s = values.get("speed/step_s", interrupts.outlook.step_s)

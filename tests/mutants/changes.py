@@ -180,9 +180,9 @@ OF_DATA = [
     ),
     Change(
         "packing-mask-one-early",
-        "dft_jax/data/packing.py",
-        "mask[row, here] = example.trained[1:]",
-        "mask[row, here] = example.trained[:-1]",
+        "dft_jax/data/templates.py",
+        "return self.trained[1:]",
+        "return self.trained[:-1]",
         ("tests/data/test_packing.py",),
     ),
     Change(
@@ -257,7 +257,7 @@ OF_TRAINING = [
     Change(
         "train-heldout-last-batch",
         "dft_jax/training/heldout.py",
-        "total = jax.tree.map(np.add, total, sums)",
+        "total = _added(total, sums)",
         "total = sums",
         ("tests/training/test_step.py",),
         "held_out_metrics",
