@@ -96,6 +96,9 @@ class TokenStats:
     concentration_BL: Leaf = None
     # π_ref(target) and that of all tokens less probable than it.
     reference_mass_BL: Leaf = None
+    # What each token weighs in the loss, for objectives that look at a whole micro-batch; None
+    # where all weigh 1. The loss of a token is multiplied by it outside of the objective.
+    weights_BL: Leaf = None
 
 
 @jax.tree_util.register_dataclass

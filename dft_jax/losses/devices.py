@@ -66,6 +66,7 @@ class Inputs:
     reference: Projection | None  # None where the objective compares with no other model
     targets_BL: Any
     mask_BL: Any
+    weights_BL: Any = None  # None where all tokens weigh 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Layout:
         reference = None
         if inputs.reference is not None:
             reference = self._model_inside(inputs.reference)
-        targets_BL, mask_BL = self.rows_inside((inputs.targets_BL, inputs.mask_BL))
-        return Inputs(self._model_inside(inputs.model), reference, targets_BL, mask_BL)
+        of_tokens = self.rows_inside((inputs.targets_BL, inputs.mask_BL, inputs.weights_BL))
+        return Inputs(self._model_inside(inputs.model), reference, *of_tokens)
 
     def _model_inside(self, model: Projection) -> Projection:
         # In the dtype that its products run in before it moves.
@@ -148,7 +149,9 @@ def layout_of(inputs: Inputs, mesh: AnyMesh) -> Layout:
     row_axes = tuple(
         axis for axis in sharding.BATCH_AXES if axis in several and axis not in vocab_axes
     )
-    return Layout(Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS), vocab_axes, row_axes)
+    weights = None if inputs.weights_BL is None else ROWS
+    cut = Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS, weights_BL=weights)
+    return Layout(cut, vocab_axes, row_axes)
 
 
 def _can_share_rows(inputs: Inputs, mesh: AnyMesh) -> bool:
@@ -172,6 +175,13 @@ class DeviceShare:
     spec: LossSpec
     dtype: DTypeLike  # of everything that is computed: float32, or float64 where inputs are
     shape: tuple[int, ...]  # B and L that this device works on
+    weights_N: Any = None  # of the tokens in the loss; None where all weigh 1
+
+    def weights(self, index_C: Int[Array, " C"]) -> Float[Array, " C"] | None:
+        """What the tokens at these positions weigh; None where all weigh 1."""
+        if self.weights_N is None:
+            return None
+        return chunks.take(self.weights_N, index_C)
 
     def logits(self, index_C: Int[Array, " C"]) -> Logits:
         """Logits at the positions of a chunk; 0 beyond the last one."""
@@ -273,6 +283,7 @@ def share_of(inside: Inputs, spec: LossSpec, layout: Layout) -> DeviceShare:
     targets_BL, mask_BL = inside.targets_BL, inside.mask_BL
     local_vocab = inside.model.head.shape[0]
     reference = None if inside.reference is None else _flat(inside.reference)
+    weights_N = None if inside.weights_BL is None else inside.weights_BL.reshape(-1)
     return DeviceShare(
         model=_flat(inside.model),
         reference=reference,
@@ -281,6 +292,7 @@ def share_of(inside: Inputs, spec: LossSpec, layout: Layout) -> DeviceShare:
         spec=spec,
         dtype=_dtype_of_sums(inside.model),
         shape=mask_BL.shape,
+        weights_N=weights_N,
     )
 
 

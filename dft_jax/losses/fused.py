@@ -53,11 +53,13 @@ def loss_and_stats(
     chunk_tokens: int,
     mesh: AnyMesh,
     head_gradient: bool = True,
+    weights_BL: Float[AnyArray, "B L"] | None = None,
 ) -> tuple[Float[Array, ""], TokenStats]:
     """Sum of the objective over trained tokens, and the statistics it was computed from.
 
     The sum is differentiable in `hidden_BLD` and `head_VD`; the statistics carry no gradient.
-    Arguments, precision and masking are those of `token_stats`.
+    Arguments, precision and masking are those of `token_stats`; `weights_BL` multiplies the loss of
+    each token, None where all weigh 1.
     """
     if objectives.OTHER_TOKENS in objective.needs:
         stats = token_stats(
@@ -72,10 +74,12 @@ def loss_and_stats(
             needs=objective.needs,
             head_gradient=head_gradient,
         )
+        # What looks at a whole micro-batch counts each token as often as it weighs.
+        losses_BL = objective(dataclasses.replace(stats, weights_BL=weights_BL))
         # An objective sees zeros where nothing is trained, and may make something else of them.
-        loss = jnp.where(mask_BL, objective(stats), 0).sum()
+        loss = jnp.where(mask_BL, _weighted(losses_BL, weights_BL), 0).sum()
         return loss, jax.tree.map(lax.stop_gradient, stats)
-    inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference)
+    inputs = _inputs(hidden_BLD, head_VD, targets_BL, mask_BL, reference, weights_BL)
     spec = LossSpec(chunk_tokens, _extras(objective.needs, head_VD.shape[0]), mesh, head_gradient)
     # No gradient of the statistics comes back: the backward pass looks at that of the loss alone.
     one_pass: Any = _loss_in_one_pass  # to type checkers a custom_vjp returns anything
@@ -145,11 +149,12 @@ def _inputs(
     targets_BL: AnyArray,
     mask_BL: AnyArray,
     reference: tuple[jax.Array, jax.Array] | None,
+    weights_BL: AnyArray | None = None,
 ) -> Inputs:
     model = Projection(hidden_BLD, head_VD)
     if reference is None:
-        return Inputs(model, None, targets_BL, mask_BL)
-    return Inputs(model, Projection(*reference), targets_BL, mask_BL)
+        return Inputs(model, None, targets_BL, mask_BL, weights_BL)
+    return Inputs(model, Projection(*reference), targets_BL, mask_BL, weights_BL)
 
 
 # ---- one pass: the gradients are made in the loop that makes the statistics
@@ -161,7 +166,7 @@ def _loss_in_one_pass(
 ) -> tuple[jax.Array, Stats]:
     """Sum of the objective and statistics; this body runs where nobody asks for a gradient."""
     stats = _sweep(inputs, spec)
-    return _sum_of_losses(objective, stats, inputs.mask_BL), stats
+    return _sum_of_losses(objective, stats, inputs.mask_BL, inputs.weights_BL), stats
 
 
 def _one_pass_forward(
@@ -178,7 +183,8 @@ def _one_pass_forward(
         # Nothing differentiates through it: the custom gradients here are the only ones.
         check_vma=False,
     )(inputs)
-    return (_sum_of_losses(objective, stats, inputs.mask_BL), stats), gradients
+    loss = _sum_of_losses(objective, stats, inputs.mask_BL, inputs.weights_BL)
+    return (loss, stats), gradients
 
 
 def _one_pass_backward(
@@ -191,7 +197,7 @@ def _one_pass_backward(
     d_loss, _ = cotangents  # the statistics carry no gradient
     # In the dtype of the gradient: a float32 number would make float32 of a bfloat16 gradient.
     scaled = jax.tree.map(lambda gradient: gradient * d_loss.astype(gradient.dtype), gradients)
-    # Nothing flows to the reference, the targets and the mask.
+    # Nothing flows to the reference, the targets, the mask and the weights.
     return (Inputs(scaled, None, None, None),)
 
 
@@ -199,14 +205,18 @@ _loss_in_one_pass.defvjp(_one_pass_forward, _one_pass_backward)
 
 
 def _sum_of_losses(
-    objective: objectives.Objective, stats: Stats, is_token: AnyArray
+    objective: objectives.Objective, stats: Stats, is_token: AnyArray, weights: AnyArray | None
 ) -> Float[Array, ""]:
     """Sum over the tokens, of an objective that looks at each token alone.
 
     So it does not matter which example a token belongs to, and a chunk is as good as a batch.
     """
-    losses = objective(stats.as_token_stats(is_token))
+    losses = _weighted(objective(stats.as_token_stats(is_token)), weights)
     return jnp.where(is_token, losses, 0).sum()
+
+
+def _weighted(losses: jax.Array, weights: AnyArray | None) -> jax.Array:
+    return losses if weights is None else losses * weights
 
 
 # ---- two passes: the statistics first, the gradients when it is known what the loss makes of them
@@ -285,7 +295,8 @@ def _local_stats_and_gradients(
         logits = share.logits(index_C)
         found, logsumexps = share.stats_of(logits)
         # Through the statistics, of which there are C each, and never through the [C, V] logits.
-        d_found = _loss_gradients(objective, found, share.chunks.is_token(index_C))
+        is_token_C, weights_C = share.chunks.is_token(index_C), share.weights(index_C)
+        d_found = _loss_gradients(objective, found, is_token_C, weights_C)
         d_logits_CV = statistics.d_logits(logits, logsumexps, d_found)
         return _put(stats, index_C, found), sums.add(gradients, index_C, d_logits_CV)
 
@@ -322,12 +333,15 @@ def _put(stats_N: Stats, index_C: jax.Array, stats_C: Stats) -> Stats:
 
 
 def _loss_gradients(
-    objective: objectives.Objective, stats: Stats, is_token_C: jax.Array
+    objective: objectives.Objective,
+    stats: Stats,
+    is_token_C: jax.Array,
+    weights_C: jax.Array | None,
 ) -> StatsGradients:
     """d Σ loss / d statistic, [C]."""
 
     def loss(differentiable: StatsGradients) -> jax.Array:
         values = dataclasses.replace(stats, logp=differentiable.logp, kl=differentiable.kl)
-        return _sum_of_losses(objective, values, is_token_C)
+        return _sum_of_losses(objective, values, is_token_C, weights_C)
 
     return jax.grad(loss)(StatsGradients(stats.logp, stats.kl))

@@ -204,7 +204,7 @@ def talr(stats: TokenStats, floor: float = 0.01) -> Float[Array, "..."]:
     the floor's weight.
     """
     is_trained_BL = stats.examples_BL > 0
-    tau = jnp.nanmedian(jnp.where(is_trained_BL, -stats.logp_BL, jnp.nan))
+    tau = _median(-stats.logp_BL, is_trained_BL, stats.weights_BL)
     # Half of all losses can be 0 to the last digit, and a batch can have no trained token.
     tau = jnp.maximum(jnp.nan_to_num(tau), 1e-6)
     return jnp.maximum(jnp.exp(stats.logp_BL / tau), floor)
@@ -261,8 +261,7 @@ def cayley(stats: TokenStats, floor: float = 0.5) -> Float[Array, "..."]:
     """
     is_trained_BL = stats.examples_BL > 0
     p_BL = jnp.exp(stats.logp_BL)
-    # A batch can have no trained token.
-    mean = jnp.where(is_trained_BL, p_BL, 0.0).sum() / jnp.maximum(is_trained_BL.sum(), 1)
+    mean = _mean(p_BL, is_trained_BL, stats.weights_BL)
     least = floor * mean
     return jnp.exp((least + (1.0 - least) * p_BL / (2.0 - p_BL)) * stats.logp_BL)
 
@@ -328,6 +327,39 @@ def gift(stats: TokenStats, beta: float = 20.0) -> Float[Array, "..."]:
     share_BL = jax.nn.sigmoid(stats.reference_logp_BL + math.log(math.expm1(beta)))
     share_BL = jax.lax.stop_gradient(share_BL)
     return -share_BL * stats.logp_BL + (1.0 - share_BL) * stats.kl_BL
+def _mean(
+    value_BL: Float[Array, "..."], is_trained_BL: Array, weights_BL: Float[Array, "..."] | None
+) -> Float[Array, ""]:
+    """The mean of a value over the trained tokens, 0 without any; a token of weight 2 counts as
+    two.
+    """
+    if weights_BL is None:
+        # A batch can have no trained token.
+        return jnp.where(is_trained_BL, value_BL, 0.0).sum() / jnp.maximum(is_trained_BL.sum(), 1)
+    weight_BL = jnp.where(is_trained_BL, weights_BL, 0.0)
+    return (weight_BL * value_BL).sum() / jnp.maximum(weight_BL.sum(), 1e-30)
+
+
+def _median(
+    value_BL: Float[Array, "..."], is_trained_BL: Array, weights_BL: Float[Array, "..."] | None
+) -> Float[Array, ""]:
+    """The median of a value over the trained tokens, NaN without any; a token of weight 2 counts
+    as two.
+    """
+    value_BL = jnp.where(is_trained_BL, value_BL, jnp.nan)
+    if weights_BL is None:
+        return jnp.nanmedian(value_BL)
+    # NaN comes last, and weighs nothing.
+    order_N = jnp.argsort(value_BL.reshape(-1))
+    value_N = value_BL.reshape(-1)[order_N]
+    weight_N = jnp.where(is_trained_BL, weights_BL, 0).reshape(-1)[order_N]
+    up_to_N = jnp.cumsum(weight_N)
+    # Where half of the weight ends exactly at a token, the mean of it and the next one.
+    half = up_to_N[-1] / 2
+    last = len(value_N) - 1
+    lower = jnp.minimum(jnp.searchsorted(up_to_N, half, side="left"), last)
+    upper = jnp.minimum(jnp.searchsorted(up_to_N, half, side="right"), last)
+    return (value_N[lower] + value_N[upper]) / 2
 
 
 def _sum_per_example(value_BL: Float[Array, "..."], stats: TokenStats) -> Float[Array, "..."]:

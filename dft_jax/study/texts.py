@@ -35,6 +35,8 @@ def read_text(text: Text, spec: Spec, tokenizer: Tokenizer, model: Model) -> Hel
     """
     config = spec.config.data.copy_and_resolve_references().unlock()
     config.rows = text.rows
+    # A text is measured as it is: its answers, and each row once.
+    config.update(weight_field="", prompt_weight=0.0)
     read = load_examples(text.path, config, tokenizer, model.config.vocab_size, split="test")
     # A cut example has lost its end, where the answer is: it is left out, not measured in part.
     longest = text.max_length or config.max_length

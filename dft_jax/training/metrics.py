@@ -14,33 +14,47 @@ P_BIN_EDGES = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.
 
 
 def token_sums(
-    stats: TokenStats, loss: Float[Array, ""], mask_BL: Bool[AnyArray, "B L"]
+    stats: TokenStats,
+    loss: Float[Array, ""],
+    mask_BL: Bool[AnyArray, "B L"],
+    weights_BL: Float[AnyArray, "B L"] | None = None,
 ) -> dict[str, Array]:
-    """Sums over the trained tokens of one micro-batch; adding them over micro-batches is exact."""
+    """Sums over the trained tokens of one micro-batch; adding them over micro-batches is exact.
+
+    With weights every sum but that of the tokens is of w·x, and `weight` is Σ w.
+    """
     p_BL = jnp.exp(stats.logp_BL)
 
-    def total(x_BL):
+    def count(x_BL):
         return jnp.where(mask_BL, x_BL, 0).sum(dtype=jnp.float32)
+
+    def total(x_BL):
+        return count(x_BL if weights_BL is None else x_BL * weights_BL)
 
     # Edge i opens bin i; p = 1 falls in the last one.
     bin_BL = sum((p_BL >= edge).astype(jnp.int32) for edge in P_BIN_EDGES[1:-1])
     in_bin = [total(bin_BL == i) for i in range(len(P_BIN_EDGES) - 1)]
-    return {
+    sums = {
         "loss": loss,
         "nll": total(-stats.logp_BL),
         "p": total(p_BL),
         "entropy": total(stats.entropy_BL),
         "correct": total(stats.correct_BL),
-        "tokens": total(mask_BL),
+        "tokens": count(mask_BL),
         "p_histogram": jnp.stack(in_bin),
     }
+    if weights_BL is not None:
+        sums["weight"] = count(weights_BL)
+    return sums
 
 
 def per_token(sums: dict[str, Any], area: str) -> dict[str, Any]:
     """Host-side: means per trained token, named `area/what`; the histogram as fractions in
-    `P_BIN_EDGES`' bins.
+    `P_BIN_EDGES`' bins. Of sums with weights they are Σ w·x / Σ w.
     """
     n = max(float(sums["tokens"]), 1.0)
+    if "weight" in sums:
+        n = float(sums["weight"]) or 1.0
     sum_of = {
         "loss": "loss",
         "nll": "nll",
@@ -52,6 +66,8 @@ def per_token(sums: dict[str, Any], area: str) -> dict[str, Any]:
     for name, key in sum_of.items():
         means[f"{area}/{name}"] = float(sums[key]) / n
     means[f"{area}/supervised_tokens"] = int(sums["tokens"])
+    if "weight" in sums:
+        means[f"{area}/weight"] = float(sums["weight"])
     histogram = [float(count) / n for count in np.asarray(sums["p_histogram"])]
     means[f"{area}/p_histogram"] = histogram
     means[f"{area}/share_of_p_below_0.01"] = sum(histogram[: P_BIN_EDGES.index(0.01)])

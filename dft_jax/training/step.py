@@ -65,8 +65,10 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
             chunk_tokens=chunk_tokens,
             mesh=model.mesh,
             head_gradient=model.lora is None,
+            weights_BL=batch.weights_BL,
         )
-        return total / denominator, metrics.token_sums(stats, total, batch.mask_BL)
+        mean = total / denominator
+        return mean, metrics.token_sums(stats, total, batch.mask_BL, batch.weights_BL)
 
     return loss
 
@@ -89,7 +91,8 @@ def make_train_step(
     trained tokens).
 
     The update is the gradient of Σ loss / N with N the trained tokens of the whole global batch,
-    whatever the number of micro-batches (A) and devices. With `loss_normalization="official"` each
+    whatever the number of micro-batches (A) and devices; of a batch with weights w it is that of
+    Σ w·loss / Σ w. With `loss_normalization="official"` each
     micro-batch is divided by its own count instead, and the means are added, as the authors' code
     does. A step with a non-finite loss or gradient changes nothing but `state.step`.
 
@@ -133,7 +136,10 @@ def make_update(
     layouts = _layouts(abstract_state(model, optimizer))
 
     def gradients(params: Params, batch: Batch, frozen: Frozen):
-        n_tokens_A = batch.mask_BL.sum(axis=(1, 2))
+        n_tokens_A, least = batch.mask_BL.sum(axis=(1, 2)), 1
+        if batch.weights_BL is not None:
+            # Weights may add up to less than 1. Where the sum is 0 all losses are.
+            n_tokens_A, least = batch.weights_BL.sum(axis=(1, 2)), np.finfo(np.float32).tiny
         n_tokens = n_tokens_A.sum() if is_global else n_tokens_A
         base, computed = frozen.base, params
         if base is None:
@@ -156,7 +162,7 @@ def make_update(
         def zeros(param):
             return jnp.zeros(param.shape, jnp.promote_types(param.dtype, jnp.float32))
 
-        denominators_A = jnp.broadcast_to(jnp.maximum(n_tokens, 1), n_tokens_A.shape)
+        denominators_A = jnp.broadcast_to(jnp.maximum(n_tokens, least), n_tokens_A.shape)
         grads, sums_A = jax.lax.scan(
             accumulate, jax.tree.map(zeros, params), (batch, denominators_A)
         )
