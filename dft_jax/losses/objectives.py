@@ -327,6 +327,8 @@ def gift(stats: TokenStats, beta: float = 20.0) -> Float[Array, "..."]:
     share_BL = jax.nn.sigmoid(stats.reference_logp_BL + math.log(math.expm1(beta)))
     share_BL = jax.lax.stop_gradient(share_BL)
     return -share_BL * stats.logp_BL + (1.0 - share_BL) * stats.kl_BL
+
+
 def _mean(
     value_BL: Float[Array, "..."], is_trained_BL: Array, weights_BL: Float[Array, "..."] | None
 ) -> Float[Array, ""]:
