@@ -38,13 +38,12 @@ def loss_of(objective, mesh, hidden_BLD, head_VD, targets_BL, mask_BL, weights_B
         )
         return total, metrics.token_sums(stats, total, mask_BL, weights_BL)
 
-    (total, sums), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-        hidden_BLD, head_VD
-    )
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (total, sums), gradients = compiled(hidden_BLD, head_VD)
     return total, sums, gradients
 
 
-@pytest.mark.parametrize("name", slow_but(["dft", "talr", "sentence"], list(objectives.OBJECTIVES)))
+@pytest.mark.parametrize("name", slow_but(["dft", "talr"], list(objectives.OBJECTIVES)))
 def test_a_weight_of_3_is_a_row_that_is_there_three_times(name, mesh1):
     """For every objective, those that look at the tokens of an example or a micro-batch as well."""
     objective = objectives.make_objective(name)
@@ -67,8 +66,9 @@ def test_a_weight_of_3_is_a_row_that_is_there_three_times(name, mesh1):
         np.testing.assert_allclose(weighted[key], sums[key], rtol=1e-5, err_msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dft"])
-@pytest.mark.parametrize("data, fsdp, tensor", slow_but([(1, 2, 2)], MESHES))
+@pytest.mark.parametrize("data, fsdp, tensor", MESHES)
 def test_fractional_weights_against_dense_logits(data, fsdp, tensor, name):
     """In float64, on meshes that cut rows and vocabulary; the oracle is numpy's."""
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()

@@ -117,8 +117,8 @@ OF_LOSSES = [
     Change(
         "objective-talr-with-untrained",
         "dft_jax/losses/objectives.py",
-        "jnp.nanmedian(jnp.where(is_trained_BL, -stats.logp_BL, jnp.nan))",
-        "jnp.median(-stats.logp_BL)",
+        "jnp.nanmedian(value_BL)",
+        "jnp.median(jnp.nan_to_num(value_BL))",
         OBJECTIVES,
     ),
     Change(
@@ -148,8 +148,8 @@ OF_LOSSES = [
     Change(
         "objective-cayley-mean-with-untrained",
         "dft_jax/losses/objectives.py",
-        "jnp.where(is_trained_BL, p_BL, 0.0).sum()",
-        "p_BL.sum()",
+        "jnp.where(is_trained_BL, value_BL, 0.0).sum()",
+        "value_BL.sum()",
         OBJECTIVES,
     ),
     Change(
@@ -184,6 +184,34 @@ OF_DATA = [
         "return self.trained[1:]",
         "return self.trained[:-1]",
         ("tests/data/test_packing.py",),
+    ),
+    Change(
+        "loss-without-weights",
+        "dft_jax/losses/fused.py",
+        "return losses if weights is None else losses * weights",
+        "return losses",
+        ("tests/losses/test_weights.py",),
+    ),
+    Change(
+        "mixture-one-order-for-all-sources",
+        "dft_jax/data/order.py",
+        "    if source:\n",
+        "    if False:\n",
+        ("tests/data/test_mixture.py",),
+    ),
+    Change(
+        "mixture-each-epoch-begins-anew",
+        "dft_jax/data/order.py",
+        "draw = epoch * self.shares[source].quota + ",
+        "draw = ",
+        ("tests/data/test_mixture.py",),
+    ),
+    Change(
+        "mixture-hash-without-shares",
+        "dft_jax/data/mixture.py",
+        "share.n_examples, share.quota])",
+        "share.n_examples])",
+        ("tests/data/test_mixture.py",),
     ),
     Change(
         "data-hash-without-mask",

@@ -42,7 +42,7 @@ def mixture_config(shared, **overrides):
             "data.max_rows": 0,
             "data.max_lost_fraction": 1.0,
             "data.prompt_weight": 0.25,
-            "train.global_batch": 7,
+            "train.global_batch": 8,
             "train.steps": 6,
             "checkpoint.every": 2,
             "eval.max_examples": 6,
