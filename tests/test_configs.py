@@ -11,7 +11,7 @@ from dft_jax.losses import objectives
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.py"))
 # What a recipe leaves to its user.
-LEFT_OPEN = {"gsm8k": ["config.model.path is empty"]}
+LEFT_OPEN = dict.fromkeys(("gsm8k", "mixture"), ["config.model.path is empty"])
 
 
 def get_config(name, argument=""):

@@ -345,6 +345,8 @@ def _column_warnings(report: dict[str, Any]) -> list[str]:
             readers = "others may"
             if column == "input":
                 readers = "alpaca does"
+            if column == "weight":
+                readers = "data.weight_field=weight does"
             found.append(
                 f"column {column!r} is filled in {n_filled:,} of {n_read:,} rows, and not read"
                 f" by this row format; {readers}, or put it into the prompt"
