@@ -7,8 +7,8 @@ Arguments: objective (dft). Both come from the hub; local copies are
 `--config.data.train="[{'path': 'numina.jsonl', 'rows': 'numina', 'weight': 3}, …]"`. Of the first
 100,000 rows of NuminaMath-CoT and the 7,473 of GSM8K an epoch of 107,473 examples draws 80,605 and
 26,868: GSM8K comes around 3.6 times, each time in another order, and 0.8 of the other are seen.
-Hardware as for configs/gsm8k.py; 420 steps. Expect heldout/gsm8k/nll and the other source's apart from
-heldout/nll, which is of both. Not measured here.
+Hardware as for configs/gsm8k.py; 420 steps. Expect heldout/gsm8k/nll and the other source's apart
+from heldout/nll, which is of both. Not measured here.
 """
 
 from dft_jax import config as config_lib
