@@ -154,3 +154,13 @@ def test_a_run_keeps_where_its_sources_are(tmp_path, monkeypatch):
         errors.UserError, match=r"config.data.train\[0\]='train.jsonl': no such file"
     ):
         earlier.refuse_moved(config, tmp_path)
+
+
+def test_new_keys_say_nothing_of_runs_that_do_not_use_them():
+    """So a run from before they were there resumes; where they are used, a change is refused."""
+    from dft_jax.training.identity import kept_on_resume
+
+    keys = {"data.weight_field", "data.prompt_weight"}
+    assert not keys & kept_on_resume(tiny_config()).keys()
+    used = kept_on_resume(tiny_config(**{"data.weight_field": "w", "data.prompt_weight": 0.5}))
+    assert keys <= used.keys()
