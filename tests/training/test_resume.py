@@ -420,7 +420,7 @@ def test_what_is_not_trained_is_said_before_anything_compiles(tmp_path, capsys):
         config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path
     )
     capsys.readouterr()
-    inputs.announce(job.train, job.heldout, job.length)
+    inputs.announce(job.train, job.heldout, job.length, job.drawn)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("data.train: 64 rows read: 64 whole, 0 cut, 0 dropped; ")
     assert [line for line in told if line.startswith("data.heldout: 8 rows read: 8 whole")]
