@@ -36,6 +36,14 @@ class Examples:
         return len(self.examples)
 
     @property
+    def drawn_in_an_epoch(self) -> dict[str, Any]:
+        """Of several sources: source -> examples that there are, and how many an epoch draws."""
+        found = {}
+        for share in self.shares:
+            found[share.name] = {"examples": share.n_examples, "drawn_in_an_epoch": share.quota}
+        return found
+
+    @property
     def mean_length(self) -> float:
         """Tokens of an example, on average."""
         return sum(len(example.ids) for example in self.examples) / len(self.examples)

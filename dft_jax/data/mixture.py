@@ -20,7 +20,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from dft_jax.data import order
+from dft_jax.data import account, order
 from dft_jax.data.examples import Examples, load_examples
 from dft_jax.data.order import Draws, Share
 from dft_jax.data.source_list import Given, is_several, sources
@@ -96,14 +96,6 @@ def quotas(listed: Sequence[Given], held: Sequence[int]) -> list[int]:
     return found
 
 
-def described(shares: Sequence[Share]) -> dict[str, Any]:
-    """Source -> examples that there are, and examples that an epoch draws."""
-    found = {}
-    for share in shares:
-        found[share.name] = {"examples": share.n_examples, "drawn_in_an_epoch": share.quota}
-    return found
-
-
 def draws_of(examples: Examples, *, seed: int, version: int = order.VERSION) -> Draws | None:
     """The draws of a mixture; None of one source, whose epochs are those of data/order.py."""
     if not examples.shares:
@@ -147,6 +139,19 @@ def parts(examples: Examples) -> list[Examples]:
         found.append(Examples(examples.examples[here], report, examples.origins[here]))
         start = here.stop
     return found
+
+
+def note_trained(heldout: Examples, train: Examples) -> None:
+    """Writes into the account of each held-out source how many of its rows are trained too."""
+    for part in parts(heldout):
+        part.report["also_trained"] = account.also_trained(
+            part.origins, part.examples, train.origins, train.examples
+        )
+
+
+def refuse_lost(name: str, examples: Examples, most: float) -> None:
+    """UserError where more than `most` of the rows of a source are cut or dropped."""
+    errors.raise_if_any(account.refusals(name, examples.report, most))
 
 
 # ---- the account of what is drawn

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.data import source_list
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import base_of_run
 from dft_jax.lm.run import TEMPLATE_NAME
 from dft_jax.runtime import distributed, environment, errors, files, processes
-from dft_jax.runtime.options import Config, flatten
+from dft_jax.runtime.options import Config
 from dft_jax.training.identity import (
     ADDED_LATER,
-    PATHS,
     SAID_ONCE,
     allowed_changes,
     data_of,
     refuse_unknown,
     refused_changes,
 )
+from dft_jax.training.places import with_absolute_paths
 
 
 def open_workdir(
@@ -142,23 +141,3 @@ def describe_run(
             files.write_text(
                 workdir / TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8")
             )
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The config as it is to be read from any folder: a relative path might mean something else
-    there.
-    """
-    absolute = config.copy_and_resolve_references()
-    flat = flatten(config)
-    # A list may take the place of a tuple.
-    with absolute.ignore_type():
-        for key in PATHS:
-            if flat.get(key):
-                places = source_list.with_places(flat[key], _from_anywhere)
-                absolute.update_from_flattened_dict({key: places})
-    return absolute
-
-
-def _from_anywhere(path: str) -> str:
-    """The absolute path of what is here; what is not, such as a hub id, as it is."""
-    return str(Path(path).absolute()) if Path(path).exists() else path

@@ -13,8 +13,9 @@ from dft_jax.data import source_list
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.runtime import distributed, errors, files, processes
 from dft_jax.runtime.options import Config
-from dft_jax.training.identity import allowed_changes, covers, kept_on_resume, paths
+from dft_jax.training.identity import allowed_changes, covers, kept_on_resume
 from dft_jax.training.optimizer import rounding_of
+from dft_jax.training.places import path_under, paths
 
 
 def first_date(config: Config, workdir: Path) -> str:
@@ -153,26 +154,10 @@ def refuse_moved(config: Config, workdir: Path) -> None:
         held = files.read_json(workdir / "config.json")
     problems = []
     for key, given in paths(config).items():
-        began = _began_with(held, key)
+        began = path_under(held, key)
         if began != given and began.endswith(f"{os.sep}{given}") and not Path(given).exists():
             what = f"no such file or folder (looked from {os.getcwd()})"
             problems.append(
                 f"config.{key}={given!r}: {what}; the run began with {began}: give that"
             )
     errors.raise_if_any(problems)
-
-
-def _began_with(held: dict[str, Any], key: str) -> str:
-    """The path under a key, such as `data.train` or `data.train[0]`, in a config.json; empty where
-    there is none.
-    """
-    key, _, number = key.partition("[")
-    section, name = key.split(".")
-    values = held.get(section)
-    if not isinstance(values, dict):
-        return ""
-    began = values.get(name, "")
-    if not number:
-        return str(began)
-    paths = source_list.paths_of(began, key) if source_list.is_several(began) else {}
-    return paths.get(f"{key}[{number}", "")

@@ -12,7 +12,7 @@ import jax
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import distributed, folders, processes
-from dft_jax.training import admission, identity, inputs
+from dft_jax.training import admission, announcement, identity
 from dft_jax.training.job import Job
 from dft_jax.training.metrics_log import Writer
 from dft_jax.training.reporter import Reporter
@@ -88,8 +88,8 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
             if step != job.steps:
                 checkpoints.require_room(job.abstract_state())
         # What is trained and what is not is said before the minutes of compilation.
-        inputs.announce(job.train, job.heldout, job.length, job.drawn)
-        inputs.announce_model(config, job.model, job.source)
+        announcement.announce(job.train, job.heldout, job.length, job.drawn)
+        announcement.announce_model(config, job.model, job.source)
         if step is not None and processes.is_first():
             print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)
         yield job, RunFolder(path, checkpoints, step, run)

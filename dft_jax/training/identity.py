@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from dft_jax.data import mixture, source_list
 from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Template
 from dft_jax.models.hf.locate import tokenizer_files
@@ -51,8 +50,6 @@ _MAY_CHANGE = (
     "train.loss_chunk_tokens",
 )
 _SAY_NOTHING = {"data.row_length": 0, "data.weight_field": "", "data.prompt_weight": 0}
-# Keys whose values may be files and folders, or be the hub's.
-PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data", "lora.adapter")
 
 
 def kept_on_resume(config: Config) -> dict[str, Any]:
@@ -85,18 +82,6 @@ def digest(config: Config) -> str:
     for key in ("path", "revision"):
         kept[key] = config.model[key]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-
-
-def paths(config: Config) -> dict[str, str]:
-    """Key -> value of what may be files and folders, or be the hub's; those that are given.
-
-    Of a list of sources each has a key, as in `data.train[0]`.
-    """
-    flat = flatten(config)
-    found: dict[str, str] = {}
-    for key in PATHS:
-        found |= source_list.paths_of(flat.get(key), key)
-    return found
 
 
 def run_facts(
@@ -149,7 +134,7 @@ def fingerprint(
     }
     if train.shares:
         # What is drawn; the hash of the data covers it, and this says it.
-        found["mixture"] = mixture.described(train.shares)
+        found["mixture"] = train.drawn_in_an_epoch
     if config.model.init == "checkpoint":
         # of the base, whose parameters it began with
         found["weights_sha256_of_sample"] = weights_sample(source)
@@ -194,7 +179,7 @@ def data_of(train: Examples) -> dict[str, Any]:
         "sha256": train.report["sha256"],
     }
     if train.shares:
-        made_of["mixture"] = mixture.described(train.shares)
+        made_of["mixture"] = train.drawn_in_an_epoch
     return made_of
 
 

@@ -1,10 +1,8 @@
 """What a run reads: its model, its examples, and the packed batches in the order of its seed."""
 
-import sys
 from pathlib import Path
-from typing import Any
 
-from dft_jax.data import account, batches, mixture, order
+from dft_jax.data import batches, mixture, order
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.attention import select
@@ -43,10 +41,7 @@ def load_data(
         return train, None
     most = config.eval.max_examples
     heldout = mixture.load(data.heldout, *how, split=data.heldout_split, max_rows=most)
-    for part in mixture.parts(heldout):
-        part.report["also_trained"] = account.also_trained(
-            part.origins, part.examples, train.origins, train.examples
-        )
+    mixture.note_trained(heldout, train)
     return train, heldout
 
 
@@ -85,29 +80,4 @@ def length_of(config: Config, train: Examples, version: int = order.VERSION) -> 
 
 def refuse_lost(config: Config, train: Examples) -> None:
     """UserError where more of the training data is lost than `data.max_lost_fraction`."""
-    most = config.data.max_lost_fraction
-    errors.raise_if_any(account.refusals("data.train", train.report, most))
-
-
-def announce(
-    train: Examples, heldout: Examples | None, length: order.Length, drawn: dict[str, Any]
-) -> None:
-    """Says what is trained and what is not, and for how many steps.
-
-    `drawn` is what a mixture's run draws of each source, as TrainBatches reports it.
-    """
-    reports = {"data.train": train.report}
-    if heldout:
-        reports["data.heldout"] = heldout.report
-    lines, warnings = [], []
-    for name, report in reports.items():
-        lines += account.lines(name, report)
-        warnings += account.warnings(name, report)
-    lines += [length.line(), *mixture.run_lines(drawn)]
-    account.announce(lines, warnings + length.warnings())
-
-
-def announce_model(config: Config, model: Model, source: Path) -> None:
-    """Says which adapters are trained, where these are."""
-    for line in adapters.lines(config, model, source):
-        print(line, file=sys.stderr)
+    mixture.refuse_lost("data.train", train, config.data.max_lost_fraction)

@@ -14,7 +14,7 @@ from dft_jax.lm.checkpoint import base_of
 from dft_jax.models.hf.locate import resolve
 from dft_jax.planner import devices
 from dft_jax.runtime import errors, hub
-from dft_jax.training import admission, earlier, identity
+from dft_jax.training import earlier, identity, places
 from dft_jax.training.preparation import prepare
 from tests.tiny_trainer import tiny_config
 
@@ -105,9 +105,9 @@ def test_a_run_keeps_absolute_paths_and_refuses_a_path_that_is_not_there_any_mor
         "eval.benchmark_data": "",
     }
     config = tiny_config(**given)
-    kept = admission.with_absolute_paths(config)
-    assert identity.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
-    assert identity.paths(config) == {key: path for key, path in given.items() if path}
+    kept = places.with_absolute_paths(config)
+    assert places.paths(kept) == {key: str(here / path) for key, path in given.items() if path}
+    assert places.paths(config) == {key: path for key, path in given.items() if path}
     assert identity.digest(config) != identity.digest(kept), "so evaluations go by what was given"
     workdir = here / "runs" / "mine"
     earlier.refuse_moved(config, workdir)  # there is no run yet

@@ -133,17 +133,17 @@ def test_a_mixture_that_is_killed_ends_as_one_that_is_not(shared, tmp_path, monk
 
 def test_a_run_keeps_where_its_sources_are(tmp_path, monkeypatch):
     """A relative path is absolute in config.json, and its absence is named when it is resumed."""
-    from dft_jax.training import admission, earlier, identity
+    from dft_jax.training import earlier, places
 
     monkeypatch.chdir(assets.TINY)
     given = ["train.jsonl", {"path": "heldout.jsonl", "weight": 2, "name": "other"}]
     config = tiny_config(**{"data.train": given})
-    assert identity.paths(config) == {
+    assert places.paths(config) == {
         "model.path": str(assets.TINY),
         "data.train[0]": "train.jsonl",
         "data.train[1]": "heldout.jsonl",
     }
-    absolute = admission.with_absolute_paths(config)
+    absolute = places.with_absolute_paths(config)
     assert absolute.data.train == [
         str(assets.TINY / "train.jsonl"),
         {"path": str(assets.TINY / "heldout.jsonl"), "weight": 2, "name": "other"},

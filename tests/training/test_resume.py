@@ -17,7 +17,14 @@ from dft_jax.lm.run import open_run
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.model import build
 from dft_jax.runtime import errors
-from dft_jax.training import earlier, identity, inputs, loop, optimizer as optimizer_lib, reporter
+from dft_jax.training import (
+    announcement,
+    earlier,
+    identity,
+    loop,
+    optimizer as optimizer_lib,
+    reporter,
+)
 from dft_jax.training.inputs import make_steps
 from dft_jax.training.preparation import prepare
 from dft_jax.training.state import abstract_state
@@ -420,7 +427,7 @@ def test_what_is_not_trained_is_said_before_anything_compiles(tmp_path, capsys):
         config(**{"data.max_length": 141, "train.steps": 0, "train.global_batch": 128}), tmp_path
     )
     capsys.readouterr()
-    inputs.announce(job.train, job.heldout, job.length, job.drawn)
+    announcement.announce(job.train, job.heldout, job.length, job.drawn)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("data.train: 64 rows read: 64 whole, 0 cut, 0 dropped; ")
     assert [line for line in told if line.startswith("data.heldout: 8 rows read: 8 whole")]
