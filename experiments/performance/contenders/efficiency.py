@@ -4,7 +4,7 @@
 python -m experiments.performance.contenders.efficiency [--data=FILE --tokenizer=FOLDER]
 
 Without `--data`: lengths drawn like those of mathematical fine-tuning data. Prints a line of JSON;
-`packed` leaves out the empty rows that bring a step to one of the few row counts, and `bound` has as
+`packed` leaves out the empty rows that bring a step to one of the few row counts; `bound` has as
 many rows as the tokens of a step fill: no packing that keeps a step's examples has fewer.
 """
 
