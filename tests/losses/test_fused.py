@@ -223,7 +223,7 @@ def test_statistics_equal_dense(mesh8):
     np.testing.assert_array_equal(stats.correct_BL, mask_BL & is_best_BL)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("platform", slow_but(["gpu"], ["cpu", "gpu"]))
 def test_a_target_is_not_less_probable_than_itself(platform, monkeypatch):
     """Nor than tokens that are as probable. In float32, where log p plus the log of the sum is not
     the logit again: then the least probable target would have its own probability twice.

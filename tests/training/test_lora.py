@@ -103,6 +103,7 @@ def test_gradient_descent_of_full_rank_is_that_of_the_kernel(mesh1):
     np.testing.assert_allclose(b, kernel - begun, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_base_is_left_alone(mesh1):
     trainer = Trainer(mesh1, **LORA, **{"train.steps": 20})
     before = jax.device_get(trainer.base)
