@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax import sharding
-from dft_jax.checkpoints import manager
+from dft_jax.checkpoints import best, manager
 from dft_jax.data import options as data_options
 from dft_jax.evals import settings as eval_settings
 from dft_jax.losses import objectives
@@ -157,6 +157,10 @@ def _problems_between(sound: dict[str, Any]) -> list[str]:
         problems += objectives.problems(sound["objective"])
     problems += training_options.profile_problems(sound.get("profile", ""))
     problems += training_options.log_problems(_section(sound, "log"))
+    if {"checkpoint.best", "data.heldout", "eval.every"} <= sound.keys():
+        problems += best.problems(
+            sound["checkpoint.best"], sound["data.heldout"], sound["eval.every"]
+        )
     evaluation = _section(sound, "eval")
     if evaluation.get("benchmarks") and evaluation.keys() >= eval_settings.SECTION.keys():
         problems += eval_settings.problems(evaluation, "config.eval.")

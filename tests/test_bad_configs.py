@@ -60,6 +60,22 @@ OVERRIDES = {
         ["--config.train.global_batch=0"],
         ["config.train.global_batch=0", "should be at least 1"],
     ),
+    "best by no metric": (
+        ["--config.checkpoint.best=heldout/nl"],
+        ["config.checkpoint.best='heldout/nl'", "did you mean 'heldout/nll'", "heldout/mean_p"],
+    ),
+    "best by what has no direction": (
+        ["--config.checkpoint.best=heldout/entropy"],
+        ["config.checkpoint.best='heldout/entropy' is no metric to choose by"],
+    ),
+    "best of nothing held out": (
+        ["--config.checkpoint.best=heldout/nll", "--config.data.heldout="],
+        ["config.checkpoint.best='heldout/nll'", "nothing is held out", "config.data.heldout"],
+    ),
+    "best of one step": (
+        ["--config.checkpoint.best=heldout/nll", "--config.eval.every=0"],
+        ["config.checkpoint.best='heldout/nll'", "config.eval.every"],
+    ),
     "negative minutes": (
         ["--config.checkpoint.every_minutes=-1"],
         ["config.checkpoint.every_minutes=-1", "at least 0"],

@@ -28,6 +28,12 @@ def test_killed_at_phases_of_a_save_and_others(whole, folder):
     assert sum(row["landed"] for row in rows) >= 4  # a run may be over before its killer wakes up
 
 
+def test_the_best_checkpoint_outlasts_kills(folder):
+    rows = list(kills.best_chain(folder, ("whole 1", "commit 5", "whole 5", "commit 8")))
+    assert_all_well(rows, 4)
+    assert all(row["landed"] for row in rows), rows
+
+
 def test_signals_leave_a_checkpoint_and_exit_42(folder):
     ends = kills.uninterrupted(folder, 1)
     rows = list(kills.term_chain(folder, ends, ["step", "evaluate", "save", "export"], 1, 0))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
-from dft_jax.lm.run import open_run
+from dft_jax.lm.run import NEWEST, open_run
 from dft_jax.models.hf import export as export_lib
 from dft_jax.models.hf.export_adapter import Trained, export_adapter
 from dft_jax.models.hf.rounding import Rounding
@@ -20,18 +20,19 @@ def load(
     base: str | Path = "",
     mesh: Mapping[str, int] | None = None,
     compute_dtype: str | None = None,
+    step: str | int = NEWEST,
 ) -> LM:
     """Opens a language model. Its parameters are read when they are first used.
 
     Args:
-      path: a Hugging Face folder, a hub id, or the directory of a run (its newest checkpoint). Of
-        a LoRA adapter in PEFT's format, and of a run that trains one, the model is the base with
-        the adapter merged into it.
+      path: a Hugging Face folder, a hub id, or the directory of a run. Of a LoRA adapter in PEFT's
+        format, and of a run that trains one, the model is the base with the adapter merged into it.
       revision: of a hub id: branch, tag or commit.
       base: of an adapter: its base, where that is not where the adapter says.
       mesh: sizes by axis ("data", "fsdp", "tensor"), one of which may be -1 for what is left; by
         default every device has a copy of the model.
       compute_dtype: of matrix products; by default float32 on CPUs, else bfloat16.
+      step: of a run: "newest", "best" (where the run has a `checkpoint.best`), or a number.
 
     Raises:
       UserError: nothing is there, or it is not supported, or does not fit the devices.
@@ -39,7 +40,12 @@ def load(
     >>> base = load("Qwen/Qwen2.5-Math-1.5B", mesh={"fsdp": -1})
     """
     return open_lm(
-        str(path), revision=revision, base=str(base), mesh=mesh, compute_dtype=compute_dtype
+        str(path),
+        revision=revision,
+        base=str(base),
+        mesh=mesh,
+        compute_dtype=compute_dtype,
+        step=step,
     )
 
 
@@ -68,11 +74,11 @@ def export(
     """
     place = folders.local_folder(str(out), "out")
     if (Path(lm.path) / "checkpoints").is_dir():
-        saved = open_run(Path(lm.path))
+        saved = open_run(Path(lm.path), wanted=lm.identify()["step"])
         return export_run(
             lm,
             saved.config,
-            lm.identify()["step"],
+            saved.step,
             saved.identity,
             place,
             what=what,

@@ -68,18 +68,21 @@ def remove_temporary(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def retire(folder: Path, newest: int, keep: int, every: int) -> None:
+def retire(folder: Path, newest: int, keep: int, every: int, best: int | None = None) -> None:
     """Removes what the complete checkpoint `newest` makes superfluous.
 
     Args:
       keep: complete checkpoints to keep, `newest` among them.
       every: those of other steps than its multiples are removed first, then the oldest.
+      best: a step that stays whatever `keep` says.
     """
     # What the clock saved between two steps of `every` is removed first: it is newer by minutes.
     older = [step for step in complete_steps(folder) if step < newest]
     older.sort(key=lambda step: (step % every == 0, step))
     n_removed = max(len(older) + 1 - keep, 0)
     for step in older[:n_removed]:
+        if step == best:
+            continue
         path = folder / str(step)
         removed = path.with_suffix(_REMOVED)
         # Renamed in one piece, before its files are removed one by one under a reader.

@@ -7,6 +7,7 @@ checkpoints/4.damaged, …       what is no complete checkpoint; see folder.py
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import logging
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from dft_jax.checkpoints import folder as checkpoint_folder, manifest
+from dft_jax.checkpoints import best as best_lib, folder as checkpoint_folder, manifest
 from dft_jax.runtime import distributed, errors, files, interrupts, processes
 from dft_jax.runtime.options import AT_LEAST_0, AT_LEAST_1, Option
 from dft_jax.types import Params, TrainState
@@ -32,6 +33,7 @@ SECTION = {
         AT_LEAST_0,
     ),
     "keep": Option(2, "newest complete checkpoints that stay", AT_LEAST_1),
+    "best": best_lib.OPTION,
     "verify": Option(
         "sha256", "how a checkpoint is compared with its manifest before use", manifest.VERIFY
     ),
@@ -54,10 +56,20 @@ class Checkpoints:
         those between the steps of `every` (saved by the clock, or for a signal), then the oldest.
       verify: how they are compared with their manifests before use: "sha256", "sizes" or "off".
       every: the steps at which the run saves anyway are multiples of this.
+      best: the metric, in the metrics.jsonl beside `folder`, whose best step stays in any case.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 1, verify: str = "sha256", every: int = 1):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 1,
+        verify: str = "sha256",
+        every: int = 1,
+        best: str = "",
+    ):
         self.folder = folder.absolute()
+        self.metric = best
         self.keep = keep
         self.verify = verify
         self.every = every
@@ -180,7 +192,35 @@ class Checkpoints:
         return bool(checkpoint_folder.quarantined(self.folder))
 
     def _retire(self, newest: int) -> None:
-        checkpoint_folder.retire(self.folder, newest, self.keep, self.every)
+        best = self._best().step
+        checkpoint_folder.retire(self.folder, newest, self.keep, self.every, best)
+
+    def _best(self) -> best_lib.Best:
+        steps = checkpoint_folder.complete_steps(self.folder)
+        return best_lib.of_rows(self.folder.parent / best_lib.ROWS_NAME, self.metric, steps)
+
+    def best(self) -> best_lib.Best:
+        """The best step of those that are here, the same on all processes, which all call this."""
+        if not self.metric:
+            return best_lib.Best("")
+        found = self._by_first("best", lambda: dataclasses.asdict(self._best()))
+        return best_lib.Best(self.metric, found["step"], found["value"], found["before_training"])
+
+    def require_good(self, step: int) -> None:
+        """For a reader that wants this step and no other.
+
+        Raises:
+          UserError: it is not among the complete checkpoints, or it is damaged.
+        """
+        steps = sorted(self._by_first("steps", checkpoint_folder.complete_steps, self.folder))
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise errors.UserError(f"{self.folder}: no checkpoint of step {step}; there: {there}")
+        problems = self._problems(step)
+        if problems:
+            self._require(self.folder / str(step))
+            what = f"{self.folder / str(step)} is damaged ({'; '.join(problems[:3])})"
+            raise errors.UserError(f"{what}; give another --step, or train again")
 
     def save(self, step: int, state: TrainState, run: dict[str, Any]) -> None:
         """Starts saving, unless `step` is the last that was saved.
@@ -226,6 +266,19 @@ class Checkpoints:
         _log.debug("whole %d", step)
         if processes.is_first():
             self._retire(step)
+
+    def keep_best(self) -> None:
+        """Removes what another best step makes superfluous, once the save in progress is over.
+
+        It would go with the next save in any case, but there may be none.
+        """
+        self.saving = self.thread.submit(self._tidy, self.saving, self.saved)
+
+    def _tidy(self, saving: concurrent.futures.Future | None, newest: int | None) -> None:
+        if saving is not None:
+            saving.result()
+        if newest is not None and processes.is_first():
+            self._retire(newest)
 
     def wait(self) -> None:
         """Waits for the save in progress.

@@ -5,6 +5,7 @@ from absl import flags
 from dft_jax.commands import cli, model_flags
 from dft_jax.commands.evaluate_model import evaluate_newest
 from dft_jax.commands.grade import grade
+from dft_jax.lm.run import NEWEST, require_step
 from dft_jax.runtime import compilation_cache, errors, folders
 
 _MODEL = flags.DEFINE_string(
@@ -14,7 +15,13 @@ _GRADE = flags.DEFINE_string("grade", None, "File of completions to grade (.json
 _HELDOUT = flags.DEFINE_string(
     "heldout", None, "File whose completions are scored token by token, without sampling."
 )
-# dft_jax.export has the flag too, and one process may import both.
+# dft_jax.export has these flags too, and one process may import both.
+_STEP = flags.DEFINE_string(
+    "step",
+    NEWEST,
+    "Of a run: newest, best (by its checkpoint.best), or a number.",
+    allow_override=True,
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 
 
@@ -38,8 +45,9 @@ def main() -> None:
         raise errors.UserError("--out is required: the folder to write")
     if asked.benchmarks:
         errors.raise_if_any(asked.mistakes("--"))
+    require_step(_STEP.value)
     cli.join_processes()
     compilation_cache.keep_compilations()
     model_flags.refuse_idle_revision([_MODEL.value], flags.FLAGS.revision)
     out = folders.local_folder(_OUT.value, "--out")
-    evaluate_newest(_MODEL.value, asked, _HELDOUT.value, out)
+    evaluate_newest(_MODEL.value, asked, _HELDOUT.value, out, _STEP.value)

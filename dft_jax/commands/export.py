@@ -5,7 +5,7 @@ import contextlib
 from absl import flags
 
 from dft_jax.commands import cli
-from dft_jax.lm.run import open_run
+from dft_jax.lm.run import NEWEST, open_run, require_step
 from dft_jax.runtime import errors, folders
 from dft_jax.training.exporting import export_run
 
@@ -17,6 +17,13 @@ _WORKDIR = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string(
     "out", None, "Folder to write; by default the run's export/.", allow_override=True
+)
+# dft_jax.evaluate has the flag too, and one process may import both.
+_STEP = flags.DEFINE_string(
+    "step",
+    NEWEST,
+    "Of the run: newest, best (by its checkpoint.best), or a number.",
+    allow_override=True,
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -35,6 +42,7 @@ _WHAT = flags.DEFINE_enum(
 
 def main() -> None:
     cli.parse(required=["workdir"])
+    require_step(_STEP.value)
     workdir = folders.local_folder(str(_WORKDIR.value))
     out = workdir / "export"
     if _OUT.value:
@@ -42,7 +50,7 @@ def main() -> None:
     if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = f"--out={out} exists and is not empty"
         raise errors.UserError(f"{what}; give a new folder, or remove it first")
-    saved = open_run(workdir)
+    saved = open_run(workdir, wanted=_STEP.value)
     # A run that goes on in the folder will export to the same place.
     lock = contextlib.nullcontext()
     if out.parent == workdir:

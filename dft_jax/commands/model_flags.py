@@ -13,6 +13,7 @@ from dft_jax.analysis.reading import Reading
 from dft_jax.evals.settings import Settings
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
+from dft_jax.lm.run import NEWEST
 from dft_jax.runtime import errors
 
 _REVISION = flags.DEFINE_string("revision", "main", "Of a hub id.")
@@ -88,8 +89,8 @@ def refuse_idle_revision(paths: list[str], revision: str) -> None:
         raise errors.UserError(f"{what}; remove it")
 
 
-def open_model(path: str) -> LM:
-    """The model of a folder, hub id or run, as the flags ask.
+def open_model(path: str, step: str = NEWEST) -> LM:
+    """The model of a folder, hub id or run, as the flags ask; of a run at `step`.
 
     Raises:
       UserError: as `open_lm`.
@@ -101,4 +102,5 @@ def open_model(path: str) -> LM:
         # So many devices share each copy of the model.
         mesh={"data": -1, "fsdp": 1, "tensor": _TENSOR.value},
         compute_dtype=_COMPUTE.value,
+        step=step,
     )

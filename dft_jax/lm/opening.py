@@ -8,7 +8,7 @@ from dft_jax import sharding
 from dft_jax.lm.adapter import is_adapter, open_adapter
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.published import lm_of_checkpoint
-from dft_jax.lm.run import open_run
+from dft_jax.lm.run import NEWEST, open_run
 from dft_jax.models.hf.locate import resolve
 from dft_jax.runtime import errors
 
@@ -20,15 +20,17 @@ def open_lm(
     base: str = "",
     mesh: Mapping[str, int] | None = None,
     compute_dtype: str | None = None,
+    step: str | int = NEWEST,
 ) -> LM:
-    """The model of a Hugging Face checkpoint, of an adapter, or of a run's newest checkpoint;
-    nothing is loaded yet.
+    """The model of a Hugging Face checkpoint, of an adapter, or of a checkpoint of a run; nothing
+    is loaded yet.
 
     Args:
       path: a folder, a hub id, or the directory of a run.
       base: of an adapter, where it is not the one that the adapter names.
       mesh: sizes by axis; without it every device has a copy of the model.
       compute_dtype: of matrix products; float32 on CPUs and else bfloat16 where it is None.
+      step: of a run: "newest", "best" (by its checkpoint.best), or a number.
 
     Raises:
       UserError: neither is there, or what is there is not supported, or does not fit the devices.
@@ -41,7 +43,9 @@ def open_lm(
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         _refuse_idle_base(base, path)
-        return _of_run(folder, sizes, compute_dtype)
+        return _of_run(folder, sizes, compute_dtype, step)
+    if step != NEWEST:
+        raise errors.UserError(f"--step={step}: {path} is no run, so it has no steps; remove it")
     if folder.is_dir():
         path = str(folder)
     # Before anything is downloaded.
@@ -71,7 +75,7 @@ def _fast_dtype(mesh: dict[str, int]) -> str:
     return "bfloat16"
 
 
-def _of_run(folder: Path, mesh: dict[str, int], compute_dtype: str) -> LM:
+def _of_run(folder: Path, mesh: dict[str, int], compute_dtype: str, step: str | int) -> LM:
     changes: dict[str, Any] = {f"mesh.{axis}": size for axis, size in mesh.items()}
     changes["model.compute_dtype"] = compute_dtype
-    return open_run(folder, changes).lm
+    return open_run(folder, changes, step).lm

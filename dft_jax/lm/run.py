@@ -18,12 +18,13 @@ from dft_jax.runtime import errors, files
 from dft_jax.runtime.options import Config
 from dft_jax.types import Params
 
+NEWEST, BEST = "newest", "best"  # of the steps that there are
 TEMPLATE_NAME = "chat_template.jinja"  # in a run's folder: the file that it was trained with
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """What a run's folder holds: its config, and its newest complete checkpoint, not yet read.
+    """What a run's folder holds: its config, and one of its checkpoints, not yet read.
 
     The model has the adapters that the run trains, if it trains such.
     """
@@ -34,7 +35,7 @@ class SavedRun:
     model: Model
     tokenizer: Tokenizer
     checkpoints: Checkpoints
-    step: int
+    step: int  # the one that was asked for
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -72,14 +73,19 @@ class SavedRun:
         return self.checkpoints.restore_params(self.step, self.model.trainable)
 
 
-def open_run(workdir: Path, overrides: Mapping[str, Any] | None = None) -> SavedRun:
+def open_run(
+    workdir: Path, overrides: Mapping[str, Any] | None = None, wanted: str | int = NEWEST
+) -> SavedRun:
     """A run's folder. Its model is sharded over this machine's devices, whatever mesh trained it.
 
-    `overrides` change keys of the config for it, as in `{"mesh.tensor": 2}`.
+    Args:
+      overrides: keys of the config that it is opened with, as in `{"mesh.tensor": 2}`.
+      wanted: the number of a step, NEWEST or BEST.
 
     Raises:
-      UserError: there is no run, or no checkpoint of it yet.
+      UserError: there is no run, or no checkpoint of it yet, or none of that step.
     """
+    require_step(wanted)
     file = workdir / "config.json"
     if not file.exists():
         raise errors.UserError(f"{workdir}: no config.json there; give the directory of a run")
@@ -92,11 +98,44 @@ def open_run(workdir: Path, overrides: Mapping[str, Any] | None = None) -> Saved
     lora = of_config(config.get("lora"))
     if lora is not None:
         model = with_lora(model, lora)
-    checkpoints = Checkpoints(workdir / "checkpoints", verify=config.checkpoint.verify)
-    step = checkpoints.newest()
-    if step is None:
-        raise errors.UserError(f"{workdir}: no checkpoint there yet; train first")
+    settings = config.checkpoint
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        verify=settings.verify,
+        # Runs from before there was this key have none.
+        best=settings.get("best", ""),
+    )
+    step = _step_of(workdir, checkpoints, wanted)
     return SavedRun(workdir, config, source, model, tokenizer, checkpoints, step)
+
+
+def require_step(wanted: str | int) -> None:
+    """UserError for what can be no step of a run."""
+    if wanted not in (NEWEST, BEST) and not str(wanted).isdecimal():
+        hint = errors.did_you_mean(str(wanted), [NEWEST, BEST])
+        raise errors.UserError(f"--step={wanted}{hint}: give {NEWEST}, {BEST}, or a number")
+
+
+def _step_of(workdir: Path, checkpoints: Checkpoints, wanted: str | int) -> int:
+    """The step that is wanted, whose checkpoint is complete and as it was written."""
+    if wanted == NEWEST:
+        newest = checkpoints.newest()
+        if newest is None:
+            raise errors.UserError(f"{workdir}: no checkpoint there yet; train first")
+        return newest
+    if wanted != BEST:
+        step = int(wanted)
+    elif not checkpoints.metric:
+        what = f"{workdir} was trained without checkpoint.best, so no best step was kept"
+        raise errors.UserError(f"--step={BEST}: {what}; give the number of a step, or {NEWEST}")
+    else:
+        best = checkpoints.best().step
+        if best is None:
+            what = f"no checkpoint of {workdir} has a {checkpoints.metric} yet"
+            raise errors.UserError(f"--step={BEST}: {what}; train on, or give {NEWEST}")
+        step = best
+    checkpoints.require_good(step)
+    return step
 
 
 def lm_of_run(

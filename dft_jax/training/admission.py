@@ -45,6 +45,7 @@ def open_workdir(
             keep=settings.keep,
             verify=settings.verify,
             every=settings.every,
+            best=settings.best,
         )
         step = checkpoints.newest(repair=True)
     run = {"fingerprint": fingerprint, "changes": []}
@@ -72,6 +73,24 @@ def open_workdir(
             if processes.is_first():
                 _set_aside(workdir, after=step)
     return checkpoints, step, run
+
+
+def require_same_heldout(workdir: Path, config: Config, account: dict[str, Any]) -> None:
+    """UserError where the best of earlier steps was measured on other examples than the next are.
+
+    For a run that resumes. `account` is of its data: the content of the next data_report.json.
+    """
+    file = workdir / "data_report.json"
+    if not config.checkpoint.best or not file.exists():
+        return
+    with errors.user_errors(f"{file}: cannot be read", "remove it", (OSError, ValueError)):
+        before = files.read_json(file).get("heldout")
+    if before is not None and before["sha256"] != account["heldout"]["sha256"]:
+        raise errors.UserError(
+            f"config.checkpoint.best={config.checkpoint.best!r}: the steps before were measured on"
+            " other held-out examples, so none of them can be compared; give data.heldout and"
+            " eval.max_examples as they were, or --config.checkpoint.best="
+        )
 
 
 def _begin(workdir: Path, config: Config, source: Path, train: Examples) -> dict[str, Any]:

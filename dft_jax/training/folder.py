@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from dft_jax.checkpoints.best import Best
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import distributed, folders, processes
@@ -27,6 +28,7 @@ class RunFolder:
     checkpoints: Checkpoints
     step: int | None  # of the newest complete checkpoint; None for a run that begins
     identity: dict[str, Any]  # what its checkpoints say: run_id, base, data, fingerprint, changes
+    best: Best  # of the steps so far, by checkpoint.best
 
     @property
     def start(self) -> int:
@@ -59,6 +61,15 @@ class RunFolder:
         report.sync()
         self.checkpoints.save(int(jax.device_get(state.step)), state, self.identity)
 
+    def keep_if_best(
+        self, step: int, values: dict[str, Any], state: TrainState, report: Reporter
+    ) -> None:
+        """Saves where what was measured of the state is better than at any step before."""
+        if self.best.improves(step, values):
+            # The new one is complete before the old one goes.
+            self.save(state, report)
+            self.checkpoints.keep_best()
+
 
 @contextlib.contextmanager
 def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
@@ -84,6 +95,8 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         job = job.with_attention()
         with distributed.together("room"):  # process 0 writes and looks
             attention = job.model.module.backend
+            if step is not None:
+                admission.require_same_heldout(path, config, job.account)
             admission.describe_run(path, config, attention, job.account, run)
             if step != job.steps:
                 checkpoints.require_room(job.abstract_state())
@@ -92,6 +105,9 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         announcement.announce_model(config, job.model, job.source)
         if step is not None and processes.is_first():
             print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)
-        yield job, RunFolder(path, checkpoints, step, run)
+        best = checkpoints.best()
+        yield job, RunFolder(path, checkpoints, step, run, best)
+        if best.summary() and processes.is_first():
+            print(f"{best.summary()}; export and evaluate take --step=best", file=sys.stderr)
         for line in checkpoints.damaged_notes():
             print(line, file=sys.stderr)

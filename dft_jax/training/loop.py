@@ -86,4 +86,5 @@ def _evaluate(
         if evaluator.due(step) and not report.log.has(step, evaluator.prefix):
             if evaluator.is_long:
                 folder.save(state, report)
-            report.evaluate(step, evaluator, join(state.params, frozen.base))
+            values = report.evaluate(step, evaluator, join(state.params, frozen.base))
+            folder.keep_if_best(step, values, state, report)

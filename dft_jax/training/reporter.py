@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -145,14 +146,15 @@ class Reporter:
         interrupts.outlook.step_began = None
         self.log.sync()
 
-    def evaluate(self, step: int, evaluator: Evaluator, weights: Weights) -> None:
-        """Makes and reports an evaluation, whose time is not part of the next step's."""
+    def evaluate(self, step: int, evaluator: Evaluator, weights: Weights) -> dict[str, Any]:
+        """Makes, reports and returns an evaluation, whose time is not part of the next step's."""
         _log.debug("evaluate %d", step)
         interrupts.outlook.step_began = None
         values = evaluator.run(step, weights)
         self.flush()
         self.log.write(step, values)
         self.throughput.last = None
+        return values
 
     def close(self) -> None:
         self.trace.close()

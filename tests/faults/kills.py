@@ -93,6 +93,43 @@ def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -
         }
 
 
+# Of this rate the best step by mean p is 1, then 2, then 5, at which nothing else would be saved.
+_BEST = (
+    "--config.checkpoint.best=heldout/mean_p",
+    "--config.checkpoint.keep=1",
+    "--config.eval.every=1",
+    "--config.optimizer.learning_rate=0.1",
+)
+# Before, in and after the saves that make another step the best.
+BEST_PHASES = ("commit 1", "whole 1", "evaluate 2", "whole 2", "save 5", "commit 5", "whole 5")
+BEST_PHASES += ("evaluate 6", "whole 6", "commit 8", "evaluate 8")
+
+
+def best_chain(folder: pathlib.Path, phases: tuple[str, ...] = BEST_PHASES) -> Iterator[dict]:
+    """One run whose best step is kept, killed at each phase in turn: the same steps in the end."""
+    assert launch.run(folder / "best", arguments=_BEST) == 0, launch.log(folder / "best")[-3000:]
+    wanted = state.summary(folder / "best")
+    assert wanted["steps"] == [5, 8], wanted["steps"]
+    wanted["best"] = state.state_sha256(folder / "best", 5)
+    workdir, hits = folder / "best.killed", []
+    for phase in phases:
+        hits.append((phase, launch.run(workdir, Fault(phase, "KILL"), arguments=_BEST) == -9))
+    code = launch.run(workdir, arguments=_BEST)
+    found = state.summary(workdir) if code == 0 else {}
+    if 5 in found.get("steps", []):
+        found["best"] = state.state_sha256(workdir, 5)
+    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    detail = f"exit {code}, differs in {wrong}" if code or wrong else ""
+    for phase, landed in hits:
+        yield {
+            "kind": "kill, best kept",
+            "case": phase.split()[0],
+            "landed": landed,
+            "ok": not detail,
+            "detail": detail,
+        }
+
+
 def kill_plan(count: int, seed: int) -> list[list[str]]:
     """Aims for `count` kills, more than half of them at the phases of a save, cut into chains."""
     weights = {

@@ -60,7 +60,7 @@ def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_pa
     def die(self, step, *arguments):
         if step == killed_at:
             raise Killed
-        original(self, step, *arguments)
+        return original(self, step, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(*where, die)
