@@ -49,6 +49,14 @@ def id_of(path: str, setting: str) -> str:
     return hub_id
 
 
+def id_of_snapshot(folder: Path) -> str | None:
+    """The hub id whose snapshot in the hub's cache a folder is; None of any other."""
+    if commit_of(folder) is None:
+        return None
+    # models--Qwen--Qwen2.5-Math-1.5B, as the hub's own library names it.
+    return "/".join(folder.absolute().parents[1].name.split("--")[1:])
+
+
 def commit_of(folder: Path) -> str | None:
     """The commit of a snapshot in the hub's cache, which names its folder; None of any other."""
     folder = folder.absolute()

@@ -1,12 +1,18 @@
 """Where an export of a run comes from, as its dft_jax.json says."""
 
+import contextlib
+import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from dft_jax.lm.run import template_file
+from dft_jax.losses import objectives
+from dft_jax.models.hf.card import Account
 from dft_jax.models.hf.provenance import Origin
-from dft_jax.runtime.options import Config
+from dft_jax.runtime import files
+from dft_jax.runtime.options import Config, flatten
 
 
 def of_run(workdir: Path, config: Config, step: int, run: dict[str, Any]) -> Origin:
@@ -31,4 +37,58 @@ def of_run(workdir: Path, config: Config, step: int, run: dict[str, Any]) -> Ori
         revision=config.model.revision,
         init=config.model.init,
         run=run,
+        account=account_of(workdir, config, step),
     )
+
+
+# The sections of a config that say what was computed.
+_RECIPE = ("model.", "lora.", "data.", "optimizer.", "train.")
+
+
+def account_of(workdir: Path, config: Config, step: int) -> Account:
+    """What the run's folder has for the model card of one of its steps."""
+    settings = {k: v for k, v in flatten(config).items() if k.startswith(_RECIPE)}
+    heldout = _heldout_rows(workdir)
+    # Where benchmarks were evaluated in training; an evaluation elsewhere is of whoever made it.
+    scores = _content(workdir / "eval" / str(step) / "scores.json")
+    return Account(
+        objective=_objective(config.objective),
+        settings=settings,
+        data=_content(workdir / "data_report.json"),
+        environment=_content(workdir / "env.json"),
+        before=heldout.get(0, {}),
+        after=heldout.get(step, {}),
+        results=tuple(scores.get("results", ())),
+    )
+
+
+def _objective(spec: str) -> str:
+    """An objective with all its parameters, the defaults too, of which a later version may have
+    others.
+    """
+    name = spec.partition("(")[0]
+    loss = objectives.make_objective(spec).loss
+    values = []
+    for parameter in inspect.signature(loss).parameters.values():
+        if parameter.default is not inspect.Parameter.empty:
+            values.append(f"{parameter.name}={parameter.default}")
+    return f"{name}({', '.join(values)})" if values else name
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """Of a JSON file; empty where it is not there, as in the folder of an older run."""
+    return files.read_json(file) if file.exists() else {}
+
+
+def _heldout_rows(workdir: Path) -> dict[int, dict[str, Any]]:
+    """The held-out metrics in metrics.jsonl, by step; a line that a kill has cut is left out."""
+    file = workdir / "metrics.jsonl"
+    found: dict[int, dict[str, Any]] = {}
+    if not file.exists():
+        return found
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if '"heldout/nll"' in line:
+            with contextlib.suppress(json.JSONDecodeError):
+                row = json.loads(line)
+                found[row["step"]] = row
+    return found

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import dft_jax as dft
-from dft_jax import api, assets, config as config_lib, export
+from dft_jax import api, assets, config as config_lib
 from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.commands import export
 from dft_jax.runtime import errors
 from dft_jax.training import heldout
 from tests.commands import run_command

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dft_jax.models.hf import peft
+from dft_jax.models.hf import card, peft
 from dft_jax.models.hf.export import export_tensors, new_folder, writing
 from dft_jax.models.hf.load import merged_reader
 from dft_jax.models.hf.merging import Pairs
@@ -13,7 +13,7 @@ from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.lora import Lora
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, processes
-from dft_jax.runtime.files import write_json
+from dft_jax.runtime.files import write_json, write_text
 
 # Of an exported model, where the adapter is that has been merged into it.
 ADAPTER_FOLDER = "adapter"
@@ -62,13 +62,13 @@ def export_adapter(
             raise errors.UserError("what='adapter': it is in an adapter's folder; copy that")
         with writing(out), new_folder(out) as folder:
             if processes.is_first():
-                _write(trained, origin, folder)
+                _write(trained, origin, source, folder)
         return None
 
     def write_more(folder: Path) -> None:
         if what == "auto" and trained.lora is not None:
             (folder / ADAPTER_FOLDER).mkdir()
-            _write(trained, origin, folder / ADAPTER_FOLDER)
+            _write(trained, origin, source, folder / ADAPTER_FOLDER)
 
     return export_tensors(
         merged_reader(Checkpoint(source), trained.pairs),
@@ -82,10 +82,12 @@ def export_adapter(
     )
 
 
-def _write(trained: Trained, origin: Origin, folder: Path) -> None:
+def _write(trained: Trained, origin: Origin, source: Path, folder: Path) -> None:
     """The adapter's files, and what they are of."""
     assert trained.lora is not None, "asked for one that can be written"
     peft.write_adapter(trained.pairs, trained.lora, trained.base, folder)
     # A chat template goes with a tokenizer, which an adapter has none of.
     about = dataclasses.replace(origin, template_text=None)
     write_json(folder / PROVENANCE_NAME, about.report())
+    described = card.text(about.report(), source, origin.account, "peft")
+    write_text(folder / card.CARD_NAME, described)

@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from dft_jax.models.hf.card import Account
 from dft_jax.runtime import files
 
 PROVENANCE_NAME = "dft_jax.json"
@@ -25,6 +26,7 @@ class Origin:
     init: str = "checkpoint"
     # what its checkpoints say: run_id, base
     run: dict[str, Any] = dataclasses.field(default_factory=dict)
+    account: Account | None = None  # for the model card; None where it is not of a run
 
     def report(self) -> dict[str, Any]:
         """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
