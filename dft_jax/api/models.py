@@ -6,10 +6,10 @@ from pathlib import Path
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
 from dft_jax.lm.run import NEWEST, open_run
-from dft_jax.models.hf import export as export_lib
+from dft_jax.models.hf import export as export_lib, push as push_lib
 from dft_jax.models.hf.export_adapter import Trained, export_adapter
 from dft_jax.models.hf.rounding import Rounding
-from dft_jax.runtime import folders
+from dft_jax.runtime import distributed, folders, processes
 from dft_jax.training.exporting import export_run, refuse_idle_what
 
 
@@ -56,6 +56,8 @@ def export(
     what: str = "auto",
     dtype: str = "auto",
     max_shard_gb: float = 5.0,
+    push: str | None = None,
+    public: bool = False,
 ) -> Rounding | None:
     """Writes a model as a Hugging Face folder that `transformers` loads.
 
@@ -66,13 +68,33 @@ def export(
         "auto", the model with the adapter in `out`/adapter.
       dtype: of the weights: "auto" (that of the base, or float32 where rounding to it would lose a
         tenth of what was trained), "source", "float32", "bfloat16".
+      push: OWNER/NAME on the Hugging Face Hub, to which the export is sent.
+      public: whether a repository that is made for it is public.
 
     Returns:
       What rounding to the files' type loses; None of an adapter alone.
 
+    Raises:
+      UserError: it cannot be written, or not be sent; then the export is complete in `out`.
+
     >>> export(run.lm, "exports/gsm8k-dft")
     """
+    if push is not None:
+        push_lib.require_name(push, "push")
     place = folders.local_folder(str(out), "out")
+    rounding = _write(lm, place, what, dtype, max_shard_gb)
+    if push is not None:
+        # Process 0 has written it, and sends it; the others end as it does.
+        with distributed.together("push"):
+            if processes.is_first():
+                print(f"pushed to {push_lib.push(place, push, is_public=public)}")
+    return rounding
+
+
+def _write(
+    lm: LM, place: Path, what: str, dtype: str, max_shard_gb: float
+) -> Rounding | None:
+    """Writes the folder `place`, by what the model was opened from."""
     if (Path(lm.path) / "checkpoints").is_dir():
         saved = open_run(Path(lm.path), wanted=lm.identify()["step"])
         return export_run(

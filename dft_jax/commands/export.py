@@ -6,6 +6,7 @@ from absl import flags
 
 from dft_jax.commands import cli
 from dft_jax.lm.run import NEWEST, open_run, require_step
+from dft_jax.models.hf import push as push_lib
 from dft_jax.runtime import errors, folders
 from dft_jax.training.exporting import export_run
 
@@ -25,6 +26,12 @@ _STEP = flags.DEFINE_string(
     "Of the run: newest, best (by its checkpoint.best), or a number.",
     allow_override=True,
 )
+_PUSH = flags.DEFINE_string(
+    "push",
+    None,
+    "OWNER/NAME on the Hugging Face Hub, to which the export is sent; a new repository is private.",
+)
+_PUBLIC = flags.DEFINE_bool("public", False, "With --push: a new repository is public.")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -43,6 +50,10 @@ _WHAT = flags.DEFINE_enum(
 def main() -> None:
     cli.parse(required=["workdir"])
     require_step(_STEP.value)
+    if _PUSH.value is not None:
+        push_lib.require_name(_PUSH.value)
+    elif _PUBLIC.value:
+        raise errors.UserError("--public has no effect without --push=OWNER/NAME; remove it")
     workdir = folders.local_folder(str(_WORKDIR.value))
     out = workdir / "export"
     if _OUT.value:
@@ -65,4 +76,6 @@ def main() -> None:
             what=_WHAT.value,
             dtype=_DTYPE.value,
         )
-    print(f"exported step {saved.step} to {out}")
+    print(f"exported step {saved.step} to {out}", flush=True)
+    if _PUSH.value is not None:
+        print(f"pushed to {push_lib.push(out, _PUSH.value, is_public=_PUBLIC.value)}")
