@@ -86,7 +86,12 @@ check_numbers() {
 # platform's compiler takes them. A run is its folder, so the same name resumes it.
 train_command() {
   command=("$1" -m dft_jax.main --distributed "--config=${opt[config]}" "--workdir=${opt[mount]%/}/${opt[run]}")
-  command+=(${opt[join]+"--join_seconds=${opt[join]}"} "${extra[@]}")
+  command+=(${opt[join]+"--join_seconds=${opt[join]}"})
+  if [[ ${opt[spec]-} ]]; then
+    command=("$1" -m dft_jax.study run "--spec=${opt[spec]}" "--out=${opt[mount]%/}/${opt[run]}")
+    ((opt[array] == 1)) || command+=("--array=${opt[array]}")
+  fi
+  command+=("${extra[@]}")
   [[ ! ${opt[xla]} ]] || command=(env "$2=${opt[xla]}" "${command[@]}") # env becomes python: signals reach it
 }
 
@@ -103,6 +108,18 @@ quote() {
     line+=" $word"
   done
   printf '%s\n' "${line# }"
+}
+
+# check_work: it is a run, with a config, or a study, with a spec and perhaps several jobs of one machine each.
+check_work() {
+  check_numbers array
+  ((opt[array] > 0)) || die "--array=${opt[array]}: at least 1 is needed"
+  if [[ ! ${opt[spec]} ]]; then
+    check config
+    ((opt[array] == 1)) || die "--array=${opt[array]}: only a study is done by several jobs; give --spec"
+  elif [[ ${opt[config]} ]]; then
+    die "--config and --spec: one job has one of them; remove the other"
+  fi
 }
 
 # Runs a command, or only shows it.

@@ -3,6 +3,7 @@
 #
 #   scripts/gke.sh --run=NAME --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4 --bucket=BUCKET
 #       --config=FILE [options] [-- for dft_jax.main]
+#   scripts/gke.sh --run=NAME … --spec=FILE --array=8 [options] [-- for dft_jax.study]
 #   scripts/gke.sh stop --run=NAME
 #
 # A pod that is deleted gets SIGTERM and saves. What follows depends on the exit code: 42 and a lost node restart the
@@ -18,6 +19,8 @@
 #   --claim           a PersistentVolumeClaim that all pods can write to
 #   --mount=/runs     where, in the pods
 #   --config          as for dft_jax.main, e.g. configs/gsm8k.py:objective=dft
+#   --spec            as for dft_jax.study, in place of --config: the arms of a study, one process for each pod
+#   --array=1         by how many pods, each on a slice of one node; where one is interrupted all restart, and resume
 #   --account=default the Kubernetes service account, which may write to the bucket
 #   --grace=300       seconds to save in; spot nodes give less
 #   --join=1200       seconds in which all pods have to be there, of slices whose nodes come one after the other
@@ -37,7 +40,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 opt=([run]='' [image]='' [accelerator]='' [topology]='' [chips]=4 [slices]=1 [bucket]='' [claim]=''
-  [mount]=/runs [config]='' [account]=default [grace]=300 [join]=1200 [restarts]=5 [python]=python
+  [mount]=/runs [config]='' [spec]='' [array]=1 [account]=default [grace]=300 [join]=1200 [restarts]=5 [python]=python
   [xla]='' [flags]='')
 
 # A string as YAML reads it back.
@@ -163,6 +166,9 @@ count_hosts() {
   ((opt[chips] > 0 && chips % opt[chips] == 0)) ||
     die "--topology=${opt[topology]} has $chips chips, which is no multiple of --chips=${opt[chips]} per node"
   hosts=$((chips / opt[chips]))
+  [[ ${opt[spec]} ]] || return 0
+  ((hosts == 1 && opt[slices] == 1)) || die "--spec: a study's pods have one node each; give a --topology of one node"
+  hosts=${opt[array]} # pods of one job, which Kubernetes numbers
 }
 
 main() {
@@ -174,7 +180,8 @@ main() {
     kube delete jobset "${opt[run]}" --ignore-not-found # waits until the pods have saved
     return
   fi
-  check image accelerator topology config mount
+  check image accelerator topology mount
+  check_work
   check_numbers chips slices grace join restarts
   [[ ${opt[bucket]} && ! ${opt[claim]} || ! ${opt[bucket]} && ${opt[claim]} ]] ||
     die "give --bucket or --claim: where runs are stored"

@@ -533,6 +533,58 @@ def test_slurm_other_ends_are_not_requeued(code, restarts, cluster):
     assert done.code == code and not cluster.calls("scontrol"), done
 
 
+STUDY = ["--config=", "--spec=my spec.py:model=m", "--array=3"]
+
+
+def test_slurm_array_of_a_study(cluster):
+    """Jobs that run at the same time, each with its own number, log and requeueing."""
+    given = [*STUDY, "--nodes=1"]
+    submit(cluster, *given)
+    (call,) = cluster.calls("sbatch")
+    expected = "--nodes=1 --ntasks-per-node=1 --gpus-per-node=4 --requeue --array=0-2"
+    assert set(expected.split()) <= set(call) and "--dependency=singleton" not in call
+    assert f"--output={cluster.mount}/one.%a.log" in call
+    shown = cluster.run("slurm", *given, "--dry-run", verb="batch", extra=["--minutes=9"])
+    words = shlex.split(shown.stdout)
+    study = ["-m", "dft_jax.study", "run", "--spec=my spec.py:model=m", f"--out={cluster.workdir}"]
+    assert words[-7:] == [*study, "--array=3", "--minutes=9"]
+
+
+def test_slurm_a_job_of_an_array_requeues_itself_alone(cluster):
+    cluster.write("training", TRAINING.replace("--workdir=", "--out="))
+    cluster.plan("42")
+    number = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    done = finish(cluster.popen(submit(cluster, *STUDY, "--nodes=1"), **number))
+    assert done.code == EXIT_RESUMABLE, done
+    assert cluster.calls("scontrol") == [["scontrol", "requeue", "7_2"]]
+
+
+@pytest.mark.parametrize(
+    "script, given, words",
+    [
+        ("slurm", ["--array=3"], "only a study is done by several jobs; give --spec"),
+        ("slurm", ["--spec=a.py"], "--config and --spec"),
+        ("slurm", STUDY, "--nodes=2: a study's jobs have one each"),
+        ("slurm", [*STUDY, "--array=0"], "--array=0: at least 1"),
+        ("gke", [*STUDY, "--array=many"], "--array=many: a whole number"),
+        ("gke", STUDY, "a --topology of one node"),
+    ],
+)
+def test_wrong_arrays_end_in_one_line(script, given, words, cluster):
+    done = cluster.run(script, *given)
+    assert done.code == EXIT_USER_ERROR and words in done.stderr, done
+    assert done.stderr.count("\n") == 1 and not cluster.calls()
+
+
+def test_gke_array_of_a_study(cluster):
+    jobset = manifest(cluster, *STUDY, "--topology=2x2")
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["completionMode"]) == (3, 3, "Indexed")
+    command = job["template"]["spec"]["containers"][0]["command"]
+    study = ["python", "-m", "dft_jax.study", "run", "--spec=my spec.py:model=m"]
+    assert command[:7] == [*study, f"--out={cluster.workdir}", "--array=3"]
+
+
 def manifest(cluster, *arguments) -> dict:
     yaml = pytest.importorskip("yaml")
     done = cluster.run("gke", *arguments, extra=EXTRA)

@@ -36,6 +36,10 @@ def local_file(path: str, flag: str) -> Path:
     return Path(path).expanduser()
 
 
+class Busy(errors.UserError):
+    """Another process is at work in the folder."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     """Makes the folder, and keeps other jobs out of it while the context or the process lasts.
@@ -44,8 +48,8 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     processes enter this, and all end in the same error.
 
     Raises:
-      UserError: the folder cannot be made, another job is at work in it, or it is not one folder
-        for all processes.
+      Busy: another job is at work in it.
+      UserError: the folder cannot be made, or it is not one folder for all processes.
     """
     # All processes take part, so that where process 0 finds a lock, all end with its message.
     with distributed.together("lock"):
@@ -58,7 +62,7 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
                 system.lock(lock)
         except BlockingIOError as error:
             lock.close()
-            raise errors.UserError(
+            raise Busy(
                 f"{flag}={folder}: another process is at work there; wait for it, stop it, or give"
                 " another folder"
             ) from error

@@ -66,10 +66,16 @@ class Setting:
 
     objective: str
     rate: float
+    changes: str = ""  # other overrides
+
+    @property
+    def label(self) -> str:
+        """What it is called besides its rate."""
+        return f"{self.objective} {self.changes}".strip()
 
 
 def _setting_of(arm: Arm) -> Setting:
-    return Setting(arm.objective, arm.learning_rate)
+    return Setting(arm.objective, arm.learning_rate, arm.changes)
 
 
 def rows_of(records: Records) -> list[Row]:
@@ -193,7 +199,7 @@ def values_table(spec: Spec, rows: list[Row], text: str, step: int) -> str:
     for setting in _settings(spec):
         seeds = seeds_of.get(setting, {})
         cells = _cells([seeds[seed] for seed in sorted(seeds)])
-        lines.append([setting.objective, f"{setting.rate:g}", str(len(seeds)), *cells])
+        lines.append([setting.label, f"{setting.rate:g}", str(len(seeds)), *cells])
     return _markdown(lines)
 
 
@@ -218,7 +224,7 @@ def differences_table(
     lines = []
     for setting in _settings(spec):
         ours = seeds_of.get(setting, {})
-        theirs = seeds_of.get(Setting(reference, setting.rate), {})
+        theirs = seeds_of.get(Setting(reference, setting.rate, setting.changes), {})
         seeds = sorted(ours.keys() & theirs.keys())
         if setting.objective == reference or not seeds:
             continue
@@ -231,7 +237,7 @@ def differences_table(
                 if value is not None and reference_value is not None:
                     differences.append(value - reference_value)
             cells.append(_shown(differences, column, sign="+"))
-        name = f"{setting.objective} - {reference}"
+        name = f"{setting.objective} - {reference} {setting.changes}".strip()
         lines.append([name, f"{setting.rate:g}", str(len(seeds)), *cells])
     if not lines:
         return ""
@@ -239,7 +245,7 @@ def differences_table(
 
 
 def _settings(spec: Spec) -> list[Setting]:
-    """Each objective and rate once, in the order of the arms."""
+    """Each objective, rate and other overrides once, in the order of the arms."""
     return list(dict.fromkeys(_setting_of(arm) for arm in spec.arms))
 
 
@@ -321,11 +327,17 @@ def write(records: Records, folder: Path) -> str:
 
 
 def _csv_rows(rows: list[Row]) -> list[dict[str, Any]]:
+    # A column for each key that arms override, in the base's line too.
+    keys = [key for row in rows if row.arm for key, _ in row.arm.overrides]
     table = []
     for row in rows:
         line: dict[str, Any] = {"objective": spec_lib.BASE, "learning_rate": "", "seed": ""}
+        line |= dict.fromkeys(keys, "")
         if row.arm:
-            line = dataclasses.asdict(row.arm)
+            line["objective"] = row.arm.objective
+            line["learning_rate"] = row.arm.learning_rate
+            line["seed"] = row.arm.seed
+            line |= dict(row.arm.overrides)
         line["text"] = row.text
         line["step"] = row.step
         for name, value in row.values.items():
@@ -406,13 +418,13 @@ def _has_values(rows: list[Row], text: str, column: str) -> bool:
 
 
 def _draw_panel(axis: Any, spec: Spec, rows: list[Row], panel: Panel) -> None:
-    """A colour for each objective, a style of line for each rate."""
-    objectives = list(dict.fromkeys(arm.objective for arm in spec.arms))
+    """A colour for each objective with its overrides, a style of line for each rate."""
+    labels = list(dict.fromkeys(setting.label for setting in _settings(spec)))
     rates = sorted({arm.learning_rate for arm in spec.arms})
     styles = ("-", "--", ":", "-.")
     for setting in _settings(spec):
         # The first colour is the base's everywhere.
-        colour = COLOURS[1 + objectives.index(setting.objective) % (len(COLOURS) - 1)]
+        colour = COLOURS[1 + labels.index(setting.label) % (len(COLOURS) - 1)]
         style = styles[rates.index(setting.rate) % len(styles)]
         _draw_curves(axis, _points(rows, panel, setting), setting, colour, style)
     axis.set_title(f"{panel.text}: {COLUMNS[panel.column]}", loc="left", fontsize=9)
@@ -465,5 +477,5 @@ def _draw_curves(
     seeds = "1 seed"
     if len(points) != 1:
         seeds = f"{len(points)} seeds"
-    label = f"{setting.objective}, {setting.rate:g} ({seeds})"
+    label = f"{setting.label}, {setting.rate:g} ({seeds})"
     axis.plot(common, means, color=colour, ls=style, lw=1.8, marker="o", ms=3, label=label)

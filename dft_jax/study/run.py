@@ -8,17 +8,24 @@ where it was (training.py).
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dft_jax.evals import planning, runner
 from dft_jax.models.hf.export import export
 from dft_jax.models.model import matmul_precision
+from dft_jax.runtime import folders
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.laboratory import Laboratory
 from dft_jax.study.spec import Arm, Phase
 from dft_jax.study.training import Training
 from dft_jax.types import Params
+
+# How long a job waits for an arm of its own that another process is at. The lock of a killed one on
+# another machine outlives it by a minute or so.
+_PATIENCE_S = 180.0
+_POLL_S = 2.0
 
 
 class Study:
@@ -32,18 +39,62 @@ class Study:
         self.made_by = records_lib.made_by()
         learn_speeds(clock, self.records)
 
-    def run(self) -> None:
-        """Does what is not done.
+    def run(self, arms: Sequence[Arm] | None = None) -> None:
+        """Does what is not done, of `arms` where they are given.
+
+        Other processes may be at work on other arms in the same folder. The base is measured by
+        whichever comes first.
 
         Raises:
           Stopped: a signal, or the time is over; what is done so far is saved.
+          Busy: another process was at work on one of these arms for minutes, and still is.
         """
+        if arms is None:
+            arms = self.lab.spec.arms
         # For measuring and sampling too, not only for steps.
         with matmul_precision(self.lab.spec.config.model.compute_dtype):
-            self._run_base()
-            for arm in self.lab.spec.arms:
-                if not self.records.is_complete(arm):
+            self._try(None)
+            left = list(arms)
+            while left:
+                left = self._wait_for_one(left)
+            # Whoever was at it may have been killed.
+            self._try(None)
+
+    def _wait_for_one(self, left: list[Arm]) -> list[Arm]:
+        """Does what can be done of these arms; returns those that others are at."""
+        began = time.monotonic()
+        while True:
+            refusals = {arm: self._try(arm) for arm in left}
+            busy = [arm for arm, refusal in refusals.items() if refusal]
+            if len(busy) < len(left):
+                return busy
+            if time.monotonic() - began > _PATIENCE_S:
+                refusal = refusals[busy[0]]
+                assert refusal is not None, "only what was refused is busy"
+                raise refusal
+            self.clock.check()
+            time.sleep(_POLL_S)
+
+    def _try(self, arm: Arm | None) -> folders.Busy | None:
+        """Does an arm, or the base, unless it is done; where another process is at it, its lock's
+        refusal.
+        """
+        if self.records.is_complete(arm):
+            return None
+        # The lock is the kernel's, or the file server's: a process that is killed loses it.
+        place = self.folder / "locks" / spec_lib.name_of(arm)
+        try:
+            with folders.locked(place, "--out"):
+                # Perhaps done between the two.
+                if self.records.is_complete(arm):
+                    return None
+                if arm is None:
+                    self._run_base()
+                else:
                     self._run_arm(arm)
+        except folders.Busy as refusal:
+            return refusal
+        return None
 
     def _run_base(self) -> None:
         self.records.open_arm(None, self.lab.contents)

@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,34 @@ KEEP = ("parameters", "nothing")
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One fine-tuning. Arms differ in these alone, so those of one objective share a program."""
+    """One fine-tuning. Arms differ in these alone; those of one objective share a program.
+
+    `overrides` are other keys of the config with their values: see grid.py.
+    """
 
     objective: str
     learning_rate: float
     seed: int
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def changes(self) -> str:
+        """The overrides as text, empty without."""
+        return ",".join(f"{key}={_shown(value)}" for key, value in self.overrides)
 
     @property
     def name(self) -> str:
         """The arm's folder in STUDY/done, which old studies have: not to be changed."""
-        return f"{self.objective},learning_rate={self.learning_rate:g},seed={self.seed}"
+        name = f"{self.objective},learning_rate={self.learning_rate:g},seed={self.seed}"
+        if self.overrides:
+            name += f",{self.changes}"
+        return name
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +227,7 @@ def config_of(spec: Spec, arm: Arm) -> Config:
     config.objective = arm.objective
     config.optimizer.learning_rate = arm.learning_rate
     config.train.seed = arm.seed
+    config.update_from_flattened_dict(dict(arm.overrides))
     return config.lock()
 
 
@@ -221,8 +241,10 @@ def digest(inputs: dict[str, Any], kind: str) -> str:
 # ---- reading and checking ------------------------------------------------------------------------
 
 
-def read(given: str) -> Spec:
+def read(given: str, arms_of: Callable[[Config], tuple[Arm, ...]] | None = None) -> Spec:
     """The spec of `FILE` or `FILE:argument`.
+
+    `arms_of` makes the arms from its config, in place of its own.
 
     Raises:
       UserError: no such file, no get_spec in it, an exception from it (named with its line), or a
@@ -234,6 +256,8 @@ def read(given: str) -> Spec:
     if not isinstance(spec, Spec):
         kind = type(spec).__name__
         raise errors.UserError(f"{file}: get_spec() should return a Spec, not {kind}")
+    if arms_of is not None:
+        spec = dataclasses.replace(spec, arms=arms_of(spec.config))
     errors.raise_if_any([f"{file}: {problem}" for problem in problems(spec)])
     return spec
 
