@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax import sharding
-from dft_jax.checkpoints import best, manager
+from dft_jax.checkpoints import manager
 from dft_jax.data import options as data_options
 from dft_jax.evals import settings as eval_settings
 from dft_jax.losses import objectives
@@ -158,7 +158,7 @@ def _problems_between(sound: dict[str, Any]) -> list[str]:
     problems += training_options.profile_problems(sound.get("profile", ""))
     problems += training_options.log_problems(_section(sound, "log"))
     if {"checkpoint.best", "data.heldout", "eval.every"} <= sound.keys():
-        problems += best.problems(
+        problems += manager.best_problems(
             sound["checkpoint.best"], sound["data.heldout"], sound["eval.every"]
         )
     evaluation = _section(sound, "eval")

@@ -20,6 +20,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from dft_jax.checkpoints import best as best_lib, folder as checkpoint_folder, manifest
+from dft_jax.checkpoints.best import Best
 from dft_jax.runtime import distributed, errors, files, interrupts, processes
 from dft_jax.runtime.options import AT_LEAST_0, AT_LEAST_1, Option
 from dft_jax.types import Params, TrainState
@@ -38,6 +39,7 @@ SECTION = {
         "sha256", "how a checkpoint is compared with its manifest before use", manifest.VERIFY
     ),
 }
+best_problems = best_lib.problems
 _PATIENCE_S = 20.0
 _SHOWN = 300  # characters of what a library says
 # Debug log of save phases; fault injection hooks into it.
@@ -195,16 +197,16 @@ class Checkpoints:
         best = self._best().step
         checkpoint_folder.retire(self.folder, newest, self.keep, self.every, best)
 
-    def _best(self) -> best_lib.Best:
+    def _best(self) -> Best:
         steps = checkpoint_folder.complete_steps(self.folder)
         return best_lib.of_rows(self.folder.parent / best_lib.ROWS_NAME, self.metric, steps)
 
-    def best(self) -> best_lib.Best:
+    def best(self) -> Best:
         """The best step of those that are here, the same on all processes, which all call this."""
         if not self.metric:
-            return best_lib.Best("")
+            return Best("")
         found = self._by_first("best", lambda: dataclasses.asdict(self._best()))
-        return best_lib.Best(self.metric, found["step"], found["value"], found["before_training"])
+        return Best(self.metric, found["step"], found["value"], found["before_training"])
 
     def require_good(self, step: int) -> None:
         """For a reader that wants this step and no other.

@@ -28,15 +28,12 @@ or the next phase would not fit into --minutes; all of it is saved, and the same
 import contextlib
 import functools
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from dft_jax import config as config_lib
 from dft_jax.commands import cli
 from dft_jax.runtime import compilation_cache, errors, folders, interrupts
 from dft_jax.study import grid, records, report, spec as spec_lib
-from dft_jax.study.clock import Clock
 
 _SPEC = flags.DEFINE_string(
     "spec", None, "File with get_spec(argument), and after a colon its argument."
@@ -87,7 +84,12 @@ def main() -> None:
         if asks_report:
             print(report.write(done, folder))
         return
-    _run(spec, folder, share)
+    # Slow to import, and not needed above.
+    from dft_jax.study import jobs
+
+    compilation_cache.keep_compilations()
+    with interrupts.Interrupts():
+        jobs.carry_out(spec, folder, share, _MINUTES.value)
     print(records.status(done))
     if share.count == 1:
         print(report.write(done, folder))
@@ -105,33 +107,6 @@ def _take_verb() -> str:
     if len(sys.argv) > 1 and sys.argv[1] in ("run", "status", "report"):
         return sys.argv.pop(1)
     return "run"
-
-
-def _run(spec: spec_lib.Spec, folder: Path, share: grid.Share) -> None:
-    """Does the arms of this share, those of one variant after the other."""
-    # Slow to import, and not needed above.
-    from dft_jax.study import laboratory, run
-
-    compilation_cache.keep_compilations()
-    with interrupts.Interrupts():
-        mine = share.of(spec.arms)
-        variants = grid.variants(spec)
-        # All of them now: the last one would be refused after hours.
-        for variant in variants:
-            errors.raise_if_any(config_lib.validate(variant.config))
-        is_part = share.count > 1 or len(variants) > 1
-        for variant in variants:
-            arms = [arm for arm in variant.arms if arm in mine]
-            held = records.Records(folder, variant)
-            if is_part and all(held.is_complete(arm) for arm in (None, *arms)):
-                continue
-            # Before there is a folder: what is refused leaves nothing.
-            lab = laboratory.open_laboratory(variant, records.stream_version(folder))
-            lock = contextlib.nullcontext()
-            if share.count == 1:
-                lock = folders.locked(folder, "--out")
-            with lock:
-                run.Study(lab, folder, Clock(_MINUTES.value)).run(arms)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from typing import Any
 
 import jax
 
-from dft_jax.checkpoints.best import Best
-from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.checkpoints.manager import Best, Checkpoints
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import distributed, folders, processes
 from dft_jax.training import admission, announcement, identity
