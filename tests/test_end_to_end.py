@@ -63,6 +63,7 @@ def test_a_run_explains_itself_and_exports(whole):
     assert [row["step"] for row in rows(whole) if "heldout/nll" in row] == [0, 4, 8]
     exported = {file.name for file in (whole / "export").iterdir()}
     assert exported == {
+        "README.md",
         "config.json",
         "dft_jax.json",
         "model.safetensors",

@@ -275,8 +275,10 @@ def _training(account: Account) -> str:
 
 
 def _weights(about: Mapping[str, Any]) -> str:
-    rounding = about["rounding"]
-    lost = f"{rounding['lost_share']:.2%} of the norm of what was trained"
+    share = about["rounding"]["lost_share"]
+    lost = "not finite: the dtype cannot hold some of the weights"
+    if share is not None:
+        lost = f"{share:.2%} of the norm of what was trained"
     return _list([("dtype", about["dtype"]), ("lost to rounding", lost)])
 
 

@@ -180,6 +180,12 @@ def test_weights_of_nobody_knows_what(tmp_path):
     assert "fine-tuning" not in front_matter(text)["tags"]
 
 
+def test_weights_that_their_type_cannot_hold(tmp_path):
+    """dft_jax.json has null there."""
+    text = card.text(about(rounding={"lost_share": None}), tmp_path, account())
+    assert "- lost to rounding: not finite" in text
+
+
 def test_what_is_not_known_is_left_out(tmp_path):
     """Of an older run, whose folder lacks most of it."""
     empty = card.Account(objective="sft")
