@@ -3,13 +3,14 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import dft_jax as dft
 from dft_jax import api, assets, config as config_lib
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.commands import export
+from dft_jax.commands import evaluate, export
 from dft_jax.runtime import errors
 from dft_jax.training import heldout
 from tests.commands import run_command
@@ -67,9 +68,17 @@ def test_the_best_step_is_exported_and_loaded(trained, tmp_path, capfd, monkeypa
     assert json.loads((tmp_path / "other/dft_jax.json").read_text())["step"] == 3
 
 
-def _first(tree):
-    import jax
+def test_the_best_step_is_evaluated(trained, tmp_path, capfd, monkeypatch):
+    given = [f"--model={trained.workdir}", f"--heldout={assets.TINY}/heldout.jsonl"]
+    given += ["--rows=gsm8k", f"--out={tmp_path}/out"]
+    for step, number in (("best", 3), ("newest", 6)):
+        done = run_command(evaluate.main, [*given, f"--step={step}"], capfd, monkeypatch)
+        assert done.code == 0 and f"run, step {number}:" in done.stderr, done
+    done = run_command(evaluate.main, [*given, "--step=4"], capfd, monkeypatch)
+    assert done.code == 2 and "no checkpoint of step 4; there: 3, 6" in done.stderr, done
 
+
+def _first(tree):
     return np.asarray(jax.tree.leaves(tree)[0])
 
 
