@@ -188,11 +188,14 @@ def test_an_adapter_on_another_base_is_refused(exported, tmp_path):
 def test_an_adapter_alone(trained, tmp_path):
     assert dft.export(trained.lm, tmp_path / "out", what="adapter") is None
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "base.json",
         "dft_jax.json",
     ]
+    card = (tmp_path / "out/README.md").read_text()
+    assert 'library_name: "peft"' in card and "lora.rank = " in card
     again = dft.load(tmp_path / "out")
     with pytest.raises(errors.UserError, match="copy that"):
         dft.export(again, tmp_path / "again", what="adapter")

@@ -91,9 +91,7 @@ def export(
     return rounding
 
 
-def _write(
-    lm: LM, place: Path, what: str, dtype: str, max_shard_gb: float
-) -> Rounding | None:
+def _write(lm: LM, place: Path, what: str, dtype: str, max_shard_gb: float) -> Rounding | None:
     """Writes the folder `place`, by what the model was opened from."""
     if (Path(lm.path) / "checkpoints").is_dir():
         saved = open_run(Path(lm.path), wanted=lm.identify()["step"])
