@@ -313,12 +313,13 @@ def test_an_array_of_jobs_one_of_them_killed_is_as_one_study(tmp_path):
         )
     deadline = time.monotonic() + 300
     # Of the second job's first arm, the first half.
-    name = "dft,learning_rate=0.01,seed=0,optimizer.weight_decay=0.01"
+    name = "sft,learning_rate=0.01,seed=0,optimizer.weight_decay=0.5"
     while not (tmp_path / "many/done" / name / "train-0002.json").exists():
         assert time.monotonic() < deadline and jobs[1].poll() is None
         time.sleep(0.02)
     jobs[1].kill()
     jobs[1].communicate()
+    assert jobs[1].returncode == -signal.SIGKILL
     first = finish(jobs[0])
     second = finish(start(tmp_path, "run", f"--out={tmp_path}/many", "--arm=2/2", *given))
     assert "other jobs have the rest" in first
