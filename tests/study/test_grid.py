@@ -205,6 +205,20 @@ def test_what_another_has_finished_meanwhile_is_not_waited_for(tmp_path, impatie
     assert worker.did == [None]
 
 
+def test_an_arm_that_is_done_between_looking_and_locking_is_not_done_again(tmp_path, monkeypatch):
+    worker, other = Worker(tmp_path), Worker(tmp_path)
+    locked = folders.locked
+
+    def late(place, flag):
+        if place.name == ARMS[0].name and not other.did:
+            other._do(ARMS[0])
+        return locked(place, flag)
+
+    monkeypatch.setattr(folders, "locked", late)
+    worker.run(ARMS[:1])
+    assert other.did == [ARMS[0]] and worker.did == [None]
+
+
 def test_a_stop_is_heard_while_waiting(tmp_path, impatient):
     worker = Worker(tmp_path)
 
