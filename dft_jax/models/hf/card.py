@@ -64,7 +64,7 @@ def text(
             f" {about['step']} steps. Prompts: `{about['template_source']}`."
         )
         parts.append(_section("Base", _base(about, source)))
-        parts.append(_section("Data", _data(about, account)))
+        parts.append(_section("Data", _data(account)))
         parts.append(_section("Metrics", _metrics(about, account)))
         parts.append(_section("Training", _training(account)))
     # An adapter is written in float32, and loses nothing.
@@ -132,9 +132,11 @@ def _front_matter(
     is_trained_from = about["base"].get("init") != "random"
     if hub_id and is_trained_from:
         fields["base_model"] = hub_id
-    dataset = (account and _data_of_run(about, account).get("hub_id")) or ""
-    if dataset:
-        fields["datasets"] = [dataset]
+    if account is not None:
+        sources = _sources(account.data.get("train", {})).values()
+        datasets = [_hub_id(report) for report in sources]
+        if any(datasets):
+            fields["datasets"] = sorted(set(filter(None, datasets)))
     fields["library_name"] = library
     fields["pipeline_tag"] = "text-generation"
     if is_trained_from:
@@ -179,37 +181,58 @@ def _base(about: Mapping[str, Any], source: Path) -> str:
     return _list(lines)
 
 
-def _data_of_run(about: Mapping[str, Any], account: Account) -> dict[str, Any]:
-    """Where the training data are from; `hub_id` where they are a dataset of the Hub."""
-    report = account.data.get("train", {})
-    place, commit = str(report.get("path", "")), report.get("commit")
-    hub_id = place.removeprefix(hub.PREFIX)
-    is_hub = bool(commit) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id)
-    return {"place": place, "commit": commit, "hub_id": hub_id if is_hub else ""}
+def _sources(report: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """The account of each source by its name, of which a mixture has several."""
+    if "sources" in report:
+        return report["sources"]
+    return {"": report}
 
 
-def _data(about: Mapping[str, Any], account: Account) -> str:
-    found = _data_of_run(about, account)
-    report = account.data.get("train", {})
-    rows, tokens = report.get("rows", {}), report.get("tokens", {})
-    dropped = rows.get("dropped", {})
+def _hub_id(report: Mapping[str, Any]) -> str:
+    """The id of a source that is a dataset of the Hub; empty of any other."""
+    hub_id = str(report.get("path", "")).removeprefix(hub.PREFIX)
+    if report.get("commit") and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub_id):
+        return hub_id
+    return ""
+
+
+def _data(account: Account) -> str:
+    train = account.data.get("train", {})
     length = account.data.get("length", {})
+    parts = [_source(name, report) for name, report in _sources(train).items()]
     lines = [
-        ("data", found["hub_id"] or without_places(found["place"])),
-        ("commit", found["commit"]),
-        ("SHA-256 of tokens and masks", report.get("sha256")),
-        ("rows read", rows.get("read")),
-        ("rows used whole", rows.get("used_whole")),
-        ("rows cut", rows.get("truncated")),
-        ("rows dropped", ", ".join(f"{n} {why}" for why, n in dropped.items()) or 0),
-        ("tokens trained", tokens.get("supervised")),
+        ("SHA-256 of tokens and masks", train.get("sha256")),
         ("examples", length.get("n_examples")),
         ("epochs", length.get("epochs")),
     ]
     heldout = account.data.get("heldout")
     if heldout:
-        lines.append(("held out", without_places(str(heldout["path"]))))
+        places = [_place(report) for report in _sources(heldout).values()]
+        lines.append(("held out", ", ".join(places)))
         lines.append(("SHA-256 of the held-out tokens and masks", heldout["sha256"]))
+    return "\n\n".join([*parts, _list(lines)])
+
+
+def _place(report: Mapping[str, Any]) -> str:
+    return _hub_id(report) or without_places(str(report.get("path", "")))
+
+
+def _source(name: str, report: Mapping[str, Any]) -> str:
+    """Where a source is from, and what was read of it."""
+    rows, tokens = report.get("rows", {}), report.get("tokens", {})
+    dropped = rows.get("dropped", {})
+    lines = [
+        ("source", name),
+        ("data", _place(report)),
+        ("commit", report.get("commit")),
+        ("rows read", rows.get("read")),
+        ("rows used whole", rows.get("used_whole")),
+        ("rows cut", rows.get("truncated")),
+        ("rows dropped", ", ".join(f"{n} {why}" for why, n in dropped.items())),
+        ("tokens trained", tokens.get("supervised")),
+    ]
+    if name:
+        lines.append(("SHA-256 of its tokens and masks", report.get("sha256")))
     return _list(lines)
 
 
@@ -248,10 +271,8 @@ def _training(account: Account) -> str:
     environment = account.environment
     lines = []
     for key, value in sorted(account.settings.items()):
-        shown = value
-        if isinstance(value, str):
-            shown = without_places(value)
-        lines.append(f"{key} = {shown!r}")
+        # A list of sources has paths in it, between its quotes.
+        lines.append(f"{key} = {without_places(repr(value))}")
     parts = [_block(lines)]
     if environment:
         versions = ", ".join(f"{name} {v}" for name, v in environment["versions"].items())

@@ -137,6 +137,19 @@ def test_a_snapshot_of_the_hub_is_known_by_its_folder(tmp_path):
     assert front_matter(card.text(about(folder), place, account()))["base_model"] == "Qwen/Qwen3-4B"
 
 
+def test_each_source_of_a_mixture_is_named(tmp_path):
+    own = DATA | {"path": "/home/bob/secret/own.jsonl", "commit": None, "sha256": "ef" * 32}
+    train = {"path": [DATA["path"], own["path"]], "commit": ["decade", None], "sha256": "12" * 32}
+    train["sources"] = {"gsm": DATA, "own": own}
+    settings = {"data.train": [{"path": "/home/bob/secret/own.jsonl", "weight": 3}]}
+    text = card.text(about(), tmp_path, account(data={"train": train}, settings=settings))
+    assert front_matter(text)["datasets"] == ["openai/gsm8k"]
+    for words in ("- source: gsm\n- data: openai/gsm8k\n", "- source: own\n- data: own.jsonl\n"):
+        assert words in text, words
+    assert "- SHA-256 of tokens and masks: " + "12" * 32 in text and "ef" * 32 in text
+    assert "data.train = [{'path': 'own.jsonl', 'weight': 3}]" in text and "bob" not in text
+
+
 def test_own_data_are_no_dataset_of_the_hub(tmp_path):
     own = {"train": DATA | {"path": "/home/bob/secret/train.jsonl", "commit": None}}
     text = card.text(about(), tmp_path, account(data=own))
