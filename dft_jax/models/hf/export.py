@@ -11,15 +11,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dft_jax.models.hf import card, rounding
+from dft_jax.models.hf import provenance, rounding
 from dft_jax.models.hf.load import TensorReader, tensor_reader
-from dft_jax.models.hf.provenance import PROVENANCE_NAME, Origin
+from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.safetensors import Checkpoint, other_dtypes, weights_dtype
 from dft_jax.models.hf.small_files import write_small_files
 from dft_jax.models.hf.tensor_files import total_bytes, write_tensors
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, processes
-from dft_jax.runtime.files import write_json, write_text
 from dft_jax.runtime.options import ABOVE_0, Option
 from dft_jax.types import Params
 
@@ -138,9 +137,7 @@ def export_tensors(
             if processes.is_first():
                 # Before the weights: these can be refused.
                 write_small_files(source, folder, types.config_dtype, origin.template_text)
-                about = origin.report() | types.report()
-                write_json(folder / PROVENANCE_NAME, about)
-                write_text(folder / card.CARD_NAME, card.text(about, source, origin.account))
+                provenance.write(folder, origin, source, types.report())
                 if write_more is not None:
                     write_more(folder)
             write_tensors(read, model, folder, types.written.dtype, types.others, max_shard_gb)

@@ -3,17 +3,16 @@
 import dataclasses
 from pathlib import Path
 
-from dft_jax.models.hf import card, peft
+from dft_jax.models.hf import peft, provenance
 from dft_jax.models.hf.export import export_tensors, new_folder, writing
 from dft_jax.models.hf.load import merged_reader
 from dft_jax.models.hf.merging import Pairs
-from dft_jax.models.hf.provenance import PROVENANCE_NAME, Origin
+from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.lora import Lora
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, processes
-from dft_jax.runtime.files import write_json, write_text
 
 # Of an exported model, where the adapter is that has been merged into it.
 ADAPTER_FOLDER = "adapter"
@@ -88,6 +87,4 @@ def _write(trained: Trained, origin: Origin, source: Path, folder: Path) -> None
     peft.write_adapter(trained.pairs, trained.lora, trained.base, folder)
     # A chat template goes with a tokenizer, which an adapter has none of.
     about = dataclasses.replace(origin, template_text=None)
-    write_json(folder / PROVENANCE_NAME, about.report())
-    described = card.text(about.report(), source, origin.account, "peft")
-    write_text(folder / card.CARD_NAME, described)
+    provenance.write(folder, about, source, library="peft")

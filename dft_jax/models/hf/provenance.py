@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dft_jax.models.hf import card
 from dft_jax.models.hf.card import Account
 from dft_jax.runtime import files
 
@@ -52,6 +54,25 @@ class Origin:
             "run_id": self.run.get("run_id"),
             "base": base | {"path": path},
         }
+
+
+def write(
+    folder: Path,
+    origin: Origin,
+    source: Path,
+    types: Mapping[str, Any] | None = None,
+    library: str = "transformers",
+) -> None:
+    """Writes dft_jax.json and the model card.
+
+    Args:
+      source: the folder of the base.
+      types: what is to be said of the weights' dtypes, if there is something.
+      library: that loads the export, as in `card.text`.
+    """
+    about = origin.report() | dict(types or {})
+    files.write_json(folder / PROVENANCE_NAME, about)
+    files.write_text(folder / card.CARD_NAME, card.text(about, source, origin.account, library))
 
 
 def provenance(folder: Path) -> dict[str, Any] | None:
