@@ -302,7 +302,8 @@ def test_a_runs_facts_cover_its_whole_config():
     config = recipe.lab_config("sft")
     found = identity.run_facts(config, {"steps": 1}, [4], None)
     keys = {f"config.{key}" for key in flatten(config)}
-    assert keys - found.keys() == {"config.model.path", "config.data.train", "config.data.heldout"}
+    paths = {"model.path", "lora.adapter", "data.train", "data.heldout"}
+    assert keys - found.keys() == {f"config.{path}" for path in paths}
 
 
 BOTH_WAYS = """

@@ -666,7 +666,7 @@ def test_a_checkpoint_that_goes_meanwhile_is_replaced_once_by_the_newest(
 ):
     seen = []
 
-    def gone(path, asked, heldout_data, out):
+    def gone(path, asked, heldout_data, out, step):
         seen.append(out)
         if len(seen) < 2:
             raise Gone("checkpoints/8: is gone; run the same command again")
