@@ -92,9 +92,9 @@ def make_train_step(
 
     The update is the gradient of Σ loss / N with N the trained tokens of the whole global batch,
     whatever the number of micro-batches (A) and devices; of a batch with weights w it is that of
-    Σ w·loss / Σ w. With `loss_normalization="official"` each
-    micro-batch is divided by its own count instead, and the means are added, as the authors' code
-    does. A step with a non-finite loss or gradient changes nothing but `state.step`.
+    Σ w·loss / Σ w. With `loss_normalization="official"` each micro-batch is divided by its own
+    count instead, and the means are added, as the authors' code does. A step with a non-finite loss
+    or gradient changes nothing but `state.step`.
 
     Rate, schedule and seed are arguments of the program (`frozen`), not part of it: a sweep over
     them compiles once. The state is donated: its memory is the next one's. Beneath adapters the
