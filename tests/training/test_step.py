@@ -220,7 +220,7 @@ def poisoned_step(trainer, value, where):
     else:
         poison = gradient_of(value)
         model = dataclasses.replace(
-            model, apply=lambda params, batch: trainer.model.apply(poison(params), batch)
+            model, apply=lambda params, *others: trainer.model.apply(poison(params), *others)
         )
     step = make_train_step(model, objective, trainer.optimizer, StepOptions.of(train, optimizer))
     return functools.partial(step, Frozen(given))
