@@ -24,7 +24,7 @@ OPTION = Option(
 )
 
 
-def problems(metric: str, heldout: str, every: int) -> list[str]:
+def problems(metric: str, heldout: str | list | tuple, every: int) -> list[str]:
     """What is wrong with config.checkpoint.best.
 
     Args:

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from dft_jax.runtime import calls, errors
 from dft_jax.runtime.options import Option, unknown
-from dft_jax.types import TokenStats
+from dft_jax.types import AnyArray, TokenStats
 
 # Of a whole batch [B, L], or of a chunk of its trained tokens [C].
 Loss = Callable[..., Float[Array, "..."]]
@@ -330,7 +330,7 @@ def gift(stats: TokenStats, beta: float = 20.0) -> Float[Array, "..."]:
 
 
 def _mean(
-    value_BL: Float[Array, "..."], is_trained_BL: Array, weights_BL: Float[Array, "..."] | None
+    value_BL: Float[Array, "..."], is_trained_BL: Array, weights_BL: Float[AnyArray, "..."] | None
 ) -> Float[Array, ""]:
     """The mean of a value over the trained tokens, 0 without any; a token of weight 2 counts as
     two.
@@ -343,7 +343,7 @@ def _mean(
 
 
 def _median(
-    value_BL: Float[Array, "..."], is_trained_BL: Array, weights_BL: Float[Array, "..."] | None
+    value_BL: Float[Array, "..."], is_trained_BL: Array, weights_BL: Float[AnyArray, "..."] | None
 ) -> Float[Array, ""]:
     """The median of a value over the trained tokens, NaN without any; a token of weight 2 counts
     as two.

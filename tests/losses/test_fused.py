@@ -238,7 +238,7 @@ def test_a_target_is_not_less_probable_than_itself(platform, monkeypatch):
         head_VD,
         targets_BL,
         np.ones((2, 64), bool),
-        reference=(logits_BLV, head_VD),
+        reference=(jnp.asarray(logits_BLV), head_VD),
         chunk_tokens=32,
         mesh=make_mesh(1, 1, 2),
         needs=(objectives.REFERENCE_MASS,),

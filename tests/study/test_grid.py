@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import pytest
 
@@ -15,6 +14,7 @@ from dft_jax.runtime import errors, folders
 from dft_jax.study import grid, records as records_lib, report, run, spec as spec_lib
 from dft_jax.study.clock import Clock
 from dft_jax.study.grid import Share
+from dft_jax.study.laboratory import Laboratory
 from dft_jax.study.spec import Phase
 from tests.commands import ROOT
 from tests.study.test_study import ARMS, SPEC, command, make_spec, results  # noqa: F401
@@ -135,7 +135,9 @@ class Worker(run.Study):
     """A job whose work takes no time: it writes the done-files, and notes what it did."""
 
     def __init__(self, folder, spec=None):
-        lab = types.SimpleNamespace(spec=spec or make_spec())
+        # Of a laboratory its spec alone: nothing is opened.
+        lab = object.__new__(Laboratory)
+        object.__setattr__(lab, "spec", spec or make_spec())
         super().__init__(lab, folder, Clock())
         self.did = []
         self.meanwhile = lambda: None  # what another does while this one is at its first arm

@@ -142,12 +142,17 @@ def test_a_mistake_of_ours_is_no_line_of_the_users(hub, folder, monkeypatch):
 NO_NAMES = ["tiny", "a/b/c", "https://huggingface.co/me/tiny", "me/", "me/a b", "me/-a", "me/a--b"]
 
 
+@pytest.fixture(scope="module")
+def lab():
+    return dft.load(assets.LAB)
+
+
 @pytest.mark.parametrize("name", [*NO_NAMES, "", "me/tiny.git", "me/tiny\n", "me/" + "a" * 97])
 def test_what_is_no_name_is_refused_before_anything_is_done(
-    name, hub, tmp_path, capfd, monkeypatch
+    name, lab, hub, tmp_path, capfd, monkeypatch
 ):
     with pytest.raises(errors.UserError, match="should be OWNER/NAME, as in me/qwen-gsm8k-dft"):
-        dft.export(None, tmp_path / "out", push=name)
+        dft.export(lab, tmp_path / "out", push=name)
     done = run_command(
         export.main, [f"--workdir={tmp_path}/none", f"--push={name}"], capfd, monkeypatch
     )
