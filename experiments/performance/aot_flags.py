@@ -9,17 +9,13 @@ kernels, or of what is sent beside them) shows in no number here; `gpu --ab` mea
 options of one program here, with the names that they have in XLA_FLAGS.
 """
 
-import argparse
-import dataclasses
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments import common
-from experiments.performance import aot, gpu_process, records
+from experiments.performance import aot, aot_tables, records
+from experiments.performance.aot_tables import Case
 
 HERE = Path(__file__).parent
 FIELDS = ("device", "mesh", "attempt", "flags", "total_gib", "temporary_gib", "gemms")
@@ -27,17 +23,8 @@ FIELDS += ("recomputed_gemms", "collectives", "collective_gb", "kernels", "tflop
 FIELDS += ("predicted_ms", "compile_s", "jax", "commit", "gap")
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A training step and where it runs."""
-
-    attempt: str
-    device: str
-    mesh: str = "1x1x1"
-
-
-GPU = (Program("1.5b 8 none 8", "h100"), Program("7b 2 full 1", "h100", "1x8x1"))
-TPU = (Program("1.5b 1 dots 1", "v5e:2x4", "1x8x1"),)
+GPU = (Case("train", "1.5b 8 none 8", "h100"), Case("train", "7b 2 full 1", "h100", "1x8x1"))
+TPU = (Case("train", "1.5b 1 dots 1", "v5e:2x4", "1x8x1"),)
 FLAGS: dict[str, tuple[Mapping[str, Any], ...]] = {
     "gpu": (
         {},
@@ -58,21 +45,6 @@ FLAGS: dict[str, tuple[Mapping[str, Any], ...]] = {
         {"xla_tpu_overlap_compute_collective_tc": True},
     ),
 }
-
-
-def compiled(program: Program, flags: Mapping[str, Any]) -> dict:
-    """What aot.py says of it, in a process of its own; {"gap": why} where it fails."""
-    command = [sys.executable, "-m", "experiments.performance.aot", "train"]
-    command += [*program.attempt.split(), f"--device={program.device}", f"--mesh={program.mesh}"]
-    if flags:
-        command.append(f"--options={json.dumps(dict(flags))}")
-    environment = gpu_process.with_root() | aot.ENVIRONMENT
-    done = subprocess.run(
-        command, cwd=gpu_process.ROOT, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        return {"gap": gpu_process.reason(done.stderr)}
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def shown(flags: Mapping[str, Any]) -> str:
@@ -107,17 +79,18 @@ def table(lines: list[dict]) -> str:
     return common.markdown_table(rows)
 
 
-def fill(file: Path, programs: tuple[Program, ...], all_flags: tuple[Mapping[str, Any], ...]):
+def fill(file: Path, cases: tuple[Case, ...], all_flags: tuple[Mapping[str, Any], ...]) -> None:
     """Compiles what has no line of this commit yet."""
     commit = aot.package_commit()
-    for program in programs:
+    for case in cases:
         for flags in all_flags:
-            about = dataclasses.asdict(program) | {"flags": shown(flags)}
+            about = {"device": case.device, "mesh": case.mesh, "attempt": case.attempt}
+            about["flags"] = shown(flags)
             lines = records.read_rows(file)
             if any(about.items() <= line.items() and line["commit"] == commit for line in lines):
                 continue
             others = [line for line in lines if not about.items() <= line.items()]
-            found = about | {"commit": commit} | compiled(program, flags)
+            found = about | {"commit": commit} | aot_tables.compiled(case, options=flags)
             records.write_rows(file, [*others, {name: found.get(name) for name in FIELDS}])
             print(f"{shown(flags)}: {found.get('gap') or found['predicted_ms']}", flush=True)
 
@@ -126,9 +99,9 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("platform", choices=list(FLAGS))
     parser.add_argument("--out", type=Path, default=HERE, help="folder of aot_flags.csv")
-    arguments: argparse.Namespace = parser.parse_args()
-    programs = {"gpu": GPU, "tpu": TPU}[arguments.platform]
-    fill(arguments.out / "aot_flags.csv", programs, FLAGS[arguments.platform])
+    arguments = parser.parse_args()
+    cases = {"gpu": GPU, "tpu": TPU}[arguments.platform]
+    fill(arguments.out / "aot_flags.csv", cases, FLAGS[arguments.platform])
     print(table(records.read_rows(arguments.out / "aot_flags.csv")))
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from experiments.performance import aot, gpu_process, records
 
@@ -96,12 +98,19 @@ def text_file(case: Case, commit: str, texts: Path | None) -> Path | None:
     return texts.absolute() / ("_".join(words).replace(":", "-") + ".txt")
 
 
-def compiled(case: Case, text: Path | None = None) -> dict:
-    """What aot.py says of a case, in a process of its own; {"gap": why} where it fails."""
+def compiled(
+    case: Case, text: Path | None = None, options: Mapping[str, Any] | None = None
+) -> dict:
+    """What aot.py says of a case, in a process of its own; {"gap": why} where it fails.
+
+    `options` are XLA's for this program.
+    """
     command = [sys.executable, "-m", "experiments.performance.aot", case.row]
     command += [*case.attempt.split(), f"--device={case.device}", f"--mesh={case.mesh}"]
     if case.attention != "auto":
         command.append(f"--attention={case.attention}")
+    if options:
+        command.append(f"--options={json.dumps(dict(options))}")
     if text is not None:
         command.append(f"--hlo={text}")
     environment = gpu_process.with_root() | aot.ENVIRONMENT

@@ -16,7 +16,6 @@ experiments/performance/README.md. `--only=N,M` makes these cases alone, and kee
 compiles what the planner suggests for each model and machine: does it fit there?
 """
 
-import csv
 import dataclasses
 import os
 import pathlib
@@ -29,6 +28,7 @@ from dft_jax.training.state import abstract_state
 from dft_jax.training.step import StepOptions, make_train_step
 from dft_jax.types import Hyperparameters
 from experiments import common
+from experiments.performance import records
 
 FIELDS = """compiler model compute attention mesh remat rows accumulation xla_gib plan_gib
     error_percent xla_temporary_gib plan_temporary_gib temporary_error_percent xla_peak_gib
@@ -260,10 +260,7 @@ def key_of(row: dict) -> tuple:
 
 def earlier(file: pathlib.Path) -> dict[tuple, dict]:
     """The rows of an earlier call; none where there is no file."""
-    if not file.exists():
-        return {}
-    with open(file, encoding="utf-8", newline="") as rows:
-        return {key_of(row): row for row in csv.DictReader(rows)}
+    return {key_of(row): row for row in records.read_rows(file)}
 
 
 def main() -> None:
@@ -313,10 +310,8 @@ def check_suggestions(file: pathlib.Path, compiler: str, out: pathlib.Path) -> N
     """Writes those for this compiler's devices with what it says of them, after each."""
     from experiments.performance import aot
 
-    rows = []
-    if out.exists():
-        rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
-    for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines()):
+    rows = records.read_rows(out)
+    for row in records.read_rows(file):
         if any(row.items() <= done.items() for done in rows):
             continue
         if ("gpu" if aot.is_gpu(row["device"]) else "tpu") == compiler:

@@ -23,6 +23,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -351,21 +352,23 @@ def make_case(name: str) -> None:
     print(f"{name}: logits {tuple(logits.shape)}, std {logits.std():.2f}, {size_kb:.0f} kB")
 
 
-def main() -> None:
+def make_those_asked_for(
+    make: Callable[[str], None], cases: Collection[str], description: str | None
+) -> None:
+    """The command line of a script that makes golden cases: all, or those that it names."""
+    known = ", ".join(cases)
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "cases", nargs="*", metavar="CASE", help=f"default: all of {', '.join(CASES)}"
-    )
-    names = parser.parse_args().cases or list(CASES)
-    unknown = sorted(set(names) - set(CASES))
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: all of {known}")
+    names = parser.parse_args().cases or list(cases)
+    unknown = sorted(set(names) - set(cases))
     if unknown:
-        parser.error(f"unknown cases {unknown}; choose from {', '.join(CASES)}")
+        parser.error(f"unknown cases {unknown}; choose from {known}")
     torch.set_num_threads(1)
     for name in names:
-        make_case(name)
+        make(name)
 
 
 if __name__ == "__main__":
-    main()
+    make_those_asked_for(make_case, CASES, __doc__)

@@ -14,7 +14,6 @@ B are large (std 0.3), the rank is 4 and alpha is 7 where nothing else is said, 
 or alpha, or a module that is forgotten, moves the logits by far more than rounding does.
 """
 
-import argparse
 import dataclasses
 import pathlib
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+from make_golden import make_those_asked_for
 
 BASES = pathlib.Path("tests/golden")
 HERE = BASES / "lora"
@@ -123,19 +123,5 @@ def make_case(name: str) -> None:
     print(f"{name}: logits move by {change:.2f}, {size_kb:.0f} kB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"default: {', '.join(CASES)}")
-    names = parser.parse_args().cases or list(CASES)
-    unknown = sorted(set(names) - set(CASES))
-    if unknown:
-        parser.error(f"unknown cases {unknown}; choose from {', '.join(CASES)}")
-    torch.set_num_threads(1)
-    for name in names:
-        make_case(name)
-
-
 if __name__ == "__main__":
-    main()
+    make_those_asked_for(make_case, CASES, __doc__)
