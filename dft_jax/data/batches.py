@@ -187,10 +187,10 @@ class TrainBatches:
     ):
         self.steps = steps
         self.global_batch = global_batch
-        self.stream = mixture.stream(
-            examples, global_batch=global_batch, seed=seed, version=version
-        )
         self._draws = mixture.draws_of(examples, seed=seed, version=version)
+        self.stream = mixture.stream(
+            examples, self._draws, global_batch=global_batch, seed=seed, version=version
+        )
         ahead = [self._example_ids(n) for n in range(min(steps, _STEPS_AHEAD))]
         self.packer = Packer(
             examples,

@@ -104,10 +104,17 @@ def draws_of(examples: Examples, *, seed: int, version: int = order.VERSION) -> 
 
 
 def stream(
-    examples: Examples, *, global_batch: int, seed: int, version: int = order.VERSION
+    examples: Examples,
+    draws: Draws | None,
+    *,
+    global_batch: int,
+    seed: int,
+    version: int = order.VERSION,
 ) -> grain.MapDataset:
-    """The numbers of the examples of each step: `[n]` are those of step n, from 0, without end."""
-    draws = draws_of(examples, seed=seed, version=version)
+    """The numbers of the examples of each step: `[n]` are those of step n, from 0, without end.
+
+    `draws` are those of `draws_of`, with the same seed and version.
+    """
     if draws is not None:
         return draws.batches(global_batch)
     return order.batches(len(examples), global_batch=global_batch, seed=seed, version=version)
@@ -200,8 +207,9 @@ def _sum_of(examples: Iterable[Example]) -> Drawn:
 def run_report(examples: Examples, draws: Draws, n_draws: int) -> dict[str, Any]:
     """Source -> what a run of so many draws has of it, for data_report.json."""
     found = {}
+    n_drawn_of = draws.drawn(n_draws)
     for source, part in enumerate(parts(examples)):
-        share, n_drawn = draws.shares[source], draws.drawn(n_draws)[source]
+        share, n_drawn = draws.shares[source], n_drawn_of[source]
         # Whole rounds have all examples; of the last one it depends on which.
         rest = [examples.examples[one] for one in draws.last_round(source, n_drawn)]
         total = _sum_of(part.examples).times(n_drawn // share.n_examples) + _sum_of(rest)

@@ -4,7 +4,7 @@ from typing import Any
 
 from dft_jax import sharding
 from dft_jax.models import model as models
-from dft_jax.models.lora import Lora
+from dft_jax.models.lora import Lora, is_adapted
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import devices
 from dft_jax.runtime.options import Config
@@ -41,9 +41,11 @@ def lora_of(config: Config, architecture: DecoderSpec) -> Lora | None:
     Raises:
       UserError: they do not fit the architecture.
     """
-    return lora_for(
-        config.get("lora"), models.build(architecture, sharding.abstract_mesh((1, 1, 1)))
-    )
+    section = config.get("lora")
+    # A model is built for the check alone: plans of full fine-tuning need none.
+    if not is_adapted(section):
+        return None
+    return lora_for(section, models.build(architecture, sharding.abstract_mesh((1, 1, 1))))
 
 
 def frozen_of(model: Model, hyperparameters: Hyperparameters, needs_reference: bool) -> Frozen:

@@ -63,6 +63,7 @@ class Programs:
         """`[n]` are the numbers of the examples of step n, from 0."""
         return mixture.stream(
             self.examples,
+            mixture.draws_of(self.examples, seed=seed, version=self.version),
             global_batch=self.spec.config.train.global_batch,
             seed=seed,
             version=self.version,
