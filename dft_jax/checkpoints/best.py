@@ -5,11 +5,11 @@ checkpoints are complete. So a kill can leave nothing behind that contradicts th
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from dft_jax.runtime import files
 from dft_jax.runtime.options import Option, unknown
 
 ROWS_NAME = "metrics.jsonl"
@@ -92,16 +92,10 @@ def of_rows(file: Path, metric: str, steps: list[int]) -> Best:
     `steps` are those of complete checkpoints, in any order.
     """
     found = Best(metric)
-    if not metric or not file.exists():
+    if not metric:
         return found
-    for line in file.read_text(encoding="utf-8").splitlines():
-        # Most rows are of training, and need no parsing.
-        if f'"{metric}"' not in line:
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    # Most rows are of training, and need no parsing.
+    for row in files.json_lines(file, containing=f'"{metric}"'):
         if row["step"] in steps or row["step"] == 0:
             found.improves(row["step"], row)
     return found

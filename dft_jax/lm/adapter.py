@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dft_jax.lm.checkpoint import refuse_other_base
+from dft_jax.lm.checkpoint import require_base
 from dft_jax.lm.language_model import LM
 from dft_jax.models.hf import peft
 from dft_jax.models.hf.load import load_params
@@ -39,7 +39,7 @@ def open_adapter(
     peft.check(adapter, lm.model)
     _refuse_other_tokenizer(folder, lm.source)
     if adapter.base_sha256:
-        refuse_other_base(str(folder), adapter.base_sha256, lm.source)
+        require_base(str(folder), adapter.base_sha256, lm.source)
     about = provenance(folder) or {}
 
     def identify() -> dict[str, Any]:

@@ -98,16 +98,23 @@ def base_of_run(model_settings: Config, source: Path) -> dict[str, Any]:
     return base_of(path, revision, model_settings.init, source, sha256)
 
 
-def refuse_other_base(what: str, trained_on: str, source: Path) -> None:
-    """UserError where adapters were trained on other weights than `source` has.
+def require_base(what: str, trained_on: str, source: Path) -> str:
+    """Requires the base that adapters were trained on.
 
     Args:
       what: the adapters, for the message.
-      trained_on: SHA-256 of all weights of their base.
+      trained_on: SHA-256 of all weights of their base; empty where that is not known.
+
+    Returns:
+      That of the weights in `source`.
+
+    Raises:
+      UserError: these are others.
     """
     found = files.digest(Checkpoint(source).files)
-    if trained_on != found:
+    if trained_on not in ("", found):
         raise errors.UserError(
             f"{what}: its base had weights of SHA-256 {trained_on}, {source} has {found};"
             " give the base that it was trained on"
         )
+    return found

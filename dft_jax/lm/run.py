@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax.checkpoints.manager import Checkpoints
-from dft_jax.lm.checkpoint import open_config, refuse_other_base
+from dft_jax.lm.checkpoint import open_config, require_base
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.merging import Merging
 from dft_jax.models.hf.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ class SavedRun:
         """
         if self.model.lora is not None:
             trained_on = self.identity["fingerprint"]["base_sha256"]
-            refuse_other_base(str(self.workdir), trained_on, self.source)
+            require_base(str(self.workdir), trained_on, self.source)
         return self.checkpoints.restore_params(self.step, self.model.trainable)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dft_jax.models.model import Model
-from dft_jax.models.spec import LayerPlace
+from dft_jax.models.spec import LayerPlace, at
 from dft_jax.types import Params
 
 
@@ -40,9 +40,7 @@ def init_adapters(key: jax.Array, model: Model) -> Params:
 
 def layer_of(stacked: Params, place: LayerPlace) -> Params:
     """The part of a tree that is one layer's."""
-    for key in place.path:
-        stacked = stacked[key]
-    return jax.tree.map(lambda leaf: leaf[place.trip], stacked)
+    return jax.tree.map(lambda leaf: leaf[place.trip], at(stacked, place.path))
 
 
 def merged_layer(layer: Params, adapters: Params, scale: float) -> Params:

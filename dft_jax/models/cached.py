@@ -26,7 +26,7 @@ from dft_jax.models.attention.cached import LayerCache
 from dft_jax.models.decoder import Stack
 from dft_jax.models.layers import embed
 from dft_jax.models.model import Model, head, split
-from dft_jax.models.spec import LayerPlace
+from dft_jax.models.spec import LayerPlace, at
 from dft_jax.types import AnyMesh, Params, Weights
 
 VOCAB_BLOCK = 256  # tokens whose logits are summed up before one of their blocks is chosen
@@ -55,10 +55,7 @@ def unstack(weights: Weights, *, model: Model) -> Params:
         layer = layer_of(params, place)
         if adapters is not None and model.lora is not None:
             layer = merged_layer(layer, layer_of(adapters, place), model.lora.scale)
-        abstract_stack = model.abstract_params
-        for key in place.path:
-            abstract_stack = abstract_stack[key]
-        return jax.tree.map(take, layer, abstract_stack)
+        return jax.tree.map(take, layer, at(model.abstract_params, place.path))
 
     made = {
         "head": _cut_head(head(params).astype(dtype), mesh),

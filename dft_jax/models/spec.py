@@ -96,6 +96,11 @@ class LayerPlace:
     trip: int
 
 
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+    """What lies beneath a path of keys in a tree of nested dicts."""
+    return functools.reduce(lambda node, key: node[key], path, tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class DecoderSpec:
     """Everything that shapes the computation; sizes in elements, `max_length` in tokens."""

@@ -2,12 +2,13 @@
 
 import codecs
 import concurrent.futures
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,20 @@ def read_json(file: Path, remedy: str = FETCH) -> dict[str, Any]:
             f"{file}: expected a JSON object, found {type(value).__name__}; {remedy}"
         )
     return value
+
+
+def json_lines(file: Path, containing: str = "") -> Iterator[dict[str, Any]]:
+    """The objects of a file with one on each line, as a run appends them; none of a file that is
+    not there.
+
+    A line that a kill has cut is left out. Those without the text `containing` are not parsed.
+    """
+    if not file.exists():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if containing in line:
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
 
 def refuse_code(raw: dict[str, Any], file: Path) -> None:

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from dft_jax.lm.checkpoint import require_base
 from dft_jax.models import lora as lora_lib
 from dft_jax.models.hf import peft
-from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
+from dft_jax.models.hf.safetensors import weights_dtype
 from dft_jax.models.hf.tensors import adaptable_tensors
 from dft_jax.models.lora import Lora
 from dft_jax.models.model import Model, parameter_count, with_lora
-from dft_jax.runtime import errors, files, processes
+from dft_jax.runtime import errors, processes
 from dft_jax.runtime.options import Config, unknown
 
 # Beyond these a run is warned: LoRA bears large batches less well than full fine-tuning does, and
@@ -46,17 +47,14 @@ def fingerprint(config: Config, source: Path) -> dict[str, str]:
     """
     if not is_adapted(config):
         return {}
-    found = {"base_sha256": files.digest(Checkpoint(source).files)}
-    if config.lora.adapter:
-        folder = Path(config.lora.adapter)
-        trained_on = peft.read_adapter(folder).base_sha256
-        if trained_on and trained_on != found["base_sha256"]:
-            raise errors.UserError(
-                f"config.lora.adapter={config.lora.adapter!r}: its base had weights of SHA-256"
-                f" {trained_on}, {source} has {found['base_sha256']}; give its own base"
-            )
-        found["adapter_sha256"] = peft.digest(folder)
-    return found
+    given = config.lora.adapter
+    if not given:
+        return {"base_sha256": require_base("config.lora", "", source)}
+    trained_on = peft.read_adapter(Path(given)).base_sha256
+    return {
+        "base_sha256": require_base(f"config.lora.adapter={given!r}", trained_on, source),
+        "adapter_sha256": peft.digest(Path(given)),
+    }
 
 
 def lora_for(section: Config | None, model: Model) -> Lora | None:

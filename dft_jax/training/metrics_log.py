@@ -2,7 +2,6 @@
 asked.
 """
 
-import contextlib
 import hashlib
 import importlib
 import json
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dft_jax.runtime import errors, processes
+from dft_jax.runtime import errors, files, processes
 from dft_jax.runtime.files import write_text
 from dft_jax.runtime.options import Config
 
@@ -216,8 +215,4 @@ def _rows_up_to(file: Path, step: int) -> list[dict[str, Any]]:
     """A resumed run repeats the steps after its checkpoint; their first rows go, so that each step
     has one.
     """
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # the half line of a killed run
-            rows.append(json.loads(line))
-    return [row for row in rows if row["step"] <= step]
+    return [row for row in files.json_lines(file) if row["step"] <= step]

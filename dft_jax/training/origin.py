@@ -1,8 +1,6 @@
 """Where an export of a run comes from, as its dft_jax.json says."""
 
-import contextlib
 import inspect
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,14 +79,6 @@ def _content(file: Path) -> dict[str, Any]:
 
 
 def _heldout_rows(workdir: Path) -> dict[int, dict[str, Any]]:
-    """The held-out metrics in metrics.jsonl, by step; a line that a kill has cut is left out."""
-    file = workdir / "metrics.jsonl"
-    found: dict[int, dict[str, Any]] = {}
-    if not file.exists():
-        return found
-    for line in file.read_text(encoding="utf-8").splitlines():
-        if '"heldout/nll"' in line:
-            with contextlib.suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                found[row["step"]] = row
-    return found
+    """The held-out metrics in metrics.jsonl, by step."""
+    rows = files.json_lines(workdir / "metrics.jsonl", containing='"heldout/nll"')
+    return {row["step"]: row for row in rows}

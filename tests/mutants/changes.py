@@ -581,8 +581,8 @@ OF_ADAPTERS = [
     Change(
         "lora-any-base-resumes",
         "dft_jax/training/adapters.py",
-        'found = {"base_sha256": files.digest(Checkpoint(source).files)}',
-        'found = {"base_sha256": ""}',
+        'return {"base_sha256": require_base("config.lora", "", source)}',
+        'return {"base_sha256": ""}',
         LORA_RUN,
         "another_base",
     ),

@@ -15,6 +15,7 @@ from dft_jax.models.hf.merging import Pairs, merged
 from dft_jax.models.hf.safetensors import DTYPES, EMBEDDING, HEAD, REMEDY, Checkpoint
 from dft_jax.models.hf.tensors import Tensor, tensor_table
 from dft_jax.models.model import Model
+from dft_jax.models.spec import at
 from dft_jax.runtime import distributed, errors, progress
 from dft_jax.types import Params
 
@@ -132,7 +133,7 @@ def tensor_reader(params: Params, model: Model) -> TensorReader:
     take = jax.jit(one_of, out_shardings=layout)
 
     def read(tensor: Tensor) -> np.ndarray:
-        leaf = functools.reduce(lambda node, key: node[key], tensor.path, params)
+        leaf = at(params, tensor.path)
         return np.asarray(take(leaf, tensor.index).addressable_data(0)).reshape(tensor.shape)
 
     return read

@@ -8,7 +8,6 @@ Of huggingface/peft at 5d602fd. A pair of tensors adds to one tensor of the base
 """
 
 import dataclasses
-import functools
 import re
 import shutil
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from dft_jax.models.hf.safetensors import DTYPES, Header, open_tensors, read_hea
 from dft_jax.models.hf.tensors import adaptable_tensors
 from dft_jax.models.lora import MODULES, SUFFIX, Lora, scale_of
 from dft_jax.models.model import Model
+from dft_jax.models.spec import at
 from dft_jax.runtime import errors, files
 from dft_jax.types import Params
 
@@ -226,7 +226,7 @@ def load_adapters(adapter: Adapter, model: Model) -> Params:
     for tensor in adaptable_tensors(model):
         if tensor.name in adapter.pairs:
             pair = adapter.pairs[tensor.name]
-            node = _at(host, tensor.path[:-1])
+            node = at(host, tensor.path[:-1])
             rank = len(pair.a_ZI)
             a, b = node["a"][tensor.index], node["b"][tensor.index]
             a[:rank] = pair.a_ZI.reshape(rank, *a.shape[1:])
@@ -239,10 +239,6 @@ def _place(host: np.ndarray, layout: Any) -> jax.Array:
     return jax.make_array_from_callback(host.shape, layout, lambda index: host[index])
 
 
-def _at(tree: Params, path: tuple[str, ...]) -> Any:
-    return functools.reduce(lambda node, key: node[key], path, tree)
-
-
 def pairs_of(adapters: Params, model: Model) -> Pairs:
     """The pairs of a tree like `model.abstract_adapters`, whole on the host of every process."""
     lora = model.lora
@@ -253,7 +249,7 @@ def pairs_of(adapters: Params, model: Model) -> Pairs:
     pairs = {}
     for tensor in adaptable_tensors(model):
         if tensor.path[-2] in lora.targets:
-            node = _at(host, tensor.path[:-1])
+            node = at(host, tensor.path[:-1])
             a_ZI = node["a"][tensor.index].reshape(lora.rank, -1)
             b_OZ = node["b"][tensor.index].reshape(-1, lora.rank)
             pairs[tensor.name] = Pair(a_ZI, b_OZ, lora.scale)
