@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "planner": ("experiments.planner.check",),
     "planner/table": ("experiments.planner.table",),
     "random4_gsm8k": ("experiments.random4_gsm8k.analyse",),
+    "rates": ("experiments.rates.run",),
     "real": ("dft_jax.study",),
     "reliability": ("tests.faults",),
     "reliability/save_cost": ("experiments.reliability.save_cost",),

@@ -41,8 +41,8 @@ def studies() -> list[str]:
     return sorted(file.parent.name for file in HERE.glob("*/study.py"))
 
 
-def _begin(cores, root: str) -> None:
-    """Of a worker process: one core, its own log, the compilations of all."""
+def begin(cores, root: str) -> None:
+    """Of a worker process: one core of the queue, its own log, the compilations of all."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     core = cores.get()
     _pin(core)
@@ -99,7 +99,7 @@ def _in_workers(
     for core in range(jobs):
         cores.put(core)
     rows, failed = {}, []
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, str(root))) as pool:
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, begin, (cores, str(root))) as pool:
         futures = {
             pool.submit(_all, trial, probes, root): trial for trial, probes in of_trial.items()
         }

@@ -47,6 +47,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 
 REJECTION_NAME = "rejection.jsonl"
 
+_SIX = (0.2, 0.4, 0.6, 0.8, 1.0)  # and greedily
 _CHAINS = ("lab", "lab_hard", "lab_expression")
 PROBES: dict[str, dict[str, Any]] = {
     "validation": dict(benchmarks=("lab_validation",), samples=8, greedy=False),
@@ -64,6 +65,22 @@ PROBES: dict[str, dict[str, Any]] = {
     "offline": dict(benchmarks=("lab_train",), samples=4, greedy=False, max_problems=0),
     "smoke": dict(benchmarks=("lab_validation",), samples=2, greedy=False, max_problems=8),
     "curve": dict(benchmarks=("lab",), samples=8, greedy=False, max_problems=48),
+    # Of experiments/rates: choosing rate and temperature, and measuring at all of them.
+    "rates_choosing": dict(
+        benchmarks=("lab_validation",), samples=8, temperature=_SIX, max_problems=100
+    ),
+    "rates_choosing_operator": dict(
+        benchmarks=("lab_operator_validation",), samples=8, temperature=_SIX, max_problems=100
+    ),
+    "rates_measuring": dict(benchmarks=("lab",), samples=8, temperature=_SIX, max_problems=200),
+    "rates_measuring_operator": dict(
+        benchmarks=("lab_operator",), samples=8, temperature=_SIX, max_problems=100
+    ),
+    "rates_other": dict(benchmarks=("lab_expression",), samples=8, max_problems=100),
+    "rates_pass64": dict(benchmarks=("lab",), samples=64, greedy=False, max_problems=50),
+    "rates_pass64_operator": dict(
+        benchmarks=("lab_operator",), samples=64, greedy=False, max_problems=50
+    ),
 }
 
 
@@ -84,10 +101,16 @@ class Trial:
     schedule: str = "cosine"
     seed: int = 0
     every: int = 0  # steps between evaluations on the way
+    clip_norm: float = 1.0
+    rank: int = 0  # of adapters; 0 trains all parameters
 
     @property
     def name(self) -> str:
         values = {**dataclasses.asdict(self), "learning_rate": f"{self.learning_rate:g}"}
+        # Names of trials from before there were these.
+        for later in ("clip_norm", "rank"):
+            if values[later] == getattr(Trial, later):
+                del values[later]
         return ",".join(f"{key}={value}" for key, value in values.items())
 
 
@@ -134,11 +157,13 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
         config.data.heldout = "world(split=validation, family=operator, levels=1-2, n=256)"
     config.optimizer.learning_rate = trial.learning_rate
     config.optimizer.schedule = trial.schedule
+    config.optimizer.clip_norm = trial.clip_norm
+    config.lora.rank = trial.rank
     config.train.update(global_batch=trial.batch, steps=trial.steps, seed=trial.seed)
     config.eval.every = trial.every
     config.checkpoint.every = trial.steps
     if trial.every:
-        settings = dataclasses.asdict(_settings("curve"))
+        settings = dataclasses.asdict(settings_of("curve"))
         config.eval.update(
             {name: plain(value) for name, value in settings.items()}
             | {"benchmarks_every": trial.every}
@@ -146,16 +171,26 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
     return config
 
 
-def _settings(probe: str) -> Settings:
-    values = dict(temperature=(1.0,), max_problems=64, slots=64, workers=1)
-    return recipe.settings(**values | PROBES[probe])
+def settings_of(probe: str) -> Settings:
+    """`NAME@0.43` is the probe of that name, sampled at that temperature alone."""
+    name, _, temperature = probe.partition("@")
+    values = dict(temperature=(1.0,), max_problems=64, slots=64, workers=1) | PROBES[name]
+    if temperature:
+        values |= dict(temperature=(float(temperature),), greedy=False)
+    return recipe.settings(**values)
 
 
 @functools.cache
-def _plan(base: str, probe: str) -> tuple[Any, Any, planning.Plan]:
+def open_plan(base: str, probe: str) -> tuple[Any, Any, planning.Plan]:
     """Model, tokenizer and plan, compiled once for all trials of a process."""
+    name, _, temperature = probe.partition("@")
+    if temperature:
+        model, tokenizer, plan = open_plan(base, name)
+        other = planning.plan(settings_of(probe), tokenizer, model)
+        # Temperatures are no constants of a program.
+        return model, tokenizer, dataclasses.replace(other, sampler=plan.sampler)
     _, model, tokenizer = open_config(config_of(Trial(base=base), Path()))
-    return model, tokenizer, planning.plan(_settings(probe), tokenizer, model)
+    return model, tokenizer, planning.plan(settings_of(probe), tokenizer, model)
 
 
 def sampled(root: Path) -> Path:
@@ -180,7 +215,9 @@ def rows_file(trial: Trial, probe: str, root: Path) -> Path:
         from experiments.lab.offline_rl import rl
 
         constants = [rl.BETA, rl.ROW_LENGTH, rl.QUESTIONS, rl.SAMPLES]
-    content = json.dumps([config, dataclasses.asdict(_settings(probe)), constants], sort_keys=True)
+    content = json.dumps(
+        [config, dataclasses.asdict(settings_of(probe)), constants], sort_keys=True
+    )
     return (
         root / trial.name / probe / f"rows-{hashlib.sha256(content.encode()).hexdigest()[:12]}.json"
     )
@@ -200,7 +237,7 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
     file = rows_file(trial, probe, root)
     if not file.exists():
         start = time.perf_counter()
-        params, step = _train(trial, folder, root)
+        params, step = train(trial, root)
         if probe == "curve":
             rows = [
                 row
@@ -208,7 +245,7 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
                 for row in _rows(trial, probe, root, step)
             ]
         else:
-            model, _, plan = _plan(trial.base, probe)
+            model, _, plan = open_plan(trial.base, probe)
             with matmul_precision("float32"):
                 runner.evaluate(
                     plan,
@@ -228,10 +265,14 @@ def measure(trial: Trial, probe: str, root: Path) -> list[dict[str, Any]]:
     return [{**row, "trial": trial.name} for row in json.loads(file.read_text())]
 
 
-def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
-    """Parameters and the number of steps; taken from the checkpoint where the training is done."""
+@functools.lru_cache(maxsize=2)
+def train(trial: Trial, root: Path) -> tuple[Any, int]:
+    """Parameters and the number of steps; taken from the checkpoint where the training is done.
+
+    Kept for the next probe of the same trial.
+    """
     if trial.objective == "none":
-        model, *_ = _plan(trial.base, "validation")
+        model, *_ = open_plan(trial.base, "validation")
         return load_params(Checkpoint(BASES[trial.base]), model), 0
     config = config_of(trial, root)
     if trial.data == "rejection" or trial.objective == "dpo":
@@ -241,9 +282,11 @@ def _train(trial: Trial, folder: Path, root: Path) -> tuple[Any, int]:
 
         # Not kept: a second probe trains again.
         answers = sampled(root) / "predictions.jsonl"
-        return rl.run(trial.objective, config, *_plan(trial.base, "offline"), answers), trial.steps
-    run = api.train(config, folder)
-    return run.state.params, int(run.state.step)
+        return rl.run(
+            trial.objective, config, *open_plan(trial.base, "offline"), answers
+        ), trial.steps
+    run = api.train(config, root / trial.name)
+    return run.lm.params, run.step
 
 
 def _write_rejection(folder: Path) -> None:
