@@ -10,10 +10,7 @@ import numpy as np
 from dft_jax.runtime import files
 from experiments.lab import trials
 from experiments.lab.trials import Trial
-from experiments.rates import (
-    entropy,
-    placebo,  # noqa: F401 — registers its objective
-)
+from experiments.rates import entropy, placebo
 from experiments.rates.plan import REGIMES, Row
 
 # Of the rows of a trial; `equal` says whose entropy a temperature gives.
@@ -36,6 +33,7 @@ class Reference:
 
 def choosing(trial: Trial, regime: str, root: Path) -> list[Row]:
     """Stage 1: accuracy at six temperatures on validation problems."""
+    placebo.register()
     return _shown(trials.measure(trial, REGIMES[regime].choosing, root))
 
 
@@ -51,6 +49,7 @@ def measuring(
     Returns:
       Rows of accuracy, and the row of held-out demonstrations.
     """
+    placebo.register()
     about = REGIMES[regime]
     found = []
     for probe in (about.measuring, OTHER, about.pass64):

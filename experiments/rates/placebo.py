@@ -1,15 +1,14 @@
 """DFT with its weights permuted among the trained tokens of the batch: what it gains over SFT is
-not due to *which* tokens are weighted. Of this study alone; importing it registers it.
+not due to *which* tokens are weighted. Of this study alone, not of the package.
 """
 
 import jax
 import jax.numpy as jnp
 
-from dft_jax.losses.objectives import OTHER_TOKENS, objective
+from dft_jax.losses import objectives
 from dft_jax.types import TokenStats
 
 
-@objective(needs=(OTHER_TOKENS,))
 def permuted_dft(stats: TokenStats):
     """Weight p of another trained token of the batch, drawn without replacement.
 
@@ -23,4 +22,11 @@ def permuted_dft(stats: TokenStats):
     drawn_N = jnp.where(is_trained_N, jax.random.uniform(key, logp_N.shape), 2.0)
     from_N, to_N = jnp.argsort(drawn_N), jnp.argsort(~is_trained_N, stable=True)
     weights_N = jnp.zeros_like(logp_N).at[to_N].set(jnp.exp(logp_N)[from_N])
+    # Places behind the trained tokens exchange weights of untrained ones, which count for nothing.
     return weights_N.reshape(stats.logp_BL.shape)
+
+
+def register() -> None:
+    """Lets a config name it, in this process."""
+    if permuted_dft.__name__ not in objectives.OBJECTIVES:
+        objectives.objective(needs=(objectives.OTHER_TOKENS,))(permuted_dft)
