@@ -60,13 +60,24 @@ TUNING_SEEDS = (0, 1)
 MEASURING_SEEDS = tuple(range(100, 110))
 CLEARLY_OUT = 0.10  # below the best rate of the method with seed 0: not trained with seed 1
 
+# The second part: adapters against full fine-tuning, in the strong regime.
+ADAPTED = ("sft", "dft")
+RANKS = (1, 8, 64)
+FACTORS = (1, 3, 10, 30)  # times the rate that full fine-tuning has chosen
+ADAPTED_SEEDS = MEASURING_SEEDS[:5]
+
 Row = dict[str, Any]
 
 
-def trial(regime: str, objective: str, rate: float, seed: int) -> Trial:
+def trial(regime: str, objective: str, rate: float, seed: int, rank: int = 0) -> Trial:
     about = REGIMES[regime]
     return Trial(
-        objective=objective, data=about.data, steps=about.steps, learning_rate=rate, seed=seed
+        objective=objective,
+        data=about.data,
+        steps=about.steps,
+        learning_rate=rate,
+        seed=seed,
+        rank=rank,
     )
 
 
@@ -85,11 +96,14 @@ class Score:
     seeds: tuple[int, ...]
 
 
-def scores(rows: Iterable[Row], regime: str) -> list[Score]:
-    """Of every objective and rate that was tried. Of equally good temperatures the lowest."""
+def scores(rows: Iterable[Row], regime: str, rank: int = 0) -> list[Score]:
+    """Of every objective and rate that was tried. Of equally good temperatures the lowest.
+
+    `rank` is that of adapters, 0 for full fine-tuning.
+    """
     of_place: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
-        if row["data"] == REGIMES[regime].data:
+        if row["data"] == REGIMES[regime].data and row["rank"] == rank:
             of_place.setdefault((row["objective"], row["learning_rate"]), []).append(row)
     found = []
     for (objective, rate), tried in of_place.items():
@@ -157,3 +171,12 @@ def _beyond(best: Score, tried: set[str], regime: str) -> list[Trial]:
     elif best.rate == grid[-1]:
         neighbours = every[place + 1 : place + 2]
     return [trial(regime, best.objective, rate, 0) for rate in neighbours]
+
+
+def adapter_trials(full: Score, objective: str, rank: int) -> list[Trial]:
+    """Stage 1 of the second part: rates around the one that full fine-tuning has chosen."""
+    return [
+        trial("strong", objective, full.rate * factor, seed, rank)
+        for factor in FACTORS
+        for seed in TUNING_SEEDS
+    ]

@@ -78,32 +78,53 @@ class Study:
             tasks = self._measurements(regime)
             if tasks:
                 return tasks
+            if regime == "strong" and (tasks := self._of_adapters()):
+                return tasks
         return []
 
     def _measurements(self, regime: str) -> list[Task]:
         """SFT and the base first, with which all others are compared."""
         chosen = self.chosen(regime)
-        sft = chosen["sft"]
         base = Trial(objective="none", data=REGIMES[regime].data, steps=0, seed=100)
-        first, others = [], []
-
-        def task(trial: Trial, temperature: float) -> Task:
-            of_sft = plan.trial(regime, "sft", sft.rate, trial.seed)
-            reference = measure.Reference(of_sft, sft.temperature)
-            return self._task(trial, measure.measuring, regime, temperature, reference)
-
+        first, others = [], [self._measurement(regime, base, chosen["sft"].temperature)]
         for seed in MEASURING_SEEDS:
             for method, score in chosen.items():
                 trial = plan.trial(regime, score.objective, score.rate, seed)
-                (first if method == "sft" else others).append(task(trial, score.temperature))
+                found = first if method == "sft" else others
+                found.append(self._measurement(regime, trial, score.temperature))
                 if method in ("sft", "dft") and seed in CONTROL_SEEDS:
                     unclipped = dataclasses.replace(trial, clip_norm=NO_CLIP)
-                    others.append(task(unclipped, score.temperature))
-        others.insert(0, task(base, sft.temperature))
+                    others.append(self._measurement(regime, unclipped, score.temperature))
+        return self._open(first) or self._open(others)
+
+    def _of_adapters(self) -> list[Task]:
+        """The second part, both stages."""
+        chosen = self.chosen("strong")
+        choosing, measuring = [], []
+        for objective in plan.ADAPTED:
+            for rank in plan.RANKS:
+                trials = plan.adapter_trials(chosen[objective], objective, rank)
+                choosing += [self._task(each, measure.choosing, "strong") for each in trials]
+                found = plan.scores(self.choosing.rows, "strong", rank)
+                ours = [score for score in found if score.objective == objective]
+                if any(score.seeds == plan.TUNING_SEEDS for score in ours):
+                    best = plan.choose(ours)
+                    for seed in plan.ADAPTED_SEEDS:
+                        trial = plan.trial("strong", objective, best.rate, seed, rank)
+                        measuring.append(self._measurement("strong", trial, best.temperature))
+        done = self.choosing.trials | self.failed.trials
+        return [each for each in choosing if each.trial.name not in done] or self._open(measuring)
+
+    def _open(self, tasks: list[Task]) -> list[Task]:
+        """Measurements that are not done yet."""
         done = self.heldout.trials | self.failed.trials
-        return [each for each in first if each.trial.name not in done] or [
-            each for each in others if each.trial.name not in done
-        ]
+        return [each for each in tasks if each.trial.name not in done]
+
+    def _measurement(self, regime: str, trial: Trial, temperature: float) -> Task:
+        sft = self.chosen(regime)["sft"]
+        paired = plan.trial(regime, "sft", sft.rate, trial.seed)
+        reference = measure.Reference(paired, sft.temperature)
+        return self._task(trial, measure.measuring, regime, temperature, reference)
 
     def chosen(self, regime: str) -> dict[str, plan.Score]:
         """Of each method its objective, rate and temperature."""
