@@ -128,6 +128,7 @@ def test_evaluate_compare_and_export(run, base, tmp_path):
     assert dft.load(tmp_path / "export").trained == "plain"
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_seed_question_and_number_alone(base):
     questions = ["Ann has 3 apples. Ben has 2 more. How many has Ben?", "Ida has 4 pens. How many?"]
     several = dft.sample(base, questions, n=2, temperature=1.0, max_new_tokens=24)

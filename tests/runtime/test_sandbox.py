@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dft_jax.runtime import sandbox, system
+from tests.marks import slow_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENTRY = "tests.runtime.test_sandbox:serve"
@@ -111,7 +112,7 @@ def test_a_worker_that_does_not_start_says_why():
         worker.ask(1)
 
 
-@pytest.mark.parametrize("at_work", [False, True])
+@pytest.mark.parametrize("at_work", slow_but([False], [False, True]))
 def test_workers_end_with_their_parent(at_work):
     """Also when it is killed; one that is at work has until twice its time and a little more."""
     code = (

@@ -123,6 +123,7 @@ def make_gradient(trainer):
     return lambda batch: compiled(trainer.state.params, batch)
 
 
+@pytest.mark.slow
 def test_packed_and_unpacked_make_the_same_update(mesh1):
     trainer = Trainer(mesh1)
     examples, numbers = tiny_examples().examples, list(range(8))

@@ -366,6 +366,7 @@ def test_a_run_keeps_its_template_for_its_export(run, tmp_path, capfd, monkeypat
     assert not (tmp_path / "old/chat_template.jinja").exists()
 
 
+@pytest.mark.slow
 def test_an_export_reads_no_moments(run, tmp_path, capfd, monkeypatch):
     """They are twice as large as the parameters."""
     read = []
