@@ -1,4 +1,4 @@
-"""What a plan is for: devices and their memory, and the architectures of the paper's models."""
+"""What a plan is for: devices and their memory, and the architectures of a few models."""
 
 import dataclasses
 from pathlib import Path
@@ -99,13 +99,16 @@ def _shape(
     )
 
 
-# The paper's models, for which nothing needs to be fetched. Of other models config.json is read.
+# The paper's models, and two of 70 billion parameters, which a few devices train with adapters:
+# for these nothing needs to be fetched. Of other models config.json is read.
 ARCHITECTURES = {
     "Qwen/Qwen2.5-Math-1.5B": _shape(1536, 28, 12, 2, 8960, 151936, True, 4096, bias=True),
     "Qwen/Qwen2.5-Math-7B": _shape(3584, 28, 28, 4, 18944, 152064, False, 4096, bias=True),
     "meta-llama/Llama-3.2-3B": _shape(3072, 28, 24, 8, 8192, 128256, True, 131072),
     "meta-llama/Llama-3.1-8B": _shape(4096, 32, 32, 8, 14336, 128256, False, 131072),
     "deepseek-ai/deepseek-math-7b-base": _shape(4096, 30, 32, 32, 11008, 102400, False, 4096),
+    "meta-llama/Llama-3.1-70B": _shape(8192, 80, 64, 8, 28672, 128256, False, 131072),
+    "Qwen/Qwen2.5-72B": _shape(8192, 80, 64, 8, 29568, 152064, False, 131072, bias=True),
 }
 
 

@@ -217,6 +217,7 @@ def test_moments_in_bfloat16_take_half():
 
 def test_architectures_are_the_published_ones():
     counts = [1_543_714_304, 7_615_616_512, 3_212_749_824, 8_030_261_248, 6_910_365_696]
+    counts += [70_553_706_496, 72_706_203_648]
     planners = [
         memory.Planner(config_lib.get_default(), architecture)
         for architecture in devices.ARCHITECTURES.values()
@@ -302,6 +303,34 @@ def test_adapters_are_counted_to_the_byte():
     assert account.moments * 2**30 == pytest.approx(8 * theta + 8)
     assert account.gradients * 2**30 <= 8 * theta
     assert account.head < full.head and account.total < 0.5 * full.total
+
+
+@pytest.mark.parametrize(
+    "path, V, F, bias",
+    [("meta-llama/Llama-3.1-70B", 128256, 28672, 0), ("Qwen/Qwen2.5-72B", 152064, 29568, 1)],
+)
+def test_each_of_four_devices_has_a_quarter_of_a_base_of_70b(path, V, F, bias):
+    """33 GiB in bfloat16 of Llama's, 34 of Qwen's, by hand; of an adapter only the side of width D
+    is cut.
+    """
+    n, r, D, H, G, K = 80, 8, 8192, 64, 8, 128
+    config = config_lib.get_default()
+    config.update_from_flattened_dict({"lora.rank": r, "model.param_dtype": "bfloat16"})
+    planner = memory.Planner(config, devices.ARCHITECTURES[path], devices.described("h100"))
+    model = planner.build((1, 4, 1))
+
+    def bytes_of_one(weights):
+        leaves = jax.tree.leaves(weights)
+        return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+    matrices = 2 * D * H * K + 2 * D * G * K + 3 * D * F
+    # Norms, and the biases of q, k and v: each device has all of them.
+    vectors = n * (2 * D + bias * (H + 2 * G) * K) + D
+    base = 2 * ((2 * V * D + n * matrices) / 4 + vectors)
+    assert bytes_of_one(model.abstract_params) == base
+    assert round(base / 2**30) == {0: 33, 1: 34}[bias]
+    cut, uncut = r * n * 7 * D, r * n * (2 * H * K + 2 * G * K + 3 * F)
+    assert bytes_of_one(model.trainable) == 4 * (cut / 4 + uncut)
 
 
 def test_a_reference_beneath_adapters_costs_no_second_copy():
