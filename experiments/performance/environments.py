@@ -16,6 +16,7 @@ PACKAGES = {
         "trl==1.16.0",
         "accelerate==1.15.0",
         "numpy==2.4.6",
+        "peft==0.21.2",
     ],
     "tunix": [
         "google-tunix==0.1.7",

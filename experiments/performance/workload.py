@@ -79,6 +79,12 @@ class Examples:
         """As Hugging Face takes them: -100 where untrained, not shifted."""
         return np.where(self.trained_NL(), self.ids_NL, -100)
 
+    def in_steps(self, n: int) -> list["Examples"]:
+        """So many at a time, in order."""
+        starts = range(0, len(self.lengths_N), n)
+        columns = (self.ids_NL, self.lengths_N, self.prompts_N)
+        return [Examples(*(column[k : k + n] for column in columns)) for k in starts]
+
     def save(self, file: Path) -> None:
         np.savez(file, ids=self.ids_NL, lengths=self.lengths_N, prompts=self.prompts_N)
 

@@ -20,7 +20,8 @@ from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import matmul_precision
 from dft_jax.training import optimizer as optimizer_lib
-from dft_jax.training.state import abstract_state, init_params, init_state
+from dft_jax.training.adapters import with_adapters
+from dft_jax.training.state import abstract_state, init_adapters, init_params, init_state
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.types import Batch, Frozen, Hyperparameters
 from experiments.performance.workload import Examples
@@ -47,7 +48,7 @@ def build(config, folder: str | Path):
     """The model of a checkpoint on one device."""
     options = {name: config.model[name] for name in models.OPTIONS}
     model = models.build(read_config(Path(folder)), one_device_mesh(), **options)
-    return models.with_attention(model, config.model.attention)
+    return models.with_attention(with_adapters(config, model), config.model.attention)
 
 
 def load_params(folder: str | Path, model):
@@ -82,11 +83,14 @@ class Trainee:
         config.model.init = "checkpoint" if folder else "random"
         self.model, self.sums = model, None
         self.precision = functools.partial(matmul_precision, config.model.compute_dtype)
-        self.frozen = Frozen(given)
         with self.precision():
             source = Path(folder or "")  # not read where parameters are random
             params = init_params(config.model.init, config.train.seed, source, model)
-            self.state = init_state(params, model, optimizer)
+            self.frozen, trained = Frozen(given), params
+            if model.lora is not None:
+                self.frozen = Frozen(given, base=params)
+                trained = init_adapters(config.lora, config.train.seed, model)
+            self.state = init_state(trained, model, optimizer)
 
     def step(self, batches: list[Batch]) -> None:
         """`batches` are numpy arrays [A, B, L], as the loader makes them."""
