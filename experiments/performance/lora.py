@@ -24,7 +24,7 @@ from dft_jax.models import adapters
 from dft_jax.models.hf import peft
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from experiments import common
-from experiments.performance import duel, environments, records
+from experiments.performance import duel, environments, records, report
 from experiments.performance.contenders import adapter
 from experiments.performance.workload import Examples
 
@@ -44,7 +44,6 @@ SIDES = {
     "trl_lora_bf16": ("trl", "lora", "bfloat16", "bfloat16"),
 }
 _USUAL = "ours_lora,trl_lora,ours_full,trl_full"
-_WARM = 2  # steps before those that are timed and whose memory counts: the first one compiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +122,7 @@ def measure(side: str, work: Work, pythons: dict[str, str]) -> tuple[dict, list[
     steps, process_id = [], process.child.pid
     try:
         for number in range(work.steps):
-            if number == _WARM:
+            if number == report.LORA_WARM:
                 whole = resident_gib(process_id, "VmHWM")
                 forget_peak(process_id)
             spent = process.turn("step", 1)
@@ -132,12 +131,12 @@ def measure(side: str, work: Work, pythons: dict[str, str]) -> tuple[dict, list[
         peak = resident_gib(process_id, "VmHWM")
     finally:
         process.stop()
-    timed = np.array([step["wall_s"] for step in steps[_WARM:]])
+    timed = np.array([step["wall_s"] for step in steps[report.LORA_WARM :]])
     row = {
         "step_s": float(np.median(timed)),
         "fastest_s": float(timed.min()),
         "slowest_s": float(timed.max()),
-        "step_cpu_s": float(np.median([step["cpu_s"] for step in steps[_WARM:]])),
+        "step_cpu_s": float(np.median([step["cpu_s"] for step in steps[report.LORA_WARM :]])),
         "first_step_s": steps[0]["wall_s"],
         "all_steps_s": sum(step["wall_s"] for step in steps),
         "training_peak_gib": peak,

@@ -6,11 +6,14 @@ python -m experiments.performance.report [--out=FOLDER]
 import re
 from pathlib import Path
 
+import numpy as np
+
 from dft_jax.analysis import figures
 from experiments import common
 from experiments.performance import records, targets
 
 HERE = Path(__file__).parent
+LORA_WARM = 2  # steps of lora.py that are not timed: the first one compiles
 _COLORS = {"aim": "#2a7f62", "floor": "#c9a227", "below": "#b3402a", "no target": "#777777"}
 
 
@@ -66,7 +69,44 @@ def tables(folder: Path) -> dict[str, str]:
             made[name] = table(ordered(folder / f"{name}.csv", wanted), wanted)
     if (folder / "cpu_processors.csv").exists():
         made["processors"] = processors_table(folder / "cpu_processors.csv")
+    if (folder / "lora.csv").exists():
+        made["lora"] = lora_table(folder)
     return made
+
+
+def lora_table(folder: Path) -> str:
+    """Markdown: a line for each side of lora.py, over the steps of all its rounds."""
+    lines, losses = [], {}
+    steps = records.read_rows(folder / "lora_steps.csv")
+    runs = records.read_rows(folder / "lora.csv")
+    for side in dict.fromkeys(run["id"].split()[1] for run in runs):
+        mine = [run for run in runs if run["id"].split()[1] == side]
+        ids = {run["id"] for run in mine}
+        own = [step for step in steps if step["id"] in ids]
+        timed = np.array([float(s["wall_s"]) for s in own if int(s["step"]) > LORA_WARM])
+        # Equal in all rounds, as far as these go.
+        losses[side] = {int(step["step"]): float(step["loss"]) for step in own}
+        first = mine[0]
+        least, median, most = (f"{x:.2f}" for x in np.quantile(timed, [0, 0.5, 1]))
+        peaks = [float(run["training_peak_gib"]) for run in mine]
+        other = losses.get(side.replace("trl", "ours"), {})
+        line = {
+            "side": {"ours": "dft_jax", "trl": "TRL"}[first["side"]],
+            "trained": {"lora": "adapters of rank 8", "full": "all"}[first["trained"]],
+            "weights, products": f"{first['weights']}, {first['products']}",
+            "steps": ", ".join(run["steps"] for run in mine),
+            "s a step (least – most)": f"{median} ({least} – {most})",
+            "s, all steps": ", ".join(shown(run["all_steps_s"], "") for run in mine),
+            "peak GiB": ", ".join(f"{peak:.2f}" for peak in peaks),
+            "loss of step 1": f"{losses[side][1]:.8f}",
+            "largest difference": "",
+        }
+        if first["side"] == "trl" and other:
+            shared = losses[side].keys() & other.keys()
+            apart = max(abs(losses[side][n] / other[n] - 1) for n in shared)
+            line["largest difference"] = f"{apart:.0e}"
+        lines.append(line)
+    return common.markdown_table(lines)
 
 
 def processors_table(file: Path) -> str:
