@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "parity": ("experiments.parity.run",),
     "performance": ("experiments.performance.run",),
     "performance/gpu": ("experiments.performance.gpu",),
+    "performance/lora": ("experiments.performance.lora",),
     "performance/tpu": ("experiments.performance.tpu",),
     "planner": ("experiments.planner.check",),
     "planner/table": ("experiments.planner.table",),

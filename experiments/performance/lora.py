@@ -206,6 +206,7 @@ def main() -> None:
         print(
             f"{key}: {row['step_s']:.2f} s a step, {row['training_peak_gib']:.2f} GiB", flush=True
         )
+    report.write(arguments.out)
 
 
 if __name__ == "__main__":
