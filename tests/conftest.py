@@ -49,6 +49,13 @@ def make_mesh(data=1, fsdp=1, tensor=1):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """A worker compiles thousands, of which the next module needs few."""
+    yield
+    private_jax.forget_programs()
+
+
 @pytest.fixture(scope="session")
 def mesh1():
     return make_mesh()

@@ -4,12 +4,21 @@ it is gone.
 tests/test_structure.py has the list of files that may name these modules.
 """
 
+import gc
 import inspect
+import pathlib
 from types import ModuleType
+from typing import Any
 
 import jax
 
 CUDNN = "jax._src.cudnn"
+
+# Linux allows a process 65,530 memory maps (vm.max_map_count); XLA then ends with a segmentation
+# fault, or hangs. A program on a CPU has some dozens.
+MOST_MAPS = 20_000
+
+_programs_of_several_devices: dict[Any, Any] = {}
 
 
 def cudnn_attention() -> ModuleType | None:
@@ -54,7 +63,7 @@ def keep_programs_of_several_devices_in_memory() -> bool:
         jax.config.update("jax_enable_compilation_cache", False)
         return False
 
-    in_memory = {}
+    in_memory = _programs_of_several_devices
 
     def read_of_one_device(*args, **kwargs):
         arguments = read_arguments.bind(*args, **kwargs).arguments
@@ -77,3 +86,17 @@ def keep_programs_of_several_devices_in_memory() -> bool:
 
     module._cache_read, module._cache_write = read_of_one_device, write_of_one_device
     return True
+
+
+def memory_maps() -> int:
+    """Of this process; 0 on systems that do not say, which have no such limit."""
+    file = pathlib.Path("/proc/self/maps")
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def forget_programs(most_maps: int = MOST_MAPS) -> None:
+    """Lets go of compiled programs that nobody holds, where they have that many maps."""
+    if memory_maps() > most_maps:
+        _programs_of_several_devices.clear()
+        jax.clear_caches()
+        gc.collect()

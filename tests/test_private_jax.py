@@ -44,3 +44,27 @@ def test_where_jax_has_changed_nothing_is_cached(change, monkeypatch):
         assert not jax.config.jax_enable_compilation_cache
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+
+
+@pytest.mark.slow
+def test_programs_that_nobody_holds_are_let_go(mesh8):
+    """A worker that kept them all ended with a segmentation fault after some thousands."""
+    if not private_jax.memory_maps():
+        pytest.skip("this system does not say how many memory maps a process has")
+
+    def compile_another(number: int) -> None:
+        layout = sharding.named(mesh8)
+        program = jax.jit(lambda x: jnp.cos(x) + number, out_shardings=layout)
+        program(np.arange(16.0, dtype=np.float32))
+
+    compile_another(-1)
+    private_jax.forget_programs(most_maps=0)
+    before = private_jax.memory_maps()
+    for number in range(20):
+        compile_another(number)
+    many = private_jax.memory_maps()
+    assert many >= before + 20
+    private_jax.forget_programs(most_maps=many)
+    assert private_jax.memory_maps() >= many
+    private_jax.forget_programs(most_maps=many - 1)
+    assert private_jax.memory_maps() - before < (many - before) / 2

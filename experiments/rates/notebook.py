@@ -49,7 +49,7 @@ def chosen(regime, method):
 # %%
 MEASURED = [regime for regime in REGIMES if SCORES[regime]]
 for regime in MEASURED:
-    rows = choosing[choosing.data == REGIMES[regime].data]
+    rows = choosing[(choosing.data == REGIMES[regime].data) & (choosing["rank"] == 0)]
     figure, axes = common.figure(5, 4, size=(2.5, 2.0), sharex=True, sharey=True)
     for axis, (method, objectives) in zip(axes.flat, METHODS.items(), strict=True):
         for number, objective in enumerate(objectives):
@@ -255,6 +255,58 @@ def second_hypothesis(regime):
     return f"H2, {regime}: prift_prob − dft {difference} (90 %): {verdict}"
 
 
+# %% [markdown]
+# ## The second part: adapters
+
+
+# %%
+def adapted(objective, rank):
+    """The rate chosen for adapters of a rank; None where it is not."""
+    found = plan.scores(rows_of("strong"), "strong", rank)
+    ours = [score for score in found if score.objective == objective]
+    expected = {trial.learning_rate for trial in plan.adapter_trials(full(objective), objective, 1)}
+    return plan.choose(ours) if len(ours) == len(expected) else None
+
+
+def full(objective):
+    return chosen("strong", objective)
+
+
+def of_adapters(objective, rank):
+    best = adapted(objective, rank)
+    rows = measuring[(measuring.objective == objective) & (measuring["rank"] == rank)]
+    rows = rows[rows.probe == REGIMES["strong"].measuring]
+    return rows[rows.temperature == best.temperature]
+
+
+table = []
+if "strong" in DONE:
+    for objective in plan.ADAPTED:
+        for rank in plan.RANKS:
+            best = adapted(objective, rank)
+            rows = None if best is None else of_adapters(objective, rank)
+            if rows is None or len(rows) < len(plan.ADAPTED_SEEDS):
+                continue
+            difference_SP = paired(rows, measured("strong", objective))
+            low, high = inference.interval(difference_SP, level=0.90)[1:]
+            factor = best.rate / full(objective).rate
+            table.append(
+                {
+                    "objective": objective,
+                    "rank": rank,
+                    "rate": f"{best.rate:g} ({factor:.0f} ×)",
+                    "temperature": f"{best.temperature:g}",
+                    "own temperature, %": f"{100 * results.shares(rows).mean():.1f}",
+                    "− full": results.text(inference.interval(difference_SP), sign=True),
+                    "within ±2 points": "yes" if low > -0.02 and high < 0.02 else "not shown",
+                    "rate at least 3 ×": "yes" if factor > 2.9 else "no",
+                }
+            )
+if table:
+    (out / "adapters.md").write_text(results.show(table) + "\n")
+
+
+# %%
 def third_hypothesis():
     adjusted = families("weak")["sft"]
     above = []
