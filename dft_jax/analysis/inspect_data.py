@@ -1,6 +1,8 @@
 """Shows what a config trains on: the account of the data, and packed rows with trained tokens.
 
 python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
+
+With --contamination=NAME,… also which rows share text with the problems of these benchmarks.
 """
 
 import json
@@ -10,73 +12,37 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import numpy as np
 from absl import flags
 
 from dft_jax import config as config_lib
+from dft_jax.analysis import contamination, packed_rows
 from dft_jax.commands import cli
 from dft_jax.data import account, batches, formats
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import open_config
-from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
 from dft_jax.training.inputs import length_of, load_data
-from dft_jax.types import Batch
 
 _CONFIG = cli.define_config()
 _ROWS = flags.DEFINE_integer("rows", 2, "Packed rows to show.", lower_bound=1)
-
-# What a terminal obeys: black on green, plain again, and dim.
-_TRAINED = "\033[30;42m"
-_PLAIN = "\033[0m"
-_DIM = "\033[2m"
-
-
-def row_as_text(batch: Batch, row: int, tokenizer: Tokenizer) -> str:
-    """One packed row for a terminal: a heading per example, its trained targets on green.
-
-    A token is shown where it is a target; the first of each example is only read, so never green:
-
-        tokens    a b | d
-        targets   b c | e
-        shown     a b c, d e
-    """
-    tokens_L = np.asarray(batch.tokens_BL)[row]
-    targets_L = np.asarray(batch.targets_BL)[row]
-    mask_L = np.asarray(batch.mask_BL)[row]
-    segments_L = np.asarray(batch.segments_BL)[row]
-    lines = []
-    for segment in range(1, segments_L.max() + 1):
-        is_here = segments_L == segment
-        ids = np.concatenate([tokens_L[is_here][:1], targets_L[is_here]])
-        trained = np.concatenate([[False], mask_L[is_here]])
-        counts = f"{is_here.sum()} positions, {trained.sum()} trained"
-        lines.append(f"{_DIM}── example {segment}: {counts}{_PLAIN}")
-        lines.append(_highlighted(ids, trained, tokenizer))
-    padding = int((segments_L == 0).sum())
-    lines.append(f"{_DIM}── padding: {padding} of {len(segments_L)} positions{_PLAIN}")
-    return "\n".join(lines)
-
-
-def _highlighted(ids: np.ndarray, trained: np.ndarray, tokenizer: Tokenizer) -> str:
-    """The text of the ids, the trained ones on green.
-
-    Runs of tokens are decoded together, so that characters of several tokens are whole.
-    """
-    changes = np.flatnonzero(np.diff(trained)) + 1
-    parts = []
-    runs = zip(np.split(ids, changes), np.split(trained, changes), strict=True)
-    for ids_of_run, trained_of_run in runs:
-        text = tokenizer.decode(ids_of_run)
-        if trained_of_run[0]:
-            text = f"{_TRAINED}{text}{_PLAIN}"
-        parts.append(text)
-    return "".join(parts)
+_CONTAMINATION = flags.DEFINE_list(
+    "contamination",
+    [],
+    "Benchmarks, separated by commas: which rows share text with their problems.",
+)
+# dft_jax.evaluate has the flag too, and one process may import both.
+_BENCHMARK_DATA = flags.DEFINE_string(
+    "benchmark_data",
+    "",
+    "The benchmark's file, or a folder of them; by default the hub.",
+    allow_override=True,
+)
 
 
 def main() -> None:
     cli.parse(required=["config"])
+    problems = contamination.load(_CONTAMINATION.value, _BENCHMARK_DATA.value)
     config: Config = _CONFIG.value
     config.mesh.update(data=-1, fsdp=1, tensor=1)
     # The rows do not depend on the weights, so they need not be here.
@@ -93,8 +59,16 @@ def main() -> None:
         seed=config.train.seed,
         row_length=batches.row_length(config.data),
     )[0]
-    print(json.dumps(examples.report, indent=2))
+    overlaps = []
+    for name, asked in problems.items():
+        overlaps.append(contamination.overlap(name, asked, examples, tokenizer))
+    report = examples.report
+    if overlaps:
+        report = report | {"contamination": [one.report() for one in overlaps]}
+    print(json.dumps(report, indent=2))
     _print_report(config, examples, heldout)
+    for one in overlaps:
+        print("\n".join(one.lines()))
     print(
         f"\nstep 0 packs {config.train.global_batch} examples into {step.n_rows} rows,"
         f" {step.efficiency:.1%} full"
@@ -102,7 +76,8 @@ def main() -> None:
     # The one micro-batch of the step.
     batch = jax.tree.map(lambda x_ABL: x_ABL[0], step.batch)
     for row in range(min(_ROWS.value, step.n_rows)):
-        print(f"\n{_DIM}══ row {row}{_PLAIN}\n{row_as_text(batch, row, tokenizer)}")
+        heading = f"{packed_rows.DIM}══ row {row}{packed_rows.PLAIN}"
+        print(f"\n{heading}\n{packed_rows.row_as_text(batch, row, tokenizer)}")
 
 
 def _print_report(config: Config, examples: Examples, heldout: Examples | None) -> None:

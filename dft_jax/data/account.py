@@ -281,12 +281,16 @@ def lines(name: str, report: dict[str, Any]) -> list[str]:
         return _of_each(lines, name, report)
     rows = report["rows"]
     tokens = report["tokens"]
-    n_dropped = sum(rows["dropped"].values())
+    n_dropped = sum(rows["dropped"].values()) - rows["dropped"].get(formats.NOT_DRAWN, 0)
     counts = f"{rows['read']:,} rows read: {rows['used_whole']:,} whole"
     counts += f", {rows['truncated']:,} cut, {n_dropped:,} dropped"
     length = f"the longest has {tokens['longest_read']:,} tokens"
     found = [f"{name}: {counts}; {tokens['supervised']:,} trained tokens; {length}"]
     details = []
+    if "sample" in report:
+        sample = report["sample"]
+        of = f"of {sample['of_usable_rows']:,} usable ones, with seed {sample['seed']}"
+        details.append(f"{sample['rows']:,} rows drawn {of}")
     unread = report["columns"]["unread"]
     if unread:
         details.append(f"columns that are not read: {', '.join(unread)}")
@@ -296,6 +300,9 @@ def lines(name: str, report: dict[str, Any]) -> list[str]:
     n_weightless = rows["dropped"].get(formats.WEIGHT_0, 0)
     if n_weightless:
         details.append(f"{n_weightless:,} of the dropped rows have weight 0")
+    n_unanswered = rows["dropped"].get(formats.NO_ANSWER, 0)
+    if n_unanswered:
+        details.append(f"{n_unanswered:,} of the dropped rows have no rated answer")
     if details:
         found.append(f"{name}: {'; '.join(details)}")
     return found
@@ -329,7 +336,7 @@ def _of_each(
 
 
 def _equal_warnings(report: dict[str, Any]) -> list[str]:
-    n_read = report["rows"]["read"]
+    n_read = _n_drawn(report)
     equal = report["equal_rows"]
     if equal["number"] <= _MANY_EQUAL * n_read:
         return []
@@ -338,7 +345,7 @@ def _equal_warnings(report: dict[str, Any]) -> list[str]:
 
 
 def _column_warnings(report: dict[str, Any]) -> list[str]:
-    n_read = report["rows"]["read"]
+    n_read = _n_drawn(report)
     found = []
     for column, n_filled in report["columns"]["unread"].items():
         if column in formats.CHANGES_MEANING and n_filled > _MANY_FILLED * n_read:
@@ -394,14 +401,27 @@ def refusals(name: str, report: dict[str, Any], most: float) -> list[str]:
 
 
 def _lost_share(report: dict[str, Any]) -> float:
-    """Share of the rows that are cut or dropped."""
-    return _n_lost(report) / report["rows"]["read"]
+    """Share of the rows that are cut or dropped.
+
+    Of a sample, whose rows were drawn after the bad ones were left out, these are counted by
+    themselves: of 60,000 rows 600 bad ones are one in a hundred, however few are drawn.
+    """
+    if "sample" not in report:
+        return _n_lost(report) / report["rows"]["read"]
+    n_bad = report["rows"]["dropped"].get("bad_row", 0)
+    return n_bad / report["rows"]["read"] + (_n_lost(report) - n_bad) / report["sample"]["rows"]
 
 
 def _n_lost(report: dict[str, Any]) -> int:
-    """Rows that are cut or dropped, but not because they weigh nothing: that is what they say."""
+    """Rows that are cut or dropped, but not as the data says itself, or was asked to."""
     rows = report["rows"]
-    return rows["read"] - rows["used_whole"] - rows["dropped"].get(formats.WEIGHT_0, 0)
+    n_left_out = sum(rows["dropped"].get(reason, 0) for reason in formats.LEFT_OUT)
+    return rows["read"] - rows["used_whole"] - n_left_out
+
+
+def _n_drawn(report: dict[str, Any]) -> int:
+    """Rows that were read, without those that a sample has left out."""
+    return report["rows"]["read"] - report["rows"]["dropped"].get(formats.NOT_DRAWN, 0)
 
 
 def _losses(report: dict[str, Any], limit: str) -> str:
@@ -413,7 +433,7 @@ def _losses(report: dict[str, Any], limit: str) -> str:
         cut = f"cut at {limit}={tokens['max_length']}, so that their EOS is not trained"
         reasons.append(f"{rows['truncated']:,} {cut}")
     for reason, n_dropped in rows["dropped"].items():
-        if reason != formats.WEIGHT_0:
+        if reason not in formats.LEFT_OUT:
             reasons.append(f"{n_dropped:,} dropped as {reason}")
     remedies = []
     if rows["truncated"] or "prompt_too_long" in rows["dropped"]:
@@ -422,7 +442,7 @@ def _losses(report: dict[str, Any], limit: str) -> str:
     if "bad_row" in rows["dropped"]:
         remedies.append("data.bad_rows='refuse' says what is wrong with the bad ones")
     share = _lost_share(report)
-    lost = f"{_n_lost(report):,} of {rows['read']:,} rows ({share:.1%}) are not trained whole"
+    lost = f"{_n_lost(report):,} of {_n_drawn(report):,} rows ({share:.1%}) are not trained whole"
     return f"{lost}: {', '.join(reasons)}; {', '.join(remedies)}"
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dft_jax.data import formats
+from dft_jax.data import formats, row_sample
 from dft_jax.data.account import Account
-from dft_jax.data.messages import Message, is_only_read
 from dft_jax.data.order import Share
+from dft_jax.data.row_sample import RowSample
 from dft_jax.data.sources import locate
-from dft_jax.data.sources.rows import BadRow, Row
+from dft_jax.data.sources.rows import BadRow, NothingToTrain, Row
 from dft_jax.data.templates import Example, Part, Template
 from dft_jax.data.tokenize import tokenize
 from dft_jax.models.hf.tokenizer import Tokenizer
@@ -66,6 +66,8 @@ def load_examples(
     *,
     split: str = "train",
     max_rows: int = 0,
+    sample_rows: int = 0,
+    sample_seed: int = 0,
 ) -> Examples:
     """Reads, renders and tokenises all of `path`.
 
@@ -78,15 +80,22 @@ def load_examples(
       vocab_size: rows of the model's embedding table.
       split: of a folder or a hub dataset.
       max_rows: rows to read, from the first on; 0 for all.
+      sample_rows: how many of them are drawn by `sample_seed` (data/row_sample.py); 0 for all.
 
     Raises:
       UserError: a malformed row while `data.bad_rows` is 'refuse' (the first few, by file:line),
-        nothing usable at all, or token ids that the model's table does not have.
+        nothing usable at all, fewer rows than are to be drawn, or token ids that the model's table
+        does not have.
     """
     # Runs that are older than a key have none.
     date: Any = config.get("date", "")
     prompt_weight: Any = config.get("prompt_weight", 0.0)
     template = Template(config.template, tokenizer, date=date)
+    sample = None
+    if sample_rows:
+        sample = row_sample.draw(
+            path, config, split, max_rows=max_rows, sample_rows=sample_rows, seed=sample_seed
+        )
     account = Account()
     source = locate.open_rows(path, config, split)
     bar = progress.bar(
@@ -97,7 +106,7 @@ def load_examples(
     )
     examples: list[Example] = []
     origins: list[str] = []
-    records = _records(iter(bar), config, template, account)
+    records = _records(iter(bar), config, template, account, sample)
     # In blocks: the texts of a file of 10 GB would not fit beside its tokens.
     while block := list(itertools.islice(records, _TOKENIZE_AT_ONCE)):
         for record, example in _tokenize(block, template, config.max_length, account):
@@ -113,45 +122,42 @@ def load_examples(
         raise errors.UserError(_nothing_usable(path, account))
     _require_embeddings(path, examples, vocab_size)
     report = account.report(path, config.max_length, origins, examples)
-    return Examples(examples, report | {"commit": source.commit}, origins)
+    report["commit"] = source.commit
+    if sample is not None:
+        report["sample"] = sample.report()
+    return Examples(examples, report, origins)
 
 
 def _records(
-    rows: Iterable[Row], config: Config, template: Template, account: Account
+    rows: Iterable[Row],
+    config: Config,
+    template: Template,
+    account: Account,
+    sample: RowSample | None,
 ) -> Iterator[_Record]:
     """The rows as conversations under the template; malformed ones are counted and left out."""
-    read_row = formats.ROW_FORMATS[config.rows]
-    weight_field: Any = config.get("weight_field", "")
-    for row in rows:
+    for number, row in enumerate(rows):
         account.rows_read += 1
         try:
-            columns = formats.Columns(row.value)
-            weight = 1.0
-            if weight_field:
-                weight = formats.take_weight(columns, weight_field)
-            messages = read_row(columns, config)
-            _refuse_weighed_context(messages, config)
-            parts = template.parts(messages)
+            read = formats.read(row, config)
+            # Before it is rendered: most rows of a large file may not be drawn.
+            if sample is not None and read.weight > 0 and number not in sample.numbers:
+                account.leave_out(formats.NOT_DRAWN)
+                continue
+            parts = template.parts(read.messages)
+        except NothingToTrain:
+            account.leave_out(formats.NO_ANSWER)
+            continue
         except BadRow as error:
             account.bad_row(row.origin, str(error))
             continue
-        account.count_columns(columns)
+        account.count_columns(read.columns)
         # It would add nothing to the loss, nor to what the loss is divided by.
-        if weight == 0:
+        if read.weight == 0:
             account.leave_out(formats.WEIGHT_0)
             continue
-        account.count_answers(row.origin, messages, parts)
-        yield _Record(row.origin, parts, weight)
-
-
-def _refuse_weighed_context(messages: list[Message], config: Config) -> None:
-    """BadRow where an answer that is only read would be trained with the prompt's weight."""
-    prompt_weight: Any = config.get("prompt_weight", 0.0)
-    if prompt_weight and any(is_only_read(message) for message in messages):
-        raise BadRow(
-            f"an answer has weight 0, and data.prompt_weight={prompt_weight:g} would train it with"
-            " the prompt; remove the row, or set data.prompt_weight=0"
-        )
+        account.count_answers(row.origin, read.messages, parts)
+        yield _Record(row.origin, parts, read.weight)
 
 
 def _tokenize(

@@ -4,6 +4,7 @@ A new dataset is one function under `@row_format`: it turns a row into messages,
 """
 
 import contextlib
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable
@@ -11,10 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data import source_list
+from dft_jax.data import ratings, source_list
 from dft_jax.data.messages import ONLY_READ, Message, is_only_read
 from dft_jax.data.sources.locate import read_rows
-from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.sources.rows import BadRow, Row
 from dft_jax.runtime.options import Config
 
 ROLES = ("system", "user", "assistant")
@@ -48,8 +49,12 @@ CHANGES_MEANING = frozenset(
 )
 # Of a key or a field that would be lost.
 _REMEDY = "remove it where that is right, else the row"
-# Of a row that its weight leaves out, in the account.
+# Of rows that are left out as the data itself says, or was asked to, in the account: weighed with
+# 0, without a rated answer, and not drawn by data.sample_rows.
 WEIGHT_0 = "weight_0"
+NO_ANSWER = "no_answer_to_train"
+NOT_DRAWN = "not_drawn"
+LEFT_OUT = (WEIGHT_0, NO_ANSWER, NOT_DRAWN)
 _SHOWN = 40  # characters of a value in a message
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
@@ -171,6 +176,23 @@ def sharegpt(row: dict, config: Config) -> list[Message]:
     return _conversation(row, "conversations", renamed)
 
 
+@row_format
+def ultrafeedback(row: dict, config: Config) -> list[Message]:
+    """openbmb/UltraFeedback: `instruction`, and the best-rated `response` of its `completions`.
+
+    Which one that is, ratings.py says. The system prompts that the completions were made with
+    differ from one to the next, and are not read.
+    """
+    question = {"role": "user", "content": _text(row, "instruction")}
+    completions = _value(row, "completions")
+    best = ratings.best_of(completions)
+    try:
+        answer = _text(completions[best], "response")
+    except BadRow as error:
+        raise BadRow(f"completion {best}, the best: {error}") from error
+    return [question, {"role": "assistant", "content": answer}]
+
+
 def _sharegpt_message(turn: Any, number: int) -> dict[str, Any]:
     """A turn {from, value} as {role, content}; other keys stay, for `_message` to judge."""
     if not isinstance(turn, dict):
@@ -185,6 +207,42 @@ def _sharegpt_message(turn: Any, number: int) -> dict[str, Any]:
         message["content"] = turn["value"]
     message["role"] = _SHAREGPT_ROLES[sender]
     return message
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """A row as it was read: its columns, its conversation, and its weight in the loss."""
+
+    columns: Columns
+    messages: list[Message]
+    weight: float
+
+
+def read(row: Row, config: Config) -> Read:
+    """The row as `data.rows` says; `config` is `config.data`.
+
+    Raises:
+      BadRow: it is malformed, or has nothing to train.
+    """
+    columns = Columns(row.value)
+    weight = 1.0
+    # Runs that are older than a key have none.
+    weight_field: Any = config.get("weight_field", "")
+    if weight_field:
+        weight = take_weight(columns, weight_field)
+    messages = ROW_FORMATS[config.rows](columns, config)
+    _refuse_weighed_context(messages, config)
+    return Read(columns, messages, weight)
+
+
+def _refuse_weighed_context(messages: list[Message], config: Config) -> None:
+    """BadRow where an answer that is only read would be trained with the prompt's weight."""
+    prompt_weight: Any = config.get("prompt_weight", 0.0)
+    if prompt_weight and any(is_only_read(message) for message in messages):
+        raise BadRow(
+            f"an answer has weight 0, and data.prompt_weight={prompt_weight:g} would train it with"
+            " the prompt; remove the row, or set data.prompt_weight=0"
+        )
 
 
 def take_weight(row: Columns, field: str) -> float:
@@ -230,6 +288,8 @@ def _calculator_marks(path: str, config: Config) -> str:
     if not n_marked:
         return ""
     remedy = "data.rows=gsm8k_unmarked or gsm8k_boxed leaves them out"
+    if config.get("sample_rows", 0):
+        remedy += f"; data.sample_rows={config.sample_rows} of these rows are drawn"
     return f"calculator marks (<<48/2=24>>) are trained in {n_marked} of {n_rows} rows; {remedy}"
 
 

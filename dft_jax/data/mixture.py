@@ -38,29 +38,47 @@ def load(
     *,
     split: str = "train",
     max_rows: int = 0,
+    sample_rows: int = 0,
+    sample_seed: int = 0,
 ) -> Examples:
     """The examples of one path, or of all sources of a list, one source after the other.
 
     Args:
       given: `data.train` or `data.heldout`, without problems.
       config: `config.data`, which sources may have other values of.
-      split, max_rows: of a source that has none of its own; as for `load_examples`.
+      split, max_rows, sample_rows, sample_seed: of a source that has none of its own; as for
+        `load_examples`. A source with sample_rows of its own is drawn from all of its rows, or from
+        the max_rows that it has of its own.
 
     Raises:
       UserError: as `load_examples`; or a source of which an epoch would draw nothing.
     """
     if not is_several(given):
-        return load_examples(given, config, tokenizer, vocab_size, split=split, max_rows=max_rows)
+        return load_examples(
+            given,
+            config,
+            tokenizer,
+            vocab_size,
+            split=split,
+            max_rows=max_rows,
+            sample_rows=sample_rows,
+            sample_seed=sample_seed,
+        )
     listed = sources(given)
     loaded = []
     for source in listed:
+        first_rows = max_rows
+        if source.own.get("sample_rows"):
+            first_rows = 0
         examples = load_examples(
             source.path,
             source.config(config),
             tokenizer,
             vocab_size,
             split=source.own.get("split", split),
-            max_rows=source.own.get("max_rows", max_rows),
+            max_rows=source.own.get("max_rows", first_rows),
+            sample_rows=source.own.get("sample_rows", sample_rows),
+            sample_seed=source.own.get("sample_seed", sample_seed),
         )
         loaded.append(examples)
     found = [len(examples) for examples in loaded]

@@ -41,6 +41,14 @@ SECTION = {
         Legal(lambda positions: positions >= 0, "at least 0 (as data.max_length)"),
     ),
     "max_rows": Option(0, "the first rows of data.train, of each source; 0 for all", AT_LEAST_0),
+    "sample_rows": Option(
+        0, "so many rows of data.train, of each source, drawn by sample_seed; 0 for all", AT_LEAST_0
+    ),
+    "sample_seed": Option(
+        0,
+        "of the rows that are drawn",
+        Legal(lambda seed: 0 <= seed < 2**32, f"at least 0 and below {2**32}"),
+    ),
     "weight_field": Option(
         "", "column with a row's weight in the loss, at least 0; empty: all rows weigh 1"
     ),
@@ -144,6 +152,8 @@ def _idle_problems(given: dict[str, Any]) -> list[str]:
         idle["split"] = f"data.train={train!r} has no splits"
     if of_heldout and not any(_is_in_parts(place) for place in of_heldout):
         idle["heldout_split"] = f"data.heldout={heldout!r} has no splits"
+    if not _samples(given):
+        idle["sample_seed"] = "no rows are drawn (data.sample_rows=0)"
     found = []
     for key, why in idle.items():
         default = SECTION[key].default
@@ -171,7 +181,25 @@ def _idle_of_sources(given: dict[str, Any]) -> list[str]:
                 if source.own.get(name):
                     what = f"config.data.{key}[{number}]: {name}={source.own[name]!r} has no effect"
                     found.append(f"{what}: {source.path!r} has none; remove it")
+            # Of the held-out data all rows are measured, where a source does not say otherwise.
+            sample_rows = given.get("sample_rows", 0) if key == "train" else 0
+            if source.own.get("sample_seed") and not source.own.get("sample_rows", sample_rows):
+                what = f"config.data.{key}[{number}]: sample_seed={source.own['sample_seed']}"
+                found.append(f"{what} has no effect: no rows are drawn; give sample_rows too")
     return found
+
+
+def _samples(given: dict[str, Any]) -> bool:
+    """Whether rows of any source are drawn."""
+    if given.get("sample_rows", 0):
+        return True
+    for key in ("train", "heldout"):
+        value = given.get(key, "")
+        if source_list.is_several(value):
+            for source in source_list.sources(value):
+                if source.own.get("sample_rows"):
+                    return True
+    return False
 
 
 def _is_in_parts(place: str) -> bool:

@@ -27,6 +27,8 @@ OWN = (
     "messages_field",
     "template",
     "max_rows",
+    "sample_rows",
+    "sample_seed",
     "weight_field",
     "prompt_weight",
 )

@@ -49,7 +49,13 @@ _MAY_CHANGE = (
     "resume.",
     "train.loss_chunk_tokens",
 )
-_SAY_NOTHING = {"data.row_length": 0, "data.weight_field": "", "data.prompt_weight": 0}
+_SAY_NOTHING = {
+    "data.row_length": 0,
+    "data.weight_field": "",
+    "data.prompt_weight": 0,
+    "data.sample_rows": 0,
+    "data.sample_seed": 0,
+}
 
 
 def kept_on_resume(config: Config) -> dict[str, Any]:

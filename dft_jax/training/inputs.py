@@ -36,7 +36,15 @@ def load_data(
 ) -> tuple[Examples, Examples | None]:
     """Training examples, and held-out ones where the config names any."""
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
-    train = mixture.load(data.train, *how, split=data.split, max_rows=data.max_rows)
+    train = mixture.load(
+        data.train,
+        *how,
+        split=data.split,
+        max_rows=data.max_rows,
+        # Runs that are older than these keys have none.
+        sample_rows=data.get("sample_rows", 0),
+        sample_seed=data.get("sample_seed", 0),
+    )
     if not data.heldout:
         return train, None
     most = config.eval.max_examples

@@ -372,3 +372,36 @@ def test_a_config_keeps_its_list():
     assert config_lib.validate(tiny_config(**{"data.train": 3}))[0] == (
         "config.data.train=3 should be str, not int"
     )
+
+
+def test_sources_draw_samples_of_their_own(files, tokenizer):
+    """A sample is drawn from all rows of its source, whatever part of the others is read."""
+    a, _, c = files
+    given = [{"path": c, "sample_rows": 9, "sample_seed": 3}, {"path": a, "sample_rows": 0}]
+    data = config_lib.get_default().data
+    data.update({"max_length": 128, "template": "plain"})
+    examples = mixture.load(given, data, tokenizer, 264, max_rows=4, sample_rows=2, sample_seed=1)
+    assert [share.n_examples for share in examples.shares] == [9, 4]
+    reports = examples.report["sources"]
+    assert reports["c"]["sample"] == {"rows": 9, "of_usable_rows": 31, "seed": 3}
+    assert "sample" not in reports["a"]
+    other = mixture.load(
+        [given[0] | {"sample_seed": 4}, given[1]], data, tokenizer, 264, max_rows=4
+    )
+    assert other.report["sha256"] != examples.report["sha256"]
+
+
+def test_a_seed_of_a_sample_that_is_not_drawn_is_refused():
+    def found(**given):
+        data = config_lib.get_default().data.to_dict() | {"train": "a/a", "split": "x"}
+        return [line for line in options.problems(data | given, "here") if "sample" in line]
+
+    (line,) = found(sample_seed=3)
+    assert "config.data.sample_seed=3 has no effect: no rows are drawn" in line
+    listed = [{"path": "a/a", "sample_seed": 3}]
+    (line,) = found(train=listed)
+    assert "config.data.train[0]: sample_seed=3 has no effect" in line
+    assert found(train=listed, sample_rows=5) == found(sample_rows=5, sample_seed=3) == []
+    (line,) = found(heldout=listed, sample_rows=5)
+    assert "config.data.heldout[0]: sample_seed=3 has no effect" in line
+    assert found(train=[{"path": "a/a", "sample_rows": 2}], sample_seed=3) == []

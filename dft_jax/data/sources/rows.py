@@ -9,6 +9,10 @@ class BadRow(ValueError):
     """A row that cannot be trained on; the text says why and what to do."""
 
 
+class NothingToTrain(BadRow):
+    """A row that is as it should be, and says itself that it has no answer."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One row and its origin: `train.jsonl:12`, or `numina[12]` for tables without lines."""
