@@ -51,8 +51,12 @@ def draw(
             " that can be trained on; lower it, or give 0 for all of them"
         )
     order = grain.MapDataset.range(len(usable)).shuffle(seed=seed)
-    numbers = frozenset(usable[order[place]] for place in range(sample_rows))
-    return RowSample(numbers, len(usable), seed)
+    numbers = set()
+    for place in range(sample_rows):
+        drawn = order[place]
+        assert drawn is not None, "a shuffled range has no gaps"
+        numbers.add(usable[drawn])
+    return RowSample(frozenset(numbers), len(usable), seed)
 
 
 def _usable(path: str, config: Config, split: str, max_rows: int) -> Iterator[int]:
