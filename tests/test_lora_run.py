@@ -237,11 +237,14 @@ def test_mistakes_are_said(name, base, tmp_path):
     assert expected in refusal(config_of(base, **overrides), tmp_path / "run")
 
 
-def test_what_is_said_at_the_start(base, tmp_path, capfd):
-    api.train(config_of(base, **{"lora.targets": "attention", "train.steps": 1}), tmp_path / "run")
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_what_is_said_at_the_start(products, base, tmp_path, capfd):
+    asked = {"lora.targets": "attention", "train.steps": 1, "model.compute_dtype": products}
+    api.train(config_of(base, **asked), tmp_path / "run")
     said = capfd.readouterr().err
     n_params = 2 * 4 * (2 * (64 + 64) + 2 * (64 + 32))
     assert (
         f"lora: 8 of 14 matrices, {n_params / 1e6:.3g} M parameters of rank 4, times 1.75" in said
     )
-    assert "note: model.param_dtype=float32 of a bfloat16 checkpoint" in said
+    is_noted = "note: model.param_dtype=float32 of a bfloat16 checkpoint" in said
+    assert is_noted == (products == "bfloat16")

@@ -154,7 +154,9 @@ def lines(config: Config, model: Model, source: Path) -> list[str]:
             f"warning: optimizer.learning_rate={rate:g}: LoRA wants about ten times the rate of"
             " full fine-tuning"
         )
-    if config.model.param_dtype == "float32" and weights_dtype(source) == "bfloat16":
+    # Where products are float32 all of a bfloat16 base is cast for them, which takes more.
+    is_wide = config.model.param_dtype == "float32" and config.model.compute_dtype == "bfloat16"
+    if is_wide and weights_dtype(source) == "bfloat16":
         said.append(
             "note: model.param_dtype=float32 of a bfloat16 checkpoint takes twice the memory, and"
             " the frozen base is the same in bfloat16"

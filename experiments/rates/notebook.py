@@ -31,14 +31,21 @@ def rows_of(regime):
     return choosing[choosing.data == REGIMES[regime].data].to_dict("records")
 
 
+failed = set()
+if (HERE / "failed.csv").exists():
+    failed = set(pd.read_csv(HERE / "failed.csv").trial)
 SCORES = {regime: plan.scores(rows_of(regime), regime) for regime in REGIMES}
+OPEN = {
+    regime: {trial.objective for trial in plan.next_trials(rows_of(regime), failed, regime)}
+    for regime in REGIMES
+}
 
 
 def chosen(regime, method):
     """None where stage 1 is not done."""
-    ours = [score for score in SCORES[regime] if score.objective in METHODS[method]]
-    complete = [score for score in ours if score.seeds == plan.TUNING_SEEDS]
-    return plan.choose(ours) if complete else None
+    if OPEN[regime].intersection(METHODS[method]):
+        return None
+    return plan.choose(s for s in SCORES[regime] if s.objective in METHODS[method])
 
 
 # %% [markdown]
@@ -224,38 +231,6 @@ if DONE:
     common.save(figure, out / "measured.png")
 
 # %% [markdown]
-# ## The hypotheses
-
-
-# %%
-def first_hypothesis(regime):
-    """H1: the largest lead over the best simple weight at equal entropy, with its interval."""
-    best = max(plan.SINGLE_BEST, key=lambda method: chosen(regime, method).accuracy)
-    theirs = measured(regime, best, equal=measure.AT_1)
-    leads = {}
-    for method in METHODS:
-        if method in (best, plan.PLACEBO, *plan.EXPLORATORY):
-            continue
-        ours = measured(regime, method, equal=measure.AT_1)
-        if len(ours):
-            leads[method] = inference.interval(paired(ours, theirs))
-    ahead = max(leads, key=lambda method: leads[method][0])
-    refuted = [method for method, (_, low, _) in leads.items() if low > 0.01]
-    lead = f"ahead of it most: {ahead} {results.text(leads[ahead], sign=True)}"
-    against = f"refuted by: {', '.join(refuted) or 'none'}"
-    return f"H1, {regime}: best simple weight {best}; {lead}; {against}"
-
-
-def second_hypothesis(regime):
-    difference_SP = paired(measured(regime, "prift_prob"), measured(regime, "dft"))
-    mean, low, high = inference.interval(difference_SP, level=0.90)
-    is_within = low > -0.01 and high < 0.01
-    verdict = "within ±1 point" if is_within else "not shown to be within ±1 point"
-    difference = results.text((mean, low, high), sign=True)
-    return f"H2, {regime}: prift_prob − dft {difference} (90 %): {verdict}"
-
-
-# %% [markdown]
 # ## The second part: adapters
 
 
@@ -305,8 +280,38 @@ if "strong" in DONE:
 if table:
     (out / "adapters.md").write_text(results.show(table) + "\n")
 
+# %% [markdown]
+# ## The hypotheses
+
 
 # %%
+def first_hypothesis(regime):
+    """H1: the largest lead over the best simple weight at equal entropy, with its interval."""
+    best = max(plan.SINGLE_BEST, key=lambda method: chosen(regime, method).accuracy)
+    theirs = measured(regime, best, equal=measure.AT_1)
+    leads = {}
+    for method in METHODS:
+        if method in (best, plan.PLACEBO, *plan.EXPLORATORY):
+            continue
+        ours = measured(regime, method, equal=measure.AT_1)
+        if len(ours):
+            leads[method] = inference.interval(paired(ours, theirs))
+    ahead = max(leads, key=lambda method: leads[method][0])
+    refuted = [method for method, (_, low, _) in leads.items() if low > 0.01]
+    lead = f"ahead of it most: {ahead} {results.text(leads[ahead], sign=True)}"
+    against = f"refuted by: {', '.join(refuted) or 'none'}"
+    return f"H1, {regime}: best simple weight {best}; {lead}; {against}"
+
+
+def second_hypothesis(regime):
+    difference_SP = paired(measured(regime, "prift_prob"), measured(regime, "dft"))
+    mean, low, high = inference.interval(difference_SP, level=0.90)
+    is_within = low > -0.01 and high < 0.01
+    verdict = "within ±1 point" if is_within else "not shown to be within ±1 point"
+    difference = results.text((mean, low, high), sign=True)
+    return f"H2, {regime}: prift_prob − dft {difference} (90 %): {verdict}"
+
+
 def third_hypothesis():
     adjusted = families("weak")["sft"]
     above = []
