@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dft_jax import sharding
-from dft_jax.data import mixture, order, packing
+from dft_jax.data import mixture, order, packing, source_list
 from dft_jax.data.examples import Examples
 from dft_jax.runtime import progress
 from dft_jax.runtime.options import Config
@@ -26,6 +26,15 @@ from dft_jax.types import MORE_SEGMENTS, Batch
 _STEPS_AHEAD = 4096
 # Rows in the time of one compilation, where the model is not asked (training/throughput.py).
 _COMPILATION_ROWS = 200.0
+
+
+def may_weigh(data: Config) -> bool:
+    """Whether trained tokens of `config.data` may weigh other than 1, which the rows decide."""
+    for _, _, own in source_list.each(data.train, data):
+        # Runs that are older than a key have none.
+        if own.get("weight_field") or own.get("prompt_weight", 0.0) not in (0, 1):
+            return True
+    return False
 
 
 def row_length(config: Config) -> int:

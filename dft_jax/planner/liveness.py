@@ -17,94 +17,35 @@ Not here: what a compiler copies without need, pads, moves to another time, or m
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jax.extend import core
 
-from dft_jax.planner.shares import Shares
-
-# Operations that are computed where their results are read.
-_FUSED = frozenset(
-    """
-    abs add add_any and axis_index bitcast_convert_type broadcast_in_dim ceil clamp concatenate
-    convert_element_type copy cos div dynamic_slice eq erf exp exp2 expand_dims expm1 floor ge gt
-    integer_pow iota is_finite le log log1p logistic lt max min mul name ne neg not
-    or pad pow random_bits random_fold_in random_seed random_unwrap
-    random_wrap reduce_precision rem reshape reshard rev round rsqrt select_n sharding_constraint
-    shift_right_logical sign sin slice split sqrt square squeeze stack stop_gradient sub tanh
-    transpose xor
-    """.split()
+from dft_jax.planner.operations import (
+    FUSED,
+    IN_PLACE,
+    Array,
+    Loop,
+    Operation,
+    Value,
+    find_alike,
 )
+
+# Of an array inside of shard_map, by its shape: the share of it that lies on one device.
+ShareInside = Callable[[tuple[int, ...]], float]
+
 # They read what is fused into them, without putting it into memory.
 _REDUCTIONS = frozenset(
     """
     reduce reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin
     """.split()
 )
-# Their results take the place of operands.
-_IN_PLACE = frozenset("""scatter scatter-add dynamic_update_slice psum pmax pmin""".split())
 # Calls whose inside is part of what surrounds them.
 _CALLS = frozenset(
     """jit pjit remat2 checkpoint shard_map closed_call core_call custom_jvp_call
     custom_vjp_call""".split()
 )
-
-
-@dataclasses.dataclass(eq=False)
-class Array:
-    """Memory on one device, and the `room` in it for a result that takes its place.
-
-    The two differ for what lies outside a loop's body: it takes nothing there and has room.
-    """
-
-    n_bytes: float
-    shape: tuple[int, ...]
-    dtype: Any
-    # Of an argument; what takes its place has the same.
-    kind: str = ""
-    # Inside shard_map, where no rule of sharding cuts it further.
-    is_whole: bool = False
-    # One slice for each trip of a loop.
-    is_stacked: bool = False
-    # By default as much as it takes.
-    room: float | None = None
-    # The event that reads it last.
-    last: float = -1
-
-    def __post_init__(self):
-        if self.room is None:
-            self.room = self.n_bytes
-
-
-class _Value:
-    """A variable: in memory, or to be computed from `arrays` when it is read."""
-
-    def __init__(self, aval: Any, arrays: Iterable[Array] = (), in_memory: bool = False):
-        self.aval = aval
-        self.arrays = set(arrays)
-        self.in_memory = in_memory
-
-
-@dataclasses.dataclass
-class _Loop:
-    """The body of a loop; its operands are constants, then carried values, then slices."""
-
-    body: core.Jaxpr
-    n_constants: int
-    n_carried: int
-
-
-@dataclasses.dataclass
-class _Operation:
-    """An equation of the jaxpr, or of one inside it; `is_local` means inside shard_map."""
-
-    name: str
-    params: Mapping[str, Any]
-    inputs: list[_Value]
-    outputs: list[_Value]
-    is_local: bool
-    loop: _Loop | None = None
 
 
 @dataclasses.dataclass
@@ -116,20 +57,27 @@ class _Event:
     inside: list[Array] = dataclasses.field(default_factory=list)
 
 
-def peak(closed: core.ClosedJaxpr, inputs: Sequence[Array], shares: Shares) -> list[Array]:
+def peak(
+    closed: core.ClosedJaxpr, inputs: Sequence[Array], inside: ShareInside = lambda shape: 1.0
+) -> list[Array]:
     """The arrays that are in memory when they take most, on one device.
 
     Args:
       closed: the computation, with the shapes that its arrays have on one device when nothing is
         sharded.
       inputs: the arrays of its arguments; `last=math.inf` keeps one to the end, else its room can
-        be used again.
-      shares: how much of an array lies on one device.
+        be used again. The share of one that lies on one device is that of what lies like it.
+      inside: of arrays inside of shard_map, how much lies on one device.
     """
     values = []
     for var, array in zip(closed.jaxpr.invars, inputs, strict=True):
-        values.append(_Value(var.aval, [array], in_memory=True))
-    return _walk(closed.jaxpr, values, shares, is_local=False)
+        value = Value(var.aval, [array], in_memory=True)
+        array.traced, traced = var.aval.shape, math.prod(var.aval.shape) * var.aval.dtype.itemsize
+        if traced:
+            array.share = array.n_bytes / traced
+        value.like = array
+        values.append(value)
+    return _walk(closed.jaxpr, values, inside, is_local=False)
 
 
 def total(arrays: Iterable[Array]) -> float:
@@ -137,11 +85,25 @@ def total(arrays: Iterable[Array]) -> float:
     return sum(array.n_bytes for array in arrays)
 
 
-def _walk(jaxpr: core.Jaxpr, inputs: list[_Value], shares: Shares, is_local: bool) -> list[Array]:
-    """The arrays of a computation, or of a loop's body, that are in memory at its peak."""
-    operations: list[_Operation] = []
+def _walk(
+    jaxpr: core.Jaxpr,
+    inputs: list[Value],
+    inside: ShareInside,
+    is_local: bool,
+    outside: Sequence[Value] = (),
+) -> list[Array]:
+    """The arrays of a computation, or of a loop's body, that are in memory at its peak.
+
+    `outside` are a loop's results, as whoever runs the loop sees those of its body.
+    """
+    operations: list[Operation] = []
     outputs = _inline(jaxpr, inputs, operations, is_local, {})
-    schedule = _Schedule(shares)
+    results = []
+    for value, output in zip(outside, outputs, strict=False):
+        if output is not None:
+            results.append([value, output])
+    find_alike(operations, results)
+    schedule = _Schedule(inside)
     schedule.fill(_needed(operations, outputs), outputs, is_local)
     at_peak = []
     for value in inputs:
@@ -181,16 +143,16 @@ def _with_room_for(array: Array, candidates: list[Array]) -> Array | None:
 
 # ---- the computation as one list of operations
 
-_Casts = dict[Any, list[_Value]]  # (operand, dtype) -> its result
+_Casts = dict[Any, list[Value]]  # (operand, dtype) -> its result
 
 
 def _inline(
     jaxpr: core.Jaxpr,
-    inputs: list[_Value],
-    operations: list[_Operation],
+    inputs: list[Value],
+    operations: list[Operation],
     is_local: bool,
     casts: _Casts,
-) -> list[_Value | None]:
+) -> list[Value | None]:
     """Appends the operations of `jaxpr` and of the calls in it.
 
     Returns:
@@ -198,7 +160,7 @@ def _inline(
     """
     values: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
     for var in jaxpr.constvars:
-        values[var] = _Value(var.aval, in_memory=True)
+        values[var] = Value(var.aval, in_memory=True)
 
     for equation in jaxpr.eqns:
         name, operands = equation.primitive.name, _read(values, equation.invars)
@@ -223,9 +185,9 @@ def _inline(
     return _read(values, jaxpr.outvars)
 
 
-def _read(values: dict[Any, Any], variables: Iterable[Any]) -> list[_Value | None]:
+def _read(values: dict[Any, Any], variables: Iterable[Any]) -> list[Value | None]:
     """What the variables stand for; None for literals."""
-    found: list[_Value | None] = []
+    found: list[Value | None] = []
     for var in variables:
         if isinstance(var, core.Literal):
             found.append(None)
@@ -235,26 +197,27 @@ def _read(values: dict[Any, Any], variables: Iterable[Any]) -> list[_Value | Non
 
 
 def _append(
-    equation: Any, operands: list[_Value | None], operations: list[_Operation], is_local: bool
-) -> list[_Value]:
+    equation: Any, operands: list[Value | None], operations: list[Operation], is_local: bool
+) -> list[Value]:
     """Appends an operation as it is; returns its results."""
     name = equation.primitive.name
-    results = [_Value(var.aval) for var in equation.outvars]
-    loop = None
+    results = [Value(var.aval) for var in equation.outvars]
+    loop, inputs = None, list(filter(None, operands))
     if name in ("scan", "while"):
+        # One for each operand of the body; a while loop has those of its condition before them.
         loop = _loop(equation)
-    inputs = list(filter(None, operands))
-    operations.append(_Operation(name, equation.params, inputs, results, is_local, loop))
+        inputs = _filled(equation, operands)[-len(loop.body.invars) :]
+    operations.append(Operation(name, equation.params, inputs, results, is_local, loop))
     return results
 
 
 def _inline_cast(
     equation: Any,
-    operands: list[_Value | None],
-    operations: list[_Operation],
+    operands: list[Value | None],
+    operations: list[Operation],
     is_local: bool,
     casts: _Casts,
-) -> list[_Value]:
+) -> list[Value]:
     """The same cast twice is one."""
     [operand] = operands
     cast = (id(operand), equation.params["new_dtype"])
@@ -268,29 +231,29 @@ def _inline_cast(
 
 def _inline_scan(
     equation: Any,
-    operands: list[_Value | None],
-    operations: list[_Operation],
+    operands: list[Value | None],
+    operations: list[Operation],
     is_local: bool,
     casts: _Casts,
-) -> list[_Value]:
+) -> list[Value]:
     """A loop of one trip: slices of its operands are fused, as is the stacking of its results."""
     loop, inputs = _loop(equation), _filled(equation, operands)
     body = loop.body
     for index in range(loop.n_constants + loop.n_carried, len(inputs)):
         whole = inputs[index]
-        inputs[index] = _Value(body.invars[index].aval)
-        operations.append(_Operation("squeeze", {}, [whole], [inputs[index]], is_local))
+        inputs[index] = Value(body.invars[index].aval)
+        operations.append(Operation("squeeze", {}, [whole], [inputs[index]], is_local))
     results = _inline(body, inputs, operations, is_local, casts)
-    stacked = [_Value(var.aval) for var in equation.outvars]
+    stacked = [Value(var.aval) for var in equation.outvars]
     for result, value in zip(results, stacked, strict=True):
         parts = []
         if result:
             parts.append(result)
-        operations.append(_Operation("expand_dims", {}, parts, [value], is_local))
+        operations.append(Operation("expand_dims", {}, parts, [value], is_local))
     return stacked
 
 
-def _loop(equation: Any) -> _Loop:
+def _loop(equation: Any) -> Loop:
     """A scan or a while loop, read from the shapes of its operands and results.
 
     JAX 0.12 no longer has these numbers among a scan's parameters.
@@ -300,35 +263,35 @@ def _loop(equation: Any) -> _Loop:
     """
     if equation.primitive.name == "while":
         body, n_carried = _open(equation.params["body_jaxpr"]), len(equation.outvars)
-        return _Loop(body, len(body.invars) - n_carried, n_carried)
+        return Loop(body, len(body.invars) - n_carried, n_carried)
     [body] = core.jaxprs_in_params(equation.params)
     n_carried = _count_same_rank(equation.outvars, body.outvars)
-    return _Loop(body, _count_same_rank(equation.invars, body.invars) - n_carried, n_carried)
+    return Loop(body, _count_same_rank(equation.invars, body.invars) - n_carried, n_carried)
 
 
 def _count_same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
-def _entered(operands: list[_Value | None], operations: list[_Operation]) -> list[_Value | None]:
+def _entered(operands: list[Value | None], operations: list[Operation]) -> list[Value | None]:
     """The operands inside shard_map, where each device has the whole of them."""
-    entered: list[_Value | None] = []
+    entered: list[Value | None] = []
     for operand in operands:
         if operand is None:
             entered.append(None)
             continue
-        inside = _Value(operand.aval)
-        operations.append(_Operation("enter", {}, [operand], [inside], is_local=True))
+        inside = Value(operand.aval)
+        operations.append(Operation("enter", {}, [operand], [inside], is_local=True))
         entered.append(inside)
     return entered
 
 
-def _filled(equation: Any, operands: list[_Value | None]) -> list[_Value]:
+def _filled(equation: Any, operands: list[Value | None]) -> list[Value]:
     """Operands with a value for each literal."""
     filled = []
     for var, value in zip(equation.invars, operands, strict=True):
         if value is None:
-            value = _Value(var.aval, in_memory=True)
+            value = Value(var.aval, in_memory=True)
         filled.append(value)
     return filled
 
@@ -337,7 +300,7 @@ def _open(jaxpr: Any) -> core.Jaxpr:
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _needed(operations: list[_Operation], outputs: list[_Value | None]) -> list[_Operation]:
+def _needed(operations: list[Operation], outputs: list[Value | None]) -> list[Operation]:
     """Without those whose results nobody reads."""
     read = set(outputs)
     kept = []
@@ -357,17 +320,17 @@ class _Schedule:
     `early` are the arrays that are made before all.
     """
 
-    def __init__(self, shares: Shares):
-        self.shares = shares
+    def __init__(self, inside: ShareInside):
+        self.inside = inside
         self.events: list[_Event] = []
         self.early: list[Array] = []
 
     def fill(
-        self, operations: list[_Operation], outputs: list[_Value | None], is_local: bool
+        self, operations: list[Operation], outputs: list[Value | None], is_local: bool
     ) -> None:
         """Schedules the operations; what they give at the end is in memory, and stays."""
         for operation in operations:
-            if operation.name in _FUSED:
+            if operation.name in FUSED:
                 for value in operation.outputs:
                     value.arrays = _arrays_of(operation.inputs)
             elif operation.name == "enter":
@@ -381,11 +344,11 @@ class _Schedule:
             for array in value.arrays:
                 array.last = math.inf
 
-    def _run(self, operation: _Operation) -> None:
+    def _run(self, operation: Operation) -> None:
         """An operation that puts its results into memory."""
         inside: list[Array] = []
         n_in_place = 0
-        if operation.name in _IN_PLACE:
+        if operation.name in IN_PLACE:
             n_in_place = len(operation.outputs)
         if operation.name == "dynamic_update_slice":
             # The update of a slice is written where it belongs; only what it is written into has to
@@ -398,7 +361,7 @@ class _Schedule:
         read = _arrays_of(operation.inputs)
         made = []
         for number, value in enumerate(operation.outputs):
-            array = self._array(value.aval, operation.is_local)
+            array = self._array(value, operation.is_local)
             array.is_stacked = operation.name == "scan" and number >= n_in_place
             value.arrays = {array}
             value.in_memory = True
@@ -408,43 +371,49 @@ class _Schedule:
                 made.append((array, number < n_in_place))
         self._add(_Event(made, read, inside))
 
-    def _trip(self, operation: _Operation) -> tuple[list[Array], int]:
+    def _trip(self, operation: Operation) -> tuple[list[Array], int]:
         """What one trip holds beside the loop's operands and results, and how many it carries."""
         is_local = operation.is_local
         if operation.name == "cond":
             branches = core.jaxprs_in_params(operation.params)
-            insides = [self._body(branch, len(branch.invars), 0, is_local) for branch in branches]
+            insides = []
+            for branch in branches:
+                operands = [Value(var.aval) for var in branch.invars]
+                loop = Loop(branch, len(operands), 0)
+                insides.append(self._body(loop, operands, operation.outputs, is_local))
             return max(insides, key=total), 0
         loop = operation.loop
         assert loop is not None, f"{operation.name} is no loop"
-        inside = self._body(loop.body, loop.n_constants, loop.n_carried, is_local)
+        inside = self._body(loop, operation.inputs, operation.outputs, is_local)
         return inside, loop.n_carried
 
     def _body(
-        self, jaxpr: core.Jaxpr, n_constants: int, n_carried: int, is_local: bool
+        self, loop: Loop, operands: list[Value], results: list[Value], is_local: bool
     ) -> list[Array]:
         """What one trip holds.
 
         Constants and carried values lie outside; slices of the rest are read from there as by a
-        fused operation.
+        fused operation. What `results` lie like is found here, where it was not known before.
         """
         inputs = []
-        for number, var in enumerate(jaxpr.invars):
-            outside = self._array(var.aval, is_local)
-            outside.n_bytes = 0.0
-            if number < n_constants:
-                outside.last = math.inf
-            if number < n_constants + n_carried:
-                inputs.append(_Value(var.aval, [outside], in_memory=True))
-            else:
-                inputs.append(_Value(var.aval))
-        return _walk(jaxpr, inputs, self.shares, is_local)
+        n_outside = loop.n_constants + loop.n_carried
+        for number, (var, operand) in enumerate(zip(loop.body.invars, operands, strict=True)):
+            value = Value(var.aval)
+            value.like = operand.like
+            if number < n_outside:
+                outside = self._array(value, is_local)
+                outside.n_bytes = 0.0
+                if number < loop.n_constants:
+                    outside.last = math.inf
+                value.arrays, value.in_memory = {outside}, True
+            inputs.append(value)
+        return _walk(loop.body, inputs, self.inside, is_local, results)
 
-    def _enter(self, operation: _Operation) -> None:
+    def _enter(self, operation: Operation) -> None:
         """What is sharded outside is gathered; the rest is used as it is."""
         [outside], [inside] = operation.inputs, operation.outputs
-        gathered = self._array(inside.aval, is_local=True)
-        if gathered.n_bytes == self._array(outside.aval, is_local=False).n_bytes:
+        gathered = self._array(inside, is_local=True)
+        if gathered.n_bytes == self._array(outside, is_local=False).n_bytes:
             inside.arrays = outside.arrays
             inside.in_memory = outside.in_memory
         else:
@@ -452,12 +421,12 @@ class _Schedule:
             inside.in_memory = True
             self._add(_Event([(gathered, False)], outside.arrays))
 
-    def _store(self, values: list[_Value], is_local: bool) -> None:
+    def _store(self, values: list[Value], is_local: bool) -> None:
         """Puts into memory what was only to be computed so far."""
         for value in values:
             if value.in_memory:
                 continue
-            array = self._array(value.aval, is_local)
+            array = self._array(value, is_local)
             if value.arrays:
                 self._add(_Event([(array, True)], value.arrays))
             else:
@@ -473,13 +442,20 @@ class _Schedule:
             array.last = max(array.last, number)
         self.events.append(event)
 
-    def _array(self, aval: Any, is_local: bool) -> Array:
-        share = self.shares.of(aval.shape, is_local)
+    def _array(self, value: Value, is_local: bool) -> Array:
+        aval, like, share = value.aval, value.like, 1.0
+        if like is not None and aval.shape != like.traced:
+            # A slice: one layer's weights are gathered for use, and its gradients are whole.
+            like = None
+        if is_local:
+            share = self.inside(aval.shape)
+        elif like is not None:
+            share = like.share
         n_bytes = math.prod(aval.shape) * aval.dtype.itemsize * share
-        return Array(n_bytes, aval.shape, aval.dtype, is_whole=is_local)
+        return Array(n_bytes, aval.shape, aval.dtype, is_whole=is_local, like=like)
 
 
-def _arrays_of(values: Iterable[_Value]) -> set[Array]:
+def _arrays_of(values: Iterable[Value]) -> set[Array]:
     """What reading these values reads."""
     arrays: set[Array] = set()
     for value in values:

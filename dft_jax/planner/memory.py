@@ -14,7 +14,7 @@ from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import devices, liveness, models
-from dft_jax.planner.shares import Shares, in_loss
+from dft_jax.planner.shares import in_loss
 from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
@@ -104,20 +104,15 @@ class Planner:
         # there are.
         accumulation = min(layout.accumulation, 2)
         step = _trace(self, tensor, layout.remat, layout.rows, accumulation)
-        shares = self._shares(layout)
         inside = in_loss(
             self.architecture,
             layout.mesh,
             (layout.rows, batches.row_length(self.config.data)),
             self.config.train.loss_chunk_tokens,
         )
-        on_device = Shares(shares, inside)
-        # Of adapters the base has no gradients: an array like a kernel is a cast of one.
-        trainable = _device_model(self, tensor, layout.remat).trainable
-        trained = {leaf.shape for leaf in jax.tree.leaves(trainable)}
         gib = dict.fromkeys(KINDS, 0.0)
-        for array in liveness.peak(step, self._arguments(layout), on_device):
-            gib[array.kind or self._kind(array, trained, tensor)] += array.n_bytes / _GIB
+        for array in liveness.peak(step, self._arguments(layout), inside):
+            gib[array.kind or self._kind(array, tensor)] += array.n_bytes / _GIB
         return Account(
             parameters=gib["parameters"],
             moments=gib["moments"],
@@ -128,22 +123,6 @@ class Planner:
             batch=gib["batch"],
         )
 
-    def _shares(self, layout: StepLayout) -> dict[tuple[int, ...], float]:
-        """Of each shape that parameters and adapters have, the share of such an array on one
-        device.
-
-        The whole is what one tensor-parallel device sees: the step is traced for that.
-        """
-        weights = self.build(layout.mesh).abstract_weights
-        whole_weights = _device_model(self, layout.mesh[2], layout.remat).abstract_weights
-        shares: dict[tuple[int, ...], float] = {}
-        pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(whole_weights), strict=True)
-        for mine, whole in pairs:
-            share = _n_bytes(mine) / _n_bytes(whole)
-            # An adapter of a rank as large as the model's width has the shape of a kernel.
-            shares[whole.shape] = max(share, shares.get(whole.shape, 0.0))
-        return shares
-
     def _arguments(self, layout: StepLayout) -> list[liveness.Array]:
         """The arrays that the step is given, in the order of the traced step's inputs.
 
@@ -153,24 +132,24 @@ class Planner:
         state, frozen = abstract_state(model, optimizer), self.frozen(model)
         batch = self.batch(layout.accumulation, layout.rows)
         return [
-            *_arrays(frozen.hyperparameters, "batch", is_kept=True),
-            *_arrays((frozen.reference, frozen.base), "parameters", is_kept=True),
-            *_arrays((state.step, state.params), "parameters", is_kept=False),
-            *_arrays(state.opt_state, "moments", is_kept=False),
-            *_arrays(batch, "batch", is_kept=True),
+            *_arrays(frozen.hyperparameters, "batch"),
+            *_arrays((frozen.reference, frozen.base), "parameters"),
+            *_arrays((state.step, state.params), "parameters", is_trained=True),
+            *_arrays(state.opt_state, "moments", is_trained=True),
+            *_arrays(batch, "batch"),
         ]
 
-    def _kind(self, array: liveness.Array, trained: set[tuple[int, ...]], tensor: int) -> str:
-        """What an array is that the step has made, by its shape; `trained` are those of what is
-        trained.
+    def _kind(self, array: liveness.Array, tensor: int) -> str:
+        """What an array is that the step has made, by what it lies like, and by its shape.
 
-        The cast of all layers' weights is among the others.
+        The cast of all layers' weights is among the others. Of adapters the base has no gradients.
         """
         # Gradients of a loop's layers, stacked, come in the compute dtype; they are added up in
         # float32.
         has_dtype_of_gradients = array.dtype in (jnp.float32, self.config.model.param_dtype)
         may_be_gradient = array.is_stacked or has_dtype_of_gradients
-        if array.shape in trained and not array.is_whole and may_be_gradient:
+        is_trained = array.like is not None and array.like.is_trained
+        if is_trained and not array.is_whole and may_be_gradient:
             return "gradients"
         if _cut(self.architecture.vocab_size, tensor) in array.shape:
             return "head"
@@ -207,18 +186,24 @@ class Planner:
         shape = (accumulation, rows, batches.row_length(self.config.data))
         integers = jax.ShapeDtypeStruct(shape, "int32")
         booleans = jax.ShapeDtypeStruct(shape, "bool")
+        weights = None
+        if batches.may_weigh(self.config.data):
+            weights = jax.ShapeDtypeStruct(shape, "float32")
         most_segments = max(shape[-1] // _LEAST_MEAN_LENGTH, 1)
-        return Batch(integers, integers, booleans, integers, integers, most_segments)
+        return Batch(integers, integers, booleans, integers, integers, most_segments, weights)
 
 
-def _arrays(tree: Any, kind: str, is_kept: bool) -> list[liveness.Array]:
-    """The leaves of a tree as arrays in memory; what is not kept makes room once it was read."""
-    last = -1.0
-    if is_kept:
-        last = math.inf
+def _arrays(tree: Any, kind: str, is_trained: bool = False) -> list[liveness.Array]:
+    """The leaves of a tree as arrays in memory; what is trained makes room once it was read."""
+    last = math.inf
+    if is_trained:
+        last = -1.0
     arrays = []
     for leaf in jax.tree.leaves(tree):
-        array = liveness.Array(_n_bytes(leaf), leaf.shape, leaf.dtype, kind=kind, last=last)
+        size = _n_bytes(leaf)
+        array = liveness.Array(
+            size, leaf.shape, leaf.dtype, kind=kind, is_trained=is_trained, last=last
+        )
         arrays.append(array)
     return arrays
 

@@ -1,4 +1,4 @@
-"""How much of each array of the traced step lies on one device.
+"""How much of each array of the traced loss lies on one device.
 
 The planner traces the step of one device as if it were alone, with its own rows and the vocabulary
 of one device along `tensor`. Parameters are cut over `fsdp`, and gathered for use. Where rows are
@@ -11,8 +11,7 @@ Of two devices along it:
     logits           C × V      ½V × C, and C may be larger, because there are more positions
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -26,23 +25,6 @@ def whole(shape: tuple[int, ...]) -> float:
     """Of an array of any shape, all of it."""
     del shape
     return 1.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Shares:
-    """The fraction of an array that lies on one device, by its shape.
-
-    Outside of shard_map that of a shape that is not here is 1.
-    """
-
-    outside: Mapping[tuple[int, ...], float]
-    inside: Callable[[tuple[int, ...]], float] = whole
-
-    def of(self, shape: tuple[int, ...], is_local: bool) -> float:
-        """That of an array outside of shard_map, or inside of it."""
-        if is_local:
-            return self.inside(shape)
-        return self.outside.get(shape, 1.0)
 
 
 def in_loss(

@@ -12,7 +12,6 @@ from dft_jax import config as config_lib, plan, sharding
 from dft_jax.models.model import DecoderSpec, parameter_count
 from dft_jax.models.spec import LayerSpec, Rope
 from dft_jax.planner import devices, liveness, memory, suggestion
-from dft_jax.planner.shares import Shares
 from experiments.performance import aot
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
@@ -29,12 +28,7 @@ def peak_mib(function, *shapes, kept=False, shares=None):
         liveness.Array(4 * math.prod(s) * (shares or {}).get(s, 1), s, jnp.float32, last=last)
         for s in shapes
     ]
-    return (
-        liveness.total(
-            liveness.peak(jax.make_jaxpr(function)(*leaves), inputs, Shares(shares or {}))
-        )
-        / MIB
-    )
+    return liveness.total(liveness.peak(jax.make_jaxpr(function)(*leaves), inputs)) / MIB
 
 
 X = (512, 512)  # 1 MiB
@@ -68,7 +62,15 @@ def test_the_walk_knows_loops_and_shares():
 
     # 4 slices read, 4 stacked, the carried one; within a trip, a slice and the next carry.
     assert peak_mib(stack, X, (4, *X)) == 4 + 4 + 1 + 2
-    assert peak_mib(stack, X, (4, *X), shares={(4, *X): 0.25}) == 1 + 1 + 1 + 2
+
+    def stack_alike(x, xs):
+        last, stacked = stack(x, xs)
+        return last, stacked + xs
+
+    # What is stacked is cut as what it is added to; else it is whole, whatever its shape.
+    assert peak_mib(stack_alike, X, (4, *X)) == 4 + 4 + 1 + 2
+    assert peak_mib(stack_alike, X, (4, *X), shares={(4, *X): 0.25}) == 1 + 1 + 1 + 2
+    assert peak_mib(stack, X, (4, *X), shares={(4, *X): 0.25}) == 1 + 4 + 1 + 2
     # a loop of one trip is none: the slice has died before the second product
     assert peak_mib(stack, X, (1, *X)) == 3
 
@@ -271,6 +273,31 @@ def test_the_planner_counts_positions_of_rows_not_of_examples():
     assert (before, planner.batch(2, 3).tokens_BL.shape) == ((2, 3, 512), (2, 3, 1024))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.prompt_weight": 0.1},
+        {"data.weight_field": "weight"},
+        {"data.train": ["a.jsonl", {"path": "b.jsonl", "weight_field": "w"}]},
+        {"data.train": ["a.jsonl", {"path": "b.jsonl", "prompt_weight": 0.5}]},
+    ],
+)
+def test_weights_of_tokens_are_part_of_the_batch(changes):
+    """Of a token 17 bytes, and 4 more with its weight."""
+    layout = memory.StepLayout((1, 1, 1), "full", 3, 2)
+    plain, weighed = small(), small()
+    weighed.config.update_from_flattened_dict(changes)
+    more = weighed.memory(layout).batch - plain.memory(layout).batch
+    assert more * 2**30 == pytest.approx(4 * 2 * 3 * 512)
+
+
+def test_data_whose_tokens_all_weigh_1_has_no_weights():
+    planner = small()
+    planner.config.data.train = ["a.jsonl", {"path": "b.jsonl", "prompt_weight": 1}]
+    planner.config.data.prompt_weight = 0.0
+    assert planner.batch(1, 1).weights_BL is None
+
+
 def test_what_bfloat16_parameters_cost_is_said_where_they_are_used_or_proposed():
     config, short = config_lib.get_default(), {"model.param_dtype": "bfloat16"}
     other_choice = {"optimizer.moment_dtype": "bfloat16"}
@@ -333,6 +360,16 @@ def test_each_of_four_devices_has_a_quarter_of_a_base_of_70b(path, V, F, bias):
     assert bytes_of_one(model.trainable) == 4 * (cut / 4 + uncut)
 
 
+def test_an_adapter_is_told_from_a_kernel_of_its_shape():
+    """At r = D, B [F, r] has the shape of `gate` [F, D]; of the two only the kernel is cut."""
+    layout = memory.StepLayout((1, 8, 1), "full", 1, 1)
+    totals = []
+    for rank in (256, 255):
+        planner = small_lora(rank, **{"lora.targets": "mlp", "model.compute_dtype": "bfloat16"})
+        totals.append(planner.memory(layout).total)
+    assert totals[0] == pytest.approx(totals[1], rel=0.005)
+
+
 def test_a_reference_beneath_adapters_costs_no_second_copy():
     layout = memory.StepLayout((1, 1, 1), "full", 1, 1)
     plain = small_lora().memory(layout).parameters
@@ -351,6 +388,16 @@ def test_what_is_saved_is_that_of_full_fine_tuning():
         saved[remat] = adapted.memory(layout).activations
         assert saved[remat] < 1.05 * full.memory(layout).activations
     assert saved["dots"] < saved["none"]
+
+
+def test_what_dots_save_does_not_depend_on_sizes_that_are_alike():
+    """A kernel with as many inputs as the rank is no B: its product is saved."""
+    layout = memory.StepLayout((1, 1, 1), "dots", 4, 1)
+    kept = []
+    for rank in (256, 255):
+        planner = small_lora(rank, **{"lora.targets": "mlp"})
+        kept.append(planner.memory(layout).activations)
+    assert kept[0] == pytest.approx(kept[1], rel=0.01)
 
 
 @pytest.mark.slow
