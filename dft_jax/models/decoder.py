@@ -26,6 +26,12 @@ REMAT_POLICIES = {
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+# `dots` of a model with adapters: each product with a kernel, and A x, but not B (A x), which is
+# made again from it. That would be saved a second time for each matrix: of 7B on a GPU `dots` took
+# 10.8 GiB a row, more than `none`. They are told by name, since a kernel may have B's shape.
+_DOTS_BESIDE_ADAPTERS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(layers.KEPT), is_result
+)
 
 
 class Attention(nn.Module):
@@ -246,28 +252,11 @@ def _layer_class(remat: str, lora: Lora | None) -> type[Layer]:
     policy = REMAT_POLICIES[remat]
     if policy is None:
         return Layer
-    if lora is not None:
-        policy = _without_what_adapters_add(policy, lora.rank)
+    if lora is not None and remat == "dots":
+        policy = _DOTS_BESIDE_ADAPTERS
     # A scan's forward and backward pass are two loops: nothing of them can be merged, so nothing
     # has to prevent it.
     return nn.remat(Layer, policy=policy, prevent_cse=False)
-
-
-def _without_what_adapters_add(policy: Any, rank: int) -> Any:
-    """The policy, but B (A x) is made again from A x, of which it saves no more than the rank.
-
-    Beside the product with the kernel it would be saved a second time for each matrix: of 7B on a
-    GPU `dots` took 10.8 GiB a row, more than `none`.
-    """
-
-    def is_saved(primitive: Any, *avals: Any, **params: Any) -> bool:
-        if str(primitive) == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            if [avals[0].shape[axis] for axis in contracted] == [rank]:
-                return False
-        return policy(primitive, *avals, **params)
-
-    return is_saved
 
 
 class Stack(nn.Module):

@@ -13,11 +13,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from dft_jax.models.lora import Lora
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
 from dft_jax.types import AnyArray
+
+# Of a model with adapters: the products that the policy `dots` saves, by this name (decoder.py).
+KEPT = "product_beside_adapter"
 
 
 def _param(
@@ -104,7 +108,7 @@ class Linear(nn.Module):
         def product(kernel: Array, *inputs: Array) -> Array:
             x = operand(*inputs)
             # Not `_cpu_product`: that is about the gradient which this kernel does not get.
-            y = jnp.einsum(einsum, x, kernel)
+            y = checkpoint_name(jnp.einsum(einsum, x, kernel), KEPT)
             if not adapter:
                 return y
             return y + _adapted(einsum, x, *adapter, scale=lora.scale)
@@ -143,7 +147,7 @@ def _adapted(einsum: str, x: Array, a: Array, b: Array, *, scale: float) -> Arra
     h = jnp.einsum(
         f"{x_axes},Z{inputs}->{rows}Z", x, a.astype(x.dtype), preferred_element_type=wide
     )
-    h = (h * scale).astype(x.dtype)
+    h = checkpoint_name((h * scale).astype(x.dtype), KEPT)
     return jnp.einsum(f"{rows}Z,{outputs}Z->{y_axes}", h, b.astype(x.dtype))
 
 
