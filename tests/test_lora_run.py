@@ -1,7 +1,9 @@
 """A run with adapters from the command's side: what it saves, resumes, exports, and how that opens."""
 
+import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -171,6 +173,53 @@ def test_an_adapter_names_its_base(exported, trained, base):
     assert held["sha256"] == files.digest([base / "model.safetensors"])
     identity = dft.load(folder).identify()
     assert identity["sha256"] == peft.digest(folder) and identity["base_sha256"]
+
+
+def test_the_mean_p_of_end_tokens_is_said_before_training(base, tmp_path, capfd):
+    """Against the scores of the base; with a mixture whose sources end alike, and once a run."""
+    held = str(assets.TINY / "heldout.jsonl")
+    sources = [held, {"path": held, "name": "again", "weight_field": "w"}]
+    rows = [
+        {"question": "1+1?", "answer": "2", "w": 3.0},
+        {"question": "a?", "answer": "b", "w": 1},
+    ]
+    file = tmp_path / "weighed.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources[1]["path"] = str(file)
+    config = config_of(base, **{"data.heldout": sources, "eval.max_examples": 8})
+    api.train(config, tmp_path / "run")
+    said = capfd.readouterr().err
+    lm, p = dft.load(str(base)), []
+    for path, most in ((held, 8), (str(file), 0)):
+        scored = dft.score(lm, path, rows="gsm8k", template="plain", max_rows=most)
+        p += list(scored.p_T[scored.ids_T == lm.tokenizer.eos_token_id])
+    assert len(p) == 10
+    assert f"end tokens of held-out answers have a mean p of {np.mean(p):.2g} before" in said
+    api.train(config, tmp_path / "run")
+    assert "end tokens" not in capfd.readouterr().err
+
+
+def test_a_base_is_hashed_once(exported, tmp_path, monkeypatch):
+    """To open an adapter, and to say of what it is."""
+    hashed = []
+    digest_of = hashlib.file_digest
+
+    def counted(handle, name):
+        hashed.append(Path(handle.name).name)
+        return digest_of(handle, name)
+
+    base = make_base(tmp_path / "base", seed=0)
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    lm = dft.load(exported / "adapter", base=base)
+    first = lm.identify()
+    assert hashed.count("model.safetensors") == 1
+    # Written anew, it is looked at again.
+    weights = base / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(bytes(changed))
+    assert lm.identify()["base_sha256"] != first["base_sha256"]
+    assert hashed.count("model.safetensors") == 2
 
 
 def test_an_adapter_on_another_base_is_refused(exported, tmp_path):

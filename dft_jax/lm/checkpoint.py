@@ -7,10 +7,10 @@ from dft_jax import sharding
 from dft_jax.models import options as model_options
 from dft_jax.models.hf.load import check_tensors
 from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
-from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
+from dft_jax.models.hf.safetensors import Checkpoint, weights_digest, weights_dtype
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import OPTIONS, Model, build
-from dft_jax.runtime import errors, files, hub
+from dft_jax.runtime import errors, hub
 from dft_jax.runtime.options import Config
 
 
@@ -93,7 +93,7 @@ def base_of_run(model_settings: Config, source: Path) -> dict[str, Any]:
     """
     sha256 = None
     if model_settings.init == "checkpoint":
-        sha256 = files.digest(Checkpoint(source).files)
+        sha256 = weights_digest(source)
     path, revision = model_settings.path, model_settings.revision
     return base_of(path, revision, model_settings.init, source, sha256)
 
@@ -111,7 +111,7 @@ def require_base(what: str, trained_on: str, source: Path) -> str:
     Raises:
       UserError: these are others.
     """
-    found = files.digest(Checkpoint(source).files)
+    found = weights_digest(source)
     if trained_on not in ("", found):
         raise errors.UserError(
             f"{what}: its base had weights of SHA-256 {trained_on}, {source} has {found};"

@@ -9,7 +9,7 @@ from dft_jax.models import options as model_options
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.provenance import provenance
-from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
+from dft_jax.models.hf.safetensors import Checkpoint, weights_hashes, weights_sample
 from dft_jax.runtime import files, options
 
 
@@ -31,13 +31,13 @@ def lm_of_checkpoint(
     name = Path(path).absolute().name
 
     def identify() -> dict[str, Any]:
-        weights = Checkpoint(source).files
-        hashes = files.sha256_of({source / "config.json", *weights, *tokenizer_files(source)})
-        sha256 = files.joined_digest({file: hashes[file] for file in weights})
+        weights = weights_hashes(source)
+        sha256 = files.joined_digest(weights)
         origin = _exported_from(source)
         if not origin:
             origin = {"base": base_of(path, revision, "checkpoint", source, sha256)}
-        digest = files.joined_digest(hashes)
+        others = files.sha256_of({source / "config.json", *tokenizer_files(source)})
+        digest = files.joined_digest(weights | others)
         return {"name": name, "sha256": digest, "origin": origin}
 
     exported = provenance(source) or {}

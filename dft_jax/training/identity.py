@@ -11,7 +11,7 @@ import jax
 from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Template
 from dft_jax.models.hf.locate import tokenizer_files
-from dft_jax.models.hf.safetensors import Checkpoint, weights_sample
+from dft_jax.models.hf.safetensors import weights_digest, weights_sample
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files
 from dft_jax.runtime.environment import process_facts
@@ -145,7 +145,7 @@ def fingerprint(
         # of the base, whose parameters it began with
         found["weights_sha256_of_sample"] = weights_sample(source)
     if reference and config.model.init == "checkpoint":
-        found["reference_sha256"] = files.digest(Checkpoint(source).files)
+        found["reference_sha256"] = weights_digest(source)
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
 
 

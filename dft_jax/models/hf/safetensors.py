@@ -1,5 +1,6 @@
 """The weights of a checkpoint: safetensors files, with or without an index, and nothing else."""
 
+import functools
 import hashlib
 import json
 import re
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, files
 from dft_jax.runtime.files import FETCH, begins, check_file, read_json
 
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
@@ -211,6 +212,29 @@ def other_dtypes(folder: Path) -> dict[str, str]:
 # Of each tensor, this many blocks of this many bytes stand for all of it when hosts compare their
 # weights.
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 4, 4096
+
+
+def weights_hashes(source: Path) -> dict[Path, str]:
+    """SHA-256 of each file of a checkpoint's weights.
+
+    A process hashes a file once, and again where it was written since: 7B take a minute, and a run
+    with adapters asks for their base's as an identity, as what it began with and as a reference.
+    """
+    written = []
+    for file in sorted(Checkpoint(source).files):
+        about = file.stat()
+        written.append((file, about.st_size, about.st_mtime_ns, about.st_ino))
+    return dict(_hashes_of(tuple(written)))
+
+
+@functools.lru_cache(maxsize=8)
+def _hashes_of(written: tuple[tuple[Path, int, int, int], ...]) -> dict[Path, str]:
+    return files.sha256_of(file for file, *_ in written)
+
+
+def weights_digest(source: Path) -> str:
+    """One SHA-256 of all weights of a checkpoint and the names of their files."""
+    return files.joined_digest(weights_hashes(source))
 
 
 def weights_sample(source: Path) -> str:
