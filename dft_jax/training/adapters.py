@@ -15,6 +15,8 @@ from dft_jax.runtime.options import Config, unknown
 # Beyond these a run is warned: LoRA bears large batches less well than full fine-tuning does, and
 # wants about ten times its learning rate ("LoRA Without Regret", Thinking Machines, 2025).
 _LARGE_BATCH, _LOW_RATE = 64, 3e-5
+# Of the mean p of the tokens that end an answer: below, a base has not seen them.
+_UNKNOWN_END = 1e-4
 
 
 def with_adapters(config: Config, model: Model) -> Model:
@@ -126,6 +128,23 @@ def _misfits(lora: Lora, model: Model) -> list[str]:
         what = f"config.lora.rank={lora.rank} is more than the {smallest} rows or columns"
         problems.append(f"{what} of a matrix that it adapts; use at most {smallest}")
     return problems
+
+
+def lines_of_ends(mean_p: float | None) -> list[str]:
+    """What is said before training of the mean probability of the tokens that end an answer.
+
+    `mean_p` is None where no answer has such a token: all are cut, say.
+    """
+    if mean_p is None:
+        return ["lora: no held-out answer has an end token, whose p would be looked at"]
+    said = [f"lora: end tokens of held-out answers have a mean p of {mean_p:.2g} before training"]
+    if mean_p < _UNKNOWN_END:
+        said.append(
+            f"warning: that is below {_UNKNOWN_END:g}: adapters do not train the token's embedding,"
+            " and under DFT what has p ≈ 0 has no weight; use objective=floored_dft, or full"
+            " fine-tuning (lora.rank=0)"
+        )
+    return said
 
 
 def lines(config: Config, model: Model, source: Path) -> list[str]:

@@ -1,5 +1,7 @@
 """Held-out loss and token statistics of a model, in one pass over examples in file order."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +18,9 @@ from dft_jax.training import metrics
 from dft_jax.training.programs import ProgramsByRows, compilation_rows
 from dft_jax.training.step import make_loss
 from dft_jax.types import Batch, Params, Weights
+
+# Of a source, where a mean need not be of all examples.
+_FEW_BATCHES = 4
 
 
 class HeldOut:
@@ -81,6 +86,33 @@ class HeldOut:
     def compile_programs(self) -> None:
         """Compiles for every shape, so that the first measurement takes as long as the others."""
         self._programs.compile_all()
+
+    def mean_p_of(self, weights: Weights, targets: Sequence[int]) -> float | None:
+        """The mean probability of those trained targets that are one of these tokens; None where
+        there is none.
+
+        The programs are those of `measure`, with less of the mask, over the first batches of each
+        source.
+        """
+        n_of_source: dict[str, int] = {}
+        p, n = 0.0, 0.0
+        for name, step in zip(self.steps.sources, self.steps, strict=True):
+            n_of_source[name] = n_of_source.get(name, 0) + 1
+            if n_of_source[name] > _FEW_BATCHES:
+                continue
+            interrupts.check()
+            batch = step.batch
+            mask_ABL = batch.mask_BL & np.isin(batch.targets_BL, targets)
+            # How often they are trained does not matter here.
+            weights_ABL = None
+            if batch.weights_BL is not None:
+                weights_ABL = mask_ABL.astype(np.float32)
+            only = dataclasses.replace(batch, mask_BL=mask_ABL, weights_BL=weights_ABL)
+            device_batch = sharding.device_batch(only, self.model.mesh, step.n_rows)
+            sums = jax.device_get(self._programs.run((self.reference, weights), device_batch))
+            p += float(sums["p"])
+            n += float(sums["tokens"])
+        return p / n if n else None
 
     def measure(self, weights: Weights) -> dict[str, Any]:
         """Metrics of all examples; losses are per trained token, in nats.

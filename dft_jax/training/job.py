@@ -128,7 +128,8 @@ class Job:
             self.heldout,
             reference,
         )
-        return (HeldOutEvaluator(measured, self.config.eval.every), *self.evaluators)
+        heldout = HeldOutEvaluator.of(self.config, self.tokenizer, measured)
+        return (heldout, *self.evaluators)
 
     def is_checkpoint_step(self, step: int) -> bool:
         return step == self.steps or step % self.config.checkpoint.every == 0
