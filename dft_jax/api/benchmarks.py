@@ -6,6 +6,7 @@ Neither of the two rooms knows the other; this makes of one what the other asks 
 from pathlib import Path
 from typing import Any
 
+from dft_jax.data import source_list
 from dft_jax.evals import settings as eval_settings
 from dft_jax.evals.scheduled import BenchmarkEvaluator
 from dft_jax.models.model import Model
@@ -26,6 +27,6 @@ def benchmark_evaluators(
         model,
         workdir,
         date=config.data.date,
-        trained=config.data.template,
+        trained=source_list.trained_template(config.data),
     )
     return (evaluator,)

@@ -89,6 +89,14 @@ def each(given: Any, data: Config) -> list[tuple[str, str, Config]]:
     return [(source.name, source.path, source.config(data)) for source in sources(given)]
 
 
+def trained_template(data: Config) -> str:
+    """The template that all sources of `data.train` have, or what says that they have several."""
+    template_of = {name: own.template for name, _, own in each(data.train, data)}
+    if len(set(template_of.values())) == 1:
+        return next(iter(template_of.values()))
+    return templates.several(template_of)
+
+
 def templates_of(given: Any, key: str) -> dict[str, str]:
     """Key -> template that a source has of its own."""
     found = {}

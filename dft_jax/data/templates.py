@@ -9,7 +9,7 @@ Two messages under the template `qwen-boxed`; what is trained has dots below it,
 import dataclasses
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ STYLES = {
 TOKENIZER_BOXED = "tokenizer-boxed"
 # of an evaluation: as the model was trained
 AUTO = "auto"
+# Begins what stands in the place of a template's name where a model was trained with several.
+SEVERAL = "several: "
 # What ends an answer under a style besides EOS, where the tokenizer has it as one token.
 _STOPS = {
     "qwen-boxed": ("<|im_end|>", "<|endoftext|>"),
@@ -98,6 +100,12 @@ class Part:
 
     text: str
     trained: bool
+
+
+def several(template_of: Mapping[str, str]) -> str:
+    """What is said of a model that was trained with several templates; by the name of a source."""
+    listed = [f"{Path(template).name!r} of {name}" for name, template in template_of.items()]
+    return SEVERAL + ", ".join(listed)
 
 
 def name_problems(setting: str, name: str) -> list[str]:

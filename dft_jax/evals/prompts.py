@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dft_jax.data.templates import AUTO
+from dft_jax.data.templates import AUTO, SEVERAL
 from dft_jax.evals.saved import ANOTHER_FOLDER
 from dft_jax.runtime import errors
 from dft_jax.runtime.files import read_json
@@ -30,9 +30,12 @@ def choose(
 ) -> Choice:
     """The prompt for `asked`, which may be `auto`; `trained` is the model's own, empty where
     unknown.
+
+    Raises:
+      UserError: `auto` of a model that was trained with several.
     """
     if asked == AUTO:
-        return _chosen(trained, tokenizer)
+        return _chosen(trained, tokenizer, setting)
     if not trained or (_is_same(asked, trained) and not instruction):
         return Choice(asked, _NAMED)
     with_text = f" with the instruction {instruction!r}" if instruction else ""
@@ -49,7 +52,11 @@ def _is_same(asked: str, trained: str) -> bool:
     return files[0].read_bytes() == files[1].read_bytes()
 
 
-def _chosen(trained: str, tokenizer: Any) -> Choice:
+def _chosen(trained: str, tokenizer: Any, setting: str) -> Choice:
+    if trained.startswith(SEVERAL):
+        listed = trained.removeprefix(SEVERAL)
+        what = f"{setting}={AUTO}: the model was trained with several prompts ({listed})"
+        raise errors.UserError(f"{what}, and none of them is right for all; name one")
     if trained:
         return Choice(trained, "what the model was trained with")
     try:

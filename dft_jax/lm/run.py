@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dft_jax.checkpoints.manager import Checkpoints
+from dft_jax.data import source_list
 from dft_jax.lm.checkpoint import open_config, require_base
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.merging import Merging
@@ -189,6 +190,15 @@ def lm_of_run(
     )
 
 
+def keep_template(workdir: Path, config: Config) -> None:
+    """Copies the .jinja file that a run is trained with, if it is such a file, into its folder: it
+    may change, or go, before the run is exported.
+    """
+    template = source_list.trained_template(config.data)
+    if template.endswith(".jinja"):
+        files.write_text(workdir / TEMPLATE_NAME, Path(template).read_text(encoding="utf-8"))
+
+
 def template_file(workdir: Path) -> Path | None:
     """The copy of the .jinja file that a run was trained with; None of a run of before this was
     kept.
@@ -199,7 +209,7 @@ def template_file(workdir: Path) -> Path | None:
 
 def _trained_template(config: Config, workdir: Path) -> str:
     """What a run was trained with, as a value of --prompt; of a .jinja file, the run's copy."""
-    name = config.data.template
+    name = source_list.trained_template(config.data)
     if name.endswith(".jinja"):
         return str(template_file(workdir) or name)
     return name

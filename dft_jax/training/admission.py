@@ -9,7 +9,7 @@ from typing import Any
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import base_of_run
-from dft_jax.lm.run import TEMPLATE_NAME
+from dft_jax.lm.run import keep_template
 from dft_jax.runtime import distributed, environment, errors, files, processes
 from dft_jax.runtime.options import Config
 from dft_jax.training.identity import (
@@ -155,8 +155,4 @@ def describe_run(
         described = environment.describe() | {"attention": attention}
         files.write_json(workdir / "env.json", described | made_of)
         files.write_json(workdir / "data_report.json", account)
-        # the file may change, or go, before the run is exported
-        if config.data.template.endswith(".jinja"):
-            files.write_text(
-                workdir / TEMPLATE_NAME, Path(config.data.template).read_text(encoding="utf-8")
-            )
+        keep_template(workdir, config)

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dft_jax.data import source_list
+from dft_jax.data.templates import SEVERAL
 from dft_jax.lm.run import template_file
 from dft_jax.losses import objectives
 from dft_jax.models.hf.card import Account
@@ -15,12 +17,15 @@ from dft_jax.runtime.options import Config, flatten
 
 def of_run(workdir: Path, config: Config, step: int, run: dict[str, Any]) -> Origin:
     """What an export of a run should say of it; `run` is what its checkpoints say."""
-    template, text = config.data.template, None
+    template, text = source_list.trained_template(config.data), None
+    kept = "the export keeps the checkpoint's own chat template"
+    if template.startswith(SEVERAL):
+        what = f"the run was trained with several templates ({template.removeprefix(SEVERAL)})"
+        print(f"warning: {what}: {kept}", file=sys.stderr)
     if template.endswith(".jinja"):
         file = template_file(workdir)
         if file is None:
             what = f"{template}, which the run was trained with, is not in {workdir}"
-            kept = "the export keeps the checkpoint's own chat template"
             print(f"warning: {what}: {kept}", file=sys.stderr)
             template = "tokenizer"
         else:

@@ -10,8 +10,9 @@ import pytest
 
 from dft_jax import assets, config as config_lib, main, sharding
 from dft_jax.analysis import reading, token_scores, tokens
+from dft_jax.api.benchmarks import benchmark_evaluators
 from dft_jax.commands import evaluate, model_flags
-from dft_jax.data import templates
+from dft_jax.data import source_list, templates
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts
 from dft_jax.evals.settings import Settings
@@ -70,6 +71,44 @@ def test_models_with_different_prompts_have_no_shared_one():
         errors.UserError, match=r"--prompt=auto: .* \(a: 'plain', b: 'qwen-boxed'\); name one"
     ):
         prompts.shared({"a": "plain", "b": "qwen-boxed", "c": ""})
+
+
+def sources(*template_of):
+    """config.data with these templates, None for that of data.template, which is `plain`."""
+    config = config_lib.get_default()
+    config.data.template = "plain"
+    config.data.train = [
+        {"path": f"{number}.jsonl"} | ({"template": template} if template else {})
+        for number, template in enumerate(template_of)
+    ]
+    return config
+
+
+def test_auto_of_a_mixture_is_the_prompt_of_all_its_sources(tokenizer, tmp_path, capsys):
+    """Where there are two nobody can tell which is meant, and data.template may be of none."""
+    one, two = sources("qwen-boxed", "qwen-boxed"), sources("qwen-boxed", None)
+    assert source_list.trained_template(one.data) == "qwen-boxed"
+    assert source_list.trained_template(sources(None, None).data) == "plain"
+    assert of_run(tmp_path, one, 1, {}).template == "qwen-boxed"
+    # An export of it says so as well, and is refused as the run is.
+    trained = of_run(tmp_path, two, 1, {}).report()["template"]
+    assert trained == source_list.trained_template(two.data)
+    assert "keeps the checkpoint's own chat template" in capsys.readouterr().err
+    with pytest.raises(errors.UserError) as refused:
+        prompts.choose("auto", trained, tokenizer)
+    assert str(refused.value) == (
+        "--prompt=auto: the model was trained with several prompts ('qwen-boxed' of 0, 'plain' of"
+        " 1), and none of them is right for all; name one"
+    )
+    assert prompts.choose("plain", trained, tokenizer).name == "plain"
+
+
+def test_a_run_with_two_prompts_is_refused_before_it_begins(tokenizer, tmp_path):
+    config = sources("qwen-boxed", None)
+    config.eval.benchmarks = "gsm8k"
+    model = build(read_config(assets.TINY), sharding.make_mesh(-1, 1, 1))
+    with pytest.raises(errors.UserError, match="config.eval.prompt=auto: .* several prompts"):
+        benchmark_evaluators(config, tokenizer, model, tmp_path)
 
 
 def test_the_instruction_is_at_the_end_of_the_question(tokenizer):
