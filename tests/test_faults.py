@@ -34,6 +34,13 @@ def test_the_best_checkpoint_outlasts_kills(folder):
     assert all(row["landed"] for row in rows), rows
 
 
+def test_adapters_outlast_kills_at_each_phase(whole, folder):
+    phases = ("evaluate 0", "save 2", "commit 2", "whole 4", "step 7", "commit 8", "export rename")
+    rows = list(kills.lora_chain(folder, whole, phases))
+    assert_all_well(rows, 7)
+    assert all(row["landed"] for row in rows), rows
+
+
 def test_signals_leave_a_checkpoint_and_exit_42(folder):
     ends = kills.uninterrupted(folder, 1)
     rows = list(kills.term_chain(folder, ends, ["step", "evaluate", "save", "export"], 1, 0))

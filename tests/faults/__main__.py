@@ -64,7 +64,7 @@ def campaign(
         (kills.kill_chain, folder, wanted, aims, seed + i)
         for i, aims in enumerate(kills.kill_plan(n_kills, seed))
     ]
-    parts += [(kills.best_chain, folder)] if n_kills else []
+    parts += [(kills.best_chain, folder), (kills.lora_chain, folder, whole)] if n_kills else []
     parts += [(places.two_runs, folder, wanted), (places.clock_set_back, folder, wanted)]
     share = -(-n_corruptions // 4)
     counts = [min(share, n_corruptions - i * share) for i in range(4)]

@@ -130,6 +130,46 @@ def best_chain(folder: pathlib.Path, phases: tuple[str, ...] = BEST_PHASES) -> I
         }
 
 
+# Each phase of a save, a step, the evaluations and the export of adapters; nothing else is in their
+# checkpoints, and the base is read again at each start.
+LORA_PHASES = ("evaluate 0", "step 1", "save 2", "commit 2", "whole 2", "step 3", "save 4")
+LORA_PHASES += ("commit 4", "whole 4", "evaluate 4", "save 6", "commit 6", "whole 6", "step 8")
+LORA_PHASES += ("save 8", "commit 8", "whole 8", "evaluate 8", "export *", "export rename")
+_ADAPTER = "export/adapter/adapter_model.safetensors"
+
+
+def lora_chain(
+    folder: pathlib.Path, whole: pathlib.Path, phases: tuple[str, ...] = LORA_PHASES
+) -> Iterator[dict]:
+    """One run with adapters on what `whole` has exported, killed at each phase in turn: the same
+    adapters, moments, metrics and exports in the end.
+    """
+    arguments = (
+        f"--config.model.path={whole / 'export'}",
+        "--config.model.init=checkpoint",
+        "--config.lora.rank=4",
+        "--config.optimizer.learning_rate=1e-3",
+    )
+
+    def summary(workdir: pathlib.Path) -> dict:
+        return state.summary(workdir) | {"adapter": state.file_sha256(workdir / _ADAPTER)}
+
+    assert launch.run(folder / "lora", arguments=arguments) == 0, launch.log(folder / "lora")
+    wanted = summary(folder / "lora")
+    workdir, hits = folder / "lora.killed", []
+    for phase in phases:
+        seen = len(launch.phases(workdir))
+        landed = launch.run(workdir, Fault(phase, "KILL"), arguments=arguments) == -9
+        in_flight = landed and _in_flight(launch.phases(workdir)[seen:])
+        hits.append({"case": phase.split()[0], "landed": landed, "save in flight": in_flight})
+    code = launch.run(workdir, arguments=arguments)
+    found = summary(workdir) if code == 0 else {}
+    wrong = [name for name in wanted if found.get(name) != wanted[name]]
+    detail = f"exit {code}, differs in {wrong}" if code or wrong else ""
+    for hit in hits:
+        yield {"kind": "kill, adapters", "ok": not detail, "detail": detail} | hit
+
+
 def kill_plan(count: int, seed: int) -> list[list[str]]:
     """Aims for `count` kills, more than half of them at the phases of a save, cut into chains."""
     weights = {

@@ -44,14 +44,17 @@ def debris(workdir: pathlib.Path) -> list[str]:
     )
 
 
+def file_sha256(file: pathlib.Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def summary(workdir: pathlib.Path) -> dict:
     """All that must not depend on what happened on the way."""
     last = steps(workdir)[-1]
-    exported = (workdir / "export/model.safetensors").read_bytes()
     return {
         "steps": steps(workdir),
         "state": state_sha256(workdir, last),
         "metrics": launch.rows(workdir),
-        "export": hashlib.sha256(exported).hexdigest(),
+        "export": file_sha256(workdir / "export/model.safetensors"),
         "debris": debris(workdir),
     }
