@@ -188,7 +188,24 @@ def test_merged_and_adapted_are_the_same_function(mesh1):
     merged = merged_params(params, adapters, ALL.scale)
     one = logits(model, params, rows(2), adapters)
     other = logits(model, merged, rows(2))
+    # Rounding: in float32 either is as far from float64 as from the other, and so is the base by
+    # itself (1.6e-6).
     assert np.abs(one - other).max() <= 3e-6 * np.abs(other).max()
+
+
+def test_merged_kernels_are_exactly_the_adapters(mesh1):
+    """In float64, where nothing that is wrong can pass for rounding."""
+    with jax.enable_x64(True):
+        wide = {"param_dtype": "float64", "compute_dtype": "float64"}
+        model = build(read_config(GOLDEN / "llama"), mesh1, lora=ALL, **wide)
+        params = load_params(Checkpoint(GOLDEN / "llama"), model)
+        adapters = random_adapters(model, 1, std=0.1)
+        adapters = jax.tree.map(lambda x: x.astype(jnp.float64), adapters)
+        merged = merged_params(params, adapters, ALL.scale)
+        one = logits(model, params, rows(2), adapters)
+        other = logits(model, merged, rows(2))
+    assert one.dtype == np.float64
+    assert np.abs(one - other).max() <= 1e-13 * np.abs(other).max()
 
 
 @pytest.mark.parametrize("remat", slow_but([], REMAT_POLICIES))
