@@ -133,8 +133,8 @@ def best_chain(folder: pathlib.Path, phases: tuple[str, ...] = BEST_PHASES) -> I
 # Each phase of a save, a step, the evaluations and the export of adapters; nothing else is in their
 # checkpoints, and the base is read again at each start.
 LORA_PHASES = ("evaluate 0", "step 1", "save 2", "commit 2", "whole 2", "step 3", "save 4")
-LORA_PHASES += ("commit 4", "whole 4", "evaluate 4", "save 6", "commit 6", "whole 6", "step 8")
-LORA_PHASES += ("save 8", "commit 8", "whole 8", "evaluate 8", "export *", "export rename")
+LORA_PHASES += ("commit 4", "evaluate 4", "whole 4", "save 6", "commit 6", "whole 6", "step 8")
+LORA_PHASES += ("save 8", "commit 8", "evaluate 8", "whole 8", "export *", "export rename")
 _ADAPTER = "export/adapter/adapter_model.safetensors"
 
 
