@@ -76,8 +76,16 @@ def imports(file: pathlib.Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {f"{source_of(file, node)}.{alias.name}" for alias in node.names}
     return found
+
+
+def source_of(file: pathlib.Path, node: ast.ImportFrom) -> str:
+    """The module that names are imported from; of `from . import x` the package."""
+    if not node.level:
+        return node.module
+    package = module_of(file).split(".")[: -node.level]
+    return ".".join([*package, *filter(None, [node.module])])
 
 
 @pytest.mark.parametrize("file", CORE, ids=module_of)
@@ -117,11 +125,12 @@ def test_a_file_knows_few_others(file):
     """Modules of ours that a file imports from."""
     known = set()
     for node in ast.walk(parsed(file)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dft_jax"):
+        if isinstance(node, ast.ImportFrom) and source_of(file, node).startswith("dft_jax"):
+            source = source_of(file, node)
             for alias in node.names:
-                place = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+                place = ROOT / f"{source}.{alias.name}".replace(".", "/")
                 is_module = place.with_suffix(".py").exists() or place.is_dir()
-                known.add(f"{node.module}.{alias.name}" if is_module else node.module)
+                known.add(f"{source}.{alias.name}" if is_module else source)
     assert len(known) <= 12, sorted(known)
 
 
@@ -173,7 +182,9 @@ def test_what_is_asked_of_a_mesh_is_not_asked_of_the_default_backend():
 
 
 def test_what_systems_do_each_in_their_own_way_is_in_one_module():
-    """There it is tested with what macOS lacks (tests/macos)."""
+    """There it is tested with what macOS lacks (tests/macos). The jail is Linux's own, refuses every
+    other system, and runs where runtime/system.py cannot be imported.
+    """
     words = re.compile(
         r"\b(fcntl|resource|prctl|sched_\w+affinity|RLIMIT_\w+)\b|/proc/|sys\.platform"
     )
@@ -182,7 +193,15 @@ def test_what_systems_do_each_in_their_own_way_is_in_one_module():
         code = ast.unparse(parsed(file))
         if words.search(code) and module_of(file) != "dft_jax.runtime.system":
             found.add(module_of(file))
-    assert found == set()
+    assert {name for name in found if not name.startswith("dft_jax.evals.jail.")} == set()
+
+
+def test_the_jail_needs_the_standard_library_only():
+    """It runs in a bare interpreter, under its own name: nothing of ours but its own files."""
+    for file in (ROOT / "dft_jax/evals/jail").glob("*.py"):
+        for name in imports(file):
+            is_its_own = name.startswith(("dft_jax.evals.jail.", "jail."))
+            assert is_its_own or name.split(".")[0] in sys.stdlib_module_names, f"{file}: {name}"
 
 
 def test_processes_meet_on_devices_in_programs_only():
@@ -299,6 +318,7 @@ def test_every_package_ships():
 PACKAGE_OF = {"absl": "absl-py", "orbax": "orbax-checkpoint", "math_verify": "math-verify"}
 # None: optional
 PACKAGE_OF |= {"latex2sympy2_extended": "math-verify", "mpmath": "sympy", "wandb": None}
+PACKAGE_OF["jail"] = None  # evals/jail under the name that it has where it runs
 
 
 def test_what_is_imported_is_required():

@@ -220,8 +220,9 @@ def _add_row(
     for score in SCORES:
         value_of = pairing.value_of_problem(result, score)
         if value_of is None:
-            # An older file has the votes' mean only.
-            row[score] = result[score]["mean"]
+            # An older file has the votes' mean only; programs do not vote.
+            if result[score] is not None:
+                row[score] = result[score]["mean"]
             continue
         row |= _named(score, scores.mean_of_shares(np.array(list(value_of.values()))))
     for name in ("mean_token_entropy", "mean_length_tokens", "truncation_rate"):

@@ -267,9 +267,9 @@ class Template:
             return message
         return {**message, "content": f"{message['content']}\n{self.instruction}"}
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """The prompt as a model reads it, tokenised as for training."""
-        return self.first_ids + self.tokenizer.encode(self.prompt(question))
+    def prompt_ids(self, question: str, answer_prefix: str = "") -> list[int]:
+        """The prompt as a model reads it, tokenised as for training, and how an answer begins."""
+        return self.first_ids + self.tokenizer.encode(self.prompt(question) + answer_prefix)
 
     def markers(self) -> list[int]:
         """Tokens that end an answer besides EOS: the end of a turn, where there is one."""

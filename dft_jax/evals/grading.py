@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from dft_jax.evals import report, scores
-from dft_jax.evals.graders import pool
+from dft_jax.evals.graders import pool, programs
 from dft_jax.evals.records import (
     Disagreement,
     Disagreements,
@@ -24,7 +24,7 @@ from dft_jax.evals.records import (
     Score,
 )
 from dft_jax.evals.tasks import benchmarks
-from dft_jax.evals.tasks.task import Problem
+from dft_jax.evals.tasks.task import PROGRAM, Problem
 from dft_jax.runtime import environment, interrupts, progress, system
 
 # Raised when the scores of the same completions change, or are of other rules: what an older
@@ -65,7 +65,7 @@ def grade(
       scores.json.
     """
     began = time.perf_counter()
-    graded = _graded(predictions, mode, last_number, answer_markers, workers)
+    graded = _graded(predictions, problems, mode, last_number, answer_markers, workers)
     takes_last_number = last_number or mode == "paper"
     warnings = []
     if takes_last_number:
@@ -78,18 +78,21 @@ def grade(
         for line in report.warnings_of(result, group, problems.get(name)):
             if line not in warnings:
                 warnings.append(line)
+    # last_number: whether it was the fallback, asked for or by the paper's rules.
+    grader = {
+        "mode": mode,
+        "rules": pool.RULES,
+        "last_number": takes_last_number,
+        "answer_markers": list(answer_markers),
+        "versions": {name: metadata.version(name) for name in _LIBRARIES},
+    }
+    if any(one.is_program for one in graded):
+        grader["programs"] = programs.description()
     summary = {
         "format": FORMAT,
         "results": results,
         "warnings": warnings,
-        # last_number: whether it was the fallback, asked for or by the paper's rules.
-        "grader": {
-            "mode": mode,
-            "rules": pool.RULES,
-            "last_number": takes_last_number,
-            "answer_markers": list(answer_markers),
-            "versions": {name: metadata.version(name) for name in _LIBRARIES},
-        },
+        "grader": grader,
         "intervals": scores.INTERVAL,
         "speed": {
             "grading_s": round(time.perf_counter() - began, 3),
@@ -100,8 +103,23 @@ def grade(
     return [one.row for one in graded], summary
 
 
+def split(
+    predictions: list[Prediction], what: str
+) -> tuple[list[Prediction], list[dict[str, Any]]]:
+    """What is graded, and the rows of what is not: programs, where `what` is SKIP."""
+    graded, rows = [], []
+    for prediction in predictions:
+        if what == programs.SKIP and benchmarks.find(prediction.benchmark).runs_programs:
+            made = {"reference": prediction.reference, "extracted": None, "verdict": None}
+            rows.append(prediction.row | made)
+        else:
+            graded.append(prediction)
+    return graded, rows
+
+
 def _graded(
     predictions: list[Prediction],
+    problems: dict[str, list[Problem]],
     mode: str,
     last_number: bool,
     answer_markers: Sequence[str],
@@ -113,13 +131,18 @@ def _graded(
         numbers_of_grader[benchmarks.find(prediction.benchmark).grader].append(number)
     graded: dict[int, GradedPrediction] = {}
     for name, numbers in numbers_of_grader.items():
+        chosen = [predictions[number] for number in numbers]
+        if name == PROGRAM:
+            judged = _judged_programs(chosen, problems, workers)
+            graded.update(zip(numbers, judged, strict=True))
+            continue
         make_grader = functools.partial(
             _GRADERS[name].Grader,
             workers=workers,
             last_number=last_number,
             answer_markers=answer_markers,
         )
-        judged = _judged([predictions[number] for number in numbers], make_grader, mode)
+        judged = _judged(chosen, make_grader, mode)
         graded.update(zip(numbers, judged, strict=True))
     return [graded[number] for number in range(len(predictions))]
 
@@ -132,11 +155,7 @@ def _judged(
     for prediction in predictions:
         items.append((prediction.row["completion"], prediction.reference))
         truncated.append(prediction.row.get("truncated") is True)
-    # Of several processes only one grades; the others could not call `check` as often.
-    shown = not progress.is_silent()
-    check: Callable[[], Any] = pool.no_check
-    if jax.process_count() == 1:
-        check = interrupts.check
+    shown, check = not progress.is_silent(), _check()
     with make_grader(mode=mode) as grader:
         found = grader.grade(items, check=check, truncated=truncated, progress=shown)
         meanings = _meanings(grader, predictions, found)
@@ -157,6 +176,43 @@ def _judged(
         GradedPrediction(prediction, row, meaning)
         for prediction, row, meaning in zip(predictions, rows, meanings, strict=True)
     ]
+
+
+def _check() -> Callable[[], Any]:
+    """What ends the grading when the command is interrupted."""
+    # Of several processes only one grades; the others could not call `check` as often.
+    if jax.process_count() == 1:
+        return interrupts.check
+    return pool.no_check
+
+
+def _judged_programs(
+    predictions: list[Prediction], problems: dict[str, list[Problem]], workers: int
+) -> list[GradedPrediction]:
+    """As `_graded`, of programs: each is run against the tests of its problem."""
+    programs.require([prediction.benchmark for prediction in predictions])
+    program_of = {}
+    for name, of_benchmark in problems.items():
+        for problem in of_benchmark:
+            program_of[name, problem.id] = problem.program
+    jobs = []
+    for prediction in predictions:
+        program = program_of[prediction.benchmark, prediction.id]
+        assert program is not None, prediction.benchmark
+        jobs.append(programs.job_of(program, prediction.row))
+    with programs.Grader(workers) as grader:
+        found = grader.grade(jobs, progress=not progress.is_silent(), check=_check())
+    graded = []
+    for prediction, judged in zip(predictions, found, strict=True):
+        made = {
+            "reference": prediction.reference,
+            "extracted": judged.extracted,
+            "verdict": judged.verdict,
+            "reason": judged.reason,
+        }
+        # Texts of programs do not vote.
+        graded.append(GradedPrediction(prediction, prediction.row | made, meaning=None))
+    return graded
 
 
 def _meanings(
@@ -199,7 +255,7 @@ def score(group: list[GradedPrediction], problems: list[Problem] | None) -> Scor
     Every verdict but `correct` counts as not correct, and all are counted. Problems nobody answered
     are named as missing where the benchmark was loaded, and no score knows of them.
     """
-    first = group[0].prediction
+    first, first_is_program = group[0].prediction, group[0].is_program
     samples_of = _samples_of(group)
     rows = [one.row for one in group]
     correct, meanings_PS = [], []
@@ -214,7 +270,11 @@ def score(group: list[GradedPrediction], problems: list[Problem] | None) -> Scor
         pass_P = scores.pass_at_k(correct_PS, k)
         pass_at_k[str(k)] = float(pass_P.mean())
         pass_intervals[str(k)] = scores.mean_of_shares(pass_P).interval_95
-    majority_P = scores.majority(meanings_PS, correct_PS)
+    maj_at_k, majority_of_problem = None, None
+    if not first_is_program:
+        majority_P = scores.majority(meanings_PS, correct_PS)
+        maj_at_k = MeanOfSamples.of(n_samples, scores.mean_of_shares(majority_P))
+        majority_of_problem = dict(zip(samples_of, majority_P.tolist(), strict=True))
     shares = correct_PS.mean(axis=1).tolist()
     lengths, loops = [], []
     # Every verdict is named, those that did not occur as well.
@@ -237,9 +297,9 @@ def score(group: list[GradedPrediction], problems: list[Problem] | None) -> Scor
         avg_at_k=MeanOfSamples.of(n_samples, scores.average(correct_PS)),
         pass_at_k=pass_at_k,
         pass_at_k_interval_95=pass_intervals,
-        maj_at_k=MeanOfSamples.of(n_samples, scores.mean_of_shares(majority_P)),
+        maj_at_k=maj_at_k,
         correct_share_of_problem=dict(zip(samples_of, shares, strict=True)),
-        majority_correct_of_problem=dict(zip(samples_of, majority_P.tolist(), strict=True)),
+        majority_correct_of_problem=majority_of_problem,
         sha256_of_problem=_digests(samples_of, problems),
         sha256_is_of=hashed,
         verdicts=verdicts,

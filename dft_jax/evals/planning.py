@@ -10,6 +10,7 @@ from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import Stops, find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts as prompts_lib
+from dft_jax.evals.graders import programs
 from dft_jax.evals.settings import Settings
 from dft_jax.evals.tasks import benchmarks
 from dft_jax.evals.tasks.task import Problem
@@ -78,9 +79,12 @@ def plan(
 
     Raises:
       UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room
-      for an answer.
+      for an answer, programs that this machine does not confine.
     """
     errors.raise_if_any(settings.mistakes(prefix))
+    if settings.programs == programs.RUN:
+        # Hours of sampling would be for nothing where nobody may judge them.
+        programs.require(settings.benchmarks)
     setting, instruction = f"{prefix}prompt", settings.instruction
     choice = prompts_lib.choose(settings.prompt, trained, tokenizer, instruction, setting=setting)
     settings = dataclasses.replace(settings, prompt=choice.name)
@@ -148,9 +152,9 @@ def _ask(settings: Settings, template: Template, model: Model, max_length: int) 
         asked.problems[name] = problems
         for problem in problems:
             try:
-                question = task.prompt(problem)
-                text = template.prompt(question)
-                ids = tuple(template.prompt_ids(question))
+                question = task.prompt(problem, settings.prompt)
+                text = template.prompt(question) + settings.answer_prefix
+                ids = tuple(template.prompt_ids(question, settings.answer_prefix))
                 limit = _limit(ids, max_length, settings, model)
             except BadRow as error:
                 mistakes.append(f"{name} {problem.id!r}: {error}")

@@ -59,6 +59,11 @@ class GradedPrediction:
         """Whether the verdict counts as right; every other one does not."""
         return self.row["verdict"] == "correct"
 
+    @property
+    def is_program(self) -> bool:
+        """Whether it was run against tests."""
+        return benchmarks.find(self.prediction.benchmark).runs_programs
+
 
 # ---- scores, as scores.json has them: its keys are the names of these members, in this order
 
@@ -118,9 +123,9 @@ class Score:
     avg_at_k: MeanOfSamples
     pass_at_k: dict[str, float]  # by k
     pass_at_k_interval_95: dict[str, tuple[float, float] | None]
-    maj_at_k: MeanOfSamples
+    maj_at_k: MeanOfSamples | None  # None of programs, whose texts do not vote
     correct_share_of_problem: dict[str, float]
-    majority_correct_of_problem: dict[str, bool]
+    majority_correct_of_problem: dict[str, bool] | None
     sha256_of_problem: dict[str, str]
     sha256_is_of: str
     verdicts: dict[str, int]
@@ -132,10 +137,13 @@ class Score:
     paper_against_strict: Disagreements | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As in scores.json, where `paper_against_strict` is there in the paper's mode only."""
+        """As in scores.json, where `paper_against_strict` is there in the paper's mode only, and
+        votes only where there are some.
+        """
         values = dataclasses.asdict(self)
-        if self.paper_against_strict is None:
-            del values["paper_against_strict"]
+        for name in ("paper_against_strict", "majority_correct_of_problem"):
+            if values[name] is None:
+                del values[name]
         return values
 
 
@@ -248,6 +256,8 @@ _FIELDS = {
     ),
     "reference": _Field(_is_text, "the right answer as text"),
     "truncated": _Field(_is_bool, "true or false"),
+    "prompt": _Field(_is_any_text, "the text that the model saw"),
+    "answer_prefix": _Field(_is_any_text, "the end of the prompt with which the answer begins"),
     "tokens": _Field(_is_count, f"the completion's length in tokens, from 0 to {LARGEST_COUNT}"),
 }
 
@@ -309,9 +319,11 @@ def load_problems(predictions: list[Prediction], data: str) -> dict[str, list[Pr
             f"--benchmark_data={data} is one file for {', '.join(names)};"
             " give the folder of their files"
         )
-    incomplete = {
-        prediction.benchmark for prediction in predictions if prediction.reference is None
-    }
+    incomplete = set()
+    for prediction in predictions:
+        # Tests are no field of a row.
+        if prediction.reference is None or benchmarks.find(prediction.benchmark).runs_programs:
+            incomplete.add(prediction.benchmark)
     return {name: benchmarks.load(name, data) for name in names if data or name in incomplete}
 
 
@@ -339,7 +351,9 @@ def with_references(
             )
             continue
         reference = prediction.reference
-        if known is not None:
+        if known is not None and benchmarks.find(prediction.benchmark).runs_programs:
+            reference = known[prediction.id]
+        elif known is not None:
             reference = reference or known[prediction.id]
         completed.append(dataclasses.replace(prediction, reference=reference))
     errors.raise_if_any(mistakes)

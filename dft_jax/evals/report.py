@@ -71,21 +71,32 @@ def _of_completions(score: Score, group: list[GradedPrediction]) -> list[str]:
     """Whether the completions are what was asked of the model, and were graded."""
     lines = []
     name, verdicts = score.benchmark, score.verdicts
+    is_program = group[0].is_program
     if verdicts["timeout"] or verdicts["error"]:
+        whose = "of the grader"
+        if is_program:
+            whose = "(programs that ended their process)"
         lines.append(
-            f"{name}: {verdicts['timeout']} timeouts and {verdicts['error']} errors of the grader"
+            f"{name}: {verdicts['timeout']} timeouts and {verdicts['error']} errors {whose}"
             " count as not correct"
         )
     cell = f"{name} at {temperature_text(score.temperature)}"
     unanswered = verdicts["no_answer"] / len(group)
-    if unanswered > 0.5:
+    if unanswered > 0.5 and is_program:
+        lines.append(
+            f"{cell}: {unanswered:.0%} of the completions define no such function, and count as not"
+            " correct; read some of them: a base model continues a function (--prompt=plain),"
+            " another is asked (--prompt=tokenizer)"
+        )
+    elif unanswered > 0.5:
         lines.append(
             f"{cell}: {unanswered:.0%} of the completions mark no answer, and count as not correct;"
             " read some of them: they may need a prompt (--prompt) or an instruction that asks for"
             " \\boxed{} or '#### ', or more tokens"
         )
     truncated = score.truncation_rate
-    if truncated is not None and truncated > 0.5:
+    # A base model writes on behind a function; its text counts up to where it does.
+    if truncated is not None and truncated > 0.5 and not is_program:
         lines.append(
             f"{cell}: {truncated:.0%} of the completions were cut by the limit of their length;"
             " give more tokens (--max_new_tokens, --context), or check that the model's stop token"
@@ -143,6 +154,9 @@ def _cells(result: dict[str, Any]) -> list[str]:
     if average["standard_error"] is not None:
         mean += f" ± {_points(average['standard_error'])}"
     length = f"{result['mean_length_characters']:.0f} ch"
+    votes, votes_interval = "–", "–"
+    if majority is not None:
+        votes, votes_interval = f"{majority['mean']:.1%}", interval_text(majority["interval_95"])
     if result["mean_length_tokens"] is not None:
         length = f"{result['mean_length_tokens']:.0f} tok"
     return [
@@ -154,8 +168,8 @@ def _cells(result: dict[str, Any]) -> list[str]:
         interval_text(average["interval_95"]),
         f"{result['pass_at_k'][k]:.1%}",
         interval_text(result["pass_at_k_interval_95"][k]),
-        f"{majority['mean']:.1%}",
-        interval_text(majority["interval_95"]),
+        votes,
+        votes_interval,
         f"{verdicts['no_answer'] / sum(verdicts.values()):.1%}",
         length,
         _text(result["truncation_rate"], ".1%"),

@@ -170,8 +170,9 @@ def _identity(plan: Plan, model: Model, model_id: dict[str, Any]) -> dict[str, A
     identity = {name: value for name, value in model_id.items() if name not in _WORDS}
     for name in ("prompt", "seed", "top_k", "top_p", "max_new_tokens"):
         identity[name] = getattr(plan.settings, name)
-    if plan.settings.instruction:  # older evaluations have no word of it
-        identity["instruction"] = plan.settings.instruction
+    for name in ("instruction", "answer_prefix"):
+        if getattr(plan.settings, name):  # older evaluations have no word of it
+            identity[name] = getattr(plan.settings, name)
     identity["context"] = plan.sampler.max_length
     identity["stop_ids"] = list(plan.sampler.stop_ids)
     if plan.date:
@@ -237,11 +238,14 @@ def _finish(
     for key in plan.requests:
         benchmark, temperature, problem, sample = key
         row = {name: done[key][name] for name in journal.FIELDS}
+        if settings.answer_prefix:
+            row["answer_prefix"] = settings.answer_prefix
         predictions.append(
             Prediction(
                 str(out), row, benchmark, problem, sample, temperature, answers[benchmark, problem]
             )
         )
+    predictions, unjudged = grading.split(predictions, settings.programs)
     rows, summary = grading.grade(
         predictions,
         plan.problems,
@@ -254,6 +258,11 @@ def _finish(
     summary["warnings"] += plan.stops.warnings + plan.unread
     if plan.choice.warning:
         summary["warnings"].append(plan.choice.warning)
+    if unjudged:
+        summary["warnings"].append(
+            f"{len(unjudged)} programs were not run (programs={settings.programs}): no score here"
+            f" is of them; grade {PREDICTIONS_NAME} where they can be (--grade)"
+        )
     # Of an earlier, larger plan.
     others = [row for key, row in done.items() if key not in plan.requests]
     if others:
@@ -262,7 +271,7 @@ def _finish(
         summary["warnings"].append(f"{what}; no score here is of them")
     # The older scores would belong to other predictions, were this killed in between.
     file.unlink(missing_ok=True)
-    lines = [json.dumps(row) + "\n" for row in rows + others]
+    lines = [json.dumps(row) + "\n" for row in rows + unjudged + others]
     files.write_text(out / PREDICTIONS_NAME, "".join(lines))
     summary |= asked | {VERSIONS: plan.versions()}
     files.write_json(file, summary)
@@ -276,4 +285,6 @@ def _answers(file: Path, asked: dict[str, Any]) -> bool:
         return False
     summary = files.read_json(file, _SCORE_AGAIN)
     known = asked | {"format": grading.FORMAT}
+    if not summary.get("results"):  # of programs that were not run
+        return False
     return all(summary.get(name) == value for name, value in known.items())

@@ -6,7 +6,8 @@ from typing import Any
 from dft_jax.data.templates import TOKENIZER_BOXED
 from dft_jax.evals import prompts as prompts_lib
 from dft_jax.evals.graders import extraction, pool
-from dft_jax.evals.tasks import benchmarks
+from dft_jax.evals.graders.programs import RUN, SKIP
+from dft_jax.evals.tasks import benchmarks, code
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config, Option
 
@@ -31,6 +32,9 @@ class Settings:
         " trained.",
     )
     instruction: str = _setting("", "Text on a line of its own at the end of each question.")
+    answer_prefix: str = _setting(
+        "", "How every answer begins: text behind the prompt, which the model continues."
+    )
     samples: int = _setting(16, "Samples of each problem at each temperature.")
     temperature: tuple[float, ...] = _setting(
         (1.0,), "Temperatures to sample at, separated by commas."
@@ -59,6 +63,10 @@ class Settings:
         "colon (Answer:), is (the answer is).",
     )
     workers: int = _setting(2, "Processes that grade.")
+    programs: str = _setting(
+        RUN,
+        "Of benchmarks whose completions are programs: run them in a jail, or skip their verdicts.",
+    )
 
     @classmethod
     def read(cls, values: dict[str, Any], prefix: str) -> "Settings":
@@ -114,6 +122,10 @@ class Settings:
         require("context", self.context >= 2, "at least 2")
         is_free = not self.instruction or self.prompt != TOKENIZER_BOXED
         require("instruction", is_free, f"empty with prompt={TOKENIZER_BOXED}, which has one")
+        is_free = not self.answer_prefix or self.prompt != code.BASE_TEMPLATE
+        words = f"empty with prompt={code.BASE_TEMPLATE}, which has no answer to begin"
+        require("answer_prefix", is_free, words)
+        require("programs", self.programs in (RUN, SKIP), f"{RUN} or {SKIP}")
         require("mode", self.mode in pool.MODES, " or ".join(pool.MODES))
         markers = set(self.answer_markers)
         are_known = bool(markers) and markers <= set(extraction.MARKERS)

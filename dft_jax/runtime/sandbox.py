@@ -1,8 +1,9 @@
 """Processes that may hang, run out of memory or die: started bare, limited, killed when late.
 
 For work that text from outside decides: comparing a model's answers, rendering a checkpoint's chat
-template. An entry point runs in a new interpreter, calls `serve` there, and answers one request at
-a time:
+template. What runs here is our own code, and the guard is one more caution; programs that a model
+wrote are confined by the kernel (evals/jail). An entry point runs in a new interpreter, calls
+`serve` there, and answers one request at a time:
 
     parent                                    worker
     Worker("module:function", wall_s, ...)    function(pipe, wall_s, ...) -> serve

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dft_jax.data.sources import files, hub as hub_datasets, world
+from dft_jax.data.sources import files, hub as hub_datasets, programs, world
 from dft_jax.data.sources.rows import Row, Source
 from dft_jax.runtime import errors, hub
 from dft_jax.runtime.options import Config
@@ -14,7 +14,7 @@ def open_rows(path: str, config: Config, split: str) -> Source:
 
     Args:
       path: a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id (see
-        runtime/hub.py), or a part of the laboratory's world, `world(…)`.
+        runtime/hub.py), or a part of the laboratory's world, `world(…)` or `programs(…)`.
       config: `config.data`, for the subset and the revision.
       split: of a folder or a hub dataset.
 
@@ -25,6 +25,9 @@ def open_rows(path: str, config: Config, split: str) -> Source:
     part = world.parse(path)
     if part is not None:
         return Source(world.numbered_rows(part))
+    made = programs.parse(path)
+    if made is not None:
+        return Source(programs.numbered_rows(made))
     place = Path(path)
     if place.is_file():
         return Source(files.read_file(place))
@@ -54,5 +57,5 @@ def is_path(path: str) -> bool:
 
 def is_hub_id(path: str) -> bool:
     """Whether rows of `path` would be fetched from the hub."""
-    is_world = path.lstrip().startswith("world(")
+    is_world = path.lstrip().startswith(("world(", "programs("))
     return not is_world and not Path(path).exists() and not is_path(path)

@@ -1,12 +1,13 @@
-"""All benchmarks by name. A new one is an entry of math.py or lab.py, or a file like these."""
+"""All benchmarks by name. A new one is an entry of a file here, or a file like these."""
 
-from dft_jax.evals.tasks import lab, math
+from dft_jax.evals.tasks import code, lab, math
 from dft_jax.evals.tasks.task import Problem, Task
 from dft_jax.runtime import errors, options
 
 MATH: dict[str, Task] = {task.name: task for task in math.TASKS}
 LAB: dict[str, Task] = {task.name: task for task in lab.TASKS}
-BENCHMARKS: dict[str, Task] = MATH | LAB
+CODE: dict[str, Task] = {task.name: task for task in code.TASKS}
+BENCHMARKS: dict[str, Task] = MATH | LAB | CODE
 
 
 def find(name: str) -> Task:

@@ -1,6 +1,7 @@
 """What a benchmark is: where its problems are, what is asked of each, and who judges answers."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,43 @@ from dft_jax.data.sources.rows import BadRow
 from dft_jax.evals.tasks import fields
 from dft_jax.runtime import errors, hub
 
+# The grader that runs completions against tests.
+PROGRAM = "program"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a program is asked for and judged by.
+
+    `prompt` is what a base model completes: a function without its body, or a docstring, which
+    `style` (of evals/jail/extraction.py) says. `setup` runs before `tests`, which call
+    `entry_point` or define `check(candidate)`.
+    """
+
+    prompt: str
+    entry_point: str
+    setup: str
+    tests: str
+    style: str
+    wall_s: float = 10.0
+    imports_numpy: bool = False  # in the tests
+
+    def digest(self) -> str:
+        """Of all that decides a verdict."""
+        content = "\0".join([self.prompt, self.entry_point, self.setup, self.tests])
+        return hashlib.sha256(content.encode()).hexdigest()
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """`id` is unique in its benchmark; `answer` is the ground truth, in LaTeX or plain text."""
+    """`id` is unique in its benchmark; `answer` is the ground truth, in LaTeX or plain text, or the
+    digest of the tests of a `program`.
+    """
 
     id: str
     question: str
     answer: str
+    program: Program | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +74,16 @@ class Task:
 
     @property
     def is_made(self) -> bool:
-        """Whether problems are made by the laboratory's world, the same ones each time."""
-        return self.source.startswith("world(")
+        """Whether problems are made by the laboratory, the same ones each time."""
+        return self.source.startswith(("world(", "programs("))
 
-    def prompt(self, problem: Problem) -> str:
-        """What a user would write to have the problem solved; a template makes tokens of it."""
+    @property
+    def runs_programs(self) -> bool:
+        """Whether completions are programs, which are run against tests."""
+        return self.grader == PROGRAM
+
+    def prompt(self, problem: Problem, template: str) -> str:
+        """What a user would write to have the problem solved; `template` makes tokens of it."""
         return problem.question
 
     def load(self, path: str = "") -> list[Problem]:
@@ -117,11 +152,14 @@ class Task:
         answer = self.answer(row).strip()
         if not answer:
             raise BadRow("the answer is empty; fix or remove the row")
+        return Problem(self._id(row, number), question, answer)
+
+    def _id(self, row: dict[str, Any], number: int) -> str:
         if not self.id_field:
-            return Problem(str(number), question, answer)
+            return str(number)
         value = fields.value_of(row, self.id_field)
         if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
             raise BadRow(
                 f"field {self.id_field!r} should be a number or text, not {value!r}; fix the row"
             )
-        return Problem(str(value), question, answer)
+        return str(value)
