@@ -16,6 +16,7 @@ from . import calls
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 24, 22, 38
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _SECCOMP_MODE_FILTER = 2
 _CAPABILITIES_VERSION = 0x20080522
 _LAST_CAPABILITY = 63
@@ -39,6 +40,7 @@ def lock(
     readable: Sequence[str],
     listable: Sequence[str],
     landlock: bool,
+    parent: int,
 ) -> None:
     """Confines this process for good.
 
@@ -48,12 +50,14 @@ def lock(
       readable: files and folders that it may read from.
       listable: folders that it may list, without reading what is in them.
       landlock: whether the kernel has it (and then it has to work).
+      parent: the process with which this one ends.
 
     Raises:
       Broken: a fence that did not come to stand.
     """
     limit(cpu_s, memory_bytes)
     drop_capabilities()
+    end_with_parent(parent)
     call("no new privileges", LIBC.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if landlock:
         confine_files(readable, listable)
@@ -93,6 +97,16 @@ def limit(cpu_s: int, memory_bytes: int) -> None:
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)
         resource.setrlimit(kind, (value, value))
+
+
+def end_with_parent(parent: int) -> None:
+    """A signal that kills comes when the parent ends, were it killed itself; the filter forbids to
+    undo it.
+    """
+    call("end with parent", LIBC.prctl, _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
+    # In a namespace of ids the parent is outside, as 0, and namespaces.py has seen to it.
+    if os.getppid() not in (0, parent):
+        raise Broken("the parent has ended")
 
 
 def drop_capabilities() -> None:

@@ -4,6 +4,7 @@ The candidate says that it is locked to the tests, they say so to the supervisor
 clock of the program starts.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -40,6 +41,7 @@ def main() -> None:
             readable=spec["readable"],
             listable=spec["listable"],
             landlock=spec["landlock"],
+            parent=spec["parent"],
         )
     except fences.Broken as error:
         print(error, file=sys.stderr)
@@ -51,11 +53,11 @@ def main() -> None:
 def _import_common(spec: dict) -> None:
     sys.path.pop()  # of this folder
     for name in _COMMON.split():
-        __import__(name)
+        importlib.import_module(name)
     if spec["packages"]:
         sys.path.append(spec["packages"])
         if spec["role"] == "tests" and spec["imports_numpy"]:
-            __import__("numpy")
+            importlib.import_module("numpy")
 
 
 def _nothing() -> None:

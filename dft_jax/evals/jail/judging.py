@@ -51,11 +51,9 @@ class Candidate:
     def call(self, *arguments: Any, **named: Any) -> Any:
         """The candidate's function, as tests see it."""
         message = {"a": codec.encode(list(arguments)), "k": codec.encode(named)}
-        value = self._ask(message)
-        self.answered += 1
-        return value
+        return self._ask(message)
 
-    def _ask(self, message: Any) -> Any:
+    def _ask(self, message: dict[str, Any]) -> Any:
         if self.over:
             raise Ended
         # Nobody asked yet: what is there was written to be taken for an answer.
@@ -68,6 +66,8 @@ class Candidate:
             self._end("error", "the program's process ended")
         except codec.Malformed as error:
             self._end("error", f"the program wrote what is no answer: {error}")
+        # An exception is an answer too; loading asks for none.
+        self.answered += "a" in message
         if isinstance(reply, dict) and reply.keys() == {"e", "x"}:
             self._raise(str(reply["e"]), str(reply["x"])[:_TEXT])
         try:

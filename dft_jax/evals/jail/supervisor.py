@@ -200,6 +200,7 @@ class Jail:
             "landlock": LANDLOCK in fences,
             "packages": self.packages,
             "imports_numpy": False,
+            "parent": os.getpid(),
         }
         # Not isolated (-I), which would ignore the seed of hashes: sets would have another order,
         # and some programs another verdict, each time. The environment is this file's own.

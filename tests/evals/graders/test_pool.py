@@ -53,8 +53,14 @@ def verdicts(strict):
     return [graded.verdict for graded in strict.grade(BOXED, progress=False)]
 
 
+# They run text, where the kernel confines them; the next test sees that they run nowhere else.
+CONFINED = ("candidate", "judging")
+
+
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.name)
 def test_no_evaluator_is_named(file):
+    if file.parent.name == "jail" and file.stem in CONFINED:
+        pytest.skip("runs in the jail only")
     banned = {
         "eval",
         "exec",
@@ -77,6 +83,17 @@ def test_no_evaluator_is_named(file):
         ):
             names.add(node.attr)
         assert not names & banned, f"{file.name}:{getattr(node, 'lineno', '?')}"
+
+
+def test_what_runs_text_is_imported_in_the_jail_only():
+    users = set()
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = {alias.name for alias in node.names} | set((node.module or "").split("."))
+                if names & set(CONFINED):
+                    users.add(file.name)
+    assert users == {"inside.py"}
 
 
 @pytest.mark.slow

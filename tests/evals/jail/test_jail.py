@@ -88,11 +88,19 @@ def test_jail_control_without_fences_the_same_programs_get_out():
         assert campaign.control(hostile, around.env) == []
 
 
+@pytest.fixture
+def own(tmp_path):
+    """The jail under a path of this test, so that its processes are known from those of others."""
+    folder = tmp_path / "jail"
+    shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fences", SETS, ids=names)
-def test_jail_contains_hostile_programs(fences):
+def test_jail_contains_hostile_programs(fences, own):
     require(fences)
-    bad, verdicts = campaign.run(supervisor, hostile, fences, HERE)
+    bad, verdicts = campaign.run(supervisor, hostile, fences, own)
     assert bad == []
     assert len(verdicts) >= 96 and "correct" not in verdicts.values()
 
@@ -114,7 +122,10 @@ def copy():
 @pytest.mark.parametrize("fences", SETS, ids=names)
 def test_jail_contains_hostile_programs_of_a_user_without_rights(fences, copy):
     require(fences)
-    done = as_nobody([copy / "campaign.py", copy / "jail", *fences])
+    # Under a name of its own, as in `own`.
+    folder = copy / names(fences) / "jail"
+    shutil.copytree(copy / "jail", folder)
+    done = as_nobody([copy / "campaign.py", folder, *fences])
     found = json.loads(done.stdout)
     assert found["user"] == 65534 and found["ran"] >= 96
     assert found["bad"] == [] and found["verdicts"]["correct"] == 0
@@ -255,23 +266,25 @@ def test_jail_has_numpy_where_it_is_asked_for():
 
 
 @pytest.mark.slow
-def test_jail_leaves_nothing_when_its_supervisor_is_killed(tmp_path):
+@pytest.mark.parametrize("fences", SETS, ids=names)
+def test_jail_leaves_nothing_when_its_supervisor_is_killed(fences, own, tmp_path):
     """Not even a program that wants to outlive it."""
-    any_jail()
+    require(fences)
     body = "import ctypes, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); time.sleep(10**6)"
     code = (
-        "from dft_jax.evals.jail.supervisor import *\n"
-        f"with Jail() as jail:\n    jail.run(Job('', {ADD + body!r}, 'f', '', 'f(1)', 'continuation', 600.0))\n"
+        "import pathlib\nfrom dft_jax.evals.jail.supervisor import *\n"
+        f"with Jail({fences!r}, folder=pathlib.Path({str(own)!r})) as jail:\n"
+        f"    jail.run(Job('', {ADD + body!r}, 'f', '', 'f(1)', 'continuation', 600.0))\n"
     )
-    before = campaign.processes(HERE)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)}
-    )
-    wait_for(lambda: len(campaign.processes(HERE) - before) >= 2)
-    time.sleep(1.0)
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    wait_for(lambda: len(campaign.processes(own)) >= 2)
+    # By now they are locked, and the program sleeps.
+    time.sleep(3.0)
+    assert len(campaign.processes(own)) >= 2
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    wait_for(lambda: campaign.processes(HERE) <= before)
+    wait_for(lambda: not campaign.processes(own))
 
 
 def wait_for(condition, seconds=30):
