@@ -174,7 +174,21 @@ class Grader:
         Args:
           progress: whether to show a bar.
           check: is called with every verdict; what it raises ends the grading.
+
+        Raises:
+          UserError: processes that were confined before are not any more.
         """
+        try:
+            return self._graded(jobs, progress, check)
+        except Unconfined as error:
+            raise errors.UserError(
+                f"programs could not be run ({error}); free memory and processors, then run the"
+                " same command again: what is sampled is kept"
+            ) from None
+
+    def _graded(
+        self, jobs: Sequence[Job], progress: bool, check: Callable[[], Any]
+    ) -> list[Judged]:
         counts = Counter(jobs)
         outcomes: dict[Job, Outcome] = {}
         # Not the bar of runtime/progress.py, as in pool.py.

@@ -116,6 +116,16 @@ def test_what_a_check_raises_ends_the_grading(jail):
     assert len(jail.ran) < 10
 
 
+def test_processes_that_do_not_start_any_more_are_one_line(jail, monkeypatch):
+    def fail(job):
+        raise Unconfined("two processes were not locked within 60 s: MemoryError")
+
+    monkeypatch.setattr(jail, "run", fail)
+    message = r"could not be run \(two processes.*same command"
+    with programs.Grader(1) as grader, pytest.raises(errors.UserError, match=message):
+        grader.grade([a_job("x")], progress=False)
+
+
 @pytest.fixture
 def fresh(monkeypatch):
     """Nothing is remembered of this machine, before and after."""
