@@ -42,7 +42,7 @@ OPEN = {
 
 
 def chosen(regime, method):
-    """None where stage 1 is not done."""
+    """None where stage 1 of the method is not done."""
     if OPEN[regime].intersection(METHODS[method]):
         return None
     return plan.choose(s for s in SCORES[regime] if s.objective in METHODS[method])
@@ -70,6 +70,9 @@ for regime in MEASURED:
             hot = rows[(rows.objective == objective) & (rows.temperature == 1.0)]
             hot = 100 * hot.groupby("learning_rate").avg.mean()
             axis.plot(hot.index, hot, "--", lw=1, color=colour, label="T = 1", alpha=0.7)
+        if not any(s.objective in objectives for s in SCORES[regime]):
+            middle = dict(transform=axis.transAxes, ha="center", fontsize=8, color="#888888")
+            axis.text(0.5, 0.5, "not run yet", **middle)
         best = chosen(regime, method)
         if best is not None:
             axis.plot([best.rate], [100 * best.accuracy], "o", ms=9, mfc="none", mec="#cc3311")
