@@ -24,17 +24,18 @@ PARSE = """
 import importlib, json, sys
 from absl import flags
 
-importlib.import_module(sys.argv[1])
+# Its own flags, where it has such.
+known = getattr(importlib.import_module(sys.argv[1]), "FLAGS", flags.FLAGS)
 problems = []
 for arguments in json.load(sys.stdin):
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
+    known.unparse_flags()
+    for name in known:
+        known[name].unparse()
     sys.argv = ["command", *arguments]
     try:
-        flags.FLAGS(sys.argv)
+        known(sys.argv)
     except Exception as error:
         problems.append(f"{arguments}: {error}")
 print(json.dumps(problems))

@@ -41,6 +41,7 @@ RANKS = {
     "dft_jax.main": 8,
     "dft_jax.evaluate": 8,
     "dft_jax.export": 8,
+    "dft_jax.generate": 8,
     "dft_jax.plan": 8,
     "dft_jax.analysis.compare": 8,
     "dft_jax.analysis.inspect_data": 8,

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import prompts as prompts_lib
 from dft_jax.lm.language_model import LM
-from dft_jax.models.model import matmul_precision
-from dft_jax.runtime import errors, progress
-from dft_jax.sampling.answers import answer_sampler
+from dft_jax.runtime import errors
 from dft_jax.sampling.sampler import Request
+from dft_jax.sampling.texts import Writer, prompt_ids
 
 
 def sample(
@@ -23,6 +21,7 @@ def sample(
     top_p: float = 1.0,
     max_new_tokens: int = 512,
     seed: int = 0,
+    stop: str | Sequence[str] = (),
     show_progress: bool = True,
 ) -> list[str] | list[list[str]]:
     """Completions of questions.
@@ -37,6 +36,7 @@ def sample(
       top_p: sample from the fewest tokens that hold this share of the probability.
       max_new_tokens: the longest completion.
       seed: a completion depends on this, its question and its number alone.
+      stop: texts that end a completion, and are not part of it.
 
     Returns:
       The n texts of one question; of several, a list of them for each.
@@ -46,34 +46,30 @@ def sample(
     questions = [prompts] if isinstance(prompts, str) else list(prompts)
     if n < 1 or (temperature == 0 and n > 1):
         raise errors.UserError(f"n={n}: at least 1, and greedily (temperature=0) just 1")
+    stop = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stop:
+        raise errors.UserError("stop='' would end every completion at once; leave it out")
     choice = prompts_lib.choose(template, lm.trained, lm.tokenizer, setting="template")
     asked = Template(choice.name, lm.tokenizer, setting="template", date=lm.date or today())
     requests, longest = [], lm.model.config.max_length
     for question in questions:
-        ids = tuple(asked.prompt_ids(question))
-        room = longest - len(ids)
-        if room < 1:
-            what = f"a prompt of {len(ids)} tokens leaves no room within {longest}"
-            raise errors.UserError(f"{what}: {question[:40]!r}…; shorten it")
+        ids = prompt_ids(lm, asked, [{"role": "user", "content": question}], longest)
+        limit = min(longest - len(ids), max_new_tokens)
         for number in range(n):
-            limit = min(room, max_new_tokens)
             requests.append(Request(question, number, ids, temperature, limit))
-    sampler = answer_sampler(
-        lm.model,
-        lm.tokenizer,
-        # Where a completion ends: whatever the tokenizer, the template or the checkpoint says.
-        find_stops(asked),
+    writer = Writer(
+        lm,
+        asked,
         max_length=max(len(request.prompt_ids) + request.max_new_tokens for request in requests),
         slots=min(64, len(requests)),
         seed=seed,
         top_k=top_k,
         top_p=top_p,
+        stop=stop,
     )
     texts = {}
-    with progress.silent(not show_progress), matmul_precision(str(lm.model.module.compute_dtype)):
-        for completion in sampler.sample(lm.params, requests):
-            text = lm.tokenizer.decode(list(completion.ids), skip_special_tokens=True)
-            texts[completion.request] = text
+    for made in writer.complete(requests, show_progress=show_progress):
+        texts[made.request] = made.text
     # Completions come in the order in which they were finished.
     found = []
     for start in range(0, len(requests), n):

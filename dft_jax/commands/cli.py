@@ -54,20 +54,24 @@ def define_config() -> flags.Flag | flags.FlagHolder:
     return holder
 
 
-def parse(required: list[str], positional: str = "") -> list[str]:
+def parse(
+    required: list[str], positional: str = "", known: flags.FlagValues = flags.FLAGS
+) -> list[str]:
     """Parses sys.argv; returns the positional arguments, of which there are none unless
     `positional` names them.
+
+    `known` are the command's flags, where it has names that mean another thing to other commands.
 
     Raises:
       UserError: unknown or missing flags, unreadable config files, unknown keys, values of the
       wrong type.
     """
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(_help())
+        print(_help(known))
         sys.exit(0)
     _refuse_unknown_keys()
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
+        rest = known(sys.argv)[1:]
     except flags.Error as error:
         if isinstance(error.__context__, errors.UserError):  # of a config file; absl wraps it
             raise error.__context__ from None
@@ -82,19 +86,19 @@ def parse(required: list[str], positional: str = "") -> list[str]:
     if positional and not rest:
         raise errors.UserError(f"{positional} is required; --help lists the options")
     for name in required:
-        if not flags.FLAGS[name].value:
+        if not known[name].value:
             raise errors.UserError(f"--{name} is required; --help lists the options")
     return rest
 
 
-def _help() -> str:
+def _help(known: flags.FlagValues) -> str:
     """The command's docstring, and the flags of this project that it knows."""
-    modules = flags.FLAGS.flags_by_module_dict()
+    modules = known.flags_by_module_dict()
     ours = [name for name in modules if name.startswith("dft_jax") or name == sys.argv[0]]
     lines = [sys.modules["__main__"].__doc__ or ""]
     for name in sorted(ours):
-        lines.append(flags.FLAGS.module_help(name))
-    if "config" in flags.FLAGS:
+        lines.append(known.module_help(name))
+    if "config" in known:
         lines.append(config_lib.describe())
     return "\n".join(lines)
 

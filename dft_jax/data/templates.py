@@ -39,6 +39,7 @@ _LLAMA = (
 # training matches `qwen25-math-cot`.
 STYLES = {
     "plain": "{input}\n",
+    "raw": "{input}",
     "qwen-boxed": _QWEN.format(system=_HELPFUL, user=_ASKED),
     "llama-base-boxed": _LLAMA.format(system=_HELPFUL, user=_ASKED, end="<|end_of_text|>"),
     "llama-ins-boxed": _LLAMA.format(system=_HELPFUL, user=_ASKED, end="<|eot_id|>"),
@@ -266,6 +267,22 @@ class Template:
         if not self.instruction or message["role"] != "user":
             return message
         return {**message, "content": f"{message['content']}\n{self.instruction}"}
+
+    def conversation(self, messages: Sequence[Message]) -> str:
+        """What stands before the next answer of a conversation, whose last message is the user's.
+
+        Raises:
+          BadRow: the template cannot render it, or is one for single questions.
+        """
+        seen = [self._instructed(self._without_end(message)) for message in messages]
+        if self.jinja is None:
+            if len(seen) > 1:
+                what = f"template {self.name!r} takes one question, and no other messages"
+                raise BadRow(f"{what}; for conversations give a chat template")
+            return self._prompt(seen[0])
+        text = self._render(seen, add_generation_prompt=True)
+        self._require_all(seen, text)
+        return text
 
     def prompt_ids(self, question: str, answer_prefix: str = "") -> list[int]:
         """The prompt as a model reads it, tokenised as for training, and how an answer begins."""

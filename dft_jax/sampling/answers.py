@@ -3,6 +3,7 @@
 from dft_jax.data.stops import Stops
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
+from dft_jax.sampling.decode import STEPS_AT_ONCE
 from dft_jax.sampling.sampler import Sampler
 
 
@@ -16,6 +17,7 @@ def answer_sampler(
     seed: int,
     top_k: int,
     top_p: float,
+    steps_at_once: int = STEPS_AT_ONCE,
 ) -> Sampler:
     """Makes a sampler whose completions end at `stops`; what else is given is the Sampler's."""
     # Every id that the tokenizer has, and those that files of the checkpoint say end a text.
@@ -29,4 +31,5 @@ def answer_sampler(
         top_k=top_k,
         top_p=top_p,
         vocab_size=last + 1,
+        steps_at_once=steps_at_once,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Int, UInt32
+from jaxtyping import Array, Bool, Int, UInt32
 
 from dft_jax import sharding
 from dft_jax.models import cached
@@ -20,7 +20,7 @@ from dft_jax.sampling.categorical import draw
 from dft_jax.sampling.filters import Filter
 from dft_jax.types import Leaf, Params
 
-STEPS_AT_ONCE = 64  # tokens of a slot between two looks of the host
+STEPS_AT_ONCE = 64  # tokens of a slot between two looks of the host, by default
 # Named, because the default of JAX may change, and samples with it.
 _GENERATOR = "threefry2x32"
 
@@ -181,15 +181,15 @@ def decode(
     stop_ids: Sequence[int],
     vocab_size: int,
     filters: Sequence[Filter],
+    steps_at_once: int = STEPS_AT_ONCE,
 ) -> tuple[Slots, Report]:
     """Makes a token in every active slot, over and over, while at least `least_active` are active.
 
-    It ends after STEPS_AT_ONCE tokens as well, and where the cache of a slot is full.
+    It ends after `steps_at_once` tokens as well, and where the cache of a slot is full.
 
     Args:
       stop_ids: tokens that end a completion.
-      vocab_size: ids below this may be drawn.
-      filters: see sampling/filters.py.
+      vocab_size: ids below this may be drawn, where `filters` keep them.
     """
     size = slots.cache_length
     rows_B = jnp.arange(slots.active_B.size)
@@ -197,7 +197,7 @@ def decode(
     def should_continue(carry: tuple[Slots, Any, Any]) -> Array:
         slots, step, _ = carry
         has_room = jnp.max(jnp.where(slots.active_B, slots.lengths_B, 0)) < size
-        return (step < STEPS_AT_ONCE) & (slots.active_B.sum() >= least_active) & has_room
+        return (step < steps_at_once) & (slots.active_B.sum() >= least_active) & has_room
 
     def make_token(carry: tuple[Slots, Any, Any]) -> tuple[Slots, Any, Any]:
         slots, step, tokens = carry
@@ -242,6 +242,11 @@ def decode(
     # Replicated, so that every process can read it: all of them fill the same slots with the same
     # requests.
     return slots, sharding.with_layout(report, model.mesh)
+
+
+def end(slots: Slots, ended_B: Bool[Array, " B"], *, model: Model) -> Slots:
+    """The same slots, of which these are idle from now on."""
+    return _laid_out(dataclasses.replace(slots, active_B=slots.active_B & ~ended_B), model)
 
 
 def slot_layouts(model: Model) -> Slots:

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -47,9 +47,14 @@ class Request:
     max_new_tokens: int
 
 
+# Told of a completion in progress, each time that the host looks: its request, and its tokens so
+# far. True ends it there.
+Watch = Callable[[Request, tuple[int, ...]], bool]
+
+
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """`ids` ends in a stop token unless the limit cut it.
+    """`ids` ends in a stop token unless the limit, or whoever watched it, cut it.
 
     `entropy` is the mean over its tokens of the entropy of the distribution they were drawn from,
     in nats, before top-k and top-p; of a greedy one, that of the model's own distribution.
@@ -150,6 +155,8 @@ class Sampler:
       vocab_size: ids below this may be drawn; by default all that the model has rows for. Tables
         are often padded beyond the tokenizer's last token, and an id from there would count as a
         token that nobody sees in the text.
+      steps_at_once: tokens of a completion between two looks of the host. Fewer are seen sooner,
+        and cost more; what is sampled is the same.
     """
 
     def __init__(
@@ -163,6 +170,7 @@ class Sampler:
         top_k: int = 0,
         top_p: float = 1.0,
         vocab_size: int | None = None,
+        steps_at_once: int = decode.STEPS_AT_ONCE,
     ):
         self.model = model
         self.max_length = max_length
@@ -191,12 +199,16 @@ class Sampler:
             static_argnames="size",
             out_shardings=layouts,
         )
+        self._end = Programs(
+            functools.partial(decode.end, model=model), donate_argnums=0, out_shardings=layouts
+        )
         decode_slots = functools.partial(
             decode.decode,
             model=model,
             stop_ids=self.stop_ids,
             vocab_size=self.vocab_size,
             filters=filters.make(top_k, top_p),
+            steps_at_once=steps_at_once,
         )
         self._decode = Programs(decode_slots, donate_argnums=1, out_shardings=(layouts, replicated))
 
@@ -260,12 +272,17 @@ class Sampler:
         return largest_of
 
     def sample(
-        self, weights: Weights, requests: Iterable[Request], progress: bool = True
+        self,
+        weights: Weights,
+        requests: Iterable[Request],
+        progress: bool = True,
+        watch: Watch | None = None,
     ) -> Iterator[Completion]:
         """Yields a completion for every request, as they are finished.
 
         `weights` are as trained; a copy in the compute dtype is made, and freed at the end. All
-        processes of a job call this with the same requests, and get the same completions.
+        processes of a job call this with the same requests, and get the same completions; a `watch`
+        has to end the same ones on all of them.
         """
         requests = list(requests)
         if not requests:
@@ -301,6 +318,8 @@ class Sampler:
                 wanted = _count(min(least_active, len(in_slot)))
                 slots, on_devices = self._decode(params, slots, self._place(wanted))
                 report: Report = jax.device_get(on_devices)
+                if watch is not None:
+                    slots, report = self._watched(watch, slots, in_slot, report)
                 made_B = np.where(report.active_B, report.made_B, 0)
                 self.usage.places += n_slots * int(report.steps)
                 self.usage.tokens += int(report.tokens)
@@ -393,6 +412,21 @@ class Sampler:
         if n_tokens <= slots.cache_length:
             return slots
         return self._grow(slots, size=self._cache_size(n_tokens))
+
+    def _watched(
+        self, watch: Watch, slots: Slots, in_slot: dict[int, Request], report: Report
+    ) -> tuple[Slots, Report]:
+        """Tells of each completion in progress; in what is returned, ended ones are idle."""
+        ended_B = np.zeros(len(report.active_B), bool)
+        for slot, request in in_slot.items():
+            n = int(report.made_B[slot])
+            if report.active_B[slot] and n:
+                ended_B[slot] = watch(request, tuple(report.outputs_BT[slot, :n].tolist()))
+        if not ended_B.any():
+            return slots, report
+        # Else the devices would write on in them, up to the limit.
+        slots = self._end(slots, self._place(ended_B))
+        return slots, dataclasses.replace(report, active_B=report.active_B & ~ended_B)
 
     def _completion(self, request: Request, slot: int, report: Report) -> Completion:
         n = int(report.made_B[slot])

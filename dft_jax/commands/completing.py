@@ -1,0 +1,306 @@
+"""Completions of prompts, written in the prompts' order while they are made."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ml_collections import ConfigDict
+
+from dft_jax.data.messages import Message
+from dft_jax.data.sources import files, locate
+from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.templates import Template
+from dft_jax.lm.language_model import LM
+from dft_jax.runtime import errors
+from dft_jax.sampling.sampler import Request
+from dft_jax.sampling.texts import Text, Writer, prompt_ids
+
+# Between two looks of the host: a terminal shows words as they come, and a GPU makes so many tokens
+# in a blink.
+STEPS_SHOWN = 4
+_SLOTS = 64
+_CHARACTERS = 8  # of those that cannot be read, in a warning
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How completions are sampled; flags of the command."""
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+    context: int = 4096
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def writer(self, lm: LM, template: Template, *, slots: int, steps_at_once: int) -> Writer:
+        """What completes prompts so."""
+        return Writer(
+            lm,
+            template,
+            max_length=self.max_length(lm),
+            slots=slots,
+            seed=self.seed,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            stop=self.stop,
+            steps_at_once=steps_at_once,
+        )
+
+    def max_length(self, lm: LM) -> int:
+        """Tokens of prompt and completion together, at most."""
+        return min(self.context, lm.model.config.max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A conversation to be completed; what names it in the output."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+def request_of(
+    lm: LM, template: Template, settings: Settings, messages: Sequence[Message], number: int
+) -> Request:
+    """Completion `number` of a conversation; UserError where it leaves no room for one.
+
+    A single question has the noise that it has in `dft.sample`.
+    """
+    max_length = settings.max_length(lm)
+    ids = prompt_ids(lm, template, messages, max_length)
+    name = messages[0]["content"]
+    if len(messages) > 1:
+        name = json.dumps(list(messages))
+    limit = min(settings.max_new_tokens, max_length - len(ids))
+    return Request(name, number, ids, settings.temperature, limit)
+
+
+def unread(lm: LM, template: Template, messages: Sequence[Message]) -> str:
+    """What to say where the model never sees some characters of a prompt; empty for nothing."""
+    text = template.conversation(messages)
+    lost = lm.tokenizer.without_token(text, lm.tokenizer.encode(text))
+    if not lost:
+        return ""
+    shown = "".join(dict.fromkeys(lost))[:_CHARACTERS]
+    return f"the tokenizer has no token for {shown!r}; the model never sees that"
+
+
+def complete(
+    lm: LM, template: Template, settings: Settings, prompts: Sequence[Prompt], *, as_json: bool
+) -> None:
+    """Writes the completions of all prompts to stdout.
+
+    Raises:
+      UserError: a prompt that cannot be put, all of them before the first is sampled.
+    """
+    places, mistakes = [], []
+    for prompt in prompts:
+        try:
+            for number in range(settings.n):
+                request = request_of(lm, template, settings, prompt.messages, number)
+                places.append((prompt, request))
+        except errors.UserError as error:
+            mistakes += [f"{prompt.id}: {problem}" for problem in error.problems]
+    errors.raise_if_any(mistakes)
+    for prompt in prompts:
+        lost = unread(lm, template, prompt.messages)
+        if lost:
+            print(errors.printable(f"warning: {prompt.id}: {lost}"), file=sys.stderr)
+    requests = [request for _, request in places]
+    is_shown = not as_json and sys.stdout.isatty()
+    writer = settings.writer(
+        lm,
+        template,
+        slots=min(_SLOTS, len(requests)),
+        steps_at_once=STEPS_SHOWN,
+    )
+    if as_json:
+        out: Lines | Stream = Lines(sys.stdout, places, template, settings)
+    else:
+        out = Stream(sys.stdout, places, is_terminal=is_shown)
+    # Before the progress of sampling: reading a large model has a bar of its own.
+    assert lm.params is not None
+    tell = None if as_json else out.tell
+    for text in writer.complete(requests, tell, show_progress=not is_shown):
+        out.finish(text)
+
+
+class _InOrder:
+    """Takes completions as they are finished, and hands them on in the order of their places."""
+
+    def __init__(self, places: Sequence[tuple[Prompt, Request]]):
+        self.places = list(places)
+        self.at = 0  # the first place whose completion is not finished
+        self.done: dict[Request, Text] = {}
+
+    def tell(self, request: Request, text: str) -> None:
+        """Is told of a completion in progress."""
+
+    def finish(self, text: Text) -> None:
+        """Is told of one that is finished."""
+        self.done[text.request] = text
+        # The same prompt twice is one request, whose completions are the same.
+        while self.at < len(self.places) and self.places[self.at][1] in self.done:
+            prompt, request = self.places[self.at]
+            self.write(prompt, self.done[request])
+            self.at += 1
+
+    def write(self, prompt: Prompt, text: Text) -> None:
+        """Writes a completion in its turn."""
+        raise NotImplementedError
+
+
+class Lines(_InOrder):
+    """A line of JSON for each completion."""
+
+    def __init__(
+        self,
+        out: TextIO,
+        places: Sequence[tuple[Prompt, Request]],
+        template: Template,
+        settings: Settings,
+    ):
+        super().__init__(places)
+        self.out = out
+        self.template = template
+        self.settings = settings
+
+    def write(self, prompt: Prompt, text: Text) -> None:
+        row = {
+            "id": prompt.id,
+            "sample": text.request.sample,
+            "temperature": text.request.temperature,
+            "prompt": self.template.conversation(prompt.messages),
+            "completion": text.text,
+            "tokens": text.tokens,
+            "ended_by": text.ended_by,
+        }
+        print(json.dumps(row), file=self.out, flush=True)
+
+
+class Stream(_InOrder):
+    """Completions as text: the first that is not finished grows, the others wait for their turn."""
+
+    def __init__(self, out: TextIO, places: Sequence[tuple[Prompt, Request]], *, is_terminal: bool):
+        super().__init__(places)
+        self.out = out
+        self.is_terminal = is_terminal
+        self.n_written = 0  # characters of the completion whose turn it is
+        self.is_headed = False
+
+    def tell(self, request: Request, text: str) -> None:
+        """Writes what is new of the completion whose turn it is."""
+        if request == self.places[self.at][1]:
+            self._grow(text)
+
+    def write(self, prompt: Prompt, text: Text) -> None:
+        self._grow(text.text)
+        if not text.text.endswith("\n"):
+            self.out.write("\n")
+        self.out.flush()
+        self.n_written, self.is_headed = 0, False
+
+    def _grow(self, text: str) -> None:
+        if not self.is_headed and len(self.places) > 1:
+            prompt, request = self.places[self.at]
+            self.out.write(as_shown(f"── {prompt.id}, {request.sample}\n", self.is_terminal))
+        self.is_headed = True
+        self.out.write(as_shown(text[self.n_written :], self.is_terminal))
+        self.out.flush()
+        self.n_written = len(text)
+
+
+def as_shown(text: str, is_terminal: bool) -> str:
+    """The text as it is; for a terminal without what that would obey: a model may write anything.
+
+    >>> as_shown("a\\033[2Jb\\n", is_terminal=True)
+    'a\\\\x1b[2Jb\\n'
+    """
+    if not is_terminal:
+        return text
+    lines = text.replace("\t", "    ").split("\n")
+    return "\n".join(errors.printable(line) for line in lines)
+
+
+# ---- what is asked
+
+
+def read_prompts(prompt: str | None, file: str | None, system: str) -> list[Prompt]:
+    """The prompts that the flags give, each after the message `system`, if that says anything.
+
+    Raises:
+      UserError: a file that cannot be read, or rows that are no prompts.
+    """
+    if prompt is not None:
+        return [Prompt("prompt", _after(system, [{"role": "user", "content": prompt}]))]
+    assert file is not None
+    path = Path(file).expanduser()
+    if path.suffix not in files.ENDINGS:
+        remedy = "give a text in UTF-8, or JSON lines"
+        kinds = (OSError, UnicodeDecodeError)
+        with errors.user_errors(f"--file={file} cannot be read", remedy, kinds):
+            text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise errors.UserError(f"--file={file} is empty; write the prompt there")
+        return [Prompt(path.name, _after(system, [{"role": "user", "content": text}]))]
+    found: list[Prompt] = []
+    mistakes = []
+    for row in locate.read_rows(str(path), ConfigDict(), split=""):
+        try:
+            found.append(_prompt(row.value, row.origin, system))
+        except BadRow as error:
+            mistakes.append(f"{row.origin}: {error}")
+    errors.raise_if_any(mistakes)
+    if not found:
+        raise errors.UserError(f"--file={file} has no rows; write one prompt per line")
+    return found
+
+
+def _prompt(row: dict[str, Any], origin: str, system: str) -> Prompt:
+    """The prompt of a row; BadRow where there is none."""
+    name = row.get("id", origin)
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
+        raise BadRow(f"field 'id' should be text or a number, not {name!r}")
+    has_both = "prompt" in row and "messages" in row
+    if has_both or not ("prompt" in row or "messages" in row):
+        has = ", ".join(repr(field) for field in sorted(row)) or "no fields"
+        raise BadRow(f"a row has either 'prompt' or 'messages'; this one has {has}")
+    if "messages" in row:
+        return Prompt(str(name), _after(system, _conversation(row["messages"])))
+    text = row["prompt"]
+    if not isinstance(text, str) or not text:
+        raise BadRow("field 'prompt' should be text that says something")
+    return Prompt(str(name), _after(system, [{"role": "user", "content": text}]))
+
+
+def _conversation(messages: Any) -> list[Message]:
+    """Messages that end with the user's."""
+    if not isinstance(messages, list) or not messages:
+        raise BadRow("field 'messages' should be a list of messages")
+    found: list[Message] = []
+    for number, message in enumerate(messages):
+        what = f"message {number} should be"
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            raise BadRow(f"{what} an object with role and content, and nothing else")
+        if message["role"] not in _ROLES:
+            raise BadRow(f"{what} of {', '.join(_ROLES)}, not {message['role']!r}")
+        if not isinstance(message["content"], str):
+            raise BadRow(f"{what} text, not {type(message['content']).__name__}")
+        found.append({"role": message["role"], "content": message["content"]})
+    if found[-1]["role"] != "user":
+        raise BadRow("the last message should be the user's: the model writes what follows")
+    return found
+
+
+def _after(system: str, messages: list[Message]) -> tuple[Message, ...]:
+    """The messages after the system's text, if there is one, and they have none of their own."""
+    if not system or messages[0]["role"] == "system":
+        return tuple(messages)
+    return ({"role": "system", "content": system}, *messages)
