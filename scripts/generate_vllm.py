@@ -135,7 +135,7 @@ def row_of(key: Key, plan: Plan, answer: dict[str, Any]) -> dict[str, Any]:
     if reason not in ("stop", "length"):
         what = f"{benchmark} {problem!r}: the server ended its completion by {reason!r}"
         raise errors.UserError(f"{what}; look into its log, then run the same command again")
-    return {
+    row = {
         "benchmark": benchmark,
         "id": problem,
         "sample": sample,
@@ -145,6 +145,10 @@ def row_of(key: Key, plan: Plan, answer: dict[str, Any]) -> dict[str, Any]:
         "tokens": tokens,
         "truncated": reason == "length",
     }
+    # The grader has to know how the answer begins.
+    if plan.settings.answer_prefix:
+        row["answer_prefix"] = plan.settings.answer_prefix
+    return row
 
 
 def generate(plan: Plan, server: Server, out: Path, parallel: int) -> int:
@@ -210,6 +214,8 @@ def require_same(plan: Plan, server: Server, out: Path) -> None:
     now = {
         "served": server.model,
         "prompt": settings.prompt,
+        "instruction": settings.instruction,
+        "answer_prefix": settings.answer_prefix,
         "seed": settings.seed,
         "top_k": settings.top_k,
         "top_p": settings.top_p,

@@ -1,15 +1,18 @@
 """Which demonstrations share text with a benchmark's problems."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from dft_jax import assets, config as config_lib
-from dft_jax.analysis import contamination, inspect_data
+from dft_jax.analysis import contamination
 from dft_jax.data.examples import load_examples
 from dft_jax.evals.tasks.task import Problem
 from dft_jax.models.hf.locate import load_tokenizer
-from tests.commands import TINY, assert_refused, run_command
+from dft_jax.runtime import errors
+from tests.commands import ROOT, TINY
 
 LONG = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen?"
 
@@ -67,32 +70,34 @@ def test_every_row_is_counted_and_few_are_shown(tmp_path):
     assert json.loads(json.dumps(found.report()))["problems"] == ["a\033[2J"]
 
 
-def test_wrong_benchmarks_are_refused_before_data_is_read(tmp_path, capfd, monkeypatch):
-    def refused(*arguments):
-        return run_command(inspect_data.main, [TINY, *arguments], capfd, monkeypatch)
-
-    assert_refused(refused("--contamination=math50"), "--contamination: benchmark 'math50' is unkn")
-    data = f"--benchmark_data={tmp_path}"
-    assert_refused(refused("--contamination=math500", data), "--contamination: ", "does not exist")
-    assert_refused(refused(data), "has no effect without --contamination")
+def test_wrong_benchmarks_are_refused(tmp_path):
+    with pytest.raises(errors.UserError, match="--contamination: benchmark 'math50' is unknown"):
+        contamination.load(["math50"], "")
+    with pytest.raises(errors.UserError, match="--contamination: .* does not exist"):
+        contamination.load(["math500"], str(tmp_path))
+    with pytest.raises(errors.UserError, match="has no effect without --contamination"):
+        contamination.load([], str(tmp_path))
 
 
 @pytest.mark.slow
-def test_the_command_says_which_rows(tmp_path, capfd, monkeypatch):
+def test_the_command_says_which_rows(tmp_path):
+    """In a process of its own: its --rows is another flag than that of the commands that evaluate."""
     (tmp_path / "math500.jsonl").write_text(
         json.dumps({"unique_id": "a/1.json", "problem": LONG, "answer": "1"}) + "\n"
     )
     rows = [{"prompt": LONG, "completion": "1"}, {"prompt": "?", "completion": "2"}]
-    arguments = [
-        TINY,
+    command = [sys.executable, "-m", "dft_jax.analysis.inspect_data", TINY]
+    command += [
         f"--config.data.train={rows_with(tmp_path, rows)}",
         "--config.data.rows=fields",
         "--config.data.heldout=",
         "--config.train.global_batch=8",
-        "--contamination=math500",
         f"--benchmark_data={tmp_path}",
     ]
-    outcome = run_command(inspect_data.main, arguments, capfd, monkeypatch)
-    assert outcome.code == 0, outcome.stderr
-    assert "1 of 2 rows share 13 words in a row with a problem of math500" in outcome.stdout
-    assert '"contamination": [' in outcome.stdout
+    options = dict(cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--contamination=math500"], **options)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 rows share 13 words in a row with a problem of math500" in done.stdout
+    assert '"contamination": [' in done.stdout
+    refused = subprocess.run([*command, "--contamination=math50"], **options)
+    assert refused.returncode == 2 and "benchmark 'math50' is unknown" in refused.stderr
