@@ -59,8 +59,10 @@ def test_what_the_jail_is_given(case):
     assert (job.prompt, job.entry_point, job.setup) == (program.prompt, "f", program.setup)
 
 
-class FakeJail:
+class FakeJail(supervisor.Jail):
     """Verdicts by the completion; one that is late is so the first time only."""
+
+    fences = (supervisor.LANDLOCK,)
 
     def __init__(self):
         self.ran = []
@@ -159,7 +161,6 @@ def test_a_machine_without_fences_is_refused_with_the_remedy(fresh):
 def test_a_machine_that_leaks_is_refused_with_the_ways_out(fresh):
     fresh.setattr(programs, "_fences", lambda: (supervisor.LANDLOCK,))
     fresh.setattr(programs, "Jail", lambda *fences, **settings: FakeJail())
-    fresh.setattr(FakeJail, "fences", (supervisor.LANDLOCK,), raising=False)
     fresh.setattr(programs.selftest, "failures", lambda jail: ["fork is not refused"])
     with pytest.raises(errors.UserError) as refused:
         programs.require(["lab_code"])

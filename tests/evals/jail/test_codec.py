@@ -3,6 +3,7 @@
 import math
 import os
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -81,7 +82,17 @@ def test_what_lies_arrives_as_what_it_holds():
     assert type(one) is object and one != Ellipsis
 
 
-def test_what_has_no_end_is_not_sent():
+@pytest.fixture
+def deep():
+    """Room for calls that are checked, of which each takes several frames."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(10_000)
+    yield
+    sys.setrecursionlimit(limit)
+
+
+def test_what_has_no_end_is_not_sent(deep, monkeypatch):
+    monkeypatch.setattr(codec, "MOST_ITEMS", 1000)
     endless = []
     endless.append(endless)
     with pytest.raises(codec.Unsendable):
@@ -123,7 +134,7 @@ def test_what_is_no_value_is_refused(message):
         codec.decode(message)
 
 
-def test_depth_is_bounded():
+def test_depth_is_bounded(deep):
     message = {"l": []}
     for _ in range(codec.DEEPEST + 5):
         message = {"l": [message]}
