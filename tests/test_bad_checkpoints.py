@@ -599,7 +599,7 @@ TOKENIZER = {
     "no chat template": (
         "tiny",
         edit("tokenizer_config.json", chat_template=None),
-        ["data.template='tokenizer'", "no chat template", "choose one of plain, qwen-boxed"],
+        ["data.template='tokenizer'", "no chat template", "choose one of plain, raw, qwen-boxed"],
     ),
     "a chat template that is no program": (
         "tiny",
