@@ -4,9 +4,15 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
 
-from dft_jax.commands.completing import STEPS_SHOWN, Settings, as_shown, request_of, unread
+from dft_jax.commands.completing import (
+    STEPS_SHOWN,
+    Output,
+    Settings,
+    as_shown,
+    request_of,
+    unread,
+)
 from dft_jax.data.messages import Message
 from dft_jax.data.templates import Template
 from dft_jax.lm.language_model import LM
@@ -41,7 +47,7 @@ class Chat:
         *,
         system: str = "",
         read: Callable[[str], str] = input,
-        out: TextIO = sys.stdout,
+        out: Output = sys.stdout,
     ):
         self.lm = lm
         self.template = template
@@ -168,7 +174,7 @@ class Chat:
 class _Growing:
     """Writes what is new of a text, each time that it is told of it."""
 
-    def __init__(self, out: TextIO):
+    def __init__(self, out: Output):
         self.out = out
         self.text = ""
 

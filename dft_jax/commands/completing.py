@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
@@ -24,6 +24,15 @@ STEPS_SHOWN = 4
 _SLOTS = 64
 _CHARACTERS = 8  # of those that cannot be read, in a warning
 _ROLES = ("system", "user", "assistant")
+
+
+@runtime_checkable
+class Output(Protocol):
+    """What text goes to: a terminal, a file, a notebook's cell."""
+
+    def write(self, text: str, /) -> Any: ...
+
+    def flush(self) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +171,7 @@ class Lines(_InOrder):
 
     def __init__(
         self,
-        out: TextIO,
+        out: Output,
         places: Sequence[tuple[Prompt, Request]],
         template: Template,
         settings: Settings,
@@ -188,7 +197,7 @@ class Lines(_InOrder):
 class Stream(_InOrder):
     """Completions as text: the first that is not finished grows, the others wait for their turn."""
 
-    def __init__(self, out: TextIO, places: Sequence[tuple[Prompt, Request]], *, is_terminal: bool):
+    def __init__(self, out: Output, places: Sequence[tuple[Prompt, Request]], *, is_terminal: bool):
         super().__init__(places)
         self.out = out
         self.is_terminal = is_terminal
