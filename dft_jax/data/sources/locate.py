@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dft_jax.data.sources import files, hub as hub_datasets, programs, world
+from dft_jax.data.sources import excerpts, files, hub as hub_datasets, programs, world
 from dft_jax.data.sources.rows import Row, Source
 from dft_jax.runtime import errors, hub
 from dft_jax.runtime.options import Config
+
+_MADE = (world, programs)  # modules of rows that are made, each with NAME and parse
 
 
 def open_rows(path: str, config: Config, split: str) -> Source:
@@ -22,12 +24,10 @@ def open_rows(path: str, config: Config, split: str) -> Source:
       UserError: nothing readable there.
     """
     hub.refuse_address(path, "data file")
-    part = world.parse(path)
-    if part is not None:
-        return Source(world.numbered_rows(part))
-    made = programs.parse(path)
-    if made is not None:
-        return Source(programs.numbered_rows(made))
+    for made in _MADE:
+        excerpt = made.parse(path)
+        if excerpt is not None:
+            return Source(excerpts.numbered_rows(made.NAME, excerpt))
     place = Path(path)
     if place.is_file():
         return Source(files.read_file(place))
@@ -57,5 +57,5 @@ def is_path(path: str) -> bool:
 
 def is_hub_id(path: str) -> bool:
     """Whether rows of `path` would be fetched from the hub."""
-    is_world = path.lstrip().startswith(("world(", "programs("))
-    return not is_world and not Path(path).exists() and not is_path(path)
+    is_made = path.lstrip().startswith(tuple(f"{made.NAME}(" for made in _MADE))
+    return not is_made and not Path(path).exists() and not is_path(path)

@@ -16,11 +16,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from dft_jax.data.sources import world
-from dft_jax.data.sources.rows import Row
-from dft_jax.runtime import calls, errors
+from dft_jax.data.sources import excerpts, world
 
-_NAME = "programs"
+NAME = "programs"
 _TESTED = 5  # arguments in the tests of a problem
 _LARGEST_ARGUMENT = 30
 _FAMILIES = ("chain", "expression")
@@ -39,7 +37,7 @@ class Excerpt:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows as the head of this file says, `n` of them, no problem twice."""
-        rng = random.Random(f"{_NAME} {self.split} {self.seed}")
+        rng = random.Random(f"{NAME} {self.split} {self.seed}")
         seen: set[str] = set()
         while len(seen) < self.n:
             family = rng.choice(_FAMILIES)
@@ -63,7 +61,7 @@ class Excerpt:
 def _key(problem: world.Problem) -> str:
     """What a problem computes, whatever the first number, which is the argument."""
     steps = [f"{step.left}{step.symbol}{step.right}" for step in problem.steps]
-    return f"{_NAME} {' '.join(steps)}"
+    return f"{NAME} {' '.join(steps)}"
 
 
 def _row(problem: world.Problem, number: int, rng: random.Random, noise: float) -> dict[str, Any]:
@@ -140,28 +138,4 @@ def parse(path: str) -> Excerpt | None:
     Raises:
       UserError: unknown names, or values of another type or out of range.
     """
-    if not path.lstrip().startswith(f"{_NAME}(") or not path.rstrip().endswith(")"):
-        return None
-    call = calls.parse(path)
-    if call is None:
-        return None
-    defaults = dataclasses.asdict(Excerpt())
-    call.require_known(path, defaults)
-    values = {}
-    for name, text in call.arguments.items():
-        kind = type(defaults[name])
-        try:
-            values[name] = kind(text)
-        except ValueError as error:
-            raise errors.UserError(
-                f"{path}: {name}={text!r} should be {kind.__name__}, such as {defaults[name]}"
-            ) from error
-    excerpt = dataclasses.replace(Excerpt(), **values)
-    errors.raise_if_any([f"{path}: {problem}" for problem in excerpt.problems()])
-    return excerpt
-
-
-def numbered_rows(excerpt: Excerpt) -> Iterator[Row]:
-    """The rows of an excerpt as those of a file."""
-    for number, value in enumerate(excerpt.rows()):
-        yield Row(f"{_NAME}[{number}]", value)
+    return excerpts.parse(path, NAME, Excerpt())

@@ -27,9 +27,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dft_jax.data.sources.rows import Row
-from dft_jax.runtime import calls, errors
+from dft_jax.data.sources import excerpts
 
+NAME = "world"
 NAMES: tuple[str, ...] = ("Ann", "Ben", "Cid", "Dan", "Eve", "Fay", "Gus", "Hal", "Ida", "Jan")
 THINGS = ("apples", "books", "coins", "pens", "shells", "stamps")
 LARGEST = 30
@@ -394,28 +394,4 @@ def parse(path: str) -> Excerpt | None:
     Raises:
       UserError: unknown names, or values of another type or out of range.
     """
-    if not path.lstrip().startswith("world(") or not path.rstrip().endswith(")"):
-        return None
-    call = calls.parse(path)
-    if call is None:
-        return None
-    defaults = dataclasses.asdict(Excerpt())
-    call.require_known(path, defaults)
-    values = {}
-    for name, text in call.arguments.items():
-        kind = type(defaults[name])
-        try:
-            values[name] = kind(text)
-        except ValueError as error:
-            raise errors.UserError(
-                f"{path}: {name}={text!r} should be {kind.__name__}, such as {defaults[name]}"
-            ) from error
-    excerpt = dataclasses.replace(Excerpt(), **values)
-    errors.raise_if_any([f"{path}: {problem}" for problem in excerpt.problems()])
-    return excerpt
-
-
-def numbered_rows(excerpt: Excerpt) -> Iterator[Row]:
-    """The rows of an excerpt as those of a file."""
-    for number, value in enumerate(excerpt.rows()):
-        yield Row(f"world[{number}]", value)
+    return excerpts.parse(path, NAME, Excerpt())
