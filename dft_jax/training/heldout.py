@@ -96,11 +96,12 @@ class HeldOut:
         """
         n_of_source: dict[str, int] = {}
         p, n = 0.0, 0.0
-        for name, step in zip(self.steps.sources, self.steps, strict=True):
+        for name, example_ids in zip(self.steps.sources, self.steps.batches, strict=True):
             n_of_source[name] = n_of_source.get(name, 0) + 1
             if n_of_source[name] > _FEW_BATCHES:
                 continue
             interrupts.check()
+            step = self.steps.packer.pack(example_ids)
             batch = step.batch
             mask_ABL = batch.mask_BL & np.isin(batch.targets_BL, targets)
             # How often they are trained does not matter here.

@@ -41,7 +41,16 @@ def studies() -> list[str]:
     return sorted(file.parent.name for file in HERE.glob("*/study.py"))
 
 
-def begin(cores, root: str) -> None:
+def workers(root: Path, jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    """Processes with a core each, whose logs and compilations are in the folder of the trials."""
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in range(jobs):
+        cores.put(core)
+    return concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (cores, str(root)))
+
+
+def _begin(cores, root: str) -> None:
     """Of a worker process: one core of the queue, its own log, the compilations of all."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     core = cores.get()
@@ -94,12 +103,8 @@ def carry_out(tasks: Iterable[Task], root: Path, jobs: int, what: str) -> list[d
 def _in_workers(
     of_trial: dict[Trial, list[str]], root: Path, jobs: int, bar: tqdm
 ) -> dict[Trial, list[dict]]:
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for core in range(jobs):
-        cores.put(core)
     rows, failed = {}, []
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, begin, (cores, str(root))) as pool:
+    with workers(root, jobs) as pool:
         futures = {
             pool.submit(_all, trial, probes, root): trial for trial, probes in of_trial.items()
         }

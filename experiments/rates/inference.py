@@ -4,7 +4,6 @@ Letters as elsewhere: S seeds, P problems.
 """
 
 import itertools
-from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -15,25 +14,14 @@ DRAWS = 10_000
 def sign_flip_p(difference_S: Float[np.ndarray, " S"]) -> float:
     """Two-sided p of "the differences are as likely to have the other sign", over all 2^S signs.
 
-    Fisher's exact test of paired differences. Signs that give the same mean but for rounding
+    Fisher's exact test of paired differences: of a few seeds all signs can be tried, where
+    `significance.sign_flip_p_values` draws some. Signs that give the same mean but for rounding
     count as extreme.
     """
     observed = abs(difference_S.mean())
     signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(difference_S))))
     means = np.abs(signs @ difference_S) / len(difference_S)
     return float((means >= observed - 1e-12).mean())
-
-
-def holm(p_of: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p of each test of a family: rejecting those of at most 5 % holds the chance of any
-    false rejection below 5 % (Holm, Scandinavian Journal of Statistics 6, 1979).
-    """
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for rank, name in enumerate(sorted(p_of, key=p_of.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_of) - rank) * p_of[name]))
-        adjusted[name] = largest
-    return adjusted
 
 
 def interval(

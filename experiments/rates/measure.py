@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +65,8 @@ def measuring(
             found += _shown(trials.measure(trial, probe, root), equal=name)
     base_TV = _base(trial.base, regime, root)
     heldout = {
-        **_trial_columns(trial),
+        "trial": trial.name,
+        **dataclasses.asdict(trial),
         "temperature": temperature,
         "nll": float(-logp_T.mean()),
         "mean_p": float(np.exp(logp_T).mean()),
@@ -100,16 +100,9 @@ def _base(base: str, regime: str, root: Path) -> entropy.Logits:
 
 def clipped(folder: Path, clip_norm: float) -> float | None:
     """The share of steps whose gradient was clipped; None for what was not trained."""
-    file = folder / "metrics.jsonl"
-    if not file.exists():
-        return None
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    norms = [row["optimizer/gradient_norm"] for row in rows if "optimizer/gradient_norm" in row]
-    return sum(norm > clip_norm for norm in norms) / len(norms)
-
-
-def _trial_columns(trial: Trial) -> Row:
-    return {"trial": trial.name, **dataclasses.asdict(trial)}
+    name = "optimizer/gradient_norm"
+    norms = [row[name] for row in files.json_lines(folder / "metrics.jsonl", containing=name)]
+    return sum(norm > clip_norm for norm in norms) / len(norms) if norms else None
 
 
 def _shown(rows: list[Row], equal: str = "") -> list[Row]:

@@ -9,7 +9,6 @@ to do. Trained models are kept under --root; all rows are written after every tr
 
 import concurrent.futures
 import dataclasses
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -86,15 +85,16 @@ class Study:
         """SFT and the base first, with which all others are compared."""
         chosen = self.chosen(regime)
         base = Trial(objective="none", data=REGIMES[regime].data, steps=0, seed=100)
-        first, others = [], [self._measurement(regime, base, chosen["sft"].temperature)]
+        sft = chosen["sft"]
+        first, others = [], [self._measurement(regime, sft, base, sft.temperature)]
         for seed in MEASURING_SEEDS:
             for method, score in chosen.items():
                 trial = plan.trial(regime, score.objective, score.rate, seed)
                 found = first if method == "sft" else others
-                found.append(self._measurement(regime, trial, score.temperature))
+                found.append(self._measurement(regime, sft, trial, score.temperature))
                 if method in ("sft", "dft") and seed in CONTROL_SEEDS:
                     unclipped = dataclasses.replace(trial, clip_norm=NO_CLIP)
-                    others.append(self._measurement(regime, unclipped, score.temperature))
+                    others.append(self._measurement(regime, sft, unclipped, score.temperature))
         return self._open(first) or self._open(others)
 
     def _of_adapters(self) -> list[Task]:
@@ -111,7 +111,8 @@ class Study:
                     best = plan.choose(ours)
                     for seed in plan.ADAPTED_SEEDS:
                         trial = plan.trial("strong", objective, best.rate, seed, rank)
-                        measuring.append(self._measurement("strong", trial, best.temperature))
+                        task = self._measurement("strong", chosen["sft"], trial, best.temperature)
+                        measuring.append(task)
         done = self.choosing.trials | self.failed.trials
         return [each for each in choosing if each.trial.name not in done] or self._open(measuring)
 
@@ -120,8 +121,8 @@ class Study:
         done = self.heldout.trials | self.failed.trials
         return [each for each in tasks if each.trial.name not in done]
 
-    def _measurement(self, regime: str, trial: Trial, temperature: float) -> Task:
-        sft = self.chosen(regime)["sft"]
+    def _measurement(self, regime: str, sft: plan.Score, trial: Trial, temperature: float) -> Task:
+        """Of a trial at the temperature of its method, beside the run of `sft` of its seed."""
         paired = plan.trial(regime, "sft", sft.rate, trial.seed)
         reference = measure.Reference(paired, sft.temperature)
         return self._task(trial, measure.measuring, regime, temperature, reference)
@@ -156,15 +157,7 @@ class Study:
 
 def carry_on(study: Study, jobs: int, until: float) -> None:
     """Trial after trial, `jobs` at once, each on a core of its own, until the time is over."""
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for core in range(jobs):
-        cores.put(core)
-    begin = (cores, str(study.root))
-    with (
-        concurrent.futures.ProcessPoolExecutor(jobs, context, lab.begin, begin) as pool,
-        tqdm(unit="trial", smoothing=0.05) as bar,
-    ):
+    with lab.workers(study.root, jobs) as pool, tqdm(unit="trial", smoothing=0.05) as bar:
         running: dict[concurrent.futures.Future, Task] = {}
         while True:
             tasks = study.next_tasks() if time.time() < until else []
