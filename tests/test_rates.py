@@ -13,7 +13,7 @@ from scipy import stats as reference
 from dft_jax.evals import significance
 from dft_jax.losses import objectives
 from dft_jax.types import TokenStats
-from experiments.rates import entropy, inference, placebo, plan, run
+from experiments.rates import entropy, inference, measure, placebo, plan, run
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0])
@@ -53,7 +53,12 @@ def rows_of(trial, accuracy):
     about = dataclasses.asdict(trial)
     return [
         about
-        | {"trial": trial.name, "temperature": t, "avg": accuracy - abs(t - 0.4), "correct": "1 0"}
+        | {
+            "trial": trial.name,
+            "temperature": t,
+            "avg": accuracy - abs(t - 0.4) / 10,
+            "correct": "1 0",
+        }
         for t in (0.0, 0.4, 1.0)
     ]
 
@@ -153,3 +158,29 @@ def test_what_is_recorded_is_read_again(tmp_path):
     assert again.trials == {rows[0]["trial"]} and len(again.rows) == 3
     assert all(isinstance(row["avg"], float) and row["equal"] == "" for row in again.rows)
     assert plan.scores(again.rows, "weak") == plan.scores(rows, "weak")
+
+
+def test_stage_2_measures_sft_first_then_all_then_adapters(tmp_path):
+    """Each of a seed beside SFT of the same seed, at SFT's own rate."""
+    study = run.Study(tmp_path, tmp_path / "root")
+    for regime in plan.REGIMES:
+        while wanted := plan.next_trials(study.choosing.rows, [], regime):
+            for trial in wanted:
+                steps = abs(np.log10(trial.learning_rate / 1e-3))
+                study.choosing.rows += rows_of(trial, 0.9 - 0.2 * steps)
+    rounds = []
+    while tasks := study.next_tasks():
+        rounds.append([task.trial for task in tasks])
+        for task in tasks:
+            if task.function is measure.measuring:
+                reference = task.arguments[3]
+                assert reference.trial.objective == "sft" and reference.trial.rank == 0
+                assert reference.trial.seed == task.trial.seed
+                study.heldout.rows.append({"trial": task.trial.name})
+            else:
+                study.choosing.rows += rows_of(task.trial, 0.5)
+    assert [len(trials) for trials in rounds] == [10, 197, 48, 30, 10, 197]
+    assert {trial.objective for trial in rounds[0]} == {"sft"}
+    assert [trial.objective for trial in rounds[1]].count("none") == 1
+    assert sum(trial.clip_norm == run.NO_CLIP for trial in rounds[1]) == 6
+    assert {trial.rank for trial in rounds[3]} == set(plan.RANKS)
