@@ -101,16 +101,17 @@ def small(compute="float32", device=devices.CPU):
     return memory.Planner(config, spec, device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh, remat, rows, accumulation",
     [
-        pytest.param((1, 8, 1), "none", 2, 1, marks=pytest.mark.slow),
+        ((1, 8, 1), "none", 2, 1),
         # Fewer positions than entries of the vocabulary: rows are shared along fsdp.
         ((1, 8, 1), "dots", 1, 1),
-        pytest.param((2, 2, 2), "dots", 2, 1, marks=pytest.mark.slow),
+        ((2, 2, 2), "dots", 2, 1),
         # The parameters on every device, and one row: what gradients are added up in is a large
         # part.
-        pytest.param((8, 1, 1), "full", 1, 2, marks=pytest.mark.slow),
+        ((8, 1, 1), "full", 1, 2),
     ],
 )
 def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):

@@ -155,6 +155,7 @@ def test_official_normalisation_adds_micro_batch_means(mesh1):
     )
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences(mesh1):
     """Central differences of the whole model's nll along random directions."""
     trainer = Trainer(mesh1)

@@ -75,6 +75,7 @@ def oracle(base, exported_float32, dtype):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
 def test_the_loss_is_that_of_whole_arrays(sizes, base, tmp_path, monkeypatch):
     monkeypatch.setattr(rounding, "_AT_ONCE", 1000)  # no tensor is a whole number of blocks
