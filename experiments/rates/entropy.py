@@ -32,8 +32,8 @@ Logits = Float[np.ndarray, "T V"]
 def _heldout(base: str, data: str) -> tuple[Model, Any, list[batches.PackedBatch]]:
     """The model, its compiled logits, and the held-out demonstrations of a regime."""
     config = trials.config_of(Trial(base=base, data=data), Path())
-    _, model, tokenizer = inputs.open_model(config)
-    _, heldout = inputs.load_data(config, tokenizer, model)
+    source, model, tokenizer = inputs.open_model(config)
+    _, heldout = inputs.load_data(config, source, tokenizer, model)
     steps = batches.SequentialBatches(
         heldout,
         model.mesh,

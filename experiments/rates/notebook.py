@@ -6,7 +6,6 @@
 # measured has no verdict.
 
 # %%
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,7 @@ from experiments.rates import inference, measure, plan
 from experiments.rates.plan import METHODS, REGIMES
 
 HERE = Path(__file__).parent
-parser = argparse.ArgumentParser()
-parser.add_argument("--out", type=Path, default=HERE, help="folder for figures and tables")
-out = parser.parse_known_args()[0].out  # a notebook's kernel has arguments of its own
-out.mkdir(parents=True, exist_ok=True)
+out = common.out_folder(HERE)
 choosing = results.read(HERE / "choosing.csv")
 WORDS = {"strong": "strong prior, 15 % wrong steps", "weak": "an operator it never saw"}
 
@@ -131,6 +127,12 @@ if (HERE / "measuring.csv").exists():
     heldout = pd.read_csv(HERE / "heldout.csv")
 
 
+def at_temperatures(rows, regime):
+    """Those that were sampled at given temperatures, on the regime's test problems."""
+    names = rows.probe.str.partition("@")[0]
+    return rows[(names == REGIMES[regime].measuring) & rows.equal.isna()]
+
+
 def measured(regime, method, equal=None, temperature=None, clip_norm=1.0):
     """Rows of one method, a row for each seed: at a temperature, or at an equal entropy."""
     best = chosen(regime, method)
@@ -139,7 +141,7 @@ def measured(regime, method, equal=None, temperature=None, clip_norm=1.0):
     rows = rows[(rows.clip_norm == clip_norm) & (rows["rank"] == 0)]
     if equal is not None:
         return rows[rows.equal == equal]
-    rows = rows[rows.probe == about.measuring]
+    rows = at_temperatures(rows, regime)
     return rows[rows.temperature == (best.temperature if temperature is None else temperature)]
 
 
@@ -255,7 +257,7 @@ def full(objective):
 def of_adapters(objective, rank):
     best = adapted(objective, rank)
     rows = measuring[(measuring.objective == objective) & (measuring["rank"] == rank)]
-    rows = rows[rows.probe == REGIMES["strong"].measuring]
+    rows = at_temperatures(rows, "strong")
     return rows[rows.temperature == best.temperature]
 
 

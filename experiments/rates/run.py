@@ -15,18 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from tqdm import tqdm
 
 from dft_jax.runtime import errors, folders
 from experiments import common
-from experiments.lab import run as lab
+from experiments.lab import results, run as lab
 from experiments.lab.trials import Trial
 from experiments.rates import measure, plan
-from experiments.rates.plan import MEASURING_SEEDS, METHODS, REGIMES, Row
+from experiments.rates.plan import MEASURING_SEEDS, METHODS, REGIMES, WIDE_SEEDS, Row
 
 HERE = Path(__file__).parent
-CONTROL_SEEDS = MEASURING_SEEDS[:3]
 NO_CLIP = 1e9
 
 
@@ -35,10 +33,7 @@ class Sheet:
 
     def __init__(self, file: Path):
         self.file = file
-        self.rows: list[Row] = []
-        if file.exists():
-            frame = pd.read_csv(file, dtype={"correct": str}).astype(object)
-            self.rows = frame.where(frame.notna(), "").to_dict("records")
+        self.rows: list[Row] = results.records(file)
 
     def add(self, rows: list[Row]) -> None:
         self.rows += rows
@@ -92,7 +87,7 @@ class Study:
                 trial = plan.trial(regime, score.objective, score.rate, seed)
                 found = first if method == "sft" else others
                 found.append(self._measurement(regime, sft, trial, score.temperature))
-                if method in ("sft", "dft") and seed in CONTROL_SEEDS:
+                if method in ("sft", "dft") and seed in WIDE_SEEDS:
                     unclipped = dataclasses.replace(trial, clip_norm=NO_CLIP)
                     others.append(self._measurement(regime, sft, unclipped, score.temperature))
         return self._open(first) or self._open(others)
