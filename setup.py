@@ -28,7 +28,10 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["dft_jax", "dft_jax.*"]),
-    package_data={"dft_jax": ["py.typed"], "dft_jax.assets": ["lab/*", "lab_clean/*", "tiny/*"]},
+    package_data={
+        "dft_jax": ["py.typed"],
+        "dft_jax.assets": ["lab/*", "lab_clean/*", "lab_code/*", "lab_vision/*", "tiny/*"],
+    },
     python_requires=">=3.11,<3.14",
     # Each lower bound is tested on every Python; constraints/oldest.txt has them as exact versions.
     install_requires=[
@@ -49,6 +52,7 @@ setup(
         "numpy>=2.1",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
+        "pillow>=11",
         "pyarrow>=18",
         "safetensors>=0.6.1",
         "scipy>=1.14.1",

@@ -156,6 +156,10 @@ def _problems_between(sound: dict[str, Any]) -> list[str]:
     if "objective" in sound:
         problems += objectives.problems(sound["objective"])
     problems += training_options.profile_problems(sound.get("profile", ""))
+    if {"data.image_features", "train.parts"} <= sound.keys():
+        problems += training_options.feature_problems(
+            sound["data.image_features"], sound["train.parts"]
+        )
     problems += training_options.log_problems(_section(sound, "log"))
     if {"checkpoint.best", "data.heldout", "eval.every"} <= sound.keys():
         problems += manager.best_problems(

@@ -2,6 +2,7 @@
 
 python -m dft_jax.generate --model=FOLDER_OR_RUN                       # in a terminal: a chat
 python -m dft_jax.generate --model=FOLDER_OR_RUN --prompt='What is 17 * 23?' --n=3
+python -m dft_jax.generate --model=FOLDER_OR_RUN --image=card.png --prompt='Which number is it?'
 python -m dft_jax.generate --model=FOLDER_OR_RUN --file=prompts.jsonl --json > completions.jsonl
 
 --model is a Hugging Face folder, a hub id, a PEFT adapter, or a run directory, of which the newest

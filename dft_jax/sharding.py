@@ -19,7 +19,7 @@ from jax.sharding import (
 
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
-from dft_jax.types import AnyMesh, Batch
+from dft_jax.types import AnyMesh, Batch, FeatureBatch, ImageBatch
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
@@ -49,6 +49,8 @@ RULES = {
     "norm": None,
     "layers": None,
     "rank": None,
+    "qkv": None,  # queries, keys and values in one kernel
+    "pixels": None,
 }
 
 
@@ -108,6 +110,12 @@ def across_slices(sizes: tuple[int, int, int], devices: Sequence[Any], n_slices:
 def is_within_slices(data: int, n_slices: int) -> bool:
     """Whether fsdp and tensor stay within a slice."""
     return data % n_slices == 0
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """Those devices of a mesh that this process has, each with rows of its own."""
+    devices = np.array(mesh.local_devices, dtype=object).reshape(-1, 1, 1)
+    return Mesh(devices, MESH_AXES, axis_types=AXIS_TYPES)
 
 
 def abstract_mesh(sizes: tuple[int, int, int], platform: str = "unknown") -> AbstractMesh:
@@ -227,18 +235,18 @@ def with_logical_layout(x: jax.Array, mesh: AnyMesh, *axes: str) -> jax.Array:
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """Sharding of every [A, B, L] array of a step's batch: rows over data and fsdp."""
+    """Sharding of every array [A, B, …] of a step's batch: rows over data and fsdp."""
     return named(mesh, None, BATCH_AXES, None)
 
 
 def device_batch(batch: Batch, mesh: Mesh, n_rows: int) -> Batch:
-    """Puts this process's rows [A, b, L] of a batch with `n_rows` rows in all on its devices."""
+    """Puts this process's rows [A, b, …] of a batch with `n_rows` rows in all on its devices."""
     layout = batch_sharding(mesh)
 
-    def place(rows_AbL: np.ndarray) -> jax.Array:
-        A, _, L = rows_AbL.shape
+    def place(rows: np.ndarray) -> jax.Array:
+        A, _, *rest = rows.shape
         # No process has the rows of another: each gives those that its own devices hold.
-        return jax.make_array_from_process_local_data(layout, rows_AbL, (A, n_rows, L))
+        return jax.make_array_from_process_local_data(layout, rows, (A, n_rows, *rest))
 
     return jax.tree.map(place, batch)
 
@@ -248,8 +256,12 @@ def abstract_batch(
     mesh: AnyMesh,
     most_segments: int | None = None,
     with_weights: bool = False,
+    images: ImageBatch | FeatureBatch | None = None,
 ) -> Batch:
-    """Shapes, dtypes and shardings of the arrays of a step's batch."""
+    """Shapes, dtypes and shardings of the arrays of a step's batch.
+
+    `images` are `abstract_images`, or `abstract_features`.
+    """
     layout = batch_sharding(mesh)
     ints_ABL = jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout)
     weights_ABL = None
@@ -263,6 +275,49 @@ def abstract_batch(
         positions_BL=ints_ABL,
         most_segments=most_segments,
         weights_BL=weights_ABL,
+        images=images,
+    )
+
+
+def abstract_images(
+    shape_ABL: tuple[int, int, int], layout: NamedSharding | None, patches_IX: tuple[int, int]
+) -> ImageBatch:
+    """Those of the images of a step's batch, on no devices where `layout` is None.
+
+    `patches_IX` are the patches that a row has room for, and the values of each.
+    """
+    A, B, L = shape_ABL
+    I, X = patches_IX
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout)
+
+    return ImageBatch(
+        patches_BIX=jax.ShapeDtypeStruct((A, B, I, X), jnp.uint8, sharding=layout),
+        rows_BI=ints(A, B, I),
+        cols_BI=ints(A, B, I),
+        images_BI=ints(A, B, I),
+        windows_BI=ints(A, B, I),
+        units_BL=ints(A, B, L),
+        positions_BL3=ints(A, B, L, 3),
+    )
+
+
+def abstract_features(
+    shape_ABL: tuple[int, int, int],
+    layout: NamedSharding | None,
+    features_JD: tuple[int, int],
+    dtype: str,
+) -> FeatureBatch:
+    """As `abstract_images`, of images whose features are kept.
+
+    `features_JD` are the units that a row has room for, and the width of the features.
+    """
+    A, B, L = shape_ABL
+    return FeatureBatch(
+        features_BJD=jax.ShapeDtypeStruct((A, B, *features_JD), jnp.dtype(dtype), sharding=layout),
+        units_BL=jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout),
+        positions_BL3=jax.ShapeDtypeStruct((*shape_ABL, 3), jnp.int32, sharding=layout),
     )
 
 

@@ -18,6 +18,11 @@ In sampling besides (models/cached.py says how the output head is cut):
     P  prompts that are prefilled together                W  tokens in a block
     U  chunks of the head                                 X  one axis of any length
 
+Of images (models/vision.py; I is not that of a matrix):
+
+    I  patches of a row                                   J  units of a row: 4 patches, a token each
+    E  width of the tower                                 X  pixels of a patch, 588
+
 A digit is an axis of that length, as in `temperatures_B1`. A small letter is the part of an axis
 that one process or device holds, as in [A, b, L].
 """
@@ -70,6 +75,53 @@ class Batch:
     most_segments: int | None = dataclasses.field(default=None, metadata={"static": True})
     # None is no array: programs of runs without weights are as if there were none.
     weights_BL: Leaf = None
+    # ImageBatch, or a FeatureBatch in its place; None where no row has an image.
+    images: Leaf = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ImageBatch:
+    """The images of a packed batch, each row with those of its own examples (data/image_rows.py).
+
+    Patches lie in the order of windows, the four of a unit one after another. An image of 2 × 3
+    units, whose windows are 2 × 2 units here, after the token `s` and before `e`, in a row of
+    eight units' patches:
+
+        unit (row, column)   0,0  0,1  1,0  1,1  0,2  1,2   -    -
+        windows, for each     1    1    1    1    2    2    0    0     0 is padding
+        images, likewise      1    1    1    1    1    1    0    0
+        tokens                s   0,0  0,1  0,2  1,0  1,1  1,2   e     units row by row
+        units                 0    1    2    5    3    4    6    0     1 + place above; 0 is text
+
+    Of the micro-batches of a whole step every array has an axis A before these, as in Batch.
+    """
+
+    patches_BIX: Leaf  # uint8: colours, rows and columns of its pixels
+    rows_BI: Leaf  # of the patch in its image, as its column is
+    cols_BI: Leaf
+    images_BI: Leaf  # which image of the row
+    windows_BI: Leaf  # which window of the row
+    units_BL: Leaf  # which unit a token is
+    positions_BL3: Leaf  # time, row and column of each token within its example (spec.MRope)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FeatureBatch:
+    """What a frozen tower has made of the images of a packed batch (data/image_features.py).
+
+    Units of an image lie row by row, so those of the row above are counted through:
+
+        tokens               s   0,0  0,1  0,2  1,0  1,1  1,2   e
+        units                0    1    2    3    4    5    6    0     1 + place of its features
+
+    Axes, and the two members that an ImageBatch has too, are as there.
+    """
+
+    features_BJD: Leaf  # in the dtype that the tower computes in
+    units_BL: Leaf
+    positions_BL3: Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -121,9 +173,11 @@ class Frozen:
     """What a step reads and never changes."""
 
     hyperparameters: Leaf  # Hyperparameters
-    # The model before training, for objectives that compare; None where it is `base` anyway.
+    # What is trained as it was before training, for objectives that compare; None where that is
+    # `base` anyway.
     reference: Params | None = None
-    base: Params | None = None  # the parameters beneath adapters; None where all are trained
+    # The parameters beneath adapters, or beside those that are trained; None where all are.
+    base: Params | None = None
 
 
 @jax.tree_util.register_dataclass

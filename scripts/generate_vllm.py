@@ -8,10 +8,11 @@ python -m dft_jax.evaluate --grade=predictions.jsonl --out=evals/mine
 
 SGLang: python -m sglang.launch_server --model-path exports/mine --port 8000
 
-The flags are those of dft_jax.evaluate, and so are the prompts, as token ids, their stop tokens and
-lengths. The noise is the engine's own: samples differ from those of dft_jax.evaluate, and so may
-greedy completions, where two tokens are about as probable. `entropy` is not known here. The command
-continues a file that it was stopped in. OPENAI_API_KEY is sent where it is set.
+The flags are those of dft_jax.evaluate, and so are the prompts, as token ids, what ends a
+completion, and lengths. The noise is the engine's own: samples differ from those of
+dft_jax.evaluate, and so may greedy completions, where two tokens are about as probable. `entropy`
+is not known here. The command continues a file that it was stopped in. OPENAI_API_KEY is sent where
+it is set.
 """
 
 import concurrent.futures
@@ -35,6 +36,7 @@ from dft_jax.evals import evaluation, planning
 from dft_jax.evals.planning import Key, Plan
 from dft_jax.runtime import errors, files, folders, progress
 from dft_jax.sampling.sampler import Request
+from dft_jax.sampling.texts import until_stop
 
 _MODEL = flags.DEFINE_string(
     "model", None, "What is served: an export, or another Hugging Face folder.", allow_override=True
@@ -83,14 +85,14 @@ def find(url: str, served: str, longest: int) -> Server:
     return Server(url, served)
 
 
-def body_of(request: Request, plan: Plan, server: Server) -> dict[str, Any]:
-    """A request as the interface takes it.
+def body_of(key: Key, plan: Plan, server: Server) -> dict[str, Any]:
+    """The request of a key as the interface takes it.
 
     All that a server would else take from the checkpoint's generation_config.json is said: Qwen's
     has a top_k, a top_p and a repetition penalty, and its samples would be of another distribution.
     """
-    settings = plan.settings
-    return {
+    settings, request = plan.settings, plan.requests[key]
+    body = {
         "model": server.model,
         # Ids, not text: a server would put another BOS before it, or split it in its own way.
         "prompt": list(request.prompt_ids),
@@ -109,6 +111,10 @@ def body_of(request: Request, plan: Plan, server: Server) -> dict[str, Any]:
         "n": 1,
         "stream": False,
     }
+    stop = plan.stop_texts.get(key[0])
+    if stop:
+        body["stop"] = list(stop)
+    return body
 
 
 def seed_of(seed: int, request: Request) -> int:
@@ -135,6 +141,8 @@ def row_of(key: Key, plan: Plan, answer: dict[str, Any]) -> dict[str, Any]:
     if reason not in ("stop", "length"):
         what = f"{benchmark} {problem!r}: the server ended its completion by {reason!r}"
         raise errors.UserError(f"{what}; look into its log, then run the same command again")
+    # An engine may leave what ended it (no_stop_trim).
+    text = until_stop(text, plan.stop_texts.get(benchmark, ()))
     row = {
         "benchmark": benchmark,
         "id": problem,
@@ -157,13 +165,13 @@ def generate(plan: Plan, server: Server, out: Path, parallel: int) -> int:
     They are appended as they come, and in the plan's order when all are there.
     """
     done = read_done(plan, out)
-    missing = {key: request for key, request in plan.requests.items() if key not in done}
+    missing = [key for key in plan.requests if key not in done]
     with open(out, "a", encoding="utf-8") as lines:
         pool = concurrent.futures.ThreadPoolExecutor(parallel)
         try:
             keys = {}
-            for key, request in missing.items():
-                keys[pool.submit(server.complete, body_of(request, plan, server))] = key
+            for key in missing:
+                keys[pool.submit(server.complete, body_of(key, plan, server))] = key
             finished = concurrent.futures.as_completed(keys)
             for future in progress.bar(
                 finished, desc="sampling", unit="completion", total=len(keys)
@@ -223,6 +231,8 @@ def require_same(plan: Plan, server: Server, out: Path) -> None:
         "context": plan.sampler.max_length,
         "stop_ids": list(plan.stops.ids),
     }
+    if plan.stop_texts:  # older files have no word of it
+        now["stop_texts"] = {name: list(texts) for name, texts in plan.stop_texts.items()}
     file = out.with_suffix(".settings.json")
     if out.exists() and file.exists():
         changes = errors.differences(files.read_json(file), now)

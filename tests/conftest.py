@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 
+from tests import xla
+
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     and threading.current_thread() is threading.main_thread()
@@ -15,13 +17,10 @@ if (
     # a shell's background job ignores it, and so would ours
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = xla.flags(8, os.environ.get("XLA_FLAGS", ""))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Tests are compile-bound; equal programs are compiled once, in this process and in the commands
-# that tests start.
+# Equal programs are compiled once, in this process and in the commands that tests start.
 CACHE = os.path.join(os.path.dirname(__file__), "..", ".pytest_cache", "compilations")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
@@ -102,7 +101,7 @@ def whole(tmp_path_factory):
         "--config=configs/tiny.py",
         *launch.ARGUMENTS[1:],
     ]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = os.environ | {"XLA_FLAGS": xla.flags(1)}
     options = dict(cwd=launch.ROOT, env=environment, capture_output=True, text=True, timeout=300)
     done = subprocess.run([*command, f"--workdir={workdir}"], **options)
     assert done.returncode == 0, done.stderr[-3000:]

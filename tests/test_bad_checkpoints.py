@@ -165,7 +165,7 @@ KEYS = {
     "unknown model_type": (
         "llama",
         edit(model_type="gpt2"),
-        ["model_type='gpt2' is not supported", "known: llama, "],
+        ["model_type='gpt2' is not supported", "known: gemma3_text, llama, "],
     ),
     "model_type is a list": (
         "llama",
@@ -175,7 +175,7 @@ KEYS = {
     "no model_type": (
         "llama",
         edit(model_type=None),
-        ["model_type=None is not supported", "known: llama, mistral"],
+        ["model_type=None is not supported", "known: gemma3_text, llama, mistral"],
     ),
     "another family": (
         "llama",

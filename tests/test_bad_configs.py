@@ -60,6 +60,19 @@ OVERRIDES = {
         ["--config.train.global_batch=0"],
         ["config.train.global_batch=0", "should be at least 1"],
     ),
+    # Said with what else is wrong: nothing was read.
+    "no file of a benchmark": (
+        [
+            "--config.eval.benchmarks=gsm8k,lab",
+            "--config.eval.benchmark_data=none",
+            "--config.train.global_batch=0",
+        ],
+        ["config.eval.benchmark_data: benchmark data none: no such file", "global_batch=0"],
+    ),
+    "limits of images that no benchmark shows": (
+        ["--config.eval.benchmarks=lab", "--config.eval.image_max_pixels=5000"],
+        ["config.eval.image_max_pixels=5000 has no effect", "no problem of lab shows an image"],
+    ),
     "best by no metric": (
         ["--config.checkpoint.best=heldout/nl"],
         ["config.checkpoint.best='heldout/nl'", "did you mean 'heldout/nll'", "heldout/mean_p"],

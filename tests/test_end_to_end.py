@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from dft_jax import config as config_lib
 from dft_jax.commands import export
 from tests.commands import ROOT, run_command
-from tests.faults import launch
+from tests.faults import images, launch
 
 
 def rows(workdir):
@@ -111,6 +111,23 @@ def test_two_processes_equal_one(whole, tmp_path):
     one, two = (load_file(folder / "export/model.safetensors") for folder in (whole, workdir))
     for name in one:
         np.testing.assert_allclose(one[name], two[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_images_as_one(tmp_path):
+    arguments = (
+        *images.arguments(tmp_path),
+        "--config.train.steps=2",
+        "--config.eval.every=0",
+        "--config.data.heldout=",
+        "--config.export.enabled=False",
+    )
+    one, two = tmp_path / "runs/one", tmp_path / "runs/two"
+    assert launch.run(one, arguments=arguments) == 0, launch.log(one)[-3000:]
+    processes = launch.start_many(two, 2, {}, arguments=(*arguments, "--config.mesh.fsdp=2"))
+    codes = [launch.wait(process) for process in processes]
+    assert codes == [0, 0], launch.log(two)[-3000:]
+    np.testing.assert_allclose(curve(two), curve(one), rtol=1e-4)
 
 
 def test_inspect_data_shows_trained_tokens(tmp_path):

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from examples import make
+from tests.marks import slow_but
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -48,8 +49,7 @@ def test_readmes_python_runs(tmp_path):
     assert (tmp_path / "exports/lab-dft/model.safetensors").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", make.NAMES)
+@pytest.mark.parametrize("name", slow_but([], make.NAMES, slow=make.NAMES[:1]))
 def test_example_runs(name, tmp_path):
     assert run_python(EXAMPLES / f"{name}.py", tmp_path)
 

@@ -34,10 +34,18 @@ def test_the_best_checkpoint_outlasts_kills(folder):
     assert all(row["landed"] for row in rows), rows
 
 
+@pytest.mark.more
 def test_adapters_outlast_kills_at_each_phase(whole, folder):
     phases = ("evaluate 0", "save 2", "commit 2", "whole 4", "step 7", "commit 8", "export rename")
     rows = list(kills.lora_chain(folder, whole, phases))
     assert_all_well(rows, 7)
+    assert all(row["landed"] for row in rows), rows
+
+
+def test_a_run_with_images_outlasts_kills(folder):
+    """What is frozen of the tower is in no checkpoint, and read again at each start."""
+    rows = list(kills.image_chain(folder, ["commit", "step"], 0))
+    assert_all_well(rows, 2)
     assert all(row["landed"] for row in rows), rows
 
 
@@ -47,6 +55,7 @@ def test_signals_leave_a_checkpoint_and_exit_42(folder):
     assert_all_well(rows, 5)
 
 
+@pytest.mark.more
 def test_a_signal_to_one_process_of_two_stops_both(folder):
     rows = list(kills.term_chain(folder, {}, ["save", "export"], 2, 0))
     assert_all_well(rows, 3)

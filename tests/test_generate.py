@@ -9,7 +9,7 @@ import pytest
 
 import dft_jax as dft
 from dft_jax import assets
-from dft_jax.commands import completing, generate
+from dft_jax.commands import chat, completing, generate
 from dft_jax.commands.chat import Chat
 from dft_jax.data.templates import Template
 from dft_jax.runtime import errors
@@ -17,6 +17,7 @@ from dft_jax.sampling import texts
 from dft_jax.sampling.sampler import Request
 from dft_jax.sampling.texts import BY_LIMIT, BY_TEXT, BY_TOKEN, Text
 from tests.commands import ROOT, assert_refused, run_command
+from tests.conftest import GOLDEN
 from tests.marks import slow_but
 from tests.terminal import Terminal
 
@@ -105,6 +106,7 @@ def test_rows_that_are_no_prompts_are_refused(row, expected, tmp_path):
     assert expected in str(error.value)
 
 
+ADAPTER = GOLDEN / "lora" / "all_linear"
 REFUSALS = {
     "nothing to do": ([], ["nothing to complete: give --prompt=TEXT or --file=FILE"]),
     "json in a chat": (["--json"], ["--json has no effect in a chat"]),
@@ -117,18 +119,46 @@ REFUSALS = {
     "no step": (["--prompt=a", "--step=best"], ["--step=best", "is no run"]),
     "too long": (["--prompt=a b c d e f", "--context=3"], ["leaves no room within 3"]),
     "no adapter": (["--prompt=a", "--base=x"], ["--base=x has no effect"]),
+    "no temperature": (["--prompt=a", "--temperature=nan"], ["--temperature=nan is no number"]),
+    "a negative temperature": (["--prompt=a", "--temperature=-1"], ["--temperature=-1", "[0, 10]"]),
+    "no top_p": (["--prompt=a", "--top_p=nan"], ["--top_p=nan is no number"]),
+    "no completions": (["--prompt=a", "--n=0"], ["--n=0", "positive"]),
+    "n in words": (["--prompt=a", "--n=two"], ["--n=two"]),
+    "a stop without a text": (["--prompt=a", "--stop"], ["Missing value for flag --stop"]),
+    "a prompt without its flag": (["What is 2?"], ["unexpected argument 'What is 2?'"]),
+    "no model": (["--prompt=a", "--model=/no/where"], ["model='/no/where' is not a folder"]),
+    "an empty folder": (["--prompt=a", "--model={}/none"], ["config.json is missing"]),
+    "an empty file": (["--file={}/a.txt"], ["a.txt is empty; write the prompt there"]),
+    "a file of no rows": (["--file={}/a.jsonl"], ["a.jsonl has no rows"]),
+    "rows that are none": (
+        ["--file={}/bad.jsonl"],
+        ["bad.jsonl:2: not JSON at column 1", "bad.jsonl:3: field 'prompt' should be text"],
+    ),
+    "another base": (
+        ["--prompt=a", f"--model={ADAPTER}", f"--base={assets.LAB}"],
+        ["but the base's matrix is", "give its own base"],
+    ),
+    "no base": (
+        ["--prompt=a", f"--model={ADAPTER}", "--base=/no/where"],
+        ["base='/no/where' is not a folder"],
+    ),
 }
 
 
 # These open the model first.
-_LATE = {"a template without a place", "too long", "no adapter"}
+_LATE = {"a template without a place", "too long", "no adapter", "another base"}
 
 
 @pytest.mark.parametrize(
     "name", slow_but([one for one in REFUSALS if one not in _LATE], list(REFUSALS))
 )
-def test_mistakes_are_one_line_each_before_anything_compiles(name, capfd, monkeypatch):
+def test_mistakes_are_one_line_each_before_anything_compiles(name, tmp_path, capfd, monkeypatch):
     arguments, expected = REFUSALS[name]
+    arguments = [one.replace("{}", str(tmp_path)) for one in arguments]
+    (tmp_path / "none").mkdir()
+    (tmp_path / "a.txt").write_text(" \n")
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n{"prompt": 3}\n')
     model = f"--model={assets.LAB}"
     for one in generate.FLAGS:
         generate.FLAGS[one].unparse()
@@ -210,17 +240,17 @@ def talk(base, tmp_path, lines, answers, **settings):
             raise line
         return line
 
-    chat = Chat(
+    one = Chat(
         base,
         Template(template, base.tokenizer),
         completing.Settings(**settings),
         read=read_line,
         out=out,
     )
-    chat.writer = Written(answers)
-    chat.run()
-    prompts = [base.tokenizer.decode(request.prompt_ids) for request in chat.writer.asked]
-    return out.getvalue(), prompts, chat.writer.asked
+    one.writer = Written(answers)
+    one.run()
+    prompts = [base.tokenizer.decode(request.prompt_ids) for request in one.writer.asked]
+    return out.getvalue(), prompts, one.writer.asked
 
 
 @pytest.mark.slow
@@ -247,6 +277,23 @@ def test_an_answer_is_ended_by_ctrl_c_and_the_chat_goes_on(base, tmp_path):
     out, prompts, _ = talk(base, tmp_path, ["one?", stop, "two?"], [stop, "dos"])
     assert "begun\n" in out and "ended by Ctrl-C" in out and "ends the chat" in out
     assert prompts[1] == "user: one?\nassistant: begun\nuser: two?\nassistant: "
+
+
+@pytest.mark.slow
+def test_ctrl_c_between_a_question_and_its_answer_is_no_end_either(base, tmp_path, monkeypatch):
+    """A slow machine is still making the request when somebody changes their mind."""
+    made, request_of = [], completing.request_of
+
+    def interrupted_once(*arguments):
+        made.append(arguments)
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        return request_of(*arguments)
+
+    monkeypatch.setattr(chat, "request_of", interrupted_once)
+    out, prompts, _ = talk(base, tmp_path, ["one?", "two?"], ["dos"])
+    assert "ends the chat" in out and "dos" in out
+    assert prompts == ["user: two?\nassistant: "], "a question without an answer is forgotten"
 
 
 @pytest.mark.slow
@@ -283,7 +330,7 @@ def test_lines_of_json_are_what_the_api_samples(base, tmp_path, capfd, monkeypat
     assert [row["completion"] for row in rows] == [text for three in expected for text in three]
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_a_stop_text_ends_a_completion_wherever_the_host_looks(base):
     """The text before it, and as many tokens as it took; others go on beside it."""
     lm = dft.load(assets.LAB, mesh={"data": 4, "tensor": 2})
@@ -338,8 +385,9 @@ def test_ctrl_c_in_a_terminal_ends_an_answer_and_not_the_chat(tmp_path):
         terminal.wait_for("you> ")
         terminal.type("Ann has\n")
         terminal.wait_for("Ann has\n")
+        terminal.wait_for(" ")  # of the answer
         terminal.interrupt()
-        terminal.wait_for("you> ")
+        assert "ended by Ctrl-C" in terminal.wait_for("you> ")
         terminal.type("/quit\n")
         assert terminal.end() == 0
 

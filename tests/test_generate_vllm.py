@@ -204,3 +204,28 @@ def test_what_cannot_be_right_is_refused_in_a_line(
     with Fake(answer, models).running() as fake, progress.silent():
         arguments = command(tmp_path / "p.jsonl", fake.url, "--parallel=1", *more)
         assert_refused(run_command(script.main, arguments, capfd, monkeypatch), expected)
+
+
+@pytest.mark.slow
+def test_texts_that_end_programs_are_asked_for_and_no_part_of_a_row(tmp_path, capfd, monkeypatch):
+    """They are those of `evaluate`; an engine may leave them."""
+    out = tmp_path / "predictions.jsonl"
+    asked = ["--benchmarks=lab_code", "--max_problems=2", "--samples=1", "--programs=skip"]
+
+    def continued(body):
+        return completion("    return x\n\ndef " if body["temperature"] else "    return x\n")
+
+    with Fake(continued).running() as fake:
+        arguments = command(out, fake.url, *asked, "--prompt=plain")
+        outcome = run_command(script.main, arguments, capfd, monkeypatch)
+        assert outcome.code == 0, outcome.stderr
+        stop = list(benchmarks.find("lab_code").stop_texts("plain"))
+        assert "\ndef " in stop and [body["stop"] for body in fake.bodies] == [stop] * 4
+        settings = json.loads((tmp_path / "predictions.settings.json").read_text())
+        assert settings["stop_texts"] == {"lab_code": stop}
+        fake.bodies.clear()
+        chat = command(tmp_path / "chat.jsonl", fake.url, *asked, "--prompt=qwen-boxed")
+        assert run_command(script.main, chat, capfd, monkeypatch).code == 0
+        assert not any("stop" in body for body in fake.bodies)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["completion"] for row in rows} == {"    return x\n"}

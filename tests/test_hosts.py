@@ -302,7 +302,7 @@ def test_a_runs_facts_cover_its_whole_config():
     config = recipe.lab_config("sft")
     found = identity.run_facts(config, {"steps": 1}, [4], None)
     keys = {f"config.{key}" for key in flatten(config)}
-    paths = {"model.path", "lora.adapter", "data.train", "data.heldout"}
+    paths = {"model.path", "lora.adapter", "data.train", "data.heldout", "data.image_folder"}
     assert keys - found.keys() == {f"config.{path}" for path in paths}
 
 

@@ -13,6 +13,7 @@ from scipy import stats as reference
 from dft_jax.evals import significance
 from dft_jax.losses import objectives
 from dft_jax.types import TokenStats
+from experiments.lab import trials
 from experiments.rates import entropy, inference, measure, placebo, plan, run
 
 
@@ -158,6 +159,18 @@ def test_what_is_recorded_is_read_again(tmp_path):
     assert again.trials == {rows[0]["trial"]} and len(again.rows) == 3
     assert all(isinstance(row["avg"], float) and row["equal"] == "" for row in again.rows)
     assert plan.scores(again.rows, "weak") == plan.scores(rows, "weak")
+
+
+def test_all_seeds_are_sampled_where_the_tests_look_and_three_everywhere():
+    about = plan.REGIMES["weak"]
+    assert measure.probes(about, 102, 0.6)[0] == about.measuring
+    for own, expected in ((0.6, (0.6, 1.0)), (1.0, (1.0,)), (0.0, (1.0,))):
+        (probe,) = measure.probes(about, 103, own)
+        settings = trials.settings_of(probe)
+        assert settings.temperature == expected and settings.greedy
+        whole = trials.settings_of(about.measuring)
+        assert dataclasses.replace(whole, temperature=expected) == settings
+    assert not trials.settings_of(f"{about.measuring}@0.4321").greedy
 
 
 def test_stage_2_measures_sft_first_then_all_then_adapters(tmp_path):

@@ -318,6 +318,7 @@ def test_every_package_ships():
 # Packages whose name is not that of what they hold, and what comes with another.
 PACKAGE_OF = {"absl": "absl-py", "orbax": "orbax-checkpoint", "math_verify": "math-verify"}
 # None: optional
+PACKAGE_OF["PIL"] = "pillow"
 PACKAGE_OF |= {"latex2sympy2_extended": "math-verify", "mpmath": "sympy", "wandb": None}
 PACKAGE_OF["jail"] = None  # evals/jail under the name that it has where it runs
 

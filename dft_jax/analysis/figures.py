@@ -206,7 +206,7 @@ def _example_rows(
     """The rows of one example's table: its prompt, each model, each change."""
     # Later turns of a user stay where they are: only what stands before the first answer.
     n_prompt = int(np.flatnonzero(targets(example))[0])
-    prompt = _shown(tokenizer.decode(example.ids[:n_prompt].tolist()))
+    prompt = _shown(_read_text(example, 0, n_prompt, tokenizer))
     lines = [f'<tr><th>prompt<td><span class="plain">{prompt}</span>']
     (first, before), *others = models.items()
     for name, values in models.items():
@@ -246,15 +246,26 @@ def _cell(
     places = range(n_prompt, len(example.ids))
     spans = []
     for is_target, run in itertools.groupby(places, lambda place: bool(is_target_L[place])):
-        ids = [int(example.ids[place]) for place in run]
+        first, *others = run
+        end = first + 1 + len(others)
         if not is_target:
-            spans.append(f'<span class="plain">{_shown(tokenizer.decode(ids))}</span>')
+            text = _read_text(example, first, end, tokenizer)
+            spans.append(f'<span class="plain">{_shown(text)}</span>')
             continue
-        for id_ in ids:
+        for id_ in example.ids[first:end].tolist():
             name, title = next(styles)
             text = _shown(token_text(id_, tokenizer))
             spans.append(f'<span class="{name}" title="{title}">{text}</span>')
     return "".join(spans)
+
+
+def _read_text(example: Example, start: int, end: int, tokenizer: Tokenizer) -> str:
+    """The text of tokens that are not trained, each image's as one of them."""
+    ids_L = example.ids[start:end]
+    is_image_L = ids_L == example.image_token
+    # Between two images stand the tokens that end the one and begin the other.
+    is_further_L = is_image_L & np.concatenate([[False], is_image_L[:-1]])
+    return tokenizer.decode(ids_L[~is_further_L].tolist())
 
 
 def _shown(text: str) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dft_jax.analysis import heldout_metrics, reading
+from dft_jax.analysis.asked import Reading
 from dft_jax.data import account
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import distributed, environment, files, folders, processes
@@ -11,7 +12,7 @@ from dft_jax.training import metrics
 NAME = "heldout.json"
 
 
-def write(lm: LM, data: str, asked: reading.Reading, out: Path) -> None:
+def write(lm: LM, data: str, asked: Reading, out: Path) -> None:
     """Writes nll, p and entropy of the completions in `data` to `out`, and prints them.
 
     Raises:

@@ -19,8 +19,10 @@ _BAR = 60
 def measure(lm: LM, examples: Examples, config: Config) -> dict[str, Any]:
     """The held-out metrics of a run, by name, as metrics.jsonl has them; losses in nats.
 
-    `config` is what the examples were read by.
+    `config` is what the examples were read by. Their images are seen, where they have some.
     """
+    if examples.have_images:
+        lm = lm.with_images()
     # SFT's loss is the nll, whatever the model was trained with.
     with matmul_precision(str(lm.model.module.compute_dtype)):
         model = with_attention(lm.model, config.model.attention)

@@ -2,11 +2,13 @@
 
 python -m dft_jax.analysis.inspect_data --config=configs/tiny.py --rows=2
 
+With --html=FILE also a page of the first examples of step 0, with their images.
 With --contamination=NAME,… also which rows share text with the problems of these benchmarks.
 """
 
 import json
 import os
+from pathlib import Path
 
 # Before JAX is imported: nothing here needs an accelerator, which may be busy.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,17 +17,19 @@ import jax
 from absl import flags
 
 from dft_jax import config as config_lib
-from dft_jax.analysis import contamination, packed_rows
+from dft_jax.analysis import contamination, data_account, data_page, packed_rows
 from dft_jax.commands import cli
-from dft_jax.data import account, batches, formats
-from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import open_config
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
-from dft_jax.training.inputs import length_of, load_data
+from dft_jax.training.inputs import load_data, make_steps
 
+_MOST_SHOWN = 64  # examples of step 0
 _CONFIG = cli.define_config()
 _ROWS = flags.DEFINE_integer("rows", 2, "Packed rows to show.", lower_bound=1)
+_HTML = flags.DEFINE_string(
+    "html", "", "A file to write: a page of the first examples of step 0, with their images."
+)
 _CONTAMINATION = flags.DEFINE_list(
     "contamination",
     [],
@@ -45,28 +49,24 @@ def main() -> None:
     problems = contamination.load(_CONTAMINATION.value, _BENCHMARK_DATA.value)
     config: Config = _CONFIG.value
     config.mesh.update(data=-1, fsdp=1, tensor=1)
-    # The rows do not depend on the weights, so they need not be here.
+    # The rows do not depend on the weights, so they need not be here; random ones are for models
+    # all of whose parts are trained.
     config.model.init = "random"
+    config.train.parts = "all"
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    _, model, tokenizer = open_config(config)
-    examples, heldout = load_data(config, tokenizer, model)
-    step = batches.TrainBatches(
-        examples,
-        model.mesh,
-        steps=1,
-        accumulation=1,
-        global_batch=config.train.global_batch,
-        seed=config.train.seed,
-        row_length=batches.row_length(config.data),
-    )[0]
+    source, model, tokenizer = open_config(config)
+    examples, heldout = load_data(config, source, tokenizer, model)
+    first = config.copy_and_resolve_references()
+    first.train.update(steps=1, accumulation=1)
+    step = make_steps(first, examples, model)[0]
     overlaps = []
-    for name, asked in problems.items():
-        overlaps.append(contamination.overlap(name, asked, examples, tokenizer))
+    if problems:
+        overlaps = contamination.overlaps(problems, examples, tokenizer)
     report = examples.report
     if overlaps:
         report = report | {"contamination": [one.report() for one in overlaps]}
     print(json.dumps(report, indent=2))
-    _print_report(config, examples, heldout)
+    data_account.tell(config, examples, heldout)
     for one in overlaps:
         print("\n".join(one.lines()))
     print(
@@ -75,24 +75,21 @@ def main() -> None:
     )
     # The one micro-batch of the step.
     batch = jax.tree.map(lambda x_ABL: x_ABL[0], step.batch)
+    image_token = model.config.vision.image_token if model.config.vision else -1
     for row in range(min(_ROWS.value, step.n_rows)):
         heading = f"{packed_rows.DIM}══ row {row}{packed_rows.PLAIN}"
-        print(f"\n{heading}\n{packed_rows.row_as_text(batch, row, tokenizer)}")
-
-
-def _print_report(config: Config, examples: Examples, heldout: Examples | None) -> None:
-    """What a run would say of its data, and whether it would refuse it."""
-    marks = formats.calculator_marks(config.data)
-    if marks:
-        print(marks)
-    account.tell("data.train", examples.report)
-    if heldout:
-        account.tell("data.heldout", heldout.report)
-    length = length_of(config, examples)
-    warnings = length.warnings()
-    for line in account.refusals("data.train", examples.report, config.data.max_lost_fraction):
-        warnings.append(f"training refuses this: {line}")
-    account.announce([length.line()], warnings)
+        print(f"\n{heading}\n{packed_rows.row_as_text(batch, row, tokenizer, image_token)}")
+    # The first examples of the step, with their images.
+    place_of = {origin: place for place, origin in enumerate(examples.origins)}
+    origins = step.origins[:_MOST_SHOWN]
+    first = [examples.examples[place_of[origin]] for origin in origins]
+    title = f"The first {len(first)} examples of step 0"
+    images = data_page.lines(origins, first)
+    if images:
+        print("\n".join([f"\n{title}: images", *images]))
+    if _HTML.value:
+        data_page.write(Path(_HTML.value), title, origins, first, tokenizer)
+        print(f"\n{title}: {_HTML.value}")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,24 @@
 """How demonstrations are read under models that are already trained: prompt, date, length."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping
 
 import jax
 
 from dft_jax import config as config_lib
-from dft_jax.data import formats, templates
+from dft_jax.analysis.asked import Reading
+from dft_jax.data import templates
 from dft_jax.data.examples import Examples, load_examples
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import prompts
 from dft_jax.evals.evaluation import announce
 from dft_jax.lm.language_model import LM
 from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.runtime import distributed, errors, options, processes
+from dft_jax.runtime import distributed, errors, processes
 from dft_jax.runtime.options import Config
 
 # Examples at once.
 _BATCH = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """What a user asks for; flags of `evaluate --heldout` and `analysis.tokens` are these."""
-
-    rows: str = "fields"
-    prompt: str = AUTO
-    prompt_field: str = "prompt"
-    completion_field: str = "completion"
-    context: int = 4096
-    max_rows: int = 0
 
 
 def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> Config:
@@ -40,11 +28,10 @@ def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> 
       prefix: stands before the names of settings in messages.
 
     Raises:
-      UserError: unknown rows or prompt, or models that were trained with different prompts.
+      UserError: unknown rows or prompt, models that were trained with different prompts, or a
+      folder or a column of images that nothing is read from.
     """
-    if asked.rows not in formats.ROW_FORMATS:
-        what = f"{prefix}rows={asked.rows} is unknown"
-        raise errors.UserError(options.unknown(what, asked.rows, list(formats.ROW_FORMATS)))
+    errors.raise_if_any(asked.mistakes(prefix))
     config = config_lib.get_default()
     config.data.rows = asked.rows
     config.data.prompt_field = asked.prompt_field
@@ -57,6 +44,13 @@ def config_for(models: Mapping[str, LM], asked: Reading, prefix: str = "--") -> 
     # What one of them cannot read would be cut for it alone.
     longest = min(lm.model.config.max_length for lm in models.values())
     config.data.max_length = min(asked.context, longest)
+    config.data.image_field = asked.image_field
+    config.data.image_folder = asked.image_folder
+    config.data.image_min_pixels = asked.image_min_pixels
+    if asked.image_max_pixels:
+        config.data.image_max_pixels = asked.image_max_pixels
+    # Whatever fits the context is scored: four patches are a token.
+    config.data.image_max_patches = 4 * config.data.max_length
     config.train.global_batch = max(_BATCH, jax.device_count())
     return config
 
@@ -67,9 +61,16 @@ def read(path: str, lm: LM, config: Config, split: str = "train") -> Examples:
     Raises:
       UserError: data that cannot be read, or without a trained token.
     """
-    vocab_size = lm.model.config.vocab_size
+    model = lm.model.config
     return load_examples(
-        path, config.data, lm.tokenizer, vocab_size, split=split, max_rows=config.data.max_rows
+        path,
+        config.data,
+        lm.tokenizer,
+        model.vocab_size,
+        vision=model.vision,
+        source=lm.source,
+        split=split,
+        max_rows=config.data.max_rows,
     )
 
 

@@ -13,17 +13,29 @@ from dft_jax.analysis.token_scores import (
     CHANGED_COLUMNS,
     Scores,
     changed,
-    changes_table,
     summarise,
-    summary_table,
-    tokens,
 )
+from dft_jax.analysis.trained_tokens import tokens
 from dft_jax.data.examples import Examples
+from dft_jax.evals.report import aligned
 from dft_jax.lm.language_model import LM
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.runtime import errors, files
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics
+
+# Token types that are printed each way.
+_TOP = 10
+_SUMMARY_COLUMNS = (
+    "tokens",
+    "nll",
+    "mean_p",
+    "entropy",
+    "share_of_p_below_0.01",
+    "share_of_p_above_0.95",
+    "sft_gradient",
+    "dft_gradient",
+)
 
 
 def read_for_all(path: str, models: Mapping[str, LM], config: Config) -> Examples:
@@ -90,9 +102,9 @@ def write(
     _save(out / "histogram.png", lambda handle: figures.plot_histogram(shares, handle))
     page = figures.token_page(shown, examples.examples[:n_examples], tokenizer)
     files.write_text(out / "tokens.html", page)
-    print(summary_table(summaries))
+    print(_summary_table(summaries))
     for name, rows in rows_of.items():
-        print(f"\n{name} against {first}\n{changes_table(rows)}")
+        print(f"\n{name} against {first}\n{_changes_table(rows)}")
     print(f"\n{out}: tokens.npz, summary.json, changed.csv, histogram.png, tokens.html")
 
 
@@ -100,3 +112,40 @@ def _save(file: Path, save: Callable[[io.BytesIO], None]) -> None:
     content = io.BytesIO()
     save(content)
     files.write_atomically(file, content.getvalue())
+
+
+def _summary_table(summaries: dict[str, dict[str, Any]]) -> str:
+    """A line for each model."""
+    lines = [["model", *_SUMMARY_COLUMNS]]
+    for name, values in summaries.items():
+        line = [name]
+        for column in _SUMMARY_COLUMNS:
+            line.append(f"{values[column]:.6g}")
+        lines.append(line)
+    return aligned(lines)
+
+
+def _changes_table(rows: list[dict[str, Any]]) -> str:
+    """The token types that fell most, then those that rose most; `rows` are as from `changed`."""
+    fallen = [row for row in rows if row["change"] < 0]
+    risen = [row for row in rows if row["change"] > 0]
+    # The rows rise, so the highest rise is the last.
+    risen.reverse()
+    lines = [["", "token", "count", "p before", "p after", "change", "fell below 0.01"]]
+    for row in fallen[:_TOP]:
+        lines.append(_change_line("fell", row))
+    for row in risen[:_TOP]:
+        lines.append(_change_line("rose", row))
+    return aligned(lines)
+
+
+def _change_line(word: str, row: dict[str, Any]) -> list[str]:
+    return [
+        word,
+        repr(row["token"]),
+        str(row["count"]),
+        f"{row['p_before']:.4f}",
+        f"{row['p_after']:.4f}",
+        f"{row['change']:+.4f}",
+        f"{row['fell_below_0.01']:.1%}",
+    ]

@@ -11,19 +11,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
-from dft_jax.analysis import figures
+from dft_jax.analysis import figures, trained_tokens
 from dft_jax.data import batches as loader
 from dft_jax.data.examples import Examples
-from dft_jax.evals.report import aligned
 from dft_jax.lm.language_model import LM
 from dft_jax.losses import fused
-from dft_jax.models.model import head, matmul_precision, with_attention
+from dft_jax.models.model import Model, head, matmul_precision, with_attention
 from dft_jax.runtime import errors, progress
 from dft_jax.runtime.options import Config
 from dft_jax.types import Batch, Leaf, Params, TokenStats
 
-# Token types that are printed each way.
-_TOP = 10
 CHANGED_COLUMNS = (
     "model",
     "token_id",
@@ -33,16 +30,6 @@ CHANGED_COLUMNS = (
     "p_after",
     "change",
     "fell_below_0.01",
-)
-SUMMARY_COLUMNS = (
-    "tokens",
-    "nll",
-    "mean_p",
-    "entropy",
-    "share_of_p_below_0.01",
-    "share_of_p_above_0.95",
-    "sft_gradient",
-    "dft_gradient",
 )
 
 
@@ -75,68 +62,63 @@ def gradient_norm(logp: Float[Array, "*s"], logp_doubled: Float[Array, "*s"]) ->
     return jnp.sqrt(target**2 + jnp.clip(others, 0, target**2))
 
 
-def numbered(examples: Examples) -> Examples:
-    """The same examples with the number of each trained token, 0 … T - 1, in the place of its id.
-
-    They are packed just as the real ones are, so they say where in a batch each token lies.
-    """
-    replaced = []
-    n_before = 0
-    for example in examples.examples:
-        # Tokens that are not trained get a number too; no mask ever selects it.
-        numbers = n_before + np.cumsum(figures.targets(example)) - 1
-        replaced.append(dataclasses.replace(example, ids=numbers.astype(np.int32)))
-        n_before = int(numbers[-1]) + 1
-    return Examples(replaced, examples.report, examples.origins)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """All T trained tokens: ids, and of which example and at which place of it each is."""
-
-    id_T: Int[np.ndarray, " T"]
-    example_T: Int[np.ndarray, " T"]
-    position_T: Int[np.ndarray, " T"]
-
-
-def tokens(examples: Examples) -> Tokens:
-    """The trained tokens of all examples, in the order of the data."""
-    ids = []
-    numbers = []
-    positions = []
-    for number, example in enumerate(examples.examples):
-        places = np.flatnonzero(figures.targets(example))
-        ids.append(example.ids[places])
-        numbers.append(np.full(len(places), number, np.int32))
-        positions.append(places.astype(np.int32))
-    return Tokens(np.concatenate(ids), np.concatenate(numbers), np.concatenate(positions))
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _BatchScores:
-    """Of one batch: which places are trained, which token of the data each is, and its values."""
+    """The values at each place of a batch."""
 
-    mask_BL: Leaf
-    number_BL: Leaf
     logp_BL: Leaf
     entropy_BL: Leaf
     gradient_BL: Leaf
 
 
 def score(lm: LM, examples: Examples, config: Config, name: str) -> Scores:
-    """Reads the examples once under a model.
+    """Reads the examples once under a model, which sees their images where they have some.
 
     Raises:
       UserError: probabilities that are not finite.
     """
+    if examples.have_images:
+        lm = lm.with_images()
     model = with_attention(lm.model, config.model.attention)
-    chunk_tokens = config.train.loss_chunk_tokens
+    score_batch = _scorer(model, config.train.loss_chunk_tokens)
+    row_length = loader.row_length(config.data)
+    batches = loader.SequentialBatches(
+        examples,
+        model.mesh,
+        global_batch=config.train.global_batch,
+        row_length=row_length,
+        vision=model.config.vision,
+    )
+    numbered = trained_tokens.Numbered(examples)
+    n_tokens = examples.report["tokens"]["supervised"]
+    logp_T = np.empty(n_tokens, np.float32)
+    entropy_T = np.empty(n_tokens, np.float32)
+    gradient_T = np.empty(n_tokens, np.float32)
+    with matmul_precision(str(model.module.compute_dtype)):
+        for step in progress.bar(batches, desc=name, total=len(batches), unit="batch"):
+            batch = sharding.device_batch(step.batch, model.mesh, step.n_rows)
+            found = jax.device_get(score_batch(lm.params, batch))
+            # From the places in the batch to those in the data.
+            (rows,) = step.rows
+            placed = numbered.placed(rows, row_length)
+            number_P = placed.targets_BL[placed.mask_BL]
+            logp_T[number_P] = found.logp_BL[placed.mask_BL]
+            entropy_T[number_P] = found.entropy_BL[placed.mask_BL]
+            gradient_T[number_P] = found.gradient_BL[placed.mask_BL]
+    if not np.isfinite([logp_T, entropy_T, gradient_T]).all():
+        what = f"{name}: its probabilities are not finite numbers"
+        raise errors.UserError(f"{what}; did the run diverge? Leave it out")
+    return Scores(logp_T, entropy_T, gradient_T)
+
+
+def _scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _BatchScores]:
+    """The jitted function of parameters and a batch [1, B, L]."""
 
     # Replicated: every process reads the values of all rows.
     @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
-    def score_batch(params: Params, batch: Batch, numbers: Batch) -> _BatchScores:
-        batch, numbers = jax.tree.map(lambda x_ABL: x_ABL[0], (batch, numbers))
+    def score_batch(params: Params, batch: Batch) -> _BatchScores:
+        batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
         hidden_BLD = model.apply(params, batch)
 
         def stats(hidden_BLD: Array) -> TokenStats:
@@ -154,46 +136,9 @@ def score(lm: LM, examples: Examples, config: Config, name: str) -> Scores:
         plain = stats(hidden_BLD)
         doubled = stats(2 * hidden_BLD)
         gradient_BL = gradient_norm(plain.logp_BL, doubled.logp_BL)
-        return _BatchScores(
-            mask_BL=batch.mask_BL,
-            number_BL=numbers.targets_BL,
-            logp_BL=plain.logp_BL,
-            entropy_BL=plain.entropy_BL,
-            gradient_BL=gradient_BL,
-        )
+        return _BatchScores(plain.logp_BL, plain.entropy_BL, gradient_BL)
 
-    # The second pass is packed as the first: it says which token lies where.
-    passes = []
-    for read in (examples, numbered(examples)):
-        passes.append(
-            loader.SequentialBatches(
-                read,
-                model.mesh,
-                global_batch=config.train.global_batch,
-                row_length=loader.row_length(config.data),
-            )
-        )
-    n_tokens = examples.report["tokens"]["supervised"]
-    logp_T = np.empty(n_tokens, np.float32)
-    entropy_T = np.empty(n_tokens, np.float32)
-    gradient_T = np.empty(n_tokens, np.float32)
-    with matmul_precision(str(model.module.compute_dtype)):
-        pairs = zip(*passes, strict=True)
-        for pair in progress.bar(pairs, desc=name, total=len(passes[0]), unit="batch"):
-            batch, numbers = (
-                sharding.device_batch(step.batch, model.mesh, step.n_rows) for step in pair
-            )
-            found = jax.device_get(score_batch(lm.params, batch, numbers))
-            # From the places in the batch to those in the data.
-            mask_BL = found.mask_BL
-            number_P = found.number_BL[mask_BL]
-            logp_T[number_P] = found.logp_BL[mask_BL]
-            entropy_T[number_P] = found.entropy_BL[mask_BL]
-            gradient_T[number_P] = found.gradient_BL[mask_BL]
-    if not np.isfinite([logp_T, entropy_T, gradient_T]).all():
-        what = f"{name}: its probabilities are not finite numbers"
-        raise errors.UserError(f"{what}; did the run diverge? Leave it out")
-    return Scores(logp_T, entropy_T, gradient_T)
+    return score_batch
 
 
 def summarise(scores: Scores) -> dict[str, Any]:
@@ -259,40 +204,3 @@ def changed(
         }
         rows.append(row)
     return sorted(rows, key=lambda row: row["change"])
-
-
-def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
-    """A line for each model."""
-    lines = [["model", *SUMMARY_COLUMNS]]
-    for name, values in summaries.items():
-        line = [name]
-        for column in SUMMARY_COLUMNS:
-            line.append(f"{values[column]:.6g}")
-        lines.append(line)
-    return aligned(lines)
-
-
-def changes_table(rows: list[dict[str, Any]]) -> str:
-    """The token types that fell most, then those that rose most; `rows` are as from `changed`."""
-    fallen = [row for row in rows if row["change"] < 0]
-    risen = [row for row in rows if row["change"] > 0]
-    # The rows rise, so the highest rise is the last.
-    risen.reverse()
-    lines = [["", "token", "count", "p before", "p after", "change", "fell below 0.01"]]
-    for row in fallen[:_TOP]:
-        lines.append(_change_line("fell", row))
-    for row in risen[:_TOP]:
-        lines.append(_change_line("rose", row))
-    return aligned(lines)
-
-
-def _change_line(word: str, row: dict[str, Any]) -> list[str]:
-    return [
-        word,
-        repr(row["token"]),
-        str(row["count"]),
-        f"{row['p_before']:.4f}",
-        f"{row['p_after']:.4f}",
-        f"{row['change']:+.4f}",
-        f"{row['fell_below_0.01']:.1%}",
-    ]

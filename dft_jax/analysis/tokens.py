@@ -5,8 +5,9 @@ python -m dft_jax.analysis.tokens --models=base=FOLDER,sft=RUN,dft=RUN --data=tr
 
 A model is a Hugging Face folder, a hub id, or a run directory (its newest checkpoint); a name may
 stand before it. The others are compared with the first, and all must have its tokenizer. --data is
-any data path: a file, a folder or hub dataset (its split `train`), `world(…)`. The command prints
-the tokens that fell and rose most, and writes to --out
+any data path: a file, a folder or hub dataset (its split `train`), `world(…)`. Rows may have
+images, which --image_field and --image_folder are about, as the keys of config.data are. The
+command prints the tokens that fell and rose most, and writes to --out
 
     tokens.npz      T trained tokens: token, example, position, and of each model p_NAME,
                     entropy_NAME, gradient_NAME
@@ -54,6 +55,8 @@ flags.DEFINE_string("prompt_field", "prompt", "With --rows=fields.", allow_overr
 flags.DEFINE_string("completion_field", "completion", "With --rows=fields.", allow_override=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write.", allow_override=True)
 for _name in ("prompt", "instruction", "context", "revision", "tensor", "compute_dtype"):
+    flags.declare_key_flag(_name)
+for _name in ("image_field", "image_folder", "image_min_pixels", "image_max_pixels"):
     flags.declare_key_flag(_name)
 
 

@@ -54,7 +54,7 @@ def evaluate(
         benchmarks = [benchmarks]
     temperatures = (temperature,) if isinstance(temperature, (int, float)) else tuple(temperature)
     asked = _settings(benchmarks=tuple(benchmarks), temperature=temperatures, **settings)
-    errors.raise_if_any(asked.mistakes(""))
+    errors.raise_if_any(asked.mistakes("") or asked.idle(""))
     with progress.silent(not show_progress), contextlib.ExitStack() as stack:
         folder = None
         # The runner keeps a journal in any case: it is what resumes.

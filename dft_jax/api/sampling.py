@@ -1,19 +1,23 @@
 """Completions of the public API."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from dft_jax.data.templates import AUTO, Template, today
 from dft_jax.evals import prompts as prompts_lib
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import errors
+from dft_jax.sampling.image_prompts import asked, file_at
+from dft_jax.sampling.prompt_tokens import prompt_tokens
 from dft_jax.sampling.sampler import Request
-from dft_jax.sampling.texts import Writer, prompt_ids
+from dft_jax.sampling.texts import Writer
 
 
 def sample(
     lm: LM,
     prompts: str | Sequence[str],
     *,
+    images: Sequence[str | Path] = (),
     template: str = AUTO,
     n: int = 1,
     temperature: float = 1.0,
@@ -28,6 +32,8 @@ def sample(
 
     Args:
       prompts: one question, or several.
+      images: files that are shown before each question, to a model with images. Its tower is read
+        for this call; `lm.with_images()` keeps it for more.
       template: how a question is put: "auto" (as the model was trained, else its own chat
         template), a name of data/templates.py, or a .jinja file.
       n: completions of each.
@@ -49,29 +55,43 @@ def sample(
     stop = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop:
         raise errors.UserError("stop='' would end every completion at once; leave it out")
+    shown = [file_at(image) for image in images]
+    if shown:
+        lm = lm.with_images()
     choice = prompts_lib.choose(template, lm.trained, lm.tokenizer, setting="template")
-    asked = Template(choice.name, lm.tokenizer, setting="template", date=lm.date or today())
+    date, vision = lm.date or today(), lm.model.config.vision
+    put = Template(choice.name, lm.tokenizer, setting="template", date=date, vision=vision)
     requests, longest = [], lm.model.config.max_length
     for question in questions:
-        ids = prompt_ids(lm, asked, [{"role": "user", "content": question}], longest)
-        limit = min(longest - len(ids), max_new_tokens)
+        prompt = prompt_tokens(lm, put, [asked(question, shown)], longest)
+        limit = min(longest - len(prompt.ids), max_new_tokens)
         for number in range(n):
-            requests.append(Request(question, number, ids, temperature, limit))
+            requests.append(
+                Request(question, number, prompt.ids, temperature, limit, prompt.images)
+            )
+    lengths = [len(request.prompt_ids) + request.max_new_tokens for request in requests]
     writer = Writer(
         lm,
-        asked,
-        max_length=max(len(request.prompt_ids) + request.max_new_tokens for request in requests),
+        put,
+        max_length=max(lengths),
         slots=min(64, len(requests)),
         seed=seed,
         top_k=top_k,
         top_p=top_p,
         stop=stop,
     )
+    found = _in_groups(writer, requests, n, show_progress)
+    return found[0] if isinstance(prompts, str) else found
+
+
+def _in_groups(
+    writer: Writer, requests: list[Request], n: int, show_progress: bool
+) -> list[list[str]]:
+    """The completions of all requests, n of each question; they come as they are finished."""
     texts = {}
     for made in writer.complete(requests, show_progress=show_progress):
         texts[made.request] = made.text
-    # Completions come in the order in which they were finished.
     found = []
     for start in range(0, len(requests), n):
         found.append([texts[request] for request in requests[start : start + n]])
-    return found[0] if isinstance(prompts, str) else found
+    return found

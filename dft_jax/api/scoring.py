@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dft_jax.analysis import reading, token_scores
+from dft_jax.analysis import asked, reading, token_scores, trained_tokens
 from dft_jax.data.templates import AUTO
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import progress
@@ -40,6 +40,9 @@ def score(
     template: str = AUTO,
     max_length: int = 4096,
     max_rows: int = 0,
+    image_field: str = "",
+    image_folder: str | Path = "",
+    image_max_pixels: int = 0,
     show_progress: bool = True,
 ) -> TokenScores:
     """Probability, entropy and loss of every trained token of some demonstrations.
@@ -50,18 +53,29 @@ def score(
       template: as in `sample`.
       max_length: tokens of an example, at most; longer ones are cut.
       max_rows: the first rows; 0 for all.
+      image_field: the column of images before a prompt, of rows "fields" and "alpaca".
+      image_folder: that paths of images are relative to; by default the folder of the data.
+      image_max_pixels: larger images are scaled down; 0 for what training has by default.
 
     Raises:
       UserError: data that cannot be read, or no trained token in it.
 
     >>> scores = score(run.lm, "heldout.jsonl", rows="gsm8k")
     """
-    how = reading.Reading(rows=rows, prompt=template, context=max_length, max_rows=max_rows)
+    how = asked.Reading(
+        rows=rows,
+        prompt=template,
+        context=max_length,
+        max_rows=max_rows,
+        image_field=image_field,
+        image_folder=str(image_folder),
+        image_max_pixels=image_max_pixels,
+    )
     config = reading.config_for({"model": lm}, how)
     examples = reading.read(str(data), lm, config)
     with progress.silent(not show_progress):
         found = token_scores.score(lm, examples, config, lm.name)
-    tokens = token_scores.tokens(examples)
+    tokens = trained_tokens.tokens(examples)
     texts = [lm.tokenizer.decode([int(id_)]) for id_ in tokens.id_T]
     return TokenScores(
         tokens.id_T, tokens.example_T, found.p_T, found.entropy_T, -found.logp_T, texts

@@ -71,19 +71,18 @@ class Chat:
         if not self.has_memory:
             self._note(f"{self.template.name!r} has no turns: each line is a prompt of its own")
         while True:
+            # Ctrl-C ends what is going on, wherever it comes; `_answer` keeps what it had written.
             try:
                 line = self._line()
+                if line.strip() == "/quit":
+                    return
+                self._obey(line)
             except EOFError:
                 self.out.write("\n")
                 return
             except KeyboardInterrupt:
                 self.out.write("\n")
                 self._note("/quit or Ctrl-D ends the chat")
-                continue
-            if line.strip() == "/quit":
-                return
-            try:
-                self._obey(line)
             except errors.UserError as error:
                 self._note(error.report())
 

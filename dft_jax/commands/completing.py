@@ -9,14 +9,17 @@ from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
-from dft_jax.data.messages import Message
+from dft_jax.data.image_files import ImageFile
+from dft_jax.data.messages import Message, text_of
 from dft_jax.data.sources import files, locate
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Template
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import errors
+from dft_jax.sampling.image_prompts import asked
+from dft_jax.sampling.prompt_tokens import prompt_tokens
 from dft_jax.sampling.sampler import Request
-from dft_jax.sampling.texts import Text, Writer, prompt_ids
+from dft_jax.sampling.texts import Text, Writer
 
 # Between two looks of the host: a terminal shows words as they come, and a GPU makes so many tokens
 # in a blink.
@@ -83,12 +86,12 @@ def request_of(
     A single question has the noise that it has in `dft.sample`.
     """
     max_length = settings.max_length(lm)
-    ids = prompt_ids(lm, template, messages, max_length)
-    name = messages[0]["content"]
+    prompt = prompt_tokens(lm, template, messages, max_length)
+    name = text_of(messages[0])
     if len(messages) > 1:
-        name = json.dumps(list(messages))
-    limit = min(settings.max_new_tokens, max_length - len(ids))
-    return Request(name, number, ids, settings.temperature, limit)
+        name = json.dumps([message | {"content": text_of(message)} for message in messages])
+    limit = min(settings.max_new_tokens, max_length - len(prompt.ids))
+    return Request(name, number, prompt.ids, settings.temperature, limit, prompt.images)
 
 
 def unread(lm: LM, template: Template, messages: Sequence[Message]) -> str:
@@ -131,7 +134,7 @@ def complete(
         steps_at_once=STEPS_SHOWN,
     )
     if as_json:
-        out: Lines | Stream = Lines(sys.stdout, places, template, settings)
+        out: Lines | Stream = Lines(sys.stdout, places, lm, template, settings)
     else:
         out = Stream(sys.stdout, places, is_terminal=is_shown)
     # Before the progress of sampling: reading a large model has a bar of its own.
@@ -173,11 +176,13 @@ class Lines(_InOrder):
         self,
         out: Output,
         places: Sequence[tuple[Prompt, Request]],
+        lm: LM,
         template: Template,
         settings: Settings,
     ):
         super().__init__(places)
         self.out = out
+        self.lm = lm
         self.template = template
         self.settings = settings
 
@@ -191,6 +196,8 @@ class Lines(_InOrder):
             "tokens": text.tokens,
             "ended_by": text.ended_by,
         }
+        if text.request.images:
+            row["images"] = [picture.sha256 for picture in text.request.images]
         print(json.dumps(row), file=self.out, flush=True)
 
 
@@ -241,14 +248,19 @@ def as_shown(text: str, is_terminal: bool) -> str:
 # ---- what is asked
 
 
-def read_prompts(prompt: str | None, file: str | None, system: str) -> list[Prompt]:
+def read_prompts(
+    prompt: str | None, file: str | None, system: str, images: Sequence[ImageFile] = ()
+) -> list[Prompt]:
     """The prompts that the flags give, each after the message `system`, if that says anything.
+
+    Args:
+      images: that are shown before `prompt`.
 
     Raises:
       UserError: a file that cannot be read, or rows that are no prompts.
     """
     if prompt is not None:
-        return [Prompt("prompt", _after(system, [{"role": "user", "content": prompt}]))]
+        return [Prompt("prompt", _after(system, [asked(prompt, images)]))]
     assert file is not None
     path = Path(file).expanduser()
     if path.suffix not in files.ENDINGS:

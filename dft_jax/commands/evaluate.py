@@ -45,6 +45,9 @@ def main() -> None:
         raise errors.UserError("--out is required: the folder to write")
     if asked.benchmarks:
         errors.raise_if_any(asked.mistakes("--"))
+        # Demonstrations may have images of their own, which these are the limits of too.
+        if not _HELDOUT.value:
+            errors.raise_if_any(asked.idle("--"))
     require_step(_STEP.value)
     cli.join_processes()
     compilation_cache.keep_compilations()

@@ -2,6 +2,7 @@
 goes: completions of prompts, or a chat.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dft_jax.evals import evaluation, prompts
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.run import NEWEST, require_step
 from dft_jax.runtime import compilation_cache, errors
+from dft_jax.sampling.image_prompts import file_at
 
 # Its own: --prompt and --temperature are other things to the commands that evaluate.
 FLAGS = flags.FlagValues()
@@ -29,6 +31,12 @@ flags.DEFINE_string(
     "prompt", None, "A text to complete. Without it and --file: a chat.", flag_values=FLAGS
 )
 flags.DEFINE_string("file", None, "Prompts: JSON lines, or a text.", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "image",
+    [],
+    "A picture that is shown before --prompt, to a model with images. May be repeated.",
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "template",
     AUTO,
@@ -87,10 +95,13 @@ def main() -> None:
     require_step(FLAGS.step)
     asked = []
     if not is_chat:
-        asked = completing.read_prompts(FLAGS.prompt, FLAGS.file, FLAGS.system)
+        shown = [file_at(image) for image in FLAGS.image]
+        asked = completing.read_prompts(FLAGS.prompt, FLAGS.file, FLAGS.system, shown)
     compilation_cache.keep_compilations()
     model_flags.refuse_idle_revision([FLAGS.model], FLAGS.revision)
     lm = model_flags.open_model(FLAGS.model, FLAGS.step)
+    if FLAGS.image:
+        lm = lm.with_images()
     template = _template(lm)
     settings = _settings()
     try:
@@ -123,7 +134,13 @@ def _settings() -> completing.Settings:
 def _template(lm: LM) -> Template:
     """How prompts are put, announced on stderr."""
     choice = prompts.choose(FLAGS.template, lm.trained, lm.tokenizer, setting="--template")
-    template = Template(choice.name, lm.tokenizer, setting="--template", date=lm.date or today())
+    template = Template(
+        choice.name,
+        lm.tokenizer,
+        setting="--template",
+        date=lm.date or today(),
+        vision=lm.model.config.vision,
+    )
     if FLAGS.system and template.jinja is None:
         what = f"--system has no place under --template={choice.name}, which takes one question"
         raise errors.UserError(f"{what}; give a chat template, or leave it out")
@@ -134,6 +151,26 @@ def _template(lm: LM) -> Template:
 
 def _mistakes(is_chat: bool) -> list[str]:
     """What is wrong between flags, a line each."""
+    found = _prompt_mistakes()
+    if "" in FLAGS.stop:
+        found.append("--stop is empty, and would end every completion at once; leave it out")
+    if FLAGS.temperature == 0 and FLAGS.n > 1:
+        found.append(
+            f"--n={FLAGS.n} with --temperature=0: greedily all completions are one; give --n=1"
+        )
+    for name in ("temperature", "top_p"):
+        # A flag's range lets it through.
+        value = FLAGS[name].value
+        if value is not None and math.isnan(value):
+            found.append(f"--{name}=nan is no number; give one, or leave it out")
+    if FLAGS.template != AUTO:
+        found += name_problems("--template", FLAGS.template)
+    if is_chat:
+        found += _chat_mistakes()
+    return found
+
+
+def _prompt_mistakes() -> list[str]:
     found = []
     if FLAGS.prompt is not None and FLAGS.file is not None:
         found.append("--prompt and --file both say what is completed; give one of them")
@@ -143,16 +180,8 @@ def _mistakes(is_chat: bool) -> list[str]:
         found.append(
             f"--file={FLAGS.file}: no such file (looked from {Path.cwd()}); correct the path"
         )
-    if "" in FLAGS.stop:
-        found.append("--stop is empty, and would end every completion at once; leave it out")
-    if FLAGS.temperature == 0 and FLAGS.n > 1:
-        found.append(
-            f"--n={FLAGS.n} with --temperature=0: greedily all completions are one; give --n=1"
-        )
-    if FLAGS.template != AUTO:
-        found += name_problems("--template", FLAGS.template)
-    if is_chat:
-        found += _chat_mistakes()
+    if FLAGS.image and FLAGS.prompt is None:
+        found.append("--image is shown before --prompt, and there is none; give --prompt=TEXT")
     return found
 
 

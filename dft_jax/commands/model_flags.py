@@ -9,7 +9,7 @@ from pathlib import Path
 
 from absl import flags
 
-from dft_jax.analysis.reading import Reading
+from dft_jax.analysis.asked import Reading
 from dft_jax.evals.settings import Settings
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
@@ -33,6 +33,16 @@ _ROWS = flags.DEFINE_string("rows", "fields", "What a row of --heldout means: da
 _PROMPT_FIELD = flags.DEFINE_string("prompt_field", "prompt", "Of --heldout with --rows=fields.")
 _COMPLETION_FIELD = flags.DEFINE_string(
     "completion_field", "completion", "Of --heldout with --rows=fields."
+)
+flags.DEFINE_string(
+    "image_field",
+    "",
+    "Of demonstrations with --rows=fields or alpaca: the column of images before a prompt.",
+)
+flags.DEFINE_string(
+    "image_folder",
+    "",
+    "That paths of images in demonstrations are relative to; by default the folder of the data.",
 )
 
 
@@ -78,6 +88,10 @@ def reading() -> Reading:
         prompt_field=flags.FLAGS.prompt_field,
         completion_field=flags.FLAGS.completion_field,
         context=flags.FLAGS.context,
+        image_field=flags.FLAGS.image_field,
+        image_folder=flags.FLAGS.image_folder,
+        image_min_pixels=flags.FLAGS.image_min_pixels,
+        image_max_pixels=flags.FLAGS.image_max_pixels,
     )
 
 

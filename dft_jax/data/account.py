@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from dft_jax.data import formats
+from dft_jax.data.columns import Columns
 from dft_jax.data.messages import Message, is_only_read
 from dft_jax.data.templates import Example, Part
 from dft_jax.runtime import errors, processes
 
+# Examples that are dropped for their images: one would be cut, or they have too many patches.
+IMAGE_CUT = "image_cut"
+TOO_MANY_PATCHES = "too_many_patches"
 # Of each kind, in the report and in messages.
 _MAX_OFFENDERS = 5
 _SHOWN_BAD = 3
@@ -69,7 +73,7 @@ class Account:
             problems.append(f"… and {more} more bad rows; {drop}")
         errors.raise_if_any(problems)
 
-    def count_columns(self, row: formats.Columns) -> None:
+    def count_columns(self, row: Columns) -> None:
         """Counts which columns of a row say something, and which a row format asked for."""
         self.columns_read |= row.asked_for
         self.columns_filled.update(row.filled())
@@ -146,6 +150,9 @@ class Account:
         weights = _weights_report(examples)
         if weights:
             report["weights"] = weights
+        images = _images_report(examples)
+        if images:
+            report["images"] = images
         return report
 
     def _tokens_report(self, max_length: int, examples: list[Example]) -> dict[str, int]:
@@ -201,6 +208,18 @@ def _weights_report(examples: list[Example]) -> dict[str, float]:
     }
 
 
+def _images_report(examples: list[Example]) -> dict[str, int]:
+    """Images that are read; empty where there are none."""
+    pictures = [picture for example in examples for picture in example.images]
+    if not pictures:
+        return {}
+    return {
+        "read": len(pictures),
+        "bytes": sum(picture.n_bytes for picture in pictures),
+        "exif_turned": sum(picture.is_turned for picture in pictures),
+    }
+
+
 def length_for(share: float, lengths: Sequence[int]) -> int:
     """The smallest length that cuts at most 1 - `share` of `lengths`."""
     # The quantile that is itself one of the lengths, and not a value between two of them.
@@ -208,7 +227,7 @@ def length_for(share: float, lengths: Sequence[int]) -> int:
 
 
 def digest(examples: list[Example]) -> str:
-    """SHA-256 of all tokens and masks, and of the weights that are not 1."""
+    """SHA-256 of all tokens and masks, of images, and of the weights that are not 1."""
     total = hashlib.sha256()
     for example in examples:
         # With the length: else the border between two examples could be moved.
@@ -216,6 +235,8 @@ def digest(examples: list[Example]) -> str:
         # What weighs 1 has the hash that it had before there were weights.
         if example.weight != 1 or example.prompt_weight:
             total.update(struct.pack("<dd", example.weight, example.prompt_weight))
+        if example.images:
+            total.update(_images(example))
     return total.hexdigest()
 
 
@@ -224,15 +245,20 @@ def _content(example: Example) -> bytes:
     return example.ids.tobytes() + example.trained.tobytes()
 
 
+def _images(example: Example) -> bytes:
+    """Equal for equal images in the same order; nothing where there are none."""
+    return b"".join(picture.identity() for picture in example.images)
+
+
 def _key(example: Example) -> bytes:
-    """Equal for equal tokens and masks."""
-    return hashlib.blake2b(_content(example), digest_size=16).digest()
+    """Equal for equal tokens, masks and images."""
+    return hashlib.blake2b(_content(example) + _images(example), digest_size=16).digest()
 
 
 def _prompt_key(example: Example) -> bytes:
-    """Equal for equal tokens before the first trained one."""
+    """Equal for equal tokens before the first trained one, and equal images."""
     prompt = example.ids[: int(example.trained.argmax())]
-    return hashlib.blake2b(prompt.tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(prompt.tobytes() + _images(example), digest_size=16).digest()
 
 
 def equal_rows(origins: list[str], examples: list[Example]) -> dict[str, Any]:
@@ -291,6 +317,11 @@ def lines(name: str, report: dict[str, Any]) -> list[str]:
         sample = report["sample"]
         of = f"of {sample['of_usable_rows']:,} usable ones, with seed {sample['seed']}"
         details.append(f"{sample['rows']:,} rows drawn {of}")
+    if "images" in report:
+        images = report["images"]
+        megabytes = images["bytes"] / 1e6
+        turned = f", {images['exif_turned']:,} of them turned by EXIF"
+        details.append(f"{images['read']:,} images of {megabytes:,.1f} MB{turned}")
     unread = report["columns"]["unread"]
     if unread:
         details.append(f"columns that are not read: {', '.join(unread)}")
@@ -436,9 +467,13 @@ def _losses(report: dict[str, Any], limit: str) -> str:
         if reason not in formats.LEFT_OUT:
             reasons.append(f"{n_dropped:,} dropped as {reason}")
     remedies = []
-    if rows["truncated"] or "prompt_too_long" in rows["dropped"]:
+    if rows["truncated"] or {"prompt_too_long", IMAGE_CUT} & rows["dropped"].keys():
         longer = tokens["max_length_for_99_percent"]
         remedies.append(f"{limit}={longer} would keep 99 % whole")
+    if {IMAGE_CUT, TOO_MANY_PATCHES} & rows["dropped"].keys():
+        remedies.append("a lower data.image_max_pixels makes images smaller")
+    if TOO_MANY_PATCHES in rows["dropped"]:
+        remedies.append("a higher data.image_max_patches keeps more of them")
     if "bad_row" in rows["dropped"]:
         remedies.append("data.bad_rows='refuse' says what is wrong with the bad ones")
     share = _lost_share(report)

@@ -16,11 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dft_jax import sharding
-from dft_jax.data import mixture, order, packing, source_list
+from dft_jax.data import image_rows, mixture, order, packing, source_list
 from dft_jax.data.examples import Examples
+from dft_jax.data.image_rows import Grid
+from dft_jax.models.spec import VisionSpec
 from dft_jax.runtime import progress
 from dft_jax.runtime.options import Config
-from dft_jax.types import MORE_SEGMENTS, Batch
+from dft_jax.types import MORE_SEGMENTS, Batch, FeatureBatch
 
 # Steps whose packing decides the row counts; later ones that need more have counts of their own.
 _STEPS_AHEAD = 4096
@@ -57,6 +59,11 @@ class PackedBatch:
     n_rows: int
     real_tokens: int  # positions that hold a token, over all processes
     origins: tuple[str, ...]  # file and line of its examples, those of all processes
+    # Of each micro-batch, the numbers of the examples in each of its rows, those of all processes.
+    rows: tuple[list[list[int]], ...]
+    # Rows and columns of the patches of each image that the step's tower sees, of all processes;
+    # padding has none.
+    grids: tuple[Grid, ...] = ()
     # Of a mixture, by source: what this step has drawn, and epochs up to its end.
     drawn: dict[str, mixture.Drawn] = dataclasses.field(default_factory=dict)
     epochs: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -78,6 +85,8 @@ class Packer:
       row_length: positions of a row (L).
       compilation_rows: rows that are computed in the time of one compilation; see
         packing.row_counts.
+      vision: of the model whose tower sees the images of examples that have some.
+      max_patches: of images, that a row has room for; 0 for twice its positions.
       by_examples: each micro-batch holds its share of the step's examples, as replicating a recipe
         needs that treats micro-batches one by one. Otherwise the step's examples are packed
         together, which leaves fewer gaps, and the rows are dealt to micro-batches in turn.
@@ -91,12 +100,15 @@ class Packer:
         *,
         accumulation: int,
         row_length: int,
+        vision: VisionSpec | None = None,
+        max_patches: int = 0,
         compilation_rows: float = _COMPILATION_ROWS,
         by_examples: bool = False,
     ):
         self.examples = examples.examples
         self.origins = examples.origins
         self.all = examples
+        self.vision = vision
         # All batches of a run have weights or none has: with them the program is another one.
         self.with_weights = not all(example.is_plain for example in self.examples)
         self.mesh = mesh
@@ -106,14 +118,67 @@ class Packer:
         # Of row counts: the rows of each micro-batch are spread evenly over the devices of the
         # batch axes.
         self.multiple = accumulation * sharding.batch_shards(mesh)
-        needed = []
+        # One example has to fit, however many patches it has.
+        most = max((example.n_patches for example in self.examples), default=0)
+        self.has_images = most > 0
+        # Their tokens would be embedded as text.
+        assert vision is not None or not self.has_images, "a model without a tower reads no images"
+        self.max_patches = max(most, max_patches or 2 * row_length)
+        self.features_dtype = examples.features_dtype
+        needed, patches = [], []
         most_segments = 1
         for example_ids in progress.bar(ahead, desc="pack", unit="step", leave=False, delay=2):
             micro_batches = self._micro_batches(example_ids)
             needed.append(self._rows_needed(micro_batches))
+            patches.append(self._patches_needed(micro_batches))
             most_segments = max(most_segments, *map(packing.most_segments, micro_batches))
         self.row_counts = packing.row_counts(needed, self.multiple, compilation_rows)
         self.most_segments = most_segments
+        # (row count, patches of a row) of each step ahead, and of each count the most.
+        self._needed = list(zip(map(self._row_count, needed), patches, strict=True))
+        self._most_patches: dict[int, int] = {}
+        for count, n_patches in self._needed:
+            self._most_patches[count] = max(n_patches, self._most_patches.get(count, 0))
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(rows, patches of a row) of all steps ahead."""
+        if not self.has_images:
+            return [(count, 0) for count in self.row_counts]
+        return sorted({(count, self._patch_count(count, n)) for count, n in self._needed})
+
+    def abstract_batch(self, n_rows: int, n_patches: int, most_segments: int | None) -> Batch:
+        """The shapes of a step's batch [A, n_rows, L], with room for so many patches in each row.
+
+        `most_segments` are those of a row.
+        """
+        shape_ABL = (self.accumulation, n_rows, self.row_length)
+        layout = sharding.batch_sharding(self.mesh)
+        images = image_rows.abstract_images(
+            shape_ABL, layout, self.vision, n_patches, self.features_dtype
+        )
+        return sharding.abstract_batch(
+            shape_ABL, self.mesh, most_segments, self.with_weights, images
+        )
+
+    def n_patches(self, batch: Batch) -> int:
+        """Patches that each row of a batch has room for."""
+        if batch.images is None:
+            return 0
+        if isinstance(batch.images, FeatureBatch):
+            assert self.vision is not None, "whose images these are"
+            return batch.images.features_BJD.shape[2] * self.vision.merge**2
+        return batch.images.images_BI.shape[2]
+
+    def _patches_needed(self, micro_batches: list[list[list[int]]]) -> int:
+        """Patches of a row, padding included: those of the row with the most."""
+        if self.vision is None:
+            return 0
+        most = 0
+        for rows in micro_batches:
+            for row in rows:
+                most = max(most, sum(self.examples[number].n_patches for number in row))
+        return packing.round_up(most, self.vision.window_patches)
 
     def _rows_needed(self, micro_batches: list[list[list[int]]]) -> int:
         """Rows of a step; all its micro-batches have as many as the largest."""
@@ -130,8 +195,12 @@ class Packer:
 
     def _rows(self, example_ids: list[int]) -> list[list[int]]:
         """Packs examples into rows; the example ids of each row."""
-        sizes = [packing.slots(self.examples[example_id]) for example_id in example_ids]
-        packed = packing.pack(sizes, self.row_length)
+        chosen = [self.examples[example_id] for example_id in example_ids]
+        sizes = [packing.slots(example) for example in chosen]
+        patches = None
+        if self.has_images:
+            patches = [example.n_patches for example in chosen]
+        packed = packing.pack(sizes, self.row_length, patches, self.max_patches)
         rows = []
         for places in packed:
             rows.append([int(example_ids[place]) for place in places])
@@ -140,30 +209,58 @@ class Packer:
     def pack(self, example_ids: list[int]) -> PackedBatch:
         """The step of these examples: the rows that the devices of this process hold."""
         micro_batches = self._micro_batches(example_ids)
-        n_rows = self._row_count(self._rows_needed(micro_batches)) // self.accumulation
+        count = self._row_count(self._rows_needed(micro_batches))
+        n_rows = count // self.accumulation
+        n_patches = self._patch_count(count, self._patches_needed(micro_batches))
         held = sharding.process_rows(self.mesh, n_rows)
         most_segments = self.most_segments
         # Of all rows: every process runs the same program.
         if max(map(packing.most_segments, micro_batches)) > most_segments:
             most_segments = MORE_SEGMENTS
         filled = []
+        all_rows = []
         for rows in micro_batches:
             # Empty rows up to the count: each count is a compilation.
             padded = rows + [[]] * (n_rows - len(rows))
+            all_rows.append(padded)
             held_rows = [padded[b] for b in held]
             filled.append(
                 packing.fill_rows(
-                    self.examples, held_rows, self.row_length, most_segments, self.with_weights
+                    self.examples,
+                    held_rows,
+                    self.row_length,
+                    most_segments,
+                    self.with_weights,
+                    self.vision,
+                    n_patches,
+                    self.features_dtype,
                 )
             )
         batch = jax.tree.map(lambda *arrays_bL: np.stack(arrays_bL), *filled)
         real_tokens = 0
         origins = []
+        grids = []
         for example_id in example_ids:
-            real_tokens += packing.slots(self.examples[example_id])
+            example = self.examples[example_id]
+            real_tokens += packing.slots(example)
             origins.append(self.origins[example_id])
-        drawn = mixture.drawn(self.all, example_ids)
-        return PackedBatch(batch, n_rows, real_tokens, tuple(origins), drawn)
+            if not self.features_dtype:
+                grids += [picture.grid for picture in example.images]
+        return PackedBatch(
+            batch,
+            n_rows,
+            real_tokens,
+            tuple(origins),
+            rows=tuple(all_rows),
+            grids=tuple(grids),
+            drawn=mixture.drawn(self.all, example_ids),
+        )
+
+    def _patch_count(self, n_rows: int, needed: int) -> int:
+        """Patches of each row of a step: none, or as the step of so many rows with the most."""
+        if needed == 0:
+            return 0
+        return max(needed, self._most_patches.get(n_rows, 0))
 
     def _row_count(self, needed: int) -> int:
         """The smallest row count that holds so many rows; a new one where none does."""
@@ -177,7 +274,7 @@ class Packer:
 class TrainBatches:
     """Random access to the packed steps of a run of `steps`: `batches[n]`.
 
-    `version` is that of order.py; `accumulation`, `row_length` and `by_examples` are the Packer's.
+    `version` is that of order.py; the other arguments are the Packer's.
     """
 
     def __init__(
@@ -190,6 +287,8 @@ class TrainBatches:
         seed: int,
         accumulation: int,
         row_length: int,
+        vision: VisionSpec | None = None,
+        max_patches: int = 0,
         compilation_rows: float = _COMPILATION_ROWS,
         by_examples: bool = False,
         version: int = order.VERSION,
@@ -207,6 +306,8 @@ class TrainBatches:
             ahead,
             accumulation=accumulation,
             row_length=row_length,
+            vision=vision,
+            max_patches=max_patches,
             # What a count saves is seen in the steps ahead only.
             compilation_rows=compilation_rows * len(ahead) / max(steps, 1),
             by_examples=by_examples,
@@ -265,6 +366,8 @@ class SequentialBatches:
         *,
         global_batch: int,
         row_length: int,
+        vision: VisionSpec | None = None,
+        max_patches: int = 0,
         compilation_rows: float = _COMPILATION_ROWS,
     ):
         self.batches: list[list[int]] = []
@@ -282,6 +385,8 @@ class SequentialBatches:
             self.batches,
             accumulation=1,
             row_length=row_length,
+            vision=vision,
+            max_patches=max_patches,
             compilation_rows=compilation_rows,
         )
 

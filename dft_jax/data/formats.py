@@ -12,36 +12,33 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dft_jax.data import ratings, source_list
-from dft_jax.data.messages import ONLY_READ, Message, is_only_read
+from dft_jax.data import image_columns, ratings, source_list
+from dft_jax.data.columns import Columns, require, says_nothing, text_in, value_in
+from dft_jax.data.messages import (
+    ONLY_READ,
+    Message,
+    Part,
+    content_of,
+    is_only_read,
+    text_of,
+    text_part,
+)
 from dft_jax.data.sources.locate import read_rows
 from dft_jax.data.sources.rows import BadRow, Row
 from dft_jax.runtime.options import Config
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
-# Keys of a message that may say how, or whether, it is trained, with the value under which they say
-# nothing. Nothing is also what null, "", [] and {} say under any key.
-_SAYS_NOTHING = {
-    "weight": 1,
-    "loss_weight": 1,
-    "loss": True,
-    "train": True,
-    "trainable": True,
-    "end_turn": True,
-    "prefix": False,
-    "recipient": "all",
-}
 # Keys under which 0 or false says that an answer is read, not trained.
 _WEIGHTS = ("weight", "loss_weight", "loss", "train", "trainable")
 # Keys of a message that no template and no trainer reads.
 _BOOKKEEPING = frozenset(
     "id message_id uuid timestamp created_at language lang source model metadata".split()
 )
-# Fields of a row that would be part of its conversation, or of its training, to other trainers.
-_BESIDE_MESSAGES = (
-    "tools functions documents chat_template_kwargs images image videos audios weight".split()
-)
+# Fields of a row that hold something else than text, which a row format may not read.
+_NOT_TEXT = "images image videos audios".split()
+# Fields that would be part of its conversation, or of its training, to other trainers.
+_BESIDE_MESSAGES = [*_NOT_TEXT, *"tools functions documents chat_template_kwargs weight".split()]
 # Columns that, where a row format does not read them, were most likely meant to be part of what is
 # trained.
 CHANGES_MEANING = frozenset(
@@ -63,26 +60,6 @@ RowFormat = Callable[[dict, ConfigDict], list[Message]]
 ROW_FORMATS: dict[str, RowFormat] = {}
 
 
-class Columns(dict):
-    """A row that notes which of its columns a row format asks for."""
-
-    def __init__(self, row: dict[str, Any]):
-        super().__init__(row)
-        self.asked_for: set[str] = set()
-
-    def __getitem__(self, column: str) -> Any:
-        self.asked_for.add(column)
-        return super().__getitem__(column)
-
-    def get(self, column: str, default: Any = None) -> Any:
-        self.asked_for.add(column)
-        return super().get(column, default)
-
-    def filled(self) -> list[str]:
-        """The columns that say something."""
-        return [column for column, value in self.items() if not _says_nothing(column, value)]
-
-
 def row_format(function: RowFormat) -> RowFormat:
     """Registers a function under its name, as `data.rows` gives it."""
     ROW_FORMATS[function.__name__] = function
@@ -91,11 +68,15 @@ def row_format(function: RowFormat) -> RowFormat:
 
 @row_format
 def fields(row: dict, config: Config) -> list[Message]:
-    """A prompt and a completion under `data.prompt_field` and `data.completion_field`."""
+    """A prompt and a completion under `data.prompt_field` and `data.completion_field`.
+
+    Images under `data.image_field` stand before the prompt, or where its marks `<image>` are.
+    """
     pair = _pair(row, config.prompt_field, config.completion_field)
-    texts = [message["content"] for message in pair]
+    pair = _with_images(row, pair, config)
+    texts = [text_of(message) for message in pair]
     for field in ("messages", "conversations"):
-        if not _says_nothing(field, row.get(field)) and _texts_of(row[field]) != texts:
+        if not says_nothing(field, row.get(field)) and _texts_of(row[field]) != texts:
             other = f"{config.prompt_field!r} and its completion"
             raise BadRow(
                 f"field {field!r} holds another conversation than {other};"
@@ -145,35 +126,52 @@ def math(row: dict, config: Config) -> list[Message]:
 def alpaca(row: dict, config: Config) -> list[Message]:
     """{instruction, input, output}: `input`, if any, is on the lines after the instruction.
 
-    A text under `system` begins the conversation. Earlier turns under `history` are refused.
+    A text under `system` begins the conversation. Earlier turns under `history` are refused. Images
+    are as in `fields`.
     """
     question, answer = _pair(row, "instruction", "output")
-    if not _says_nothing("input", row.get("input")):
-        question["content"] += f"\n{_text(row, 'input')}"
+    if not says_nothing("input", row.get("input")):
+        question["content"] += f"\n{text_in(row, 'input')}"
     # Earlier turns, which would be lost: a row with them is another example than its last turn.
-    _refuse_beside(row, "instruction", (*_BESIDE_MESSAGES, "history"))
-    return _after_system(row, [question, answer], "instruction")
+    _refuse_beside(row, "instruction", (*_BESIDE_MESSAGES, "history"), config)
+    return _after_system(row, _with_images(row, [question, answer], config), "instruction")
+
+
+@row_format
+def humaneval(row: dict, config: Config) -> list[Message]:
+    """openai/openai_humaneval: `prompt`, without white space around it, and `canonical_solution`.
+
+    So the benchmarks of programs ask, under the template `plain`. Rows of `programs(…)` are such.
+    """
+    prompt, solution = _pair(row, "prompt", "canonical_solution")
+    return [prompt | {"content": prompt["content"].strip()}, solution]
 
 
 @row_format
 def messages(row: dict, config: Config) -> list[Message]:
     """A conversation under `data.messages_field`: a list of {role, content}.
 
-    Only assistant turns are trained. Content may be a list of text parts, as {"type": "text",
-    "text": "…"}, which are joined. A text under `system` beside the list begins the conversation.
-    An answer with `weight` 0 (or `train` false) is read, not trained. What else a message or the
-    row says of it is refused by name.
+    Only assistant turns are trained. Content may be a list of parts, as {"type": "text", "text":
+    "…"} and, of users, {"type": "image", "image": …} (data/image_columns.py). A text under `system`
+    beside the list begins the conversation. An answer with `weight` 0 (or `train` false) is read,
+    not trained. What else a message or the row says of it is refused by name.
+
+    Images may also be in a column `images`, in the order of the parts that hold none, and of marks
+    `<image>` in the text.
     """
     field = config.messages_field
-    return _conversation(row, field, _list(row, field))
+    return _conversation(row, field, _list(row, field), config)
 
 
 @row_format
 def sharegpt(row: dict, config: Config) -> list[Message]:
-    """A conversation under `conversations`: {from, value}, from `system`, `human` or `gpt`."""
+    """A conversation under `conversations`: {from, value}, from `system`, `human` or `gpt`.
+
+    Images are as in `messages`.
+    """
     turns = _list(row, "conversations")
     renamed = [_sharegpt_message(turn, number) for number, turn in enumerate(turns)]
-    return _conversation(row, "conversations", renamed)
+    return _conversation(row, "conversations", renamed, config)
 
 
 @row_format
@@ -183,11 +181,11 @@ def ultrafeedback(row: dict, config: Config) -> list[Message]:
     Which one that is, ratings.py says. The system prompts that the completions were made with
     differ from one to the next, and are not read.
     """
-    question = {"role": "user", "content": _text(row, "instruction")}
-    completions = _value(row, "completions")
+    question = {"role": "user", "content": text_in(row, "instruction")}
+    completions = value_in(row, "completions")
     best = ratings.best_of(completions)
     try:
-        answer = _text(completions[best], "response")
+        answer = text_in(completions[best], "response")
     except BadRow as error:
         raise BadRow(f"completion {best}, the best: {error}") from error
     return [question, {"role": "assistant", "content": answer}]
@@ -222,7 +220,7 @@ def read(row: Row, config: Config) -> Read:
     """The row as `data.rows` says; `config` is `config.data`.
 
     Raises:
-      BadRow: it is malformed, or has nothing to train.
+      BadRow: it is malformed, has nothing to train, or more to it than text.
     """
     columns = Columns(row.value)
     weight = 1.0
@@ -232,7 +230,28 @@ def read(row: Row, config: Config) -> Read:
         weight = take_weight(columns, weight_field)
     messages = ROW_FORMATS[config.rows](columns, config)
     _refuse_weighed_context(messages, config)
+    for column in _not_read(_NOT_TEXT, config):
+        if not says_nothing(column, row.value.get(column)):
+            raise BadRow(
+                f"field {column!r}: data.rows={config.rows!r} reads no images, video or sound"
+                f" there, and without it the row is another; {_REMEDY}"
+            )
     return Read(columns, messages, weight)
+
+
+def _not_read(columns: Iterable[str], config: Config) -> list[str]:
+    """The columns but the one that the row format takes images from."""
+    return [column for column in columns if column != image_columns.column_of(config)]
+
+
+def _with_images(row: dict, pair: list[Message], config: Config) -> list[Message]:
+    """A question and its answer with the images under `data.image_field`."""
+    column = image_columns.column_of(config)
+    if not column:
+        return pair
+    # Null, unlike a missing column, is a row of text alone.
+    require(row, column)
+    return image_columns.before_question(pair, image_columns.in_column(row, column))
 
 
 def _refuse_weighed_context(messages: list[Message], config: Config) -> None:
@@ -251,7 +270,7 @@ def take_weight(row: Columns, field: str) -> float:
     Raises:
       BadRow: none, or one that is no number of at least 0.
     """
-    weight = _value(row, field)
+    weight = value_in(row, field)
     is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight < float("inf"):
         raise BadRow(
@@ -302,8 +321,9 @@ def _answers(conversation: list[Message]) -> list[Message]:
     return [message for message in conversation if message["role"] == "assistant"]
 
 
-def _conversation(row: dict, field: str, turns: list) -> list[Message]:
+def _conversation(row: dict, field: str, turns: list, config: Config) -> list[Message]:
     """The messages of a row, after the text of its `system`; refuses what else belongs to them."""
+    images = image_columns.in_column(row, image_columns.column_of(config))
     conversation = [_message(message, number) for number, message in enumerate(turns)]
     if conversation[-1]["role"] != "assistant":
         raise BadRow(
@@ -313,21 +333,21 @@ def _conversation(row: dict, field: str, turns: list) -> list[Message]:
         raise BadRow(
             "no answer is trained: all have weight 0; remove the row or set data.bad_rows='drop'"
         )
-    _refuse_beside(row, field, _BESIDE_MESSAGES)
+    _refuse_beside(row, field, _BESIDE_MESSAGES, config)
     # Many datasets repeat the first question and the last answer beside the conversation.
-    texts = [message["content"].strip() for message in conversation]
+    texts = [text_of(message).strip() for message in conversation]
     for other in ("prompt", "completion"):
         value = row.get(other)
         is_repeated = isinstance(value, str) and value.strip() in texts
-        if not is_repeated and not _says_nothing(other, value):
+        if not is_repeated and not says_nothing(other, value):
             raise BadRow(f"field {other!r} beside {field!r} is in none of its messages; {_REMEDY}")
-    return _after_system(row, conversation, field)
+    return image_columns.placed(_after_system(row, conversation, field), images)
 
 
-def _refuse_beside(row: dict, field: str, others: Iterable[str]) -> None:
-    """BadRow where a row has more than the conversation in `field`."""
-    for other in others:
-        if not _says_nothing(other, row.get(other)):
+def _refuse_beside(row: dict, field: str, others: Iterable[str], config: Config) -> None:
+    """BadRow where a row has more than the conversation in `field`, and its images."""
+    for other in _not_read(others, config):
+        if not says_nothing(other, row.get(other)):
             remedy = _REMEDY
             if other == "weight":
                 remedy = "data.weight_field='weight' weighs rows by it"
@@ -338,9 +358,9 @@ def _refuse_beside(row: dict, field: str, others: Iterable[str]) -> None:
 
 def _after_system(row: dict, conversation: list[Message], field: str) -> list[Message]:
     """The conversation that is in `field`, after the text in the row's `system`, if any."""
-    if _says_nothing("system", row.get("system")):
+    if says_nothing("system", row.get("system")):
         return conversation
-    system = {"role": "system", "content": _text(row, "system")}
+    system = {"role": "system", "content": text_in(row, "system")}
     if conversation[0]["role"] != "system":
         return [system, *conversation]
     if conversation[0] != system:
@@ -364,14 +384,16 @@ def _message(message: Any, number: int) -> Message:
         raise BadRow(f"message {number} has role {role!r}; it should be one of {', '.join(ROLES)}")
     has_no_weight = _has_no_weight(message, number)
     content = message.get("content")
+    parts: list[Part] = []
     if isinstance(content, list):
-        content = "".join(_part(part, number) for part in content)
-        message = message | {"content": content}
+        parts = [_part(part, number) for part in content]
+        image_columns.refuse_of_others(role, parts, number)
+        message = message | {"content": text_of({"content": parts})}
     try:
-        text = _text(message, "content", empty_is_fine=role != "assistant")
+        text = text_in(message, "content", empty_is_fine=role != "assistant")
     except BadRow as error:
         raise BadRow(f"message {number}: {error}") from error
-    read: Message = {"role": role, "content": text}
+    read: Message = {"role": role, "content": content_of(parts or [text_part(text)])}
     # Messages of other roles are never trained.
     if has_no_weight and role == "assistant":
         read[ONLY_READ] = True
@@ -386,7 +408,7 @@ def _has_no_weight(message: dict[str, Any], number: int) -> bool:
             has_no_weight = True
         elif key in ("role", "content") or key in _BOOKKEEPING:
             continue
-        elif not _says_nothing(key, value):
+        elif not says_nothing(key, value):
             shown = repr(value)
             if len(shown) > _SHOWN:
                 shown = "…"
@@ -397,28 +419,21 @@ def _has_no_weight(message: dict[str, Any], number: int) -> bool:
     return has_no_weight
 
 
-def _part(part: Any, number: int) -> str:
-    """The text of one part of a message's content."""
+def _part(part: Any, number: int) -> Part:
+    """One part of a message's content."""
     kind = type(part).__name__
     if isinstance(part, dict):
         kind = part.get("type")
         text = part.get("text")
-        says = {key for key, value in part.items() if not _says_nothing(key, value)}
+        says = {key for key, value in part.items() if not says_nothing(key, value)}
         if kind == "text" and isinstance(text, str) and says <= {"type", "text"}:
-            return text
+            return text_part(text)
+        if kind in ("image", "image_url"):
+            return image_columns.part(part, says, number)
     raise BadRow(
-        f"message {number} has a part of type {kind!r} in its content; only plain text is supported"
+        f"message {number} has a part of type {kind!r} in its content; only plain text and images"
+        " are read"
     )
-
-
-def _says_nothing(key: str, value: Any) -> bool:
-    """Whether `value` under `key` is what an absent key is."""
-    if value is None:
-        return True
-    # A table of text may hold "[]" for a list without elements.
-    if isinstance(value, (str, list, dict)) and value in ("", "[]", [], {}):
-        return True
-    return key in _SAYS_NOTHING and value == _SAYS_NOTHING[key]
 
 
 def _texts_of(conversation: Any) -> list[Any]:
@@ -434,7 +449,7 @@ def _texts_of(conversation: Any) -> list[Any]:
 
 def _list(row: dict, field: str) -> list:
     """The list of messages in a field, not empty."""
-    conversation = _value(row, field)
+    conversation = value_in(row, field)
     if not isinstance(conversation, list) or not conversation:
         found = type(conversation).__name__
         if conversation == []:
@@ -448,37 +463,6 @@ def _list(row: dict, field: str) -> list:
 def _pair(row: dict, prompt_field: str, completion_field: str) -> list[Message]:
     """One question and its answer."""
     return [
-        {"role": "user", "content": _text(row, prompt_field)},
-        {"role": "assistant", "content": _text(row, completion_field)},
+        {"role": "user", "content": text_in(row, prompt_field)},
+        {"role": "assistant", "content": text_in(row, completion_field)},
     ]
-
-
-def _text(row: dict, field: str, empty_is_fine: bool = False) -> str:
-    """The text in a field; BadRow where it is none."""
-    text = _value(row, field)
-    if not isinstance(text, str):
-        remedy = "put it in quotes"
-        if isinstance(text, list):
-            remedy = "set data.rows for conversations"
-        raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; {remedy}")
-    # JSON can hold it as an escape; no tokenizer can encode it.
-    if re.search("[\ud800-\udfff]", text):
-        raise BadRow(
-            f"field {field!r} holds half a surrogate pair, which is not text;"
-            " re-save the row as UTF-8"
-        )
-    if not text.strip() and not empty_is_fine:
-        raise BadRow(f"field {field!r} is empty; remove the row or set data.bad_rows='drop'")
-    return text
-
-
-def _value(row: dict, field: str) -> Any:
-    """What is in a field; BadRow where it is missing or null."""
-    if field not in row:
-        has = ", ".join(repr(name) for name in sorted(row)) or "no fields"
-        raise BadRow(
-            f"field {field!r} is missing (the row has {has}); set data.rows or the field names"
-        )
-    if row[field] is None:
-        raise BadRow(f"field {field!r} is null; remove the row or set data.bad_rows='drop'")
-    return row[field]

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -26,6 +27,7 @@ from dft_jax.data.order import Draws, Share
 from dft_jax.data.source_list import Given, is_several, sources
 from dft_jax.data.templates import Example
 from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.models.spec import VisionSpec
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
 
@@ -36,6 +38,8 @@ def load(
     tokenizer: Tokenizer,
     vocab_size: int,
     *,
+    vision: VisionSpec | None = None,
+    source: Path | None = None,
     split: str = "train",
     max_rows: int = 0,
     sample_rows: int = 0,
@@ -46,6 +50,7 @@ def load(
     Args:
       given: `data.train` or `data.heldout`, without problems.
       config: `config.data`, which sources may have other values of.
+      vision, source: of a model that reads images; as for `load_examples`.
       split, max_rows, sample_rows, sample_seed: of a source that has none of its own; as for
         `load_examples`. A source with sample_rows of its own is drawn from all of its rows, or from
         the max_rows that it has of its own.
@@ -59,6 +64,8 @@ def load(
             config,
             tokenizer,
             vocab_size,
+            vision=vision,
+            source=source,
             split=split,
             max_rows=max_rows,
             sample_rows=sample_rows,
@@ -66,19 +73,21 @@ def load(
         )
     listed = sources(given)
     loaded = []
-    for source in listed:
+    for one in listed:
         first_rows = max_rows
-        if source.own.get("sample_rows"):
+        if one.own.get("sample_rows"):
             first_rows = 0
         examples = load_examples(
-            source.path,
-            source.config(config),
+            one.path,
+            one.config(config),
             tokenizer,
             vocab_size,
-            split=source.own.get("split", split),
-            max_rows=source.own.get("max_rows", first_rows),
-            sample_rows=source.own.get("sample_rows", sample_rows),
-            sample_seed=source.own.get("sample_seed", sample_seed),
+            vision=vision,
+            source=source,
+            split=one.own.get("split", split),
+            max_rows=one.own.get("max_rows", first_rows),
+            sample_rows=one.own.get("sample_rows", sample_rows),
+            sample_seed=one.own.get("sample_seed", sample_seed),
         )
         loaded.append(examples)
     found = [len(examples) for examples in loaded]

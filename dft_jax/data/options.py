@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from dft_jax.data import formats, source_list, templates
+from dft_jax.data import formats, image_columns, image_settings, source_list, templates
 from dft_jax.data.sources import locate
 from dft_jax.runtime import hub
-from dft_jax.runtime.options import AT_LEAST_0, FRACTION, Legal, Option
+from dft_jax.runtime.options import AT_LEAST_0, AT_LEAST_1, FRACTION, Legal, Option
 
 _OWN = f"{', '.join(source_list.OWN[:6])},\n      {', '.join(source_list.OWN[6:])}"
 _TRAIN = f""".jsonl, .json, .parquet, a folder, a hub dataset, or world(…); or a list of sources:
@@ -28,6 +28,28 @@ SECTION = {
     "prompt_field": Option("prompt", "column of the prompt, for rows=fields"),
     "completion_field": Option("completion", "column of the completion, for rows=fields"),
     "messages_field": Option("messages", "column of a conversation, for rows=messages"),
+    "image_field": Option(
+        "", "column of the images before a prompt, for rows=fields and alpaca; empty: none"
+    ),
+    "image_folder": Option(
+        "", "that paths of images are relative to, and lie in; empty: the folder of the data file"
+    ),
+    "image_features": Option(
+        "", "folder that keeps what a frozen tower makes of images; empty: made in every step"
+    ),
+    "image_min_pixels": Option(
+        0, "smaller images are enlarged; 0: as preprocessor_config.json says", AT_LEAST_0
+    ),
+    "image_max_pixels": Option(
+        image_settings.MAX_PIXELS,
+        "larger images are scaled down; at most what preprocessor_config.json says",
+        AT_LEAST_1,
+    ),
+    "image_max_patches": Option(
+        0,
+        "of an example, four to a token; one with more is dropped; 0: twice data.row_length",
+        AT_LEAST_0,
+    ),
     "template": Option("tokenizer", "a name of data/templates.py, or a .jinja file"),
     "date": Option("", "YYYY-MM-DD, for templates that write it; empty: the day the run begins"),
     "max_length": Option(
@@ -80,6 +102,7 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
     if in_lists:
         return found + in_lists
     found += _place_problems(given, template, looked_from)
+    found += _image_problems(given)
     found += _idle_problems(given)
     found += templates.name_problems("config.data.template", template)
     found += templates.date_problems("config.data.date", given.get("date", ""))
@@ -106,10 +129,12 @@ def _place_problems(given: dict[str, Any], template: str, looked_from: str) -> l
     """Paths of the section with nothing there, and addresses, which are no paths."""
     places: dict[str, str] = {}
     files = {"config.data.template": template}
+    folders = {"config.data.image_folder": given.get("image_folder", "")}
     for key in ("train", "heldout"):
         place = given.get(key, "")
         places |= source_list.paths_of(place, f"config.data.{key}")
         files |= source_list.templates_of(place, f"config.data.{key}")
+        folders |= source_list.image_folders_of(place, f"config.data.{key}")
     found = []
     absent = {}
     for setting, place in places.items():
@@ -122,6 +147,11 @@ def _place_problems(given: dict[str, Any], template: str, looked_from: str) -> l
         found += addresses
         if not addresses and file.endswith(".jinja") and not Path(file).is_file():
             absent[setting] = file
+    found += hub.address_problems(given.get("image_features", ""), "config.data.image_features")
+    for setting, folder in folders.items():
+        if folder and not Path(folder).is_dir():
+            remedy = f"(looked from {looked_from}); give the folder that the images are in"
+            found.append(f"{setting}={folder!r}: no such folder {remedy}")
     for setting, place in absent.items():
         remedy = f"(looked from {looked_from}); correct the path"
         found.append(f"{setting}={place!r}: no such file {remedy}")
@@ -135,6 +165,35 @@ def _row_problems(given: dict[str, Any]) -> list[str]:
         return []
     what = f"config.data.row_length={length} is below data.max_length={max_length}"
     return [f"{what}: the longest examples would fit no row; give at least that, or 0 for the same"]
+
+
+def _image_problems(given: dict[str, Any]) -> list[str]:
+    """Limits of images that no image can keep, and a column of images that no row format reads."""
+    found = []
+    least = given.get("image_min_pixels", 0)
+    most = given.get("image_max_pixels", image_settings.MAX_PIXELS)
+    if least > most:
+        found.append(
+            f"config.data.image_min_pixels={least} is above data.image_max_pixels={most}; lower it,"
+            " or raise the other"
+        )
+    read_by = " and ".join(image_columns.WITH_FIELD)
+    rows, column = given.get("rows", "fields"), given.get("image_field", "")
+    all_rows = {rows}
+    for key in ("train", "heldout"):
+        if not source_list.is_several(given.get(key, "")):
+            continue
+        for number, source in enumerate(source_list.sources(given[key])):
+            own_rows = source.own.get("rows", rows)
+            all_rows.add(own_rows)
+            own = source.own.get("image_field")
+            if own and own_rows not in image_columns.WITH_FIELD:
+                what = f"config.data.{key}[{number}]: image_field={own!r} has no effect"
+                found.append(f"{what}: only rows={read_by} read it; remove it")
+    if column and not all_rows & set(image_columns.WITH_FIELD):
+        what = f"config.data.image_field={column!r} has no effect: only rows={read_by} read it"
+        found.append(f"{what}; remove it (--config.data.image_field=)")
+    return found
 
 
 def _idle_problems(given: dict[str, Any]) -> list[str]:

@@ -10,7 +10,9 @@ from typing import overload
 
 import numpy as np
 
+from dft_jax.data import image_files
 from dft_jax.data.templates import Example
+from dft_jax.models.spec import VisionSpec
 from dft_jax.types import Batch
 
 # Row counts of a run: at most so many.
@@ -22,40 +24,53 @@ def slots(example: Example) -> int:
     return len(example.ids) - 1
 
 
-def pack(sizes: list[int], row_length: int) -> list[list[int]]:
+def pack(
+    sizes: list[int], row_length: int, patches: list[int] | None = None, most_patches: int = 0
+) -> list[list[int]]:
     """The fewest rows of two ways: `best_fit`, and `fullest_rows` where that has a row too many.
 
-    A step of 256 short examples is some thirty rows, so that one of them is three per cent.
+    A step of 256 short examples is some thirty rows, so that one of them is three per cent. With
+    images it is `best_fit` alone.
 
     Args:
       sizes: positions that each example takes, at most `row_length`.
       row_length: positions of a row.
+      patches: of the images of each example, at most `most_patches`; None where none has images.
+      most_patches: that a row may have.
 
     Returns:
       The example numbers of each row; always the same for the same sizes.
     """
-    rows = best_fit(sizes, row_length)
+    rows = best_fit(sizes, row_length, patches, most_patches)
     least_rows = -(-sum(sizes) // row_length)
-    if len(rows) == least_rows:
+    if len(rows) == least_rows or patches is not None:
         return rows
     filled = fullest_rows(sizes, row_length)
     return filled if len(filled) < len(rows) else rows
 
 
-def best_fit(sizes: list[int], row_length: int) -> list[list[int]]:
+def best_fit(
+    sizes: list[int], row_length: int, patches: list[int] | None = None, most_patches: int = 0
+) -> list[list[int]]:
     """Best-fit decreasing: longest first, each into the fullest row that still holds it.
 
         sizes [3, 5, 2, 4], row_length 6  ->  [[1], [3, 2], [0]]   that is 5 | 4 + 2 | 3
+
+    A row holds an example where there is room for its images as well; see `pack`.
 
     Returns the example numbers of each row. Ties go to the lower number, so the result is unique.
     """
     rows: list[list[int]] = []
     room = np.empty(len(sizes), np.int64)
+    image_room = np.full(len(sizes), most_patches)
+    if patches is None:
+        patches = [0] * len(sizes)
     longest_first = sorted(range(len(sizes)), key=lambda number: (-sizes[number], number))
     for number in longest_first:
         assert sizes[number] <= row_length, "examples are cut to the row before packing"
+        assert patches[number] <= most_patches, "examples with more are left out before packing"
         left = room[: len(rows)] - sizes[number]
-        fits = np.flatnonzero(left >= 0)
+        fits = np.flatnonzero((left >= 0) & (image_room[: len(rows)] >= patches[number]))
         if len(fits):
             # The fullest row: short gaps at the ends of rows are what packing loses.
             row = fits[np.argmin(left[fits])]
@@ -65,6 +80,7 @@ def best_fit(sizes: list[int], row_length: int) -> list[list[int]]:
             room[row] = row_length
         rows[row].append(number)
         room[row] -= sizes[number]
+        image_room[row] -= patches[number]
     return rows
 
 
@@ -176,11 +192,23 @@ def fill_rows(
     row_length: int,
     most: int | None = None,
     with_weights: bool = False,
+    vision: VisionSpec | None = None,
+    n_patches: int = 0,
+    features_dtype: str = "",
 ) -> Batch:
     """Writes rows of example ids as a Batch of numpy arrays [len(rows), row_length].
 
     A picture of one is in types.Batch. Its `most_segments` are those of these rows, or `most`; it
     has weights where they are asked for.
+
+    Args:
+      vision: of the model whose tower sees the images.
+      n_patches: of a row, padding included; 0 where no row has images.
+      features_dtype: of the kept features of the images, which are read in their place; empty where
+        none are.
+
+    Raises:
+      UserError: an image is another one than when it was looked at, or features are damaged.
     """
     shape = (len(rows), row_length)
     tokens = np.zeros(shape, np.int32)
@@ -207,4 +235,15 @@ def fill_rows(
             start = here.stop
     if most is None:
         most = most_segments(rows)
-    return Batch(tokens, targets, mask, segments, positions, most, weights)
+    images = None
+    if n_patches:
+        assert vision is not None, "examples have images where the model has a tower"
+        shown = []  # of each row; the last token of an example is only a target
+        for example_ids in rows:
+            of_row = [examples[example_id] for example_id in example_ids]
+            shown.append([(example.ids[:-1], example.images) for example in of_row])
+        if features_dtype:
+            images = image_files.fill_features(tokens, shown, vision, n_patches, features_dtype)
+        else:
+            images = image_files.fill(tokens, shown, vision, n_patches)
+    return Batch(tokens, targets, mask, segments, positions, most, weights, images)

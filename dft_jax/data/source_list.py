@@ -25,6 +25,8 @@ OWN = (
     "prompt_field",
     "completion_field",
     "messages_field",
+    "image_field",
+    "image_folder",
     "template",
     "max_rows",
     "sample_rows",
@@ -107,8 +109,18 @@ def templates_of(given: Any, key: str) -> dict[str, str]:
     return found
 
 
+def image_folders_of(given: Any, key: str) -> dict[str, str]:
+    """Key -> folder of images that a source has of its own."""
+    found = {}
+    if is_several(given):
+        for number, source in enumerate(sources(given)):
+            if source.own.get("image_folder"):
+                found[f"{key}[{number}]: image_folder"] = source.own["image_folder"]
+    return found
+
+
 def with_places(given: Any, changed: Callable[[str], str]) -> Any:
-    """The same sources with another text for each path, and for each .jinja file."""
+    """The same sources with another text for each path, .jinja file and folder of images."""
     if not is_several(given):
         return changed(given)
     found = []
@@ -119,6 +131,8 @@ def with_places(given: Any, changed: Callable[[str], str]) -> Any:
         source = source | {"path": changed(source["path"])}
         if source.get("template", "").endswith(".jinja"):
             source["template"] = changed(source["template"])
+        if source.get("image_folder"):
+            source["image_folder"] = changed(source["image_folder"])
         found.append(source)
     return found
 

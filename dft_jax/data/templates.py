@@ -8,17 +8,20 @@ Two messages under the template `qwen-boxed`; what is trained has dots below it,
 
 import dataclasses
 import datetime
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dft_jax.data import rendering
+from dft_jax.data import answers, image_marks, messages as content, rendering
+from dft_jax.data.image_files import Picture
 from dft_jax.data.messages import Message, is_only_read
 from dft_jax.data.rendering import Beginning
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.models.spec import VisionSpec
 from dft_jax.runtime import errors, options
 
 _HELPFUL = "You are a helpful assistant."
@@ -60,12 +63,9 @@ _STOPS = {
     "llama-ins-boxed": ("<|eot_id|>", "<|end_of_text|>"),
 }
 
-# What a template is tried with, and what a thought of a reasoning model stands between.
+# What a template is tried with.
 _QUESTION = "(a question)"
 _ANSWER = "(an answer)"
-_THOUGHT = "<think>"
-_THOUGHT_END = "</think>"
-_OPENS = re.compile(rf"{_THOUGHT}\s*$")  # at the end of a prompt
 _ADDRESS = re.compile(r"\w+ at 0x[0-9a-f]+>")  # how Python shows an object that has no text
 
 
@@ -131,6 +131,7 @@ class Template:
       setting: what the user calls the template, for messages.
       instruction: text on a line of its own at the end of every question.
       date: YYYY-MM-DD, which a template that writes the date is given; empty for today's.
+      vision: of a model that reads images; without it a style has nothing to write for one.
 
     Raises:
       UserError: no such template, or one that no answer can be trained under: it is empty, leaves
@@ -144,11 +145,13 @@ class Template:
         setting: str = "data.template",
         instruction: str = "",
         date: str = "",
+        vision: VisionSpec | None = None,
     ):
         errors.raise_if_any(name_problems(setting, name))
         self.name = name
         self.tokenizer = tokenizer
         self.setting = setting
+        self.vision = vision
         self.instruction = instruction
         if name == TOKENIZER_BOXED:
             self.instruction = _BOXED
@@ -215,7 +218,7 @@ class Template:
             before its answer.
         """
         read_only = [turn for turn, message in enumerate(messages) if is_only_read(message)]
-        messages = [self._instructed(self._without_end(message)) for message in messages]
+        messages = [self._seen(message) for message in messages]
         if self.jinja is None:
             return self._style_parts(messages)
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
@@ -239,7 +242,10 @@ class Template:
             if turn in read_only:
                 continue
             is_last = number == len(turns) - 1
-            answer, tail = self._answer(prompts[number], shown[number], messages[: turn + 1])
+            tail = self._tail(messages[: turn + 1])
+            answer = answers.cut_out(
+                messages[turn]["content"], prompts[number], shown[number], tail, self.name
+            )
             if is_last:
                 answer += self._eos
             else:
@@ -253,20 +259,41 @@ class Template:
             parts.append(Part(shown[-1][done:], False))
         return parts
 
-    def prompt(self, question: str) -> str:
-        """What stands before the answer to one question."""
-        return self._prompt(self._instructed({"role": "user", "content": question}))
+    def prompt(self, question: str, n_images: int = 0) -> str:
+        """What stands before the answer to one question, after so many images."""
+        message = self._seen(content.question(question, n_images))
+        text = self._prompt(message)
+        self._require_images([message], text)
+        return text
 
     def _prompt(self, message: Message) -> str:
         # replace, because a question may hold braces, which format would read.
         if self.jinja is None:
-            return STYLES[self.name].replace("{input}", message["content"])
+            return STYLES[self.name].replace("{input}", self._with_marks(message))
         return self._render([message], add_generation_prompt=True)
 
-    def _instructed(self, message: Message) -> Message:
-        if not self.instruction or message["role"] != "user":
-            return message
-        return {**message, "content": f"{message['content']}\n{self.instruction}"}
+    @functools.cached_property
+    def image_mark(self) -> str:
+        """What a prompt has for an image; see image_marks.py."""
+        return image_marks.mark_of(self.tokenizer, self.vision)
+
+    def _with_marks(self, message: Message) -> str:
+        """The text of a message, with a mark where an image stands."""
+        pieces = []
+        for part in content.parts_of(message):
+            pieces.append(self.image_mark if part["type"] == "image" else part["text"])
+        return "".join(pieces)
+
+    def _seen(self, message: Message) -> Message:
+        """What a template sees of a message: an answer without its end, a question with the
+        instruction.
+        """
+        seen = content.as_shown(message)
+        if seen["role"] == "assistant":
+            return seen | {"content": answers.without_end(seen["content"], self._eos)}
+        if seen["role"] == "user" and self.instruction:
+            return content.with_line(seen, self.instruction)
+        return seen
 
     def conversation(self, messages: Sequence[Message]) -> str:
         """What stands before the next answer of a conversation, whose last message is the user's.
@@ -274,7 +301,7 @@ class Template:
         Raises:
           BadRow: the template cannot render it, or is one for single questions.
         """
-        seen = [self._instructed(self._without_end(message)) for message in messages]
+        seen = [self._seen(message) for message in messages]
         if self.jinja is None:
             if len(seen) > 1:
                 what = f"template {self.name!r} takes one question, and no other messages"
@@ -284,9 +311,13 @@ class Template:
         self._require_all(seen, text)
         return text
 
-    def prompt_ids(self, question: str, answer_prefix: str = "") -> list[int]:
-        """The prompt as a model reads it, tokenised as for training, and how an answer begins."""
-        return self.first_ids + self.tokenizer.encode(self.prompt(question) + answer_prefix)
+    def prompt_ids(self, question: str, answer_prefix: str = "", n_images: int = 0) -> list[int]:
+        """The prompt as a model reads it, tokenised as for training, and how an answer begins.
+
+        Each image is one token between those that begin and end it (image_rows.expand repeats it).
+        """
+        text = self.prompt(question, n_images) + answer_prefix
+        return self.first_ids + self.tokenizer.encode(text)
 
     def markers(self) -> list[int]:
         """Tokens that end an answer besides EOS: the end of a turn, where there is one."""
@@ -332,33 +363,26 @@ class Template:
         assert eos is not None, "tokenizers without EOS are refused when they are read"
         return eos
 
-    def _without_end(self, message: Message) -> Message:
-        """What a template sees of a message: an answer without EOS at its end.
-
-        Some data has it there; one is added to every answer, and one is enough.
-        """
-        eos = self._eos
-        content = message["content"]
-        message = {"role": message["role"], "content": content}
-        if message["role"] != "assistant" or eos not in content:
-            return message
-        while content.rstrip().endswith(eos):
-            content = content.rstrip().removesuffix(eos)
-        if not content.strip():
-            raise BadRow(
-                f"the answer is nothing but {eos!r}; remove the row or set data.bad_rows='drop'"
-            )
-        return {**message, "content": content}
-
     def _require_all(self, messages: list[Message], prompt: str) -> None:
         """BadRow where a question or the system's text is not in the prompt for the last answer."""
         for number, message in enumerate(messages):
             role = message["role"]
-            if role != "assistant" and message["content"].strip() not in prompt:
+            is_kept = all(text.strip() in prompt for text in content.texts_of(message))
+            if role != "assistant" and not is_kept:
                 raise BadRow(
                     f"template {self.name!r} leaves message {number} (of the {role}) out, or"
                     " changes it; fix the template, or give another"
                 )
+        self._require_images(messages, prompt)
+
+    def _require_images(self, messages: list[Message], prompt: str) -> None:
+        """BadRow where a prompt has fewer images than its conversation."""
+        n_images = sum(map(content.n_images, messages))
+        if n_images and prompt.count(self.image_mark) < n_images:
+            raise BadRow(
+                f"template {self.name!r} does not write {self.image_mark} for each image; take the"
+                " model's own, or a style"
+            )
 
     def _style_parts(self, messages: list[Message]) -> list[Part]:
         """One question and one answer under a style."""
@@ -373,48 +397,6 @@ class Template:
             Part(self._prompt(question), False),
             Part(answer["content"] + self._eos, True),
         ]
-
-    def _answer(self, prompt: str, shown: str, messages: list[Message]) -> tuple[str, str]:
-        """What the template makes of the last message, an answer, and what it writes after it.
-
-        Args:
-          prompt: the conversation up to that answer, as a model is prompted with it.
-          shown: the conversation with it.
-        """
-        # Where the answer ends cannot be found by looking for its text: templates strip answers,
-        # and drop their thoughts.
-        tail = self._tail(messages)
-        if not shown.endswith(tail):
-            raise BadRow(
-                f"template {self.name!r} ends this answer otherwise than others; fix one of them"
-            )
-        answer = shown[len(prompt) :].removesuffix(tail)
-        thought = _OPENS.search(prompt)
-        if thought is None:
-            self._require_kept(prompt, shown)
-            return answer, tail
-        # The prompt has opened a thought, which the answer continues and has to close.
-        if not shown.startswith(prompt) or _THOUGHT in answer:
-            self._require_kept(prompt[: thought.start()], shown)
-            # The template shows the answer without its thought, or opens the thought again: take
-            # the answer as the data has it, then.
-            answer = messages[-1]["content"].lstrip().removeprefix(_THOUGHT)
-            if prompt.endswith("\n"):
-                answer = answer.removeprefix("\n")
-        if _THOUGHT_END not in answer or _THOUGHT in answer:
-            raise BadRow(
-                f"template {self.name!r} opens a thought ({_THOUGHT}) before the answer, which has"
-                f" to close it with {_THOUGHT_END}, once; fix the answer, or give a template that"
-                " opens none"
-            )
-        return answer, tail
-
-    def _require_kept(self, prompt: str, shown: str) -> None:
-        """BadRow where the conversation with an answer does not begin as the prompt for it."""
-        if not shown.startswith(prompt):
-            raise BadRow(
-                f"template {self.name!r} does not keep the prompt before an answer as it was"
-            )
 
     def _tail(self, messages: list[Message]) -> str:
         """What the template writes after the last message of such a conversation, an answer."""
@@ -479,6 +461,23 @@ class Example:
     lost_characters: str = ""  # those of them that the tokenizer has no token for
     weight: float = 1.0  # of the row, above 0
     prompt_weight: float = 0.0
+    # In the order of their tokens, of which each has as many as units (image_rows.expand).
+    images: tuple[Picture, ...] = ()
+    # What these tokens are; they are read, never a target. No token of a model without images.
+    image_token: int = -1
+
+    @property
+    def n_patches(self) -> int:
+        return sum(picture.n_patches for picture in self.images)
+
+    @property
+    def cuts_an_image(self) -> bool:
+        """Whether the limit has taken an image, a part of one or what ends it."""
+        if not self.images:
+            return False
+        n_tokens = sum(picture.n_tokens for picture in self.images)
+        is_image = self.ids == self.image_token
+        return bool(is_image[-1]) or int(is_image.sum()) < n_tokens
 
     @property
     def is_plain(self) -> bool:
@@ -486,12 +485,12 @@ class Example:
         return self.weight == 1 and self.prompt_weight in (0, 1)
 
     def target_mask(self) -> np.ndarray:
-        """Which targets are trained, bool [n - 1]: the first token of an example is never one."""
+        """Which targets are trained, bool [n - 1]: never the first token, nor those of images."""
         if self.prompt_weight:
-            return np.ones(len(self.ids) - 1, bool)
+            return self.ids[1:] != self.image_token
         return self.trained[1:]
 
     def target_weights(self) -> np.ndarray:
         """What each target weighs, float32 [n - 1]; 0 where it is not trained."""
-        weights = np.where(self.trained[1:], 1.0, self.prompt_weight)
+        weights = np.where(self.trained[1:], 1.0, self.prompt_weight * self.target_mask())
         return (self.weight * weights).astype(np.float32)

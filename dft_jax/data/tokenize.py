@@ -11,29 +11,42 @@ ends in the whole:
   gets, and the row is refused.
 - It *ends* with the last token that begins in it: a token "." + "\\n" is what has to be written to
   end an answer there.
+
+In the text an image is one token; its copies, one for each unit, are made of the ids.
 """
 
 import bisect
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from dft_jax.data.image_files import Picture
+from dft_jax.data.image_rows import Grid, expand
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.templates import Example, Part
 from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.models.spec import VisionSpec
 
 _SHOWN = 40  # characters of an answer in a message
 
 
 def tokenize(
-    conversations: Sequence[list[Part]], tokenizer: Tokenizer, first_ids: list[int], max_length: int
+    conversations: Sequence[list[Part]],
+    tokenizer: Tokenizer,
+    first_ids: list[int],
+    max_length: int,
+    pictures: Sequence[Sequence[Picture]] = (),
+    vision: VisionSpec | None = None,
 ) -> list[Example | BadRow]:
     """An example of each conversation, or what is wrong with it.
 
     Args:
       first_ids: stand before every text, untrained: BOS, or nothing.
       max_length: tokens of an example. One that is cut gets no EOS: its answer does not end there.
+      pictures: the images of each conversation, for a model that reads some.
+      vision: of such a model.
     """
     texts = []
     spans = []
@@ -50,20 +63,48 @@ def tokenize(
     text_encodings = encodings[: len(texts)]
     prompt_encodings = iter(encodings[len(texts) :])
     examples: list[Example | BadRow] = []
-    for text, encoding, text_spans in zip(texts, text_encodings, spans, strict=True):
-        prompt_ids = [next(prompt_encodings).ids for _ in text_spans]
+    for number, (text, encoding) in enumerate(zip(texts, text_encodings, strict=True)):
+        prompt_ids = [next(prompt_encodings).ids for _ in spans[number]]
         try:
-            trained = _mask(text, encoding, text_spans, prompt_ids, tokenizer)
+            trained = _mask(text, encoding, spans[number], prompt_ids, tokenizer)
+            ids = np.array(first_ids + encoding.ids, np.int32)
+            trained = np.concatenate([np.zeros(len(first_ids), bool), trained])
+            if vision is not None:
+                grids = [picture.grid for picture in pictures[number]]
+                ids, trained = _with_units(ids, trained, grids, vision)
         except BadRow as error:
             examples.append(error)
             continue
         # Cut on the right: the prompt is what the answer's first tokens are sampled from.
-        ids = np.array(first_ids + encoding.ids, np.int32)
-        trained = np.concatenate([np.zeros(len(first_ids), bool), trained])
         cut = max(0, len(ids) - max_length)
         lost = tokenizer.without_token(text, encoding.ids)
-        examples.append(Example(ids[:max_length], trained[:max_length], cut, len(text), lost))
+        example = Example(ids[:max_length], trained[:max_length], cut, len(text), lost)
+        if vision is not None:
+            example = dataclasses.replace(
+                example, images=tuple(pictures[number]), image_token=vision.image_token
+            )
+        examples.append(example)
     return examples
+
+
+def _with_units(
+    ids: np.ndarray, trained: np.ndarray, grids: list[Grid], vision: VisionSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask with the token of each image once for each of its units.
+
+    Raises:
+      BadRow: as `image_rows.expand`; or an answer holds such a token, which is never written.
+    """
+    expanded = expand(ids, grids, vision)
+    is_image = ids == vision.image_token
+    if trained[is_image].any():
+        raise BadRow(
+            "an answer holds the token that stands for an image, which a model reads and never"
+            " writes; take it out of the text"
+        )
+    mask = np.zeros(len(expanded), bool)
+    mask[expanded != vision.image_token] = trained[~is_image]
+    return expanded, mask
 
 
 def _trained_spans(parts: list[Part]) -> list[tuple[int, int]]:

@@ -46,7 +46,16 @@ def sample(lm: LM, settings: Settings, out: Path) -> Outcome:
         if settings.prompt == AUTO:  # an evaluation that was begun continues as it was
             begun = prompts.recorded(out / runner.EVALUATION_NAME)
             settings = dataclasses.replace(settings, prompt=begun or AUTO)
-        plan = planning.plan(settings, lm.tokenizer, lm.model, date=date, trained=lm.trained)
+        plan = planning.plan(
+            settings,
+            lm.tokenizer,
+            lm.model,
+            date=date,
+            trained=lm.trained,
+            source=lm.source,
+        )
+    if plan.images:
+        lm = lm.with_images()
     announce(plan.choice)
     prompts_sha256 = hashlib.sha256(plan.prompts_json().encode()).hexdigest()
     distributed.agree("plan", {"problems_sha256": plan.digest(), "prompts_sha256": prompts_sha256})

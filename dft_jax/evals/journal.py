@@ -8,7 +8,8 @@ from typing import Any
 from dft_jax.evals.planning import Key, Plan
 from dft_jax.evals.saved import is_number
 from dft_jax.runtime import errors, files
-from dft_jax.sampling.sampler import Completion
+from dft_jax.sampling.sampler import Completion, Request, Watch
+from dft_jax.sampling.texts import n_until_stop, until_stop
 
 JOURNAL_NAME = "journal.jsonl"
 PREDICTIONS_NAME = "predictions.jsonl"
@@ -25,6 +26,7 @@ FIELDS: dict[str, type] = {
     "truncated": bool,
     "entropy": float,
 }
+IMAGES = "images"  # of a row whose problem shows some: SHA-256 of each, in order
 _ENTROPY_DIGITS = 4  # beyond that it depends on how completions were batched
 
 
@@ -53,9 +55,12 @@ def completions(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
                 what = f"{file}:{number}: not a completion ({error})"
                 raise errors.UserError(f"{what}; {remedy}") from error
             prompt = plan.prompts.get((row["benchmark"], row["id"]))
+            what = f"{file}:{number}: {row['benchmark']} {row['id']!r}"
             if prompt not in (None, row["prompt"]):
-                what = f"{file}:{number}: {row['benchmark']} {row['id']!r} has another prompt now"
-                raise errors.UserError(f"{what}; give another folder")
+                raise errors.UserError(f"{what} has another prompt now; give another folder")
+            shown = plan.shown(row["benchmark"], row["id"])
+            if prompt is not None and row.get(IMAGES, []) != shown:
+                raise errors.UserError(f"{what} shows other images now; give another folder")
             done[row["benchmark"], row["temperature"], row["id"], row["sample"]] = row
     return done
 
@@ -71,10 +76,25 @@ def _checked(row: Any) -> dict[str, Any]:
             raise ValueError(f"field {name!r} is missing or of another type")
         if kind in (int, float) and not is_number(value):
             raise ValueError(f"field {name!r} is not finite, or beyond all lengths")
+    shown = row.get(IMAGES, [])
+    if not isinstance(shown, list) or not all(isinstance(one, str) for one in shown):
+        raise ValueError(f"field {IMAGES!r} is no list of SHA-256")
     for name in ("sample", "tokens", "temperature"):
         if row[name] < 0:
             raise ValueError(f"field {name!r} is below 0")
     return row
+
+
+def watch(plan: Plan, key_of: dict[Request, Key]) -> Watch | None:
+    """Ends completions at the stop texts of their benchmarks."""
+    if not plan.stop_texts:
+        return None
+
+    def n_tokens(request: Request, ids: tuple[int, ...]) -> int:
+        benchmark = key_of[request][0]
+        return n_until_stop(ids, plan.decode, plan.stop_texts.get(benchmark, ()))
+
+    return n_tokens
 
 
 def row_of(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
@@ -91,14 +111,29 @@ def row_of(plan: Plan, key: Key, completion: Completion) -> dict[str, Any]:
     ids = list(completion.ids)
     if not completion.is_cut:
         ids.pop()  # the stop
-    return {
+    whole = plan.decode(ids)
+    text = until_stop(whole, plan.stop_texts.get(name, ()))
+    row = {
         "benchmark": name,
         "id": problem,
         "sample": sample,
         "temperature": temperature,
         "prompt": plan.prompts[name, problem],
-        "completion": plan.decode(ids),
+        "completion": text,
         "tokens": len(completion.ids),
-        "truncated": completion.is_cut,
+        # What a text ended is whole, as what a token ended.
+        "truncated": completion.is_cut and text == whole,
         "entropy": round(completion.entropy, _ENTROPY_DIGITS),
     }
+    shown = plan.shown(name, problem)
+    if shown:
+        row[IMAGES] = shown
+    return row
+
+
+def as_sampled(row: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a row that sampling wrote; one that was graded has more."""
+    kept = {name: row[name] for name in FIELDS}
+    if row.get(IMAGES):
+        kept[IMAGES] = row[IMAGES]
+    return kept

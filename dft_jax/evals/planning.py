@@ -3,23 +3,21 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import Stops, find_stops
 from dft_jax.data.templates import Template
 from dft_jax.evals import prompts as prompts_lib
+from dft_jax.evals.asking import Key, Name, Pictures, Problems, ask
 from dft_jax.evals.graders import programs
 from dft_jax.evals.settings import Settings
 from dft_jax.evals.tasks import benchmarks
-from dft_jax.evals.tasks.task import Problem
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, with_tower
 from dft_jax.runtime import errors
 from dft_jax.sampling.answers import answer_sampler
 from dft_jax.sampling.sampler import Request, Sampler
-
-Key = tuple[str, float, str, int]  # benchmark, temperature, problem, sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +25,16 @@ class Plan:
     """All that is to be sampled, already validated: no request can fail because of its input."""
 
     settings: Settings
-    problems: dict[str, list[Problem]]  # of each benchmark
+    problems: Problems
     requests: dict[Key, Request]
-    prompts: dict[tuple[str, str], str]  # (benchmark, problem) -> text
+    prompts: dict[Name, str]  # texts, in which each image is one token
+    images: Pictures
     choice: prompts_lib.Choice  # the prompt, which `settings` names as well
     sampler: Sampler
     stops: Stops
+    stop_texts: dict[str, tuple[str, ...]]  # of the benchmarks whose completions texts end
     date: str  # that a dated template was given; empty for the others
-    decode: Callable[[list[int]], str]
+    decode: Callable[[Sequence[int]], str]
     unread: list[str]  # warnings of prompts that have characters without a token
 
     def digest(self) -> str:
@@ -42,12 +42,29 @@ class Plan:
         content = []
         for name, problems in self.problems.items():
             for problem in problems:
-                content.append([name, problem.id, problem.question, problem.answer])
+                shown = self.shown(name, problem.id)
+                content.append([name, problem.id, problem.question, problem.answer, *shown])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def shown(self, benchmark: str, problem: str) -> list[str]:
+        """SHA-256 of each image of a problem, in order; empty where it shows none."""
+        return [picture.sha256 for picture in self.images.get((benchmark, problem), ())]
+
+    def pixels(self) -> dict[str, list[int]]:
+        """Of each benchmark with images, the fewest and the most pixels that one is scaled to."""
+        found = {}
+        for (name, _), pictures in self.images.items():
+            geometry = pictures[0].geometry
+            found[name] = [geometry.min_pixels, geometry.max_pixels]
+        return found
 
     def prompts_json(self) -> str:
         """The prompts as one text, the same in whatever order they were made: to be hashed."""
-        return json.dumps(sorted([*key, text] for key, text in self.prompts.items()))
+        every = []
+        for key, text in self.prompts.items():
+            sizes = [picture.grid for picture in self.images.get(key, ())]
+            every.append([*key, text, *self.shown(*key), *sizes])
+        return json.dumps(sorted(every))
 
     def versions(self) -> dict[str, int]:
         """Of each benchmark; completions of two versions are of different problems or prompts."""
@@ -69,41 +86,42 @@ def plan(
     prefix: str = "--",
     date: str = "",
     trained: str = "",
+    source: Path | None = None,
 ) -> Plan:
     """Reads the benchmarks and makes their prompts.
+
+    Where a problem shows images, the plan's sampler is one of the model with its tower.
 
     Args:
       prefix: stands before the names of settings in messages.
       date: for templates that write one (data/templates.py).
       trained: the prompt that the model was trained with, empty where unknown.
+      source: the checkpoint's folder, which says how large images may be; None where whoever calls
+        has no weights of the tower.
 
     Raises:
-      UserError: unknown benchmark, style or setting, unreadable data, prompts that leave no room
-      for an answer, programs that this machine does not confine.
+      UserError: unknown benchmark, style or setting, unreadable data or images, prompts that leave
+      no room for an answer, programs that this machine does not confine; problems with images, and
+      a model that cannot be shown any.
     """
-    errors.raise_if_any(settings.mistakes(prefix))
-    if settings.programs == programs.RUN:
-        # Hours of sampling would be for nothing where nobody may judge them.
-        programs.require(settings.benchmarks)
+    _require(settings, model, prefix)
     setting, instruction = f"{prefix}prompt", settings.instruction
     choice = prompts_lib.choose(settings.prompt, trained, tokenizer, instruction, setting=setting)
     settings = dataclasses.replace(settings, prompt=choice.name)
     # `auto` may have chosen what goes with no instruction.
     errors.raise_if_any(settings.mistakes(prefix))
-    template = Template(
-        settings.prompt, tokenizer, setting=setting, instruction=instruction, date=date
-    )
+    vision = model.config.vision
+    template = Template(choice.name, tokenizer, setting, instruction, date, vision)
     max_length = min(settings.context, model.config.max_length)
-    asked = _ask(settings, template, model, max_length)
-    unread = []
-    for name in settings.benchmarks:
-        texts = [text for (benchmark, _), text in asked.prompts.items() if benchmark == name]
-        unread += prompts_lib.unread(name, texts, tokenizer)
+    asked = ask(settings, template, model, max_length, source, prefix)
+    if asked.images and model.tower is None:
+        model = with_tower(model)
 
-    def decode(ids: list[int]) -> str:
+    def decode(ids: Sequence[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True)
 
     stops = find_stops(template)
+    stop_texts = _stop_texts(settings)
     sampler = answer_sampler(
         model,
         tokenizer,
@@ -113,80 +131,47 @@ def plan(
         seed=settings.seed,
         top_k=settings.top_k,
         top_p=settings.top_p,
+        has_stop_texts=bool(stop_texts),
     )
     return Plan(
         settings=settings,
         problems=asked.problems,
         requests=asked.requests,
         prompts=asked.prompts,
+        images=asked.images,
         choice=choice,
         sampler=sampler,
         stops=stops,
+        stop_texts=stop_texts,
         date=template.date,
         decode=decode,
-        unread=unread,
+        unread=_unread(asked.prompts, settings, tokenizer),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What benchmarks come to: fields as in `Plan`."""
+def _require(settings: Settings, model: Model, prefix: str) -> None:
+    """UserError for what can be refused before anything is read."""
+    errors.raise_if_any(settings.mistakes(prefix))
+    benchmarks.require_tower(settings.benchmarks, model.config.vision, f"{prefix}benchmarks")
+    if settings.programs == programs.RUN:
+        # Hours of sampling would be for nothing where nobody may judge them.
+        programs.require(settings.benchmarks)
 
-    problems: dict[str, list[Problem]]
-    requests: dict[Key, Request]
-    prompts: dict[tuple[str, str], str]
 
-
-def _ask(settings: Settings, template: Template, model: Model, max_length: int) -> _Asked:
-    """Reads the benchmarks, and puts their problems as prompts.
-
-    Raises:
-      UserError: unreadable data, or prompts that leave no room for an answer; all of them at once.
-    """
-    asked, mistakes = _Asked({}, {}, {}), []
+def _unread(prompts: dict[Name, str], settings: Settings, tokenizer: Any) -> list[str]:
+    """Warnings of prompts that have characters without a token, of each benchmark."""
+    found = []
     for name in settings.benchmarks:
-        task = benchmarks.find(name)
-        problems = task.load(settings.benchmark_data)
-        if settings.max_problems:
-            problems = problems[: settings.max_problems]
-        asked.problems[name] = problems
-        for problem in problems:
-            try:
-                question = task.prompt(problem, settings.prompt)
-                text = template.prompt(question) + settings.answer_prefix
-                ids = tuple(template.prompt_ids(question, settings.answer_prefix))
-                limit = _limit(ids, max_length, settings, model)
-            except BadRow as error:
-                mistakes.append(f"{name} {problem.id!r}: {error}")
-                continue
-            asked.prompts[name, problem.id] = text
-            for temperature in settings.temperatures:
-                # Greedily there is one completion.
-                n_samples = settings.samples if temperature else 1
-                for sample in range(n_samples):
-                    request = Request(f"{name}/{problem.id}", sample, ids, temperature, limit)
-                    asked.requests[name, temperature, problem.id, sample] = request
-    errors.raise_if_any(mistakes)
-    return asked
+        texts = [text for (benchmark, _), text in prompts.items() if benchmark == name]
+        found += prompts_lib.unread(name, texts, tokenizer)
+    return found
 
 
-def _limit(ids: tuple[int, ...], max_length: int, settings: Settings, model: Model) -> int:
-    """How many tokens a prompt's completion may have; BadRow where there is no room for one."""
-    if not ids:
-        raise BadRow("its prompt has no tokens; give a template that writes something")
-    vocab_size = model.config.vocab_size
-    if max(ids) >= vocab_size:
-        what = f"token id {max(ids)} of its prompt is beyond the model's {vocab_size} embeddings"
-        remedy = "copy the model's own tokenizer files"
-        raise BadRow(f"{what}: the tokenizer is not this model's; {remedy}")
-    room = max_length - len(ids)
-    if room < 1:
-        length = f"its prompt has {len(ids)} tokens"
-        remedy = "take a model that reads more"
-        if max_length < model.config.max_length:
-            remedy = "give a larger context"
-        raise BadRow(
-            f"{length}, which leaves no room for an answer within {max_length}; {remedy}, or a"
-            " benchmark file without the problem"
-        )
-    return min(room, settings.max_new_tokens or room)
+def _stop_texts(settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Of the benchmarks that have some."""
+    found = {}
+    for name in settings.benchmarks:
+        texts = benchmarks.find(name).stop_texts(settings.prompt)
+        if texts:
+            found[name] = texts
+    return found

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from dft_jax.data.sources.locate import read_rows
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.evals import scores
+from dft_jax.evals.composites import Scores as CompositeScores
 from dft_jax.evals.saved import is_number
-from dft_jax.evals.tasks import benchmarks, fields
+from dft_jax.evals.tasks import benchmarks, fields, pictured
 from dft_jax.evals.tasks.task import Problem
 from dft_jax.runtime import errors
 
@@ -93,6 +94,21 @@ class MeanOfSamples:
 
 
 @dataclasses.dataclass(frozen=True)
+class GroupScore:
+    """avg@k over the problems of a group; see `scores.Mean`."""
+
+    problems: int
+    mean: float
+    standard_error: float | None
+    interval_95: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, problems: int, mean: scores.Mean) -> "GroupScore":
+        """The mean, with the number of problems that it is of."""
+        return cls(problems, mean.mean, mean.standard_error, mean.interval_95)
+
+
+@dataclasses.dataclass(frozen=True)
 class Disagreement:
     """Answers that only one of the two modes accepts: their number, and the first of them."""
 
@@ -135,13 +151,15 @@ class Score:
     truncation_rate: float | None
     repetition_rate: float
     paper_against_strict: Disagreements | None = None
+    groups: dict[str, dict[str, GroupScore]] | None = None  # by subject and the like, and its value
+    composites: CompositeScores | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As in scores.json, where `paper_against_strict` is there in the paper's mode only, and
-        votes only where there are some.
+        votes, groups and composites only where there are some.
         """
         values = dataclasses.asdict(self)
-        for name in ("paper_against_strict", "majority_correct_of_problem"):
+        for name in ("paper_against_strict", "majority_correct_of_problem", "groups", "composites"):
             if values[name] is None:
                 del values[name]
         return values
@@ -321,8 +339,8 @@ def load_problems(predictions: list[Prediction], data: str) -> dict[str, list[Pr
         )
     incomplete = set()
     for prediction in predictions:
-        # Tests are no field of a row.
-        if prediction.reference is None or benchmarks.find(prediction.benchmark).runs_programs:
+        # Tests and options are no field of a row.
+        if prediction.reference is None or benchmarks.find(prediction.benchmark).needs_problems:
             incomplete.add(prediction.benchmark)
     return {name: benchmarks.load(name, data) for name in names if data or name in incomplete}
 
@@ -333,16 +351,20 @@ def with_references(
     """Every prediction with a reference: its own, or the benchmark's.
 
     Raises:
-      UserError: ids that the benchmark, where it was loaded, does not have.
+      UserError: ids that the benchmark, where it was loaded, does not have; or a reference that is
+        none of the problem's options.
     """
-    answers: dict[str, dict[str, str]] = {}
+    problems_of: dict[str, dict[str, Problem]] = {}
     for name, of_benchmark in problems.items():
-        answers[name] = {problem.id: problem.answer for problem in of_benchmark}
+        problems_of[name] = {problem.id: problem for problem in of_benchmark}
     mistakes: list[str] = []
     completed: list[Prediction] = []
     for prediction in predictions:
-        known = answers.get(prediction.benchmark)
-        if known is not None and prediction.id not in known:
+        known = problems_of.get(prediction.benchmark)
+        if known is None:
+            completed.append(prediction)
+            continue
+        if prediction.id not in known:
             hint = errors.did_you_mean(prediction.id, list(known))
             hint = hint or f" (one is {next(iter(known))!r})"
             mistakes.append(
@@ -350,11 +372,25 @@ def with_references(
                 f" {prediction.id!r}{hint}; write the benchmark's own ids"
             )
             continue
-        reference = prediction.reference
-        if known is not None and benchmarks.find(prediction.benchmark).runs_programs:
-            reference = known[prediction.id]
-        elif known is not None:
-            reference = reference or known[prediction.id]
+        try:
+            reference = _reference(prediction, known[prediction.id])
+        except BadRow as error:
+            mistakes.append(f"{prediction.origin}: {error}")
+            continue
         completed.append(dataclasses.replace(prediction, reference=reference))
     errors.raise_if_any(mistakes)
     return completed
+
+
+def _reference(prediction: Prediction, problem: Problem) -> str:
+    """What a prediction is graded against: its own reference, or the problem's.
+
+    Raises:
+      BadRow: its own is none of the problem's options.
+    """
+    # Tests are the benchmark's.
+    if prediction.reference is None or problem.program is not None:
+        return problem.answer
+    if problem.options:
+        return pictured.right_letters(prediction.reference, problem.options)
+    return prediction.reference

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dft_jax.evals import grading, records, runner
+from dft_jax.evals import grading, records, runner, settings
 from dft_jax.runtime import errors, files, folders
 
 GRADED_NAME = "predictions.graded.jsonl"
@@ -25,6 +25,12 @@ def grade(file: Path, out: Path, data: str, **grader: Any) -> dict[str, Any]:
       graded.
     """
     predictions = records.read_predictions(file)
+    names = list(dict.fromkeys(prediction.benchmark for prediction in predictions))
+    errors.raise_if_any(
+        settings.rule_mistakes(
+            names, grader["mode"], grader["last_number"], grader["answer_markers"], "--"
+        )
+    )
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     problems = records.load_problems(predictions, data)
     predictions = records.with_references(predictions, problems)

@@ -31,6 +31,12 @@ def warnings_of(
             f"{score.benchmark}: the paper's rules accept {accepted} answers that the strict rules"
             f" refuse, and refuse {refused} they accept"
         )
+    caution = benchmarks.find(score.benchmark).caution
+    if caution:
+        lines.append(
+            f"{score.benchmark}: compare these scores with each other, and put published ones"
+            f" beside them only: VLMEvalKit {caution}"
+        )
     return lines
 
 
@@ -135,6 +141,18 @@ _HEADINGS = (
     "cut",
     "entropy",
 )
+_OF_GROUPS = ("benchmark", "T", "of", "", "problems", "avg@k ± error", "95 %")
+_OF_COMPOSITES = (
+    *("benchmark", "T", "rules", "composites", "score ± error", "95 %"),
+    *("IK", "IG", "CM", "RM"),
+)
+# Of composites.Cases, in the order of the columns.
+_CASES = (
+    "insufficient_knowledge",
+    "inadequate_generalization",
+    "complete_mastery",
+    "rote_memorization",
+)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -143,16 +161,73 @@ def table(results: list[dict[str, Any]]) -> str:
     Args:
       results: as in scores.json.
     """
-    return aligned([list(_HEADINGS), *(_cells(result) for result in results)])
+    parts = [aligned([list(_HEADINGS), *(_cells(result) for result in results)])]
+    groups, cases = [], []
+    for result in results:
+        groups += _lines_of_groups(result)
+        cases += _lines_of_composites(result)
+    if groups:
+        parts.append(aligned([list(_OF_GROUPS), *groups]))
+    if cases:
+        parts.append(aligned([list(_OF_COMPOSITES), *cases]))
+    return "\n\n".join(parts)
+
+
+def _lines_of_groups(result: dict[str, Any]) -> list[list[str]]:
+    """A line for each group of a benchmark's problems; none where it has no groups."""
+    lines = []
+    for kind, scores_by_value in (result.get("groups") or {}).items():
+        for value, score in scores_by_value.items():
+            lines.append(
+                [
+                    *_place(result),
+                    kind.replace("_", " "),
+                    value,
+                    str(score["problems"]),
+                    _mean_text(score),
+                    interval_text(score["interval_95"]),
+                ]
+            )
+    return lines
+
+
+def _lines_of_composites(result: dict[str, Any]) -> list[list[str]]:
+    """We-Math's two scores; none of other benchmarks."""
+    composites = result.get("composites")
+    if not composites:
+        return []
+    lines = []
+    for rules in ("strict", "loose"):
+        cases = composites[rules]
+        lines.append(
+            [
+                *_place(result),
+                rules,
+                str(composites["scored"]),
+                _mean_text(cases["score"]),
+                interval_text(cases["score"]["interval_95"]),
+                *(f"{cases[name]['mean']:.1%}" for name in _CASES),
+            ]
+        )
+    return lines
+
+
+def _place(result: dict[str, Any]) -> list[str]:
+    """The first two cells of a line: benchmark and temperature."""
+    return [result["benchmark"], temperature_text(result["temperature"]).removeprefix("T=")]
+
+
+def _mean_text(mean: dict[str, Any]) -> str:
+    """A mean with its standard error, if it has one."""
+    if mean["standard_error"] is None:
+        return f"{mean['mean']:.1%}"
+    return f"{mean['mean']:.1%} ± {_points(mean['standard_error'])}"
 
 
 def _cells(result: dict[str, Any]) -> list[str]:
     average, majority = result["avg_at_k"], result["maj_at_k"]
     k = str(average["k"])
     counts, verdicts = result["problems"], result["verdicts"]
-    mean = f"{average['mean']:.1%}"
-    if average["standard_error"] is not None:
-        mean += f" ± {_points(average['standard_error'])}"
     length = f"{result['mean_length_characters']:.0f} ch"
     votes, votes_interval = "–", "–"
     if majority is not None:
@@ -160,11 +235,10 @@ def _cells(result: dict[str, Any]) -> list[str]:
     if result["mean_length_tokens"] is not None:
         length = f"{result['mean_length_tokens']:.0f} tok"
     return [
-        result["benchmark"],
-        temperature_text(result["temperature"]).removeprefix("T="),
+        *_place(result),
         f"{counts['scored']}/{counts['expected']}",
         k,
-        mean,
+        _mean_text(average),
         interval_text(average["interval_95"]),
         f"{result['pass_at_k'][k]:.1%}",
         interval_text(result["pass_at_k_interval_95"][k]),

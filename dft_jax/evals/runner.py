@@ -33,6 +33,11 @@ _SCORE_AGAIN = "remove it; the same command then scores the completions anew"
 
 # A key of evaluation.json and scores.json: the version of each benchmark. Older files have none.
 VERSIONS = "benchmark_versions"
+# Of both files as well: the texts that end completions, of the benchmarks that have some.
+STOP_TEXTS = "stop_texts"
+# And the fewest and the most pixels of an image, of the benchmarks that show some.
+PIXELS = "image_pixels"
+_OF_BENCHMARKS = (VERSIONS, STOP_TEXTS, PIXELS)
 
 # What is said of a model for a reader, beside what tells it from others.
 _WORDS = ("name", "evaluated", "origin")
@@ -101,7 +106,7 @@ def evaluate(
         # be gone by now.
         weights = load()
     if is_writer and missing:
-        _begin(out, _identity(plan, model, model_id), plan.versions())
+        _begin(plan, out, _identity(plan, model, model_id))
     summary, sampling = {}, Sampling()
     remedy = "what is sampled is kept: make room, then run the same command again"
     with errors.user_errors(f"{out}: cannot be written", remedy):
@@ -128,7 +133,8 @@ def _sample(
     if not processes.is_first():
         file = Path(os.devnull)
     with open(file, "a", encoding="utf-8") as lines:
-        for completion in plan.sampler.sample(weights, missing):
+        watch = journal.watch(plan, missing)
+        for completion in plan.sampler.sample(weights, missing, watch=watch):
             interrupts.check()
             key = missing[completion.request]
             done[key] = journal.row_of(plan, key, completion)
@@ -144,14 +150,7 @@ def check(plan: Plan, model: Model, out: Path, model_id: dict[str, Any]) -> None
     file = out / EVALUATION_NAME
     if file.exists():
         found = files.read_json(file, ANOTHER_FOLDER)
-        versions = _recorded_versions(file, found)
-        found.pop(VERSIONS, None)
-        changes = errors.differences(found, _identity(plan, model, model_id))
-        lines = list(changes.values())
-        for name, version in plan.versions().items():
-            # One that is not recorded, or not asked for now, is compared with nothing.
-            if versions.get(name, version) != version:
-                lines.append(f"version of the benchmark {name}: {versions[name]} -> {version}")
+        lines = _changes(plan, file, found, _identity(plan, model, model_id))
         if lines:
             remedy = "give another folder, remove this one, or undo"
             what = f"{out} holds another evaluation; {remedy}"
@@ -161,6 +160,28 @@ def check(plan: Plan, model: Model, out: Path, model_id: dict[str, Any]) -> None
         if (out / name).exists():
             what = f"{out} holds a {name} that no {EVALUATION_NAME} explains"
             raise errors.UserError(f"{what}; give another folder")
+
+
+def _changes(plan: Plan, file: Path, found: dict[str, Any], identity: dict[str, Any]) -> list[str]:
+    """How an evaluation.json differs from the evaluation that is asked for, a line for each."""
+    versions, stop_texts, pixels = (_recorded(file, found, name) for name in _OF_BENCHMARKS)
+    of_all = {name: value for name, value in found.items() if name not in _OF_BENCHMARKS}
+    lines = list(errors.differences(of_all, identity).values())
+    for name, version in plan.versions().items():
+        # One that is not recorded, or not asked for now, is compared with nothing.
+        if name not in versions:
+            continue
+        if versions[name] != version:
+            lines.append(f"version of the benchmark {name}: {versions[name]} -> {version}")
+        # Of an older folder none: its completions went on behind them, which verdicts do not see,
+        # but lengths do.
+        before, now = stop_texts.get(name, []), list(plan.stop_texts.get(name, ()))
+        if before != now:
+            lines.append(f"texts that end a completion of {name}: {before} -> {now}")
+    for name, limits in plan.pixels().items():
+        if pixels.get(name, limits) != limits:
+            lines.append(f"pixels of an image of {name}: {pixels[name]} -> {limits}")
+    return lines
 
 
 def _identity(plan: Plan, model: Model, model_id: dict[str, Any]) -> dict[str, Any]:
@@ -192,23 +213,27 @@ def recorded_date(out: Path) -> str:
     return date
 
 
-def _recorded_versions(file: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The versions of benchmarks in an evaluation.json."""
-    versions = evaluation.get(VERSIONS, {})
-    if not isinstance(versions, dict):
-        raise errors.UserError(f"{file}: {VERSIONS} should be an object; {ANOTHER_FOLDER}")
-    return versions
+def _recorded(file: Path, evaluation: dict[str, Any], name: str) -> dict[str, Any]:
+    """What an evaluation.json has of each benchmark under this name."""
+    values = evaluation.get(name, {})
+    if not isinstance(values, dict):
+        raise errors.UserError(f"{file}: {name} should be an object; {ANOTHER_FOLDER}")
+    return values
 
 
-def _begin(out: Path, identity: dict[str, Any], versions: dict[str, int]) -> None:
-    """Says what the folder is of; `versions` of benchmarks are added to those that it has."""
+def _begin(plan: Plan, out: Path, identity: dict[str, Any]) -> None:
+    """Says what the folder is of; the plan's benchmarks are added to those that it has."""
     file = out / EVALUATION_NAME
     with errors.user_errors(f"{out}: cannot be written", "give another folder"):
         out.mkdir(parents=True, exist_ok=True)
         found = identity
         if file.exists():
             found = files.read_json(file, ANOTHER_FOLDER)
-        content = found | {VERSIONS: _recorded_versions(file, found) | versions}
+        content = found | {VERSIONS: _recorded(file, found, VERSIONS) | plan.versions()}
+        if plan.stop_texts:
+            content[STOP_TEXTS] = _recorded(file, found, STOP_TEXTS) | _lists(plan.stop_texts)
+        if plan.images:
+            content[PIXELS] = _recorded(file, found, PIXELS) | plan.pixels()
         if not file.exists() or content != found:
             files.write_json(file, content)
 
@@ -232,12 +257,16 @@ def _finish(
         "stop_sources": plan.stops.sources,
         "compute_dtype": str(plan.sampler.model.module.compute_dtype),
     }
+    if plan.stop_texts:
+        asked[STOP_TEXTS] = _lists(plan.stop_texts)
+    if plan.images:
+        asked[PIXELS] = plan.pixels()
     if _answers(file, asked) and not (out / JOURNAL_NAME).exists():
         return read_scores(file, _SCORE_AGAIN)
     answers, predictions = plan.answers(), []
     for key in plan.requests:
         benchmark, temperature, problem, sample = key
-        row = {name: done[key][name] for name in journal.FIELDS}
+        row = journal.as_sampled(done[key])
         if settings.answer_prefix:
             row["answer_prefix"] = settings.answer_prefix
         predictions.append(
@@ -277,6 +306,11 @@ def _finish(
     files.write_json(file, summary)
     (out / JOURNAL_NAME).unlink(missing_ok=True)
     return summary
+
+
+def _lists(texts: dict[str, tuple[str, ...]]) -> dict[str, list[str]]:
+    """As JSON has them."""
+    return {name: list(values) for name, values in texts.items()}
 
 
 def _answers(file: Path, asked: dict[str, Any]) -> bool:

@@ -29,6 +29,16 @@ _LATER = {
     "sha256_of_problem": "texts",
     "sha256_is_of": "text",
 }
+# Of a group of problems, and of We-Math's scores; only some benchmarks have them.
+_GROUP = {"problems": "count", "mean": "share"}
+_CASES = {
+    "score": {"mean": "share"},
+    "insufficient_knowledge": {"mean": "share"},
+    "inadequate_generalization": {"mean": "share"},
+    "complete_mastery": {"mean": "share"},
+    "rote_memorization": {"mean": "share"},
+}
+_COMPOSITES = {"scored": "count", "strict": _CASES, "loose": _CASES}
 _SHOULD_BE = {
     "text": "text",
     "count": "a whole number of at least 1",
@@ -80,6 +90,13 @@ def _mistake(result: Any, place: str) -> str:
     mistake = _first_mistake(result, _RESULT, place) or _first_mistake(result, present, place)
     if mistake:
         return mistake
+    for name, score in _groups_of(result).items():
+        mistake = mistake or _first_mistake({name: score}, {name: _GROUP}, f"{place}.groups")
+    if "composites" in result:
+        kinds = {"composites": _COMPOSITES}
+        mistake = mistake or _first_mistake(result, kinds, place)
+    if mistake:
+        return mistake
     k = str(result["avg_at_k"]["k"])
     if k not in result["pass_at_k"]:
         return f"{place}.pass_at_k.{k} is missing"
@@ -88,6 +105,21 @@ def _mistake(result: Any, place: str) -> str:
         if key in present and result[key].keys() != ids:
             return f"{place}.{key} has other problems than correct_share_of_problem"
     return ""
+
+
+def _groups_of(result: dict[str, Any]) -> dict[str, Any]:
+    """The groups of a result by their names, whatever they hold."""
+    found = {}
+    groups = result.get("groups", {})
+    if not isinstance(groups, dict):
+        return {"": groups}
+    for kind, scores_by_value in groups.items():
+        if not isinstance(scores_by_value, dict):
+            found[kind] = scores_by_value
+            continue
+        for value, score in scores_by_value.items():
+            found[f"{kind}.{value}"] = score
+    return found
 
 
 def _first_mistake(values: dict[str, Any], kinds: dict[str, Any], place: str) -> str:

@@ -21,6 +21,8 @@ class BenchmarkEvaluator:
       every: steps between evaluations; 0: only at the last.
       date: YYYY-MM-DD, for templates that write one.
       trained: the prompt that the run is trained with.
+      source: the folder of its checkpoint, of a run whose model has its tower, since its rows have
+        images; else None.
 
     Raises:
       UserError: unknown benchmark, or prompts that leave no room for an answer.
@@ -39,13 +41,20 @@ class BenchmarkEvaluator:
         *,
         date: str,
         trained: str,
+        source: Path | None = None,
     ):
         self.model, self.every, self.folder = model, every, workdir / "eval"
         self.origin: dict[str, Any] = {}
         self.steps: list[int] = []
         asked = self._continued(settings)
         self.plan = planning.plan(
-            asked, tokenizer, model, "config.eval.", date=date, trained=trained
+            asked,
+            tokenizer,
+            model,
+            "config.eval.",
+            date=date,
+            trained=trained,
+            source=source,
         )
         if processes.is_first():
             choice = self.plan.choice
@@ -90,7 +99,9 @@ class BenchmarkEvaluator:
 
     def compile_programs(self) -> None:
         """Compiles the sampler, for all of the plan or what a killed evaluation has left of it."""
-        self.plan.sampler.compile_programs(self.plan.requests.values())
+        self.plan.sampler.compile_programs(
+            self.plan.requests.values(), watched=bool(self.plan.stop_texts)
+        )
 
     def due(self, step: int) -> bool:
         return step in self.steps

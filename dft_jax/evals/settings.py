@@ -1,13 +1,15 @@
 """Settings of a benchmark evaluation: the flags of `evaluate`, and keys of config.eval."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from dft_jax.data.templates import TOKENIZER_BOXED
 from dft_jax.evals import prompts as prompts_lib
-from dft_jax.evals.graders import extraction, pool
+from dft_jax.evals.graders import choices, extraction, pool
 from dft_jax.evals.graders.programs import RUN, SKIP
 from dft_jax.evals.tasks import benchmarks, code
+from dft_jax.evals.tasks.task import CHOICES
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config, Option
 
@@ -53,7 +55,17 @@ class Settings:
     )
     max_problems: int = _setting(0, "The first problems of each benchmark; 0 for all.")
     slots: int = _setting(64, "Completions in progress at once, over all devices.")
-    mode: str = _setting("strict", "The grader's rules: strict, or paper for those of the paper.")
+    mode: str = _setting(
+        "strict",
+        "The grader's rules: strict, or paper for those of the paper, or vlmevalkit for those by"
+        " which VLMEvalKit reads We-Math.",
+    )
+    image_min_pixels: int = _setting(
+        0, "Smaller images are scaled up to so many pixels; 0 for what the checkpoint says."
+    )
+    image_max_pixels: int = _setting(
+        0, "Larger images are scaled down to so many pixels; 0 for what the checkpoint says."
+    )
     last_number: bool = _setting(
         False, "Take the last number of a completion that marks no answer."
     )
@@ -126,16 +138,85 @@ class Settings:
         words = f"empty with prompt={code.BASE_TEMPLATE}, which has no answer to begin"
         require("answer_prefix", is_free, words)
         require("programs", self.programs in (RUN, SKIP), f"{RUN} or {SKIP}")
-        require("mode", self.mode in pool.MODES, " or ".join(pool.MODES))
+        modes = tuple(dict.fromkeys((*pool.MODES, *choices.MODES)))
+        require("mode", self.mode in modes, " or ".join(modes))
         markers = set(self.answer_markers)
         are_known = bool(markers) and markers <= set(extraction.MARKERS)
         known = ", ".join(extraction.MARKERS)
         require("answer_markers", are_known, f"one or more of {known}")
-        for name in ("top_k", "max_new_tokens", "max_problems"):
+        least, most = self.image_min_pixels, self.image_max_pixels
+        require("image_max_pixels", not 0 < most < least, f"at least image_min_pixels={least}")
+        for name in (
+            "top_k",
+            "max_new_tokens",
+            "max_problems",
+            "image_min_pixels",
+            "image_max_pixels",
+        ):
             require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("samples", "slots", "workers"):
             require(name, getattr(self, name) >= 1, "at least 1")
+        if not found:
+            found = rule_mistakes(
+                self.benchmarks, self.mode, self.last_number, self.answer_markers, prefix
+            )
         return found
+
+    def idle(self, prefix: str) -> list[str]:
+        """Settings that have no effect on these benchmarks, which are known, a line each; `prefix`
+        is as in `mistakes`.
+        """
+        if any(benchmarks.find(name).shows_images for name in self.benchmarks):
+            return []
+        found = []
+        for name in ("image_min_pixels", "image_max_pixels"):
+            value = getattr(self, name)
+            if value:
+                names = ", ".join(self.benchmarks)
+                what = f"{prefix}{name}={value} has no effect: no problem of {names} shows an image"
+                found.append(f"{what}; remove it ({prefix}{name}=0)")
+        return found
+
+    def place_mistakes(self, prefix: str) -> list[str]:
+        """What is wrong with `benchmark_data` for these benchmarks, which are known, before any of
+        it is read; `prefix` is as in `mistakes`.
+        """
+        found: dict[str, None] = {}  # an ordered set: one path may be wrong for all of them
+        for name in self.benchmarks:
+            try:
+                benchmarks.find(name).place(self.benchmark_data)
+            except errors.UserError as error:
+                found |= dict.fromkeys(f"{prefix}benchmark_data: {one}" for one in error.problems)
+        return list(found)
+
+
+def rule_mistakes(
+    names: Sequence[str], mode: str, last_number: bool, answer_markers: Sequence[str], prefix: str
+) -> list[str]:
+    """Benchmarks that are not judged by the rules which are asked for, a line for each rule.
+
+    Args:
+      names: of known benchmarks.
+      mode, last_number, answer_markers: as in `Settings`.
+      prefix: stands before the names of settings.
+    """
+    tasks = [benchmarks.find(name) for name in names]
+    found = []
+    others = [task for task in tasks if mode not in task.modes]
+    if others:
+        listed = ", ".join(f"{task.name} ({' or '.join(task.modes)})" for task in others)
+        found.append(
+            f"{prefix}mode={mode} has no rules for {listed};"
+            " evaluate benchmarks of other modes apart"
+        )
+    fixed = ", ".join(task.name for task in tasks if task.grader == CHOICES)
+    remedy = f"whose rules say what marks an answer ({fixed}); evaluate other benchmarks apart"
+    if fixed and last_number:
+        found.append(f"{prefix}last_number=True is not of benchmarks {remedy}")
+    if fixed and tuple(answer_markers) != extraction.DEFAULT_MARKERS:
+        markers = ",".join(answer_markers)
+        found.append(f"{prefix}answer_markers={markers} is not of benchmarks {remedy}")
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -160,11 +241,13 @@ def of_config(values: Config) -> Settings:
 
 
 def problems(values: Config, prefix: str) -> list[str]:
-    """What is wrong with the settings in `config.eval`."""
+    """What is wrong with the settings in `config.eval`, as far as nothing has to be read."""
     try:
-        return of_config(values).mistakes(prefix)
+        asked = of_config(values)
     except errors.UserError as error:
         return [str(error)]
+    # The rest is said of benchmarks that there are.
+    return asked.mistakes(prefix) or asked.idle(prefix) + asked.place_mistakes(prefix)
 
 
 def _shown(value: Any) -> str:

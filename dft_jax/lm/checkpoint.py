@@ -7,9 +7,15 @@ from dft_jax import sharding
 from dft_jax.models import options as model_options
 from dft_jax.models.hf.load import check_tensors
 from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
-from dft_jax.models.hf.safetensors import Checkpoint, weights_digest, weights_dtype
+from dft_jax.models.hf.safetensors import (
+    Checkpoint,
+    weights_digest,
+    weights_dtype,
+    weights_sample,
+)
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import OPTIONS, Model, build
+from dft_jax.models.parts import ALL, TEXT
 from dft_jax.runtime import errors, hub
 from dft_jax.runtime.options import Config
 
@@ -22,6 +28,7 @@ def open_checkpoint(
     *,
     max_length: int = 2,
     is_random: bool = False,
+    parts: str = TEXT,
 ) -> tuple[Path, Model, Tokenizer]:
     """The checkpoint's folder, the model on its mesh (nothing allocated) and the tokenizer, all
     checked.
@@ -31,6 +38,7 @@ def open_checkpoint(
       model_settings: `models.model.OPTIONS` by name, as in config.model.
       max_length: tokens of the longest row that the model is going to read.
       is_random: the weights are not going to be read; there may be none.
+      parts: what is going to be trained of a model with images, as config.train has it.
 
     Raises:
       UserError: no such checkpoint, an architecture or tensors that are not supported, or a mesh
@@ -43,6 +51,11 @@ def open_checkpoint(
     errors.raise_if_any(
         model_options.architecture_problems(mesh, max_length, architecture, on_devices.size)
     )
+    if is_random and architecture.vision is not None and parts != ALL:
+        raise errors.UserError(
+            f"config.model.init='random': {source} is a model with images, whose tower would stay"
+            f" random; use init='checkpoint', or train.parts={ALL!r}"
+        )
     settings = {name: model_settings[name] for name in OPTIONS}
     model = build(architecture, on_devices, **settings)
     if is_random:
@@ -56,7 +69,7 @@ def open_checkpoint(
 def open_config(config: Config) -> tuple[Path, Model, Tokenizer]:
     """The model that a run's config names: see `open_checkpoint`.
 
-    Only `model`, `mesh` and `data.max_length` matter.
+    Only `model`, `mesh`, `data.max_length` and `train.parts` matter.
     """
     return open_checkpoint(
         config.model.path,
@@ -65,6 +78,8 @@ def open_config(config: Config) -> tuple[Path, Model, Tokenizer]:
         config.model,
         max_length=config.data.max_length,
         is_random=config.model.init == "random",
+        # Runs that are older than the key have none.
+        parts=config.train.get("parts", TEXT),
     )
 
 
@@ -96,6 +111,25 @@ def base_of_run(model_settings: Config, source: Path) -> dict[str, Any]:
         sha256 = weights_digest(source)
     path, revision = model_settings.path, model_settings.revision
     return base_of(path, revision, model_settings.init, source, sha256)
+
+
+def require_tower(what: str, began_with: str, source: Path) -> None:
+    """Requires the base that a run began with, of a model with images.
+
+    Its checkpoints have no tower: an export takes that from `source`, and would take another's.
+
+    Args:
+      what: the run, for the message.
+      began_with: `weights_sample` of its base.
+
+    Raises:
+      UserError: the weights in `source` are others.
+    """
+    if weights_sample(source) != began_with:
+        raise errors.UserError(
+            f"{what}: {source} has other weights than the run began with, and the tower would be"
+            " taken from there; put the base back"
+        )
 
 
 def require_base(what: str, trained_on: str, source: Path) -> str:

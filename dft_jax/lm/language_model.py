@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.merging import Pairs
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, with_tower
+from dft_jax.models.parts import VISION
+from dft_jax.runtime import errors
 from dft_jax.types import Params
 
 
@@ -51,6 +55,29 @@ class LM:
     def forget_params(self) -> None:
         """Lets the parameters go; they are read again when they are next asked for."""
         self.__dict__.pop("params", None)
+
+    def with_images(self) -> "LM":
+        """The same with its tower, for prompts that show images; its text is read once for both.
+
+        Where the text alone was trained, the tower is that of `source`.
+
+        Raises:
+          UserError: it is a model for text alone.
+        """
+        if self.model.tower is not None:
+            return self
+        if self.model.config.vision is None:
+            raise errors.UserError(
+                f"{self.name} is a model for text alone (model_type={self.model.config.family!r}),"
+                " and cannot be shown an image; give a model with images, such as Qwen2.5-VL"
+            )
+        model = with_tower(self.model)
+        tower = {VISION: model.abstract_params[VISION]}
+
+        def read() -> Params:
+            return self.params | load_params(Checkpoint(self.source), model, only=tower)
+
+        return dataclasses.replace(self, model=model, read=read)
 
     @property
     def mesh(self) -> dict[str, int]:

@@ -1,14 +1,20 @@
-"""Trained adapters as a model like any other: merged into their base as it is read."""
+"""What a run trains as a model like any other: adapters merged into their base as it is read, and
+parts beside the rest.
+"""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dft_jax.models.hf import peft
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.merging import Pairs
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import Model, with_lora
+from dft_jax.models.lora import of_config
+from dft_jax.models.model import Model, with_lora, with_tower
+from dft_jax.models.parts import ALL, TEXT
+from dft_jax.runtime.options import Config
 from dft_jax.types import Params
 
 
@@ -39,3 +45,29 @@ class Merging:
     def params(self) -> Params:
         """The merged parameters, laid out as `model.abstract_params`."""
         return load_params(Checkpoint(self.source), self.model, self.pairs())
+
+
+def as_trained(config: Config, model: Model) -> Model:
+    """The model with what the run of a config trains: adapters, or parts of its tower.
+
+    Of a run whose text alone is trained the checkpoints have no tower, and neither has this.
+    """
+    lora = of_config(config.get("lora"))
+    if lora is not None:
+        model = with_lora(model, lora)
+    # Runs that are older than the key have none.
+    parts: Any = config.train.get("parts", TEXT)
+    return model if parts == TEXT else with_tower(model, parts)
+
+
+def is_whole(model: Model) -> bool:
+    """Whether the checkpoints of its run have all of a model with images."""
+    return model.tower is not None and model.parts == ALL
+
+
+def read_all(read: Callable[[], Params], model: Model, source: Path) -> Params:
+    """All parameters, of the part that was trained, which `read` gives, and the others, which are
+    as in `source`.
+    """
+    base = load_params(Checkpoint(source), model, only=model.abstract_base)
+    return model.join(read(), base)

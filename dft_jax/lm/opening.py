@@ -50,10 +50,11 @@ def open_lm(
         path = str(folder)
     # Before anything is downloaded.
     sharding.checked_mesh(**sizes)
-    folder = resolve(path, revision)
+    folder = resolve(path, revision, "model")
 
     def open_base(path: str, revision: str) -> LM:
-        return lm_of_checkpoint(path, resolve(path, revision), revision, sizes, compute_dtype)
+        source = resolve(path, revision, "base")
+        return lm_of_checkpoint(path, source, revision, sizes, compute_dtype)
 
     if is_adapter(folder):
         return open_adapter(folder, path, base, open_base, revision="main")

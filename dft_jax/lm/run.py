@@ -1,6 +1,7 @@
 """The folder of a run opened: its newest checkpoint, and what it says of its model."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,11 @@ from ml_collections import ConfigDict
 
 from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.data import source_list
-from dft_jax.lm.checkpoint import open_config, require_base
+from dft_jax.lm.checkpoint import open_config, require_base, require_tower
 from dft_jax.lm.language_model import LM
-from dft_jax.lm.merging import Merging
+from dft_jax.lm.merging import Merging, as_trained, is_whole, read_all
 from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.models.lora import of_config
-from dft_jax.models.model import Model, with_lora
+from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files
 from dft_jax.runtime.options import Config
 from dft_jax.types import Params
@@ -66,8 +66,12 @@ class SavedRun:
         not read.
 
         Raises:
-          UserError: beneath adapters is not the base that the run began with.
+          UserError: beneath adapters, or beside the parts of a model with images that are trained,
+          is not the base that the run began with.
         """
+        if self.model.config.vision is not None and not is_whole(self.model):
+            began_with = self.identity["fingerprint"]["weights_sha256_of_sample"]
+            require_tower(str(self.workdir), began_with, self.source)
         if self.model.lora is not None:
             trained_on = self.identity["fingerprint"]["base_sha256"]
             require_base(str(self.workdir), trained_on, self.source)
@@ -96,9 +100,7 @@ def open_run(
     here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1})
     here.update_from_flattened_dict(overrides or {})
     source, model, tokenizer = open_config(here)
-    lora = of_config(config.get("lora"))
-    if lora is not None:
-        model = with_lora(model, lora)
+    model = as_trained(config, model)
     settings = config.checkpoint
     checkpoints = Checkpoints(
         workdir / "checkpoints",
@@ -163,6 +165,8 @@ def lm_of_run(
     name = workdir.name
     kept, computed = str(model.module.param_dtype), model.module.compute_dtype
     pairs = None
+    if model.lora is None and model.abstract_base is not None:
+        read = functools.partial(read_all, read, model, source)
     if model.lora is not None:
         merging = Merging(model, source, read)
         model, read, pairs = merging.model, merging.params, merging.pairs

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, layouts_of
 from dft_jax.models.spec import LayerPlace, at
 from dft_jax.types import Params
 
@@ -18,7 +18,7 @@ def init_adapters(key: jax.Array, model: Model) -> Params:
     An adapter's values depend on its place in the tree alone: not on the mesh, nor on which other
     modules have one.
     """
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, model.abstract_adapters)
+    layouts = layouts_of(model.abstract_adapters)
 
     def init(key: jax.Array) -> Params:
         def leaf_init(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -23,11 +23,12 @@ from jaxtyping import Array, Float, Int
 from dft_jax import sharding
 from dft_jax.models.adapters import layer_of, merged_layer
 from dft_jax.models.attention.cached import LayerCache
-from dft_jax.models.decoder import Stack
-from dft_jax.models.layers import embed
-from dft_jax.models.model import Model, head, split
+from dft_jax.models.decoder import Stack, angles_at
+from dft_jax.models.layers import embed, scaled_embedding
+from dft_jax.models.model import Model, head, image_tokens, split
+from dft_jax.models.parts import VISION
 from dft_jax.models.spec import LayerPlace, at
-from dft_jax.types import AnyMesh, Params, Weights
+from dft_jax.types import AnyMesh, ImageBatch, Params, Weights
 
 VOCAB_BLOCK = 256  # tokens whose logits are summed up before one of their blocks is chosen
 _BLOCKS_AT_ONCE = 40  # blocks whose logits exist at once
@@ -37,9 +38,10 @@ Cache = list[LayerCache]  # of all layers
 def unstack(weights: Weights, *, model: Model) -> Params:
     """The parameters for inference: "embed" (absent if tied), "head", "final_norm" and "layers".
 
-    "layers" is a list with the parameters of each. `head` is [chunks, D, blocks, VOCAB_BLOCK]. All
-    are in the compute dtype, laid out on the mesh as in training; adapters are merged into their
-    kernels, in float32. Jitted by the caller.
+    "layers" is a list with the parameters of each. `head` is [chunks, D, blocks, VOCAB_BLOCK]. Of a
+    model with a tower its own are under VISION, as in training. All are in the compute dtype, laid
+    out on the mesh as in training; adapters are merged into their kernels, in float32. Jitted by
+    the caller.
     """
     params, adapters = split(weights)
     dtype = model.module.compute_dtype
@@ -66,6 +68,12 @@ def unstack(weights: Weights, *, model: Model) -> Params:
         # As the table is cut in training.
         layout = model.abstract_params["embed"].sharding.spec
         made["embed"] = sharding.with_layout(params["embed"].astype(dtype), mesh, *layout)
+    if model.tower is not None:
+
+        def take_whole(param: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+            return sharding.with_layout(param.astype(dtype), mesh, *abstract.sharding.spec)
+
+        made[VISION] = jax.tree.map(take_whole, params[VISION], model.tower.abstract_params)
     return made
 
 
@@ -84,9 +92,16 @@ def _cut_head(head_VD: Float[Array, "V D"], mesh: AnyMesh) -> Float[Array, "U D 
 
 
 def prefill(
-    params: Params, model: Model, tokens_BL: Int[Array, "B L"], lengths_B: Int[Array, " B"]
+    params: Params,
+    model: Model,
+    tokens_BL: Int[Array, "B L"],
+    lengths_B: Int[Array, " B"],
+    images: ImageBatch | None = None,
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Runs prompts, padded on the right to L, from position 0.
+
+    Args:
+      images: those of the prompts, of a model with a tower; with them the positions of all tokens.
 
     Returns:
       The final hidden state of each prompt's last token, and the cache [B, G, L, K] of every layer.
@@ -95,8 +110,13 @@ def prefill(
     positions_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None, :], (B, L))
     # causal: what comes after the prompt is not seen by it
     segments_BL = jnp.ones((B, L), jnp.int32)
+    x_BLD, angles_BLk = _embed(params, model, tokens_BL), None
+    if images is not None:
+        found = image_tokens(model.tower, params, images)
+        x_BLD, angles_BLk = found.put_into(x_BLD), found.angles(model.config)
+    no_cache = [None] * model.config.num_layers
     hidden_BLD, cache = _layers(
-        params, model, tokens_BL, segments_BL, positions_BL, [None] * model.config.num_layers
+        params, model, x_BLD, segments_BL, positions_BL, no_cache, angles_BLk
     )
     last_B1 = jnp.maximum(lengths_B - 1, 0)[:, None]
     return jnp.take_along_axis(hidden_BLD, last_B1[:, :, None], axis=1)[:, 0], cache
@@ -106,16 +126,26 @@ def decode(
     params: Params,
     model: Model,
     tokens_B: Int[Array, " B"],
-    positions_B: Int[Array, " B"],
+    places_B: Int[Array, " B"],
     cache: Cache,
+    deltas_B: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B D"], Cache]:
-    """Runs one more token of each row, at its position. Returns final hidden states and the
-    extended cache.
+    """Runs one more token of each row, at its place in the cache. Returns final hidden states and
+    the extended cache.
+
+    Args:
+      deltas_B: position - place of the tokens that follow each prompt; None of a model without a
+        tower. An image has fewer positions than tokens (image_rows.positions_of): behind one of
+        2 × 3 units it is -3, and the token at place 12 turns by 9.
     """
-    positions_B1 = positions_B[:, None]
-    hidden_B1D, cache = _layers(
-        params, model, tokens_B[:, None], jnp.ones_like(positions_B1), positions_B1, cache
-    )
+    places_B1, tokens_B1 = places_B[:, None], tokens_B[:, None]
+    segments_B1, angles_B1k = jnp.ones_like(places_B1), None
+    if deltas_B is not None:
+        # Of text: time, row and column are one number.
+        positions_B13 = jnp.tile((places_B + deltas_B)[:, None, None], (1, 1, 3))
+        angles_B1k = angles_at(positions_B13, model.config)
+    x_B1D = _embed(params, model, tokens_B1)
+    hidden_B1D, cache = _layers(params, model, x_B1D, segments_B1, places_B1, cache, angles_B1k)
     return hidden_B1D[:, 0], cache
 
 
@@ -129,17 +159,19 @@ class CachedDecoder(Stack):
         segments_BL: Int[Array, "B L"],
         positions_BL: Int[Array, "B L"],
         caches: Sequence[LayerCache | None],
+        angles_BLk: Float[Array, "B L k"] | None = None,
     ) -> tuple[Float[Array, "B L D"], Cache]:
-        return self.layers_and_norm(x_BLD, segments_BL, positions_BL, caches)
+        return self.layers_and_norm(x_BLD, segments_BL, positions_BL, caches, angles_BLk)
 
 
 def _layers(
     params: Params,
     model: Model,
-    tokens_BL: Int[Array, "B L"],
+    x_BLD: Float[Array, "B L D"],
     segments_BL: Int[Array, "B L"],
     positions_BL: Int[Array, "B L"],
     caches: Sequence[LayerCache | None],
+    angles_BLk: Float[Array, "B L k"] | None,
 ) -> tuple[Float[Array, "B L D"], Cache]:
     module = model.module
     # Parameters are in the compute dtype already. Prompts go the `blocked` way, which all run.
@@ -150,11 +182,12 @@ def _layers(
         mesh=module.mesh,
         block=module.block,
     )
-    x_BLD = _embed(params, model, tokens_BL)
     variables = {"final_norm": params["final_norm"]}
     for number, layer_params in enumerate(params["layers"]):
         variables[f"layers_{number}"] = layer_params
-    found: Any = decoder.apply({"params": variables}, x_BLD, segments_BL, positions_BL, caches)
+    found: Any = decoder.apply(
+        {"params": variables}, x_BLD, segments_BL, positions_BL, caches, angles_BLk
+    )
     return found
 
 
@@ -164,6 +197,7 @@ def _embed(params: Params, model: Model, tokens_BL: Int[Array, "B L"]) -> Float[
     else:
         blocks_BL, rows_BL = tokens_BL // VOCAB_BLOCK, tokens_BL % VOCAB_BLOCK
         x_BLD = head_rows(params["head"], blocks_BL, model.mesh, rows_BL)
+    x_BLD = scaled_embedding(x_BLD, model.config)
     # The layers want the width whole on every device.
     return sharding.with_logical_layout(x_BLD, model.mesh, "batch", "length", "embed_activation")
 

@@ -1,5 +1,6 @@
 """The decoder-only transformer that the supported families share, as Flax Linen modules."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_atten
 from dft_jax.models.attention.kernels import is_result
 from dft_jax.models.attention.masked import Backend, causal_attention
 from dft_jax.models.lora import Lora
-from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, place_in_period
+from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, MRope, place_in_period
 from dft_jax.types import AnyArray, AnyMesh
 
 # What the backward pass finds saved: everything, the results of matrix products and of attention's
@@ -37,7 +38,11 @@ _DOTS_BESIDE_ADAPTERS = jax.checkpoint_policies.save_from_both_policies(
 class Attention(nn.Module):
     """Grouped-query self-attention; positions, q/k norm, window and biases as the layer has them.
 
-    With a `cache` the rows are single tokens that extend it (see `cached_attention`). Returned
+    Rows with images give the angles that queries and keys turn by; all others are turned by their
+    positions.
+
+    With a `cache` the rows are single tokens that extend it (see `cached_attention`); positions are
+    then their places in it, and differ from what they turn by where angles are given. Returned
     beside the output are the keys and values: the extended cache, or those of the rows as a cache
     [B, G, L, K].
     """
@@ -55,6 +60,7 @@ class Attention(nn.Module):
         x_BLD: Float[Array, "B L D"],
         segments_BL: Int[AnyArray, "B L"],
         positions_BL: Int[AnyArray, "B L"],
+        angles_BLk: Float[Array, "B L k"] | None = None,
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache]:
         D, K = self.spec.hidden_size, self.spec.head_dim
@@ -66,10 +72,15 @@ class Attention(nn.Module):
             q_BLHK = self._norm("q_norm", H, "heads", q_BLHK)
             k_BLGK = self._norm("k_norm", G, "kv_heads", k_BLGK)
         rope = self.layer.rope
-        if rope is not None:
+        if angles_BLk is not None:
+            q_BLHK = layers.rotate(q_BLHK, angles_BLk)
+            k_BLGK = layers.rotate(k_BLGK, angles_BLk)
+        elif rope is not None:
             frequencies = layers.rope_frequencies(rope, K)
             q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies, rope.attention_factor)
             k_BLGK = layers.apply_rope(k_BLGK, positions_BL, frequencies, rope.attention_factor)
+        if self.spec.query_factor != 1.0:
+            q_BLHK = q_BLHK * self.spec.query_factor
         # Each device attends with its own heads; keys and values follow from the queries' layout.
         q_BLHK = sharding.with_logical_layout(
             q_BLHK, self.mesh, "batch", "length", "heads", "head_dim"
@@ -147,6 +158,7 @@ class Attention(nn.Module):
             self.param_dtype,
             sharding.platform(self.mesh),
             axes,
+            self.spec.norm_offset,
             name=name,
         )
         return norm(x_BLHK)
@@ -169,6 +181,7 @@ class Layer(nn.Module):
         x_BLD: Float[Array, "B L D"],
         segments_BL: Int[AnyArray, "B L"],
         positions_BL: Int[AnyArray, "B L"],
+        angles_BLk: Float[Array, "B L k"] | None = None,
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
         attention = Attention(
@@ -188,11 +201,11 @@ class Layer(nn.Module):
             self.lora,
             name="mlp",
         )
-        inputs_BLD = self._norm("attention_norm", "before", x_BLD)
-        out_BLD, cache = attention(inputs_BLD, segments_BL, positions_BL, cache)
-        x_BLD = x_BLD + self._norm("attention_norm", "after", out_BLD)
-        out_BLD = feed_forward(self._norm("mlp_norm", "before", x_BLD))
-        x_BLD = x_BLD + self._norm("mlp_norm", "after", out_BLD)
+        inputs_BLD = self._norm_before("attention_norm", x_BLD)
+        out_BLD, cache = attention(inputs_BLD, segments_BL, positions_BL, angles_BLk, cache)
+        x_BLD = x_BLD + self._norm_after("attention_norm", out_BLD)
+        out_BLD = feed_forward(self._norm_before("mlp_norm", x_BLD))
+        x_BLD = x_BLD + self._norm_after("mlp_norm", out_BLD)
         # Rows along the batch axes and the width whole, so that every layer begins as the first.
         x_BLD = sharding.with_logical_layout(
             x_BLD, self.mesh, "batch", "length", "embed_activation"
@@ -202,13 +215,33 @@ class Layer(nn.Module):
             return x_BLD, None
         return x_BLD, cache
 
-    def _norm(self, name: str, placement: str, x_BLD: Array) -> Array:
-        """The norm, where this layer has it; elsewhere `x_BLD` as it is."""
-        if placement != self.layer.norm:
+    def _norm_before(self, name: str, x_BLD: Array) -> Array:
+        """What goes into attention or feed-forward."""
+        return x_BLD if self.layer.norm == "after" else self._norm(name, x_BLD)
+
+    def _norm_after(self, name: str, x_BLD: Array) -> Array:
+        """What is added to the residual stream."""
+        if self.layer.norm == "before":
             return x_BLD
-        shape, platform = (self.spec.hidden_size,), sharding.platform(self.mesh)
-        norm = layers.RMSNorm(shape, self.spec.rms_epsilon, self.param_dtype, platform, name=name)
-        return norm(x_BLD)
+        # A layer with both has two of them, each with a name of its own.
+        return self._norm(f"{name}_after" if self.layer.norm == "both" else name, x_BLD)
+
+    def _norm(self, name: str, x_BLD: Array) -> Array:
+        return _norm_of_width(self.spec, self.param_dtype, self.mesh, name)(x_BLD)
+
+
+def _norm_of_width(
+    spec: DecoderSpec, param_dtype: jnp.dtype, mesh: AnyMesh, name: str
+) -> layers.RMSNorm:
+    """Of the residual stream, or what is added to it; a part of the module that is running."""
+    return layers.RMSNorm(
+        (spec.hidden_size,),
+        spec.rms_epsilon,
+        param_dtype,
+        sharding.platform(mesh),
+        offset=spec.norm_offset,
+        name=name,
+    )
 
 
 class Period(nn.Module):
@@ -233,6 +266,7 @@ class Period(nn.Module):
         x_BLD: Float[Array, "B L D"],
         segments_BL: Int[AnyArray, "B L"],
         positions_BL: Int[AnyArray, "B L"],
+        angles_BLk: Float[Array, "B L k"] | None = None,
     ) -> tuple[Float[Array, "B L D"], None]:
         for number, layer_spec in enumerate(self.period):
             layer = _layer_class(self.remat, self.lora)(
@@ -244,7 +278,7 @@ class Period(nn.Module):
                 self.lora,
                 name=place_in_period(number),
             )
-            x_BLD, _ = layer(x_BLD, segments_BL, positions_BL)
+            x_BLD, _ = layer(x_BLD, segments_BL, positions_BL, angles_BLk)
         return x_BLD, None
 
 
@@ -278,6 +312,7 @@ class Stack(nn.Module):
         segments_BL: Int[AnyArray, "B L"],
         positions_BL: Int[AnyArray, "B L"],
         caches: Sequence[LayerCache | None] | None = None,
+        angles_BLk: Float[Array, "B L k"] | None = None,
     ) -> tuple[Float[Array, "B L D"], list[LayerCache]]:
         """Embedded tokens to final hidden states; called by the `__call__` of a subclass.
 
@@ -288,7 +323,7 @@ class Stack(nn.Module):
         extended = []
         if caches is None:
             for loop in self.spec.loops:
-                x_BLD, _ = self._scanned(loop)(x_BLD, segments_BL, positions_BL)
+                x_BLD, _ = self._scanned(loop)(x_BLD, segments_BL, positions_BL, angles_BLk)
         else:
             for number, (layer_spec, cache) in enumerate(
                 zip(self.spec.layers, caches, strict=True)
@@ -302,16 +337,10 @@ class Stack(nn.Module):
                     keep_cache=True,
                     name=f"layers_{number}",
                 )
-                x_BLD, cache = layer(x_BLD, segments_BL, positions_BL, cache)
+                x_BLD, cache = layer(x_BLD, segments_BL, positions_BL, angles_BLk, cache)
                 # Rows along the batch axes, heads along `tensor`: the next token finds it so.
                 extended.append(sharding.with_layout(cache, self.mesh, *CACHE_SPEC))
-        norm = layers.RMSNorm(
-            (self.spec.hidden_size,),
-            self.spec.rms_epsilon,
-            self.param_dtype,
-            sharding.platform(self.mesh),
-            name="final_norm",
-        )
+        norm = _norm_of_width(self.spec, self.param_dtype, self.mesh, "final_norm")
         return norm(x_BLD), extended
 
     @property
@@ -347,7 +376,7 @@ def _scan(body: type[nn.Module], times: int) -> Any:
     """A module that runs `body` so many times, its parameters and adapters stacked along a first
     axis.
     """
-    in_axes: Any = (nn.broadcast, nn.broadcast)  # segments and positions
+    in_axes: Any = (nn.broadcast,) * 3  # segments, positions, and angles where there are some
     return nn.scan(
         body,
         variable_axes={"params": 0, "lora": 0},
@@ -356,6 +385,35 @@ def _scan(body: type[nn.Module], times: int) -> Any:
         length=times,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokens:
+    """What a tower made of a batch's images, and where it goes; see types.ImageBatch."""
+
+    features_BJD: Float[Array, "B J D"]
+    units_BL: Int[AnyArray, "B L"]
+    positions_BL3: Int[AnyArray, "B L 3"]
+
+    def put_into(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """Embedded tokens, those of images replaced by their features.
+
+        That is a gather: every token looks up its unit, which lies in its own row.
+        """
+        places_BL1 = jnp.maximum(self.units_BL - 1, 0)[:, :, None]
+        found_BLD = jnp.take_along_axis(self.features_BJD, places_BL1, axis=1)
+        return jnp.where((self.units_BL > 0)[:, :, None], found_BLD.astype(x_BLD.dtype), x_BLD)
+
+    def angles(self, spec: DecoderSpec) -> Float[Array, "B L k"]:
+        """What queries and keys turn by, once for all layers, which have the same positions."""
+        return angles_at(self.positions_BL3, spec)
+
+
+def angles_at(positions_BL3: Int[AnyArray, "B L 3"], spec: DecoderSpec) -> Float[Array, "B L k"]:
+    """What queries and keys turn by at times, rows and columns, in every layer; k is K/2."""
+    rope = spec.layers[0].rope
+    assert isinstance(rope, MRope), "only families with a tower have rows with images"
+    return layers.mrope_angles(rope, spec.head_dim, positions_BL3)
 
 
 class Decoder(Stack):
@@ -367,15 +425,23 @@ class Decoder(Stack):
         tokens_BL: Int[AnyArray, "B L"],
         segments_BL: Int[AnyArray, "B L"],
         positions_BL: Int[AnyArray, "B L"],
+        images: ImageTokens | None = None,
     ) -> Float[Array, "B L D"]:
         x_BLD = layers.embed(self._table("embed"), tokens_BL, self.compute_dtype)
+        x_BLD = layers.scaled_embedding(x_BLD, self.spec)
         if not self.spec.tie_embeddings:
             self._table("head")  # declared here with everything else; used by the loss
         # Looking rows up leaves them as the table is cut; the layers want the width whole.
         x_BLD = sharding.with_logical_layout(
             x_BLD, self.mesh, "batch", "length", "embed_activation"
         )
-        hidden_BLD, _ = self.layers_and_norm(x_BLD, segments_BL, positions_BL)
+        angles_BLk = None
+        if images is not None:
+            x_BLD = images.put_into(x_BLD)
+            angles_BLk = images.angles(self.spec)
+        hidden_BLD, _ = self.layers_and_norm(
+            x_BLD, segments_BL, positions_BL, angles_BLk=angles_BLk
+        )
         return hidden_BLD
 
     def _table(self, name: str) -> Any:

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from dft_jax.models.lora import Lora
-from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
+from dft_jax.models.spec import DecoderSpec, LayerSpec, MRope, Rope, Yarn
 from dft_jax.types import AnyArray
 
 # Of a model with adapters: the products that the policy `dots` saves, by this name (decoder.py).
@@ -181,6 +181,8 @@ def _cpu_product(einsum: str, x: Array, kernel: Array) -> Array:
 class RMSNorm(nn.Module):
     """x / rms(x) · scale in float32, over the last axes of x: as many as `shape` has.
 
+    With an `offset` it is x / rms(x) · (offset + scale), which is rounded once, as Gemma does.
+
     Of accelerators (`platform`; see `sharding.platform`) the backward pass finds x saved and makes
     the rest again: kept, x in float32 and x / rms(x) took three times the memory of x.
     """
@@ -190,14 +192,20 @@ class RMSNorm(nn.Module):
     param_dtype: jnp.dtype
     platform: str
     axes: tuple[str, ...] = ("norm",)
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = _param(self, "scale", nn.initializers.ones, self.shape, self.axes, self.param_dtype)
+        init = nn.initializers.constant(1 - self.offset)
+        scale = _param(self, "scale", init, self.shape, self.axes, self.param_dtype)
         norm = functools.partial(_scaled_by_rms, epsilon=self.epsilon)
+        if self.offset:
+            norm = functools.partial(_scaled_once, epsilon=self.epsilon, offset=self.offset)
+        else:
+            scale = scale.astype(x.dtype)
         if self.platform != "cpu":
             norm = jax.checkpoint(norm, prevent_cse=False)
-        return norm(x, scale.astype(x.dtype))
+        return norm(x, scale)
 
 
 def _scaled_by_rms(x: Array, scale: Array, *, epsilon: float) -> Array:
@@ -209,8 +217,26 @@ def _scaled_by_rms(x: Array, scale: Array, *, epsilon: float) -> Array:
     return normalised * jnp.expand_dims(scale, leading_axes)
 
 
+def _scaled_once(x: Array, scale: Array, *, epsilon: float, offset: float) -> Array:
+    wide = jnp.promote_types(jnp.float32, x.dtype)
+    return _scaled_by_rms(x.astype(wide), offset + scale.astype(wide), epsilon=epsilon).astype(
+        x.dtype
+    )
+
+
+def _silu_gated(gate: Array, up: Array) -> Array:
+    return nn.silu(gate) * up
+
+
+def _gelu_gated(gate: Array, up: Array) -> Array:
+    """With GELU's approximation by tanh (arXiv 1606.08415)."""
+    return nn.gelu(gate, approximate=True) * up
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate x) · up x), arXiv 2002.05202."""
+
+    gated = staticmethod(_silu_gated)
 
     spec: DecoderSpec
     layer: LayerSpec
@@ -223,8 +249,8 @@ class SwiGLU(nn.Module):
         D, F = self.spec.hidden_size, self.spec.intermediate_size
         gate_BLF = self._linear("gate", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
         up_BLF = self._linear("up", "BLD,FD->BLF", (F, D), ("mlp", "embed"))(x_BLD)
-        # What silu would save for the backward pass costs more to keep than to make again.
-        down = self._linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"), _gated)
+        # What `gated` would save for the backward pass costs more to keep than to make again.
+        down = self._linear("down", "BLF,DF->BLD", (D, F), ("embed", "mlp"), self.gated)
         return down(gate_BLF, up_BLF)
 
     def _linear(
@@ -249,12 +275,14 @@ class SwiGLU(nn.Module):
         )
 
 
-def _gated(gate: Array, up: Array) -> Array:
-    return nn.silu(gate) * up
+class GeGLU(SwiGLU):
+    """down(gelu(gate x) · up x), arXiv 2002.05202."""
+
+    gated = staticmethod(_gelu_gated)
 
 
 # By LayerSpec.feed_forward. Each is made as module(spec, layer, param_dtype, platform, lora).
-FEED_FORWARDS = {"swiglu": SwiGLU}
+FEED_FORWARDS = {"swiglu": SwiGLU, "geglu": GeGLU}
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
@@ -311,15 +339,42 @@ def apply_rope(
 
     Angles and products are float32. `factor` is 1 but under YaRN.
     """
-    dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)
     angles_BLK = (
         positions_BL[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
     )
-    cos = (jnp.cos(angles_BLK) * factor)[:, :, None, :].astype(dtype)
-    sin = (jnp.sin(angles_BLK) * factor)[:, :, None, :].astype(dtype)
+    return rotate(x_BLHK, angles_BLK, factor)
+
+
+def rotate(
+    x_BLHK: Float[Array, "B L H K"], angles_BLk: Float[AnyArray, "B L k"], factor: float = 1.0
+) -> Float[Array, "B L H K"]:
+    """Rotates the pairs (x[k], x[k + K/2]) by their angle, and multiplies by `factor`, in float32.
+
+    k is K/2.
+    """
+    dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)
+    cos = (jnp.cos(angles_BLk) * factor)[:, :, None, :].astype(dtype)
+    sin = (jnp.sin(angles_BLk) * factor)[:, :, None, :].astype(dtype)
     first, second = jnp.split(x_BLHK.astype(dtype), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BLHK.dtype)
+
+
+def mrope_angles(
+    rope: MRope, head_dim: int, positions_BL3: Int[AnyArray, "B L 3"]
+) -> Float[Array, "B L k"]:
+    """What `rotate` turns by: each dimension pair by the position along its own axis; k is K/2."""
+    positions_BLk = positions_BL3[:, :, np.array(rope.axes)].astype(jnp.float32)
+    return positions_BLk * jnp.asarray(rope_frequencies(rope, head_dim))[None, None, :]
+
+
+def scaled_embedding(x_BLD: Float[Array, "B L D"], spec: DecoderSpec) -> Float[Array, "B L D"]:
+    """Embedded tokens as the first layer reads them: Gemma's are times √D, which its programs round
+    to the dtype of the embedding.
+    """
+    if not spec.scales_embeddings:
+        return x_BLD
+    return x_BLD * jnp.asarray(math.sqrt(spec.hidden_size), x_BLD.dtype)
 
 
 def embed(

@@ -9,15 +9,26 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from dft_jax import sharding
+from dft_jax.models import parts as parts_lib
+from dft_jax.models.abstract import abstract_of, layouts_of
 from dft_jax.models.attention.select import choose_attention
-from dft_jax.models.decoder import REMAT_POLICIES, Decoder
+from dft_jax.models.decoder import REMAT_POLICIES, Decoder, ImageTokens
 from dft_jax.models.lora import Lora
+from dft_jax.models.parts import VISION
 from dft_jax.models.spec import DecoderSpec
-from dft_jax.types import Adapted, AnyMesh, Batch, Params, Weights
+from dft_jax.models.vision import Tower, build_tower
+from dft_jax.types import (
+    Adapted,
+    AnyMesh,
+    Batch,
+    FeatureBatch,
+    ImageBatch,
+    Params,
+    Weights,
+)
 
 # of `build`, and of config.model
 OPTIONS = ("param_dtype", "compute_dtype", "remat", "attention_block")
@@ -29,12 +40,14 @@ __all__ = [
     "build",
     "cast_layers",
     "head",
-    "join",
+    "image_tokens",
+    "layouts_of",
     "matmul_precision",
     "split",
     "with_attention",
     "with_backend",
     "with_lora",
+    "with_tower",
 ]
 
 
@@ -47,6 +60,9 @@ class Model:
 
     With `lora` the parameters are frozen: `apply(params, batch, adapters)`. Without the adapters
     that is the model as it was before them.
+
+    With a `tower` the parameters have its own under VISION, and batches may have images
+    (`with_tower`). Of the parameters those of `parts` are trained.
     """
 
     config: DecoderSpec
@@ -55,6 +71,8 @@ class Model:
     init: Callable[[jax.Array], Params]
     apply: Callable[..., Float[Array, "B L D"]]
     abstract_adapters: Params | None = None
+    tower: Tower | None = None
+    parts: str = parts_lib.TEXT
 
     @property
     def lora(self) -> Lora | None:
@@ -62,8 +80,36 @@ class Model:
 
     @property
     def trainable(self) -> Params:
-        """What training changes: `abstract_adapters`, or without `lora` all parameters."""
-        return self.abstract_params if self.lora is None else self.abstract_adapters
+        """What training changes: `abstract_adapters`, or without `lora` the parameters in `parts`,
+        which are all of a model without a tower.
+        """
+        if self.lora is not None:
+            return self.abstract_adapters
+        return self.divide(self.abstract_params)[0]
+
+    @property
+    def abstract_base(self) -> Params | None:
+        """What is computed with and not trained; None where all is trained."""
+        if self.lora is not None:
+            return self.abstract_params
+        return self.divide(self.abstract_params)[1]
+
+    def divide(self, params: Params) -> tuple[Params, Params | None]:
+        """Of parameters those that are trained, without `lora`, and the rest; None without rest."""
+        return parts_lib.divide(params, self.parts)
+
+    def join(self, trained: Params, base: Params | None) -> Weights:
+        """What the model computes with, of what is trained, and what is beneath or beside it."""
+        if base is None:
+            return trained
+        if self.lora is not None:
+            return Adapted(base, trained)
+        return parts_lib.merge(trained, base)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether a gradient of the output head is needed."""
+        return self.lora is None and "embed" in self.trainable
 
     @property
     def abstract_weights(self) -> Weights:
@@ -108,22 +154,27 @@ def build(
         tokens_BL = jnp.zeros((rows, 1), jnp.int32)
         return dict(module.init(key, tokens_BL, tokens_BL, tokens_BL))
 
-    def abstract(box: nn.Partitioned) -> jax.ShapeDtypeStruct:
-        axes: Any = box.names  # every one has a name here
-        layout = NamedSharding(mesh, sharding.spec(box.value.shape, axes, mesh))
-        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=layout)
-
-    boxes = jax.eval_shape(lambda: init_boxed(jax.random.key(0)))
-    found = jax.tree.map(abstract, boxes, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    found = abstract_of(jax.eval_shape(lambda: init_boxed(jax.random.key(0))), mesh)
     abstract_params = found["params"]
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_params)
+    layouts = layouts_of(abstract_params)
 
     init = jax.jit(lambda key: nn.meta.unbox(init_boxed(key)["params"]), out_shardings=layouts)
     apply = functools.partial(_apply, module)
     return Model(config, module, abstract_params, init, apply, found.get("lora"))
 
 
-def _apply(module: Decoder, params: Params, batch: Batch, adapters: Params | None = None) -> Any:
+def _apply(
+    module: Decoder,
+    params: Params,
+    batch: Batch,
+    adapters: Params | None = None,
+    tower: Tower | None = None,
+) -> Any:
+    images = None
+    if batch.images is not None:
+        images = image_tokens(tower, params, batch.images)
+    if tower is not None:
+        params = parts_lib.text_of(params)
     # Part of the shape, so of the module: an argument of a scanned layer would be traced.
     module = module.clone(most_segments=batch.most_segments)
     variables = {"params": params}
@@ -132,7 +183,19 @@ def _apply(module: Decoder, params: Params, batch: Batch, adapters: Params | Non
         module = module.clone(lora=None)
     else:
         variables["lora"] = adapters
-    return module.apply(variables, batch.tokens_BL, batch.segments_BL, batch.positions_BL)
+    return module.apply(variables, batch.tokens_BL, batch.segments_BL, batch.positions_BL, images)
+
+
+def image_tokens(
+    tower: Tower | None, params: Params, images: ImageBatch | FeatureBatch
+) -> ImageTokens:
+    """What the tower makes of a batch's images, or has made; `params` has its own under VISION."""
+    assert tower is not None, "rows with images are for models with a tower"
+    if isinstance(images, FeatureBatch):
+        features_BJD = images.features_BJD
+    else:
+        features_BJD = tower.apply(params[VISION], images)
+    return ImageTokens(features_BJD, images.units_BL, images.positions_BL3)
 
 
 def with_attention(model: Model, asked: str) -> Model:
@@ -149,7 +212,39 @@ def with_attention(model: Model, asked: str) -> Model:
 def with_backend(model: Model, backend: str) -> Model:
     """The model with an attention backend by name, one of BACKENDS, which nobody has tested."""
     module = model.module.clone(backend=backend)
-    return dataclasses.replace(model, module=module, apply=functools.partial(_apply, module))
+    apply = functools.partial(_apply, module, tower=model.tower)
+    return dataclasses.replace(model, module=module, apply=apply)
+
+
+def with_tower(model: Model, parts: str = parts_lib.TEXT) -> Model:
+    """The model with its tower, for rows with images; of both, `parts` is trained.
+
+    Args:
+      parts: one of parts.PARTS.
+    """
+    spec, module = model.config.vision, model.module
+    assert spec is not None, "a model for text alone has no tower"
+    tower = build_tower(
+        spec,
+        model.mesh,
+        param_dtype=str(module.param_dtype),
+        compute_dtype=str(module.compute_dtype),
+        remat=module.remat != "none" and parts == parts_lib.ALL,
+    )
+
+    def init(key: jax.Array) -> Params:
+        text = parts_lib.text_of(model.init(key))
+        # A key of its own: those of the text are the same as without images.
+        return text | {VISION: tower.init(jax.random.fold_in(key, 1))}
+
+    return dataclasses.replace(
+        model,
+        abstract_params=model.abstract_params | {VISION: tower.abstract_params},
+        init=init,
+        apply=functools.partial(_apply, module, tower=tower),
+        tower=tower,
+        parts=parts,
+    )
 
 
 def with_lora(model: Model, lora: Lora | None, param_dtype: str | None = None) -> Model:
@@ -164,14 +259,9 @@ def with_lora(model: Model, lora: Lora | None, param_dtype: str | None = None) -
         attention_block=module.block,
         lora=lora,
     )
+    if model.tower is not None:
+        built = with_tower(built, model.parts)
     return with_backend(built, module.backend)
-
-
-def join(trained: Params, base: Params | None) -> Weights:
-    """What a model computes with: what is trained of it, and what is beneath that (`split`)."""
-    if base is None:
-        return trained
-    return Adapted(base, trained)
 
 
 def split(weights: Weights) -> tuple[Params, Params | None]:

@@ -41,6 +41,26 @@ class Yarn(Rope):
 
 
 @dataclasses.dataclass(frozen=True)
+class MRope(Rope):
+    """Multimodal positions (Qwen2-VL, arXiv 2409.12191): a token has three, of time, row and column
+    (data/image_rows.py), and each dimension pair turns by one of them.
+
+    The first `sections[0]` pairs turn by the time, the next by the row, the last by the column. All
+    three are equal in text, which so has ordinary rotary positions.
+    """
+
+    sections: tuple[int, ...] = ()
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axis of positions, 0 to 2, that each dimension pair turns by."""
+        found: list[int] = []
+        for axis, size in enumerate(self.sections):
+            found += [axis] * size
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerSpec:
     """One layer: self-attention, then a feed-forward, each added to the residual stream."""
 
@@ -48,8 +68,8 @@ class LayerSpec:
     rope: Rope | None
     # Tokens that a query sees, itself included; None for all up to it.
     sliding_window: int | None = None
-    # before: x + f(norm(x)), as Llama; after: x + norm(f(x)), as OLMo-2.
-    norm: Literal["before", "after"] = "before"
+    # before: x + f(norm(x)), as Llama; after: x + norm(f(x)), as OLMo-2; both, as Gemma 3.
+    norm: Literal["before", "after", "both"] = "before"
     # RMS norm of queries and keys: over each head, or over the width of all heads together.
     qk_norm: Literal["head", "width"] | None = None
     qkv_bias: bool = False
@@ -102,6 +122,50 @@ def at(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class VisionSpec:
+    """The tower of a model with images (models/vision.py); sizes in elements unless they say more.
+
+    Patches are square; `merge` × `merge` of them are a unit, which is one token of the text.
+    """
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    # Of a feature: the width of the decoder.
+    out_size: int
+    # Blocks whose patches attend to all of their image; in the others to those of their window.
+    full_blocks: tuple[int, ...]
+    patch_size: int  # pixels
+    merge: int
+    window_size: int  # pixels
+    # Token ids: what stands for a unit, and what is before and after those of an image.
+    image_token: int
+    start_token: int
+    end_token: int
+    init_std: float = 0.02
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_values(self) -> int:
+        """Values of a patch (X): those of its pixels in three colours."""
+        return 3 * self.patch_size**2
+
+    @property
+    def window_units(self) -> int:
+        """Units along one side of a window."""
+        return self.window_size // (self.patch_size * self.merge)
+
+    @property
+    def window_patches(self) -> int:
+        """The most patches that a window holds."""
+        return (self.window_units * self.merge) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderSpec:
     """Everything that shapes the computation; sizes in elements, `max_length` in tokens."""
 
@@ -118,6 +182,12 @@ class DecoderSpec:
     init_std: float = 0.02
     # The module of models/families whose tensor names a checkpoint of this has.
     family: str = "llama"
+    # What turns its images into tokens; None of a model for text alone.
+    vision: VisionSpec | None = None
+    # Gemma's: embeddings times √D, norms times (1 + scale), and queries times √(K / s) beside 1/√K.
+    scales_embeddings: bool = False
+    norm_offset: float = 0.0
+    query_factor: float = 1.0
 
     @property
     def num_layers(self) -> int:
@@ -157,6 +227,10 @@ class DecoderSpec:
         sizes = dataclasses.asdict(dataclasses.replace(self, layers=()))
         del sizes["layers"]
         family = sizes.pop("family")
+        for key, value in _BEFORE.items():
+            # Runs from before there was such a field lack the key.
+            if sizes[key] == value:
+                del sizes[key]
         sizes["num_layers"] = self.num_layers
         expressible = dataclasses.replace(first, norm="before", feed_forward="swiglu")
         if set(self.layers) != {expressible} or first.rope is None or first.qk_norm == "width":
@@ -170,6 +244,10 @@ class DecoderSpec:
             "qk_norm": first.qk_norm == "head",
             "sliding_window": first.sliding_window,
         }
+
+
+# What fields of a DecoderSpec that came later mean to the runs from before.
+_BEFORE = {"vision": None, "scales_embeddings": False, "norm_offset": 0.0, "query_factor": 1.0}
 
 
 def place_in_period(number: int) -> str:

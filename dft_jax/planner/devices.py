@@ -6,7 +6,7 @@ from pathlib import Path
 from dft_jax.models.attention import select
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import DecoderSpec
-from dft_jax.models.spec import LayerSpec, Rope
+from dft_jax.models.spec import LayerSpec, MRope, Rope, VisionSpec
 from dft_jax.runtime import errors, hub
 
 # Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version;
@@ -99,6 +99,27 @@ def _shape(
     )
 
 
+def _with_tower(text: DecoderSpec) -> DecoderSpec:
+    """Qwen2.5-VL: the tower is the same for all sizes but for its features (arXiv 2502.13923)."""
+    rope = MRope(1e6, type="mrope", sections=(16, 24, 24))
+    tower = VisionSpec(
+        depth=32,
+        hidden_size=1280,
+        num_heads=16,
+        intermediate_size=3420,
+        out_size=text.hidden_size,
+        full_blocks=(7, 15, 23, 31),
+        patch_size=14,
+        merge=2,
+        window_size=112,
+        image_token=151655,
+        start_token=151652,
+        end_token=151653,
+    )
+    with_rope = text.with_layers(rope=rope)
+    return dataclasses.replace(with_rope, vision=tower, family="qwen2_5_vl")
+
+
 # The paper's models, and two of 70 billion parameters, which a few devices train with adapters:
 # for these nothing needs to be fetched. Of other models config.json is read.
 ARCHITECTURES = {
@@ -108,6 +129,12 @@ ARCHITECTURES = {
     "meta-llama/Llama-3.1-8B": _shape(4096, 32, 32, 8, 14336, 128256, False, 131072),
     "deepseek-ai/deepseek-math-7b-base": _shape(4096, 30, 32, 32, 11008, 102400, False, 4096),
     "meta-llama/Llama-3.1-70B": _shape(8192, 80, 64, 8, 28672, 128256, False, 131072),
+    "Qwen/Qwen2.5-VL-3B-Instruct": _with_tower(
+        _shape(2048, 36, 16, 2, 11008, 151936, True, 128000, bias=True)
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": _with_tower(
+        _shape(3584, 28, 28, 4, 18944, 152064, False, 128000, bias=True)
+    ),
     "Qwen/Qwen2.5-72B": _shape(8192, 80, 64, 8, 29568, 152064, False, 131072, bias=True),
 }
 

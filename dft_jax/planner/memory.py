@@ -190,7 +190,10 @@ class Planner:
         if batches.may_weigh(self.config.data):
             weights = jax.ShapeDtypeStruct(shape, "float32")
         most_segments = max(shape[-1] // _LEAST_MEAN_LENGTH, 1)
-        return Batch(integers, integers, booleans, integers, integers, most_segments, weights)
+        images = models.images_of(self.config, self.architecture, shape)
+        return Batch(
+            integers, integers, booleans, integers, integers, most_segments, weights, images
+        )
 
 
 def _arrays(tree: Any, kind: str, is_trained: bool = False) -> list[liveness.Array]:

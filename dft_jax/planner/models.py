@@ -3,13 +3,14 @@
 from typing import Any
 
 from dft_jax import sharding
+from dft_jax.data import image_rows, image_settings, packing
 from dft_jax.models import model as models
 from dft_jax.models.lora import Lora, is_adapted
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import devices
 from dft_jax.runtime.options import Config
 from dft_jax.training.adapters import lora_for
-from dft_jax.types import Frozen, Hyperparameters
+from dft_jax.types import FeatureBatch, Frozen, Hyperparameters, ImageBatch
 
 
 def build(
@@ -31,8 +32,28 @@ def build(
     settings["remat"] = remat
     absent = sharding.abstract_mesh(mesh, device.platform)
     model = models.build(architecture, absent, **settings, lora=lora)
+    if architecture.vision is not None:
+        # Rows with images take more than rows of text alone, for which there need be no tower.
+        model = models.with_tower(model, config.train.parts)
     backend = device.attention(config.model.attention, architecture, config.model.compute_dtype)
     return models.with_backend(model, backend)
+
+
+def patches_of(config: Config, architecture: DecoderSpec) -> int:
+    """Patches of images in a row, as many as it has room for; of a model without a tower none."""
+    vision = architecture.vision
+    if vision is None:
+        return 0
+    return packing.round_up(image_settings.max_patches(config.data), vision.window_patches)
+
+
+def images_of(
+    config: Config, architecture: DecoderSpec, shape_ABL: tuple[int, int, int]
+) -> ImageBatch | FeatureBatch | None:
+    """The shapes of a step's images, or of their features where these are kept, of one device."""
+    dtype = config.model.compute_dtype if config.data.image_features else ""
+    n_patches = patches_of(config, architecture)
+    return image_rows.abstract_images(shape_ABL, None, architecture.vision, n_patches, dtype)
 
 
 def lora_of(config: Config, architecture: DecoderSpec) -> Lora | None:
@@ -50,8 +71,7 @@ def lora_of(config: Config, architecture: DecoderSpec) -> Lora | None:
 
 def frozen_of(model: Model, hyperparameters: Hyperparameters, needs_reference: bool) -> Frozen:
     """The shapes of what a step reads and never changes."""
-    if model.lora is not None:
-        return Frozen(hyperparameters, base=model.abstract_params)
-    if needs_reference:
-        return Frozen(hyperparameters, reference=model.abstract_params)
-    return Frozen(hyperparameters)
+    reference = None
+    if needs_reference and model.lora is None:
+        reference = model.trainable
+    return Frozen(hyperparameters, reference, model.abstract_base)

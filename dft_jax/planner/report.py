@@ -8,12 +8,19 @@ from dft_jax.models.model import REMAT_POLICIES, parameter_count
 from dft_jax.models.options import architecture_problems
 from dft_jax.planner import devices
 from dft_jax.planner.memory import KINDS, Planner, layouts
+from dft_jax.planner.models import patches_of
 from dft_jax.planner.suggestion import Suggestion, bfloat16_note, count, suggest
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
 
 # Problems of these keys do not matter: no data is read, nothing is logged.
-_UNREAD = ("config.data.train", "config.data.heldout", "config.data.template", "config.log.")
+_UNREAD = (
+    "config.data.train",
+    "config.data.heldout",
+    "config.data.template",
+    "config.eval.benchmark_data",
+    "config.log.",
+)
 
 
 def plan(
@@ -62,6 +69,15 @@ def plan(
         f" tensor={tensor}; {count(step_rows, 'row')} of {batches.row_length(config.data)} tokens"
         " a step"
     )
+    n_patches = patches_of(config, architecture)
+    if n_patches:
+        kept = ""
+        if config.data.image_features:
+            kept = " and their features are kept"
+        yield (
+            f"rows with up to {n_patches} patches of images, of which"
+            f" {config.train.parts} is trained{kept}; rows of text alone take less"
+        )
     yield ""
     yield from table(planner, mesh, step_rows, has_gib)
     yield ""

@@ -18,7 +18,7 @@ from dft_jax.models.attention.cached import CACHE_SPEC
 from dft_jax.models.model import Model
 from dft_jax.sampling.categorical import draw
 from dft_jax.sampling.filters import Filter
-from dft_jax.types import Leaf, Params
+from dft_jax.types import ImageBatch, Leaf, Params
 
 STEPS_AT_ONCE = 64  # tokens of a slot between two looks of the host, by default
 # Named, because the default of JAX may change, and samples with it.
@@ -42,7 +42,10 @@ class Slots:
     active_B: Leaf
     keys_B: Leaf
     temperatures_B: Leaf
-    entropy_sums_B: Leaf
+    entropies_BT: Leaf  # of the distribution that each token was drawn from, in nats
+    # Position - place in the cache of each token that is made: behind images it is below 0. None of
+    # a model without a tower.
+    deltas_B: Leaf = None
 
     @property
     def cache_length(self) -> int:
@@ -75,6 +78,7 @@ class Admission:
     limits_B: Leaf  # tokens to make at most
     temperatures_B: Leaf
     noise_B4: Leaf  # what the noise of a completion depends on
+    deltas_B: Leaf = None  # as in Slots
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +89,7 @@ class Report:
     active_B: Leaf
     made_B: Leaf
     outputs_BT: Leaf
-    entropy_sums_B: Leaf
+    entropies_BT: Leaf
     steps: Leaf
     tokens: Leaf  # that belong to completions, of steps · B
 
@@ -106,7 +110,8 @@ def empty(*, n_slots: int, size: int, n_outputs: int, model: Model) -> Slots:
         active_B=zeros_B > 0,
         keys_B=jnp.zeros((n_slots, 2), jnp.uint32),
         temperatures_B=zeros_B.astype(jnp.float32),
-        entropy_sums_B=zeros_B.astype(jnp.float32),
+        entropies_BT=jnp.zeros((n_slots, n_outputs), jnp.float32),
+        deltas_B=None if model.tower is None else zeros_B,
     )
     return _laid_out(slots, model)
 
@@ -115,11 +120,12 @@ def prefill(
     params: Params,
     tokens_PL: Int[Array, "P L"],
     lengths_P: Int[Array, " P"],
+    images: ImageBatch | None = None,
     *,
     model: Model,
 ) -> Prefilled:
-    """Runs the prompts once, for all their samples."""
-    hidden_PD, cache = cached.prefill(params, model, tokens_PL, lengths_P)
+    """Runs the prompts, with their images, once for all their samples."""
+    hidden_PD, cache = cached.prefill(params, model, tokens_PL, lengths_P, images)
     # Any slot may take any prompt, so every device of the batch axes has all of them.
     hidden_PD = sharding.with_layout(hidden_PD, model.mesh)
     # The heads stay along `tensor`, as in the slots that they are copied to.
@@ -159,8 +165,10 @@ def admit(slots: Slots, prefilled: Prefilled, new: Admission, *, model: Model) -
         active_B=slots.active_B | is_new_B,
         keys_B=select(jax.vmap(_key)(new.noise_B4), slots.keys_B),
         temperatures_B=select(new.temperatures_B, slots.temperatures_B),
-        entropy_sums_B=select(0.0, slots.entropy_sums_B),
     )
+    if slots.deltas_B is not None:
+        deltas_B = select(new.deltas_B, slots.deltas_B)
+        admitted = dataclasses.replace(admitted, deltas_B=deltas_B)
     return _laid_out(admitted, model)
 
 
@@ -219,7 +227,8 @@ def decode(
         active_B = was_active_B & ~stops_B
         # Idle slots compute too; what they write is beyond their end, and never read.
         places_B = jnp.where(active_B, slots.lengths_B, size - 1)
-        hidden_BD, cache = cached.decode(params, model, token_B, places_B, slots.cache)
+        held = slots.cache, slots.deltas_B
+        hidden_BD, cache = cached.decode(params, model, token_B, places_B, *held)
         # A column beyond the last is dropped: idle slots keep their outputs.
         column_B = jnp.where(was_active_B, slots.made_B, slots.outputs_BT.shape[1])
         outputs_BT = slots.outputs_BT.at[rows_B, column_B].set(token_B, mode="drop")
@@ -231,16 +240,15 @@ def decode(
             outputs_BT=outputs_BT,
             made_B=made_B,
             active_B=active_B,
-            entropy_sums_B=slots.entropy_sums_B + jnp.where(was_active_B, entropy_B, 0.0),
+            entropies_BT=slots.entropies_BT.at[rows_B, column_B].set(entropy_B, mode="drop"),
         )
         return _laid_out(after, model), step + 1, tokens + was_active_B.sum()
 
     slots, steps, tokens = lax.while_loop(should_continue, make_token, (slots, 0, 0))
     report = Report(
-        slots.active_B, slots.made_B, slots.outputs_BT, slots.entropy_sums_B, steps, tokens
+        slots.active_B, slots.made_B, slots.outputs_BT, slots.entropies_BT, steps, tokens
     )
-    # Replicated, so that every process can read it: all of them fill the same slots with the same
-    # requests.
+    # Replicated: every process reads it, as all fill the same slots with the same requests.
     return slots, sharding.with_layout(report, model.mesh)
 
 
@@ -266,7 +274,8 @@ def slot_layouts(model: Model) -> Slots:
         active_B=rows,
         keys_B=rows,
         temperatures_B=rows,
-        entropy_sums_B=rows,
+        entropies_BT=rows,
+        deltas_B=None if model.tower is None else rows,
     )
 
 

@@ -20,36 +20,22 @@ from dft_jax.models import cached
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts
 from dft_jax.runtime.progress import bar, silent
-from dft_jax.sampling import decode, filters
+from dft_jax.sampling import decode, filters, prompts
 from dft_jax.sampling.decode import Admission, Prefilled, Report, Slots
 from dft_jax.sampling.programs import Programs
+from dft_jax.sampling.prompts import Arrays, Block, Request as Request, Shape
 from dft_jax.types import Params, Weights
 
-# Tokens; the lengths of arrays are these times powers of two.
-_SMALLEST_PROMPT = 64
-_SMALLEST_CACHE = 256
-# Prefilled at once: more would need the memory of their activations beside the cache.
+_SMALLEST_CACHE = 256  # tokens; the lengths of caches are this times powers of two
+# Prefilled at once: more would need the memory of their activations beside the cache. So with many
+# patches there are fewer prompts.
 _PROMPTS_AT_ONCE = 8
+_PATCHES_AT_ONCE = 8 * 4096
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One completion to be made.
-
-    `problem` names the prompt; with `sample` it determines the noise. A `temperature` of 0 is
-    greedy. The completion has at most `max_new_tokens` tokens.
-    """
-
-    problem: str
-    sample: int
-    prompt_ids: tuple[int, ...]
-    temperature: float
-    max_new_tokens: int
-
-
-# Told of a completion in progress, each time that the host looks: its request, and its tokens so
-# far. True ends it there.
-Watch = Callable[[Request, tuple[int, ...]], bool]
+# Told of a completion each time that the host looks, and when it is finished: its request, and its
+# tokens so far. Gives how many of them it ends with, 0 where it goes on.
+Watch = Callable[[Request, tuple[int, ...]], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +61,6 @@ class Usage:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prompt:
-    """A prompt and all its requests."""
-
-    ids: tuple[int, ...]
-    requests: list[Request]
-
-
-@dataclasses.dataclass(frozen=True)
 class _Extent:
     """How many completions are in progress at once, and the tokens that each has room for."""
 
@@ -96,6 +74,7 @@ class _Ready:
 
     row: int
     request: Request
+    delta: int  # as in decode.Slots
 
 
 class Progress:
@@ -178,7 +157,7 @@ class Sampler:
         self.vocab_size = min(vocab_size or model.config.vocab_size, model.config.vocab_size)
         self.stop_ids = tuple(sorted(set(stop_ids)))
         self.n_slots = self._rounded(slots)
-        self.n_prompts = self._rounded(min(_PROMPTS_AT_ONCE, slots))
+        self.vision = None if model.tower is None else model.tower.config
         self.usage = Usage()
         self._compiled = _Extent(0, 0)  # by `compile_programs`
         # Of what each program gives, so that any other one may take it.
@@ -212,8 +191,9 @@ class Sampler:
         )
         self._decode = Programs(decode_slots, donate_argnums=1, out_shardings=(layouts, replicated))
 
-    def compile_programs(self, requests: Iterable[Request]) -> None:
-        """Compiles all that sampling these requests, or any part of them, may need.
+    def compile_programs(self, requests: Iterable[Request], watched: bool = False) -> None:
+        """Compiles all that sampling these requests, or any part of them, may need; `watched` is
+        whether there will be a `watch`.
 
         Nothing is allocated on the devices. A part of the requests, such as a killed evaluation has
         left, is then sampled in as many slots as all of them: by the same programs.
@@ -225,17 +205,18 @@ class Sampler:
         if not requests:
             return
         self._compiled = self._extent(requests)
-        for _ in bar(self._each_program(requests), desc="compile", unit="program", leave=False):
+        programs = self._each_program(requests, watched)
+        for _ in bar(programs, desc="compile", unit="program", leave=False):
             interrupts.check()
 
-    def _each_program(self, requests: list[Request]) -> Iterator[None]:
+    def _each_program(self, requests: list[Request], watched: bool) -> Iterator[None]:
         """Does what `sample` does, with shapes in place of arrays; yields after each program."""
         n_slots, n_outputs = self._compiled.n_slots, self._compiled.n_outputs
         largest_of = self._largest_caches(requests)
         params = self._unstack.compile(self.model.abstract_weights)
         yield
         # A cache may take on every size from that of the shortest prompts to the largest.
-        smallest = self._cache_size(min(largest_of))
+        smallest = self._cache_size(min(largest_of).length)
         size = self._cache_size(1)
         slots_of = {size: self._empty.compile(n_slots=n_slots, size=size, n_outputs=n_outputs)}
         yield
@@ -243,12 +224,14 @@ class Sampler:
             before, size = size, self._cache_size(max(size + 1, smallest))
             slots_of[size] = self._grow.compile(slots_of[before], size=size)
             yield
-        new = jax.tree.map(self._shape_of, _no_admission(n_slots))
-        for length, largest in largest_of.items():
-            block = jax.tree.map(self._shape_of, self._no_prompts(length))
-            prefilled = self._prefill.compile(params, *block)
+        new = jax.tree.map(self._shape_of, self._no_admission(n_slots))
+        for shape, largest in largest_of.items():
+            block = jax.tree.map(self._shape_of, self._arrays(Block(shape, [])))
+            prefilled = self._prefill.compile(
+                params, block.tokens_PL, block.lengths_P, block.images
+            )
             yield
-            enough = self._cache_size(length)
+            enough = self._cache_size(shape.length)
             for size, slots in slots_of.items():
                 if size < enough:
                     self._grow.compile(slots, size=enough)
@@ -259,16 +242,19 @@ class Sampler:
             if size >= smallest:
                 self._decode.compile(params, slots, self._shape_of(_count(0)))
                 yield
+                if watched:
+                    self._end.compile(slots, self._shape_of(np.zeros(n_slots, bool)))
+                    yield
 
-    def _largest_caches(self, requests: list[Request]) -> dict[int, int]:
-        """Padded length of prompts -> the largest cache there may be when such prompts begin."""
+    def _largest_caches(self, requests: list[Request]) -> dict[Shape, int]:
+        """Shape of prompts -> the largest cache there may be when such prompts begin."""
         largest_of, longest = {}, 0
         for block in self._prompt_blocks(requests):
-            for prompt in block:
+            for prompt in block.prompts:
                 most_new = max(request.max_new_tokens for request in prompt.requests)
                 longest = max(longest, len(prompt.ids) + most_new)
             # The short prompts are first: by now the cache may have grown for any of these.
-            largest_of[self._padded(block)] = self._cache_size(longest)
+            largest_of[block.shape] = self._cache_size(longest)
         return largest_of
 
     def sample(
@@ -303,7 +289,7 @@ class Sampler:
                     if not ready:
                         block = blocks.popleft()
                         prefilled = self._prefill_block(params, block)
-                        ready.extend(_ready_requests(block))
+                        ready.extend(self._ready_requests(block))
                     assert prefilled is not None
                     slots = self._fill(slots, n_slots, prefilled, ready, in_slot)
                 # Room for one more token in the longest slot; decoding stops where it is used up.
@@ -337,51 +323,39 @@ class Sampler:
         """Of these requests; at least what is compiled."""
         n_slots = min(self.n_slots, self._rounded(len(requests)))
         most_new = max(request.max_new_tokens for request in requests)
-        n_outputs = _bucket(most_new, _SMALLEST_PROMPT, self.max_length)
+        n_outputs = prompts.bucket(most_new, prompts.SMALLEST, self.max_length)
         return _Extent(
             max(n_slots, self._compiled.n_slots), max(n_outputs, self._compiled.n_outputs)
         )
 
     def _cache_size(self, n_tokens: int) -> int:
         """Places of a cache that has room for so many tokens."""
-        return _bucket(n_tokens, _SMALLEST_CACHE, self.max_length)
+        return prompts.bucket(n_tokens, _SMALLEST_CACHE, self.max_length)
 
-    def _prompt_blocks(self, requests: list[Request]) -> collections.deque[list[_Prompt]]:
-        """Blocks of prompts to prefill together, each of one bucket of lengths, the short first."""
-        requests_of: dict[tuple[int, ...], list[Request]] = {}
+    def _prompt_blocks(self, requests: list[Request]) -> collections.deque[Block]:
+        """Blocks of prompts to prefill together, the short first."""
         for request in requests:
             n_prompt = len(request.prompt_ids)
             assert n_prompt > 0, request
             assert 0 < request.max_new_tokens <= self.max_length - n_prompt, request
-            requests_of.setdefault(request.prompt_ids, []).append(request)
-        prompts_of: dict[int, list[_Prompt]] = {}
-        for ids, its_requests in requests_of.items():
-            length = _bucket(len(ids), _SMALLEST_PROMPT, self.max_length)
-            prompts_of.setdefault(length, []).append(_Prompt(ids, its_requests))
-        blocks: collections.deque[list[_Prompt]] = collections.deque()
-        for length in sorted(prompts_of):
-            prompts = prompts_of[length]
-            for start in range(0, len(prompts), self.n_prompts):
-                blocks.append(prompts[start : start + self.n_prompts])
-        return blocks
+        found = prompts.distinct(requests)
+        return prompts.in_blocks(found, self.max_length, self.vision, self._n_prompts)
 
-    def _padded(self, block: list[_Prompt]) -> int:
-        """The length that the prompts of a block are padded to."""
-        longest = max(len(prompt.ids) for prompt in block)
-        return _bucket(longest, _SMALLEST_PROMPT, self.max_length)
+    def _n_prompts(self, n_patches: int) -> int:
+        """Prompts with so many patches each that are prefilled together (P)."""
+        n_prompts = min(_PROMPTS_AT_ONCE, self.n_slots)
+        if n_patches:
+            n_prompts = min(n_prompts, max(1, _PATCHES_AT_ONCE // n_patches))
+        return self._rounded(n_prompts)
 
-    def _no_prompts(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [P, length] and lengths [P] of a block, to be filled in."""
-        tokens_PL = np.zeros((self.n_prompts, length), np.int32)
-        return tokens_PL, np.zeros(self.n_prompts, np.int32)
+    def _arrays(self, block: Block) -> Arrays:
+        """The prompts of a block, padded to its shape, on the host."""
+        n_rows = self._n_prompts(block.shape.n_patches)
+        return prompts.fill(block.prompts, block.shape, n_rows, self.vision)
 
-    def _prefill_block(self, params: Params, block: list[_Prompt]) -> Prefilled:
-        """Runs the prompts of a block, padded on the right to their bucket."""
-        tokens_PL, lengths_P = self._no_prompts(self._padded(block))
-        for row, prompt in enumerate(block):
-            tokens_PL[row, : len(prompt.ids)] = prompt.ids
-            lengths_P[row] = len(prompt.ids)
-        return self._prefill(params, self._place(tokens_PL), self._place(lengths_P))
+    def _prefill_block(self, params: Params, block: Block) -> Prefilled:
+        placed = jax.tree.map(self._place, self._arrays(block))
+        return self._prefill(params, placed.tokens_PL, placed.lengths_P, placed.images)
 
     def _fill(
         self,
@@ -392,7 +366,7 @@ class Sampler:
         in_slot: dict[int, Request],
     ) -> Slots:
         """Puts ready requests into the idle slots, as far as they go."""
-        new = _no_admission(n_slots)
+        new = self._no_admission(n_slots)
         idle = [slot for slot in range(n_slots) if slot not in in_slot]
         for slot in idle[: len(ready)]:
             one = ready.popleft()
@@ -404,8 +378,29 @@ class Sampler:
             new.limits_B[slot] = request.max_new_tokens
             new.temperatures_B[slot] = request.temperature
             new.noise_B4[slot] = (self.seed, *_words(request.problem), request.sample)
+            if new.deltas_B is not None:
+                new.deltas_B[slot] = one.delta
         slots = self._with_room(slots, prefilled.length)
         return self._admit(slots, prefilled, jax.tree.map(self._place, new))
+
+    def _ready_requests(self, block: Block) -> Iterator[_Ready]:
+        """The requests of a block that was prefilled, with the rows of their prompts."""
+        for row, prompt in enumerate(block.prompts):
+            delta = prompt.delta(self.vision)
+            for request in prompt.requests:
+                yield _Ready(row, request, delta)
+
+    def _no_admission(self, n_slots: int) -> Admission:
+        """Nothing that begins, in NumPy arrays: to be filled in."""
+        return Admission(
+            is_new_B=np.zeros(n_slots, bool),
+            row_B=np.zeros(n_slots, np.int32),
+            lengths_B=np.zeros(n_slots, np.int32),
+            limits_B=np.zeros(n_slots, np.int32),
+            temperatures_B=np.zeros(n_slots, np.float32),
+            noise_B4=np.zeros((n_slots, 4), np.uint32),
+            deltas_B=None if self.vision is None else np.zeros(n_slots, np.int32),
+        )
 
     def _with_room(self, slots: Slots, n_tokens: int) -> Slots:
         """A cache of at least `n_tokens` places; more are made from time to time, by doubling."""
@@ -416,22 +411,28 @@ class Sampler:
     def _watched(
         self, watch: Watch, slots: Slots, in_slot: dict[int, Request], report: Report
     ) -> tuple[Slots, Report]:
-        """Tells of each completion in progress; in what is returned, ended ones are idle."""
+        """Tells of each completion. In what is returned, those that were ended are idle, and have
+        the tokens that they end with.
+        """
         ended_B = np.zeros(len(report.active_B), bool)
+        made_B = report.made_B.copy()
         for slot, request in in_slot.items():
             n = int(report.made_B[slot])
-            if report.active_B[slot] and n:
-                ended_B[slot] = watch(request, tuple(report.outputs_BT[slot, :n].tolist()))
-        if not ended_B.any():
-            return slots, report
-        # Else the devices would write on in them, up to the limit.
-        slots = self._end(slots, self._place(ended_B))
-        return slots, dataclasses.replace(report, active_B=report.active_B & ~ended_B)
+            n_kept = n and watch(request, tuple(report.outputs_BT[slot, :n].tolist()))
+            if n_kept:
+                made_B[slot] = n_kept
+                ended_B[slot] = report.active_B[slot]
+        if ended_B.any():
+            # Else the devices would write on in them, up to the limit.
+            slots = self._end(slots, self._place(ended_B))
+        active_B = report.active_B & ~ended_B
+        return slots, dataclasses.replace(report, made_B=made_B, active_B=active_B)
 
     def _completion(self, request: Request, slot: int, report: Report) -> Completion:
         n = int(report.made_B[slot])
         ids = tuple(report.outputs_BT[slot, :n].tolist())
-        entropy = float(report.entropy_sums_B[slot]) / n
+        # One after another, in float32, as ever: their order changes the last of the digits.
+        entropy = float(np.add.accumulate(report.entropies_BT[slot, :n])[-1]) / n
         return Completion(request, ids, ids[-1] not in self.stop_ids, entropy)
 
     def _place(self, host: np.ndarray) -> jax.Array:
@@ -445,38 +446,8 @@ class Sampler:
         return jax.ShapeDtypeStruct(host.shape, host.dtype, sharding=layout)
 
 
-def _no_admission(n_slots: int) -> Admission:
-    """Nothing that begins, in NumPy arrays: to be filled in."""
-    return Admission(
-        is_new_B=np.zeros(n_slots, bool),
-        row_B=np.zeros(n_slots, np.int32),
-        lengths_B=np.zeros(n_slots, np.int32),
-        limits_B=np.zeros(n_slots, np.int32),
-        temperatures_B=np.zeros(n_slots, np.float32),
-        noise_B4=np.zeros((n_slots, 4), np.uint32),
-    )
-
-
 def _count(n: int) -> np.ndarray:
     return np.array(n, np.int32)
-
-
-def _ready_requests(block: list[_Prompt]) -> Iterator[_Ready]:
-    """The requests of a block that was prefilled, with the rows of their prompts."""
-    for row, prompt in enumerate(block):
-        for request in prompt.requests:
-            yield _Ready(row, request)
-
-
-def _bucket(n: int, smallest: int, largest: int) -> int:
-    """The first of smallest · 1, 2, 4, … that is at least n, but not above `largest`.
-
-    Few lengths are few compilations.
-    """
-    size = smallest
-    while size < n:
-        size *= 2
-    return min(size, largest)
 
 
 def _words(text: str) -> tuple[int, int]:

@@ -4,12 +4,11 @@ Whoever wants completions of prompts as text takes these: the public API, and th
 completes and chats.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from dft_jax.data.messages import Message
-from dft_jax.data.sources.rows import BadRow
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
 from dft_jax.lm.language_model import LM
@@ -23,7 +22,6 @@ from dft_jax.sampling.sampler import Request
 BY_TOKEN, BY_TEXT, BY_LIMIT = "stop", "stop_text", "length"
 # What a decoder writes for bytes that are no character yet.
 _INCOMPLETE = "\ufffd"
-_SHOWN = 40  # characters of a question in a message
 
 # Told of the text of a completion so far, as it grows.
 OnText = Callable[[Request, str], None]
@@ -48,6 +46,27 @@ def until_stop(text: str, stop: Sequence[str]) -> str:
     found = [text.find(one) for one in stop]
     places = [place for place in found if place >= 0]
     return text[: min(places, default=len(text))]
+
+
+def n_until_stop(
+    ids: Sequence[int], decode: Callable[[Sequence[int]], str], stop: Sequence[str]
+) -> int:
+    """With how many of the tokens one of the stop texts is there; 0 where none is.
+
+    How many come after it, before the host looks, depends on how often it looks; this does not.
+
+    >>> n_until_stop([97, 35, 35, 98], lambda ids: bytes(ids).decode(), ["##"])
+    3
+    """
+
+    def has_stop(n: int) -> bool:
+        text = decode(ids[:n])
+        return until_stop(text, stop) != text
+
+    if not stop or not has_stop(len(ids)):
+        return 0
+    # What is once there stays: a decoder writes from left to right.
+    return bisect.bisect_left(range(len(ids)), True, key=has_stop)
 
 
 def shown_of(text: str, stop: Sequence[str]) -> str:
@@ -122,11 +141,10 @@ class Writer:
           UserError: the model's logits are not finite.
         """
 
-        def watch(request: Request, ids: tuple[int, ...]) -> bool:
-            text = self._decode(ids)
+        def watch(request: Request, ids: tuple[int, ...]) -> int:
             if on_text is not None:
-                on_text(request, shown_of(text, self.stop))
-            return until_stop(text, self.stop) != text
+                on_text(request, shown_of(self._decode(ids), self.stop))
+            return n_until_stop(ids, self._decode, self.stop)
 
         # Who neither shows nor stops needs not be told.
         watcher = watch if on_text is not None or self.stop else None
@@ -143,51 +161,9 @@ class Writer:
         whole = self._decode(ids)
         text = until_stop(whole, self.stop)
         if text != whole:
-            return Text(request, text, self._n_until_stop(ids), BY_TEXT)
+            return Text(request, text, len(ids), BY_TEXT)
         ended_by = BY_TOKEN if ids[-1] in self._stop_ids else BY_LIMIT
         return Text(request, text, len(ids), ended_by)
 
-    def _n_until_stop(self, ids: tuple[int, ...]) -> int:
-        """With how many tokens the stop text was there: how many came after it, before the host
-        looked, depends on how often it looks.
-        """
-        n = len(ids)
-        while n > 1:
-            before = self._decode(ids[: n - 1])
-            if until_stop(before, self.stop) == before:
-                break
-            n -= 1
-        return n
-
     def _decode(self, ids: Sequence[int]) -> str:
         return self.lm.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def prompt_ids(
-    lm: LM, template: Template, messages: Sequence[Message], max_length: int
-) -> tuple[int, ...]:
-    """A conversation as a prompt that leaves room for an answer.
-
-    Raises:
-      UserError: the template cannot render it, or the model cannot read it, or it is too long.
-    """
-    question = messages[-1]["content"]
-    shown = repr(question)
-    if len(question) > _SHOWN:
-        shown = f"{question[:_SHOWN]!r}…"
-    try:
-        text = template.conversation(messages)
-    except BadRow as error:
-        raise errors.UserError(f"the prompt {shown}: {error}") from error
-    ids = (*template.first_ids, *lm.tokenizer.encode(text))
-    vocab_size = lm.model.config.vocab_size
-    if not ids:
-        raise errors.UserError(f"the prompt {shown} has no tokens; give one that says something")
-    if max(ids) >= vocab_size:
-        what = f"token id {max(ids)} is beyond the model's {vocab_size} embeddings"
-        remedy = "the tokenizer is not this model's; copy the model's own tokenizer files"
-        raise errors.UserError(f"the prompt {shown}: {what}: {remedy}")
-    if len(ids) >= max_length:
-        what = f"a prompt of {len(ids)} tokens leaves no room within {max_length}"
-        raise errors.UserError(f"{what}: {shown}; shorten it")
-    return ids

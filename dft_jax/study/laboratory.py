@@ -9,14 +9,13 @@ import jax
 from dft_jax import config as config_lib
 from dft_jax.data import account, order
 from dft_jax.evals import planning
-from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.model import Model, with_attention
 from dft_jax.runtime import errors
 from dft_jax.study.contents import contents_of
 from dft_jax.study.programs import Programs
 from dft_jax.study.spec import Spec
 from dft_jax.study.texts import HeldOut, read_text, refuse_undated
-from dft_jax.training.inputs import load_data
+from dft_jax.training import adapters, inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +39,19 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
     """
     config = spec.config
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    source, model, tokenizer = open_config(config)
+    source, model, tokenizer = inputs.open_model(config)
     refuse_undated(spec, tokenizer)
 
     # What arms are trained on, with the account of what was lost of it.
-    examples, _ = load_data(config, tokenizer, model)
+    examples, _ = inputs.load_data(config, source, tokenizer, model)
     lost = account.refusals("data.train", examples.report, config.data.max_lost_fraction)
     errors.raise_if_any(lost)
     account.tell("data.train", examples.report)
 
     # What they are measured on.
-    texts = {text.name: read_text(text, spec, tokenizer, model) for text in spec.texts}
+    texts = {text.name: read_text(text, spec, source, tokenizer, model) for text in spec.texts}
+    have_images = examples.have_images or any(text.have_images for text in texts.values())
+    model = adapters.with_images(config, model, have_images)
     plan = None
     if spec.evaluation:
         plan = planning.plan(
@@ -60,6 +61,8 @@ def open_laboratory(spec: Spec, version: int = order.VERSION) -> Laboratory:
             "evaluation.",
             date=config.data.date,
             trained=config.data.template,
+            # Arms of a model without its tower have none to be shown images with.
+            source=source if model.tower is not None else None,
         )
     contents = contents_of(config, source, examples.report["sha256"], version, texts, plan)
 

@@ -27,6 +27,7 @@ from dft_jax import sharding
 from dft_jax.data import packing
 from dft_jax.data.templates import Example
 from dft_jax.models.model import Model, head
+from dft_jax.models.spec import VisionSpec
 from dft_jax.runtime import interrupts, progress
 from dft_jax.training import metrics
 from dft_jax.types import AnyArray, Batch, Leaf, Params
@@ -162,7 +163,8 @@ class PackedText:
 
     `index_P` are the places of trained tokens in B · L, `example_P` and `place_P` say which token
     of which example each is. Of `index_P` the first `n_tokens` count; the others, all 0, fill
-    chunks up, so that one program serves every batch.
+    chunks up, so that one program serves every batch; images are as many patches in each, decoded
+    once, for a text is read at every measured step of every arm.
     """
 
     batches: list[Batch]
@@ -173,17 +175,34 @@ class PackedText:
 
 
 def pack(
-    examples: list[Example], row_length: int, rows: int, chunk_tokens: int = CHUNK_TOKENS
+    examples: list[Example],
+    row_length: int,
+    rows: int,
+    chunk_tokens: int = CHUNK_TOKENS,
+    vision: VisionSpec | None = None,
 ) -> PackedText:
-    """Packs examples, longest first, into batches of `rows` rows."""
-    packed = packing.best_fit([packing.slots(example) for example in examples], row_length)
+    """Packs examples, longest first, into batches of `rows` rows.
+
+    `vision` is that of a model whose tower sees the images, where examples have some.
+    """
+    sizes = [packing.slots(example) for example in examples]
+    patches = [example.n_patches for example in examples]
+    # As in training: with answers about half of a row's tokens are images, of four patches each.
+    most_patches = max(2 * row_length, *patches)
+    packed = packing.best_fit(sizes, row_length, patches, most_patches)
+    n_patches = 0
+    if vision is not None:
+        most = max(sum(patches[number] for number in row) for row in packed)
+        n_patches = packing.round_up(most, vision.window_patches)
     # Empty rows, to a whole number of batches.
     packed += [[] for _ in range(-len(packed) % rows)]
     text = PackedText([], [], [], [], [])
     indices = []
     for start in range(0, len(packed), rows):
         ids_of_rows = packed[start : start + rows]
-        batch = packing.fill_rows(examples, ids_of_rows, row_length)
+        batch = packing.fill_rows(
+            examples, ids_of_rows, row_length, vision=vision, n_patches=n_patches
+        )
         index = np.flatnonzero(np.asarray(batch.mask_BL))
         indices.append(index)
         text.batches.append(batch)

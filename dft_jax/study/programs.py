@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from dft_jax.data import batches, mixture
 from dft_jax.data.examples import Examples
 from dft_jax.losses import objectives
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, layouts_of
 from dft_jax.study import measures, spec as spec_lib
 from dft_jax.study.spec import Arm, Spec
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.programs import ProgramsByRows, compilation_rows
 from dft_jax.training.state import abstract_state, init_params
 from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
-from dft_jax.types import Batch, Frozen, Hyperparameters, TrainState
+from dft_jax.types import Batch, Frozen, Hyperparameters, Params, TrainState
 
 StepFn = Callable[[Hyperparameters, TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
@@ -38,6 +38,8 @@ class Programs:
         self.version = version
         began = spec.config.model.init, spec.config.train.seed
         self.base = init_params(*began, source, model)
+        # Of a model with images parts may be trained; the rest is the same in all arms.
+        self.trained, self.rest = model.divide(self.base)
         self.packer = self._make_packer()
         self._step_of: dict[str, StepFn] = {}
 
@@ -55,6 +57,8 @@ class Programs:
             ahead,
             accumulation=config.train.accumulation,
             row_length=row_length,
+            vision=self.model.config.vision,
+            max_patches=config.data.image_max_patches,
             compilation_rows=compilation_rows(self.model, row_length),
             by_examples=config.train.loss_normalization == "official",
         )
@@ -92,13 +96,17 @@ class Programs:
         )
 
     def initial_state(self) -> TrainState:
-        """The base as step 0, copied: a step writes over its state."""
+        """What is trained of the base as step 0, copied: a step writes over its state."""
         # As the compiled steps expect them: another layout would be refused, or compiled again.
-        layouts = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+        layouts = layouts_of(self.abstract_state)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=layouts.params)
-        params = copy(self.base)
+        params = copy(self.trained)
         opt_state = jax.jit(self.optimizer.init, out_shardings=layouts.opt_state)(params)
         return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)
+
+    def whole(self, trained: Params) -> Params:
+        """All parameters, with those of a state: what is measured, sampled and kept."""
+        return self.model.join(trained, self.rest)
 
     def step_of(self, objective: str, check: Callable[[], None]) -> StepFn:
         """step(hyperparameters, state, batch) -> (state, sums), compiled for every row count.
@@ -115,9 +123,9 @@ class Programs:
         # An objective that holds on to the base reads its probabilities in every step.
         reference = None
         if objective.needs_reference:
-            reference = self.base
+            reference = self.trained
         # Of any arm: rates and seed are arguments of the program.
-        frozen = Frozen(self.hyperparameters(self.spec.arms[0]), reference)
+        frozen = Frozen(self.hyperparameters(self.spec.arms[0]), reference, self.rest)
         options = StepOptions.of(self.spec.config.train, self.spec.config.optimizer)
         step = make_train_step(self.model, objective, self.optimizer, options)
         given = frozen, self.abstract_state
@@ -125,7 +133,7 @@ class Programs:
         compiled.compile_all(f"compile {name}")
 
         def run(hyperparameters: Hyperparameters, state: TrainState, batch: Batch) -> Any:
-            frozen = Frozen(hyperparameters, reference)
+            frozen = Frozen(hyperparameters, reference, self.rest)
             return compiled.run((frozen, state), batch)
 
         return run

@@ -127,9 +127,9 @@ class Study:
                 for phase in left:
                     if phase.kind == "evaluate":
                         self.clock.require(str(phase), {"evaluate": self._n_requests()})
-                        self._evaluate(phase, training.state.params)
+                        self._evaluate(phase, training.params)
                 if keeps_parameters:
-                    self._keep(arm, training.state.params)
+                    self._keep(arm, training.params)
         # The done-file last: an arm that is killed in between is pruned the next time.
         shutil.rmtree(checkpoints, ignore_errors=True)
         self.records.write(prune, 0.0, 0, self.made_by, {"kept": spec.keep})
@@ -158,7 +158,7 @@ class Study:
                 self.records.write(train_phase, seconds, last - first, self.made_by, results)
         training.rows = []
         if not is_measured:
-            self._measure(heldout_phase, training.state.params)
+            self._measure(heldout_phase, training.params)
 
     def _keep(self, arm: Arm, params: Params) -> None:
         out = self.folder / "exports" / arm.name

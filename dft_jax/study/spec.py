@@ -268,6 +268,9 @@ def problems(spec: Spec) -> list[str]:
     found += _step_problems(spec)
     if is_adapted(spec.config.get("lora")):
         found.append("config.lora: a study trains all of a model; set lora.rank=0")
+    if spec.config.data.get("image_features"):
+        # Arms share the tower, and a text is measured with it.
+        found.append("config.data.image_features: a study keeps no features; remove it")
     if not spec.texts:
         found.append("texts: there is none; give at least one")
     for text in spec.texts:
@@ -277,7 +280,8 @@ def problems(spec: Spec) -> list[str]:
     if spec.keep not in KEEP:
         found.append(options.unknown(f"keep={spec.keep!r} is unknown", spec.keep, KEEP))
     if spec.evaluation:
-        found += spec.evaluation.mistakes("evaluation.")
+        evaluation = spec.evaluation
+        found += evaluation.mistakes("evaluation.") or evaluation.idle("evaluation.")
     return found
 
 

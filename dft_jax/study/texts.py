@@ -1,6 +1,7 @@
 """The texts of a study: read once, packed once, measured under every arm."""
 
 import dataclasses
+from pathlib import Path
 
 from dft_jax import sharding
 from dft_jax.data import account, batches
@@ -26,9 +27,15 @@ class HeldOut:
     examples: int
     sha256: str
 
+    @property
+    def have_images(self) -> bool:
+        return any(batch.images is not None for batch in self.packed.batches)
 
-def read_text(text: Text, spec: Spec, tokenizer: Tokenizer, model: Model) -> HeldOut:
+
+def read_text(text: Text, spec: Spec, source: Path, tokenizer: Tokenizer, model: Model) -> HeldOut:
     """The first examples of a text that are short enough, packed.
+
+    `source` is the checkpoint's folder, which says how a model with images reads them.
 
     Raises:
       UserError: there are none, or fewer than the spec asks for, or none has the answer's mark.
@@ -37,7 +44,16 @@ def read_text(text: Text, spec: Spec, tokenizer: Tokenizer, model: Model) -> Hel
     config.rows = text.rows
     # A text is measured as it is: its answers, and each row once.
     config.update(weight_field="", prompt_weight=0.0)
-    read = load_examples(text.path, config, tokenizer, model.config.vocab_size, split="test")
+    vision = model.config.vision
+    read = load_examples(
+        text.path,
+        config,
+        tokenizer,
+        model.config.vocab_size,
+        vision=vision,
+        source=source,
+        split="test",
+    )
     # A cut example has lost its end, where the answer is: it is left out, not measured in part.
     longest = text.max_length or config.max_length
     whole: list[Example] = []
@@ -53,7 +69,7 @@ def read_text(text: Text, spec: Spec, tokenizer: Tokenizer, model: Model) -> Hel
     shards = sharding.batch_shards(model.mesh)
     rows = -(-spec.rows_at_once // shards) * shards
     return HeldOut(
-        packed=measures.pack(whole, batches.row_length(config), rows),
+        packed=measures.pack(whole, batches.row_length(config), rows, vision=vision),
         answers=_answers(text, whole, tokenizer),
         examples=len(whole),
         sha256=account.digest(whole),

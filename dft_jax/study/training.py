@@ -14,7 +14,7 @@ from dft_jax.study.laboratory import Laboratory
 from dft_jax.study.programs import StepFn
 from dft_jax.study.records import Records
 from dft_jax.study.spec import Arm
-from dft_jax.types import TrainState
+from dft_jax.types import Params, TrainState
 
 # Key in a step's row -> key of the step's sums, of which the mean over tokens is kept.
 _MEANS = {"loss": "loss", "nll": "nll", "mean_p": "p", "entropy": "entropy"}
@@ -58,6 +58,11 @@ class Training:
             self.state = programs.initial_state()
         self.checkpoints.start_clock()
         return self
+
+    @property
+    def params(self) -> Params:
+        """All of the model as it is now."""
+        return self.lab.programs.whole(self.state.params)
 
     def _is_usable(self, step: int) -> bool:
         """Whether nothing before `step` is missing.

@@ -1,6 +1,9 @@
-"""The section `lora` of a config: what adapters it comes to on a model, and what is said."""
+"""What is trained of a model: adapters, by the section `lora` of a config, or parts of one with
+images; and what is said of it.
+"""
 
 from pathlib import Path
+from typing import Any
 
 from dft_jax.lm.checkpoint import require_base
 from dft_jax.models import lora as lora_lib
@@ -8,7 +11,8 @@ from dft_jax.models.hf import peft
 from dft_jax.models.hf.safetensors import weights_dtype
 from dft_jax.models.hf.tensors import adaptable_tensors
 from dft_jax.models.lora import Lora
-from dft_jax.models.model import Model, parameter_count, with_lora
+from dft_jax.models.model import Model, parameter_count, with_lora, with_tower
+from dft_jax.models.parts import TEXT
 from dft_jax.runtime import errors, processes
 from dft_jax.runtime.options import Config, unknown
 
@@ -32,6 +36,29 @@ def with_adapters(config: Config, model: Model) -> Model:
         what = f"config.lora.rank={lora.rank} with config.model.init='random'"
         raise errors.UserError(f"{what}: the random base would be in no file; give a checkpoint")
     return with_lora(model, lora)
+
+
+def with_images(config: Config, model: Model, have_images: bool) -> Model:
+    """The model with its tower, where examples have images, and what `train.parts` trains.
+
+    Raises:
+      UserError: parts of a tower that sees nothing, or beside adapters.
+    """
+    # Runs that are older than the key have none.
+    parts: Any = config.train.get("parts", TEXT)
+    if have_images:
+        if parts != TEXT and model.lora is not None:
+            raise errors.UserError(
+                f"config.train.parts={parts!r} has no effect with adapters, which are those of the"
+                " text (lora.rank); leave one of them out"
+            )
+        return with_tower(model, parts)
+    if parts != TEXT:
+        raise errors.UserError(
+            f"config.train.parts={parts!r}: no row has an image, so nothing would train a tower;"
+            f" give rows with images, or train.parts={TEXT!r}"
+        )
+    return model
 
 
 def is_adapted(config: Config) -> bool:

@@ -49,6 +49,7 @@ class HeldOut:
             model.mesh,
             global_batch=global_batch,
             row_length=row_length,
+            vision=model.config.vision,
             # A pass is a third of a training step, and there are several.
             compilation_rows=compilation_rows(model, row_length),
         )

@@ -25,7 +25,13 @@ from dft_jax.types import Params
 SAID_ONCE = ("run_id", "base", "data")
 ADDED_LATER = ("weights_sha256_of_sample",)
 # Keys of a config that may differ between hosts: what they lead to is compared instead.
-_LEAD_TO_CONTENT = ("model.path", "data.train", "data.heldout", "lora.adapter")
+_LEAD_TO_CONTENT = (
+    "model.path",
+    "data.train",
+    "data.heldout",
+    "data.image_folder",
+    "lora.adapter",
+)
 # Of a fingerprint: what these lead to is compared, whatever they are.
 _LED_TO_DATA = ("config.data.subset", "config.data.split", "config.data.revision")
 # A resumed run may change these: they say how a run is carried out and watched, not what it
@@ -34,6 +40,8 @@ _LED_TO_DATA = ("config.data.subset", "config.data.split", "config.data.revision
 _MAY_CHANGE = (
     "checkpoint.",
     "data.heldout",
+    "data.image_features",
+    "data.image_folder",
     "data.max_lost_fraction",
     "data.train",
     "eval.",
@@ -51,10 +59,15 @@ _MAY_CHANGE = (
 )
 _SAY_NOTHING = {
     "data.row_length": 0,
+    "data.image_field": "",
+    "data.image_min_pixels": 0,
+    "data.image_max_pixels": 768 * 768,
+    "data.image_max_patches": 0,
     "data.weight_field": "",
     "data.prompt_weight": 0,
     "data.sample_rows": 0,
     "data.sample_seed": 0,
+    "train.parts": "text",
 }
 
 

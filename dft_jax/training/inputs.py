@@ -8,9 +8,8 @@ from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
-from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
-from dft_jax.training import adapters
+from dft_jax.training import adapters, features
 from dft_jax.training.programs import compilation_rows
 
 
@@ -23,22 +22,24 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
       not fit.
     """
     source, model, tokenizer = open_config(config)
-    errors.raise_if_any(
-        select.problems(
-            config.model.attention, model.config, model.mesh, config.model.compute_dtype
-        )
-    )
+    select.require(config.model.attention, model.config, model.mesh, config.model.compute_dtype)
     return source, adapters.with_adapters(config, model), tokenizer
 
 
 def load_data(
-    config: Config, tokenizer: Tokenizer, model: Model
+    config: Config, source: Path, tokenizer: Tokenizer, model: Model
 ) -> tuple[Examples, Examples | None]:
-    """Training examples, and held-out ones where the config names any."""
+    """Training examples, and held-out ones where the config names any.
+
+    `source` is the checkpoint's folder, which says how a model with images reads them.
+    """
     data, how = config.data, (config.data, tokenizer, model.config.vocab_size)
+    vision = model.config.vision
     train = mixture.load(
         data.train,
         *how,
+        vision=vision,
+        source=source,
         split=data.split,
         max_rows=data.max_rows,
         # Runs that are older than these keys have none.
@@ -48,9 +49,37 @@ def load_data(
     if not data.heldout:
         return train, None
     most = config.eval.max_examples
-    heldout = mixture.load(data.heldout, *how, split=data.heldout_split, max_rows=most)
+    heldout = mixture.load(
+        data.heldout,
+        *how,
+        vision=vision,
+        source=source,
+        split=data.heldout_split,
+        max_rows=most,
+    )
     mixture.note_trained(heldout, train)
     return train, heldout
+
+
+def load(
+    config: Config, source: Path, tokenizer: Tokenizer, model: Model
+) -> tuple[Model, Examples, Examples | None]:
+    """As `load_data`, with the model that reads them: with its tower, where there are images.
+
+    With `data.image_features` these know where their features are, which need not be there yet
+    (training/features.py).
+    """
+    train, heldout = load_data(config, source, tokenizer, model)
+    have_images = train.have_images or (heldout is not None and heldout.have_images)
+    model = adapters.with_images(config, model, have_images)
+    # Runs that are older than the key have none.
+    folder = config.data.get("image_features", "")
+    if folder:
+        place = features.place_in(folder, model, source)
+        train = features.named(train, place, model)
+        if heldout is not None:
+            heldout = features.named(heldout, place, model)
+    return model, train, heldout
 
 
 def make_steps(
@@ -67,6 +96,8 @@ def make_steps(
         version=version,
         accumulation=t.accumulation,
         row_length=row_length,
+        vision=model.config.vision,
+        max_patches=config.data.get("image_max_patches", 0),
         compilation_rows=compilation_rows(model, row_length),
         by_examples=t.loss_normalization == "official",
     )

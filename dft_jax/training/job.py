@@ -84,25 +84,25 @@ class Job:
 
     def initial_state(self) -> TrainState:
         if self.model.lora is None:
-            trained = self.initial_params()
+            trained = self.initial_params(self.model.trainable)
         else:
             trained = init_adapters(self.config.lora, self.config.train.seed, self.model)
         return init_state(trained, self.model, self.optimizer)
 
-    def initial_params(self) -> Params:
-        """Those of the model before training."""
+    def initial_params(self, only: Params | None) -> Params:
+        """Those of the model before training, of these abstract ones."""
         begun = self.config.model.init, self.config.train.seed
-        return init_params(*begun, self.source, self.model)
+        return init_params(*begun, self.source, self.model, only)
 
     def frozen(self) -> Frozen:
         """What steps read and never change: rates, seed, and the model before training, where it
-        is compared with or lies beneath adapters.
+        is compared with, lies beneath adapters or beside what is trained.
         """
         base = reference = None
-        if self.model.lora is not None:
-            base = self.initial_params()
-        elif self.objective.needs_reference:
-            reference = self.initial_params()
+        if self.model.abstract_base is not None:
+            base = self.initial_params(self.model.abstract_base)
+        if self.objective.needs_reference and self.model.lora is None:
+            reference = self.initial_params(self.model.trainable)
         # Devices meet for the first time, as soon as an array is on all of them.
         distributed.meet("state")
         settings, seed = self.config.optimizer, self.config.train.seed
@@ -116,10 +116,13 @@ class Job:
         backend = self.model.module.backend
         return compile_ahead(step, frozen, self.abstract_state(), self.batches.packer, backend)
 
-    def all_evaluators(self, reference: Params | None) -> tuple[Evaluator, ...]:
+    def all_evaluators(self, frozen: Frozen) -> tuple[Evaluator, ...]:
         """data.heldout, where it is given, before the others."""
         if self.heldout is None:
             return self.evaluators
+        reference = frozen.reference
+        if reference is not None:
+            reference = self.model.join(reference, frozen.base)
         measured = HeldOut.of(
             self.config.train,
             batches.row_length(self.config.data),

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable
 
 from dft_jax import sharding
-from dft_jax.models.model import join
 from dft_jax.runtime import errors, interrupts
 from dft_jax.training.evaluators import Evaluator
 from dft_jax.training.folder import RunFolder
@@ -23,7 +22,7 @@ def run(job: Job, folder: RunFolder) -> TrainState:
     # The state first: where a checkpoint cannot be read, nothing else is worth making.
     state = folder.state_of(job)
     frozen = job.frozen()
-    evaluators = job.all_evaluators(frozen.reference)
+    evaluators = job.all_evaluators(frozen)
     for evaluator in evaluators:
         evaluator.begin(job.steps, folder.start, folder.origin(job))
     with contextlib.closing(folder.reporter(job)) as report:
@@ -32,7 +31,7 @@ def run(job: Job, folder: RunFolder) -> TrainState:
             interrupts.check()
             # Every shape before the first step; compiling later would look like a slow step.
             train_step = _compile(job, folder, frozen, evaluators)
-            _evaluate(evaluators, folder, folder.start, frozen, state, report)
+            _evaluate(job, evaluators, folder, folder.start, frozen, state, report)
             # Minutes between checkpoints count from the first step, not from the compilation.
             folder.checkpoints.start_clock()
             for step, packed in report.timed(job.batches.starting_at(folder.start)):
@@ -50,7 +49,7 @@ def run(job: Job, folder: RunFolder) -> TrainState:
                 if is_time or job.is_checkpoint_step(step):
                     folder.save(state, report)
                 # After saving, which matters most.
-                _evaluate(evaluators, folder, step, frozen, state, report)
+                _evaluate(job, evaluators, folder, step, frozen, state, report)
         except errors.Stopped:
             folder.save(state, report)
             folder.checkpoints.wait()  # before anything else is closed, which may fail
@@ -74,6 +73,7 @@ def _no_step(*_):
 
 
 def _evaluate(
+    job: Job,
     evaluators: tuple[Evaluator, ...],
     folder: RunFolder,
     step: int,
@@ -86,5 +86,6 @@ def _evaluate(
         if evaluator.due(step) and not report.log.has(step, evaluator.prefix):
             if evaluator.is_long:
                 folder.save(state, report)
-            values = report.evaluate(step, evaluator, join(state.params, frozen.base))
+            weights = job.model.join(state.params, frozen.base)
+            values = report.evaluate(step, evaluator, weights)
             folder.keep_if_best(step, values, state, report)

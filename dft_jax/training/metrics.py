@@ -7,6 +7,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dft_jax.data.batches import PackedBatch
+from dft_jax.data.image_rows import Grid
+from dft_jax.models.parts import ALL, TEXT
+from dft_jax.models.spec import VisionSpec
 from dft_jax.types import AnyArray, TokenStats
 
 # The paper's bins of token probability (its figure of token distributions).
@@ -126,3 +129,43 @@ def training_flops_per_token(
     """
     attention = 6 * 2 * n_layers * n_heads * head_dim * (mean_length / 2)
     return 6 * n_matmul_params + 4 * n_frozen + attention
+
+
+def tower_flops(vision: VisionSpec, grid: Grid, parts: str) -> float:
+    """FLOPs of training on an image, in the tower and its merger: forward 2 for each number that is
+    multiplied, and backward 2 for each gradient of a weight or an input that is needed.
+
+    A frozen tower has no backward pass, and pixels need no gradient. Attention is counted by what a
+    patch sees, its image or its window, and nothing that is masked; recomputation is not counted.
+
+    Args:
+      grid: rows and columns of the image's patches.
+      parts: what is trained, one of parts.PARTS.
+    """
+    E, F = vision.hidden_size, vision.intermediate_size
+    n_patches = grid[0] * grid[1]
+    n_units = n_patches // vision.merge**2
+    # Scores and their sums of values, over all heads: of an image, and of each of its windows.
+    n_full = len(vision.full_blocks)
+    n_seen = n_full * n_patches**2 + (vision.depth - n_full) * _seen_in_windows(vision, grid)
+    block = 4 * E * E + 3 * E * F
+    multiplied = vision.depth * block * n_patches + 2 * E * n_seen
+    pixels = vision.patch_values * E * n_patches
+    merged = vision.merge**2 * E
+    merger = (merged * merged + merged * vision.out_size) * n_units
+    if parts == TEXT:
+        return 2 * (multiplied + pixels + merger)
+    # The merger begins with a norm, which needs the gradient of what follows it.
+    if parts == ALL:
+        return 6 * multiplied + 4 * pixels + 6 * merger
+    return 2 * (multiplied + pixels) + 6 * merger
+
+
+def _seen_in_windows(vision: VisionSpec, grid: Grid) -> int:
+    """Pairs of patches of one window, those at the right and lower edge cut off."""
+    side = vision.window_units * vision.merge
+    squares = []
+    for n_along in grid:
+        whole, rest = divmod(n_along, side)
+        squares.append(whole * side**2 + rest**2)
+    return squares[0] * squares[1]

@@ -4,6 +4,7 @@ import importlib.util
 from typing import Any
 
 from dft_jax import sharding
+from dft_jax.models.parts import PARTS, TEXT
 from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Config, Legal, Option
 
 TRAIN = {
@@ -23,6 +24,11 @@ TRAIN = {
     ),
     "loss_chunk_tokens": Option(
         1024, "trained tokens whose logits exist at once on a device", AT_LEAST_1
+    ),
+    "parts": Option(
+        TEXT,
+        "what is trained of a model whose rows have images: its text, the merger, the tower too",
+        PARTS,
     ),
     "max_skipped_steps": Option(
         5, "updates in a row that are not finite, after which the run stops", AT_LEAST_1
@@ -69,6 +75,17 @@ def profile_problems(profile: str) -> list[str]:
         should = "should be the first and the last step, as in 10,12"
         return [f"config.profile={profile!r} {should}"]
     return []
+
+
+def feature_problems(image_features: str, parts: str) -> list[str]:
+    """What is wrong between `config.data.image_features` and `config.train.parts`."""
+    if not image_features or parts == TEXT:
+        return []
+    what = f"config.data.image_features={image_features!r} with config.train.parts={parts!r}"
+    return [
+        f"{what}: a tower or merger that is trained makes other features in every step; empty it"
+        f" (--config.data.image_features=), or train.parts={TEXT!r}"
+    ]
 
 
 def log_problems(given: dict[str, Any]) -> list[str]:

@@ -7,7 +7,15 @@ from dft_jax.data import source_list
 from dft_jax.runtime.options import Config, flatten
 
 # Keys whose values may be files and folders, or be the hub's.
-_PATHS = ("model.path", "data.train", "data.heldout", "eval.benchmark_data", "lora.adapter")
+_PATHS = (
+    "model.path",
+    "data.train",
+    "data.heldout",
+    "data.image_features",
+    "data.image_folder",
+    "eval.benchmark_data",
+    "lora.adapter",
+)
 
 
 def paths(config: Config) -> dict[str, str]:

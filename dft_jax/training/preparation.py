@@ -38,8 +38,8 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
         earlier.refuse_moved(config, workdir)
         source, model, tokenizer = inputs.open_model(config)
         config = adapters.settled(earlier.with_date(config, date, tokenizer), model)
+        model, train, heldout = inputs.load(config, source, tokenizer, model)
         evaluators = make_evaluators(config, tokenizer, model, workdir)
-        train, heldout = inputs.load_data(config, tokenizer, model)
         if held is None:  # a run that began before this was looked at is finished as it is
             inputs.refuse_lost(config, train)
         length = inputs.length_of(config, train, version)

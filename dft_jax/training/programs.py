@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dft_jax import sharding
 from dft_jax.data.batches import Packer
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, processes, progress
@@ -64,16 +63,17 @@ class ProgramsByRows:
     ):
         self._jitted, self._given, self._packer, self._check = jitted, given, packer, check
         self._backend = backend
-        # By rows, and most segments of one.
-        self._programs: dict[tuple[int, int | None], Callable] = {}
+        # By rows, patches of a row's images, and most segments of a row.
+        self._programs: dict[tuple[int, int, int | None], Callable] = {}
         self._has_warned = False
 
     def compile_all(self, name: str = "compile") -> None:
         """Compiles for every number of rows that the packer makes; `name` is shown."""
-        counts = self._packer.row_counts
-        for count in progress.bar(counts, desc=name, unit="shape", leave=False):
-            # `row_counts` are of a whole step, `n_rows` of each of its micro-batches.
-            self._of(count // self._packer.accumulation, self._packer.most_segments)
+        shapes = self._packer.shapes
+        for count, n_patches in progress.bar(shapes, desc=name, unit="shape", leave=False):
+            # `count` is of a whole step, `n_rows` of each of its micro-batches.
+            n_rows = count // self._packer.accumulation
+            self._of(n_rows, n_patches, self._packer.most_segments)
 
     def run(self, given: tuple, batch: Batch) -> Any:
         """function(*given, batch); compiled now where the batch's shape was not foreseen."""
@@ -83,17 +83,16 @@ class ProgramsByRows:
             else:
                 # The program is the same.
                 batch = dataclasses.replace(batch, most_segments=self._packer.most_segments)
-        return self._of(batch.tokens_BL.shape[1], batch.most_segments)(*given, batch)
+        n_patches = self._packer.n_patches(batch)
+        program = self._of(batch.tokens_BL.shape[1], n_patches, batch.most_segments)
+        return program(*given, batch)
 
-    def _of(self, n_rows: int, most_segments: int | None) -> Callable:
-        """The program of a batch [A, n_rows, L]."""
-        shape = n_rows, most_segments
+    def _of(self, n_rows: int, n_patches: int, most_segments: int | None) -> Callable:
+        """The program of a batch [A, n_rows, L], each row with so many patches of images."""
+        shape = n_rows, n_patches, most_segments
         if shape not in self._programs:
             self._check()
-            shape_ABL = (self._packer.accumulation, n_rows, self._packer.row_length)
-            batch = sharding.abstract_batch(
-                shape_ABL, self._packer.mesh, most_segments, self._packer.with_weights
-            )
+            batch = self._packer.abstract_batch(n_rows, n_patches, most_segments)
             self._programs[shape] = self._jitted.lower(*self._given, batch).compile()
         return self._programs[shape]
 

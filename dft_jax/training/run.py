@@ -13,7 +13,7 @@ from dft_jax.lm.run import lm_of_run
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
 from dft_jax.runtime.options import Config
-from dft_jax.training import loop
+from dft_jax.training import features, loop
 from dft_jax.training.evaluators import MakeEvaluators, no_evaluators
 from dft_jax.training.folder import opened
 from dft_jax.training.preparation import prepare
@@ -96,5 +96,7 @@ def fine_tune(
       Stopped: a signal asked for it (runtime/interrupts.py); the state is saved.
     """
     with opened(prepare(config, workdir, make_evaluators), workdir) as (job, folder):
+        # Before the state takes its memory; a signal meanwhile loses nothing that is in a file.
+        features.make(job.model, job.source, job.train, job.heldout)
         state = loop.run(job, folder)
     return Run(workdir, job.config, job.source, job.model, job.tokenizer, state, folder.identity)

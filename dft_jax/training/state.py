@@ -12,7 +12,7 @@ from dft_jax.models import adapters
 from dft_jax.models.hf import peft
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, layouts_of
 from dft_jax.runtime.options import Config
 from dft_jax.types import Params, TrainState
 
@@ -35,11 +35,16 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
     return TrainState(step, model.trainable, opt_state)
 
 
-def init_params(init: str, seed: int, source: Path, model: Model) -> Params:
-    """The parameters of the checkpoint in `source`, or with `init="random"` random ones."""
+def init_params(
+    init: str, seed: int, source: Path, model: Model, only: Params | None = None
+) -> Params:
+    """The parameters of the checkpoint in `source`, or with `init="random"` random ones.
+
+    `only` is a part of the abstract parameters of a checkpoint, where no others are wanted.
+    """
     if init == "random":
         return model.init(jax.random.key(seed))
-    return load_params(Checkpoint(source), model)
+    return load_params(Checkpoint(source), model, only=only)
 
 
 def init_adapters(section: Config, seed: int, model: Model) -> Params:
@@ -53,6 +58,6 @@ def init_adapters(section: Config, seed: int, model: Model) -> Params:
 
 def init_state(params: Params, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step; `params` is what is trained, as `model.trainable`."""
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer))
+    layouts = layouts_of(abstract_state(model, optimizer))
     opt_state = jax.jit(optimizer.init, out_shardings=layouts.opt_state)(params)
     return TrainState(jax.device_put(jnp.int32(0), layouts.step), params, opt_state)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dft_jax import sharding
 from dft_jax.data.batches import Packer
 from dft_jax.losses import fused, objectives
-from dft_jax.models.model import Model, cast_layers, head, join, split
+from dft_jax.models.model import Model, cast_layers, head, layouts_of, split
 from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer as optimizer_lib
@@ -43,7 +43,7 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
     """Returns loss(weights, batch [B, L], denominator, reference) -> (Σ loss / denominator, sums
     over trained tokens).
 
-    `reference` are the parameters that the objective compares with, None for the others, and for
+    `reference` are all parameters that the objective compares with, None for the others, and for
     adapters: these are compared with the parameters beneath them.
     """
 
@@ -64,7 +64,7 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
             objective=objective,
             chunk_tokens=chunk_tokens,
             mesh=model.mesh,
-            head_gradient=model.lora is None,
+            head_gradient=model.trains_head,
             weights_BL=batch.weights_BL,
         )
         mean = total / denominator
@@ -100,12 +100,11 @@ def make_train_step(
     them compiles once. The state is donated: its memory is the next one's. Beneath adapters the
     parameters are among what is frozen, and get no gradient.
     """
-    layouts = _layouts(abstract_state(model, optimizer))
+    layouts = layouts_of(abstract_state(model, optimizer))
     replicated: Any = sharding.named(model.mesh)
-    base = reference = None
-    if model.lora is not None:
-        base = _layouts(model.abstract_params)
-    elif objective.needs_reference:
+    base = layouts_of(model.abstract_base)
+    reference = None
+    if objective.needs_reference and model.lora is None:
         reference = layouts.params
     return jax.jit(
         make_update(model, objective, optimizer, options),
@@ -133,7 +132,7 @@ def make_update(
     is_random = is_bfloat16 and options.rounding == "stochastic"
     is_global = options.loss_normalization == "global"
     loss = make_loss(model, objective, options.loss_chunk_tokens)
-    layouts = _layouts(abstract_state(model, optimizer))
+    layouts = layouts_of(abstract_state(model, optimizer))
 
     def gradients(params: Params, batch: Batch, frozen: Frozen):
         n_tokens_A, least = batch.mask_BL.sum(axis=(1, 2)), 1
@@ -141,14 +140,13 @@ def make_update(
             # Weights may add up to less than 1. Where the sum is 0 all losses are.
             n_tokens_A, least = batch.weights_BL.sum(axis=(1, 2)), np.finfo(np.float32).tiny
         n_tokens = n_tokens_A.sum() if is_global else n_tokens_A
-        base, computed = frozen.base, params
-        if base is None:
-            computed = cast_layers(params, model)
-        else:
-            base = cast_layers(base, model)
+        base = None if frozen.base is None else cast_layers(frozen.base, model)
+        # Adapters stay float32.
+        computed = params if model.lora is not None else cast_layers(params, model)
+        reference = _all_of(frozen.reference, base, model)
 
         def loss_of(trained: Params, micro_batch: Batch, denominator):
-            return loss(join(trained, base), micro_batch, denominator, frozen.reference)
+            return loss(model.join(trained, base), micro_batch, denominator, reference)
 
         def accumulate(total, micro):
             micro_batch, denominator = micro
@@ -191,8 +189,9 @@ def make_update(
     return train_step
 
 
-def _layouts(abstract: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+def _all_of(reference: Params | None, base: Params | None, model: Model) -> Params | None:
+    """All parameters before training, of those that are trained; None where nobody compares."""
+    return None if reference is None else model.join(reference, base)
 
 
 def compile_ahead(

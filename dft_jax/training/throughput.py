@@ -2,28 +2,49 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dft_jax
 from dft_jax.data.batches import PackedBatch
+from dft_jax.data.image_rows import Grid
 from dft_jax.models.model import Model, parameter_count
+from dft_jax.models.parts import text_of
 from dft_jax.runtime import system
 from dft_jax.training import metrics
 
 
 def flops_per_token(model: Model, mean_length: float) -> float:
-    """FLOPs of training on a token; see metrics.training_flops_per_token."""
+    """FLOPs of training on a token; see metrics.training_flops_per_token.
+
+    Those of the images that some tokens are of come on top: `flops_of_images`.
+    """
     c = model.config
-    n_matmul = parameter_count(model.abstract_params)
+    # Those of a tower see patches, not tokens.
+    n_matmul = parameter_count(text_of(model.abstract_params))
     if not c.tie_embeddings:
         # Of an embedding table a row is read; nothing is multiplied.
         n_matmul -= c.vocab_size * c.hidden_size
     n_frozen = 0
     if model.lora is not None:
         n_matmul, n_frozen = parameter_count(model.trainable), n_matmul
+    elif not model.trains_head:
+        # The merger alone is trained, through the text.
+        n_matmul, n_frozen = 0, n_matmul
     return metrics.training_flops_per_token(
         n_matmul, c.num_layers, c.num_heads, c.head_dim, mean_length, n_frozen
     )
+
+
+def flops_of_images(model: Model, grids: Sequence[Grid]) -> float:
+    """FLOPs of training on images, by rows and columns of their patches; see metrics.tower_flops.
+
+    Their tokens in the text are counted as tokens.
+    """
+    if not grids:
+        return 0.0
+    vision = model.config.vision
+    assert vision is not None, "examples have images where the model has a tower"
+    return sum(metrics.tower_flops(vision, grid, model.parts) for grid in grids)
 
 
 class Throughput:
@@ -34,6 +55,7 @@ class Throughput:
     """
 
     def __init__(self, model: Model, mean_length: float):
+        self.model = model
         self.flops = flops_per_token(model, mean_length)
         self.device = model.mesh.local_devices[0]
         peak = metrics.peak_flops(self.device.device_kind)
@@ -78,5 +100,6 @@ class Throughput:
         values["speed/supervised_tokens_per_s"] = float(sums["tokens"]) / step_s
         values["speed/positions_per_s"] = step.n_rows * A * L / step_s  # padding as well
         if self.peak:
-            values["speed/mfu"] = rate * self.flops / self.peak
+            flops = step.real_tokens * self.flops + flops_of_images(self.model, step.grids)
+            values["speed/mfu"] = flops / step_s / self.peak
         return values

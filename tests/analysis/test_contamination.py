@@ -28,7 +28,8 @@ def overlap(folder, rows, problems, **changes):
     config.update({"template": "plain", "max_length": 1024} | changes)
     tokenizer = load_tokenizer(assets.TINY)
     examples = load_examples(rows_with(folder, rows), config, tokenizer, 264)
-    return contamination.overlap("math500", problems, examples, tokenizer)
+    (found,) = contamination.overlaps({"math500": problems}, examples, tokenizer)
+    return found
 
 
 def test_rows_that_hold_thirteen_words_of_a_problem_are_named(tmp_path):
@@ -53,6 +54,21 @@ def test_rows_that_hold_thirteen_words_of_a_problem_are_named(tmp_path):
     assert lines[0].startswith("2 of 4 rows share 13 words in a row with a problem of math500")
     assert "(1 of them in an answer); 2 of its 3 problems" in lines[0]
     assert "1 problems have fewer words" in lines[0] and "rows.jsonl:3: a, b: “two thr" in lines[2]
+
+
+def test_rows_are_compared_with_each_benchmark_by_itself(tmp_path):
+    config = config_lib.get_default().data
+    config.update({"template": "plain", "max_length": 1024})
+    tokenizer = load_tokenizer(assets.TINY)
+    rows = [{"prompt": LONG, "completion": "1"}, {"prompt": "Else.", "completion": f"2 {LONG}"}]
+    examples = load_examples(rows_with(tmp_path, rows), config, tokenizer, 264)
+    other = LONG.replace("One", "Zero")
+    problems = {"math500": [Problem("a", LONG, "")], "gsm8k": [Problem("b", other, "")]}
+    whole, part = contamination.overlaps(problems, examples, tokenizer)
+    assert (whole.benchmark, part.benchmark) == ("math500", "gsm8k")
+    assert [row.words[:3] for row in whole.rows] == ["one", "one"]
+    assert [row.words[:3] for row in part.rows] == ["two", "two"]
+    assert (whole.problems, part.problems) == ({"a"}, {"b"})
 
 
 def test_what_is_cut_off_is_not_looked_at(tmp_path):

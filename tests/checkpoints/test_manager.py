@@ -397,7 +397,7 @@ def test_a_folder_that_the_first_process_cannot_use_ends_all(folder, monkeypatch
         newest_as(1, {"checkpoint candidate": [problem]}, folder, monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_the_first_process_may_take_longer_with_a_checkpoint_than_devices_wait(tmp_path):
     """On CPUs they give up after 30 s when they meet for the first time."""
     (tmp_path / "runs").mkdir()

@@ -226,14 +226,17 @@ def test_content_in_parts_is_joined():
 
 # Name -> (row, what the message must say).
 REFUSED = {
-    "an image": (
+    "a sound": (
         {
             "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+                {
+                    "role": "user",
+                    "content": [{"type": "input_audio", "input_audio": {"data": "x"}}],
+                },
                 ANSWERED,
             ]
         },
-        "message 0 has a part of type 'image_url' in its content; only plain text",
+        "message 0 has a part of type 'input_audio' in its content; only plain text and images",
     ),
     "a cached part": (
         {

@@ -24,7 +24,7 @@ from dft_jax.sampling import sampler
 from dft_jax.sampling.sampler import Completion
 from tests.commands import run_command
 
-ROWS = list(made.Excerpt("test", 8).rows())
+ROWS = list(made.Excerpt("test", n=8).rows())
 N_COMPLETIONS = 8 * (1 + 3)
 
 
@@ -63,7 +63,7 @@ def run(checkpoint, tmp_path, capfd, monkeypatch):
     tokenizer = load_tokenizer(assets.TINY)
 
     def run(*arguments, kill_after=None):
-        def sample(self, weights, requests, progress=True):
+        def sample(self, weights, requests, progress=True, watch=None):
             # In another order each time, as slots free themselves.
             for number, request in enumerate(
                 sorted(requests, key=lambda one: (-one.sample, one.problem))

@@ -33,7 +33,7 @@ from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import Batch, build, head
 from dft_jax.runtime import errors, folders, interrupts
 from dft_jax.sampling import sampler
-from tests import commands
+from tests import commands, xla
 from tests.commands import ROOT, TINY, run_command, tree
 from tests.faults.launch import free_port
 
@@ -105,10 +105,10 @@ def count_sampled(monkeypatch):
     """A list that gets the number of requests of every call of the sampler."""
     counts, sample = [], sampler.Sampler.sample
 
-    def counted(self, params, requests, progress=True):
+    def counted(self, params, requests, progress=True, watch=None):
         requests = list(requests)
         counts.append(len(requests))
-        return sample(self, params, requests, progress)
+        return sample(self, params, requests, progress, watch)
 
     monkeypatch.setattr(sampler.Sampler, "sample", counted)
     return counts
@@ -179,8 +179,8 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
 
     sample = sampler.Sampler.sample
 
-    def die_after_seven(self, params, requests, progress=True):
-        for number, completion in enumerate(sample(self, params, requests, progress)):
+    def die_after_seven(self, params, requests, progress=True, watch=None):
+        for number, completion in enumerate(sample(self, params, requests, progress, watch)):
             if number == 7:
                 raise Killed
             yield completion
@@ -232,7 +232,7 @@ def test_scores_of_known_completions(run, folder, checkpoint, monkeypatch):
     """
     tokenizer = load_tokenizer(checkpoint)
 
-    def sample(self, params, requests, progress=True):
+    def sample(self, params, requests, progress=True, watch=None):
         for request in requests:
             number = int(request.problem.partition("/")[2])
             is_right = number % 2 == 0 or (number == 1 and request.sample == 0)
@@ -435,7 +435,7 @@ def test_damaged_files_of_a_folder_are_refused_by_name(run, folder, checkpoint, 
 
 
 def test_logits_that_are_not_finite_are_an_error_and_no_score(run, folder, monkeypatch):
-    def sample(self, params, requests, progress=True):
+    def sample(self, params, requests, progress=True, watch=None):
         for request in requests:
             yield sampler.Completion(request, (1, 2), True, float("nan"))
 
@@ -533,7 +533,7 @@ BAD = {
     ),
     "a bucket as model": (
         ["--model=s3://bucket/base"],
-        ["model.path='s3://bucket/base': only files and folders of this machine", "mount the"],
+        ["model='s3://bucket/base': only files and folders of this machine", "mount the"],
     ),
     "a bucket of completions": (
         ["--grade=gs://bucket/predictions.jsonl"],
@@ -558,7 +558,7 @@ BAD = {
         ["--top_k=-1 should be at least 0", "--slots=0 should be at least 1"],
     ),
     "unknown mode": (["--mode=lenient"], ["--mode=lenient should be strict or paper"]),
-    "no model": (["--model={}/none"], ["none' is not a folder, nor a hub id"]),
+    "no model": (["--model={}/none"], ["error: model='", "none' is not a folder, nor a hub id"]),
     "not a model": (["--model={}/data"], ["config.json is missing"]),
     "tensor of 3": (["--tensor=3"], ["tensor=3", "8 devices"]),
     "too many heads": (
@@ -870,7 +870,8 @@ def test_training_does_not_report_the_scores_of_another_run(folder, capfd, monke
     ],
 )
 def test_bad_eval_configs_are_refused(override, expected, refused):
-    refused([f"--config.eval.{part}" for part in ("benchmarks=gsm8k", override)], [expected])
+    rows = "--config.data.rows=gsm8k"  # of the data that a run reads before its benchmarks
+    refused([rows, "--config.eval.benchmarks=gsm8k", f"--config.eval.{override}"], [expected])
 
 
 @pytest.mark.slow
@@ -897,7 +898,7 @@ def test_two_processes_give_what_one_gives(run, folder, checkpoint):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }
-    shared_["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    shared_["XLA_FLAGS"] = xla.flags(2)
     processes = [
         subprocess.Popen(
             command,
@@ -1012,7 +1013,7 @@ def test_the_settings_of_config_and_command_are_the_same():
 def known_completions(monkeypatch):
     """Completions of no model: quick, where only what is done with them matters."""
 
-    def sample(self, params, requests, progress=True):
+    def sample(self, params, requests, progress=True, watch=None):
         for request in requests:
             yield sampler.Completion(request, (1, 2), True, 0.5)
 
@@ -1137,5 +1138,6 @@ def test_every_benchmark_has_a_grader():
 def test_prompts_are_one_text_to_be_hashed():
     """Sorted, as the hashes of runs and evaluations of several processes have always been made."""
     prompts = {("math500", "b"): "ü?", ("aime24", "9"): "1", ("aime24", "10"): "2"}
-    made = planning.Plan.prompts_json(types.SimpleNamespace(prompts=prompts))
+    plan = types.SimpleNamespace(prompts=prompts, images={}, shown=lambda *_: [])
+    made = planning.Plan.prompts_json(plan)
     assert made == '[["aime24", "10", "2"], ["aime24", "9", "1"], ["math500", "b", "\\u00fc?"]]'

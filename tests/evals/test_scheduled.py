@@ -87,8 +87,8 @@ def test_nothing_compiles_in_the_evaluation_that_a_killed_run_left(
     assert compiled == [(2, []), (4, [])]
     sample = Sampler.sample
 
-    def die_after_three(self, params, requests, progress=True):
-        for number, completion in enumerate(sample(self, params, requests, progress)):
+    def die_after_three(self, params, requests, progress=True, watch=None):
+        for number, completion in enumerate(sample(self, params, requests, progress, watch)):
             if number == 3:
                 raise Killed
             yield completion
@@ -99,9 +99,9 @@ def test_nothing_compiles_in_the_evaluation_that_a_killed_run_left(
     compiled.clear()
     asked = []
 
-    def counted(self, params, requests, progress=True):
+    def counted(self, params, requests, progress=True, watch=None):
         asked.append(len(requests))
-        return sample(self, params, requests, progress)
+        return sample(self, params, requests, progress, watch)
 
     monkeypatch.setattr(Sampler, "sample", counted)
     api.train(config, tmp_path / "killed")

@@ -1,6 +1,6 @@
 """The fault campaign: hurts real runs in every known way, and writes down what came of it.
 
-python -m tests.faults --kills=100 --corruptions=300 --terms=20 --jobs=2
+python -m tests.faults --kills=100 --image_kills=10 --corruptions=300 --terms=20 --jobs=2
 
 The tiny run of eight steps (four checkpoints' worth of saves) is hurt by each fault, resumed
 until it ends, and compared with an uninterrupted one: SHA-256 of parameters, moments and step, all
@@ -51,7 +51,13 @@ FIELDS = (
 
 
 def campaign(
-    folder: pathlib.Path, n_kills: int, n_corruptions: int, n_terms: int, jobs: int, seed: int
+    folder: pathlib.Path,
+    n_kills: int,
+    n_image_kills: int,
+    n_corruptions: int,
+    n_terms: int,
+    jobs: int,
+    seed: int,
 ) -> list[dict]:
     """All faults; rows of what happened."""
     folder = folder / "runs"
@@ -65,6 +71,8 @@ def campaign(
         for i, aims in enumerate(kills.kill_plan(n_kills, seed))
     ]
     parts += [(kills.best_chain, folder), (kills.lora_chain, folder, whole)] if n_kills else []
+    for i, aims in enumerate(kills.kill_plan(n_image_kills, seed)):
+        parts.append((kills.image_chain, folder, aims, seed + i))
     parts += [(places.two_runs, folder, wanted), (places.clock_set_back, folder, wanted)]
     share = -(-n_corruptions // 4)
     counts = [min(share, n_corruptions - i * share) for i in range(4)]
@@ -158,7 +166,7 @@ def report(rows: list[dict], options: argparse.Namespace, took_s: float, commit:
     title = "The whole"
     if options.append:
         title = "Again, in part"
-    names = ("kills", "corruptions", "terms", "jobs", "seed")
+    names = ("kills", "image_kills", "corruptions", "terms", "jobs", "seed")
     flags = " ".join(f"--{name}={getattr(options, name)}" for name in names)
     return f"""
 ## {title}, at commit {commit}
@@ -180,6 +188,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--image_kills", type=int, default=10, help="of runs on rows with images")
     parser.add_argument("--corruptions", type=int, default=300)
     parser.add_argument(
         "--terms", type=int, default=20, help="of each phase, on one and on two processes"
@@ -193,6 +202,7 @@ def main() -> int:
     rows = campaign(
         options.folder,
         options.kills,
+        options.image_kills,
         options.corruptions,
         options.terms,
         options.jobs,

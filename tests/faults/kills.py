@@ -4,7 +4,7 @@ import pathlib
 import random
 from collections.abc import Iterator
 
-from tests.faults import launch, state
+from tests.faults import images, launch, state
 from tests.faults.launch import EVAL_EVERY, SAVE_EVERY, STEPS, Fault
 
 AIMS = ("save", "commit", "whole", "step", "compile", "evaluate", "export")
@@ -59,7 +59,14 @@ def _in_flight(phases: list[str]) -> bool:
     return bool(saves) and f"whole {saves[-1]}" not in phases
 
 
-def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -> Iterator[dict]:
+def kill_chain(
+    folder: pathlib.Path,
+    wanted: dict,
+    aims: list[str],
+    seed: int,
+    kind: str = "kill",
+    arguments: tuple[str, ...] = (),
+) -> Iterator[dict]:
     """One run, killed at each aim in turn, then run to its end and compared with `wanted`."""
     chance, workdir, hits = random.Random(seed), folder / f"kill{seed}", []
     for aim in aims:
@@ -67,7 +74,8 @@ def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -
             "export", "KILL", STEPS, STEPS, chance
         )
         seen = len(launch.phases(workdir))
-        code = launch.run(workdir, fault, environment=UNCACHED if aim == "compile" else None)
+        environment = UNCACHED if aim == "compile" else None
+        code = launch.run(workdir, fault, arguments=arguments, environment=environment)
         landed = code == -9
         in_flight = landed and _in_flight(launch.phases(workdir)[seen:])
         hits.append(
@@ -77,13 +85,13 @@ def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -
                 "save": in_flight,
             }
         )
-    code = launch.run(workdir)
+    code = launch.run(workdir, arguments=arguments)
     found = state.summary(workdir) if code == 0 else {}
     wrong = [name for name in wanted if found.get(name) != wanted[name]]
     detail = f"exit {code}, differs in {wrong}" if code or wrong else ""
     for hit in hits:
         yield {
-            "kind": "kill",
+            "kind": kind,
             "case": hit["aim"],
             "save in flight": hit["save"],
             "landed": hit["landed"],
@@ -91,6 +99,16 @@ def kill_chain(folder: pathlib.Path, wanted: dict, aims: list[str], seed: int) -
             "ok": not detail,
             "detail": detail,
         }
+
+
+def image_chain(folder: pathlib.Path, aims: list[str], seed: int) -> Iterator[dict]:
+    """The same of a run on rows with images, and of the uninterrupted one that it is to equal."""
+    folder = folder / f"images{seed}"
+    arguments = images.arguments(folder)
+    whole = folder / "whole"
+    assert launch.run(whole, arguments=arguments) == 0, launch.log(whole)[-3000:]
+    wanted = state.summary(whole)
+    yield from kill_chain(folder, wanted, aims, seed, "kill, images", arguments)
 
 
 # Of this rate the best step by mean p is 1, then 2, then 5, at which nothing else would be saved.

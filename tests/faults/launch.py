@@ -19,6 +19,8 @@ import sys
 import threading
 import time
 
+from tests import xla
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, SAVE_EVERY, EVAL_EVERY = 8, 2, 4
 ARGUMENTS = [
@@ -140,7 +142,7 @@ def start(
     clock_s: float = 0.0,
 ) -> multiprocessing.Process:
     flags = {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla.flags(devices),
         "FAULT_FOLDER": str(workdir.parent),
     }
     everything = [*ARGUMENTS, f"--workdir={workdir}", *arguments]

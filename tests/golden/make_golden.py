@@ -86,7 +86,7 @@ YARN_ROPE = {
 class Case:
     """A checkpoint of a family: `overrides` change the keys of BASE."""
 
-    family: str  # transformers has {family}Config and {family}ForCausalLM
+    family: str  # transformers has {family}Config and {family}ForCausalLM (or {model}ForCausalLM)
     overrides: dict[str, Any]
     shape: tuple[int, int]  # of the tokens, (B, L)
     seed: int
@@ -94,6 +94,8 @@ class Case:
     old_schema: dict[str, Any] | None = None
     dtype: torch.dtype = torch.float32
     max_shard_size: str = "5GB"
+    model: str = ""
+    norm_offset: float = 0.0  # what the family adds to the scale of a norm
 
 
 CASES = {
@@ -275,17 +277,42 @@ CASES = {
             "rope_scaling": None,
         },
     ),
+    # Two layers of three with a window and the smaller base; queries are scaled by another number
+    # than the width of a head, and the layers without a window stretch their positions.
+    "gemma3": Case(
+        "Gemma3Text",
+        {
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "pad_token_id": 0,
+            "query_pre_attn_scalar": 9,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            "max_position_embeddings": 8 * CONTEXT,
+            "rope_parameters": {
+                "sliding_attention": default_rope(100.0),
+                "full_attention": {"rope_type": "linear", "rope_theta": 3000.0, "factor": 4.0},
+            },
+        },
+        LONG,
+        seed=17,
+        model="Gemma3",
+        norm_offset=1.0,
+    ),
 }
 
 
-def random_weights(model: torch.nn.Module, seed: int) -> None:
-    """Overwrites every parameter: norm scales 1 ± 0.2, biases ± 0.5, matrices ± 0.2 (std)."""
+def random_weights(model: torch.nn.Module, seed: int, norm_offset: float = 0.0) -> None:
+    """Overwrites every parameter: norm scales 1 ± 0.2, with what the family adds to them, biases
+    ± 0.5, matrices ± 0.2 (std).
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
-                parameter.copy_(1 + 0.2 * noise)
+                parameter.copy_(1 - norm_offset + 0.2 * noise)
             elif name.endswith("bias"):
                 parameter.copy_(0.5 * noise)
             else:
@@ -328,10 +355,10 @@ def make_case(name: str) -> None:
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     config_class = getattr(transformers, f"{case.family}Config")
-    model_class = getattr(transformers, f"{case.family}ForCausalLM")
+    model_class = getattr(transformers, f"{case.model or case.family}ForCausalLM")
     config = config_class(**BASE | case.overrides)
     model = model_class(config)
-    random_weights(model, case.seed)
+    random_weights(model, case.seed, case.norm_offset)
     model.to(case.dtype).save_pretrained(folder, max_shard_size=case.max_shard_size)
     if case.old_schema is not None:
         to_old_schema(folder / "config.json", case.old_schema)

@@ -100,12 +100,14 @@ def losses_and_gradients(
 
 
 @pytest.mark.parametrize(
-    "name", slow_but(["sft", "dft", "asft", "sentence"], sorted(objectives.OBJECTIVES))
+    "shape, name",
+    slow_but(
+        [((2, 2, 2), name) for name in ("sft", "dft", "asft", "sentence")],
+        list(itertools.product([(1, 1, 1), (2, 2, 2)], sorted(objectives.OBJECTIVES))),
+        slow=[((1, 1, 1), "dft"), *(((2, 2, 2), name) for name in objectives.OBJECTIVES)],
+    ),
 )
-@pytest.mark.parametrize(
-    "shape", [pytest.param((1, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str
-)
-def test_equals_dense_in_float64(name, shape):
+def test_equals_dense_in_float64(shape, name):
     with jax.enable_x64(True):
         arguments = problem(np.float64)
         objective = objectives.make_objective(name)
@@ -119,7 +121,11 @@ def test_equals_dense_in_float64(name, shape):
 
 @pytest.mark.parametrize(
     "shape, vocab",  # 25 does not divide: the vocabulary stays whole
-    slow_but([((1, 2, 4), 25)], list(itertools.product(SHAPES, (24, 25)))),
+    slow_but(
+        [((1, 2, 4), 25)],
+        list(itertools.product(SHAPES, (24, 25))),
+        slow=[((4, 1, 2), 24), ((2, 2, 1), 25), ((1, 1, 8), 24)],
+    ),
 )
 def test_equals_dense_on_every_mesh_in_float32(shape, vocab):
     arguments = problem(vocab=vocab)
@@ -137,7 +143,14 @@ def as_on_gpu(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
 
 
-@pytest.mark.parametrize("name", slow_but(["dft", "asft", "eaft"], sorted(objectives.OBJECTIVES)))
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["dft", "asft", "eaft"],
+        sorted(objectives.OBJECTIVES),
+        slow=["cayley", "deft", "geometric", "gift", "iw_sft", "prift_mass", "talr"],
+    ),
+)
 def test_one_reading_equals_dense_in_float64(name, as_on_gpu):
     """The vocabulary is cut, so that the parts of two devices are merged too."""
     with jax.enable_x64(True):
@@ -190,7 +203,12 @@ PRODUCTS |= dict.fromkeys(("sentence", "geometric", "talr", "cayley"), 4) | {"iw
 
 
 @pytest.mark.parametrize(
-    "name, products", slow_but([("sft", 3), ("asft", 4), ("cayley", 4)], list(PRODUCTS.items()))
+    "name, products",
+    slow_but(
+        [("sft", 3), ("asft", 4), ("cayley", 4)],
+        list(PRODUCTS.items()),
+        slow=[("dft", 3), ("iw_sft", 6), ("talr", 4), ("prift_mass", 4), ("trsft", 3)],
+    ),
 )
 def test_logits_are_made_once_where_the_objective_allows(name, products, mesh1):
     hidden_BLD, head_VD, targets_BL, mask_BL = problem()

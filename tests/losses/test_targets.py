@@ -271,6 +271,11 @@ FAST = [
     ("cayley", (2, 2, 2), "cpu"),
     ("gift", (1, 1, 1), "cpu"),
 ]
+# Each objective on another mesh and platform than its neighbours.
+SLOW = [
+    (name, list(LAYOUTS)[number % 3], ("cpu", "gpu")[number % 2])
+    for number, name in enumerate(NAMES)
+]
 
 
 @pytest.mark.parametrize(
@@ -278,6 +283,7 @@ FAST = [
     slow_but(
         FAST,
         [(name, mesh, on) for name in NAMES for mesh in LAYOUTS for on in ("cpu", "gpu")],
+        slow=SLOW,
     ),
 )
 def test_pulls_towards_its_target_on_every_mesh(name, mesh, platform, monkeypatch):

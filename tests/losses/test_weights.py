@@ -43,7 +43,12 @@ def loss_of(objective, mesh, hidden_BLD, head_VD, targets_BL, mask_BL, weights_B
     return total, sums, gradients
 
 
-@pytest.mark.parametrize("name", slow_but(["talr"], list(objectives.OBJECTIVES)))
+@pytest.mark.parametrize(
+    "name",
+    slow_but(
+        ["talr"], list(objectives.OBJECTIVES), slow=["sft", "eaft", "geometric", "gift", "iw_sft"]
+    ),
+)
 def test_a_weight_of_3_is_a_row_that_is_there_three_times(name, mesh1):
     """For every objective, those that look at the tokens of an example or a micro-batch as well."""
     objective = objectives.make_objective(name)

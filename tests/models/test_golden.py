@@ -65,11 +65,11 @@ def test_logits_equal_transformers(case, golden, mesh1):
 
 # One case of each family, which has the family's name unless another says more: a tied head, scaled
 # positions.
-_OTHER_NAMES = {"qwen2": "qwen2_tied", "llama": "llama3"}
+_OTHER_NAMES = {"qwen2": "qwen2_tied", "llama": "llama3", "gemma3_text": "gemma3"}
 FAMILY_CASES = [_OTHER_NAMES.get(family, family) for family in FAMILIES]
 
 
-@pytest.mark.parametrize("case", slow_but(["qwen3"], FAMILY_CASES))
+@pytest.mark.parametrize("case", slow_but(["qwen3"], FAMILY_CASES, slow=["qwen2_5_vl", "smollm3"]))
 def test_eight_devices_give_the_same_logits(case, golden, mesh8):
     tokens_BL = np.tile(golden[case]["token_ids"][:1, :48], (4, 1))
     found_BLV = logits_of(case, mesh8, tokens_BL, attention_block=32)
@@ -77,7 +77,9 @@ def test_eight_devices_give_the_same_logits(case, golden, mesh8):
     np.testing.assert_allclose(found_BLV[3], found_BLV[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("case", slow_but(["mistral"], FAMILY_CASES))
+@pytest.mark.parametrize(
+    "case", slow_but(["mistral"], FAMILY_CASES, slow=["qwen2_5_vl", "smollm3", "olmo2"])
+)
 def test_packed_equals_separate(case, golden, mesh1):
     """Rows `a a a a a b b b - -` against a and b alone: same logits, whatever the padding holds."""
     tokens_L = golden[case]["token_ids"][0]
@@ -98,7 +100,7 @@ def test_packed_equals_separate(case, golden, mesh1):
     np.testing.assert_allclose(together_BLV[:, first : first + second], alone_BLV, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", slow_but(["llama3"], FAMILY_CASES))
+@pytest.mark.parametrize("case", slow_but(["llama3"], FAMILY_CASES, slow=["mistral", "smollm3"]))
 def test_causal(case, golden, mesh1):
     tokens_BL = golden[case]["token_ids"][:1, :40].copy()
     before_BLV = logits_of(case, mesh1, tokens_BL, attention_block=16)

@@ -16,7 +16,7 @@ from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.lora import MODULES, Lora
-from dft_jax.models.model import REMAT_POLICIES, build, head, join
+from dft_jax.models.model import REMAT_POLICIES, build, head
 from dft_jax.runtime import files
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
@@ -82,7 +82,7 @@ def test_merged_logits_equal_peft(case, mesh1):
 EVEN = [case for case in CASES if case not in UNEVEN]
 
 
-@pytest.mark.parametrize("case", slow_but(["all_linear"], EVEN))
+@pytest.mark.parametrize("case", slow_but(["all_linear"], EVEN, slow=["tied", "periods", "rslora"]))
 def test_adapted_logits_equal_peft(case, mesh1):
     *_, tokens_BL, expected_BLV = golden(case)
     model, params, adapters = adapted(case, mesh1)
@@ -90,7 +90,7 @@ def test_adapted_logits_equal_peft(case, mesh1):
     np.testing.assert_allclose(found_BLV, expected_BLV, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", slow_but([], EVEN))
+@pytest.mark.parametrize("case", slow_but([], EVEN, slow=["biases", "periods", "all_linear"]))
 def test_pairs_are_those_that_were_read(case, mesh8):
     adapter = peft.read_adapter(golden(case)[0])
     model, _, adapters = adapted(case, mesh8)
@@ -208,7 +208,7 @@ def test_merged_kernels_are_exactly_the_adapters(mesh1):
     assert np.abs(one - other).max() <= 1e-13 * np.abs(other).max()
 
 
-@pytest.mark.parametrize("remat", slow_but([], REMAT_POLICIES))
+@pytest.mark.parametrize("remat", slow_but([], REMAT_POLICIES, slow=["dots"]))
 def test_gradients_follow_from_those_of_the_dense_model(remat, mesh1):
     """dA = s · Bᵀ dW and dB = s · dW Aᵀ in float64, with dW at the merged weights."""
     with jax.enable_x64(True):
@@ -276,7 +276,7 @@ def test_what_samples_is_merged(case, mesh1):
     """Adapters that are unstacked for decoding, and PEFT's pairs merged as they are read."""
     folder, base, *_ = golden(case)
     model, params, adapters = adapted(case, mesh1)
-    found = jax.jit(functools.partial(unstack, model=model))(join(adapters, params))
+    found = jax.jit(functools.partial(unstack, model=model))(model.join(adapters, params))
     plain = build(read_config(base), mesh1)
     merged = load_params(Checkpoint(base), plain, peft.read_adapter(folder).pairs)
     expected = jax.jit(functools.partial(unstack, model=plain))(merged)

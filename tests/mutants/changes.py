@@ -448,8 +448,8 @@ OF_EVALUATION = [
     Change(
         "extract-first-bare-box",
         "dft_jax/evals/graders/extraction.py",
-        "return _accept(bare[-1])",
-        "return _accept(bare[0])",
+        "return _BARE_BOX.findall(text)[-1]",
+        "return _BARE_BOX.findall(text)[0]",
         ("tests/evals/graders/test_extraction.py",),
     ),
     Change(
@@ -531,10 +531,10 @@ OF_ADAPTERS = [
     Change(
         "lora-a-and-b-of-o-swapped",
         "dft_jax/models/hf/peft.py",
-        "pairs[module + _KERNEL] = Pair(a_ZI, b_OZ,",
+        "pairs[name] = Pair(a_ZI, b_OZ,",
         "if 'o_proj' in module:\n"
         "                a_ZI, b_OZ = b_OZ.T, a_ZI.T\n"
-        "            pairs[module + _KERNEL] = Pair(a_ZI, b_OZ,",
+        "            pairs[name] = Pair(a_ZI, b_OZ,",
         LORA,
         "peft and all_linear",
     ),
@@ -557,7 +557,7 @@ OF_ADAPTERS = [
     Change(
         "lora-head-gradient-kept",
         "dft_jax/training/step.py",
-        "head_gradient=model.lora is None",
+        "head_gradient=model.trains_head",
         "head_gradient=True",
         LORA_TRAINING,
         "adapters_alone",
@@ -588,4 +588,187 @@ OF_ADAPTERS = [
     ),
 ]
 
-CHANGES = [*OF_LOSSES, *OF_DATA, *OF_TRAINING, *OF_MODELS, *OF_EVALUATION, *OF_RUNS, *OF_ADAPTERS]
+# ---- images
+
+ROWS_OF_IMAGES = ("tests/data/test_image_rows.py",)
+PICTURES = ("tests/data/test_images.py",)
+TOWER = ("tests/models/test_vision.py",)
+VL = ("tests/models/test_qwen2_5_vl.py",)
+SHOWN = ("tests/sampling/test_images.py",)
+PROBLEMS_SHOWN = ("tests/evals/test_image_problems.py",)
+OF_IMAGES = [
+    Change(
+        "sampling-position-ahead-of-its-image",
+        "dft_jax/models/cached.py",
+        "(places_B + deltas_B)[:, None, None]",
+        "(places_B - deltas_B)[:, None, None]",
+        SHOWN,
+        "five_tokens",
+    ),
+    Change(
+        "sampling-position-as-place-in-the-cache",
+        "dft_jax/models/cached.py",
+        "x_B1D, segments_B1, places_B1, cache",
+        "x_B1D, segments_B1, places_B1 + deltas_B[:, None], cache",
+        SHOWN,
+        "five_tokens",
+    ),
+    Change(
+        "sampling-position-of-another-slot",
+        "dft_jax/sampling/decode.py",
+        "deltas_B = select(new.deltas_B, slots.deltas_B)",
+        "deltas_B = select(new.deltas_B[::-1], slots.deltas_B)",
+        SHOWN,
+        "full_forward",
+    ),
+    Change(
+        "sampling-images-of-the-next-prompt",
+        "dft_jax/data/image_files.py",
+        "found.append([pool.submit(read, picture)",
+        "found.insert(0, [pool.submit(read, picture)",
+        SHOWN,
+        "five_tokens",
+    ),
+    Change(
+        "sampling-other-images-one-prompt",
+        "dft_jax/sampling/prompts.py",
+        "(request.prompt_ids, shown)",
+        "(request.prompt_ids, ())",
+        SHOWN,
+        "prompts_are_one",
+    ),
+    Change(
+        "evaluation-goes-on-with-other-images",
+        "dft_jax/evals/journal.py",
+        "row.get(IMAGES, []) != shown",
+        "len(row.get(IMAGES, [])) != len(shown)",
+        PROBLEMS_SHOWN,
+        "says_which",
+    ),
+    Change(
+        "image-rows-and-columns-swapped",
+        "dft_jax/data/image_rows.py",
+        "np.stack([np.zeros_like(row), row, col])",
+        "np.stack([np.zeros_like(row), col, row])",
+        ROWS_OF_IMAGES,
+    ),
+    Change(
+        "image-position-goes-on-after-its-tokens",
+        "dft_jax/data/image_rows.py",
+        "now += max(n_rows, n_cols)",
+        "now += n_rows * n_cols",
+        ROWS_OF_IMAGES,
+    ),
+    Change(
+        "image-windows-of-8-units",
+        "dft_jax/models/spec.py",
+        "return self.window_size // (self.patch_size * self.merge)",
+        "return self.window_size // self.patch_size",
+        ROWS_OF_IMAGES,
+    ),
+    Change(
+        "image-tokens-in-the-order-of-windows",
+        "dft_jax/data/image_rows.py",
+        'places_J=np.argsort(order_J, kind="stable"),',
+        "places_J=np.arange(len(order_J)),",
+        ROWS_OF_IMAGES,
+    ),
+    Change(
+        "image-windows-of-a-row-share-numbers",
+        "dft_jax/data/image_rows.py",
+        "1 + n_windows + order.windows_I",
+        "1 + order.windows_I",
+        ROWS_OF_IMAGES,
+    ),
+    Change(
+        "image-sections-interleaved",
+        "dft_jax/models/layers.py",
+        "positions_BL3[:, :, np.array(rope.axes)]",
+        "positions_BL3[:, :, np.arange(len(rope.axes)) % 3]",
+        TOWER,
+        "logits_equal",
+    ),
+    Change(
+        "image-gelu-by-tanh",
+        "dft_jax/models/vision.py",
+        "approximate=False",
+        "approximate=True",
+        TOWER,
+        "logits_equal",
+    ),
+    Change(
+        "image-full-and-window-blocks-swapped",
+        "dft_jax/models/vision.py",
+        "is_full = np.isin(",
+        "is_full = ~np.isin(",
+        TOWER,
+        "logits_equal",
+    ),
+    Change(
+        "image-band-without-the-block-after",
+        "dft_jax/models/vision.py",
+        "[padded[:, :-2], padded[:, 1:-1], padded[:, 2:]]",
+        "[padded[:, :-2], padded[:, 1:-1]]",
+        TOWER,
+        "by_blocks and 64",
+    ),
+    Change(
+        "image-second-frame-forgotten",
+        "dft_jax/models/vision.py",
+        "kernel.sum(axis=2)",
+        "kernel[:, :, 0]",
+        TOWER,
+        "normalised",
+    ),
+    Change(
+        "image-rounded-half-up",
+        "dft_jax/data/images.py",
+        "high, wide = round(height / unit) * unit, round(width / unit) * unit",
+        "high, wide = int(height / unit + 0.5) * unit, int(width / unit + 0.5) * unit",
+        PICTURES,
+        "sizes",
+    ),
+    Change(
+        "image-columns-before-rows",
+        "dft_jax/data/images.py",
+        "cut.transpose(0, 3, 1, 4, 6, 2, 5)",
+        "cut.transpose(0, 3, 4, 1, 6, 2, 5)",
+        PICTURES,
+        "order_of_patches",
+    ),
+    Change(
+        "image-links-lead-out",
+        "dft_jax/data/images.py",
+        "found = Path(os.path.realpath(inside / file))",
+        "found = Path(os.path.normpath(inside / file))",
+        PICTURES,
+        "folder",
+    ),
+    Change(
+        "tower-written-as-the-text",
+        "dft_jax/models/hf/tensor_files.py",
+        "_Entry(tensor, DTYPES[source.headers[tensor.name][1]], source)",
+        "_Entry(tensor, dtype, source)",
+        VL,
+        "keeps_its_bytes",
+    ),
+    Change(
+        "tensors-in-our-spelling",
+        "dft_jax/models/hf/tensor_files.py",
+        "name if source is None else source.spelled(name)",
+        "name",
+        VL,
+        "byte_for_byte",
+    ),
+]
+
+CHANGES = [
+    *OF_LOSSES,
+    *OF_DATA,
+    *OF_TRAINING,
+    *OF_MODELS,
+    *OF_EVALUATION,
+    *OF_RUNS,
+    *OF_ADAPTERS,
+    *OF_IMAGES,
+]

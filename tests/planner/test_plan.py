@@ -15,6 +15,7 @@ from dft_jax.planner import devices, liveness, memory, suggestion
 from experiments.performance import aot
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
+from tests.marks import slow_but
 
 NUMINA = f"--config={ROOT}/configs/numina_qwen25_math.py"
 MIB = 2**20
@@ -101,18 +102,19 @@ def small(compute="float32", device=devices.CPU):
     return memory.Planner(config, spec, device)
 
 
-@pytest.mark.slow
+# Fewer positions than entries of the vocabulary: rows are shared along fsdp.
+SHARED = ((1, 8, 1), "dots", 1, 1)
+# The parameters on every device, and one row: what gradients are added up in is a large part.
+REPLICATED = ((8, 1, 1), "full", 1, 2)
+
+
 @pytest.mark.parametrize(
     "mesh, remat, rows, accumulation",
-    [
-        ((1, 8, 1), "none", 2, 1),
-        # Fewer positions than entries of the vocabulary: rows are shared along fsdp.
-        ((1, 8, 1), "dots", 1, 1),
-        ((2, 2, 2), "dots", 2, 1),
-        # The parameters on every device, and one row: what gradients are added up in is a large
-        # part.
-        ((8, 1, 1), "full", 1, 2),
-    ],
+    slow_but(
+        [],
+        [((1, 8, 1), "none", 2, 1), SHARED, ((2, 2, 2), "dots", 2, 1), REPLICATED],
+        slow=[SHARED, REPLICATED],
+    ),
 )
 def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):
     """The real step for eight devices; experiments/planner has the same for 1.5B parameters."""
@@ -220,7 +222,7 @@ def test_moments_in_bfloat16_take_half():
 
 def test_architectures_are_the_published_ones():
     counts = [1_543_714_304, 7_615_616_512, 3_212_749_824, 8_030_261_248, 6_910_365_696]
-    counts += [70_553_706_496, 72_706_203_648]
+    counts += [70_553_706_496, 3_754_622_976, 8_292_166_656, 72_706_203_648]
     planners = [
         memory.Planner(config_lib.get_default(), architecture)
         for architecture in devices.ARCHITECTURES.values()
@@ -377,7 +379,7 @@ def test_a_reference_beneath_adapters_costs_no_second_copy():
     assert small_lora(objective="asft").memory(layout).parameters == plain
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_what_is_saved_is_that_of_full_fine_tuning():
     """And h = A x, of width r: what B makes of it is not saved beside the kernel's product."""
     saved = {}
@@ -413,7 +415,7 @@ def test_a_frozen_base_is_proposed_in_bfloat16():
     assert "loses nothing of a bfloat16 checkpoint" in note
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_adapters_are_proposed_where_nothing_else_fits():
     layout = memory.StepLayout((1, 1, 1), "full", 1, 1)
     lora = small_lora(**{"model.param_dtype": "bfloat16"}).memory(layout).total
@@ -422,12 +424,11 @@ def test_adapters_are_proposed_where_nothing_else_fits():
     assert "--config.lora.rank=8" in str(found)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh, remat, rows, accumulation",
     # Under "full" a CPU's compiler keeps more of a layer's temporaries than the account has: 8.3 %
     # of four rows of full fine-tuning, and of adapters, whose whole is smaller, 17.3 %.
-    [((1, 8, 1), "dots", 1, 1), ((2, 2, 2), "none", 2, 1)],
+    slow_but([], [SHARED, ((2, 2, 2), "none", 2, 1)], slow=[SHARED]),
 )
 def test_the_account_of_adapters_is_that_of_xla(mesh, remat, rows, accumulation):
     layout = memory.StepLayout(mesh, remat, rows, accumulation)

@@ -15,6 +15,7 @@ import pytest
 from dft_jax.api import train
 from dft_jax.runtime import errors, interrupts
 from dft_jax.training import reporter
+from tests import xla
 from tests.faults import launch
 from tests.tiny_trainer import tiny_config
 
@@ -232,7 +233,7 @@ def test_a_caught_signal_stops_at_the_next_check():
 def test_a_dead_reader_of_the_log_costs_nothing(tmp_path):
     """As after Ctrl-C on `dft_jax.main … 2>&1 | tee log`: the run still saves and exits with 42."""
     command = [sys.executable, "-m", "dft_jax.main", *launch.ARGUMENTS, f"--workdir={tmp_path}/run"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = os.environ | {"XLA_FLAGS": xla.flags(1)}
     command.append("--config.train.steps=4000")
     process = subprocess.Popen(
         command, cwd=launch.ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

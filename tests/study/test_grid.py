@@ -16,6 +16,7 @@ from dft_jax.study.clock import Clock
 from dft_jax.study.grid import Share
 from dft_jax.study.laboratory import Laboratory
 from dft_jax.study.spec import Phase
+from tests import xla
 from tests.commands import ROOT
 from tests.study.test_study import ARMS, SPEC, command, make_spec, results  # noqa: F401
 
@@ -297,7 +298,7 @@ def test_a_wrong_grid_ends_in_one_line(command, tmp_path):  # noqa: F811
 def start(folder, verb, *arguments, **environment):
     words = [sys.executable, "-m", "dft_jax.study", verb, f"--spec={folder}/spec.py"]
     variables = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
-    variables["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+    variables["XLA_FLAGS"] = xla.flags(1)
     return subprocess.Popen(
         [*words, *arguments], cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True
     )
@@ -309,7 +310,7 @@ def finish(process):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_an_array_of_jobs_one_of_them_killed_is_as_one_study(tmp_path):
     """Real processes in one folder: what comes out is bit for bit that of one process."""
     (tmp_path / "spec.py").write_text(SPEC)

@@ -110,6 +110,10 @@ def test_a_study_from_before_there_was_a_choice_goes_on_with_its_warmup(tmp_path
             ["max_length=999", "data.max_length=160"],
         ),
         ({"keep": "all"}, ["keep='all'", "parameters, nothing"]),
+        (
+            {"config": tiny_config(**CONFIG | {"data.image_features": "f"})},
+            ["data.image_features", "remove it"],
+        ),
     ],
 )
 def test_a_wrong_spec_is_reported(changes, words):

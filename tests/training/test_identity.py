@@ -211,12 +211,12 @@ def test_an_evaluation_is_of_the_run_that_made_it(tmp_path, laboratory):
     assert (
         mine["run_id"] == "a1" and "origin" not in mine and older.keys() == mine.keys() - {"run_id"}
     )
-    runner._begin(tmp_path / "eval" / "4", mine, {})
+    runner._begin(made.plan, tmp_path / "eval" / "4", mine)
     begin(run_id="a1", base={"path": "moved"})
     with pytest.raises(errors.UserError, match="run_id: 'a1' -> 'b2'"):
         begin(run_id="b2", base={})
     shutil.rmtree(tmp_path / "eval")
-    runner._begin(tmp_path / "eval" / "4", older, {})
+    runner._begin(made.plan, tmp_path / "eval" / "4", older)
     begin()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from dft_jax.losses import fused, objectives
 from dft_jax.models.adapters import layer_of, merged_layer
-from dft_jax.models.model import head, join
+from dft_jax.models.model import head
 from dft_jax.training.adapters import lines_of_ends
 from dft_jax.training.step import make_loss
 from tests.conftest import make_mesh
@@ -100,7 +100,7 @@ def test_gradient_descent_of_full_rank_is_that_of_the_kernel(mesh1):
 
     def with_b(b):
         a = jnp.broadcast_to(jnp.eye(64)[None], (2, 64, 64))
-        return join({"layers": {"mlp": {"up": {"a": a, "b": b}}}}, adapted.base)
+        return adapted.model.join({"layers": {"mlp": {"up": {"a": a, "b": b}}}}, adapted.base)
 
     of_kernel = jax.jit(jax.grad(lambda kernel, batch: dense(with_kernel(kernel), batch, 1.0)[0]))
     of_b = jax.jit(jax.grad(lambda b, batch: sparse(with_b(b), batch, 1.0)[0]))
@@ -182,7 +182,7 @@ def test_the_reference_is_the_base(objective, mesh1):
         )
         return found, reference[0], hidden_BLD
 
-    first, *hidden = jax.jit(stats)(join(trainer.state.params, trainer.base))
+    first, *hidden = jax.jit(stats)(trainer.model.join(trainer.state.params, trainer.base))
     np.testing.assert_array_equal(*hidden)
     # Of equal logits XLA adds up the two sums of exponentials in different orders: of 333 tokens
     # two differed, by the last bit of log p (4.8e-7), as they do of one array that is given twice.
@@ -190,7 +190,7 @@ def test_the_reference_is_the_base(objective, mesh1):
     np.testing.assert_allclose(first.logp_BL, first.reference_logp_BL, atol=1e-6)
 
     with_b(trainer)
-    weights = join(trainer.state.params, trainer.base)
+    weights = trainer.model.join(trainer.state.params, trainer.base)
     loss = make_loss(trainer.model, chosen, 64)
     found, _ = jax.jit(lambda w, b: loss(w, b, 1.0))(weights, batch)
     # A model of its own with merged weights, compared with a second copy of the base.

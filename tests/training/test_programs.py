@@ -23,6 +23,7 @@ def test_rows_of_more_segments_have_a_program_of_their_own_and_it_is_said_once(
     packer = Packer.__new__(Packer)
     packer.accumulation, packer.row_length, packer.mesh = 1, 16, mesh1
     packer.row_counts, packer.most_segments, packer.with_weights = [2], 8, False
+    packer.has_images, packer.vision, packer.features_dtype = False, None, ""
     traced = []
 
     def function(given, batch):

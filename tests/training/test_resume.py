@@ -261,7 +261,7 @@ def test_a_run_of_before_there_were_minutes_goes_on(finished, tmp_path):
     assert int(api.train(config(), folder).state.step) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.more
 def test_two_processes_save_by_the_clock_at_the_same_steps(tmp_path):
     """About every 30 ms, some steps apart, and each whole; the end is that of a run without."""
     (tmp_path / "runs").mkdir()

@@ -43,14 +43,13 @@ def test_golden_curves(case, plain_curves):
     np.testing.assert_allclose(plain_curves[case], golden, rtol=1e-5, err_msg=message)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective, shape, accumulation",
-    [
-        (objective, shape, accumulation)
-        for objective in ("sft", "dft")
-        for shape, accumulation in ARRANGEMENTS
-    ],
+    slow_but(
+        [],
+        [(objective, *one) for objective in ("sft", "dft") for one in ARRANGEMENTS],
+        slow=[("dft", *ARRANGEMENTS[0]), ("sft", *ARRANGEMENTS[1]), ("dft", *ARRANGEMENTS[2])],
+    ),
 )
 def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):
     overrides = {"objective": objective, "train.accumulation": accumulation}
@@ -61,8 +60,7 @@ def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulat
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", slow_but([], [((1, 4, 1),), ((2, 2, 2),)], slow=[((2, 2, 2),)]))
 def test_sharing_rows_gives_the_same_curve(shape, plain_curves, monkeypatch):
     """As where a vocabulary is large (losses/devices.py); this one has 264 entries."""
     monkeypatch.setattr(devices, "_can_share_rows", lambda inputs, mesh: True)

@@ -10,6 +10,10 @@ from dft_jax.data.sources import folders
 from dft_jax.data.sources.rows import Row
 from dft_jax.runtime import errors
 
+# Of a table.
+_BYTES_AT_ONCE = 64 * 2**20
+_MOST_ROWS_AT_ONCE = 65536
+
 
 def read_file(file: Path) -> Iterator[Row]:
     """The rows of one file, with its name in their origins.
@@ -107,10 +111,18 @@ def _read_parquet(file: Path, name: str) -> Iterator[Row]:
             if columns.count(column) > 1:
                 raise errors.UserError(f"{name}: column {column!r} is there twice; keep one")
         number = 0
-        for batch in table.iter_batches():
+        for batch in table.iter_batches(_rows_at_once(table.metadata)):
             for value in batch.to_pylist():
                 yield Row(f"{name}[{number}]", value)
                 number += 1
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """As many rows as come to some 64 MiB: of images in a table a thousand would be a gigabyte."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    n_bytes = sum(group.total_byte_size for group in groups)
+    of_a_row = n_bytes // max(1, metadata.num_rows) + 1
+    return max(1, min(_MOST_ROWS_AT_ONCE, _BYTES_AT_ONCE // of_a_row))
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {

@@ -1,5 +1,6 @@
 """Rows of a dataset on the hub, or of its copy in the hub's cache."""
 
+import itertools
 import logging
 import re
 import sys
@@ -11,6 +12,7 @@ from dft_jax.data.sources.rows import Row, Source
 from dft_jax.runtime import errors
 
 _SHOWN = 160  # characters of what the library says
+_ROWS_WITH_MEDIA = 64  # at once, of which each may be megabytes
 
 
 def open_dataset(hub_id: str, subset: str, split: str, revision: str) -> Source:
@@ -40,8 +42,30 @@ def open_dataset(hub_id: str, subset: str, split: str, revision: str) -> Source:
 
 
 def _rows(hub_id: str, table: Any) -> Iterator[Row]:
-    for number, value in enumerate(table):
-        yield Row(f"{hub_id}[{number}]", value)
+    media = [name for name, kind in (table.features or {}).items() if _is_decoded(kind)]
+    if not media:
+        for number, value in enumerate(table):
+            yield Row(f"{hub_id}[{number}]", value)
+        return
+    # `datasets` would decode these with whatever Pillow reads: take bytes and paths as they are.
+    stored = table.select_columns(media).with_format("arrow").iter(_ROWS_WITH_MEDIA)
+    as_stored = itertools.chain.from_iterable(rows.to_pylist() for rows in stored)
+    others = table.remove_columns(media)
+    for number, (value, more) in enumerate(zip(others, as_stored, strict=True)):
+        yield Row(f"{hub_id}[{number}]", {**value, **more})
+
+
+def _is_decoded(kind: Any) -> bool:
+    """Whether a feature of `datasets` is one that it decodes, or holds one."""
+    import datasets
+
+    if isinstance(kind, dict):
+        return any(map(_is_decoded, kind.values()))
+    if isinstance(kind, list):
+        return any(map(_is_decoded, kind))
+    if hasattr(kind, "feature"):
+        return _is_decoded(kind.feature)
+    return isinstance(kind, (datasets.Image, datasets.Audio, datasets.Video))
 
 
 def _commit_of(table: Any) -> str | None:

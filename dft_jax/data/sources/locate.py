@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from dft_jax.data.sources import excerpts, files, hub as hub_datasets, programs, world
+from dft_jax.data.sources import cards, excerpts, files, hub as hub_datasets, programs, world
 from dft_jax.data.sources.rows import Row, Source
 from dft_jax.runtime import errors, hub
 from dft_jax.runtime.options import Config
 
-_MADE = (world, programs)  # modules of rows that are made, each with NAME and parse
+_MADE = (world, programs, cards)  # modules of rows that are made, each with NAME and parse
 
 
 def open_rows(path: str, config: Config, split: str) -> Source:
@@ -16,7 +16,7 @@ def open_rows(path: str, config: Config, split: str) -> Source:
 
     Args:
       path: a .jsonl, .json or .parquet file, a folder of them (see folders.py), a hub id (see
-        runtime/hub.py), or a part of the laboratory's world, `world(…)` or `programs(…)`.
+        runtime/hub.py), or a part of the laboratory's world: `world(…)`, `programs(…)`, `cards(…)`.
       config: `config.data`, for the subset and the revision.
       split: of a folder or a hub dataset.
 
@@ -57,5 +57,9 @@ def is_path(path: str) -> bool:
 
 def is_hub_id(path: str) -> bool:
     """Whether rows of `path` would be fetched from the hub."""
-    is_made = path.lstrip().startswith(tuple(f"{made.NAME}(" for made in _MADE))
-    return not is_made and not Path(path).exists() and not is_path(path)
+    return not is_made(path) and not Path(path).exists() and not is_path(path)
+
+
+def is_made(path: str) -> bool:
+    """Whether rows of `path` are made by the laboratory, the same ones each time."""
+    return path.lstrip().startswith(tuple(f"{made.NAME}(" for made in _MADE))

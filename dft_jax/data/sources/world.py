@@ -24,8 +24,8 @@ import dataclasses
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from dft_jax.data.sources import excerpts
 
@@ -74,6 +74,10 @@ class Problem:
     # Of the first value and of each step; empty strings where nobody has them.
     names: tuple[str, ...]
     thing: str
+
+
+# Of which kind a family's problems are, where another module has more to say of them.
+Made = TypeVar("Made", bound=Problem)
 
 
 def apply(left: int, symbol: str, right: int) -> int:
@@ -334,10 +338,24 @@ class Excerpt:
 
         No problem comes twice where the family has enough of them.
         """
-        families = [FAMILIES[name] for name in self.families()]
+        rng = random.Random(f"{self.split} {self.seed}")
+        for problem, level in self.drawn(FAMILIES, rng):
+            answer, _ = solve(problem, rng, self.noise, self.styles)
+            yield {"question": problem.question, "answer": answer, "level": level}
+
+    def drawn(
+        self, makers: Mapping[str, Callable[[int, random.Random], Made]], rng: random.Random
+    ) -> Iterator[tuple[Made, int]]:
+        """`n` problems of the split, each with its level.
+
+        Between two of them the caller may draw from `rng` too, as for their solutions.
+
+        Args:
+          makers: by the name of a family.
+        """
+        families = [makers[name] for name in self.families()]
         weights = self.weights()
         spans = self.spans()
-        rng = random.Random(f"{self.split} {self.seed}")
         seen: set[str] = set()
         made = 0
         misses = 0
@@ -355,9 +373,12 @@ class Excerpt:
                 if self.split != "pretrain" or misses % 2:
                     continue
             seen.add(problem.key)
-            answer, _ = solve(problem, rng, self.noise, self.styles)
-            yield {"question": problem.question, "answer": answer, "level": level}
+            yield problem, level
             made += 1
+
+    def known_families(self) -> tuple[str, ...]:
+        """The names that `family` may have."""
+        return tuple(FAMILIES)
 
     def problems(self) -> list[str]:
         """What is wrong with the values, one line each."""
@@ -366,9 +387,10 @@ class Excerpt:
         spans = self.levels.split("+")
         if self.split not in SPLITS:
             found.append(f"split={self.split!r} should be one of {', '.join(SPLITS)}")
-        unknown = [name for name in names if name not in FAMILIES]
+        known = self.known_families()
+        unknown = [name for name in names if name not in known]
         if unknown:
-            found.append(f"family={unknown[0]!r} should be one of {', '.join(FAMILIES)}")
+            found.append(f"family={unknown[0]!r} should be one of {', '.join(known)}")
         if not all(_is_range(span) for span in spans):
             found.append(f"levels={self.levels!r} should be a range such as 2-4")
         elif len(spans) not in (1, len(names)):

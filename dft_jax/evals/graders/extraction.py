@@ -82,13 +82,9 @@ def extract(
         last whole box counts.
     """
     text = completion[-TAIL_CHARS:]
-    if "box" in markers:
-        # A box decides, even where what is in it is refused.
-        if _BOX.search(text):
-            return _accept(last_boxed(text, truncated=truncated))
-        bare = _BARE_BOX.findall(text)
-        if bare:
-            return _accept(bare[-1])
+    # A box decides, even where what is in it is refused.
+    if "box" in markers and _has_box(text):
+        return _accept(_boxed(text, truncated))
     answer = None
     for marker, find in _FIND_AFTER.items():
         if answer is None and marker in markers:
@@ -96,6 +92,32 @@ def extract(
     if answer is None and last_number:
         answer = find_last_number(text)
     return _accept(answer)
+
+
+def extract_after(
+    completion: str, marker: re.Pattern[str], *, truncated: bool = False
+) -> str | None:
+    """The text in the last box; in a text without a box what stands behind the last `marker`.
+
+    Args:
+      completion, truncated: as for `extract`.
+      marker: matches what comes before an answer, in time linear in the text.
+    """
+    text = completion[-TAIL_CHARS:]
+    if _has_box(text):
+        return _accept(_boxed(text, truncated))
+    return _accept(_after_last(marker, text))
+
+
+def _has_box(text: str) -> bool:
+    return _BOX.search(text) is not None or _BARE_BOX.search(text) is not None
+
+
+def _boxed(text: str, truncated: bool) -> str | None:
+    """What the last box of a text that has one holds."""
+    if _BOX.search(text):
+        return last_boxed(text, truncated=truncated)
+    return _BARE_BOX.findall(text)[-1]
 
 
 def last_boxed(text: str, *, truncated: bool = False) -> str | None:

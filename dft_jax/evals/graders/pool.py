@@ -134,7 +134,7 @@ class Grader:
             extracted.append(answer)
             if answer is not None:
                 counts[answer, reference] += 1
-        verdicts = self._verdicts_of(counts, len(items), progress, check)
+        verdicts = self.compare(counts, len(items), progress, check)
         graded = []
         for answer, (_, reference) in zip(extracted, items, strict=True):
             if answer is None:
@@ -143,10 +143,16 @@ class Grader:
                 graded.append(Graded(verdicts[answer, reference], answer))
         return graded
 
-    def _verdicts_of(
-        self, counts: Counter[Pair], n_items: int, progress: bool, check: Callable[[], None]
+    def compare(
+        self, counts: Counter[Pair], n_items: int, progress: bool, check: Callable[[], Any]
     ) -> dict[Pair, str]:
-        """The verdict of each pair that is there, while a bar counts the items."""
+        """The verdict of each pair of answer and reference, while a bar counts `n_items`.
+
+        Args:
+          counts: how many items each pair stands for; of those of no pair nothing is to be done.
+          n_items: the items of all pairs, and those of none.
+          progress, check: as for `grade`.
+        """
         verdicts: dict[Pair, str] = {}
         # Not the bar of runtime/progress.py, which asks JAX for its process: workers import this
         # file under a limit of their memory, and a grader must not occupy an accelerator.

@@ -25,10 +25,14 @@ from dft_jax.evals.tasks.task import Program
 from dft_jax.runtime import errors, processes
 
 # Raised with any change of what is extracted, run or counted: older scores are then made anew.
-RULES = 1
+RULES = 2
 # What is done with completions that are programs.
 RUN, SKIP = "run", "skip"
 MEMORY_MB = 1024
+# What this process has judged: evaluations on the way of a training, or of one model after the
+# other, run many programs again, and each takes two processes of its own.
+_KNOWN: dict[Job, Outcome] = {}
+_MOST_KNOWN = 50_000
 _REMEDY = (
     "sample here with --programs=skip, and grade on a Linux machine with kernel 5.13 or later by"
     " --grade=predictions.jsonl. In Docker: a profile that allows landlock_* or unshare"
@@ -166,7 +170,7 @@ class Grader:
     def grade(
         self, jobs: Sequence[Job], progress: bool = True, check: Callable[[], Any] = lambda: None
     ) -> list[Judged]:
-        """The verdicts in the order of the jobs; equal jobs run once.
+        """The verdicts in the order of the jobs; equal jobs run once in a process.
 
         A program whose time was over runs again when no other does: a busy machine then costs
         nobody a verdict.
@@ -190,10 +194,13 @@ class Grader:
         self, jobs: Sequence[Job], progress: bool, check: Callable[[], Any]
     ) -> list[Judged]:
         counts = Counter(jobs)
-        outcomes: dict[Job, Outcome] = {}
+        outcomes = {job: _KNOWN[job] for job in counts if job in _KNOWN}
         # Not the bar of runtime/progress.py, as in pool.py.
         with tqdm(total=len(jobs), desc="judging", unit="program", disable=not progress) as bar:
-            for job, outcome in self._outcomes(list(counts)):
+            for job in outcomes:
+                bar.update(counts[job])
+                check()
+            for job, outcome in self._outcomes([job for job in counts if job not in outcomes]):
                 outcomes[job] = outcome
                 if outcome.verdict != "timeout":
                     bar.update(counts[job])
@@ -203,6 +210,10 @@ class Grader:
                     outcomes[job] = self.jail.run(job)
                     bar.update(counts[job])
                     check()
+        for job, outcome in outcomes.items():
+            # How long a program takes, and what kills it, is no property of it alone.
+            if outcome.verdict not in ("timeout", "error") and len(_KNOWN) < _MOST_KNOWN:
+                _KNOWN[job] = outcome
         judged = []
         for job in jobs:
             outcome = outcomes[job]

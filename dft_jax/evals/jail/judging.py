@@ -126,7 +126,8 @@ def run(job: dict[str, Any], call: Callable[..., Any]) -> None:
     space["candidate"] = call
     _execute(job["tests"], "<tests>", space)
     check = space.get("check")
-    if callable(check):
+    # MBPP 56 asks for a function of this name: it is no test of HumanEval's kind.
+    if callable(check) and check is not call:
         check(call)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dft_jax.data.sources.rows import BadRow
-from dft_jax.evals.jail.extraction import CONTINUATION, DOCSTRING
+from dft_jax.evals.jail.extraction import CONTINUATION, DOCSTRING, STOPS
 from dft_jax.evals.tasks import fields
 from dft_jax.evals.tasks.task import PROGRAM, Problem, Program, Task
 
@@ -41,7 +41,7 @@ def humaneval(row: dict[str, Any]) -> Program:
     """A row of HumanEval: the prompt is valid Python, with helpers that its tests may call."""
     prompt = _text(row, "prompt")
     entry_point = _text(row, "entry_point")
-    return Program(prompt, entry_point, prompt, _text(row, "test"), CONTINUATION)
+    return Program(prompt, entry_point, prompt, _text(row, "test"))
 
 
 def mbpp(row: dict[str, Any]) -> Program:
@@ -66,7 +66,7 @@ def _of_asserts(
         raise BadRow("field 'test_list' is empty; fix or remove the row")
     entry_point = tested_name(shown[0], _text(row, "code"))
     prompt = f'"""\n{text.strip()}\n{shown[0].strip()}\n"""'
-    return Program(prompt, entry_point, setup, tests, DOCSTRING)
+    return Program(prompt, entry_point, setup, tests)
 
 
 def tested_name(test: str, code: str) -> str:
@@ -100,6 +100,7 @@ class ProgramTask(Task):
     """A benchmark whose completions are programs."""
 
     program: Callable[[dict[str, Any]], Program] = humaneval  # of a row
+    style: str = CONTINUATION  # of its programs
     instruction: str = _COMPLETE  # of a model that is asked
     grader: str = PROGRAM
     wall_s: float = 10.0
@@ -111,9 +112,18 @@ class ProgramTask(Task):
             return problem.question
         return f"{self.instruction}\n```\n{problem.question}\n```"
 
+    def stop_texts(self, template: str) -> tuple[str, ...]:
+        """Where extraction cuts what continues a program; an answer it reads whole."""
+        if template == BASE_TEMPLATE:
+            return STOPS[self.style]
+        return ()
+
     def _problem(self, row: dict[str, Any], number: int) -> Problem:
         program = dataclasses.replace(
-            self.program(row), wall_s=self.wall_s, imports_numpy=self.imports_numpy
+            self.program(row),
+            style=self.style,
+            wall_s=self.wall_s,
+            imports_numpy=self.imports_numpy,
         )
         # White space around it would change what a model writes, by tens of points: the template
         # ends it in one newline.
@@ -150,6 +160,7 @@ TASKS = (
         id_field="task_id",
         subset="full",
         program=mbpp,
+        style=DOCSTRING,
         instruction=_WRITE,
     ),
     ProgramTask(
@@ -159,6 +170,7 @@ TASKS = (
         answer=_no_answer,
         id_field="task_id",
         program=mbpp_plus,
+        style=DOCSTRING,
         instruction=_WRITE,
         wall_s=_PLUS_S,
         imports_numpy=True,
@@ -166,6 +178,14 @@ TASKS = (
     ProgramTask(
         "lab_code",
         source="programs(split=test, n=100)",
+        count=100,
+        answer=_no_answer,
+        id_field="task_id",
+    ),
+    # What training and the choice of settings may see.
+    ProgramTask(
+        "lab_code_validation",
+        source="programs(split=validation, n=100)",
         count=100,
         answer=_no_answer,
         id_field="task_id",

@@ -73,14 +73,15 @@ def _named(asked: str, device: Any) -> str:
     return asked
 
 
-def problems(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> list[str]:
-    """What forbids a backend that is asked for by name, as far as can be said without compiling."""
+def require(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> None:
+    """UserError where something forbids a backend that is asked for by name, as far as can be said
+    without compiling.
+    """
     if asked in ("auto", "blocked"):
-        return []
+        return
     problem = unmet(asked, mesh.devices.flat[0], c, compute_dtype)
-    if not problem:
-        return []
-    return [f"config.model.attention={asked!r} {problem}; use auto or blocked"]
+    if problem:
+        raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto or blocked")
 
 
 def unmet(name: str, device: Any, c: DecoderSpec, compute_dtype: str) -> str | None:

@@ -3,12 +3,17 @@
 import dataclasses
 
 from dft_jax.models.families import llama
-from dft_jax.models.hf.config_reader import ConfigReader, read_common
+from dft_jax.models.hf.config_reader import (
+    FULL,
+    SLIDING,
+    ConfigReader,
+    read_common,
+    take_layer_types,
+)
 from dft_jax.models.spec import DecoderSpec
 
 HF_MODEL_TYPE = "smollm3"
 TENSORS = llama.TENSORS
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def read(reader: ConfigReader) -> DecoderSpec:
@@ -50,21 +55,14 @@ def _windows(reader: ConfigReader, rotated: list[bool]) -> list[int | None]:
     """The window of each layer: by default of those without positions, if it is switched on."""
     is_on = reader.take("use_sliding_window", bool, False)
     window = reader.size("sliding_window", None)
-    types = reader.take("layer_types", list, None)
-    if types is None:
-        types = []
-        for is_rotated in rotated:
-            slides = is_on and window is not None and not is_rotated
-            types.append(_SLIDING if slides else _FULL)
-    if len(types) != len(rotated) or any(kind not in (_FULL, _SLIDING) for kind in types):
+    default = []
+    for is_rotated in rotated:
+        slides = is_on and window is not None and not is_rotated
+        default.append(SLIDING if slides else FULL)
+    types = take_layer_types(reader, default)
+    if SLIDING in types and (window is None or not is_on):
         reader.problem(
-            f"layer_types={types} should have {_FULL!r} or {_SLIDING!r} for each of the"
-            f" {len(rotated)} layers"
-        )
-        return [None] * len(rotated)
-    if _SLIDING in types and (window is None or not is_on):
-        reader.problem(
-            f"layer_types has {_SLIDING!r}, but use_sliding_window={is_on} and"
+            f"layer_types has {SLIDING!r}, but use_sliding_window={is_on} and"
             f" sliding_window={window}: programs differ in what they make of that"
         )
-    return [window if kind == _SLIDING else None for kind in types]
+    return [window if kind == SLIDING else None for kind in types]

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
@@ -61,6 +62,7 @@ class ConfigReader:
         self.place = place
         self.problems: list[str] = []
         self._left = set(raw) - _IRRELEVANT
+        self._parts: list[ConfigReader] = []
 
     def problem(self, text: str) -> None:
         self.problems.append(f"{self.place}: {text}")
@@ -126,20 +128,51 @@ class ConfigReader:
         """Keys that this family defines and that are known not to matter here."""
         self._left.difference_update(keys)
 
-    def rope(self, context: int) -> Rope:
-        """Rotary settings, as transformers 5 (`rope_parameters`) or older files spell them."""
+    def part(self, key: str) -> "ConfigReader":
+        """A reader of the object under `key`; its problems, and keys left over, are this one's."""
+        part = ConfigReader(dict(self.take(key, dict, {})), f"{self.place}: {key}")
+        part.problems = self.problems
+        self._parts.append(part)
+        return part
+
+    def part_or_rest(self, key: str) -> "ConfigReader":
+        """A reader of the object under `key` and of all that was not read here; without such an
+        object, this one.
+
+        Some files have keys in both places: with one value, or it is a problem.
+        """
+        if self.raw.get(key) is None:
+            self.ignore(key)
+            return self
+        part = self.part(key)
+        for name in sorted(self._left):
+            value, inner = self.raw[name], part.raw.get(name)
+            if inner is None:
+                part.raw[name] = value
+                part._left.add(name)
+            elif value is not None and value != inner:
+                self.problem(f"{name}={value!r}, but {key} has {inner!r}; keep the right one")
+        self._left.clear()
+        return part
+
+    def rope(self, context: int, kinds: "Ropes | None" = None) -> Rope:
+        """Rotary settings, as transformers 5 (`rope_parameters`) or older files spell them.
+
+        `kinds` are the families' own types of it, by name; None for those that all others have.
+        """
+        kinds = kinds or _ROPES
         raw = self._rope_settings()
         reader = ConfigReader(raw, f"{self.place}: rope")
         kind = reader.take("rope_type", str, "default")
         theta = reader.positive("rope_theta")
-        if kind in _ROPES:
-            rope = _ROPES[kind](reader, theta, context)
+        if kind in kinds:
+            rope = kinds[kind](reader, theta, context)
             reader.expect("partial_rotary_factor", 1.0, 1)
             reader.refuse_rest()
         else:
             rope = Rope(theta)
             reader.problem(
-                f"rope_type={kind!r} is not supported: only {', '.join(map(repr, _ROPES))}"
+                f"rope_type={kind!r} is not supported: only {', '.join(map(repr, kinds))}"
             )
         self.problems += reader.problems
         return rope
@@ -181,6 +214,8 @@ class ConfigReader:
             legal = _WITHOUT_EFFECT[key]
             if not _is_one_of(value, legal):
                 self.problem(f"{key}={value!r} is not supported: only {legal[0]!r}")
+        for part in self._parts:
+            part.refuse_rest()
 
     def finish(self, spec: DecoderSpec) -> DecoderSpec:
         """Returns `spec`, or raises UserError with all that is wrong, keys left over included."""
@@ -282,7 +317,25 @@ def _yarn_scale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0
 
 
-_ROPES = {
+# What `layer_types` says of a layer.
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def take_layer_types(reader: ConfigReader, default: list[str]) -> list[str]:
+    """FULL or SLIDING for each layer; `default` where the file has no list, or a wrong one."""
+    kinds = reader.take("layer_types", list, default)
+    if len(kinds) != len(default) or any(kind not in (FULL, SLIDING) for kind in kinds):
+        reader.problem(
+            f"layer_types={kinds} should have {FULL!r} or {SLIDING!r} for each of the"
+            f" {len(default)} layers"
+        )
+        return default
+    return kinds
+
+
+# From the settings, the base and the context of a model: its rotary positions, by their type.
+Ropes = Mapping[str, Callable[[ConfigReader, float, int], Rope]]
+_ROPES: Ropes = {
     "default": _default_rope,
     "linear": _linear_rope,
     "llama3": _llama3_rope,
@@ -290,11 +343,22 @@ _ROPES = {
 }
 
 
-def read_common(reader: ConfigReader, *, ties_by_default: bool = False) -> DecoderSpec:
+def refuse_window(reader: ConfigReader, num_layers: int) -> None:
+    """Refuses the sliding window of Qwen's configs, which no published file switches on."""
+    reader.expect("use_sliding_window", False)
+    reader.expect("layer_types", [FULL] * num_layers, None)
+    # without effect while use_sliding_window is false
+    reader.ignore("sliding_window", "max_window_layers")
+
+
+def read_common(
+    reader: ConfigReader, *, ties_by_default: bool = False, ropes: Ropes | None = None
+) -> DecoderSpec:
     """A decoder from the keys that all supported families spell alike; its layers are Llama's.
 
     A family changes what it has otherwise (`DecoderSpec.with_layers`). `ties_by_default` is what an
-    absent `tie_word_embeddings` means to the family in transformers.
+    absent `tie_word_embeddings` means to the family in transformers, `ropes` are types of rotary
+    positions that only this family has.
     """
     hidden_size = reader.size("hidden_size")
     num_heads = reader.size("num_attention_heads")
@@ -302,7 +366,7 @@ def read_common(reader: ConfigReader, *, ties_by_default: bool = False) -> Decod
     reader.expect("attention_dropout", 0.0, 0)
     reader.expect("is_encoder_decoder", False)
     context = reader.size("max_position_embeddings")
-    rope = reader.rope(context)
+    rope = reader.rope(context, ropes)
     if rope.type == "yarn":
         # published files say the original context there, or already the longer one
         context = min(max(context, int(rope.factor * rope.original_context)), _MOST)

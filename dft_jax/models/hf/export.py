@@ -118,6 +118,7 @@ def export_tensors(
     earlier export. Every process takes part; process 0 writes. `dtype` "source" is that of the
     checkpoint, of each tensor its own, so that an untouched checkpoint comes out byte for byte;
     "auto" is the same unless rounding to it loses a tenth of what was trained, and then float32.
+    The tower of a model with images is copied as it is in the checkpoint, whatever `dtype` is.
     What rounding does is printed, and written to dft_jax.json; returned is how it is in the files.
     `write_more`, of process 0, puts more into the folder.
 
@@ -129,8 +130,11 @@ def export_tensors(
       Stopped: a signal asked for it; likewise.
     """
     origin = origin or Origin()
+    base = None
+    if origin.init == "checkpoint":
+        base = Checkpoint(source)
     with writing(out):
-        types = _choose_types(read, model, source, dtype, origin)
+        types = _choose_types(read, model, source, dtype, base)
         if processes.is_first():
             _announce(types)
         with new_folder(out) as folder:
@@ -140,7 +144,8 @@ def export_tensors(
                 provenance.write(folder, origin, source, types.report())
                 if write_more is not None:
                     write_more(folder)
-            write_tensors(read, model, folder, types.written.dtype, types.others, max_shard_gb)
+            written = types.written.dtype
+            write_tensors(read, model, folder, written, types.others, max_shard_gb, base)
     return types.written
 
 
@@ -177,18 +182,15 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _choose_types(
-    read: TensorReader, model: Model, source: Path, dtype: str, origin: Origin
+    read: TensorReader, model: Model, source: Path, dtype: str, base: Checkpoint | None
 ) -> _Types:
     """Measures what rounding to the type asked for does; of "auto", whether that is too much."""
     source_dtype = weights_dtype(source)
-    base = None
-    if origin.init == "checkpoint":
-        base = Checkpoint(source)
     measured_as, others = dtype, {}
     if dtype in ("auto", "source"):
         measured_as, others = source_dtype, other_dtypes(source)
     measured = rounding.measure(read, model, base, measured_as, others)
-    n_bytes_measured = total_bytes(model, measured.dtype, others)
+    n_bytes_measured = total_bytes(model, measured.dtype, others, base)
     written = measured
     if dtype == "auto" and measured.lost_share >= MOST_LOST:
         written, others = measured.in_float32(), {}
@@ -199,7 +201,7 @@ def _choose_types(
         written=written,
         others=others,
         n_bytes_measured=n_bytes_measured,
-        n_bytes_written=total_bytes(model, written.dtype, others),
+        n_bytes_written=total_bytes(model, written.dtype, others, base),
         base_is_random=base is None,
     )
 

@@ -61,13 +61,13 @@ def export_adapter(
             raise errors.UserError("what='adapter': it is in an adapter's folder; copy that")
         with writing(out), new_folder(out) as folder:
             if processes.is_first():
-                _write(trained, origin, source, folder)
+                _write(trained, model, origin, source, folder)
         return None
 
     def write_more(folder: Path) -> None:
         if what == "auto" and trained.lora is not None:
             (folder / ADAPTER_FOLDER).mkdir()
-            _write(trained, origin, source, folder / ADAPTER_FOLDER)
+            _write(trained, model, origin, source, folder / ADAPTER_FOLDER)
 
     return export_tensors(
         merged_reader(Checkpoint(source), trained.pairs),
@@ -81,10 +81,11 @@ def export_adapter(
     )
 
 
-def _write(trained: Trained, origin: Origin, source: Path, folder: Path) -> None:
+def _write(trained: Trained, model: Model, origin: Origin, source: Path, folder: Path) -> None:
     """The adapter's files, and what they are of."""
     assert trained.lora is not None, "asked for one that can be written"
-    peft.write_adapter(trained.pairs, trained.lora, trained.base, folder)
+    root = peft.ROOT if model.config.vision is None else peft.ROOT_WITH_IMAGES
+    peft.write_adapter(trained.pairs, trained.lora, trained.base, folder, root)
     # A chat template goes with a tokenizer, which an adapter has none of.
     about = dataclasses.replace(origin, template_text=None)
     provenance.write(folder, about, source, library="peft")

@@ -1,6 +1,9 @@
 """A checkpoint's tensors: compared with the model's, streamed onto the mesh, and read back."""
 
+import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -13,20 +16,30 @@ from jax.sharding import NamedSharding
 from dft_jax import sharding
 from dft_jax.models.hf.merging import Pairs, merged
 from dft_jax.models.hf.safetensors import DTYPES, EMBEDDING, HEAD, REMEDY, Checkpoint
-from dft_jax.models.hf.tensors import Tensor, tensor_table
+from dft_jax.models.hf.tensors import Tensor, carried_tensors, tensor_table
 from dft_jax.models.model import Model
+from dft_jax.models.parts import VISION
 from dft_jax.models.spec import at
 from dft_jax.runtime import distributed, errors, progress
 from dft_jax.types import Params
 
 # From a tensor of the model to its values, whole on the host of every process, in its shape.
 TensorReader = Callable[[Tensor], np.ndarray]
+# Of what models/vision.py computes: another one where that changes, so that kept features are of
+# the tower as it is.
+_TOWER_VERSION = 1
 
 
 def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
     """Compares names, shapes and dtypes with the model's; one UserError says all differences."""
     headers = checkpoint.headers
-    expected = {tensor.name: tensor.shape for tensor in tensor_table(model)}
+    if checkpoint.is_respelled and model.config.vision is None:
+        raise errors.UserError(
+            f"{checkpoint.folder}: tensors are named as those of a model with images, which"
+            f" model_type={model.config.family!r} is not; {REMEDY}"
+        )
+    every = [*tensor_table(model), *carried_tensors(model)]
+    expected = {tensor.name: tensor.shape for tensor in every}
     tied_head = HEAD in headers and model.config.tie_embeddings
     if tied_head:
         expected[HEAD] = expected[EMBEDDING]
@@ -58,10 +71,16 @@ def _heads_are_equal(checkpoint: Checkpoint) -> bool:
     return np.array_equal(checkpoint.read(HEAD), checkpoint.read(EMBEDDING))
 
 
-def load_params(checkpoint: Checkpoint, model: Model, pairs: Pairs | None = None) -> Params:
+def load_params(
+    checkpoint: Checkpoint,
+    model: Model,
+    pairs: Pairs | None = None,
+    only: Params | None = None,
+) -> Params:
     """Streams every tensor to its place on the mesh, in the model's dtype.
 
-    The `pairs` of an adapter are added on the way, in float32.
+    The `pairs` of an adapter are added on the way, in float32. `only` is a part of the abstract
+    parameters, where no others are wanted.
 
     Host memory stays at the arrays themselves plus about one tensor: each stacked array is
     allocated on the devices once, and one layer after the other is written into it in place.
@@ -69,13 +88,14 @@ def load_params(checkpoint: Checkpoint, model: Model, pairs: Pairs | None = None
     Raises:
       UserError: a tensor that holds NaN or infinity, with which every step would be skipped.
     """
+    pairs = pairs or {}
     arrays: dict[tuple[str, ...], jax.Array] = {}
-    leaves: dict[Any, Any] = flatten_dict(model.abstract_params)
-    for tensor in progress.bar(tensor_table(model), desc="import", unit="tensor"):
+    leaves: dict[Any, Any] = flatten_dict(only or model.abstract_params)
+    table = [tensor for tensor in tensor_table(model) if tensor.path in leaves]
+    for tensor in progress.bar(table, desc="import", unit="tensor"):
         path, leaf = tensor.path, leaves[tensor.path]
         host = _read_finite(checkpoint, tensor.name)
-        if pairs:
-            host = merged(host, pairs.get(tensor.name))
+        host = merged(host, pairs.get(tensor.name))
         if tensor.index is None:
             arrays[path] = _place(host.reshape(leaf.shape), leaf.sharding, leaf.dtype)
             continue
@@ -96,7 +116,8 @@ def _read_finite(checkpoint: Checkpoint, name: str) -> np.ndarray:
     if not np.isfinite(host).all():
         file = checkpoint.folder / checkpoint.file_of[name]
         raise errors.UserError(
-            f"{file}: {name} holds NaN or infinity; fetch it again, or take another checkpoint"
+            f"{file}: {checkpoint.spelled(name)} holds NaN or infinity; fetch it again, or take"
+            " another checkpoint"
         )
     return host
 
@@ -117,6 +138,27 @@ def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Arr
 @functools.partial(jax.jit, donate_argnums=0)
 def _write_layer(stacked: jax.Array, one: jax.Array, index: jax.Array | int) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, one, index, 0)
+
+
+def tower_digest(checkpoint: Checkpoint, model: Model) -> str:
+    """SHA-256 of all that decides what a model's tower makes of an image: its weights as they are
+    in the checkpoint, its architecture, and the dtypes in which it is kept and computed.
+    """
+    module = model.module
+    made_of = {
+        "version": _TOWER_VERSION,
+        "architecture": dataclasses.asdict(model.config)["vision"],
+        "param_dtype": str(module.param_dtype),
+        "compute_dtype": str(module.compute_dtype),
+    }
+    total = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+    for tensor in tensor_table(model):
+        if tensor.path[0] == VISION:
+            host = checkpoint.read(tensor.name)
+            # With names and shapes: else the border between two tensors could be moved.
+            total.update(f"{tensor.name} {host.dtype} {host.shape}\n".encode())
+            total.update(host.tobytes())
+    return total.hexdigest()
 
 
 def tensor_reader(params: Params, model: Model) -> TensorReader:

@@ -11,12 +11,20 @@ from dft_jax.models.spec import DecoderSpec
 from dft_jax.runtime import errors, hub, processes
 from dft_jax.runtime.files import check_file, read_json, refuse_code
 
+# What says how images (and videos) are prepared; exports have these as they are.
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 # Downloaded and carried along; nothing else is looked at: no pickles, no code.
 CHECKPOINT_PATTERNS = [
     "model*.safetensors",
     "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
+    # of images
+    *PROCESSOR_FILES,
     # an adapter, which is no model by itself
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -37,22 +45,25 @@ TOKENIZER_PATTERNS = [
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
 
 
-def resolve(path: str, revision: str) -> Path:
+def resolve(path: str, revision: str, setting: str = "model.path") -> Path:
     """The folder of a checkpoint: `path` itself, or the hub's snapshot, from its cache or fetched.
 
     A hub id is said to be one on stderr, with the commit that `revision` stands for now.
+
+    Args:
+      setting: what messages call the path.
 
     Raises:
       UserError: neither; the message says what to fetch.
     """
     if Path(path).is_dir():
         return Path(path)
-    hub.refuse_address(path, "model.path")
+    hub.refuse_address(path, setting)
     if path.startswith((".", "/", "~")) or path.removeprefix(hub.PREFIX).count("/") != 1:
         raise errors.UserError(
-            f"model.path={path!r} is not a folder, nor a hub id such as 'Qwen/Qwen2.5-Math-1.5B'"
+            f"{setting}={path!r} is not a folder, nor a hub id such as 'Qwen/Qwen2.5-Math-1.5B'"
         )
-    hub_id = hub.id_of(path, "model.path")
+    hub_id = hub.id_of(path, setting)
     import huggingface_hub
 
     patterns = [*CHECKPOINT_PATTERNS, *TOKENIZER_PATTERNS, f"{ADDITIONAL_TEMPLATES}/*.jinja"]
@@ -62,7 +73,7 @@ def resolve(path: str, revision: str) -> Path:
         )
     except Exception as error:  # offline, unknown, gated: many types, one remedy
         raise errors.UserError(
-            f"model.path={path!r} (revision {revision!r}) is neither a folder here nor in the hub's"
+            f"{setting}={path!r} (revision {revision!r}) is neither a folder here nor in the hub's"
             f" cache, and fetching failed ({type(error).__name__}); where there is a network:"
             f" hf download {hub_id} --revision {revision}"
         ) from error
@@ -89,10 +100,9 @@ def read_config(folder: Path) -> DecoderSpec:
         )
     file = folder / "config.json"
     raw = read_json(file)
-    generation = folder / "generation_config.json"
-    if generation.exists():
+    for carried in carried_files(folder):
         # An export carries it along, hours later; it should not be what fails there.
-        read_json(generation)
+        read_json(carried)
     refuse_code(raw, file)
     if raw.get("quantization_config") is not None:
         raise errors.UserError(
@@ -106,6 +116,12 @@ def read_config(folder: Path) -> DecoderSpec:
     reader = ConfigReader(raw, str(file))
     spec = reader.finish(FAMILIES[family].read(reader))
     return dataclasses.replace(spec, family=family)
+
+
+def carried_files(folder: Path) -> list[Path]:
+    """Files of settings beside config.json and the tokenizer's, which exports have as they are."""
+    names = ("generation_config.json", *PROCESSOR_FILES)
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

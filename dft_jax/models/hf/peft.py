@@ -5,6 +5,10 @@ Of huggingface/peft at 5d602fd. A pair of tensors adds to one tensor of the base
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight   [rank, inputs]
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight   [outputs, rank]
                      model.layers.0.self_attn.q_proj.weight          + s · B A
+
+Of a model with images they are those of its text, beneath model.language_model in the place of
+model, as transformers 5 builds it. Names such as gate_proj would be those of its tower too, so
+target_modules is an expression then.
 """
 
 import dataclasses
@@ -24,7 +28,7 @@ from dft_jax.models.hf.peft_config import MERGE, AdapterConfig, read_adapter_con
 from dft_jax.models.hf.safetensors import DTYPES, Header, open_tensors, read_headers
 from dft_jax.models.hf.tensors import adaptable_tensors
 from dft_jax.models.lora import MODULES, SUFFIX, Lora, scale_of
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, layouts_of
 from dft_jax.models.spec import at
 from dft_jax.runtime import errors, files
 from dft_jax.types import Params
@@ -33,6 +37,8 @@ CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
 # Ours beside them, which PEFT does not read: {"sha256", "path", "revision"} of the base.
 BASE_NAME = "base.json"
 _PREFIX = "base_model.model."
+# What the names of modules begin with, in a model for text and in one with images.
+ROOT, ROOT_WITH_IMAGES = "model.", "model.language_model."
 _KERNEL = ".weight"
 _FETCH = "fetch both files of the adapter again"
 # Tensors of other kinds, by a part of their names.
@@ -51,8 +57,9 @@ class Adapter:
 
     folder: Path
     config: AdapterConfig
-    pairs: Pairs
+    pairs: Pairs  # by the name of a tensor of the base, as tensors.py spells it
     base_sha256: str  # of BASE_NAME: of the base's weights; empty where somebody else wrote it
+    root: str = ROOT  # that modules of its files are beneath
 
 
 def read_adapter(folder: Path) -> Adapter:
@@ -62,11 +69,11 @@ def read_adapter(folder: Path) -> Adapter:
       UserError: all that is wrong, each with key or tensor, value and remedy.
     """
     config = read_adapter_config(folder / CONFIG_NAME)
-    pairs = _read_pairs(folder, config)
+    pairs, root = _read_pairs(folder, config)
     sha256 = ""
     if (folder / BASE_NAME).exists():
         sha256 = files.read_json(folder / BASE_NAME).get("sha256") or ""
-    return Adapter(folder, config, pairs, sha256)
+    return Adapter(folder, config, pairs, sha256, root)
 
 
 def digest(folder: Path) -> str:
@@ -74,7 +81,8 @@ def digest(folder: Path) -> str:
     return files.digest([folder / CONFIG_NAME, folder / TENSORS_NAME])
 
 
-def _read_pairs(folder: Path, config: AdapterConfig) -> Pairs:
+def _read_pairs(folder: Path, config: AdapterConfig) -> tuple[Pairs, str]:
+    """The pairs, and what the names of their modules begin with."""
     file = folder / TENSORS_NAME
     if not file.exists() and (folder / "adapter_model.bin").exists():
         what = f"{folder}: adapter_model.bin is a pickle, which is never opened"
@@ -84,14 +92,23 @@ def _read_pairs(folder: Path, config: AdapterConfig) -> Pairs:
     for module in modules:
         problems += _header_problems(module, headers, config.rank_of(module))
     errors.raise_if_any([f"{file}: {problem}" for problem in problems])
+    root = ROOT
+    if any(module.startswith(ROOT_WITH_IMAGES) for module in modules):
+        root = ROOT_WITH_IMAGES
     pairs = {}
     with open_tensors(file) as tensors:
         for module in modules:
             a_ZI, b_OZ = [
                 _finite(file, name, tensors.get_tensor(name)) for name in _pair_names(module)
             ]
-            pairs[module + _KERNEL] = Pair(a_ZI, b_OZ, config.scale_of(module))
-    return pairs
+            name = _respelled(module, root, ROOT) + _KERNEL
+            pairs[name] = Pair(a_ZI, b_OZ, config.scale_of(module))
+    return pairs, root
+
+
+def _respelled(module: str, root: str, other: str) -> str:
+    """A module beneath `root` as one beneath `other`; any other as it is."""
+    return other + module.removeprefix(root) if module.startswith(root) else module
 
 
 def _pair_names(module: str) -> tuple[str, str]:
@@ -173,7 +190,11 @@ def check(adapter: Adapter, model: Model) -> None:
 
 def _name_problems(adapter: Adapter, kernels: Iterable[str]) -> list[str]:
     """Where target_modules and its like name other modules than have tensors."""
-    named = {name for name in kernels if adapter.config.adapts(name.removesuffix(_KERNEL))}
+    named = set()
+    for name in kernels:
+        module = _respelled(name.removesuffix(_KERNEL), ROOT, adapter.root)
+        if adapter.config.adapts(module):
+            named.add(name)
     problems = []
     for what, names in (
         ("names {} modules that have no tensors", named - adapter.pairs.keys()),
@@ -231,7 +252,7 @@ def load_adapters(adapter: Adapter, model: Model) -> Params:
             a, b = node["a"][tensor.index], node["b"][tensor.index]
             a[:rank] = pair.a_ZI.reshape(rank, *a.shape[1:])
             b[..., :rank] = pair.b_OZ.reshape(*b.shape[:-1], rank)
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, model.abstract_adapters)
+    layouts = layouts_of(model.abstract_adapters)
     return jax.tree.map(_place, host, layouts)
 
 
@@ -256,20 +277,24 @@ def pairs_of(adapters: Params, model: Model) -> Pairs:
     return pairs
 
 
-def write_adapter(pairs: Pairs, lora: Lora, base: dict[str, str], out: Path) -> None:
+def write_adapter(
+    pairs: Pairs, lora: Lora, base: dict[str, str], out: Path, root: str = ROOT
+) -> None:
     """Writes an adapter into the folder `out`, which is there.
 
     Args:
       pairs: all of the rank and scale of `lora`.
       base: "path", "revision" and "sha256" (of its weights) of the base.
+      root: ROOT_WITH_IMAGES of a model with images.
     """
     # Sorted, so that equal adapters are equal files.
     tensors = {}
     for name, pair in sorted(pairs.items()):
-        name_of_a, name_of_b = _pair_names(name.removesuffix(_KERNEL))
+        module = _respelled(name.removesuffix(_KERNEL), ROOT, root)
+        name_of_a, name_of_b = _pair_names(module)
         tensors[name_of_a] = np.ascontiguousarray(pair.a_ZI)
         tensors[name_of_b] = np.ascontiguousarray(pair.b_OZ)
-    files.write_json(out / CONFIG_NAME, _config_for(lora, base), sort_keys=True)
+    files.write_json(out / CONFIG_NAME, _config_for(lora, base, root), sort_keys=True)
     files.write_json(out / BASE_NAME, base)
     # PEFT refuses a file without a format.
     save_file(tensors, out / TENSORS_NAME, metadata={"format": "pt"})
@@ -278,9 +303,12 @@ def write_adapter(pairs: Pairs, lora: Lora, base: dict[str, str], out: Path) -> 
     files.flush(out / TENSORS_NAME)
 
 
-def _config_for(lora: Lora, base: dict[str, str]) -> dict[str, Any]:
+def _config_for(lora: Lora, base: dict[str, str], root: str) -> dict[str, Any]:
     """What adapter_config.json is to say: names that mean the same to every reader, one scale."""
     alpha = lora.alpha
+    targets: Any = sorted(name + SUFFIX for name in lora.targets)
+    if root != ROOT:
+        targets = rf"{re.escape(root)}.*\.({'|'.join(targets)})"
     # Neither patterns, which vLLM drops without a word, nor "all-linear", which each reader
     # expands in its own way.
     return {
@@ -301,7 +329,7 @@ def _config_for(lora: Lora, base: dict[str, str]) -> dict[str, Any]:
         "r": lora.rank,
         "rank_pattern": {},
         "revision": base["revision"],
-        "target_modules": sorted(name + SUFFIX for name in lora.targets),
+        "target_modules": targets,
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": lora.rslora,

@@ -27,6 +27,10 @@ _MISTAKEN = {
     ),
 }
 
+# Models with images have two spellings. That of the hub's files and of exports by transformers is
+# ours; here is how tensors begin in the other, which transformers has in memory, and in ours.
+_OTHER_SPELLING = {"model.language_model.": "model.", "model.visual.": "visual."}
+
 # Of a tensor, its shape and the name of its type in the file.
 Header = tuple[tuple[int, ...], str]
 
@@ -34,7 +38,8 @@ Header = tuple[tuple[int, ...], str]
 class Checkpoint:
     """The safetensors of a folder, without reading data: names, shapes and dtypes.
 
-    `read` gives one tensor at a time.
+    `read` gives one tensor at a time. Names are those of the families' tables (models/families);
+    `spelled` says how the files have them.
 
     Raises:
       UserError: files that are missing, damaged, or not what the index says.
@@ -55,6 +60,39 @@ class Checkpoint:
                 self.file_of[name] = file_name
                 self.headers[name] = header
         self._refuse_absent(listed)
+        self._spelling = self._respell()
+
+    def _respell(self) -> dict[str, str]:
+        """Names in the other spelling become ours; returns ours -> that in the files.
+
+        Raises:
+          UserError: some tensors are in one spelling and some in the other.
+        """
+        spelling = {}
+        for name in self.headers:
+            for other, ours in _OTHER_SPELLING.items():
+                if name.startswith(other):
+                    spelling[ours + name.removeprefix(other)] = name
+        ours = [name for name in self.headers if name.startswith(tuple(_OTHER_SPELLING.values()))]
+        mixed = sorted(set(ours) - set(spelling.values()))
+        if spelling and mixed:
+            raise errors.UserError(
+                f"{self.folder}: some tensors are named as {min(spelling.values())}, others as"
+                f" {mixed[0]}: those are two spellings of a model with images; {REMEDY}"
+            )
+        for name, spelled in spelling.items():
+            self.headers[name] = self.headers.pop(spelled)
+            self.file_of[name] = self.file_of.pop(spelled)
+        return spelling
+
+    @property
+    def is_respelled(self) -> bool:
+        """Whether the files have the spelling that only models with images have."""
+        return bool(self._spelling)
+
+    def spelled(self, name: str) -> str:
+        """The name of a tensor as the files have it."""
+        return self._spelling.get(name, name)
 
     def _refuse_absent(self, listed: dict[str, str]) -> None:
         absent = []
@@ -69,7 +107,7 @@ class Checkpoint:
 
     def read(self, name: str) -> np.ndarray:
         with open_tensors(self.folder / self.file_of[name]) as tensors:
-            return tensors.get_tensor(name)
+            return tensors.get_tensor(self.spelled(name))
 
     @property
     def files(self) -> set[Path]:

@@ -8,6 +8,7 @@ from dft_jax.models.hf import tokenizer as tokenizer_lib
 from dft_jax.models.hf.locate import (
     ADDITIONAL_TEMPLATES,
     additional_templates,
+    carried_files,
     load_tokenizer,
     tokenizer_files,
 )
@@ -37,11 +38,13 @@ def _copy_config(source: Path, to: Path, dtype: str | None) -> None:
     if dtype is None or all(raw.get(key) == dtype for key in keys):
         shutil.copyfile(source / "config.json", to / "config.json")
     else:
-        write_json(to / "config.json", raw | dict.fromkeys(keys, dtype))
-    others = tokenizer_files(source)
-    if (source / "generation_config.json").exists():
-        others.append(source / "generation_config.json")
-    for file in others:
+        changed = raw | dict.fromkeys(keys, dtype)
+        text = raw.get("text_config")
+        if isinstance(text, dict):
+            # Of a model with images it is said there as well.
+            changed["text_config"] = text | {key: dtype for key in keys if key in text}
+        write_json(to / "config.json", changed)
+    for file in [*tokenizer_files(source), *carried_files(source)]:
         shutil.copyfile(file, to / file.name)
     for file in additional_templates(source):
         (to / file.parent.name).mkdir(exist_ok=True)

@@ -1,5 +1,6 @@
 """Parameters written as the .safetensors files of a Hugging Face folder."""
 
+import dataclasses
 import logging
 import math
 import shutil
@@ -11,8 +12,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from dft_jax.models.hf.load import TensorReader
-from dft_jax.models.hf.safetensors import INDEX_NAME
-from dft_jax.models.hf.tensors import Tensor, tensor_table
+from dft_jax.models.hf.safetensors import DTYPES, INDEX_NAME, Checkpoint
+from dft_jax.models.hf.tensors import Tensor, carried_tensors, tensor_table
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts, processes, progress
 from dft_jax.runtime.files import flush, write_json
@@ -20,14 +21,35 @@ from dft_jax.runtime.files import flush, write_json
 _log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
 
 
-def _n_bytes(tensor: Tensor, dtype: str) -> int:
-    return math.prod(tensor.shape) * jnp.dtype(dtype).itemsize
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A tensor as it is going to be written."""
+
+    tensor: Tensor
+    dtype: str
+    copied_from: Checkpoint | None = None  # None of a parameter
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.tensor.shape) * jnp.dtype(self.dtype).itemsize
 
 
-def total_bytes(model: Model, dtype: str, others: dict[str, str]) -> int:
-    """Of all tensors, each as `dtype` or as the one that `others` has for it."""
-    table = tensor_table(model)
-    return sum(_n_bytes(tensor, others.get(tensor.name, dtype)) for tensor in table)
+def _entries(
+    model: Model, dtype: str, others: dict[str, str], source: Checkpoint | None
+) -> list[_Entry]:
+    """What is outside the layers, the layers, and what is carried along as it is in the source."""
+    found = []
+    for tensor in sorted(tensor_table(model), key=_layer_order):
+        found.append(_Entry(tensor, others.get(tensor.name, dtype)))
+    for tensor in carried_tensors(model):
+        assert source is not None, "a model with images has its tower from a checkpoint"
+        found.append(_Entry(tensor, DTYPES[source.headers[tensor.name][1]], source))
+    return found
+
+
+def total_bytes(model: Model, dtype: str, others: dict[str, str], source: Checkpoint | None) -> int:
+    """Of all tensors that `write_tensors` would write."""
+    return sum(entry.n_bytes for entry in _entries(model, dtype, others, source))
 
 
 def _layer_order(tensor: Tensor) -> int:
@@ -42,16 +64,20 @@ def write_tensors(
     dtype: str,
     others: dict[str, str],
     max_shard_gb: float,
+    source: Checkpoint | None = None,
 ) -> None:
     """Each tensor as `dtype`, or as the one that `others` has for it, and the index of the files.
 
     Every process takes part; process 0 writes. `max_shard_gb` is the most that one file holds. The
-    folder `to` has its config.json already, whose permissions the files get.
+    folder `to` has its config.json already, whose permissions the files get. `source` is what the
+    model began with: names are as there, and what is no parameter of the model (the tower of one
+    with images) is copied from it, in its dtype.
     """
-    table = sorted(tensor_table(model), key=_layer_order)
-    by_name = {tensor.name: tensor for tensor in table}
-    dtypes = {tensor.name: others.get(tensor.name, dtype) for tensor in table}
-    sizes = {tensor.name: _n_bytes(tensor, dtypes[tensor.name]) for tensor in table}
+    by_name = {}
+    for entry in _entries(model, dtype, others, source):
+        name = entry.tensor.name
+        by_name[name if source is None else source.spelled(name)] = entry
+    sizes = {name: entry.n_bytes for name, entry in by_name.items()}
     shards = split_state_dict_into_shards_factory(
         sizes,
         get_storage_size=lambda n_bytes: n_bytes,
@@ -59,15 +85,19 @@ def write_tensors(
         max_shard_size=int(max_shard_gb * 1e9),
     )
     is_writer = processes.is_first()
-    with progress.bar(total=len(table), desc="export", unit="tensor") as bar:
+    with progress.bar(total=len(by_name), desc="export", unit="tensor") as bar:
         for file_name, names in shards.filename_to_tensors.items():
             tensors = {}
             for name in names:
                 interrupts.check()
                 _log.debug("export %s", name)
-                array = read(by_name[name])  # by all processes together
+                entry = by_name[name]
+                if entry.copied_from is None:
+                    array = read(entry.tensor)  # by all processes together
+                else:
+                    array = entry.copied_from.read(entry.tensor.name)
                 if is_writer:
-                    tensors[name] = np.ascontiguousarray(array.astype(dtypes[name]))
+                    tensors[name] = np.ascontiguousarray(array.astype(entry.dtype))
                 bar.update()
             if is_writer:
                 _save(tensors, to / file_name)

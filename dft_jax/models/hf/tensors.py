@@ -9,6 +9,8 @@ from flax.traverse_util import flatten_dict
 from dft_jax.models.families import FAMILIES
 from dft_jax.models.lora import MODULES
 from dft_jax.models.model import Model
+from dft_jax.models.parts import VISION, text_of
+from dft_jax.models.vision import Tower, build_tower
 
 # Parameters of attention whose first two axes are the number and the width of heads, unless they
 # are one head's alone; a checkpoint has the two joined.
@@ -45,9 +47,11 @@ def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
 def tensor_table(model: Model) -> list[Tensor]:
     """Every tensor of a checkpoint of the model: by parameter, and of a stack layer after layer."""
     names = FAMILIES[model.config.family].TENSORS
-    leaves: dict[Any, Any] = flatten_dict(model.abstract_params)
+    leaves: dict[Any, Any] = flatten_dict(text_of(model.abstract_params))
     loop_names = {loop.name for loop in model.config.loops}
     table = []
+    if model.tower is not None:
+        table = _tower_table(model.tower, model.config.family)
     for path, leaf in leaves.items():
         if path[0] not in loop_names:
             table.append(Tensor(names[".".join(path)], leaf.shape, path, index=None, layer=None))
@@ -61,10 +65,53 @@ def tensor_table(model: Model) -> list[Tensor]:
     return sorted(table, key=lambda tensor: (tensor.path, tensor.index or 0))
 
 
+def _tower_table(tower: Tower, family: str) -> list[Tensor]:
+    """Every tensor of the tower of a checkpoint, as `tensor_table`; layers are its blocks."""
+    names = FAMILIES[family].TOWER_TENSORS
+    leaves: dict[Any, Any] = flatten_dict(tower.abstract_params)
+    table = []
+    for path, leaf in leaves.items():
+        name = names[".".join(path[path[0] == "blocks" :])]
+        if path[0] != "blocks":
+            shape = _tower_shape(path, leaf.shape)
+            table.append(Tensor(name, shape, (VISION, *path), index=None, layer=None))
+            continue
+        shape = _tower_shape(path[1:], leaf.shape[1:])
+        for block in range(tower.config.depth):
+            table.append(Tensor(name.format(layer=block), shape, (VISION, *path), block, block))
+    return table
+
+
+def _tower_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """As `tensor_shape`: number and width of heads joined, and before them queries, keys, values.
+
+    ("qkv", "kernel"), (3, 4, 16, 64)  ->  (192, 64)
+    """
+    if path[0] == "qkv":
+        return (math.prod(shape[:3]), *shape[3:])
+    if path == ("o", "kernel"):
+        return (shape[0], math.prod(shape[1:]))
+    return shape
+
+
+def carried_tensors(model: Model) -> list[Tensor]:
+    """The tensors of a checkpoint that are no parameters of the model: those of a tower that it is
+    built without.
+
+    Nothing of text reads them and nothing trains them, so they are not loaded; an export has them
+    as they are in the source.
+    """
+    vision = model.config.vision
+    if vision is None or model.tower is not None:
+        return []
+    return _tower_table(build_tower(vision, model.mesh), model.config.family)
+
+
 def adaptable_tensors(model: Model) -> list[Tensor]:
-    """The matrices of a checkpoint that can have an adapter (models/lora.py)."""
+    """The matrices of a checkpoint that can have an adapter (models/lora.py): those of the text."""
     found = []
     for tensor in tensor_table(model):
-        if tensor.path[-1] == "kernel" and tensor.path[-2] in MODULES:
+        is_text = tensor.path[0] != VISION
+        if is_text and tensor.path[-1] == "kernel" and tensor.path[-2] in MODULES:
             found.append(tensor)
     return found

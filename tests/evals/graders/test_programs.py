@@ -79,7 +79,7 @@ class FakeJail(supervisor.Jail):
         self.threads.add(threading.current_thread().name)
         if job.completion == "slow" and self.ran.count("slow") == 1:
             return Outcome("timeout", "no verdict within 10 s", None, 10.0)
-        verdict = "timeout" if job.completion == "endless" else "correct"
+        verdict = {"endless": "timeout", "killed": "error"}.get(job.completion, "correct")
         return Outcome(verdict, "", job.completion, 0.1)
 
 
@@ -87,6 +87,7 @@ class FakeJail(supervisor.Jail):
 def jail(monkeypatch):
     one = FakeJail()
     monkeypatch.setattr(programs, "_jail", lambda: one)
+    monkeypatch.setattr(programs, "_KNOWN", {})
     return one
 
 
@@ -104,6 +105,18 @@ def test_equal_programs_run_once_and_late_ones_twice(jail):
     assert sorted(jail.ran) == ["endless", "endless", "right", "slow", "slow"]
     # What ran twice ran alone.
     assert sorted(jail.ran[-2:]) == ["endless", "slow"] and len(checked) == 5
+
+
+def test_a_program_is_not_run_again_for_the_next_model(jail):
+    """Nor counted less; but one that was late may be in time, and one that was killed may live."""
+    jobs = [a_job(text) for text in ("right", "endless", "right", "killed")]
+    checked = []
+    for _ in range(2):
+        with programs.Grader(1) as grader:
+            found = grader.grade(jobs, progress=False, check=lambda: checked.append(1))
+        assert [one.verdict for one in found] == ["correct", "timeout", "correct", "error"]
+    assert len(checked) == 2 * 4
+    assert sorted(jail.ran) == ["endless"] * 4 + ["killed"] * 2 + ["right"]
 
 
 def test_what_a_check_raises_ends_the_grading(jail):

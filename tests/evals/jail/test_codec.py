@@ -1,5 +1,6 @@
 """Values between tests and candidate: there and back, liars, and bytes that nobody should trust."""
 
+import json
 import math
 import os
 import struct
@@ -101,6 +102,14 @@ def test_what_has_no_end_is_not_sent(deep, monkeypatch):
         codec.encode(iter(int, 1))
     with pytest.raises(codec.Unsendable):
         codec.send(-1, "x" * 100, 10)
+    # What is there already has an end.
+    assert len(codec.encode([0] * 2000)["l"]) == 2000
+
+
+def test_a_million_numbers_are_a_reply():
+    """Tests of HumanEval+ (problems 100 and 130) ask for as many."""
+    for message in (codec.encode([10**6 + 2] * 10), codec.encode([10.0**6 + 0.5] * 10)):
+        assert 10**5 * len(json.dumps(message)) < codec.LARGEST_REPLY
 
 
 NO_VALUES = [

@@ -2,6 +2,7 @@
 fences that this machine allows.
 """
 
+import ast
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dft_jax.evals.jail import selftest, supervisor
+from dft_jax.evals.jail import extraction, selftest, supervisor
 from dft_jax.evals.jail.supervisor import HERE, LANDLOCK, NAMESPACES, Jail, Job, Unconfined
 from tests.evals.jail import campaign, hostile
 
@@ -96,13 +97,31 @@ def own(tmp_path):
     return folder
 
 
+# With all fences every program is tried; with each by itself and as another user every fifth, another
+# fifth each time. What campaign.py tries without a part is all of them.
+FIFTHS = [(0, SETS[0]), (1, SETS[1]), (2, SETS[0]), (3, SETS[1]), (4, SETS[2])]
+
+
+def fifth_of(case):
+    return f"{case[0]}::5-{names(case[1])}"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fences", SETS, ids=names)
-def test_jail_contains_hostile_programs(fences, own):
-    require(fences)
-    bad, verdicts = campaign.run(supervisor, hostile, fences, own)
+def test_jail_contains_hostile_programs(own):
+    require(SETS[-1])
+    bad, verdicts = campaign.run(supervisor, hostile, SETS[-1], own)
     assert bad == []
     assert len(verdicts) >= 96 and "correct" not in verdicts.values()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FIFTHS[:2], ids=fifth_of)
+def test_jail_of_one_fence_contains_hostile_programs(case, own):
+    start, fences = case
+    require(fences)
+    bad, verdicts = campaign.run(supervisor, hostile, fences, own, part=slice(start, None, 5))
+    assert bad == []
+    assert len(verdicts) >= 96 / 5 and "correct" not in verdicts.values()
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +138,16 @@ def copy():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fences", SETS, ids=names)
-def test_jail_contains_hostile_programs_of_a_user_without_rights(fences, copy):
+@pytest.mark.parametrize("case", FIFTHS[2:], ids=fifth_of)
+def test_jail_contains_hostile_programs_of_a_user_without_rights(case, copy):
+    start, fences = case
     require(fences)
     # Under a name of its own, as in `own`.
     folder = copy / names(fences) / "jail"
     shutil.copytree(copy / "jail", folder)
-    done = as_nobody([copy / "campaign.py", folder, *fences])
+    done = as_nobody([copy / "campaign.py", folder, *fences, f"{start}::5"])
     found = json.loads(done.stdout)
-    assert found["user"] == 65534 and found["ran"] >= 96
+    assert found["user"] == 65534 and found["ran"] >= 96 / 5
     assert found["bad"] == [] and found["verdicts"]["correct"] == 0
 
 
@@ -324,10 +344,13 @@ def verdicts(fences, jobs):
 @pytest.mark.slow
 @pytest.mark.parametrize("fences", SETS, ids=names)
 def test_jail_passes_right_programs_and_fails_empty_ones(fences, humaneval):
+    """All with all fences; each by itself, with every fourth."""
     require(fences)
-    right = verdicts(fences, [continuation(row, row["canonical_solution"]) for row in humaneval])
-    empty = verdicts(fences, [continuation(row, "    pass\n") for row in humaneval])
-    assert (right.count("correct"), empty.count("correct"), len(right)) == (164, 0, 164)
+    rows = humaneval if fences == SETS[-1] else humaneval[::4]
+    right = verdicts(fences, [continuation(row, row["canonical_solution"]) for row in rows])
+    empty = verdicts(fences, [continuation(row, "    pass\n") for row in rows])
+    assert (right.count("correct"), empty.count("correct")) == (len(rows), 0)
+    assert len(humaneval) == 164
 
 
 def indented(text, by):
@@ -357,12 +380,24 @@ ANSWERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ANSWERS)
 def test_jail_finds_the_program_in_an_answer(form, humaneval):
+    """The function itself in all answers; every tenth is judged too."""
     jobs = []
-    for row in humaneval:
+    for number, row in enumerate(humaneval):
         whole = row["prompt"] + row["canonical_solution"]
-        jobs.append(answer(row, ANSWERS[form](whole, row["canonical_solution"])))
-    found = verdicts(any_jail().fences, jobs)
-    assert [row["task_id"] for row, v in zip(humaneval, found, strict=True) if v != "correct"] == []
+        text = ANSWERS[form](whole, row["canonical_solution"])
+        name = row["entry_point"]
+        # These answers are right, and known: what is found of them needs no jail.
+        found = extraction.code_of(text, row["prompt"].strip(), name, extraction.ANSWER)
+        assert functions(found)[name] == functions(whole)[name], row["task_id"]
+        if number % 10 == 0:
+            jobs.append(answer(row, text))
+    assert set(verdicts(any_jail().fences, jobs)) == {"correct"}
+
+
+def functions(program):
+    """Of each function at the margin its tree, as text."""
+    nodes = ast.parse(program).body
+    return {node.name: ast.dump(node) for node in nodes if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ KNOWN = {
 
 # In test_code.py.
 OF_PROGRAMS = ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus")
+# In test_pictured.py.
+WITH_IMAGES = ("mathverse", "mathvision", "wemath")
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -235,7 +237,7 @@ def test_without_a_network_the_hub_is_an_error_with_a_remedy():
 def test_the_laboratorys_are_made_and_need_no_file():
     names = {name for name, task in benchmarks.BENCHMARKS.items() if task.is_made}
     assert names and all(name.startswith("lab") for name in names)
-    assert set(benchmarks.BENCHMARKS) - set(KNOWN) - names == set(OF_PROGRAMS)
+    assert set(benchmarks.BENCHMARKS) - set(KNOWN) - names == {*OF_PROGRAMS, *WITH_IMAGES}
     for name in names:
         problems = benchmarks.load(name, "a/folder/of/other/benchmarks")
         assert len(problems) == benchmarks.find(name).count and problems == benchmarks.load(name)

@@ -129,7 +129,7 @@ def run(row, body):
 
 
 def test_made_problems_are_solved_by_their_solutions():
-    rows = list(programs.Excerpt("test", 100).rows())
+    rows = list(programs.Excerpt("test", n=100).rows())
     assert len(rows) == 100 == len({row["prompt"] for row in rows})
     assert all(run(row, row["canonical_solution"]) for row in rows)
     assert not any(run(row, "    pass\n") for row in rows)
@@ -144,18 +144,18 @@ def test_made_problems_are_solved_by_their_solutions():
 
 
 def test_wrong_steps_make_wrong_programs():
-    noisy = list(programs.Excerpt("train", 150, noise=0.15).rows())
+    noisy = list(programs.Excerpt("train", n=150, noise=0.15).rows())
     right = [run(row, row["canonical_solution"]) for row in noisy]
     # Of 1 to 4 steps, 2.5 in the mean, each is wrong in 15 %: 0.85 ** 2.5 = 0.67 of the programs.
     assert 0.53 < sum(right) / 150 < 0.83
-    clean = list(programs.Excerpt("train", 20).rows())
+    clean = list(programs.Excerpt("train", n=20).rows())
     assert all(run(row, row["canonical_solution"]) for row in clean)
 
 
 def test_splits_share_no_problem():
     asked = {}
     for split in ("train", "validation", "test"):
-        for row in programs.Excerpt(split, 60).rows():
+        for row in programs.Excerpt(split, n=60).rows():
             # What is computed: the lines of the solution, whoever the people are.
             words = row["prompt"].split('"""')[1]
             asked.setdefault(words, set()).add(split)
@@ -166,7 +166,7 @@ def test_splits_share_no_problem():
     "path, message",
     [
         ("programs(split=tset)", "should be one of test"),
-        ("programs(n=0)", "n should be from 1"),
+        ("programs(n=0)", "n should be at least 1"),
         ("programs(noise=2)", "noise from 0 to 1"),
         ("programs(n=many)", "should be int"),
         ("programs(level=3)", "no parameter 'level'"),

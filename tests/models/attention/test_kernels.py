@@ -31,6 +31,7 @@ from dft_jax.types import MORE_SEGMENTS, Batch
 from tests import private_jax
 from tests.conftest import GOLDEN
 from tests.jaxprs import equations, needed
+from tests.marks import slow_but
 
 BLOCK = 512
 
@@ -181,8 +182,11 @@ BROKEN = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "broken",
+    slow_but([], BROKEN, slow=[no_segments, window_one_longer, unscaled, gradient_leaks]),
+    ids=lambda f: f.__name__,
+)
 def test_a_broken_backend_is_found_out(broken, monkeypatch, mesh1):
     monkeypatch.setitem(
         BACKENDS, "broken", lambda q, k, v, s, **how: broken(q, k, v, segments_BL=s, **how)

@@ -40,7 +40,9 @@ def test_ids_of_lookalikes_are_those_of_the_file(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folder", [assets.TINY, assets.LAB, assets.LAB_CLEAN], ids=lambda folder: folder.name
+    "folder",
+    [assets.TINY, assets.LAB, assets.LAB_CLEAN, assets.LAB_CODE],
+    ids=lambda folder: folder.name,
 )
 def test_ids_of_the_shipped_models_are_those_of_the_file(folder):
     assert ids_of_product(folder, STRINGS) == ids_of_file(folder, STRINGS)
