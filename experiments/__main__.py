@@ -21,8 +21,16 @@ ROOT = HERE.parent
 COMMANDS: dict[str, tuple[str, ...]] = {
     "grading/ground_truths": ("experiments.grading.ground_truths",),
     "grading/published_pairs": ("experiments.grading.published_pairs",),
+    "humaneval": (
+        "dft_jax.evaluate",
+        "--benchmarks=humaneval",
+        "--prompt=tokenizer",
+        "--temperature=",
+    ),
     "import_memory": ("experiments.import_memory.measure",),
     "intervals": ("experiments.intervals.coverage",),
+    "lab/again": ("experiments.lab.again.run",),
+    "lab/code": ("experiments.lab.run", "code"),
     "lab/dynamics": ("experiments.lab.run", "dynamics"),
     "lab/family": ("experiments.lab.run", "family"),
     "lab/granularity": ("experiments.lab.run", "granularity"),
@@ -31,7 +39,16 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "lab/offline_rl": ("experiments.lab.run", "offline_rl"),
     "lab/sharpening": ("experiments.lab.run", "sharpening"),
     "lab/token_probabilities": ("experiments.lab.run", "token_probabilities"),
+    "lab/vision": ("experiments.lab.run", "vision"),
     "lab_base": ("dft_jax.main", "--config=configs/lab_base.py", "--workdir=runs/lab_base"),
+    "lab_code_base": (
+        *("dft_jax.main", "--config=configs/lab_code_base.py"),
+        "--workdir=runs/lab_code_base",
+    ),
+    "lab_vision_base": (
+        *("dft_jax.main", "--config=configs/lab_vision_base.py"),
+        "--workdir=runs/lab_vision_base",
+    ),
     "objectives": ("experiments.objectives.cost",),
     "parity": ("experiments.parity.run",),
     "performance": ("experiments.performance.run",),

@@ -17,6 +17,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
+def out_folder(default: pathlib.Path) -> pathlib.Path:
+    """Where a notebook puts figures and tables: `default`, or the folder of --out."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--out", type=pathlib.Path, default=default, help="folder for figures")
+    out = arguments.parse_known_args()[0].out  # a notebook's kernel has arguments of its own
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with the columns of all rows, in the order of their first use."""
     names: list[str] = []

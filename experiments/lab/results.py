@@ -4,8 +4,8 @@ figures.
 Letters as elsewhere: S seeds, P problems. Shares are fractions; tables and figures are in percent.
 """
 
-import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,15 +20,19 @@ HERE = Path(__file__).parent
 
 def open_study(name: str) -> tuple[pd.DataFrame, Path]:
     """results.csv of a study, and the folder for its figures: the study's own, or that of --out."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=HERE / name, help="folder for the figures")
-    out = parser.parse_known_args()[0].out  # a notebook's kernel has arguments of its own
-    out.mkdir(parents=True, exist_ok=True)
-    return read(HERE / name / "results.csv"), out
+    return read(HERE / name / "results.csv"), common.out_folder(HERE / name)
 
 
 def read(file: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype={"correct": str})
+
+
+def records(file: Path) -> list[dict[str, Any]]:
+    """The rows as they were written, "" where a cell is empty; none where there is no file."""
+    if not file.exists():
+        return []
+    frame = read(file).astype(object)
+    return frame.where(frame.notna(), "").to_dict("records")
 
 
 def shares(rows: pd.DataFrame) -> np.ndarray:

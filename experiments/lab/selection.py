@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from experiments.lab.trials import LEARNING_RATES, Trial
+from experiments.lab.trials import LEARNING_RATES, VALIDATION, Trial
 
 
 def candidates(
@@ -15,7 +15,7 @@ def candidates(
     """
     found = []
     for trial in trials:
-        probe = "operator_validation" if trial.data == "operator" else "validation"
+        probe = VALIDATION.get(trial.data, "validation")
         found += [(dataclasses.replace(trial, learning_rate=rate, seed=0), probe) for rate in rates]
     return found
 

@@ -32,8 +32,15 @@ from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import errors, files, options
 
-BASES = {"lab": assets.LAB, "lab_clean": assets.LAB_CLEAN}
+BASES = {
+    "lab": assets.LAB,
+    "lab_clean": assets.LAB_CLEAN,
+    "lab_code": assets.LAB_CODE,
+    "lab_vision": assets.LAB_VISION,
+}
 CHAIN = "family=chain, levels=2-4, n=2500"
+# Numbers above 20 are on 2.4 % of the cards.
+PICTURE_CHAIN = "family=picture_chain, levels=2-4, rare=0.05"
 DATA = {
     **{
         f"noise{percent}": f"world(split=train, {CHAIN}, noise={percent / 100:g})"
@@ -41,6 +48,27 @@ DATA = {
     },
     "one_style": f"world(split=train, {CHAIN}, styles=1)",
     "operator": "world(split=train, family=operator, levels=1-2, n=2500)",
+    # Of the base `lab_code`.
+    "code0": "programs(split=train, n=2500, styles=4)",
+    "code15": "programs(split=train, n=2500, styles=4, noise=0.15)",
+    # Of the base `lab_vision`: numbers read rightly, and 15 % of them wrongly.
+    "read0": f"cards(split=train, {PICTURE_CHAIN}, n=2500)",
+    "read15": f"cards(split=train, {PICTURE_CHAIN}, n=2500, noise_read=0.15)",
+}
+# What else the data of a trial decides: its held-out examples, and the probe that chooses its rate.
+HELDOUT = {
+    "operator": "world(split=validation, family=operator, levels=1-2, n=256)",
+    "code0": "programs(split=validation, n=256, styles=4)",
+    "code15": "programs(split=validation, n=256, styles=4)",
+    "read0": f"cards(split=validation, {PICTURE_CHAIN}, n=256)",
+    "read15": f"cards(split=validation, {PICTURE_CHAIN}, n=256)",
+}
+VALIDATION = {
+    "operator": "operator_validation",
+    "code0": "code_validation",
+    "code15": "code_validation",
+    "read0": "vision_validation",
+    "read15": "vision_validation",
 }
 RL = ("dpo", "grpo")
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -63,6 +91,17 @@ PROBES: dict[str, dict[str, Any]] = {
     ),
     "pass64": dict(benchmarks=("lab", "lab_hard"), samples=64, greedy=False),
     "offline": dict(benchmarks=("lab_train",), samples=4, greedy=False, max_problems=0),
+    # A program's processes wait for the kernel more than they compute: several, on the one core.
+    "code_validation": dict(
+        benchmarks=("lab_code_validation",), samples=8, greedy=False, max_problems=32, workers=8
+    ),
+    "code": dict(benchmarks=("lab_code",), samples=8, max_problems=48, workers=8),
+    "vision_validation": dict(
+        benchmarks=("lab_vision_validation",), samples=8, greedy=False, max_problems=32
+    ),
+    "vision": dict(benchmarks=("lab_vision", "lab_vision_cards"), samples=8, max_problems=48),
+    # All of them, so that each number is there.
+    "vision_card": dict(benchmarks=("lab_vision_card",), samples=8, max_problems=0),
     "smoke": dict(benchmarks=("lab_validation",), samples=2, greedy=False, max_problems=8),
     "curve": dict(benchmarks=("lab",), samples=8, greedy=False, max_problems=48),
     # Of experiments/rates: choosing rate and temperature, and measuring at all of them.
@@ -103,12 +142,13 @@ class Trial:
     every: int = 0  # steps between evaluations on the way
     clip_norm: float = 1.0
     rank: int = 0  # of adapters; 0 trains all parameters
+    parts: str = "text"  # of a model that is shown pictures: what is trained of it
 
     @property
     def name(self) -> str:
         values = {**dataclasses.asdict(self), "learning_rate": f"{self.learning_rate:g}"}
         # Names of trials from before there were these.
-        for later in ("clip_norm", "rank"):
+        for later in ("clip_norm", "rank", "parts"):
             if values[later] == getattr(Trial, later):
                 del values[later]
         return ",".join(f"{key}={value}" for key, value in values.items())
@@ -153,8 +193,14 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
         config.data.train = str(sampled(root) / REJECTION_NAME)
     else:
         config.data.train = DATA[trial.data] if trial.objective not in RL else DATA["noise0"]
-    if trial.data == "operator":
-        config.data.heldout = "world(split=validation, family=operator, levels=1-2, n=256)"
+    if trial.data in HELDOUT:
+        config.data.heldout = HELDOUT[trial.data]
+    if trial.base == "lab_code":
+        config.data.rows = "humaneval"
+    if trial.base == "lab_vision":
+        config.data.rows = "fields"
+        config.data.image_field = "images"
+        config.train.parts = trial.parts
     config.optimizer.learning_rate = trial.learning_rate
     config.optimizer.schedule = trial.schedule
     config.optimizer.clip_norm = trial.clip_norm
@@ -172,11 +218,13 @@ def config_of(trial: Trial, root: Path) -> ConfigDict:
 
 
 def settings_of(probe: str) -> Settings:
-    """`NAME@0.43` is the probe of that name, sampled at that temperature alone."""
-    name, _, temperature = probe.partition("@")
+    """`NAME@0+0.43` is the probe of that name at these temperatures alone; 0 is greedily."""
+    name, _, listed = probe.partition("@")
     values = dict(temperature=(1.0,), max_problems=64, slots=64, workers=1) | PROBES[name]
-    if temperature:
-        values |= dict(temperature=(float(temperature),), greedy=False)
+    if listed:
+        temperatures = [float(part) for part in listed.split("+")]
+        drawn = tuple(each for each in temperatures if each)
+        values |= dict(temperature=drawn, greedy=0.0 in temperatures)
     return recipe.settings(**values)
 
 
@@ -272,7 +320,7 @@ def train(trial: Trial, root: Path) -> tuple[Any, int]:
     Kept for the next probe of the same trial.
     """
     if trial.objective == "none":
-        model, *_ = open_plan(trial.base, "validation")
+        model, *_ = open_plan(trial.base, VALIDATION.get(trial.data, "validation"))
         return load_params(Checkpoint(BASES[trial.base]), model), 0
     config = config_of(trial, root)
     if trial.data == "rejection" or trial.objective == "dpo":
@@ -326,7 +374,8 @@ def _rows(trial: Trial, probe: str, root: Path, step: int) -> list[dict[str, Any
             "samples": result["samples_per_problem"],
             "avg": result["avg_at_k"]["mean"],
             "pass": result["pass_at_k"][str(result["samples_per_problem"])],
-            "maj": result["maj_at_k"]["mean"],
+            # Programs do not vote.
+            "maj": result["maj_at_k"] and result["maj_at_k"]["mean"],
             "entropy": result["mean_token_entropy"],
             "length": result["mean_length_tokens"],
             "cut": result["truncation_rate"],

@@ -1,5 +1,5 @@
-"""Writes dft_jax/assets/lab: config and tokenizer of the laboratory's model; configs/lab_base.py
-makes its weights.
+"""Writes config and tokenizer of the laboratory's models: dft_jax/assets/lab, whose weights
+configs/lab_base.py makes, and dft_jax/assets/lab_code, of configs/lab_code_base.py.
 
 python -m experiments.lab_base.make_tokenizer
 
@@ -7,12 +7,13 @@ A token is a word with the space before it, a digit, or a sign: the model reads 
 digit.
 """
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dft_jax.assets import LAB
-from dft_jax.data.sources import world
+from dft_jax.assets import LAB, LAB_CODE
+from dft_jax.data.sources import programs, world
 from experiments.tiny.make_tiny import write_model
 
 _SPECIALS = ["<|endoftext|>"]
@@ -24,8 +25,8 @@ _PIECES = Regex(
 )
 
 
-def build_tokenizer() -> Tokenizer:
-    """Byte pairs merged until every piece of the world's texts, of every family, is one token."""
+def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """Byte pairs merged until every piece of the texts is one token."""
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -33,11 +34,12 @@ def build_tokenizer() -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=2000, special_tokens=_SPECIALS, show_progress=False)
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
-def _texts() -> Iterator[str]:
+def world_texts() -> Iterator[str]:
+    """Of every family."""
     for family, levels in (
         ("chain", "1-6"),
         ("expression", "1-5"),
@@ -48,10 +50,19 @@ def _texts() -> Iterator[str]:
             yield f"{row['question']}\n{row['answer']}"
 
 
+def program_texts() -> Iterator[str]:
+    """Of every family in every style."""
+    families = programs.Excerpt("pretrain", "chain:60+expression:30+fact:10", "1-6+1-5+1-1")
+    for row in dataclasses.replace(families, n=20_000, noise=0.5, styles=4).rows():
+        yield row["prompt"] + row["canonical_solution"]
+
+
 def main() -> None:
-    tokenizer = build_tokenizer()
     sizes = dict(hidden_size=128, intermediate_size=384, num_hidden_layers=3)
-    write_model(LAB, tokenizer, "Qwen2Tokenizer", vocab_size=tokenizer.get_vocab_size(), **sizes)
+    for folder, texts in ((LAB, world_texts()), (LAB_CODE, program_texts())):
+        tokenizer = build_tokenizer(texts)
+        size = tokenizer.get_vocab_size()
+        write_model(folder, tokenizer, "Qwen2Tokenizer", vocab_size=size, **sizes)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def load_sequences(run: SavedRun, n: int, length: int) -> list[np.ndarray]:
     """Token ids of the first `n` training examples, cut to `length`; only their rows are read."""
     config = run.config.copy_and_resolve_references()
     config.data.max_rows, config.data.heldout = n, ""
-    examples, _ = load_data(config, load_tokenizer(run.source), run.model)
+    examples, _ = load_data(config, run.source, load_tokenizer(run.source), run.model)
     return [example.ids[:length] for example in examples.examples]
 
 

@@ -79,7 +79,7 @@ def load(arguments: argparse.Namespace, config):
     """
     if arguments.data:
         source, model, tokenizer = open_config(config)
-        return source, model, load_data(config, tokenizer, model)[0]
+        return source, model, load_data(config, source, tokenizer, model)[0]
     source = resolve(config.model.path, config.model.revision)
     model = build(read_config(source), sharding.make_mesh(data=-1, fsdp=1, tensor=1))
     check_tensors(Checkpoint(source), model)

@@ -91,7 +91,7 @@ config = lab_config("dft")
 config.data.train = "world(split=train, family=chain, levels=2-4, n=256, noise=0.15)"
 config.data.heldout = ""
 source, model, tokenizer = open_config(config)
-examples, _ = load_data(config, tokenizer, model)
+examples, _ = load_data(config, source, tokenizer, model)
 params = load_params(Checkpoint(source), model)
 
 one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES)

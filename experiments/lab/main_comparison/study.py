@@ -3,8 +3,10 @@
 import dataclasses
 
 from experiments.lab import selection
-from experiments.lab.trials import BASES, DATA, Trial
+from experiments.lab.trials import Trial
 
+BASES = ("lab", "lab_clean")
+DATA = ("noise0", "noise5", "noise15", "noise30", "one_style", "operator")
 OBJECTIVES = ("sft", "dft")
 SEEDS = range(5)
 
