@@ -2,6 +2,9 @@
 
 import importlib.util
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,7 +22,9 @@ from dft_jax.runtime.files import read_json
 from experiments.lab import trials
 from experiments.lab.vision import study
 from experiments.lab_vision_base import make_files
+from tests import xla
 from tests.commands import ROOT
+from tests.marks import slow_but
 
 
 def count(tree):
@@ -128,3 +133,19 @@ def test_the_recipe_reads_what_the_base_is_for():
     train, heldout = (cards.parse(path) for path in (made.data.train, made.data.heldout))
     assert (train.split, heldout.split, train.n) == ("pretrain", "validation", 60_000)
     assert train.noise == train.noise_read == 0.1 and train.rare == 1.0
+
+
+@pytest.mark.parametrize("parts", slow_but([], ["text", "all"], slow=["text"]))
+def test_a_trial_is_trained_and_shown_pictures(parts, tmp_path):
+    """Whatever is trained is evaluated with a tower: of the text alone, the base's."""
+    trial = trials.Trial("lab_vision", data="read0", steps=1, batch=8, parts=parts)
+    command = [sys.executable, "-m", "experiments.lab.run", "trial"]
+    command += [f"--trial={trial.name}", "--probe=vision_validation", f"--root={tmp_path}"]
+    environment = os.environ | {"XLA_FLAGS": xla.flags(devices=1)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [row] = trials.measure(trial, "vision_validation", tmp_path)
+    assert (row["benchmark"], row["step"]) == ("lab_vision_validation", 1)
+    # 32 problems, eight samples of each; the base solves a third of all samples.
+    right = [int(count) for count in row["correct"].split()]
+    assert len(right) == 32 and 0.2 * 32 * 8 < sum(right) < 0.6 * 32 * 8

@@ -29,7 +29,7 @@ from dft_jax.lab import recipe
 from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.safetensors import Checkpoint
-from dft_jax.models.model import matmul_precision
+from dft_jax.models.model import matmul_precision, with_tower
 from dft_jax.runtime import errors, files, options
 
 BASES = {
@@ -234,11 +234,14 @@ def open_plan(base: str, probe: str) -> tuple[Any, Any, planning.Plan]:
     name, _, temperature = probe.partition("@")
     if temperature:
         model, tokenizer, plan = open_plan(base, name)
-        other = planning.plan(settings_of(probe), tokenizer, model)
+        other = planning.plan(settings_of(probe), tokenizer, model, source=BASES[base])
         # Temperatures are no constants of a program.
         return model, tokenizer, dataclasses.replace(other, sampler=plan.sampler)
-    _, model, tokenizer = open_config(config_of(Trial(base=base), Path()))
-    return model, tokenizer, planning.plan(settings_of(probe), tokenizer, model)
+    source, model, tokenizer = open_config(config_of(Trial(base=base), Path()))
+    if model.config.vision is not None:
+        model = with_tower(model)
+    plan = planning.plan(settings_of(probe), tokenizer, model, source=source)
+    return model, tokenizer, plan
 
 
 def sampled(root: Path) -> Path:
@@ -334,7 +337,10 @@ def train(trial: Trial, root: Path) -> tuple[Any, int]:
             trial.objective, config, *open_plan(trial.base, "offline"), answers
         ), trial.steps
     run = api.train(config, root / trial.name)
-    return run.lm.params, run.step
+    # Of a model with images the tower too, which a training of the text leaves as it is.
+    has_tower = run.lm.model.config.vision is not None
+    lm = run.lm.with_images() if has_tower else run.lm
+    return lm.params, run.step
 
 
 def _write_rejection(folder: Path) -> None:
