@@ -24,6 +24,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import dft_jax as dft
 from dft_jax import config as config_lib
 from dft_jax.data.batches import Packer
+from dft_jax.lm.run import SavedRun, open_run
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.models.hf.safetensors import weights_dtype
 from dft_jax.models.model import build, head, with_tower
@@ -85,7 +86,7 @@ def write_checkpoint(folder: pathlib.Path, tokenizer_folder: pathlib.Path) -> No
     tokenizer.save_pretrained(folder)
 
 
-def train(checkpoint: pathlib.Path, workdir: pathlib.Path, steps: int, parts: str) -> dft.Run:
+def train(checkpoint: pathlib.Path, workdir: pathlib.Path, steps: int, parts: str) -> SavedRun:
     config = config_lib.get_default()
     config.model.path = str(checkpoint)
     config.data.train = "cards(split=train, n=64)"
@@ -93,10 +94,13 @@ def train(checkpoint: pathlib.Path, workdir: pathlib.Path, steps: int, parts: st
     config.data.template, config.data.max_length = "plain", 256
     config.train.update(steps=steps, global_batch=8, parts=parts, seed=0)
     config.optimizer.learning_rate = 1e-4
-    return dft.train(config, workdir)
+    dft.finetune(None, config, workdir)
+    run = open_run(workdir)
+    dft.export(run.lm, workdir / "export")
+    return run
 
 
-def compare(run: dft.Run, examples: int) -> tuple[float, float, float]:
+def compare(run: SavedRun, examples: int) -> tuple[float, float, float]:
     """Of the run's parameters here and of its export there: the largest difference of logits, their
     largest, and the share of positions with the same most probable token.
     """
