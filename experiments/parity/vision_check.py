@@ -133,18 +133,19 @@ def compare(run: SavedRun, examples: int) -> tuple[float, float, float]:
     worst, largest, same = 0.0, 0.0, []
     for number in range(examples):
         example = data.examples[number]
+        n = len(example.ids) - 1  # the last token is a target alone
         batch = jax.tree.map(lambda leaf: leaf[0], packer.pack([number]).batch)
         with jax.default_matmul_precision("highest"):
-            ours_LV = np.asarray(logits_of(params, batch))[: len(example.ids)]
+            ours_LV = np.asarray(logits_of(params, batch))[:n]
         given = torch_inputs(example, config.data.image_max_pixels)
         types = given["mm_token_type_ids"]
         positions, _ = theirs.model.get_rope_index(
             given["input_ids"], types, image_grid_thw=given["image_grid_thw"]
         )
-        ours_L3 = np.asarray(batch.images.positions_BL3)[0, : len(example.ids)]
-        np.testing.assert_array_equal(ours_L3.T, positions[:, 0].numpy())
+        ours_L3 = np.asarray(batch.images.positions_BL3)[0, :n]
+        np.testing.assert_array_equal(ours_L3.T, positions[:, 0, :n].numpy())
         with torch.no_grad():
-            theirs_LV = theirs(**given, use_cache=False).logits[0].numpy()
+            theirs_LV = theirs(**given, use_cache=False).logits[0, :n].numpy()
         worst = max(worst, float(np.abs(ours_LV - theirs_LV).max()))
         largest = max(largest, float(np.abs(theirs_LV).max()))
         same.append(ours_LV.argmax(-1) == theirs_LV.argmax(-1))
