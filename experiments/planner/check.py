@@ -16,8 +16,8 @@ experiments/performance/README.md. `--only=N,M` makes these cases alone, and kee
 compiles what the planner suggests for each model and machine: does it fit there?
 """
 
-import math
 import dataclasses
+import math
 import os
 import pathlib
 import sys
