@@ -195,6 +195,8 @@ def validate_on(config: Config, device_count: int) -> list[str]:
         problems += training_options.batch_problems(
             train.global_batch, train.accumulation, config.mesh, device_count
         )
+    if is_sound("mesh", "data"):
+        problems += training_options.row_problems(config.data, config.mesh, device_count)
     return problems
 
 

@@ -21,10 +21,13 @@ from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
 from dft_jax.types import AnyMesh, Batch, FeatureBatch, ImageBatch
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
 # Named at every mesh: the default became Explicit in JAX 0.11.
 AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
+
+# Of a mesh: devices along data, fsdp, tensor and sequence.
+Sizes = tuple[int, int, int, int]
 
 _SIZE = Legal(lambda size: size >= 1 or size == -1, "at least 1, or -1 for the rest")
 # config.mesh
@@ -32,6 +35,7 @@ SECTION = {
     "data": Option(-1, "replicas; -1 takes the devices that the other axes leave", _SIZE),
     "fsdp": Option(1, "devices over which parameters are sharded, gathered for use", _SIZE),
     "tensor": Option(1, "devices over which heads, feed-forward and vocabulary are split", _SIZE),
+    "sequence": Option(1, "devices over which the positions of each row are split", _SIZE),
 }
 
 # Logical axis of an array -> axis of the mesh. Parameters name their axes where they are declared
@@ -44,7 +48,7 @@ RULES = {
     "mlp": "tensor",
     "embed": "fsdp",
     "embed_activation": None,  # activations keep the width of the model whole
-    "length": None,
+    "length": "sequence",
     "head_dim": None,
     "norm": None,
     "layers": None,
@@ -54,28 +58,29 @@ RULES = {
 }
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+def make_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, for what is left.
 
     The sizes are assumed valid (`problems` says what is wrong with them).
     """
     devices = jax.devices()
-    sizes = mesh_sizes(data, fsdp, tensor, len(devices))
+    sizes = mesh_sizes(data, fsdp, tensor, sequence, device_count=len(devices))
     n_slices = slice_count(devices)
     if n_slices == 1:
         return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
     return Mesh(across_slices(sizes, devices, n_slices), MESH_AXES, axis_types=AXIS_TYPES)
 
 
-def checked_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+def checked_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
     """`make_mesh` of sizes that a user gives.
 
     Raises:
       UserError: sizes that do not fit the devices, or their slices.
     """
+    sizes = (data, fsdp, tensor, sequence)
     count, slices = jax.device_count(), tpu_slices()
-    errors.raise_if_any(problems(data, fsdp, tensor, device_count=count, tpu_slices=slices))
-    return make_mesh(data, fsdp, tensor)
+    errors.raise_if_any(problems(*sizes, device_count=count, tpu_slices=slices))
+    return make_mesh(*sizes)
 
 
 def slice_count(devices: Sequence[Any]) -> int:
@@ -87,17 +92,17 @@ def slice_count(devices: Sequence[Any]) -> int:
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
-def across_slices(sizes: tuple[int, int, int], devices: Sequence[Any], n_slices: int) -> np.ndarray:
-    """The devices of several slices as an array of these sizes [data, fsdp, tensor].
+def across_slices(sizes: Sizes, devices: Sequence[Any], n_slices: int) -> np.ndarray:
+    """The devices of several slices as an array of these sizes [data, fsdp, tensor, sequence].
 
-    `data` goes over the network between slices, where gradients meet once a step; fsdp and tensor,
+    `data` goes over the network between slices, where gradients meet once a step; the others,
     which move parameters and activations in every layer, stay within a slice.
     """
-    data, fsdp, tensor = sizes
+    data, *others = sizes
     if is_within_slices(data, n_slices):
         return mesh_utils.create_hybrid_device_mesh(
-            (data // n_slices, fsdp, tensor),
-            (n_slices, 1, 1),
+            (data // n_slices, *others),
+            (n_slices, *[1] * len(others)),
             devices,
             # Else JAX finds no place on a v5e's grid for many sizes (jax.make_mesh allows it too).
             allow_split_physical_axes=True,
@@ -108,20 +113,26 @@ def across_slices(sizes: tuple[int, int, int], devices: Sequence[Any], n_slices:
 
 
 def is_within_slices(data: int, n_slices: int) -> bool:
-    """Whether fsdp and tensor stay within a slice."""
+    """Whether all axes but `data` stay within a slice."""
     return data % n_slices == 0
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
     """Those devices of a mesh that this process has, each with rows of its own."""
-    devices = np.array(mesh.local_devices, dtype=object).reshape(-1, 1, 1)
+    devices = np.array(mesh.local_devices, dtype=object).reshape(-1, *[1] * (len(MESH_AXES) - 1))
     return Mesh(devices, MESH_AXES, axis_types=AXIS_TYPES)
 
 
-def abstract_mesh(sizes: tuple[int, int, int], platform: str = "unknown") -> AbstractMesh:
+def abstract_mesh(sizes: tuple[int, ...], platform: str = "unknown") -> AbstractMesh:
     """A mesh of devices that need not be there; `platform` is "cpu", "gpu" or "tpu"."""
     device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    sizes = all_sizes(sizes)
     return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES, abstract_device=device)
+
+
+def all_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Of every axis; those that are not given, which are the last, have one device."""
+    return (*sizes, *[1] * (len(MESH_AXES) - len(sizes)))
 
 
 def platform(mesh: AnyMesh) -> str:
@@ -134,30 +145,37 @@ def platform(mesh: AnyMesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def mesh_sizes(data: int, fsdp: int, tensor: int, device_count: int) -> tuple[int, int, int]:
+def mesh_sizes(data: int, fsdp: int, tensor: int, sequence: int = 1, *, device_count: int) -> Sizes:
     """Replaces the -1 by the number of devices that the other axes leave."""
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, tensor, sequence]
     fixed = math.prod(size for size in sizes if size != -1)
     for axis, size in enumerate(sizes):
         if size == -1:
             sizes[axis] = device_count // fixed
-    data, fsdp, tensor = sizes
-    return data, fsdp, tensor
+    data, fsdp, tensor, sequence = sizes
+    return data, fsdp, tensor, sequence
 
 
 def problems(
-    data: int, fsdp: int, tensor: int, device_count: int, tpu_slices: int = 1
+    data: int,
+    fsdp: int,
+    tensor: int,
+    sequence: int = 1,
+    *,
+    device_count: int,
+    tpu_slices: int = 1,
 ) -> list[str]:
     """What is wrong with the sizes of a mesh on this number of devices, in so many TPU slices."""
-    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
-    text = " × ".join(f"{axis}={size}" for axis, size in sizes.items())
+    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, sequence), strict=True))
+    text = mesh_text(*sizes.values())
     fixed = math.prod(size for size in sizes.values() if size != -1)
     n_free = list(sizes.values()).count(-1)
     if n_free > 1:
         return [f"config.mesh: {text}: only one axis can be -1; give the sizes of the others"]
     fits = device_count % fixed == 0 if n_free else device_count == fixed
     if fits:
-        return _slice_problems(mesh_sizes(data, fsdp, tensor, device_count), text, tpu_slices)
+        known = mesh_sizes(**sizes, device_count=device_count)
+        return _slice_problems(known, text, tpu_slices)
     product = f"{fixed} × the rest" if n_free else str(fixed)
     legal = ", ".join(str(n) for n in range(1, device_count + 1) if device_count % n == 0)
     return [
@@ -166,12 +184,18 @@ def problems(
     ]
 
 
-def _slice_problems(sizes: tuple[int, int, int], text: str, tpu_slices: int) -> list[str]:
+def mesh_text(data: int, fsdp: int, tensor: int, sequence: int) -> str:
+    """As in `data=2 × fsdp=4 × tensor=1`; that of `sequence` where rows are cut along it."""
+    found = f"data={data} × fsdp={fsdp} × tensor={tensor}"
+    return found if sequence == 1 else f"{found} × sequence={sequence}"
+
+
+def _slice_problems(sizes: Sizes, text: str, tpu_slices: int) -> list[str]:
     """Only `data` can go from slice to slice."""
-    data, fsdp, tensor = sizes
+    data = sizes[0]
     if is_within_slices(data, tpu_slices):
         return []
-    in_slice = data * fsdp * tensor // tpu_slices
+    in_slice = math.prod(sizes) // tpu_slices
     return [
         f"config.mesh: {text} over {tpu_slices} TPU slices: data={data} is no multiple of"
         f" {tpu_slices}, and nothing else can go from slice to slice; give fsdp and tensor whose"
@@ -327,6 +351,6 @@ def process_rows(mesh: Mesh, n_rows: int) -> list[int]:
     indices_of = batch_sharding(mesh).addressable_devices_indices_map((1, n_rows, 1))
     for index in indices_of.values():
         assert index is not None, "every device of the mesh holds a part"
-        # Devices along `tensor` hold the same rows.
+        # Devices along `tensor` and `sequence` hold the same rows.
         held.update(range(*index[1].indices(n_rows)))
     return sorted(held)

@@ -26,6 +26,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+import math
 import pathlib
 
 import jax
@@ -41,11 +42,11 @@ private_jax.keep_programs_of_several_devices_in_memory()
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
-def make_mesh(data=1, fsdp=1, tensor=1):
-    devices = jax.devices()[: data * fsdp * tensor]
-    return jax.make_mesh(
-        (data, fsdp, tensor), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices
-    )
+def make_mesh(data=1, fsdp=1, tensor=1, sequence=1):
+    sizes = (data, fsdp, tensor, sequence)
+    axes = ("data", "fsdp", "tensor", "sequence")
+    devices = jax.devices()[: math.prod(sizes)]
+    return jax.make_mesh(sizes, axes, (AxisType.Auto,) * 4, devices=devices)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -320,18 +320,21 @@ def test_convolutions_of_a_tpu_are_products():
         ("splash_mha_dkv_no_residuals.1", "tpu_custom_call", "bf16[2,4,64,16]", 4),
     ],
 )
-def test_kernels_of_attention(name, target, shape, n_products):
+@pytest.mark.parametrize("n_keys", [64, 256])  # of whole rows, and where a device has a quarter
+def test_kernels_of_attention(name, target, shape, n_products, n_keys):
+    keys = shape.replace("64", str(n_keys))
     step = only(
         entry(
             "%mask = s8[1,1,1]{2,1,0} parameter(0)",
             f"%q = {shape}{{3,2,1,0}} parameter(1)",
-            f'ROOT %{name} = {shape}{{3,2,1,0}} custom-call(%mask, %q), custom_call_target="{target}", backend_config={{',
+            f"%k = {keys}{{3,2,1,0}} parameter(2)",
+            f'ROOT %{name} = {shape}{{3,2,1,0}} custom-call(%mask, %q, %k), custom_call_target="{target}", backend_config={{',
             '"settings":"on lines',
             'of their own"',
         )
     )
-    # half of 2 · B · H · L · L · K for each
-    assert step.kind == "attention" and step.flops == n_products * 2 * 4 * 64 * 64 * 16
+    # half of 2 · B · H · queries · keys · K for each
+    assert step.kind == "attention" and step.flops == n_products * 2 * 4 * 64 * n_keys * 16
 
 
 def compiled(*words: str) -> dict:

@@ -97,7 +97,9 @@ def open_run(
     config: Config = ConfigDict(files.read_json(file)).lock()
     # The model as it lies on this machine: what trained it may have been a pod.
     here = config.copy_and_resolve_references()
-    here.update_from_flattened_dict({"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": 1})
+    sizes = {"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1}
+    # Runs from before there was this axis have no size of it.
+    here.mesh.update({axis: sizes[axis] for axis in here.mesh})
     here.update_from_flattened_dict(overrides or {})
     source, model, tokenizer = open_config(here)
     model = as_trained(config, model)

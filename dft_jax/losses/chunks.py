@@ -70,9 +70,9 @@ def cut(
     mask_N = mask_BL.reshape(-1)
     padded = -(-n_positions // chunk_tokens) * chunk_tokens
     (order_padded,) = jnp.nonzero(mask_N, size=padded, fill_value=n_positions)
-    # The maximum over the devices with other rows: all make the same number of trips, so that the
-    # collectives inside the loop meet. A device with fewer tokens has empty chunks at the end.
-    count = lax.pmax(-(-mask_N.sum() // chunk_tokens), sharding.BATCH_AXES)
+    # The maximum over the devices with other positions: all make the same number of trips, so that
+    # the collectives inside the loop meet. A device with fewer tokens has empty chunks at the end.
+    count = lax.pmax(-(-mask_N.sum() // chunk_tokens), (*sharding.BATCH_AXES, "sequence"))
     first_id = lax.axis_index(vocab_axes) * local_vocab if vocab_axes else 0
     local_targets_N = targets_BL.reshape(-1) - first_id
     return Chunks(n_positions, chunk_tokens, count, order_padded, local_targets_N)

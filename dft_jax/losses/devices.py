@@ -1,8 +1,8 @@
 """The fused loss over devices: which rows and which slice of the vocabulary each works on.
 
-Outside of `shard_map` rows lie over `data` and `fsdp`, and the head [V, D] as the parameter does: V
-over `tensor`, D over `fsdp`. Inside, a device needs whole rows of the head, and there are two ways
-to have them. Of two devices along `fsdp`:
+Outside of `shard_map` rows lie over `data` and `fsdp`, their positions over `sequence`, and the
+head [V, D] as the parameter does: V over `tensor`, D over `fsdp`. Inside, a device needs whole rows
+of the head, and there are two ways to have them. Of two devices along `fsdp`:
 
                        outside            each its rows         rows shared along fsdp
     rows               0 1 | 2 3          0 1 | 2 3             0 1 2 3 | 0 1 2 3
@@ -29,8 +29,6 @@ from dft_jax.losses import chunks, statistics
 from dft_jax.losses.statistics import Logits, Logsumexps, Stats
 from dft_jax.types import AnyMesh
 
-# Of an array [B, L]: each device has some of the rows, whole.
-ROWS = P(sharding.BATCH_AXES, None)
 _SHARING = "fsdp"  # the axis of the mesh along which rows can be shared
 Rows = TypeVar("Rows")  # arrays that begin with an axis of rows, or a tree of them
 
@@ -77,8 +75,9 @@ class Layout:
     """
 
     inputs: Inputs
+    rows: P  # of an array [B, L]
     vocab_axes: tuple[str, ...]  # the axes of the mesh that cut the vocabulary inside
-    row_axes: tuple[str, ...]  # … and the rows
+    row_axes: tuple[str, ...]  # … and the rows, or their positions
 
     @property
     def shares_rows(self) -> bool:
@@ -144,24 +143,29 @@ def layout_of(inputs: Inputs, mesh: AnyMesh) -> Layout:
         # As the parameter lies, so that nothing moves before the head is in the dtype of the
         # hidden states, and its gradient goes straight to where it is added up.
         head_spec = P("tensor", _SHARING)
-    model = Projection(P(sharding.BATCH_AXES, None, None), head_spec)
+    _, positions = sharding.spec(inputs.mask_BL.shape, ("batch", "length"), mesh)
+    rows = P(sharding.BATCH_AXES, positions)
+    model = Projection(P(*rows, None), head_spec)
     reference = None if inputs.reference is None else model
-    row_axes = tuple(
-        axis for axis in sharding.BATCH_AXES if axis in several and axis not in vocab_axes
-    )
-    weights = None if inputs.weights_BL is None else ROWS
-    cut = Inputs(model, reference, targets_BL=ROWS, mask_BL=ROWS, weights_BL=weights)
-    return Layout(cut, vocab_axes, row_axes)
+    row_axes = [axis for axis in sharding.BATCH_AXES if axis not in vocab_axes]
+    # Where positions are not cut, all devices along `sequence` make the same sums.
+    if positions is not None:
+        row_axes.append(positions)
+    row_axes = tuple(axis for axis in row_axes if axis in several)
+    weights = None if inputs.weights_BL is None else rows
+    cut = Inputs(model, reference, targets_BL=rows, mask_BL=rows, weights_BL=weights)
+    return Layout(cut, rows, vocab_axes, row_axes)
 
 
 def _can_share_rows(inputs: Inputs, mesh: AnyMesh) -> bool:
     ways = mesh.shape[_SHARING]
     B, L = inputs.mask_BL.shape
+    n_positions = B // mesh.shape["data"] * L // mesh.shape["sequence"]
     vocab, width = inputs.model.head.shape
     divides = vocab % (mesh.shape["tensor"] * ways) == 0 and width % ways == 0
     if inputs.reference is not None:
         divides = divides and inputs.reference.head.shape[1] % ways == 0
-    return ways > 1 and divides and B // mesh.shape["data"] * L < vocab
+    return ways > 1 and divides and n_positions < vocab
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,7 +179,7 @@ def _one_pass_forward(
         mesh=spec.mesh,
         in_specs=(layout.inputs,),
         # Statistics stay with their rows; the gradients lie as the model does.
-        out_specs=(devices.ROWS, devices.layout_of_gradients(layout, spec)),
+        out_specs=(layout.rows, devices.layout_of_gradients(layout, spec)),
         # Nothing differentiates through it: the custom gradients here are the only ones.
         check_vma=False,
     )(inputs)
@@ -240,7 +240,7 @@ def _two_passes_backward(spec: LossSpec, inputs: Inputs, cotangents: Stats) -> t
         functools.partial(_local_gradients, spec, layout),
         mesh=spec.mesh,
         # What comes in for each statistic is cut as the statistic is.
-        in_specs=(layout.inputs, devices.ROWS),
+        in_specs=(layout.inputs, layout.rows),
         out_specs=devices.layout_of_gradients(layout, spec),
         check_vma=False,
     )(inputs, d_stats)
@@ -257,7 +257,7 @@ def _sweep(inputs: Inputs, spec: LossSpec) -> Stats:
         functools.partial(_local_stats, spec, layout),
         mesh=spec.mesh,
         in_specs=(layout.inputs,),
-        out_specs=devices.ROWS,
+        out_specs=layout.rows,
         check_vma=False,
     )(inputs)
 

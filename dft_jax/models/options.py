@@ -66,7 +66,7 @@ def architecture_problems(
 ) -> list[str]:
     """What does not fit between a mesh, the length of examples, and a checkpoint's architecture."""
     found = []
-    *_, tensor = sharding.mesh_sizes(**mesh, device_count=device_count)
+    _, _, tensor, _ = sharding.mesh_sizes(**mesh, device_count=device_count)
     heads = {"attention": architecture.num_heads, "key/value": architecture.num_kv_heads}
     for name, count in heads.items():
         if count % tensor:

@@ -48,14 +48,17 @@ def plan(
     max_length = config.data.max_length
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     planner = Planner(config, architecture, devices.described(device))
-    mesh = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
+    *cut, sequence = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
+    data, fsdp, tensor = mesh = tuple(cut)
+    if sequence > 1:
+        what = f"config.mesh.sequence={sequence} is not in the plan's account of activations"
+        raise errors.UserError(f"{what}; plan with 1, and rows of 1/{sequence} of their length")
     examples: int = config.train.global_batch
     step_rows = min(step_rows or examples, examples)
     has_gib = devices.DEVICES_GIB[device]
 
     model = planner.build(mesh)
     n_params = parameter_count(model.abstract_params)
-    data, fsdp, tensor = mesh
     yield (
         f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype},"
         f" products in {config.model.compute_dtype}, moments {config.optimizer.moment_dtype},"

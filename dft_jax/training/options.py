@@ -4,6 +4,7 @@ import importlib.util
 from typing import Any
 
 from dft_jax import sharding
+from dft_jax.data import batches
 from dft_jax.models.parts import PARTS, TEXT
 from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Config, Legal, Option
 
@@ -100,10 +101,21 @@ def batch_problems(
     global_batch: int, accumulation: int, mesh: Config, device_count: int
 ) -> list[str]:
     """What does not fit between a batch and a mesh that is right on this number of devices."""
-    data, fsdp, _ = sharding.mesh_sizes(**mesh, device_count=device_count)
+    data, fsdp, *_ = sharding.mesh_sizes(**mesh, device_count=device_count)
     fewest = data * fsdp * accumulation
     if global_batch >= fewest:
         return []
     rows = f"data={data} × fsdp={fsdp} × accumulation={accumulation} = {fewest} rows"
     what = f"config.train.global_batch={global_batch} examples cannot fill {rows}"
     return [f"{what}; use at least {fewest}, or fewer of those"]
+
+
+def row_problems(data: Config, mesh: Config, device_count: int) -> list[str]:
+    """What does not fit between the length of rows and a mesh that is right on these devices."""
+    row_length = batches.row_length(data)
+    *_, sequence = sharding.mesh_sizes(**mesh, device_count=device_count)
+    if row_length % sequence == 0:
+        return []
+    what = f"config.mesh.sequence={sequence} does not divide rows of {row_length} tokens"
+    remedy = -(-row_length // sequence) * sequence
+    return [f"{what}; use another, or data.row_length={remedy}"]

@@ -12,6 +12,7 @@ line. See README.md for what has to be installed, and for the roofline's assumpt
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -97,10 +98,10 @@ class Missing(Exception):
 
 
 def make_mesh(devices: list, sizes: tuple[int, ...]) -> Mesh:
-    """data × fsdp × tensor."""
-    axes, kinds = sharding.MESH_AXES, sharding.AXIS_TYPES
-    n = sizes[0] * sizes[1] * sizes[2]
-    return jax.make_mesh(sizes, axes, axis_types=kinds, devices=devices[:n])
+    """data × fsdp × tensor, and sequence where there is a fourth."""
+    sizes, axes = sharding.all_sizes(sizes), sharding.MESH_AXES
+    given = devices[: math.prod(sizes)]
+    return jax.make_mesh(sizes, axes, axis_types=sharding.AXIS_TYPES, devices=given)
 
 
 @contextlib.contextmanager
@@ -139,7 +140,7 @@ def compile_row(
     """A row's program, compiled: (Compilable, compiled, seconds). `more` goes to the row."""
     make = programs.of(row)
     assert make is not None, f"{row} has no program of ours"
-    mesh = make_mesh(devices_of(device, sizes[0] * sizes[1] * sizes[2]), sizes)
+    mesh = make_mesh(devices_of(device, math.prod(sizes)), sizes)
     with stand_ins(device):
         program = make(*attempt, mesh=mesh, **more)
         with matmul_precision(program.compute_dtype):

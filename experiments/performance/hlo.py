@@ -138,8 +138,10 @@ def products(
 def attention_flops(instruction: Instruction, computation: Computation) -> float:
     """Of a kernel of attention, each row counted as one causal segment; 0 of anything else.
 
-    Products with [L, L]: two forward, five backward; of the TPU's two backward kernels three and
-    four. Queries are [B, L, H, K] for cuDNN and [B, H, L, K] on TPUs.
+    A device may have some of a row's queries and all of its keys, of which half are seen, on
+    average over the devices. Products with [queries, keys]: two forward, five backward; of the
+    TPU's two backward kernels three and four. Queries are [B, L, H, K] for cuDNN and [B, H, L, K]
+    on TPUs.
     """
     if instruction.base != "custom-call":
         return 0.0
@@ -154,8 +156,8 @@ def attention_flops(instruction: Instruction, computation: Computation) -> float
         return 0.0
     inputs = [shape_of(computation[name].type) for name in instruction.operands]
     wide = (shape for dtype, shape in inputs if dtype in ("bf16", "f32") and len(shape) >= 3)
-    queries = next(wide)
-    return n_products * math.prod(queries) * queries[length_axis]  # 2 · L / 2 for each product
+    queries, keys = next(wide), next(wide)
+    return n_products * math.prod(queries) * keys[length_axis]  # 2 · L / 2 for each product
 
 
 # ---- bytes

@@ -17,6 +17,7 @@ compiles what the planner suggests for each model and machine: does it fit there
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import sys
@@ -139,10 +140,9 @@ def compile_step(planner, layout, devices):
     from dft_jax.training import optimizer as optimizer_lib
 
     config = planner.config
-    n_devices = layout.mesh[0] * layout.mesh[1] * layout.mesh[2]
-    mesh = jax.make_mesh(
-        layout.mesh, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=devices[:n_devices]
-    )
+    sizes = sharding.all_sizes(layout.mesh)
+    given = devices[: math.prod(sizes)]
+    mesh = jax.make_mesh(sizes, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=given)
     options = {name: config.model[name] for name in OPTIONS} | {"remat": layout.remat}
     asked, computed = config.model.attention, config.model.compute_dtype
     # As the device itself describes it, not as the planner does.

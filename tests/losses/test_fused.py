@@ -15,7 +15,7 @@ from tests.conftest import make_mesh
 from tests.marks import slow_but
 
 B, L, D, V = 4, 12, 16, 24
-SHAPES = [(1, 1, 1), (4, 1, 2), (2, 2, 1), (1, 2, 4), (1, 1, 8)]
+SHAPES = [(1, 1, 1), (4, 1, 2), (2, 2, 1), (1, 2, 4), (1, 1, 8), (1, 2, 2, 2)]
 
 
 def problem(dtype=np.float32, vocab=V, seed=0):
@@ -124,7 +124,7 @@ def test_equals_dense_in_float64(shape, name):
     slow_but(
         [((1, 2, 4), 25)],
         list(itertools.product(SHAPES, (24, 25))),
-        slow=[((4, 1, 2), 24), ((2, 2, 1), 25), ((1, 1, 8), 24)],
+        slow=[((4, 1, 2), 24), ((2, 2, 1), 25), ((1, 1, 8), 24), ((1, 2, 2, 2), 25)],
     ),
 )
 def test_equals_dense_on_every_mesh_in_float32(shape, vocab):

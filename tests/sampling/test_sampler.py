@@ -265,8 +265,9 @@ def test_temperature_zero_takes_the_most_probable():
             dict(slots=64),
             dict(sizes=(2, 2, 2), slots=5),
             dict(sizes=(8, 1, 1), slots=8),
+            dict(sizes=(1, 2, 2, 2), slots=5),
         ],
-        slow=[dict(slots=3), dict(sizes=(2, 2, 2), slots=5)],
+        slow=[dict(slots=3), dict(sizes=(2, 2, 2), slots=5), dict(sizes=(1, 2, 2, 2), slots=5)],
     ),
     ids=str,
 )

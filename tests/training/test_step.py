@@ -29,6 +29,7 @@ from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 CHUNK = 1024  # trained tokens whose logits exist at once
 # mesh, accumulation
 ARRANGEMENTS = [((1, 1, 1), 4), ((1, 4, 1), 2), ((2, 2, 2), 1), ((1, 1, 2), 1)]
+ARRANGEMENTS += [((1, 2, 2, 2), 1), ((1, 1, 1, 4), 2)]  # rows cut along `sequence`
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,10 @@ def test_golden_curves(case, plain_curves):
     slow_but(
         [],
         [(objective, *one) for objective in ("sft", "dft") for one in ARRANGEMENTS],
-        slow=[("dft", *ARRANGEMENTS[0]), ("sft", *ARRANGEMENTS[1]), ("dft", *ARRANGEMENTS[2])],
+        slow=[
+            *[("dft", *ARRANGEMENTS[0]), ("sft", *ARRANGEMENTS[1]), ("dft", *ARRANGEMENTS[2])],
+            *[("dft", *ARRANGEMENTS[4]), ("sft", *ARRANGEMENTS[5])],
+        ],
     ),
 )
 def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):

@@ -19,6 +19,8 @@ from dft_jax.types import MORE_SEGMENTS, AnyArray
 
 # What a kernel's output and statistics are called in policies of rematerialisation.
 RESULT = "attention"
+# Queries, and keys, that splash takes at once, at least.
+TILE = 128
 
 
 def blocked(
@@ -47,19 +49,26 @@ def blocked(
         first = 0
         if window is not None:
             first = max(0, start - window + 1)
-        may_see_BQS = _may_see(segments_BL, start, first, end, window)
+        may_see_BQS = may_see(
+            segments_BL[:, start:end],
+            segments_BL[:, first:end],
+            jnp.arange(start, end),
+            jnp.arange(first, end),
+            window,
+        )
         outputs.append(
-            _attend(q_BLGRK[:, start:end], k_BLGK[:, first:end], v_BLGK[:, first:end], may_see_BQS)
+            attend(q_BLGRK[:, start:end], k_BLGK[:, first:end], v_BLGK[:, first:end], may_see_BQS)
         )
     return jnp.concatenate(outputs, axis=1).reshape(B, L, H, K)
 
 
-def _attend(
+def attend(
     q_BQGRK: Float[Array, "B Q G R K"],
     k_BSGK: Float[Array, "B S G K"],
     v_BSGK: Float[Array, "B S G K"],
     may_see_BQS: Bool[Array, "B Q S"],
 ) -> Float[Array, "B Q G R K"]:
+    """What queries make of the values of the keys that they see, with a float32 softmax."""
     dtype = jnp.promote_types(jnp.float32, q_BQGRK.dtype)
     scores_BGRQS = jnp.einsum("BQGRK,BSGK->BGRQS", q_BQGRK, k_BSGK, preferred_element_type=dtype)
     scores_BGRQS = scores_BGRQS * q_BQGRK.shape[-1] ** -0.5
@@ -70,16 +79,19 @@ def _attend(
     return jnp.einsum("BGRQS,BSGK->BQGRK", weights_BGRQS, v_BSGK)
 
 
-def _may_see(
-    segments_BL: Int[AnyArray, "B L"], start: int, first: int, end: int, window: int | None
+def may_see(
+    segments_BQ: Int[AnyArray, "B Q"],
+    segments_BS: Int[AnyArray, "B S"],
+    queries_Q: Int[Array, " Q"],
+    keys_S: Int[Array, " S"],
+    window: int | None,
 ) -> Bool[Array, "B Q S"]:
-    """Which of the keys from `first` on the queries from `start` on see, both up to `end`."""
-    queries = jnp.arange(start, end)[:, None]
-    keys = jnp.arange(first, end)[None, :]
-    in_reach_QS = keys <= queries
+    """Which keys the queries see, by the segments and the positions in the row of both."""
+    queries_Q1 = queries_Q[:, None]
+    in_reach_QS = keys_S[None, :] <= queries_Q1
     if window is not None:
-        in_reach_QS &= queries - keys < window
-    same_BQS = segments_BL[:, start:end, None] == segments_BL[:, None, first:end]
+        in_reach_QS &= queries_Q1 - keys_S[None, :] < window
+    same_BQS = segments_BQ[:, :, None] == segments_BS[:, None, :]
     return same_BQS & in_reach_QS[None]
 
 
@@ -97,13 +109,31 @@ def splash(
 
     Rows are padded to whole tiles at their end, which no query of theirs sees.
     """
+    L, H = q_BLHK.shape[1:3]
+    padding = -L % TILE
+    padded = []
+    for x in (q_BLHK, k_BLGK, v_BLGK):
+        padded.append(jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))))
+    segments_BL = jnp.pad(segments_BL, ((0, 0), (0, padding)))
+    kernel = splash_kernel(L + padding, H, window=window, block=block, interpret=interpret)
+    return by_splash(kernel, *padded, segments_BL, segments_BL)[:, :L]
+
+
+def splash_kernel(
+    length: int,
+    n_heads: int,
+    *,
+    window: int | None,
+    block: int,
+    n_parts: int = 1,
+    interpret: bool = False,
+) -> Any:
+    """The kernel of a device's heads, of rows that are whole tiles, cut into `n_parts` of them."""
     from jax.experimental.pallas.ops.tpu import splash_attention as lib
 
-    L, H, K = q_BLHK.shape[1:]
-    padding = -L % 128
-    shape = (L + padding, L + padding)
-    # The largest tile within `block` that rows are a whole number of; 128 always is.
-    tile = max(n for n in (128, 256, 512, 1024) if shape[0] % n == 0 and n <= max(block, 128))
+    # The largest tile within `block` that a part is a whole number of; TILE always is.
+    sizes = [n for n in (TILE, 256, 512, 1024) if length // n_parts % n == 0]
+    tile = max(n for n in sizes if n <= max(block, TILE))
     tiles = lib.BlockSizes(
         block_q=tile,
         block_kv=tile,
@@ -112,25 +142,37 @@ def splash(
         block_q_dq=tile,
         block_kv_dq=tile,
     )
-    mask = lib.CausalMask(shape)
+    shape = (length, length)
+    mask = lib.CausalMask(shape, shard_count=n_parts)
     if window is not None:
-        mask = lib.LocalMask(shape, (window - 1, 0), offset=0)
-    masks = lib.MultiHeadMask([mask] * H)
-    kernel = lib.make_splash_mha(
-        masks,
+        mask = lib.LocalMask(shape, (window - 1, 0), offset=0, shard_count=n_parts)
+    return lib.make_splash_mha(
+        lib.MultiHeadMask([mask] * n_heads),
         block_sizes=tiles,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=n_parts,
         residual_checkpoint_name=RESULT,
         interpret=interpret,
     )
+
+
+def by_splash(
+    kernel: Any,
+    q_BQHK: Float[Array, "B Q H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    segments_BQ: Int[AnyArray, "B Q"],
+    segments_BS: Int[AnyArray, "B S"],
+) -> Float[Array, "B Q H K"]:
+    """What a kernel makes of queries and keys; Q and S are the positions that a device has."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as lib
+
     # The kernel does not scale, and takes heads before positions.
-    inputs = []
-    for x in (q_BLHK * K**-0.5, k_BLGK, v_BLGK):
-        inputs.append(jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2))
-    segments_BL = jnp.pad(segments_BL, ((0, 0), (0, padding)))
-    out_BHLK: Any = jax.vmap(kernel)(*inputs, lib.SegmentIds(segments_BL, segments_BL))
-    return out_BHLK.swapaxes(1, 2)[:, :L]
+    q_BHQK = (q_BQHK * q_BQHK.shape[-1] ** -0.5).swapaxes(1, 2)
+    k_BGSK, v_BGSK = k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)
+    segments = lib.SegmentIds(segments_BQ, segments_BS)
+    out_BHQK: Any = jax.vmap(kernel)(q_BHQK, k_BGSK, v_BGSK, segments)
+    return out_BHQK.swapaxes(1, 2)
 
 
 def cudnn(

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import AbstractMesh, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from dft_jax.models.attention import described
+from dft_jax.models.attention import described, sequence
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.sharding import BATCH_AXES
 from dft_jax.types import AnyArray, AnyMesh
@@ -44,7 +44,21 @@ def causal_attention(
 
     A `backend` other than "blocked" is a kernel for one device: each works on its own rows and
     heads of the mesh. `most_segments` is that of types.Batch; without it there is no "cudnn".
+
+    Where the mesh cuts rows along `sequence`, a device has some of the queries of its rows, and the
+    keys and values of all positions come to it (sequence.py).
     """
+    if mesh is not None and sequence.is_cut(q_BLHK.shape[1], mesh):
+        return sequence.attention(
+            q_BLHK,
+            k_BLGK,
+            v_BLGK,
+            segments_BL,
+            window=window,
+            block=block,
+            backend=backend,
+            mesh=mesh,
+        )
     attend = functools.partial(BACKENDS[backend], window=window, block=block)
     if backend == "cudnn":
         # On devices that need not be there nothing runs, and there is no GPU to be asked.

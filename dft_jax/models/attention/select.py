@@ -48,7 +48,8 @@ def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str,
     name = _named(asked, device)
     if name == "blocked":
         return name
-    problem = unmet(name, device, c, compute_dtype) or mistake(name, c, mesh, compute_dtype, block)
+    problem = unmet(name, device, c, compute_dtype) or _uncut(name, mesh)
+    problem = problem or mistake(name, c, mesh, compute_dtype, block)
     if problem and asked != "auto":
         raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto or blocked")
     chosen, why = name, "packed equals separate"
@@ -79,7 +80,7 @@ def require(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> None:
     """
     if asked in ("auto", "blocked"):
         return
-    problem = unmet(asked, mesh.devices.flat[0], c, compute_dtype)
+    problem = unmet(asked, mesh.devices.flat[0], c, compute_dtype) or _uncut(asked, mesh)
     if problem:
         raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto or blocked")
 
@@ -99,6 +100,14 @@ def unmet(name: str, device: Any, c: DecoderSpec, compute_dtype: str) -> str | N
         f"needs {_NEEDS[name]} (here: {device.device_kind!r}, compute capability {capability},"
         f" {compute_dtype}, head_dim {c.head_dim})"
     )
+
+
+def _uncut(name: str, mesh: Mesh) -> str | None:
+    """Why a backend cannot attend in rows that the mesh cuts, if so."""
+    ways = mesh.shape["sequence"]
+    if name == "cudnn" and ways > 1:
+        return f"needs whole rows, and config.mesh.sequence={ways} cuts them"
+    return None
 
 
 def mistake(name: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str, block: int) -> str | None:
@@ -139,7 +148,7 @@ def _errors_with_window(
 ) -> dict[str, float]:
     if window is not None:
         window = min(window, _LONGEST_WINDOW)
-    attend = functools.partial(causal_attention, window=window, block=block, mesh=mesh)
+    attend = functools.partial(causal_attention, window=window, block=block)
     n_rows = 2 * sharding.batch_shards(mesh)
 
     def draw(seed: int, heads: int, scale: float = 1.0) -> jax.Array:
@@ -161,9 +170,8 @@ def _errors_with_window(
 
     def packed(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array) -> jax.Array:
         segments_BL = jnp.tile(_SEGMENTS_2L, (n_rows // 2, 1))
-        return attend(
-            q_BLHK, k_BLGK, v_BLGK, segments_BL, backend=name, most_segments=_MOST_SEGMENTS
-        )
+        found = functools.partial(attend, mesh=mesh, backend=name, most_segments=_MOST_SEGMENTS)
+        return found(q_BLHK, k_BLGK, v_BLGK, segments_BL)
 
     def separate(*qkv: jax.Array) -> jax.Array:
         """The same, each segment by itself in plain JAX."""

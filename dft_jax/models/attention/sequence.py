@@ -1,0 +1,128 @@
+"""Causal attention where a mesh cuts the positions of rows along `sequence` (context parallelism).
+
+Each device has L/s consecutive queries of its rows. The keys and values of the whole rows come to
+it, once for each layer (an all-gather; their gradients go back by a reduce-scatter): with grouped
+queries these are few, 2·G·K numbers a position beside the D of the residual stream. Nothing else of
+a layer looks at other positions, so nothing else is exchanged.
+
+    devices along sequence    0       1
+    queries                   0 1     2 3
+    keys, gathered            0 1 2 3 0 1 2 3
+    seen                      0, 0-1  0-2, 0-3
+
+The last device sees the most keys, and the others wait for it: a layout in which each has an early
+and a late part of the rows would save up to half of attention's time.
+
+Letters besides the legend's: l queries of a device, Q of a block, S keys that it can reach.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from dft_jax.models.attention import kernels
+from dft_jax.sharding import BATCH_AXES
+from dft_jax.types import AnyArray, AnyMesh
+
+AXIS = "sequence"
+
+
+def is_cut(length: int, mesh: AnyMesh) -> bool:
+    """Whether rows of so many positions are cut; those that do not divide are on every device."""
+    return mesh.shape[AXIS] > 1 and length % mesh.shape[AXIS] == 0
+
+
+def attention(
+    q_BLHK: Float[Array, "B L H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    segments_BL: Int[AnyArray, "B L"],
+    *,
+    window: int | None,
+    block: int,
+    backend: str,
+    mesh: AnyMesh,
+) -> Float[Array, "B L H K"]:
+    """As `masked.causal_attention`, of rows that are cut."""
+    # A query head and its key/value head are on one device, or all heads are.
+    heads = "tensor" if k_BLGK.shape[2] % mesh.shape["tensor"] == 0 else None
+    queries = P(BATCH_AXES, AXIS, heads, None)
+    keys = P(BATCH_AXES, None, heads, None)
+    rows = P(BATCH_AXES, None)
+    inputs, specs = (q_BLHK, k_BLGK, v_BLGK, segments_BL), (queries, keys, keys, rows)
+    attend: Any = functools.partial(_blocked, window=window, block=block)
+    if backend == "splash" and is_tiled(q_BLHK.shape[1], mesh):
+        n_heads = q_BLHK.shape[2] // (mesh.shape["tensor"] if heads else 1)
+        kernel = kernels.splash_kernel(
+            q_BLHK.shape[1], n_heads, window=window, block=block, n_parts=mesh.shape[AXIS]
+        )
+        # Which tiles of keys a device's queries see is in arrays of the kernel, cut as they are.
+        of_queries = kernel.manual_sharding_spec(NamedSharding(mesh, P(None, AXIS)))
+        inputs, specs = (kernel, *inputs), (of_queries, *specs)
+        attend = _by_splash
+    attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+    return attend(*inputs)
+
+
+def is_tiled(length: int, mesh: AnyMesh) -> bool:
+    """Whether each device's queries are whole tiles of splash's; else they attend in plain JAX."""
+    return length % (kernels.TILE * mesh.shape[AXIS]) == 0
+
+
+def _blocked(
+    q_BlHK: Float[Array, "B l H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    segments_BL: Int[AnyArray, "B L"],
+    *,
+    window: int | None,
+    block: int,
+) -> Float[Array, "B l H K"]:
+    """In plain JAX, as `kernels.blocked`; but where this device's queries begin is no constant.
+
+    So a block of queries multiplies the keys of a window, or all of them.
+    """
+    B, l, H, K = q_BlHK.shape
+    L, G = k_BLGK.shape[1:3]
+    block = min(block, max(L // 4, 64))
+    q_BlGRK = q_BlHK.reshape(B, l, G, H // G, K)
+    begin = lax.axis_index(AXIS) * l
+    outputs = []
+    for start in range(0, l, block):
+        n_queries = min(block, l - start)
+        n_keys = L if window is None else min(L, n_queries + window - 1)
+        # JAX moves a slice that would end beyond the row; so does `first`, which is then used.
+        first = jnp.clip(begin + start + n_queries - n_keys, 0, L - n_keys)
+        k_BSGK, v_BSGK, keys_BS = (
+            lax.dynamic_slice_in_dim(x, first, n_keys, axis=1)
+            for x in (k_BLGK, v_BLGK, segments_BL)
+        )
+        queries = begin + start + jnp.arange(n_queries)
+        may_see_BQS = kernels.may_see(
+            lax.dynamic_slice_in_dim(segments_BL, begin + start, n_queries, axis=1),
+            keys_BS,
+            queries,
+            first + jnp.arange(n_keys),
+            window,
+        )
+        q_BQGRK = q_BlGRK[:, start : start + n_queries]
+        outputs.append(kernels.attend(q_BQGRK, k_BSGK, v_BSGK, may_see_BQS))
+    return jnp.concatenate(outputs, axis=1).reshape(B, l, H, K)
+
+
+def _by_splash(
+    kernel: Any,
+    q_BlHK: Float[Array, "B l H K"],
+    k_BLGK: Float[Array, "B L G K"],
+    v_BLGK: Float[Array, "B L G K"],
+    segments_BL: Int[AnyArray, "B L"],
+) -> Float[Array, "B l H K"]:
+    """JAX's Pallas kernel for TPUs, as `kernels.splash`."""
+    l = q_BlHK.shape[1]
+    segments_Bl = lax.dynamic_slice_in_dim(segments_BL, lax.axis_index(AXIS) * l, l, axis=1)
+    return kernels.by_splash(kernel, q_BlHK, k_BLGK, v_BLGK, segments_Bl, segments_BL)

@@ -1,0 +1,164 @@
+"""Rows that the mesh cuts along `sequence`: attention is that of whole rows, and so is training."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from dft_jax.losses import fused, objectives
+from dft_jax.models import model as models
+from dft_jax.models.attention import kernels, sequence
+from dft_jax.models.attention.masked import causal_attention
+from dft_jax.models.hf.locate import read_config
+from dft_jax.models.spec import DecoderSpec
+from tests.conftest import GOLDEN, make_mesh
+from tests.marks import slow_but
+from tests.models.attention.test_masked import dense_attention
+
+B, L, H, G, K = 2, 16, 4, 2, 6
+
+
+def drawn(length=L, dtype=np.float64):
+    """Queries, keys, values, what comes back to the output, and segments that end anywhere."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(B, length, n, K)).astype(dtype) for n in (H, G, G, H)]
+    segments_BL = np.sort(rng.integers(1, 4, (B, length)), axis=1).astype(np.int32)
+    segments_BL[0, -3:] = 0
+    return *arrays, segments_BL
+
+
+def with_gradients(attend, cotangent_BLHK):
+    def both(*qkv):
+        out_BLHK, gradients = jax.vjp(attend, *qkv)
+        return out_BLHK, *gradients(cotangent_BLHK)
+
+    return jax.jit(both)
+
+
+@pytest.mark.parametrize(
+    "sizes, window, block",
+    slow_but(
+        [((1, 1, 2, 2), None, 3)],
+        [
+            *[((1, 1, 2, 2), None, 3), ((2, 1, 1, 4), 5, 64), ((1, 1, 1, 8), 1, 2)],
+            *[((1, 2, 2, 2), 11, 5), ((1, 1, 4, 2), None, 64)],
+        ],
+    ),
+)
+def test_equals_dense(sizes, window, block):
+    """In float64; of the last mesh `tensor` does not divide the keys' heads."""
+    with jax.enable_x64(True):
+        *qkv, cotangent_BLHK, segments_BL = drawn()
+        given = dict(segments_BL=segments_BL, window=window, block=block)
+        cut = functools.partial(causal_attention, mesh=make_mesh(*sizes), **given)
+        found = with_gradients(cut, cotangent_BLHK)(*qkv)
+        whole = functools.partial(causal_attention, **given)
+        expected = with_gradients(whole, cotangent_BLHK)(*qkv)
+        dense_BLHK = dense_attention(*qkv, segments_BL, window)
+        np.testing.assert_allclose(found[0], dense_BLHK, rtol=1e-12, atol=1e-12)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_that_do_not_divide_are_whole():
+    mesh = make_mesh(1, 1, 1, 4)
+    assert sequence.is_cut(16, mesh) and not sequence.is_cut(18, mesh)
+    assert not sequence.is_cut(16, make_mesh(2, 2, 2))
+    assert sequence.is_tiled(1024, mesh) and not sequence.is_tiled(256, mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 100])
+def test_splash_equals_plain(window, monkeypatch):
+    """Interpreted; each device's tiles are those of its own queries."""
+    interpreted = functools.partial(kernels.splash_kernel, interpret=True)
+    monkeypatch.setattr(kernels, "splash_kernel", interpreted)
+    *qkv, cotangent_BLHK, segments_BL = drawn(512, np.float32)
+    given = dict(segments_BL=segments_BL, window=window, block=512)
+    mesh = make_mesh(1, 1, 2, 2)
+    cut = functools.partial(causal_attention, mesh=mesh, backend="splash", **given)
+    found = with_gradients(cut, cotangent_BLHK)(*qkv)
+    plain = functools.partial(causal_attention, **given)
+    expected = with_gradients(plain, cotangent_BLHK)(*qkv)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def random_batch(spec: DecoderSpec, rows: int, length: int):
+    """Packed rows: segments, positions that begin with each, and a third of the tokens trained."""
+    rng = np.random.default_rng(1)
+    tokens_BL = rng.integers(1, 90, (rows, length)).astype(np.int32)
+    segments_BL = np.sort(rng.integers(1, 5, (rows, length)), axis=1).astype(np.int32)
+    starts_BL = np.diff(segments_BL, axis=1, prepend=0) != 0
+    first_BL = np.maximum.accumulate(np.where(starts_BL, np.arange(length), 0), axis=1)
+    positions_BL = (np.arange(length) - first_BL).astype(np.int32)
+    mask_BL = rng.random((rows, length)) < 0.3
+    return models.Batch(
+        tokens_BL, np.roll(tokens_BL, -1, axis=1), mask_BL, segments_BL, positions_BL
+    )
+
+
+def loss_of(spec: DecoderSpec, sizes, batch, objective: str):
+    """value_and_grad(params) of the sum of losses on a mesh of these sizes."""
+    mesh = make_mesh(*sizes)
+    model = models.build(spec, mesh, param_dtype="float64", compute_dtype="float64")
+
+    def loss(params):
+        return fused.loss_and_stats(
+            model.apply(params, batch),
+            models.head(params),
+            batch.targets_BL,
+            batch.mask_BL,
+            batch.segments_BL,
+            objective=objectives.make_objective(objective),
+            chunk_tokens=8,
+            mesh=mesh,
+        )[0]
+
+    return model, jax.jit(jax.value_and_grad(loss))
+
+
+@pytest.mark.parametrize(
+    "family, objective",
+    slow_but(
+        [],
+        [("llama3", "dft"), ("gemma3", "sft"), ("olmo2", "sentence")],
+        slow=[("llama3", "dft"), ("gemma3", "sft")],
+    ),
+)
+def test_loss_and_gradients_are_those_of_whole_rows(family, objective):
+    """Of 1, 2 and 4 devices along `sequence`, in float64; packed rows, windows, two passes."""
+    with jax.enable_x64(True):
+        spec = read_config(GOLDEN / family)
+        batch = random_batch(spec, rows=2, length=32)
+        model, whole = loss_of(spec, (1, 1, 1), batch, objective)
+        params = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(0)))
+        expected_loss, expected = whole(params)
+        assert expected_loss > 0
+        for sizes in ((1, 1, 1, 2), (1, 1, 1, 4), (1, 2, 2, 2)):
+            _, cut = loss_of(spec, sizes, batch, objective)
+            loss, gradients = cut(params)
+            np.testing.assert_allclose(loss, expected_loss, rtol=1e-12)
+            for one, other in zip(
+                jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True
+            ):
+                np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_only_keys_and_values_are_gathered():
+    """What moves along `sequence` in a compiled forward and backward pass: in each layer keys and
+    values of all positions, and their gradients; residual stream and logits stay cut.
+    """
+    with jax.enable_x64(True):
+        spec = read_config(GOLDEN / "llama3")
+        batch = random_batch(spec, rows=1, length=64)
+        model, cut = loss_of(spec, (1, 1, 1, 4), batch, "dft")
+        text = cut.lower(model.abstract_params).compile().as_text()
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+    assert gathered, "keys come to all queries"
+    most = 64 * spec.num_kv_heads * spec.head_dim
+    for shape in gathered:
+        assert np.prod([int(size) for size in shape.split(",")]) <= most, shape
