@@ -121,7 +121,12 @@ def _attention_factor(factor: float, original: int) -> float:
 
 
 def _take_factors(reader: ConfigReader, key: str) -> tuple[float, ...]:
-    given = reader.take(key, list)
+    """A number for each pair of dimensions that turns."""
+    given = reader.take(key, list, [])
+    if not given:
+        reader.problem(
+            f"{key!r} is missing; it has a number for each pair of dimensions that turns"
+        )
     factors = []
     for number, value in enumerate(given):
         one = ConfigReader({f"{key}[{number}]": value}, reader.place)

@@ -188,7 +188,7 @@ def check(adapter: Adapter, model: Model) -> None:
             what = f"{name.removesuffix(_KERNEL)} is no module of the base that can be adapted"
             problems.append(f"{what} (it has {model.config.num_layers} layers); give its own base")
             continue
-        O, I = kernels[name].shape
+        O, I = kernels[name].whole_shape
         if (len(pair.b_OZ), pair.a_ZI.shape[1]) != (O, I):
             what = f"{name.removesuffix(_KERNEL)}: A is {list(pair.a_ZI.shape)}, B"
             what += f" {list(pair.b_OZ.shape)}, but the base's matrix is {[O, I]}"
