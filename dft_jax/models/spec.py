@@ -86,7 +86,7 @@ class LongRope(PartialRope):
       and the run's data.max_length do not matter.
     - A prompt is one, and so is a prompt with what has been made of its completion. When that
       grows beyond the original context, the model reads it again from the start with the long
-      factors (sampling/sampler.py), as `generate` of transformers does.
+      factors (sampling/rereading.py), as `generate` of transformers does.
 
     transformers has one choice for a whole batch, by the largest position in it: it gives the same
     for a text alone, and other logits for a short text beside a long one.

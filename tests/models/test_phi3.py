@@ -328,5 +328,8 @@ def test_adapters_are_written_as_peft_has_them(changes, mesh1, tmp_path):
     merged = load_params(Checkpoint(GOLDEN / "phi3_long"), bare, adapter.pairs)
     kernel = np.asarray(merged["layers"]["attention"]["v"]["kernel"][1]).reshape(-1, 48)
     np.testing.assert_allclose(kernel, found[rows["v"]], rtol=1e-5, atol=1e-5)
+    if "k" not in model.lora.targets:
+        k = np.asarray(merged["layers"]["attention"]["k"]["kernel"][1]).reshape(-1, 48)
+        assert k.tobytes() == before[rows["k"]].tobytes()
     with pytest.raises(errors.UserError, match="one for each matrix in it"):
         peft.as_lora(adapter, bare)

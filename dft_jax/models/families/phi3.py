@@ -60,7 +60,7 @@ def _take_share(reader: ConfigReader) -> float:
 
 def _partial_rope(reader: ConfigReader, theta: float, context: int, *, share: float) -> Rope:
     share = _agreeing_share(reader, share)
-    # transformers writes it beside the factors of longrope, and has no use for it here
+    # Without effect here, as outside of the settings.
     reader.ignore("original_max_position_embeddings")
     return Rope(theta) if share == 1 else PartialRope(theta, share=share)
 

@@ -33,5 +33,7 @@ def merged(tensor: np.ndarray, pair: Pair | None, rows: slice | None = None) -> 
     """
     if pair is None:
         return tensor
+    if rows is not None and not pair.b_OZ[rows].any():
+        return tensor  # the adapter is of other rows; a sum would make -0 to 0
     # bfloat16 to float32 is exact; the sum is rounded once, when it is written or placed.
     return tensor.astype(np.float32) + pair.update(rows)

@@ -228,12 +228,12 @@ def as_lora(adapter: Adapter, model: Model) -> Lora:
     """
     config = adapter.config
     place = adapter.folder / CONFIG_NAME
-    joined = [tensor for tensor in adaptable_tensors(model) if tensor.rows is not None]
-    if any(tensor.name in adapter.pairs for tensor in joined):
-        # Of PEFT they share A, whose gradient is then another one.
-        module = joined[0].name.removesuffix(_KERNEL).rpartition(".")[2]
-        what = f"{place}: {module} has one adapter, and training here has one for each matrix in it"
-        raise errors.UserError(f"{what}; {MERGE} to train that")
+    for tensor in adaptable_tensors(model):
+        if tensor.rows is not None and tensor.name in adapter.pairs:
+            # Of PEFT they share A, whose gradient is then another one.
+            what = f"{place}: {tensor.name.removesuffix(_KERNEL)} has one adapter, and training"
+            what += " here has one for each matrix in it"
+            raise errors.UserError(f"{what}; {MERGE} to train that")
     if config.dropout > 0:
         what = f"{place}: lora_dropout={config.dropout}: training here has no dropout"
         raise errors.UserError(f"{what}; set it to 0 to train on without")
