@@ -230,6 +230,7 @@ def test_tensors_that_hold_several_matrices(mesh1):
         assert tensor.whole_shape == (96, 48)
 
 
+@pytest.mark.slow
 def test_shards_and_their_index(mesh8, tmp_path):
     """Three files in, many small ones out: names, values and index are those of joined tensors."""
     source = GOLDEN / "phi3_window"
@@ -295,7 +296,14 @@ def adapted(mesh, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"rslora": True}, {"targets": ("q", "k", "v", "o", "gate", "up", "down")}]
+    "changes",
+    [
+        {},
+        pytest.param({"rslora": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"targets": ("q", "k", "v", "o", "gate", "up", "down")}, marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_adapters_are_written_as_peft_has_them(changes, mesh1, tmp_path):
     """One pair for a joined tensor: base + s · B A of the files is what each matrix comes to."""
