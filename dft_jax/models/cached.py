@@ -25,6 +25,7 @@ from dft_jax.models.adapters import layer_of, merged_layer
 from dft_jax.models.attention.cached import LayerCache
 from dft_jax.models.decoder import Stack, angles_at
 from dft_jax.models.layers import embed, scaled_embedding
+from dft_jax.models.longrope import angles_of_texts
 from dft_jax.models.model import Model, head, image_tokens, split
 from dft_jax.models.parts import VISION
 from dft_jax.models.spec import LayerPlace, at
@@ -114,6 +115,10 @@ def prefill(
     if images is not None:
         found = image_tokens(model.tower, params, images)
         x_BLD, angles_BLk = found.put_into(x_BLD), found.angles(model.config)
+    rope = model.config.long_rope
+    if rope is not None:
+        is_long_BL = jnp.tile((lengths_B > rope.original_context)[:, None], (1, L))
+        angles_BLk = angles_of_texts(rope, model.config.head_dim, positions_BL, is_long_BL)
     no_cache = [None] * model.config.num_layers
     hidden_BLD, cache = _layers(
         params, model, x_BLD, segments_BL, positions_BL, no_cache, angles_BLk
@@ -144,6 +149,12 @@ def decode(
         # Of text: time, row and column are one number.
         positions_B13 = jnp.tile((places_B + deltas_B)[:, None, None], (1, 1, 3))
         angles_B1k = angles_at(positions_B13, model.config)
+    rope = model.config.long_rope
+    if rope is not None:
+        # What is in the cache has to be of the same kind: the caller prefills anew where a text
+        # becomes a long one (`first_long_length`).
+        is_long_B1 = places_B1 >= rope.original_context
+        angles_B1k = angles_of_texts(rope, model.config.head_dim, places_B1, is_long_B1)
     x_B1D = _embed(params, model, tokens_B1)
     hidden_B1D, cache = _layers(params, model, x_B1D, segments_B1, places_B1, cache, angles_B1k)
     return hidden_B1D[:, 0], cache

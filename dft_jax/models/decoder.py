@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
-from dft_jax.models import layers
+from dft_jax.models import layers, longrope
 from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
 from dft_jax.models.attention.kernels import is_result
 from dft_jax.models.attention.masked import Backend, causal_attention
@@ -38,8 +38,8 @@ _DOTS_BESIDE_ADAPTERS = jax.checkpoint_policies.save_from_both_policies(
 class Attention(nn.Module):
     """Grouped-query self-attention; positions, q/k norm, window and biases as the layer has them.
 
-    Rows with images give the angles that queries and keys turn by; all others are turned by their
-    positions.
+    Rows with images give the angles that queries and keys turn by, as those of a model with
+    LongRope do; all others are turned by their positions.
 
     With a `cache` the rows are single tokens that extend it (see `cached_attention`); positions are
     then their places in it, and differ from what they turn by where angles are given. Returned
@@ -72,9 +72,9 @@ class Attention(nn.Module):
             q_BLHK = self._norm("q_norm", H, "heads", q_BLHK)
             k_BLGK = self._norm("k_norm", G, "kv_heads", k_BLGK)
         rope = self.layer.rope
-        if angles_BLk is not None:
-            q_BLHK = layers.rotate(q_BLHK, angles_BLk)
-            k_BLGK = layers.rotate(k_BLGK, angles_BLk)
+        if angles_BLk is not None and rope is not None:
+            q_BLHK = layers.rotate(q_BLHK, angles_BLk, rope.attention_factor)
+            k_BLGK = layers.rotate(k_BLGK, angles_BLk, rope.attention_factor)
         elif rope is not None:
             frequencies = layers.rope_frequencies(rope, K)
             q_BLHK = layers.apply_rope(q_BLHK, positions_BL, frequencies, rope.attention_factor)
@@ -439,6 +439,12 @@ class Decoder(Stack):
         if images is not None:
             x_BLD = images.put_into(x_BLD)
             angles_BLk = images.angles(self.spec)
+        rope = self.spec.long_rope
+        if rope is not None:
+            is_long_BL = longrope.is_in_long_text(segments_BL, positions_BL, rope.original_context)
+            angles_BLk = longrope.angles_of_texts(
+                rope, self.spec.head_dim, positions_BL, is_long_BL
+            )
         hidden_BLD, _ = self.layers_and_norm(
             x_BLD, segments_BL, positions_BL, angles_BLk=angles_BLk
         )

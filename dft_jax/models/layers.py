@@ -286,15 +286,15 @@ FEED_FORWARDS = {"swiglu": SwiGLU, "geglu": GeGLU}
 
 
 def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
-    """Inverse wavelengths [K/2] for every type of scaling, float32.
+    """Inverse wavelengths [K/2] for every type of scaling, float32; K is the dimensions that turn.
 
     `llama3` divides low frequencies by `factor`, keeps high ones, and blends between (Llama 3.1's
     model card). `yarn` does so along the dimensions (arXiv 2309.00071, section 3.2, with a ramp
-    that is linear in the dimension). Computed in float32 as the reference does: at position 100,000
-    a last-bit difference is visible.
+    that is linear in the dimension). Those of `longrope`, before its factors, are as by default
+    (models/longrope.py). Computed in float32 as the reference does: at position 100,000 a last-bit
+    difference is visible.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
+    frequencies = (1.0 / unscaled_wavelengths(rope, head_dim)).astype(np.float32)
     if rope.type == "linear":
         return frequencies / np.float32(rope.factor)
     if rope.type == "llama3":
@@ -309,6 +309,13 @@ def rope_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
         keep = _yarn_kept(rope, head_dim)
         return (stretched * (1 - keep) + frequencies * keep).astype(np.float32)
     return frequencies
+
+
+def unscaled_wavelengths(rope: Rope, head_dim: int) -> np.ndarray:
+    """theta^(2i/K) [K/2], float32; K is the dimensions that turn."""
+    width = rope.width(head_dim)
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    return np.float32(rope.theta) ** exponents
 
 
 def _yarn_kept(rope: Yarn, head_dim: int) -> np.ndarray:
@@ -337,7 +344,8 @@ def apply_rope(
 ) -> Float[Array, "B L H K"]:
     """Rotates the pairs (x[k], x[k + K/2]) by position · frequency[k], and multiplies by `factor`.
 
-    Angles and products are float32. `factor` is 1 but under YaRN.
+    Angles and products are float32. `factor` is 1 but under YaRN. Where there are fewer frequencies
+    than K/2, only so many pairs turn, of the first dimensions.
     """
     angles_BLK = (
         positions_BL[:, :, None].astype(jnp.float32) * jnp.asarray(frequencies)[None, None, :]
@@ -350,8 +358,12 @@ def rotate(
 ) -> Float[Array, "B L H K"]:
     """Rotates the pairs (x[k], x[k + K/2]) by their angle, and multiplies by `factor`, in float32.
 
-    k is K/2.
+    k is K/2, or less: then the first 2 k dimensions are K here, and the others stay as they are.
     """
+    width = 2 * angles_BLk.shape[-1]
+    if width < x_BLHK.shape[-1]:
+        turned_BLHK = rotate(x_BLHK[..., :width], angles_BLk, factor)
+        return jnp.concatenate([turned_BLHK, x_BLHK[..., width:]], axis=-1)
     dtype = jnp.promote_types(jnp.float32, x_BLHK.dtype)
     cos = (jnp.cos(angles_BLk) * factor)[:, :, None, :].astype(dtype)
     sin = (jnp.sin(angles_BLk) * factor)[:, :, None, :].astype(dtype)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal
 class Rope:
     """Rotary positions (arXiv 2104.09864): dimension pair i turns by position · theta^(-2i/K).
 
-    `type` is `default`, `linear` or `llama3`, or `yarn` for the class below; the other fields serve
-    the scaled types.
+    `type` is `default`, `linear` or `llama3`, or that of a class below; the other fields serve the
+    scaled types.
     """
 
     theta: float
@@ -20,9 +20,14 @@ class Rope:
     high_freq_factor: float = 4.0
     original_context: int = 0
 
-    # What cos and sin are multiplied by. No field: it would be in the fingerprint of every run, and
-    # old ones lack it.
+    # What cos and sin are multiplied by, and the share of a head's dimensions that turn. No fields:
+    # they would be in the fingerprint of every run, and old ones lack them.
     attention_factor: ClassVar[float] = 1.0
+    share: ClassVar[float] = 1.0
+
+    def width(self, head_dim: int) -> int:
+        """Dimensions of a head that turn, the first ones; the others pass through."""
+        return int(head_dim * self.share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,38 @@ class MRope(Rope):
         for axis, size in enumerate(self.sections):
             found += [axis] * size
         return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class PartialRope(Rope):
+    """Of each head a `share` of the dimensions turns; theta^(-2i/K) has their number as K."""
+
+    share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRope(PartialRope):
+    """LongRoPE (arXiv 2402.13753): frequency i is divided by a factor of its own, from one of two
+    lists; both queries and keys are multiplied by `attention_factor`.
+
+    Short factors are for texts of at most `original_context` tokens, long ones for longer texts:
+    for all of their tokens, so that queries and keys turn alike. Which a token gets depends on the
+    text that it is in, and on nothing else:
+
+    - A packed example is such a text by itself, and its length is that of what the model reads of
+      it: all but the last token, which is only a target. Neighbours in its row, the row's length
+      and the run's data.max_length do not matter.
+    - A prompt is one, and so is a prompt with what has been made of its completion. When that
+      grows beyond the original context, the model reads it again from the start with the long
+      factors (sampling/rereading.py), as `generate` of transformers does.
+
+    transformers has one choice for a whole batch, by the largest position in it: it gives the same
+    for a text alone, and other logits for a short text beside a long one.
+    """
+
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    attention_factor: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +234,14 @@ class DecoderSpec:
     def loops(self) -> tuple[LayerLoop, ...]:
         """The layers as loops over periods of equal ones (see `split_into_loops`)."""
         return split_into_loops(self.layers)
+
+    @property
+    def long_rope(self) -> LongRope | None:
+        """The rotary positions whose frequencies depend on the length of a text; all layers have
+        the same.
+        """
+        rope = self.layers[0].rope
+        return rope if isinstance(rope, LongRope) else None
 
     @property
     def windows(self) -> tuple[int | None, ...]:

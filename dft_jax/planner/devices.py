@@ -6,7 +6,7 @@ from pathlib import Path
 from dft_jax.models.attention import select
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import DecoderSpec
-from dft_jax.models.spec import LayerSpec, MRope, Rope, VisionSpec
+from dft_jax.models.spec import LayerSpec, LongRope, MRope, Rope, VisionSpec
 from dft_jax.runtime import errors, hub
 
 # Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version;
@@ -99,6 +99,15 @@ def _shape(
     )
 
 
+def _phi4_mini() -> DecoderSpec:
+    """A part of each head turns; what its factors are makes no difference to a plan."""
+    rope = LongRope(1e4, type="longrope", original_context=4096, share=0.75)
+    ones = (1.0,) * 48
+    rope = dataclasses.replace(rope, short_factors=ones, long_factors=ones)
+    shape = _shape(3072, 32, 24, 8, 8192, 200064, True, 131072)
+    return dataclasses.replace(shape.with_layers(rope=rope), family="phi3")
+
+
 def _with_tower(text: DecoderSpec) -> DecoderSpec:
     """Qwen2.5-VL: the tower is the same for all sizes but for its features (arXiv 2502.13923)."""
     rope = MRope(1e6, type="mrope", sections=(16, 24, 24))
@@ -120,13 +129,14 @@ def _with_tower(text: DecoderSpec) -> DecoderSpec:
     return dataclasses.replace(with_rope, vision=tower, family="qwen2_5_vl")
 
 
-# The paper's models, and two of 70 billion parameters, which a few devices train with adapters:
-# for these nothing needs to be fetched. Of other models config.json is read.
+# The paper's models, Phi-4 mini, and two of 70 billion parameters, which a few devices train with
+# adapters: for these nothing needs to be fetched. Of other models config.json is read.
 ARCHITECTURES = {
     "Qwen/Qwen2.5-Math-1.5B": _shape(1536, 28, 12, 2, 8960, 151936, True, 4096, bias=True),
     "Qwen/Qwen2.5-Math-7B": _shape(3584, 28, 28, 4, 18944, 152064, False, 4096, bias=True),
     "meta-llama/Llama-3.2-3B": _shape(3072, 28, 24, 8, 8192, 128256, True, 131072),
     "meta-llama/Llama-3.1-8B": _shape(4096, 32, 32, 8, 14336, 128256, False, 131072),
+    "microsoft/Phi-4-mini-instruct": _phi4_mini(),
     "deepseek-ai/deepseek-math-7b-base": _shape(4096, 30, 32, 32, 11008, 102400, False, 4096),
     "meta-llama/Llama-3.1-70B": _shape(8192, 80, 64, 8, 28672, 128256, False, 131072),
     "Qwen/Qwen2.5-VL-3B-Instruct": _with_tower(

@@ -75,7 +75,8 @@ class Admission:
     is_new_B: Leaf
     row_B: Leaf  # of the prefilled prompts
     lengths_B: Leaf  # of the prompts
-    limits_B: Leaf  # tokens to make at most
+    made_B: Leaf  # tokens at their ends that are of the completion; the slot has them as outputs
+    limits_B: Leaf  # tokens to make at most, those included
     temperatures_B: Leaf
     noise_B4: Leaf  # what the noise of a completion depends on
     deltas_B: Leaf = None  # as in Slots
@@ -144,7 +145,10 @@ def grow(slots: Slots, *, size: int, model: Model) -> Slots:
 
 
 def admit(slots: Slots, prefilled: Prefilled, new: Admission, *, model: Model) -> Slots:
-    """Begins the requests of `new` in their slots: prompt in the cache, nothing made."""
+    """Begins the requests of `new` in their slots: prompt in the cache, nothing made.
+
+    Or it resumes completions in the slots that they were in, with a cache that was made anew.
+    """
     is_new_B = new.is_new_B
 
     def select(value: Any, old: Array) -> Array:
@@ -160,7 +164,7 @@ def admit(slots: Slots, prefilled: Prefilled, new: Admission, *, model: Model) -
         hidden_BD=select(prefilled.hidden_PD[new.row_B], slots.hidden_BD),
         cache=jax.tree.map(write, slots.cache, prefilled.cache),
         lengths_B=select(new.lengths_B, slots.lengths_B),
-        made_B=select(0, slots.made_B),
+        made_B=select(new.made_B, slots.made_B),
         limits_B=select(new.limits_B, slots.limits_B),
         active_B=slots.active_B | is_new_B,
         keys_B=select(jax.vmap(_key)(new.noise_B4), slots.keys_B),

@@ -20,7 +20,7 @@ from dft_jax.models import cached
 from dft_jax.models.model import Model
 from dft_jax.runtime import interrupts
 from dft_jax.runtime.progress import bar, silent
-from dft_jax.sampling import decode, filters, prompts
+from dft_jax.sampling import decode, filters, prompts, rereading
 from dft_jax.sampling.decode import Admission, Prefilled, Report, Slots
 from dft_jax.sampling.programs import Programs
 from dft_jax.sampling.prompts import Arrays, Block, Request as Request, Shape
@@ -31,7 +31,6 @@ _SMALLEST_CACHE = 256  # tokens; the lengths of caches are this times powers of 
 # patches there are fewer prompts.
 _PROMPTS_AT_ONCE = 8
 _PATCHES_AT_ONCE = 8 * 4096
-
 
 # Told of a completion each time that the host looks, and when it is finished: its request, and its
 # tokens so far. Gives how many of them it ends with, 0 where it goes on.
@@ -255,6 +254,11 @@ class Sampler:
                 longest = max(longest, len(prompt.ids) + most_new)
             # The short prompts are first: by now the cache may have grown for any of these.
             largest_of[block.shape] = self._cache_size(longest)
+        spec = self.model.config
+        if any(rereading.first_limit(one, spec) < one.max_new_tokens for one in requests):
+            # Texts are read again whenever they get there.
+            again = rereading.shape(spec, self.max_length)
+            largest_of[again] = self._cache_size(longest)
         return largest_of
 
     def sample(
@@ -304,8 +308,11 @@ class Sampler:
                 wanted = _count(min(least_active, len(in_slot)))
                 slots, on_devices = self._decode(params, slots, self._place(wanted))
                 report: Report = jax.device_get(on_devices)
+                outgrown = rereading.outgrown(in_slot, report, self.stop_ids)
+                report = rereading.with_active(report, outgrown)
                 if watch is not None:
                     slots, report = self._watched(watch, slots, in_slot, report)
+                slots = self._read_again(params, slots, outgrown, in_slot, report)
                 made_B = np.where(report.active_B, report.made_B, 0)
                 self.usage.places += n_slots * int(report.steps)
                 self.usage.tokens += int(report.tokens)
@@ -370,18 +377,51 @@ class Sampler:
         idle = [slot for slot in range(n_slots) if slot not in in_slot]
         for slot in idle[: len(ready)]:
             one = ready.popleft()
-            request = one.request
-            in_slot[slot] = request
-            new.is_new_B[slot] = True
-            new.row_B[slot] = one.row
-            new.lengths_B[slot] = len(request.prompt_ids)
-            new.limits_B[slot] = request.max_new_tokens
-            new.temperatures_B[slot] = request.temperature
-            new.noise_B4[slot] = (self.seed, *_words(request.problem), request.sample)
-            if new.deltas_B is not None:
-                new.deltas_B[slot] = one.delta
+            in_slot[slot] = one.request
+            self._put(new, slot, one)
         slots = self._with_room(slots, prefilled.length)
         return self._admit(slots, prefilled, jax.tree.map(self._place, new))
+
+    def _put(self, new: Admission, slot: int, one: _Ready, n_made: int = 0) -> None:
+        """A request into a slot; of its text the last `n_made` tokens are of the completion."""
+        request, limit = one.request, one.request.max_new_tokens
+        if not n_made:
+            limit = rereading.first_limit(request, self.model.config)
+        new.is_new_B[slot] = True
+        new.row_B[slot] = one.row
+        new.lengths_B[slot] = len(request.prompt_ids) + n_made
+        new.made_B[slot] = n_made
+        new.limits_B[slot] = limit
+        new.temperatures_B[slot] = request.temperature
+        new.noise_B4[slot] = (self.seed, *_words(request.problem), request.sample)
+        if new.deltas_B is not None:
+            new.deltas_B[slot] = one.delta
+
+    def _read_again(
+        self,
+        params: Params,
+        slots: Slots,
+        outgrown: list[int],
+        in_slot: dict[int, Request],
+        report: Report,
+    ) -> Slots:
+        """The same slots, of which these have a cache that was made anew of their whole text.
+
+        A watch may have ended some of them in between.
+        """
+        outgrown = [slot for slot in outgrown if report.active_B[slot]]
+        n_rows = self._n_prompts(0)
+        for first in range(0, len(outgrown), n_rows):
+            new, texts = self._no_admission(len(report.active_B)), []
+            for row, slot in enumerate(outgrown[first : first + n_rows]):
+                request = in_slot[slot]
+                texts.append(rereading.text_of(slot, request, report))
+                self._put(new, slot, _Ready(row, request, 0), int(report.made_B[slot]))
+            shape = rereading.shape(self.model.config, self.max_length)
+            prefilled = self._prefill_block(params, Block(shape, texts))
+            slots = self._with_room(slots, prefilled.length)
+            slots = self._admit(slots, prefilled, jax.tree.map(self._place, new))
+        return slots
 
     def _ready_requests(self, block: Block) -> Iterator[_Ready]:
         """The requests of a block that was prefilled, with the rows of their prompts."""
@@ -396,6 +436,7 @@ class Sampler:
             is_new_B=np.zeros(n_slots, bool),
             row_B=np.zeros(n_slots, np.int32),
             lengths_B=np.zeros(n_slots, np.int32),
+            made_B=np.zeros(n_slots, np.int32),
             limits_B=np.zeros(n_slots, np.int32),
             temperatures_B=np.zeros(n_slots, np.float32),
             noise_B4=np.zeros((n_slots, 4), np.uint32),

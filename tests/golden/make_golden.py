@@ -7,6 +7,7 @@ Needs torch and transformers (5.x), no GPU. Each case becomes a folder beside th
 
     config.json, model.safetensors (or two shards and an index), generation_config.json
     logits.npz    token_ids int32 [B, L], logits float32 [B, L, V]
+    texts.npz     of some cases logits_N float32 [N, V]: those of the first N of token_ids[0] alone
     greedy.npz    what `generate` appends, greedily and with its cache, to the first 5 and the first
                   16 of token_ids[0]
 
@@ -80,6 +81,15 @@ YARN_ROPE = {
     "factor": 4.0,
     "original_max_position_embeddings": CONTEXT,
 }
+# Long factors that grow as published ones do; ints are among those too.
+PHI3_FACTORS = {
+    "short_factor": [1.0, 1, 1.02, 1.05, 1.1, 1.3],
+    "long_factor": [1, 1.12, 1.6, 2.4, 3.5, 4],
+}
+PHI3_LONG_FACTORS = {
+    "short_factor": [1.0, 1.0, 1.02, 1.03, 1.05, 1.05, 1.1, 1.2, 1.4],
+    "long_factor": [1.05, 1.1, 1.3, 1.7, 2.2, 3.1, 4.5, 6.2, 8.0],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +106,9 @@ class Case:
     max_shard_size: str = "5GB"
     model: str = ""
     norm_offset: float = 0.0  # what the family adds to the scale of a norm
+    # Lengths of texts, the first tokens of token_ids[0], whose logits are written too: of families
+    # to which the length of a text makes a difference.
+    texts: tuple[int, ...] = ()
 
 
 CASES = {
@@ -300,6 +313,79 @@ CASES = {
         model="Gemma3",
         norm_offset=1.0,
     ),
+    # A part of each head turns; the whole text is within the original context of 64.
+    "phi3": Case(
+        "Phi3",
+        {
+            "hidden_size": 64,
+            "num_key_value_heads": 2,
+            "pad_token_id": 0,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+            "sliding_window": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1000.0,
+                "partial_rotary_factor": 0.75,
+                **PHI3_FACTORS,
+            },
+        },
+        (1, 64),
+        seed=18,
+        # As in the published file of Phi-4-mini-instruct, with notes of the program that trained it
+        # and the code that transformers has classes in place of.
+        old_schema={
+            "transformers_version": "4.45.0",
+            "attention_bias": False,
+            "auto_map": {
+                "AutoConfig": "configuration_phi3.Phi3Config",
+                "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+                "AutoTokenizer": "Xenova/gpt-4o",
+            },
+            "full_attn_mod": 1,
+            "interpolate_factor": 1,
+            "lm_head_bias": False,
+            "mlp_bias": False,
+            "partial_rotary_factor": 0.75,
+            "rope_scaling": {"type": "longrope", **PHI3_FACTORS},
+        },
+    ),
+    # Texts on both sides of the original context; `generate` goes beyond it midway.
+    "phi3_long": Case(
+        "Phi3",
+        YARN_SIZES
+        | {
+            "pad_token_id": 0,
+            "max_position_embeddings": 8 * CONTEXT,
+            "original_max_position_embeddings": CONTEXT,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1000.0,
+                "partial_rotary_factor": 0.75,
+                **PHI3_LONG_FACTORS,
+            },
+        },
+        LONG,
+        seed=19,
+        texts=(20, CONTEXT, CONTEXT + 1, 48),
+    ),
+    # As Phi-3-mini-4k: a window, positions as they are, no grouping.
+    "phi3_window": Case(
+        "Phi3",
+        {
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 3,
+            "pad_token_id": 0,
+            "original_max_position_embeddings": CONTEXT,
+            "sliding_window": 8,
+            "rope_parameters": default_rope(1000.0),
+        },
+        (1, 64),
+        seed=20,
+        max_shard_size="50KB",
+    ),
 }
 
 
@@ -371,6 +457,13 @@ def make_case(name: str) -> None:
     with torch.no_grad():
         logits = reloaded(token_ids, use_cache=False).logits
     assert torch.isfinite(logits).all() and logits.dtype == torch.float32
+    texts = {}
+    for length in case.texts:
+        with torch.no_grad():
+            alone = reloaded(token_ids[:1, :length], use_cache=False).logits
+        texts[f"logits_{length}"] = alone[0].numpy()
+    if texts:
+        np.savez(folder / "texts.npz", **texts)
     np.savez(folder / "greedy.npz", **greedy(reloaded, token_ids[:1]))
     np.savez(
         folder / "logits.npz", token_ids=token_ids.numpy().astype(np.int32), logits=logits.numpy()

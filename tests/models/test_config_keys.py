@@ -87,7 +87,7 @@ def test_every_key_is_used_or_known_or_refused_by_name(case, tmp_path):
         try:
             assert read_config(tmp_path) == expected, key
         except errors.UserError as error:
-            name = "rope" if key == "rope_parameters" else key
+            name = "rope" if key in ("rope_parameters", "rope_scaling") else key
             assert name in str(error), key
             refused.add(key)
     assert {"attn_logit_softcapping", "a_key_of_tomorrow"} <= refused

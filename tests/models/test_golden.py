@@ -129,6 +129,37 @@ def test_rematerialisation_changes_nothing(remat, golden, mesh1):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
 
 
+def test_factors_of_longrope_follow_from_each_example_alone(golden, mesh1):
+    """Examples of 20 to 48 tokens in one row, on both sides of the original context of 32: each has
+    the logits that transformers gives for it alone, and so in a row by itself.
+    """
+    texts = dict(np.load(GOLDEN / "phi3_long/texts.npz"))
+    lengths = [48, 20, 33, 32]
+    tokens_L = golden["phi3_long"]["token_ids"][0]
+    padding = 7
+    rows = [[tokens_L[:length] for length in lengths], *([tokens_L[:length]] for length in lengths)]
+    shape = (len(rows), sum(lengths) + padding)
+    tokens_BL, segments_BL, positions_BL = np.zeros((3, *shape), np.int32)
+    for row, examples in enumerate(rows):
+        start = 0
+        for number, example in enumerate(examples):
+            here = slice(start, start + len(example))
+            tokens_BL[row, here], segments_BL[row, here] = example, number + 1
+            positions_BL[row, here] = np.arange(len(example))
+            start = here.stop
+    found_BLV = logits_of(
+        "phi3_long", mesh1, tokens_BL, segments_BL, positions_BL, attention_block=16
+    )
+    start = 0
+    for row, length in enumerate(lengths, start=1):
+        expected_LV = texts[f"logits_{length}"]
+        np.testing.assert_allclose(found_BLV[0, start : start + length], expected_LV, atol=1e-4)
+        np.testing.assert_allclose(found_BLV[row, :length], expected_LV, atol=1e-4)
+        start += length
+    # Else the comparison would say nothing: one token more changes what all others give.
+    assert np.abs(texts["logits_33"][:32] - texts["logits_32"]).max() > 0.1
+
+
 def test_rope_scaling_in_both_schemas_is_the_same():
     old, new = read_config(GOLDEN / "llama3_oldschema"), read_config(GOLDEN / "llama3")
     assert old == new

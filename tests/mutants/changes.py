@@ -747,8 +747,8 @@ OF_IMAGES = [
     Change(
         "tower-written-as-the-text",
         "dft_jax/models/hf/tensor_files.py",
-        "_Entry(tensor, DTYPES[source.headers[tensor.name][1]], source)",
-        "_Entry(tensor, dtype, source)",
+        "_Entry((tensor,), DTYPES[source.headers[tensor.name][1]], source)",
+        "_Entry((tensor,), dtype, source)",
         VL,
         "keeps_its_bytes",
     ),
@@ -762,6 +762,125 @@ OF_IMAGES = [
     ),
 ]
 
+# ---- Phi-3: tensors that hold several matrices, and frequencies by the length of a text
+
+PHI3 = ("tests/models/test_phi3.py",)
+OF_PHI3 = [
+    Change(
+        "joined-by-the-alphabet",
+        "dft_jax/models/hf/tensors.py",
+        "for tensor in sorted(table, key=lambda tensor: _place_in(order, tensor)):",
+        "for tensor in table:",
+        GOLDEN,
+        "logits_equal and phi3",
+    ),
+    Change(
+        "joined-written-backwards",
+        "dft_jax/models/hf/tensor_files.py",
+        "parts.sort(key=lambda part: part.rows.start if part.rows else 0)",
+        "parts.sort(key=lambda part: -part.rows.start if part.rows else 0)",
+        ("tests/models/hf/test_export.py",),
+        "byte_identical and phi3",
+    ),
+    Change(
+        "joined-measured-as-its-first-rows",
+        "dft_jax/models/hf/rounding.py",
+        "base.read(tensor.name, tensor.row_slice)",
+        "base.read(tensor.name)[: tensor.shape[0]]",
+        PHI3,
+        "measured",
+    ),
+    Change(
+        "joined-adapter-in-the-first-rows",
+        "dft_jax/models/hf/peft.py",
+        "b_OZ[tensor.row_slice] = pair.b_OZ",
+        "b_OZ[: len(pair.b_OZ)] = pair.b_OZ",
+        PHI3,
+        "as_peft",
+    ),
+    Change(
+        "joined-adapter-of-a-third-of-the-scale",
+        "dft_jax/models/hf/peft.py",
+        "replace(lora, rank=rank, alpha=alpha)",
+        "replace(lora, rank=rank)",
+        PHI3,
+        "as_peft",
+    ),
+    Change(
+        "rope-turns-all-of-a-head",
+        "dft_jax/models/families/phi3.py",
+        "return Rope(theta) if share == 1 else PartialRope(theta, share=share)",
+        "return Rope(theta)",
+        PHI3,
+        "positions_without",
+    ),
+    Change(
+        "rope-frequencies-of-the-whole-head",
+        "dft_jax/models/layers.py",
+        "/ np.float32(width)\n    return np.float32(rope.theta)",
+        "/ np.float32(head_dim)\n    return np.float32(rope.theta)",
+        GOLDEN,
+        "logits_equal and phi3",
+    ),
+    Change(
+        "rope-turns-the-last-dimensions",
+        "dft_jax/models/layers.py",
+        "turned_BLHK = rotate(x_BLHK[..., :width], angles_BLk, factor)",
+        "x_BLHK = x_BLHK[..., ::-1]\n        "
+        "turned_BLHK = rotate(x_BLHK[..., :width], angles_BLk, factor)",
+        GOLDEN,
+        "logits_equal and phi3",
+    ),
+    Change(
+        "longrope-without-attention-factor",
+        "dft_jax/models/decoder.py",
+        "q_BLHK = layers.rotate(q_BLHK, angles_BLk, rope.attention_factor)",
+        "q_BLHK = layers.rotate(q_BLHK, angles_BLk)",
+        GOLDEN,
+        "logits_equal and phi3",
+    ),
+    Change(
+        "longrope-by-the-length-of-the-row",
+        "dft_jax/models/longrope.py",
+        "return (there_BL < L) & (found_BL == segments_BL) & (segments_BL > 0)",
+        "return segments_BL > 0",
+        GOLDEN,
+        "example_alone",
+    ),
+    Change(
+        "longrope-by-position",
+        "dft_jax/models/longrope.py",
+        "return (there_BL < L) & (found_BL == segments_BL) & (segments_BL > 0)",
+        "return positions_BL >= context",
+        GOLDEN,
+        "example_alone",
+    ),
+    Change(
+        "longrope-one-token-early",
+        "dft_jax/models/longrope.py",
+        "- positions_BL + context",
+        "- positions_BL + context - 1",
+        GOLDEN,
+        "example_alone",
+    ),
+    Change(
+        "longrope-cache-of-another-length",
+        "dft_jax/sampling/rereading.py",
+        "return before if 0 < before < request.max_new_tokens else request.max_new_tokens",
+        "return request.max_new_tokens",
+        ("tests/sampling/test_sampler.py",),
+        "greedy_equals and phi3_long",
+    ),
+    Change(
+        "longrope-prompts-always-short",
+        "dft_jax/models/cached.py",
+        "(lengths_B > rope.original_context)",
+        "(lengths_B < 0)",
+        ("tests/sampling/test_sampler.py",),
+        "greedy_equals and phi3_long",
+    ),
+]
+
 CHANGES = [
     *OF_LOSSES,
     *OF_DATA,
@@ -771,4 +890,5 @@ CHANGES = [
     *OF_RUNS,
     *OF_ADAPTERS,
     *OF_IMAGES,
+    *OF_PHI3,
 ]

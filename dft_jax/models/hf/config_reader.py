@@ -167,7 +167,6 @@ class ConfigReader:
         theta = reader.positive("rope_theta")
         if kind in kinds:
             rope = kinds[kind](reader, theta, context)
-            reader.expect("partial_rotary_factor", 1.0, 1)
             reader.refuse_rest()
         else:
             rope = Rope(theta)

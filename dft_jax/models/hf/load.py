@@ -39,7 +39,7 @@ def check_tensors(checkpoint: Checkpoint, model: Model) -> None:
             f" model_type={model.config.family!r} is not; {REMEDY}"
         )
     every = [*tensor_table(model), *carried_tensors(model)]
-    expected = {tensor.name: tensor.shape for tensor in every}
+    expected = {tensor.name: tensor.whole_shape for tensor in every}
     tied_head = HEAD in headers and model.config.tie_embeddings
     if tied_head:
         expected[HEAD] = expected[EMBEDDING]
@@ -94,8 +94,8 @@ def load_params(
     table = [tensor for tensor in tensor_table(model) if tensor.path in leaves]
     for tensor in progress.bar(table, desc="import", unit="tensor"):
         path, leaf = tensor.path, leaves[tensor.path]
-        host = _read_finite(checkpoint, tensor.name)
-        host = merged(host, pairs.get(tensor.name))
+        host = _read_finite(checkpoint, tensor)
+        host = merged(host, pairs.get(tensor.name), tensor.row_slice)
         if tensor.index is None:
             arrays[path] = _place(host.reshape(leaf.shape), leaf.sharding, leaf.dtype)
             continue
@@ -110,9 +110,10 @@ def load_params(
     return unflatten_dict(arrays)
 
 
-def _read_finite(checkpoint: Checkpoint, name: str) -> np.ndarray:
+def _read_finite(checkpoint: Checkpoint, tensor: Tensor) -> np.ndarray:
     """A tensor as it is in the checkpoint; UserError where it holds NaN or infinity."""
-    host = checkpoint.read(name)
+    name = tensor.name
+    host = checkpoint.read(name, tensor.row_slice)
     if not np.isfinite(host).all():
         file = checkpoint.folder / checkpoint.file_of[name]
         raise errors.UserError(
@@ -127,7 +128,12 @@ def merged_reader(checkpoint: Checkpoint, pairs: Pairs) -> TensorReader:
 
     What no pair adds to is as it is in the file.
     """
-    return lambda tensor: merged(checkpoint.read(tensor.name), pairs.get(tensor.name))
+
+    def read(tensor: Tensor) -> np.ndarray:
+        rows = tensor.row_slice
+        return merged(checkpoint.read(tensor.name, rows), pairs.get(tensor.name), rows)
+
+    return read
 
 
 def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from dft_jax.models.families import FAMILIES
 from dft_jax.models.hf.config_reader import ConfigReader
@@ -103,19 +104,35 @@ def read_config(folder: Path) -> DecoderSpec:
     for carried in carried_files(folder):
         # An export carries it along, hours later; it should not be what fails there.
         read_json(carried)
-    refuse_code(raw, file)
-    if raw.get("quantization_config") is not None:
-        raise errors.UserError(
-            f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original"
-        )
     family = raw.pop("model_type", None)
     if not isinstance(family, str) or family not in FAMILIES:
         raise errors.UserError(
             f"{file}: model_type={family!r} is not supported; known: {', '.join(sorted(FAMILIES))}"
         )
+    if _is_replaced_code(family, raw.get("auto_map")):
+        del raw["auto_map"]
+    refuse_code(raw, file)
+    if raw.get("quantization_config") is not None:
+        raise errors.UserError(
+            f"{file}: 'quantization_config': cannot fine-tune quantised weights; use the original"
+        )
     reader = ConfigReader(raw, str(file))
     spec = reader.finish(FAMILIES[family].read(reader))
     return dataclasses.replace(spec, family=family)
+
+
+def _is_replaced_code(family: str, named: Any) -> bool:
+    """Whether an `auto_map` names only code that its family was published with, and that
+    transformers has classes of its own in place of.
+    """
+    replaced = getattr(FAMILIES[family], "REPLACED_CODE", {})
+    if not isinstance(named, dict):
+        return False
+    for key, code in named.items():
+        # transformers puts the hub id of the code before its name: ID--file.Class
+        if not isinstance(code, str) or code.rpartition("--")[2] != replaced.get(key):
+            return False
+    return True
 
 
 def carried_files(folder: Path) -> list[Path]:

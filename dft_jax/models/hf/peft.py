@@ -6,12 +6,22 @@ Of huggingface/peft at 5d602fd. A pair of tensors adds to one tensor of the base
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight   [outputs, rank]
                      model.layers.0.self_attn.q_proj.weight          + s · B A
 
+Where a tensor of the base holds several matrices (Phi-3's qkv_proj), PEFT has one pair for it, and
+here each has its own. Read, each matrix takes A and its rows of B. Written, the ranks are put one
+after another, which is exact: A has those of all matrices, and B is zero where a matrix meets the
+rank of another.
+
+    A [3 Z, inputs]   Aq         B [outputs, 3 Z]   Bq  0  0
+                      Ak                             0 Bk  0
+                      Av                             0  0 Bv
+
 Of a model with images they are those of its text, beneath model.language_model in the place of
 model, as transformers 5 builds it. Names such as gate_proj would be those of its tower too, so
 target_modules is an expression then.
 """
 
 import dataclasses
+import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -26,8 +36,8 @@ from dft_jax import sharding
 from dft_jax.models.hf.merging import Pair, Pairs
 from dft_jax.models.hf.peft_config import MERGE, AdapterConfig, read_adapter_config
 from dft_jax.models.hf.safetensors import DTYPES, Header, open_tensors, read_headers
-from dft_jax.models.hf.tensors import adaptable_tensors
-from dft_jax.models.lora import MODULES, SUFFIX, Lora, scale_of
+from dft_jax.models.hf.tensors import Tensor, adaptable_tensors
+from dft_jax.models.lora import MODULES, Lora, scale_of
 from dft_jax.models.model import Model, layouts_of
 from dft_jax.models.spec import at
 from dft_jax.runtime import errors, files
@@ -178,7 +188,7 @@ def check(adapter: Adapter, model: Model) -> None:
             what = f"{name.removesuffix(_KERNEL)} is no module of the base that can be adapted"
             problems.append(f"{what} (it has {model.config.num_layers} layers); give its own base")
             continue
-        O, I = kernels[name].shape
+        O, I = kernels[name].whole_shape
         if (len(pair.b_OZ), pair.a_ZI.shape[1]) != (O, I):
             what = f"{name.removesuffix(_KERNEL)}: A is {list(pair.a_ZI.shape)}, B"
             what += f" {list(pair.b_OZ.shape)}, but the base's matrix is {[O, I]}"
@@ -213,10 +223,17 @@ def as_lora(adapter: Adapter, model: Model) -> Lora:
     `model` is that of the base. Smaller ranks (rank_pattern) are filled up with zeros.
 
     Raises:
-      UserError: it has dropout, or modules with different scales.
+      UserError: it has dropout, modules with different scales, or one whose tensor holds several
+      matrices.
     """
     config = adapter.config
     place = adapter.folder / CONFIG_NAME
+    for tensor in adaptable_tensors(model):
+        if tensor.rows is not None and tensor.name in adapter.pairs:
+            # Of PEFT they share A, whose gradient is then another one.
+            what = f"{place}: {tensor.name.removesuffix(_KERNEL)} has one adapter, and training"
+            what += " here has one for each matrix in it"
+            raise errors.UserError(f"{what}; {MERGE} to train that")
     if config.dropout > 0:
         what = f"{place}: lora_dropout={config.dropout}: training here has no dropout"
         raise errors.UserError(f"{what}; set it to 0 to train on without")
@@ -267,14 +284,30 @@ def pairs_of(adapters: Params, model: Model) -> Pairs:
     # Every device, and so every host, gets all of a leaf.
     whole = jax.jit(lambda leaf: leaf, out_shardings=sharding.named(model.mesh))
     host = jax.tree.map(lambda leaf: np.asarray(whole(leaf).addressable_data(0)), adapters)
-    pairs = {}
+    pairs: dict[str, Pair] = {}
     for tensor in adaptable_tensors(model):
         if tensor.path[-2] in lora.targets:
             node = at(host, tensor.path[:-1])
             a_ZI = node["a"][tensor.index].reshape(lora.rank, -1)
             b_OZ = node["b"][tensor.index].reshape(-1, lora.rank)
-            pairs[tensor.name] = Pair(a_ZI, b_OZ, lora.scale)
+            pair = Pair(a_ZI, b_OZ, lora.scale)
+            pairs[tensor.name] = _joined(pairs.get(tensor.name), pair, tensor)
     return pairs
+
+
+def _joined(before: Pair | None, pair: Pair, tensor: Tensor) -> Pair:
+    """The pair of a whole tensor of the base: what is there of it already, and that of one more of
+    the matrices that it holds.
+    """
+    if tensor.rows is None:
+        return pair
+    O, Z = tensor.rows.of, len(pair.a_ZI)
+    b_OZ = np.zeros((O, Z), pair.b_OZ.dtype)
+    b_OZ[tensor.row_slice] = pair.b_OZ
+    if before is None:
+        return Pair(pair.a_ZI, b_OZ, pair.scale)
+    a_ZI = np.concatenate([before.a_ZI, pair.a_ZI])
+    return Pair(a_ZI, np.concatenate([before.b_OZ, b_OZ], axis=1), pair.scale)
 
 
 def write_adapter(
@@ -283,18 +316,27 @@ def write_adapter(
     """Writes an adapter into the folder `out`, which is there.
 
     Args:
-      pairs: all of the rank and scale of `lora`.
+      pairs: all of the scale of `lora`. Smaller ranks than the largest are filled up with zeros.
       base: "path", "revision" and "sha256" (of its weights) of the base.
       root: ROOT_WITH_IMAGES of a model with images.
     """
     # Sorted, so that equal adapters are equal files.
+    rank = max(len(pair.a_ZI) for pair in pairs.values())
     tensors = {}
     for name, pair in sorted(pairs.items()):
         module = _respelled(name.removesuffix(_KERNEL), ROOT, root)
         name_of_a, name_of_b = _pair_names(module)
-        tensors[name_of_a] = np.ascontiguousarray(pair.a_ZI)
-        tensors[name_of_b] = np.ascontiguousarray(pair.b_OZ)
-    files.write_json(out / CONFIG_NAME, _config_for(lora, base, root), sort_keys=True)
+        more = rank - len(pair.a_ZI)
+        tensors[name_of_a] = np.ascontiguousarray(np.pad(pair.a_ZI, ((0, more), (0, 0))))
+        tensors[name_of_b] = np.ascontiguousarray(np.pad(pair.b_OZ, ((0, 0), (0, more))))
+    modules = {name.removesuffix(_KERNEL).rpartition(".")[2] for name in pairs}
+    if rank != lora.rank:
+        # The same scale, of ranks that were joined.
+        times = rank / lora.rank
+        alpha = lora.alpha * (math.sqrt(times) if lora.rslora else times)
+        lora = dataclasses.replace(lora, rank=rank, alpha=alpha)
+    config = _config_for(lora, sorted(modules), base, root)
+    files.write_json(out / CONFIG_NAME, config, sort_keys=True)
     files.write_json(out / BASE_NAME, base)
     # PEFT refuses a file without a format.
     save_file(tensors, out / TENSORS_NAME, metadata={"format": "pt"})
@@ -303,10 +345,10 @@ def write_adapter(
     files.flush(out / TENSORS_NAME)
 
 
-def _config_for(lora: Lora, base: dict[str, str], root: str) -> dict[str, Any]:
+def _config_for(lora: Lora, modules: list[str], base: dict[str, str], root: str) -> dict[str, Any]:
     """What adapter_config.json is to say: names that mean the same to every reader, one scale."""
     alpha = lora.alpha
-    targets: Any = sorted(name + SUFFIX for name in lora.targets)
+    targets: Any = modules
     if root != ROOT:
         targets = rf"{re.escape(root)}.*\.({'|'.join(targets)})"
     # Neither patterns, which vLLM drops without a word, nor "all-linear", which each reader

@@ -45,7 +45,8 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 _BEGINNINGS = (True, False, "gaussian", "orthogonal", "eva")
 # What an absent `target_modules` means to PEFT, of the families here that it knows.
 _UNSET_TARGETS = ("q_proj", "v_proj")
-_ALL_LINEAR = tuple(name + SUFFIX for name in MODULES)
+# Of Phi-3 some are one module; no other family has such.
+_ALL_LINEAR = (*(name + SUFFIX for name in MODULES), "qkv_proj", "gate_up_proj")
 
 Names = str | tuple[str, ...]  # an expression for a whole name; or names, or what they end in
 

@@ -89,7 +89,7 @@ def measure(
         if number % jax.process_count() == jax.process_index():
             before = None
             if base is not None:
-                before = base.read(tensor.name)
+                before = base.read(tensor.name, tensor.row_slice)
             sums += tensor_sums(trained, before, others.get(tensor.name, dtype))
     # Every process gets the sums over all: what is written has to be the same decision everywhere.
     sums = np.array(distributed.decided("rounding", sums.tolist(), _added))

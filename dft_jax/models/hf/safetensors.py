@@ -105,8 +105,11 @@ class Checkpoint:
                 f" says: {', '.join(absent)}; fetch it and the shards again"
             )
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """A tensor, or these rows of it; no others are read from the file."""
         with open_tensors(self.folder / self.file_of[name]) as tensors:
+            if rows is not None:
+                return tensors.get_slice(self.spelled(name))[rows]
             return tensors.get_tensor(self.spelled(name))
 
     @property

@@ -25,25 +25,33 @@ _log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpo
 class _Entry:
     """A tensor as it is going to be written."""
 
-    tensor: Tensor
+    parts: tuple[Tensor, ...]  # by their rows; one, unless the file's tensor holds several
     dtype: str
     copied_from: Checkpoint | None = None  # None of a parameter
 
     @property
     def n_bytes(self) -> int:
-        return math.prod(self.tensor.shape) * jnp.dtype(self.dtype).itemsize
+        return math.prod(self.parts[0].whole_shape) * jnp.dtype(self.dtype).itemsize
+
+    @property
+    def name(self) -> str:
+        return self.parts[0].name
 
 
 def _entries(
     model: Model, dtype: str, others: dict[str, str], source: Checkpoint | None
 ) -> list[_Entry]:
     """What is outside the layers, the layers, and what is carried along as it is in the source."""
-    found = []
+    parts_of: dict[str, list[Tensor]] = {}
     for tensor in sorted(tensor_table(model), key=_layer_order):
-        found.append(_Entry(tensor, others.get(tensor.name, dtype)))
+        parts_of.setdefault(tensor.name, []).append(tensor)
+    found = []
+    for name, parts in parts_of.items():
+        parts.sort(key=lambda part: part.rows.start if part.rows else 0)
+        found.append(_Entry(tuple(parts), others.get(name, dtype)))
     for tensor in carried_tensors(model):
         assert source is not None, "a model with images has its tower from a checkpoint"
-        found.append(_Entry(tensor, DTYPES[source.headers[tensor.name][1]], source))
+        found.append(_Entry((tensor,), DTYPES[source.headers[tensor.name][1]], source))
     return found
 
 
@@ -75,7 +83,7 @@ def write_tensors(
     """
     by_name = {}
     for entry in _entries(model, dtype, others, source):
-        name = entry.tensor.name
+        name = entry.name
         by_name[name if source is None else source.spelled(name)] = entry
     sizes = {name: entry.n_bytes for name, entry in by_name.items()}
     shards = split_state_dict_into_shards_factory(
@@ -93,9 +101,9 @@ def write_tensors(
                 _log.debug("export %s", name)
                 entry = by_name[name]
                 if entry.copied_from is None:
-                    array = read(entry.tensor)  # by all processes together
+                    array = _joined(read, entry)  # by all processes together
                 else:
-                    array = entry.copied_from.read(entry.tensor.name)
+                    array = entry.copied_from.read(entry.name)
                 if is_writer:
                     tensors[name] = np.ascontiguousarray(array.astype(entry.dtype))
                 bar.update()
@@ -104,6 +112,13 @@ def write_tensors(
     if is_writer and shards.is_sharded:
         weight_map = dict(sorted(shards.tensor_to_filename.items()))
         write_json(to / INDEX_NAME, {"metadata": shards.metadata, "weight_map": weight_map})
+
+
+def _joined(read: TensorReader, entry: _Entry) -> np.ndarray:
+    """What the file's tensor is to hold: a parameter, or several along its rows."""
+    if len(entry.parts) == 1:
+        return read(entry.parts[0])
+    return np.concatenate([read(part) for part in entry.parts])
 
 
 def _save(tensors: dict[str, np.ndarray], file: Path) -> None:

@@ -18,14 +18,36 @@ _BY_HEAD = ("q", "k", "v", "q_norm", "k_norm")
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows:
+    """Where a parameter lies in a tensor that holds several, one after another along its rows."""
+
+    start: int
+    stop: int
+    of: int  # rows of the whole tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of a checkpoint, and the parameter here that it is, or a layer of it."""
+    """A tensor of a checkpoint, or some rows of one, and the parameter here that it is, or a layer
+    of it.
+    """
 
     name: str
     shape: tuple[int, ...]
     path: tuple[str, ...]  # of the parameter in the tree
     index: int | None  # along the parameter's first axis where layers are stacked; else None
     layer: int | None  # the layer of the model; None outside the layers
+    rows: Rows | None = None  # None where it is the whole tensor
+
+    @property
+    def row_slice(self) -> slice | None:
+        """Its rows in the checkpoint's tensor; None for all."""
+        return None if self.rows is None else slice(self.rows.start, self.rows.stop)
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Of the checkpoint's tensor; `shape` is that of the parameter."""
+        return self.shape if self.rows is None else (self.rows.of, *self.shape[1:])
 
 
 def tensor_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -62,7 +84,37 @@ def tensor_table(model: Model) -> list[Tensor]:
                 name = names[".".join(path[depth:])].format(layer=layer)
                 shape = tensor_shape(path[depth:], leaf.shape[1:])
                 table.append(Tensor(name, shape, path, place.trip, layer))
+    table = _with_rows(table, list(names))
     return sorted(table, key=lambda tensor: (tensor.path, tensor.index or 0))
+
+
+def _with_rows(table: list[Tensor], order: list[str]) -> list[Tensor]:
+    """The table with the rows of those that are one tensor of the checkpoint together.
+
+    They are joined in the `order` of the family's table of names: q, k and v of Phi-3's qkv_proj.
+    """
+    parts_of: dict[str, list[Tensor]] = {}
+    for tensor in sorted(table, key=lambda tensor: _place_in(order, tensor)):
+        parts_of.setdefault(tensor.name, []).append(tensor)
+    found = []
+    for parts in parts_of.values():
+        n_rows, start = sum(part.shape[0] for part in parts), 0
+        for part in parts:
+            rows = Rows(start, start + part.shape[0], n_rows)
+            start = rows.stop
+            found.append(part if len(parts) == 1 else dataclasses.replace(part, rows=rows))
+    return found
+
+
+def _place_in(order: list[str], tensor: Tensor) -> int:
+    """Of a parameter in the family's table, whose keys are the ends of paths; the tower's have none
+    there.
+    """
+    for length in range(1, len(tensor.path) + 1):
+        key = ".".join(tensor.path[-length:])
+        if key in order:
+            return order.index(key)
+    return len(order)
 
 
 def _tower_table(tower: Tower, family: str) -> list[Tensor]:
