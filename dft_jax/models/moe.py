@@ -106,9 +106,7 @@ def _on_every_device(
         # Each device along `tensor` has summed over its part of the width.
         return jax.lax.psum(y_bLD, "tensor") if is_cut else y_bLD
 
-    run = jax.shard_map(
-        local, mesh=mesh, in_specs=(rows, rows, wide, wide, back), out_specs=rows
-    )
+    run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, wide, wide, back), out_specs=rows)
     dtype = x_BLD.dtype
     return run(
         x_BLD, logits_BLE, gate_EFD.astype(dtype), up_EFD.astype(dtype), down_EDF.astype(dtype)

@@ -56,8 +56,13 @@ def plan(
     model = planner.build(mesh)
     n_params = parameter_count(model.abstract_params)
     data, fsdp, tensor = mesh
+    active = ""
+    if architecture.idle_parameters:
+        n_active = n_params - architecture.idle_parameters
+        active = f" ({n_active / 1e9:.2f} B of them for each token)"
     yield (
-        f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype},"
+        f"{config.model.path}: {n_params / 1e9:.2f} B parameters{active} in"
+        f" {config.model.param_dtype},"
         f" products in {config.model.compute_dtype}, moments {config.optimizer.moment_dtype},"
         f" {config.objective}"
     )

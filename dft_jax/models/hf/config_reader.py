@@ -351,9 +351,7 @@ def refuse_window(reader: ConfigReader, num_layers: int) -> None:
     reader.ignore("sliding_window", "max_window_layers")
 
 
-def take_experts(
-    reader: ConfigReader, count: int, width: int, *, normalised: bool
-) -> ExpertsSpec:
+def take_experts(reader: ConfigReader, count: int, width: int, *, normalised: bool) -> ExpertsSpec:
     """Experts whose number, width and shares a family has read under keys of its own."""
     per_token = reader.size("num_experts_per_tok")
     if per_token > count:
