@@ -1,14 +1,22 @@
 """A feed-forward of many experts, of which each token goes through a few (arXiv 1701.06538).
 
 A router gives every expert a share of a token; the token goes through those with the largest, and
-their outputs are added, each times its share. No expert has a limit, so no token is dropped: pairs
-of a token and one of its experts are sorted by expert, and each expert multiplies a run of them.
+their outputs are added, each times its share. No expert has a limit, so no token is dropped. There
+are two ways, with the same results:
+
+`sorted_by_expert`, on TPUs, multiplies each expert with its own tokens. Pairs of a token and one of
+its experts are sorted by expert, so that each expert has a run of them:
 
     token        0    1    2          experts of each: the two with the largest shares
     experts     2 0  0 1  2 1
     pair        0 1  2 3  4 5
     sorted       1 2  3 5  0 4        experts 0, 1 and 2 have two pairs each
     token        0 1  1 2  0 2
+
+`in_turn`, on CPUs and GPUs, multiplies every expert with all tokens, E / S times as much. There XLA
+(of jaxlib 0.10) has no program for products of runs, and would multiply every expert with all
+pairs, S times more again, and hold all pairs once for each expert: 17 GB of a row of 4,096 tokens
+of Qwen3-30B-A3B.
 
 Letters besides the legend's: E experts, S of a token, N tokens of a device, P its pairs (N·S).
 """
@@ -86,7 +94,7 @@ def _on_every_device(
     up_EFD: Float[Array, "E F D"],
     down_EDF: Float[Array, "E D F"],
 ) -> Float[Array, "B L D"]:
-    """`through_experts`, where each device sorts the pairs of its own rows.
+    """`through_experts`, where each device has its own rows, and sorts none but theirs.
 
     Sorted over all rows of the batch, tokens would change devices in every layer, and XLA gathers
     what it sorts. So rows stay where they are, and of the experts each device has its part of the
@@ -96,11 +104,21 @@ def _on_every_device(
     wide = sharding.spec(gate_EFD.shape, ("experts", "mlp", "embed_activation"), mesh)
     back = sharding.spec(down_EDF.shape, ("experts", "embed_activation", "mlp"), mesh)
     is_cut = wide[1] is not None
+    platform = sharding.platform(mesh)
+    differs_along = rows[0] or ()
+    if is_cut:
+        differs_along = (*differs_along, "tensor")
 
     def local(x_bLD: Array, logits_bLE: Array, *kernels: Array) -> Array:
         *_, D = x_bLD.shape
+        logits_NE = logits_bLE.reshape(-1, experts.count)
         y_ND = through_experts(
-            experts, x_bLD.reshape(-1, D), logits_bLE.reshape(-1, experts.count), *kernels
+            experts,
+            platform,
+            x_bLD.reshape(-1, D),
+            logits_NE,
+            *kernels,
+            differs_along=differs_along,
         )
         y_bLD = y_ND.reshape(x_bLD.shape)
         # Each device along `tensor` has summed over its part of the width.
@@ -115,19 +133,34 @@ def _on_every_device(
 
 def through_experts(
     experts: ExpertsSpec,
+    platform: str,
     x_ND: Float[Array, "N D"],
     logits_NE: Float[Array, "N E"],
+    *kernels: Float[Array, "E _ _"],
+    differs_along: tuple[str, ...] = (),
+) -> Float[Array, "N D"]:
+    """Tokens through their experts, on one device of a `platform`; `kernels` are gate, up, down.
+
+    Sums over a token's experts are float32. `differs_along` is that of `in_turn`.
+    """
+    shares_NS, chosen_NS = route(experts, logits_NE)
+    if platform == "tpu":
+        y_ND = sorted_by_expert(x_ND, shares_NS, chosen_NS, *kernels)
+    else:
+        y_ND = in_turn(x_ND, shares_NS, chosen_NS, *kernels, differs_along=differs_along)
+    return y_ND.astype(x_ND.dtype)
+
+
+def sorted_by_expert(
+    x_ND: Float[Array, "N D"],
+    shares_NS: Float[Array, "N S"],
+    chosen_NS: Int[Array, "N S"],
     gate_EFD: Float[Array, "E F D"],
     up_EFD: Float[Array, "E F D"],
     down_EDF: Float[Array, "E D F"],
 ) -> Float[Array, "N D"]:
-    """Tokens through their experts, on one device; sums over a token's experts are float32.
-
-    TPUs multiply each expert with its own pairs. XLA's programs for CPUs and (in jaxlib 0.10) for
-    NVIDIA's GPUs multiply every expert with all pairs, those of others set to zero.
-    """
-    shares_NS, chosen_NS = route(experts, logits_NE)
-    pairs = sort_pairs(chosen_NS, experts.count)
+    """Each expert multiplied with its own pairs; in the dtype of the shares."""
+    pairs = sort_pairs(chosen_NS, len(gate_EFD))
 
     def product(x_PI: Array, kernel_EOI: Array) -> Array:
         return jax.lax.ragged_dot(x_PI, kernel_EOI.swapaxes(1, 2), pairs.sizes_E)
@@ -144,7 +177,49 @@ def through_experts(
     y_PD = checkpoint_name(gated_product(gate_PF, up_PF), PRODUCT)
     y_PD = _in_order(y_PD, pairs.order_P, pairs.places_P)
     y_NSD = y_PD.reshape(*chosen_NS.shape, -1)
-    return jnp.einsum("NSD,NS->ND", y_NSD.astype(shares_NS.dtype), shares_NS).astype(x_ND.dtype)
+    return jnp.einsum("NSD,NS->ND", y_NSD.astype(shares_NS.dtype), shares_NS)
+
+
+def in_turn(
+    x_ND: Float[Array, "N D"],
+    shares_NS: Float[Array, "N S"],
+    chosen_NS: Int[Array, "N S"],
+    gate_EFD: Float[Array, "E F D"],
+    up_EFD: Float[Array, "E F D"],
+    down_EDF: Float[Array, "E D F"],
+    differs_along: tuple[str, ...] = (),
+) -> Float[Array, "N D"]:
+    """One expert after the other on all tokens, most of which have no share of it; in the dtype of
+    the shares.
+
+    Nothing of an expert is kept for the backward pass, under any policy: of all that would be
+    E / S times what the other way keeps.
+
+    Args:
+      differs_along: inside shard_map, the axes of the mesh along which tokens or kernels differ.
+    """
+    # An axis of length 1, which products run over: policies save products that have none such.
+    x_1ND = x_ND[None]
+
+    def product(x_1NI: Array, kernel_OI: Array) -> Array:
+        over = (((2,), (2,)), ((0,), (0,)))
+        return jax.lax.dot_general(x_1NI, kernel_OI[None], over)
+
+    # A scan's forward and backward pass are two loops: nothing of them can be merged.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add(y_ND: Array, expert: tuple[Array, ...]) -> tuple[Array, None]:
+        number, gate_FD, up_FD, down_DF = expert
+        gated_1NF = layers.SwiGLU.gated(product(x_1ND, gate_FD), product(x_1ND, up_FD))
+        out_ND = product(gated_1NF, down_DF)[0].astype(y_ND.dtype)
+        share_N = jnp.where(chosen_NS == number, shares_NS, 0).sum(axis=1)
+        return y_ND + share_N[:, None] * out_ND, None
+
+    numbers_E = jnp.arange(len(gate_EFD), dtype=chosen_NS.dtype)
+    begin_ND = jnp.zeros(x_ND.shape, shares_NS.dtype)
+    # A loop's sum begins as it goes on: other on each device along these axes.
+    begin_ND = jax.lax.pcast(begin_ND, differs_along, to="varying")
+    y_ND, _ = jax.lax.scan(add, begin_ND, (numbers_E, gate_EFD, up_EFD, down_EDF))
+    return y_ND
 
 
 def route(

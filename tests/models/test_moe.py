@@ -84,11 +84,17 @@ def check(found, exact, atol):
         np.testing.assert_allclose(np.asarray(one, np.float64) / most, other / most, atol=atol)
 
 
+@pytest.fixture(params=["cpu", "tpu"])
+def platform(request, monkeypatch):
+    """Both ways, whatever the devices are."""
+    monkeypatch.setattr(sharding, "platform", lambda mesh: request.param)
+
+
 @pytest.mark.parametrize(
     "mesh, normalised",
     slow_but([("mesh8", True)], [(m, n) for m in ("mesh1", "mesh8") for n in (True, False)]),
 )
-def test_outputs_and_gradients_are_those_of_a_dense_layer(mesh, normalised, request):
+def test_outputs_and_gradients_are_those_of_a_dense_layer(mesh, normalised, request, platform):
     """One device, and 2 × 2 × 2, where rows, the width of the model and that of experts are cut."""
     experts = dataclasses.replace(EXPERTS, normalised=normalised)
     with jax.enable_x64(True):
@@ -100,7 +106,7 @@ def test_outputs_and_gradients_are_those_of_a_dense_layer(mesh, normalised, requ
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows, width", [(3, F), (B, 9)])
-def test_what_does_not_divide_over_devices_is_the_same(rows, width, mesh8):
+def test_what_does_not_divide_over_devices_is_the_same(rows, width, mesh8, platform):
     """Rows that every device has, and experts whose width is whole on each."""
     experts = dataclasses.replace(EXPERTS, width=width)
     with jax.enable_x64(True):
@@ -112,7 +118,7 @@ def test_what_does_not_divide_over_devices_is_the_same(rows, width, mesh8):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype, atol", [("float32", 1e-5), ("bfloat16", 0.03)])
-def test_rounding_is_that_of_the_dtype(dtype, atol, mesh1):
+def test_rounding_is_that_of_the_dtype(dtype, atol, mesh1, platform):
     """All experts of each token: in bfloat16 a rounded router would choose others."""
     experts = dataclasses.replace(EXPERTS, per_token=EXPERTS.count)
     with jax.enable_x64(True):
@@ -132,7 +138,7 @@ def test_pairs_are_sorted_by_expert():
     assert pairs.order_P[pairs.places_P].tolist() == list(range(6))
 
 
-def test_no_token_is_dropped_where_all_choose_the_same_experts(mesh1):
+def test_no_token_is_dropped_where_all_choose_the_same_experts(mesh1, platform):
     """The case in which experts with a limit would drop all but a few."""
     with jax.enable_x64(True):
         x_BLD, params = arrays_of()
@@ -158,7 +164,7 @@ def test_shares_by_hand():
     assert shares_NS.dtype == jnp.float32
 
 
-def test_a_position_has_no_part_in_another(mesh8):
+def test_a_position_has_no_part_in_another(mesh8, platform):
     """Whatever padding holds, the other outputs are the same, bit for bit, and all are finite."""
     x_BLD, params = jax.tree.map(np.float32, arrays_of())
     layer = jax.jit(in_our_layer(mesh8, EXPERTS, "float32"))
@@ -170,15 +176,36 @@ def test_a_position_has_no_part_in_another(mesh8):
         assert np.isfinite(after_BLD).all()
 
 
-@pytest.mark.parametrize("policy, products", [("none", 9), ("dots", 9), ("full", 12)])
-def test_the_policy_says_which_products_are_made_again(policy, products):
-    """Three forward, two backward of each, and of `full` the three once more."""
-    mesh = sharding.abstract_mesh((1, 1, 1), "gpu")
+def program_of(policy, platform):
+    """The gradient of a model of two layers, of which the loop's bodies have one each."""
+    mesh = sharding.abstract_mesh((1, 1, 1), platform)
     model = build(read_config(GOLDEN / "mixtral"), mesh, remat=policy)
     rows_BL = np.ones((2, 8), np.int32)
     batch = Batch(rows_BL, rows_BL, rows_BL > 0, rows_BL, rows_BL)
-    program = jax.make_jaxpr(jax.grad(lambda p: model.apply(p, batch).sum()))(model.abstract_params)
-    assert len(list(equations(needed(program), "ragged_dot_general"))) == products
+
+    def loss(params):
+        return model.apply(params, batch).sum()
+
+    return needed(jax.make_jaxpr(jax.grad(loss))(model.abstract_params))
+
+
+@pytest.mark.parametrize("policy, products", [("none", 9), ("dots", 9), ("full", 12)])
+def test_the_policy_says_which_products_are_made_again(policy, products):
+    """Three forward, two backward of each, and of `full` the three once more."""
+    found = equations(program_of(policy, "tpu"), "ragged_dot_general")
+    assert len(list(found)) == products
+
+
+@pytest.mark.parametrize("policy", ["none", "dots"])
+def test_nothing_is_kept_of_an_expert_that_is_on_all_tokens(policy):
+    """Arrays [E, 1, N, F] of a layer would be E / S times those of the tokens that it is for."""
+    spec, N = read_config(GOLDEN / "mixtral"), 16
+    n_scans = 0
+    for scan in equations(program_of(policy, "gpu"), "scan"):
+        n_scans += scan.params["length"] == spec.experts.count
+        for out in scan.outvars:
+            assert (spec.experts.count, 1, N) != out.aval.shape[-4:-1]
+    assert n_scans
 
 
 def test_parameters_and_flops_of_qwen3_30b_a3b(tmp_path):

@@ -1,5 +1,5 @@
-"""Qwen3-MoE (arXiv 2505.09388): Qwen3 with experts in the place of the feed-forward, in all layers or
-some.
+"""Qwen3-MoE (arXiv 2505.09388): Qwen3 with experts in the place of the feed-forward, in all layers
+or some.
 """
 
 import dataclasses

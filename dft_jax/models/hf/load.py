@@ -138,7 +138,7 @@ def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Arr
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _write_layer(stacked: jax.Array, one: jax.Array, index: tuple[int, ...]) -> jax.Array:
-    """`stacked` with `one` at `index` of its first axes; where that is, is no part of the program."""
+    """`stacked` with `one` at `index` of its first axes, which is no part of the program."""
     starts = (*index, *[0] * one.ndim)
     return jax.lax.dynamic_update_slice(
         stacked, jnp.expand_dims(one, tuple(range(len(index)))), starts
