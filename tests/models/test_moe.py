@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dft_jax import sharding
+from dft_jax import config as config_lib, sharding
 from dft_jax.models import moe
 from dft_jax.models.hf.locate import read_config
-from dft_jax.models.model import build, parameter_count
+from dft_jax.models.model import build, parameter_count, with_lora
 from dft_jax.models.spec import ExpertsSpec
-from dft_jax.runtime import files
+from dft_jax.runtime import errors, files
+from dft_jax.training.adapters import lora_for
 from dft_jax.training.throughput import flops_per_token
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
@@ -236,3 +237,82 @@ def test_parameters_and_flops_of_qwen3_30b_a3b(tmp_path):
     assert n_active == pytest.approx(3.35e9, rel=2e-3)
     # Its products, without the embedding; attention over a mean of 0 tokens.
     assert flops_per_token(model, 0.0) == 6 * (n_active - 151936 * 2048)
+
+
+def test_adapters_are_those_of_attention_alone(mesh1):
+    """Of a model with experts and a dense layer."""
+    model = build(read_config(GOLDEN / "qwen3_moe"), mesh1)
+    section = config_lib.get_default().lora
+    section.rank = 4
+
+    def asked(targets):
+        section.targets = targets
+        return lora_for(section, model)
+
+    assert asked("q_proj,v_proj").targets == ("q", "v")
+    adapted = with_lora(model, asked("all-linear"))
+    names = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(adapted.trainable)}
+    assert names == {"q", "k", "v", "o"} == set(adapted.lora.targets)
+    for targets in ("mlp", "q_proj,gate_proj"):
+        with pytest.raises(errors.UserError) as refusal:
+            asked(targets)
+        assert "config.lora.targets: gate_proj" in str(refusal.value)
+        assert "use lora.targets=attention" in str(refusal.value)
+
+
+PUBLISHED = {
+    "qwen3_moe": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
+    "mixtral": {"router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0, "sliding_window": None},
+}
+
+
+def read_changed(tmp_path, family, **changes):
+    raw = files.read_json(GOLDEN / family / "config.json")
+    files.write_json(tmp_path / "config.json", raw | PUBLISHED[family] | changes)
+    return read_config(tmp_path)
+
+
+def test_which_layers_have_experts(tmp_path):
+    def with_experts(**changes):
+        spec = read_changed(tmp_path, "qwen3_moe", **changes)
+        return [n for n, layer in enumerate(spec.layers) if layer.feed_forward == "experts"]
+
+    assert with_experts() == [0, 1, 2, 3]
+    # Layers count from 1 here, and from 0 in the list.
+    assert with_experts(decoder_sparse_step=2) == [1, 3]
+    assert with_experts(decoder_sparse_step=2, mlp_only_layers=[3]) == [1]
+    assert read_changed(tmp_path, "qwen3_moe", norm_topk_prob=None).experts.normalised is False
+    assert read_changed(tmp_path, "mixtral").experts == ExpertsSpec(4, 2, 48, normalised=True)
+
+
+@pytest.mark.parametrize(
+    "family, changes, words",
+    [
+        ("qwen3_moe", {"output_router_logits": True}, ["output_router_logits=True", "is not"]),
+        ("mixtral", {"output_router_logits": True}, ["output_router_logits=True", "to false"]),
+        ("mixtral", {"router_jitter_noise": 0.1}, ["router_jitter_noise=0.1"]),
+        ("mixtral", {"num_experts_per_tok": 5}, ["num_experts_per_tok=5", "the 4 experts"]),
+        ("mixtral", {"num_local_experts": None}, ["'num_local_experts' is missing"]),
+        ("qwen3_moe", {"num_local_experts": None}, ["'num_experts' is missing"]),
+        ("qwen3_moe", {"num_experts": 8}, ["num_local_experts=6", "only 8"]),
+        ("qwen3_moe", {"moe_intermediate_size": None}, ["'moe_intermediate_size' is missing"]),
+        ("qwen3_moe", {"mlp_only_layers": [4]}, ["mlp_only_layers=[4]", "from 0 to 3"]),
+        ("qwen3_moe", {"mlp_only_layers": [True]}, ["mlp_only_layers=[True]"]),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, ["decoder_sparse_step=0 should be at least 1"]),
+        ("qwen3_moe", {"shared_expert_intermediate_size": 8}, ["shared_expert_intermediate_size"]),
+    ],
+)
+def test_experts_that_are_refused(family, changes, words, tmp_path):
+    with pytest.raises(errors.UserError) as refusal:
+        read_changed(tmp_path, family, **changes)
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_fingerprints_of_other_experts_differ(tmp_path):
+    """Runs on either resume on the same alone; those without experts have no such key."""
+    found = [read_changed(tmp_path, "qwen3_moe").fingerprint()]
+    for key, value in {"num_experts_per_tok": 3, "norm_topk_prob": False}.items():
+        found.append(read_changed(tmp_path, "qwen3_moe", **{key: value}).fingerprint())
+    assert found[0] != found[1] != found[2] != found[0]
+    assert "experts" not in read_config(GOLDEN / "olmo2").fingerprint()
