@@ -46,6 +46,7 @@ RULES = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "experts": None,  # each device has a part of every one: of its width, as of any feed-forward
     "embed": "fsdp",
     "embed_activation": None,  # activations keep the width of the model whole
     "length": "sequence",

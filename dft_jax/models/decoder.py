@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
-from dft_jax.models import layers, longrope
+from dft_jax.models import layers, longrope, moe
 from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
 from dft_jax.models.attention.kernels import is_result
 from dft_jax.models.attention.masked import Backend, causal_attention
@@ -18,20 +18,23 @@ from dft_jax.models.lora import Lora
 from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, MRope, place_in_period
 from dft_jax.types import AnyArray, AnyMesh
 
+_either = jax.checkpoint_policies.save_from_both_policies
+_is_product_of_experts = jax.checkpoint_policies.save_only_these_names(moe.PRODUCT)
 # What the backward pass finds saved: everything, the results of matrix products and of attention's
 # kernels, or only each layer's input.
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, is_result
+    "dots": _either(
+        _either(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, is_result),
+        _is_product_of_experts,
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 # `dots` of a model with adapters: each product with a kernel, and A x, but not B (A x), which is
 # made again from it. That would be saved a second time for each matrix: of 7B on a GPU `dots` took
 # 10.8 GiB a row, more than `none`. They are told by name, since a kernel may have B's shape.
-_DOTS_BESIDE_ADAPTERS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.save_only_these_names(layers.KEPT), is_result
+_DOTS_BESIDE_ADAPTERS = _either(
+    jax.checkpoint_policies.save_only_these_names(layers.KEPT, moe.PRODUCT), is_result
 )
 
 
@@ -193,14 +196,7 @@ class Layer(nn.Module):
             self.lora,
             name="attention",
         )
-        feed_forward = layers.FEED_FORWARDS[self.layer.feed_forward](
-            self.spec,
-            self.layer,
-            self.param_dtype,
-            sharding.platform(self.mesh),
-            self.lora,
-            name="mlp",
-        )
+        feed_forward = self._feed_forward()
         inputs_BLD = self._norm_before("attention_norm", x_BLD)
         out_BLD, cache = attention(inputs_BLD, segments_BL, positions_BL, angles_BLk, cache)
         x_BLD = x_BLD + self._norm_after("attention_norm", out_BLD)
@@ -214,6 +210,18 @@ class Layer(nn.Module):
             # Training keeps none: a scan would stack the keys and values of all layers.
             return x_BLD, None
         return x_BLD, cache
+
+    def _feed_forward(self) -> nn.Module:
+        if self.layer.feed_forward == moe.NAME:
+            return moe.Experts(self.spec, self.param_dtype, self.mesh, self.lora, name="mlp")
+        return layers.FEED_FORWARDS[self.layer.feed_forward](
+            self.spec,
+            self.layer,
+            self.param_dtype,
+            sharding.platform(self.mesh),
+            self.lora,
+            name="mlp",
+        )
 
     def _norm_before(self, name: str, x_BLD: Array) -> Array:
         """What goes into attention or feed-forward."""

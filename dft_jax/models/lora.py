@@ -16,7 +16,8 @@ from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, Config, Option
 # q_proj, …, and so they are in a config.
 MODULES = ("q", "k", "v", "o", "gate", "up", "down")
 SUFFIX = "_proj"
-GROUPS = {"all-linear": MODULES, "attention": MODULES[:4], "mlp": MODULES[4:]}
+ALL = "all-linear"
+GROUPS = {ALL: MODULES, "attention": MODULES[:4], "mlp": MODULES[4:]}
 # config.lora
 SECTION = {
     "rank": Option(
@@ -25,7 +26,7 @@ SECTION = {
     "alpha": Option(16.0, "updates are multiplied by alpha / rank", ABOVE_0),
     "rslora": Option(False, "by alpha / sqrt(rank) instead; some servers do not know it"),
     "targets": Option(
-        "all-linear",
+        ALL,
         f"what has adapters: {', '.join(GROUPS)}, or some of"
         f" {','.join(name + SUFFIX for name in MODULES)}, separated by commas",
     ),
@@ -80,7 +81,7 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
     """What is wrong with `config.lora`; `given` are values by their key in SECTION."""
     found = []
     try:
-        parse_targets(given.get("targets", "all-linear"))
+        parse_targets(given.get("targets", ALL))
     except ValueError as error:
         found.append(f"config.lora.targets: {error}")
     adapter = given.get("adapter")

@@ -111,7 +111,7 @@ class LayerSpec:
     qk_norm: Literal["head", "width"] | None = None
     qkv_bias: bool = False
     o_bias: bool = False
-    # A name in layers.FEED_FORWARDS.
+    # A name in layers.FEED_FORWARDS, or "experts" (models/moe.py).
     feed_forward: str = "swiglu"
     mlp_bias: bool = False
 
@@ -203,6 +203,17 @@ class VisionSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertsSpec:
+    """The experts of each layer whose feed-forward is "experts" (models/moe.py)."""
+
+    count: int
+    per_token: int
+    width: int  # of one: its feed-forward width
+    # Whether the shares of a token's experts are divided by their sum.
+    normalised: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderSpec:
     """Everything that shapes the computation; sizes in elements, `max_length` in tokens."""
 
@@ -225,6 +236,8 @@ class DecoderSpec:
     scales_embeddings: bool = False
     norm_offset: float = 0.0
     query_factor: float = 1.0
+    # Of layers whose feed-forward has them; `intermediate_size` is that of the others.
+    experts: ExpertsSpec | None = None
 
     @property
     def num_layers(self) -> int:
@@ -242,6 +255,15 @@ class DecoderSpec:
         """
         rope = self.layers[0].rope
         return rope if isinstance(rope, LongRope) else None
+
+    @property
+    def idle_parameters(self) -> int:
+        """Of the experts: parameters that a token is not multiplied with."""
+        if self.experts is None:
+            return 0
+        n_layers = sum(layer.feed_forward == "experts" for layer in self.layers)
+        of_one = 3 * self.hidden_size * self.experts.width
+        return n_layers * of_one * (self.experts.count - self.experts.per_token)
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -292,7 +314,13 @@ class DecoderSpec:
 
 
 # What fields of a DecoderSpec that came later mean to the runs from before.
-_BEFORE = {"vision": None, "scales_embeddings": False, "norm_offset": 0.0, "query_factor": 1.0}
+_BEFORE = {
+    "vision": None,
+    "scales_embeddings": False,
+    "norm_offset": 0.0,
+    "query_factor": 1.0,
+    "experts": None,
+}
 
 
 def place_in_period(number: int) -> str:

@@ -233,8 +233,12 @@ def _device_model(planner: Planner, tensor: int, remat: str) -> Model:
     It has that device's heads, and its slices of the feed-forward layers and the vocabulary.
     """
     a = planner.architecture
+    experts = a.experts
+    if experts is not None:
+        experts = dataclasses.replace(experts, width=_cut(experts.width, tensor))
     architecture = dataclasses.replace(
         a,
+        experts=experts,
         num_heads=a.num_heads // tensor,
         num_kv_heads=a.num_kv_heads // tensor,
         intermediate_size=_cut(a.intermediate_size, tensor),

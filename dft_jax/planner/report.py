@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from dft_jax import config as config_lib, sharding
 from dft_jax.data import batches
-from dft_jax.models.model import REMAT_POLICIES, parameter_count
+from dft_jax.models.model import REMAT_POLICIES, Model, parameter_count
 from dft_jax.models.options import architecture_problems
 from dft_jax.planner import devices
 from dft_jax.planner.memory import KINDS, Planner, layouts
@@ -58,9 +58,8 @@ def plan(
     has_gib = devices.DEVICES_GIB[device]
 
     model = planner.build(mesh)
-    n_params = parameter_count(model.abstract_params)
     yield (
-        f"{config.model.path}: {n_params / 1e9:.2f} B parameters in {config.model.param_dtype},"
+        f"{config.model.path}: {_parameters(model)} in {config.model.param_dtype},"
         f" products in {config.model.compute_dtype}, moments {config.optimizer.moment_dtype},"
         f" {config.objective}"
     )
@@ -92,6 +91,15 @@ def plan(
     note = bfloat16_note(config, choice)
     if note:
         yield note
+
+
+def _parameters(model: Model) -> str:
+    """How many there are, and of a model with experts how many a token is multiplied with."""
+    n_params, n_idle = parameter_count(model.abstract_params), model.config.idle_parameters
+    text = f"{n_params / 1e9:.2f} B parameters"
+    if n_idle:
+        text += f" ({(n_params - n_idle) / 1e9:.2f} B for each token)"
+    return text
 
 
 _COLUMNS = ("remat", "rows", "accumulation", *KINDS, " total")

@@ -2,6 +2,7 @@
 images; and what is said of it.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ def lora_for(section: Config | None, model: Model) -> Lora | None:
       fit it or the other keys.
     """
     lora = lora_lib.of_config(section)
+    if lora is not None and section.targets == lora_lib.ALL and model.config.experts is not None:
+        # As PEFT has it: to transformers an expert's matrix is no linear module.
+        lora = dataclasses.replace(lora, targets=lora_lib.GROUPS["attention"])
     if section is not None and section.adapter:
         adapter = peft.read_adapter(Path(section.adapter))
         peft.check(adapter, model)
@@ -143,7 +147,9 @@ def _misfits(lora: Lora, model: Model) -> list[str]:
     for tensor in adaptable_tensors(model):
         name = tensor.path[-2]
         sizes[name] = min(*tensor.shape, sizes.get(name, tensor.shape[0]))
-    problems = []
+    problems = _misfits_of_experts(lora, model)
+    if problems:
+        return problems
     # A name that matches nothing would be an adapter that is silently not there.
     for name in lora.targets:
         if name not in sizes:
@@ -155,6 +161,19 @@ def _misfits(lora: Lora, model: Model) -> list[str]:
         what = f"config.lora.rank={lora.rank} is more than the {smallest} rows or columns"
         problems.append(f"{what} of a matrix that it adapts; use at most {smallest}")
     return problems
+
+
+def _misfits_of_experts(lora: Lora, model: Model) -> list[str]:
+    """Adapters beside attention, of a model with experts: these have none, nor have its dense
+    layers, whose names would stand for experts too.
+    """
+    names = [name + lora_lib.SUFFIX for name in lora.targets if name in lora_lib.GROUPS["mlp"]]
+    if model.config.experts is None or not names:
+        return []
+    return [
+        f"config.lora.targets: {', '.join(names)} of a model with experts, which have no adapters;"
+        " use lora.targets=attention"
+    ]
 
 
 def lines_of_ends(mean_p: float | None) -> list[str]:

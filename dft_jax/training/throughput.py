@@ -20,7 +20,7 @@ def flops_per_token(model: Model, mean_length: float) -> float:
     """
     c = model.config
     # Those of a tower see patches, not tokens.
-    n_matmul = parameter_count(text_of(model.abstract_params))
+    n_matmul = parameter_count(text_of(model.abstract_params)) - c.idle_parameters
     if not c.tie_embeddings:
         # Of an embedding table a row is read; nothing is multiplied.
         n_matmul -= c.vocab_size * c.hidden_size

@@ -73,6 +73,15 @@ def default_rope(theta: float) -> dict[str, Any]:
 QWEN2 = {"num_key_value_heads": 2, "rope_parameters": default_rope(1000.0)}
 QWEN2_TIED = QWEN2 | {"tie_word_embeddings": True}
 QWEN2_UNTIED = QWEN2 | {"tie_word_embeddings": False}
+QWEN3_MOE = {
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "tie_word_embeddings": True,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "rope_parameters": default_rope(3000.0),
+}
 # Head width 24: with theta 1000 and 32 positions, three of the twelve frequencies are blended.
 YARN_SIZES = {"hidden_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
 YARN_ROPE = {
@@ -386,6 +395,42 @@ CASES = {
         seed=20,
         max_shard_size="50KB",
     ),
+    # The second layer of four is dense; shares of a token's experts add up to 1, as in the
+    # published files.
+    "qwen3_moe": Case(
+        "Qwen3Moe",
+        QWEN3_MOE | {"num_hidden_layers": 4, "mlp_only_layers": [1], "norm_topk_prob": True},
+        LONG,
+        seed=18,
+    ),
+    # Every second layer is dense, shares are as softmax has them, and the keys are those of the
+    # hub's files: `num_experts`, which transformers 5 writes under another name.
+    "qwen3_moe_oldschema": Case(
+        "Qwen3Moe",
+        QWEN3_MOE | {"decoder_sparse_step": 2, "norm_topk_prob": False},
+        SHORT,
+        seed=19,
+        old_schema={
+            "transformers_version": "4.51.0",
+            "num_experts": 6,
+            "max_window_layers": 2,
+            "rope_scaling": None,
+            "sliding_window": None,
+        },
+    ),
+    "mixtral": Case(
+        "Mixtral",
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_parameters": default_rope(1000.0),
+        },
+        (1, 64),
+        seed=20,
+    ),
 }
 
 
@@ -414,6 +459,8 @@ def to_old_schema(path: pathlib.Path, extra: dict[str, Any]) -> None:
         config["rope_scaling"] = rope
     config["torch_dtype"] = config.pop("dtype")
     config.pop("layer_types", None)
+    if "num_experts" in extra:
+        del config["num_local_experts"]  # what transformers 5 calls it
     config = {key: value for key, value in config.items() if value is not None} | extra
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -69,7 +69,10 @@ _OTHER_NAMES = {"qwen2": "qwen2_tied", "llama": "llama3", "gemma3_text": "gemma3
 FAMILY_CASES = [_OTHER_NAMES.get(family, family) for family in FAMILIES]
 
 
-@pytest.mark.parametrize("case", slow_but(["qwen3"], FAMILY_CASES, slow=["qwen2_5_vl", "smollm3"]))
+@pytest.mark.parametrize(
+    "case",
+    slow_but(["qwen3", "qwen3_moe"], FAMILY_CASES, slow=["qwen2_5_vl", "smollm3", "mixtral"]),
+)
 def test_eight_devices_give_the_same_logits(case, golden, mesh8):
     tokens_BL = np.tile(golden[case]["token_ids"][:1, :48], (4, 1))
     found_BLV = logits_of(case, mesh8, tokens_BL, attention_block=32)
@@ -78,7 +81,8 @@ def test_eight_devices_give_the_same_logits(case, golden, mesh8):
 
 
 @pytest.mark.parametrize(
-    "case", slow_but(["mistral"], FAMILY_CASES, slow=["qwen2_5_vl", "smollm3", "olmo2"])
+    "case",
+    slow_but(["mistral"], FAMILY_CASES, slow=["qwen2_5_vl", "smollm3", "olmo2", "qwen3_moe"]),
 )
 def test_packed_equals_separate(case, golden, mesh1):
     """Rows `a a a a a b b b - -` against a and b alone: same logits, whatever the padding holds."""

@@ -152,7 +152,7 @@ def test_gradients_of_every_tensor_equal_transformers(exact):
     expected = dict(np.load(FOLDER / "gradients.npz"))
     for tensor in tensor_table(model):
         value, grad = np.asarray(at(params, tensor.path)), np.asarray(at(found, tensor.path))
-        if tensor.index is not None:
+        if tensor.index:
             value, grad = value[tensor.index], grad[tensor.index]
         name = tensor.name.replace("visual.", "model.visual.")
         if name.startswith(("model.layers", "model.norm", "model.embed")):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, Yarn
+from dft_jax.models.spec import DecoderSpec, ExpertsSpec, LayerSpec, Rope, Yarn
 from dft_jax.runtime import errors
 
 # Keys that do not change what training computes, at any value: bookkeeping, generation defaults,
@@ -348,6 +348,22 @@ def refuse_window(reader: ConfigReader, num_layers: int) -> None:
     reader.expect("layer_types", [FULL] * num_layers, None)
     # without effect while use_sliding_window is false
     reader.ignore("sliding_window", "max_window_layers")
+
+
+def take_experts(reader: ConfigReader, count: int, width: int, *, normalised: bool) -> ExpertsSpec:
+    """Experts whose number, width and shares a family has read under keys of its own."""
+    per_token = reader.size("num_experts_per_tok")
+    if per_token > count:
+        reader.problem(f"num_experts_per_tok={per_token} is more than the {count} experts")
+        per_token = count
+    # How much transformers adds of a loss that balances the experts, if it is asked to.
+    reader.take("router_aux_loss_coef", float, 0.0)
+    if reader.take("output_router_logits", bool, False):
+        reader.problem(
+            "output_router_logits=True asks for the loss that balances experts, which is not"
+            " trained here; set it to false"
+        )
+    return ExpertsSpec(count, per_token, width, normalised)
 
 
 def read_common(

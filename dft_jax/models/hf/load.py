@@ -96,15 +96,16 @@ def load_params(
         path, leaf = tensor.path, leaves[tensor.path]
         host = _read_finite(checkpoint, tensor)
         host = merged(host, pairs.get(tensor.name), tensor.row_slice)
-        if tensor.index is None:
+        if not tensor.index:
             arrays[path] = _place(host.reshape(leaf.shape), leaf.sharding, leaf.dtype)
             continue
         if path not in arrays:
             zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
             arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
-        # One layer is cut as its stack is, whose first axis stays whole.
-        layout = sharding.named(model.mesh, *leaf.sharding.spec[1:])
-        one = _place(host.reshape(leaf.shape[1:]), layout, leaf.dtype)
+        # One layer, or expert of it, is cut as its stack is, whose first axes stay whole.
+        n_axes = len(tensor.index)
+        layout = sharding.named(model.mesh, *leaf.sharding.spec[n_axes:])
+        one = _place(host.reshape(leaf.shape[n_axes:]), layout, leaf.dtype)
         arrays[path] = _write_layer(arrays[path], one, tensor.index)
     distributed.meet("weights")  # one disk may be minutes slower than another
     return unflatten_dict(arrays)
@@ -142,8 +143,12 @@ def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Arr
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write_layer(stacked: jax.Array, one: jax.Array, index: jax.Array | int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stacked, one, index, 0)
+def _write_layer(stacked: jax.Array, one: jax.Array, index: tuple[int, ...]) -> jax.Array:
+    """`stacked` with `one` at `index` of its first axes, which is no part of the program."""
+    starts = (*index, *[0] * one.ndim)
+    return jax.lax.dynamic_update_slice(
+        stacked, jnp.expand_dims(one, tuple(range(len(index)))), starts
+    )
 
 
 def tower_digest(checkpoint: Checkpoint, model: Model) -> str:
@@ -175,8 +180,8 @@ def tensor_reader(params: Params, model: Model) -> TensorReader:
     # Without axes: every device, and so every host, gets all of it.
     layout = sharding.named(model.mesh)
 
-    def one_of(array: jax.Array, index: jax.Array | int | None) -> jax.Array:
-        return array if index is None else array[index]
+    def one_of(array: jax.Array, index: tuple[int, ...]) -> jax.Array:
+        return array[index]
 
     take = jax.jit(one_of, out_shardings=layout)
 

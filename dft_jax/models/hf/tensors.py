@@ -35,7 +35,8 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     path: tuple[str, ...]  # of the parameter in the tree
-    index: int | None  # along the parameter's first axis where layers are stacked; else None
+    # Along the parameter's first axes, of layers where they are stacked, and of experts; else ().
+    index: tuple[int, ...]
     layer: int | None  # the layer of the model; None outside the layers
     rows: Rows | None = None  # None where it is the whole tensor
 
@@ -76,16 +77,39 @@ def tensor_table(model: Model) -> list[Tensor]:
         table = _tower_table(model.tower, model.config.family)
     for path, leaf in leaves.items():
         if path[0] not in loop_names:
-            table.append(Tensor(names[".".join(path)], leaf.shape, path, index=None, layer=None))
+            table.append(Tensor(names[".".join(path)], leaf.shape, path, index=(), layer=None))
     for layer, place in enumerate(model.config.layer_places()):
         depth = len(place.path)
         for path, leaf in leaves.items():
             if path[:depth] == place.path:
-                name = names[".".join(path[depth:])].format(layer=layer)
-                shape = tensor_shape(path[depth:], leaf.shape[1:])
-                table.append(Tensor(name, shape, path, place.trip, layer))
+                name = names[".".join(path[depth:])]
+                stacked = Tensor(name, leaf.shape[1:], path, (place.trip,), layer)
+                table += _tensors_of_layer(stacked, depth)
     table = _with_rows(table, list(names))
-    return sorted(table, key=lambda tensor: (tensor.path, tensor.index or 0))
+    return sorted(table, key=lambda tensor: (tensor.path, tensor.index))
+
+
+def _tensors_of_layer(parameter: Tensor, depth: int) -> list[Tensor]:
+    """The tensors of one layer's parameter, which has its own shape and a name to be filled in:
+    one, or of experts one each. `depth` keys of its path lead to the layer.
+    """
+    name, layer = parameter.name, parameter.layer
+    if "{expert}" not in name:
+        shape = tensor_shape(parameter.path[depth:], parameter.shape)
+        return [dataclasses.replace(parameter, name=name.format(layer=layer), shape=shape)]
+    n_experts, *shape = parameter.shape
+    found = []
+    for expert in range(n_experts):
+        found.append(
+            Tensor(
+                name.format(layer=layer, expert=expert),
+                tuple(shape),
+                parameter.path,
+                (*parameter.index, expert),
+                layer,
+            )
+        )
+    return found
 
 
 def _with_rows(table: list[Tensor], order: list[str]) -> list[Tensor]:
@@ -126,11 +150,12 @@ def _tower_table(tower: Tower, family: str) -> list[Tensor]:
         name = names[".".join(path[path[0] == "blocks" :])]
         if path[0] != "blocks":
             shape = _tower_shape(path, leaf.shape)
-            table.append(Tensor(name, shape, (VISION, *path), index=None, layer=None))
+            table.append(Tensor(name, shape, (VISION, *path), index=(), layer=None))
             continue
         shape = _tower_shape(path[1:], leaf.shape[1:])
         for block in range(tower.config.depth):
-            table.append(Tensor(name.format(layer=block), shape, (VISION, *path), block, block))
+            one = Tensor(name.format(layer=block), shape, (VISION, *path), (block,), block)
+            table.append(one)
     return table
 
 

@@ -1,0 +1,302 @@
+"""A feed-forward of many experts, of which each token goes through a few (arXiv 1701.06538).
+
+A router gives every expert a share of a token; the token goes through those with the largest, and
+their outputs are added, each times its share. No expert has a limit, so no token is dropped. There
+are two ways, with the same results:
+
+`sorted_by_expert`, on TPUs, multiplies each expert with its own tokens. Pairs of a token and one of
+its experts are sorted by expert, so that each expert has a run of them:
+
+    token        0    1    2          experts of each: the two with the largest shares
+    experts     2 0  0 1  2 1
+    pair        0 1  2 3  4 5
+    sorted       1 2  3 5  0 4        experts 0, 1 and 2 have two pairs each
+    token        0 1  1 2  0 2
+
+`in_turn`, on CPUs and GPUs, multiplies every expert with all tokens, E / S times as much. There XLA
+(of jaxlib 0.10) has no program for products of runs, and would multiply every expert with all
+pairs, S times more again, and hold all pairs once for each expert: 17 GB of a row of 4,096 tokens
+of Qwen3-30B-A3B.
+
+Letters besides the legend's: E experts, S of a token, N tokens of a device, P its pairs (N·S).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from dft_jax import sharding
+from dft_jax.models import layers
+from dft_jax.models.lora import Lora
+from dft_jax.models.spec import DecoderSpec, ExpertsSpec
+from dft_jax.types import AnyMesh
+
+# The name in LayerSpec.feed_forward.
+NAME = "experts"
+# What the policy `dots` saves of the experts, by this name: it knows their products no other way.
+PRODUCT = "product_of_experts"
+
+
+class Experts(nn.Module):
+    """Σ_s share_s · expert_s(x) over the experts s of each token; each expert is a SwiGLU.
+
+    Positions are computed each by itself, padding among them: none has a part in another's output.
+    With `lora` all kernels here are frozen; none of them has an adapter.
+    """
+
+    spec: DecoderSpec
+    param_dtype: jnp.dtype
+    mesh: AnyMesh
+    lora: Lora | None = None
+
+    @nn.compact
+    def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        experts = self.spec.experts
+        assert experts is not None, "the family says what experts its layers have"
+        E, F, D = experts.count, experts.width, self.spec.hidden_size
+        router = layers.Linear(
+            "BLD,ED->BLE",
+            (E, D),
+            ("experts", "embed"),
+            0,
+            self.spec.init_std,
+            self.param_dtype,
+            sharding.platform(self.mesh),
+            lora=self.lora,
+            name="router",
+        )
+        # In the compute dtype, as transformers has it: what is trained is what others run.
+        logits_BLE = router(x_BLD)
+        kernels = (
+            self._kernel("expert_gate", (E, F, D), ("experts", "mlp", "embed")),
+            self._kernel("expert_up", (E, F, D), ("experts", "mlp", "embed")),
+            self._kernel("expert_down", (E, D, F), ("experts", "embed", "mlp")),
+        )
+        return _on_every_device(self.mesh, experts, x_BLD, logits_BLE, *kernels)
+
+    def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
+        init = nn.with_partitioning(nn.initializers.normal(self.spec.init_std), axes)
+        return self.param(name, init, shape, self.param_dtype)
+
+
+def _on_every_device(
+    mesh: AnyMesh,
+    experts: ExpertsSpec,
+    x_BLD: Float[Array, "B L D"],
+    logits_BLE: Float[Array, "B L E"],
+    gate_EFD: Float[Array, "E F D"],
+    up_EFD: Float[Array, "E F D"],
+    down_EDF: Float[Array, "E D F"],
+) -> Float[Array, "B L D"]:
+    """`through_experts`, where each device has its own rows, and sorts none but theirs.
+
+    Sorted over all rows of the batch, tokens would change devices in every layer, and XLA gathers
+    what it sorts. So rows stay where they are, and of the experts each device has its part of the
+    width (`tensor`) and, gathered over `fsdp` for use as of any layer, all of the rest.
+    """
+    rows = sharding.spec(x_BLD.shape, ("batch", "length", "embed_activation"), mesh)
+    wide = sharding.spec(gate_EFD.shape, ("experts", "mlp", "embed_activation"), mesh)
+    back = sharding.spec(down_EDF.shape, ("experts", "embed_activation", "mlp"), mesh)
+    is_cut = wide[1] is not None
+    platform = sharding.platform(mesh)
+    # Rows along the batch axes, and their positions along `sequence` where these are cut.
+    differs_along = rows[0] or ()
+    if rows[1] is not None:
+        differs_along = (*differs_along, rows[1])
+    if is_cut:
+        differs_along = (*differs_along, "tensor")
+
+    def local(x_bLD: Array, logits_bLE: Array, *kernels: Array) -> Array:
+        *_, D = x_bLD.shape
+        logits_NE = logits_bLE.reshape(-1, experts.count)
+        y_ND = through_experts(
+            experts,
+            platform,
+            x_bLD.reshape(-1, D),
+            logits_NE,
+            *kernels,
+            differs_along=differs_along,
+        )
+        y_bLD = y_ND.reshape(x_bLD.shape)
+        # Each device along `tensor` has summed over its part of the width.
+        return jax.lax.psum(y_bLD, "tensor") if is_cut else y_bLD
+
+    run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, wide, wide, back), out_specs=rows)
+    dtype = x_BLD.dtype
+    return run(
+        x_BLD, logits_BLE, gate_EFD.astype(dtype), up_EFD.astype(dtype), down_EDF.astype(dtype)
+    )
+
+
+def through_experts(
+    experts: ExpertsSpec,
+    platform: str,
+    x_ND: Float[Array, "N D"],
+    logits_NE: Float[Array, "N E"],
+    *kernels: Float[Array, "E _ _"],
+    differs_along: tuple[str, ...] = (),
+) -> Float[Array, "N D"]:
+    """Tokens through their experts, on one device of a `platform`; `kernels` are gate, up, down.
+
+    Sums over a token's experts are float32. `differs_along` is that of `in_turn`.
+    """
+    shares_NS, chosen_NS = route(experts, logits_NE)
+    if platform == "tpu":
+        y_ND = sorted_by_expert(x_ND, shares_NS, chosen_NS, *kernels)
+    else:
+        y_ND = in_turn(x_ND, shares_NS, chosen_NS, *kernels, differs_along=differs_along)
+    return y_ND.astype(x_ND.dtype)
+
+
+def sorted_by_expert(
+    x_ND: Float[Array, "N D"],
+    shares_NS: Float[Array, "N S"],
+    chosen_NS: Int[Array, "N S"],
+    gate_EFD: Float[Array, "E F D"],
+    up_EFD: Float[Array, "E F D"],
+    down_EDF: Float[Array, "E D F"],
+) -> Float[Array, "N D"]:
+    """Each expert multiplied with its own pairs; in the dtype of the shares."""
+    pairs = sort_pairs(chosen_NS, len(gate_EFD))
+
+    def product(x_PI: Array, kernel_EOI: Array) -> Array:
+        return jax.lax.ragged_dot(x_PI, kernel_EOI.swapaxes(1, 2), pairs.sizes_E)
+
+    # Saved for the backward pass are `gate` and `up`; what comes of them is made again, as in a
+    # dense layer.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def gated_product(gate_PF: Array, up_PF: Array) -> Array:
+        return product(layers.SwiGLU.gated(gate_PF, up_PF), down_EDF)
+
+    x_PD = _spread(x_ND, pairs.order_P, pairs.places_P)
+    gate_PF = checkpoint_name(product(x_PD, gate_EFD), PRODUCT)
+    up_PF = checkpoint_name(product(x_PD, up_EFD), PRODUCT)
+    y_PD = checkpoint_name(gated_product(gate_PF, up_PF), PRODUCT)
+    y_PD = _in_order(y_PD, pairs.order_P, pairs.places_P)
+    y_NSD = y_PD.reshape(*chosen_NS.shape, -1)
+    return jnp.einsum("NSD,NS->ND", y_NSD.astype(shares_NS.dtype), shares_NS)
+
+
+def in_turn(
+    x_ND: Float[Array, "N D"],
+    shares_NS: Float[Array, "N S"],
+    chosen_NS: Int[Array, "N S"],
+    gate_EFD: Float[Array, "E F D"],
+    up_EFD: Float[Array, "E F D"],
+    down_EDF: Float[Array, "E D F"],
+    differs_along: tuple[str, ...] = (),
+) -> Float[Array, "N D"]:
+    """One expert after the other on all tokens, most of which have no share of it; in the dtype of
+    the shares.
+
+    Nothing of an expert is kept for the backward pass, under any policy: of all that would be
+    E / S times what the other way keeps.
+
+    Args:
+      differs_along: inside shard_map, the axes of the mesh along which tokens or kernels differ.
+    """
+    # An axis of length 1, which products run over: policies save products that have none such.
+    x_1ND = x_ND[None]
+
+    def product(x_1NI: Array, kernel_OI: Array) -> Array:
+        over = (((2,), (2,)), ((0,), (0,)))
+        return jax.lax.dot_general(x_1NI, kernel_OI[None], over)
+
+    # A scan's forward and backward pass are two loops: nothing of them can be merged.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def add(y_ND: Array, expert: tuple[Array, ...]) -> tuple[Array, None]:
+        number, gate_FD, up_FD, down_DF = expert
+        gated_1NF = layers.SwiGLU.gated(product(x_1ND, gate_FD), product(x_1ND, up_FD))
+        out_ND = product(gated_1NF, down_DF)[0].astype(y_ND.dtype)
+        share_N = jnp.where(chosen_NS == number, shares_NS, 0).sum(axis=1)
+        return y_ND + share_N[:, None] * out_ND, None
+
+    numbers_E = jnp.arange(len(gate_EFD), dtype=chosen_NS.dtype)
+    begin_ND = jnp.zeros(x_ND.shape, shares_NS.dtype)
+    # A loop's sum begins as it goes on: other on each device along these axes.
+    begin_ND = jax.lax.pcast(begin_ND, differs_along, to="varying")
+    y_ND, _ = jax.lax.scan(add, begin_ND, (numbers_E, gate_EFD, up_EFD, down_EDF))
+    return y_ND
+
+
+def route(
+    experts: ExpertsSpec, logits_NE: Float[Array, "N E"]
+) -> tuple[Float[Array, "N S"], Int[Array, "N S"]]:
+    """Each token's shares and experts, the largest first; softmax and shares are float32.
+
+    Shares are softmax over all experts; `experts.normalised` makes those of a token add up to 1. Of
+    equal ones the lower number is taken. transformers rounds the shares of Qwen3 to the compute
+    dtype, and not those of Mixtral; here neither is.
+    """
+    wide = jnp.promote_types(jnp.float32, logits_NE.dtype)
+    shares_NE = jax.nn.softmax(logits_NE.astype(wide), axis=-1)
+    shares_NS, chosen_NS = jax.lax.top_k(shares_NE, experts.per_token)
+    if experts.normalised:
+        shares_NS = shares_NS / shares_NS.sum(axis=-1, keepdims=True)
+    return shares_NS, chosen_NS
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Pairs of a token and one of its experts: pair n·S + s is of token n.
+
+    `order_P` are the pairs sorted by expert, `places_P` the place of each pair among them, and
+    `sizes_E` the number of pairs of each expert. They add up to P: none is dropped.
+    """
+
+    order_P: Array
+    places_P: Array
+    sizes_E: Array
+
+
+def sort_pairs(chosen_NS: Int[Array, "N S"], n_experts: int) -> Pairs:
+    """The pairs of tokens and the experts chosen for them, by expert; within one in their order."""
+    expert_P = chosen_NS.reshape(-1)
+    order_P = jnp.argsort(expert_P, stable=True)
+    is_of_PE = expert_P[:, None] == jnp.arange(n_experts, dtype=expert_P.dtype)[None, :]
+    return Pairs(order_P, jnp.argsort(order_P), is_of_PE.sum(axis=0, dtype=jnp.int32))
+
+
+# Both gather backward as well: the gradient of a gather would be a scatter, which GPUs add up in an
+# order that differs from run to run, and here every place is known.
+@jax.custom_vjp
+def _spread(x_ND, order_P, places_P):
+    """The token of each pair, the pairs in order."""
+    return x_ND[order_P // (order_P.size // len(x_ND))]
+
+
+def _spread_forward(x_ND, order_P, places_P):
+    return _spread(x_ND, order_P, places_P), (places_P, len(x_ND))
+
+
+def _spread_backward(kept, dx_PD):
+    places_P, N = kept
+    dx_NSD = dx_PD[places_P].reshape(N, -1, dx_PD.shape[-1])
+    return dx_NSD.sum(axis=1, dtype=dx_PD.dtype), None, None
+
+
+_spread.defvjp(_spread_forward, _spread_backward)
+
+
+@jax.custom_vjp
+def _in_order(y_PD, order_P, places_P):
+    """Sorted pairs back in the order of their tokens."""
+    return y_PD[places_P]
+
+
+def _in_order_forward(y_PD, order_P, places_P):
+    return y_PD[places_P], order_P
+
+
+def _in_order_backward(order_P, dy_PD):
+    return dy_PD[order_P], None, None
+
+
+_in_order.defvjp(_in_order_forward, _in_order_backward)
