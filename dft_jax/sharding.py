@@ -59,6 +59,11 @@ RULES = {
 }
 
 
+# Over which the width of parameters is cut where there are devices along `sequence`: copies on them
+# would take the memory that shorter rows save.
+_PARAMETERS = ("fsdp", "sequence")
+
+
 def make_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, for what is left.
 
@@ -228,6 +233,8 @@ def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: AnyMesh) -> P:
         mesh_axis = RULES[axis]
         if size % _ways(mesh_axis, mesh) != 0:
             mesh_axis = None
+        if axis == "embed" and size % _ways(_PARAMETERS, mesh) == 0 and mesh.shape["sequence"] > 1:
+            mesh_axis = _PARAMETERS
         parts.append(mesh_axis)
     return P(*parts)
 

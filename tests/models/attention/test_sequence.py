@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from dft_jax import sharding
 from dft_jax.losses import fused, objectives
 from dft_jax.models import model as models
 from dft_jax.models.attention import kernels, sequence
@@ -124,8 +125,11 @@ def loss_of(spec: DecoderSpec, sizes, batch, objective: str):
     "family, objective",
     slow_but(
         [],
-        [("llama3", "dft"), ("gemma3", "sft"), ("olmo2", "sentence")],
-        slow=[("llama3", "dft"), ("gemma3", "sft")],
+        [
+            *[("llama3", "dft"), ("gemma3", "sft"), ("olmo2", "sentence")],
+            *[("qwen3_moe", "dft"), ("phi3_long", "dft")],
+        ],
+        slow=[("gemma3", "sft"), ("qwen3_moe", "dft")],
     ),
 )
 def test_loss_and_gradients_are_those_of_whole_rows(family, objective):
@@ -149,16 +153,30 @@ def test_loss_and_gradients_are_those_of_whole_rows(family, objective):
 
 @pytest.mark.slow
 def test_only_keys_and_values_are_gathered():
-    """What moves along `sequence` in a compiled forward and backward pass: in each layer keys and
-    values of all positions, and their gradients; residual stream and logits stay cut.
+    """What moves along `sequence` in a compiled forward and backward pass, beside parameters: in
+    each layer keys and values of all positions, and their gradients; residual stream and logits
+    stay cut.
     """
+    n_positions = 8 * 72  # which no parameter has an axis of
     with jax.enable_x64(True):
         spec = read_config(GOLDEN / "llama3")
-        batch = random_batch(spec, rows=1, length=64)
+        batch = random_batch(spec, rows=1, length=n_positions)
         model, cut = loss_of(spec, (1, 1, 1, 4), batch, "dft")
         text = cut.lower(model.abstract_params).compile().as_text()
-    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
+    gathered = []
+    for shape in re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text):
+        sizes = [int(size) for size in shape.split(",")]
+        if n_positions in sizes:
+            gathered.append(sizes)
     assert gathered, "keys come to all queries"
-    most = 64 * spec.num_kv_heads * spec.head_dim
-    for shape in gathered:
-        assert np.prod([int(size) for size in shape.split(",")]) <= most, shape
+    of_keys = n_positions * spec.num_kv_heads * spec.head_dim
+    assert max(np.prod(sizes) for sizes in gathered) == of_keys
+
+
+def test_parameters_are_cut_too():
+    """Over `sequence` as over `fsdp`: copies would take the memory that shorter rows save."""
+    spec = read_config(GOLDEN / "llama3")
+    embed = models.build(spec, make_mesh(1, 2, 1, 4)).abstract_params["embed"]
+    assert embed.sharding.shard_shape(embed.shape) == (spec.vocab_size, spec.hidden_size // 8)
+    embed = models.build(spec, make_mesh(1, 2, 2)).abstract_params["embed"]
+    assert embed.sharding.spec == sharding.P("tensor", "fsdp")
