@@ -66,7 +66,11 @@ def by_request(completions):
 
 @pytest.mark.parametrize(
     "case",
-    slow_but(["qwen2_tied", "llama3"], CASES, slow=["smollm3_window", "phi3_long", "gemma3"]),
+    slow_but(
+        ["qwen2_tied", "llama3"],
+        CASES,
+        slow=["smollm3_window", "llama_yarn", "gemma3", "phi3_long"],
+    ),
 )
 def test_greedy_equals_transformers(case):
     prompt = np.load(GOLDEN / case / "logits.npz")["token_ids"][0]
