@@ -69,7 +69,7 @@ def by_request(completions):
     slow_but(
         ["qwen2_tied", "llama3"],
         CASES,
-        slow=["smollm3_window", "phi3_long", "gemma3", "qwen3_moe", "mixtral"],
+        slow=["smollm3_window", "llama_yarn", "gemma3", "phi3_long", "qwen3_moe", "mixtral"],
     ),
 )
 def test_greedy_equals_transformers(case):
