@@ -143,7 +143,7 @@ def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Arr
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write_layer(stacked: jax.Array, one: jax.Array, index: tuple[int, ...]) -> jax.Array:
+def _write_layer(stacked: jax.Array, one: jax.Array, index: tuple[Any, ...]) -> jax.Array:
     """`stacked` with `one` at `index` of its first axes, which is no part of the program."""
     starts = (*index, *[0] * one.ndim)
     return jax.lax.dynamic_update_slice(
@@ -180,7 +180,7 @@ def tensor_reader(params: Params, model: Model) -> TensorReader:
     # Without axes: every device, and so every host, gets all of it.
     layout = sharding.named(model.mesh)
 
-    def one_of(array: jax.Array, index: tuple[int, ...]) -> jax.Array:
+    def one_of(array: jax.Array, index: tuple[Any, ...]) -> jax.Array:
         return array[index]
 
     take = jax.jit(one_of, out_shardings=layout)
