@@ -13,10 +13,11 @@ its experts are sorted by expert, so that each expert has a run of them:
     sorted       1 2  3 5  0 4        experts 0, 1 and 2 have two pairs each
     token        0 1  1 2  0 2
 
-`in_turn`, on CPUs and GPUs, multiplies every expert with all tokens, E / S times as much. There XLA
-(of jaxlib 0.10) has no program for products of runs, and would multiply every expert with all
-pairs, S times more again, and hold all pairs once for each expert: 17 GB of a row of 4,096 tokens
-of Qwen3-30B-A3B.
+`in_turn`, on CPUs and GPUs, multiplies every expert with all tokens, E / S times as much. On CPUs
+XLA (of jaxlib 0.10) has no program for products of runs: it multiplies every expert with all pairs,
+S times more again, and holds all pairs once for each expert, which of a row of 4,096 tokens of
+Qwen3-30B-A3B is 17 GB (computed). GPUs are said to do the same (jax issues of 2026); none was at
+hand to measure.
 
 Letters besides the legend's: E experts, S of a token, N tokens of a device, P its pairs (N·S).
 """

@@ -32,8 +32,8 @@ OF_LOSSES = [
     Change(
         "loss-last-chunk-dropped",
         "dft_jax/losses/chunks.py",
-        "lax.pmax(-(-mask_N.sum() // chunk_tokens), sharding.BATCH_AXES)",
-        "lax.pmax(mask_N.sum() // chunk_tokens, sharding.BATCH_AXES)",
+        'lax.pmax(-(-mask_N.sum() // chunk_tokens), (*sharding.BATCH_AXES, "sequence"))',
+        'lax.pmax(mask_N.sum() // chunk_tokens, (*sharding.BATCH_AXES, "sequence"))',
         LOSSES,
         "float64 and dft",
     ),
