@@ -51,10 +51,9 @@ def attention(
     """As `masked.causal_attention`, of rows that are cut."""
     # A query head and its key/value head are on one device, or all heads are.
     heads = "tensor" if k_BLGK.shape[2] % mesh.shape["tensor"] == 0 else None
-    queries = P(BATCH_AXES, AXIS, heads, None)
-    keys = P(BATCH_AXES, None, heads, None)
+    positions = P(BATCH_AXES, AXIS, heads, None)
     rows = P(BATCH_AXES, None)
-    inputs, specs = (q_BLHK, k_BLGK, v_BLGK, segments_BL), (queries, keys, keys, rows)
+    inputs, specs = (q_BLHK, k_BLGK, v_BLGK, segments_BL), (positions,) * 3 + (rows,)
     attend: Any = functools.partial(_blocked, window=window, block=block)
     if backend == "splash" and is_tiled(q_BLHK.shape[1], mesh):
         n_heads = q_BLHK.shape[2] // (mesh.shape["tensor"] if heads else 1)
@@ -65,7 +64,7 @@ def attention(
         of_queries = kernel.manual_sharding_spec(NamedSharding(mesh, P(None, AXIS)))
         inputs, specs = (kernel, *inputs), (of_queries, *specs)
         attend = _by_splash
-    attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=queries, check_vma=False)
+    attend = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=positions, check_vma=False)
     return attend(*inputs)
 
 
@@ -74,10 +73,17 @@ def is_tiled(length: int, mesh: AnyMesh) -> bool:
     return length % (kernels.TILE * mesh.shape[AXIS]) == 0
 
 
+def _whole(x_BlGK: Float[Array, "B l G K"]) -> Float[Array, "B L G K"]:
+    """Keys or values of all positions. Said here, and not left to the layouts outside, it has a
+    gradient that goes back as a reduce-scatter: otherwise XLA sums it whole on every device.
+    """
+    return lax.all_gather(x_BlGK, AXIS, axis=1, tiled=True)
+
+
 def _blocked(
     q_BlHK: Float[Array, "B l H K"],
-    k_BLGK: Float[Array, "B L G K"],
-    v_BLGK: Float[Array, "B L G K"],
+    k_BlGK: Float[Array, "B l G K"],
+    v_BlGK: Float[Array, "B l G K"],
     segments_BL: Int[AnyArray, "B L"],
     *,
     window: int | None,
@@ -87,6 +93,7 @@ def _blocked(
 
     So a block of queries multiplies the keys of a window, or all of them.
     """
+    k_BLGK, v_BLGK = _whole(k_BlGK), _whole(v_BlGK)
     B, l, H, K = q_BlHK.shape
     L, G = k_BLGK.shape[1:3]
     block = min(block, max(L // 4, 64))
@@ -118,11 +125,12 @@ def _blocked(
 def _by_splash(
     kernel: Any,
     q_BlHK: Float[Array, "B l H K"],
-    k_BLGK: Float[Array, "B L G K"],
-    v_BLGK: Float[Array, "B L G K"],
+    k_BlGK: Float[Array, "B l G K"],
+    v_BlGK: Float[Array, "B l G K"],
     segments_BL: Int[AnyArray, "B L"],
 ) -> Float[Array, "B l H K"]:
     """JAX's Pallas kernel for TPUs, as `kernels.splash`."""
     l = q_BlHK.shape[1]
     segments_Bl = lax.dynamic_slice_in_dim(segments_BL, lax.axis_index(AXIS) * l, l, axis=1)
+    k_BLGK, v_BLGK = _whole(k_BlGK), _whole(v_BlGK)
     return kernels.by_splash(kernel, q_BlHK, k_BLGK, v_BLGK, segments_Bl, segments_BL)

@@ -171,6 +171,7 @@ def test_only_keys_and_values_are_gathered():
     assert gathered, "keys come to all queries"
     of_keys = n_positions * spec.num_kv_heads * spec.head_dim
     assert max(np.prod(sizes) for sizes in gathered) == of_keys
+    assert " reduce-scatter(" in text, "each device gets the gradients of its own keys alone"
 
 
 def test_parameters_are_cut_too():
