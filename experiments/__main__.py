@@ -49,6 +49,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("dft_jax.main", "--config=configs/lab_vision_base.py"),
         "--workdir=runs/lab_vision_base",
     ),
+    "long_rows": ("experiments.long_rows.compile",),
     "objectives": ("experiments.objectives.cost",),
     "parity": ("experiments.parity.run",),
     "performance": ("experiments.performance.run",),

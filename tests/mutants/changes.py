@@ -881,6 +881,91 @@ OF_PHI3 = [
     ),
 ]
 
+# ---- rows that are cut, and experts
+
+SEQUENCE = ("tests/models/attention/test_sequence.py",)
+EXPERTS = ("tests/models/test_moe.py",)
+OF_SEQUENCE = [
+    Change(
+        "sequence-queries-of-the-first-part",
+        "dft_jax/models/attention/sequence.py",
+        "begin = lax.axis_index(AXIS) * l",
+        "begin = 0 * lax.axis_index(AXIS)",
+        SEQUENCE,
+        "equals_dense",
+    ),
+    Change(
+        "sequence-window-one-key-short",
+        "dft_jax/models/attention/sequence.py",
+        "min(L, n_queries + window - 1)",
+        "min(L, n_queries + window - 2)",
+        SEQUENCE,
+        "equals_dense",
+    ),
+    Change(
+        "sequence-keys-of-one-part",
+        "dft_jax/models/attention/sequence.py",
+        "lax.all_gather(x_BlGK, AXIS, axis=1, tiled=True)",
+        "lax.concatenate([x_BlGK] * lax.axis_size(AXIS), 1)",
+        SEQUENCE,
+        "equals_dense",
+    ),
+    Change(
+        "sequence-segments-of-the-first-part",
+        "dft_jax/models/attention/sequence.py",
+        "lax.axis_index(AXIS) * l, l, axis=1)",
+        "0 * lax.axis_index(AXIS), l, axis=1)",
+        SEQUENCE,
+        "splash_equals",
+    ),
+    Change(
+        "sequence-gradient-of-the-head-of-one-part",
+        "dft_jax/losses/devices.py",
+        "row_axes.append(positions)",
+        "pass",
+        SEQUENCE,
+        "loss_and_gradients and gemma3",
+    ),
+]
+OF_EXPERTS = [
+    Change(
+        "experts-shares-do-not-add-up",
+        "dft_jax/models/moe.py",
+        "if experts.normalised:",
+        "if not experts.normalised:",
+        GOLDEN,
+        "logits_equal and qwen3_moe",
+    ),
+    Change(
+        "experts-one-fewer",
+        "dft_jax/models/moe.py",
+        "jax.lax.top_k(shares_NE, experts.per_token)",
+        "jax.lax.top_k(shares_NE, experts.per_token - 1)",
+        GOLDEN,
+        "logits_equal and mixtral",
+    ),
+    Change(
+        "experts-sorted-and-not-put-back",
+        "dft_jax/models/moe.py",
+        """    return y_PD[places_P]
+
+
+def""",
+        """    return y_PD
+
+
+def""",
+        EXPERTS,
+    ),
+    Change(
+        "experts-width-not-summed",
+        "dft_jax/models/moe.py",
+        'return jax.lax.psum(y_bLD, "tensor") if is_cut else y_bLD',
+        "return y_bLD",
+        EXPERTS,
+    ),
+]
+
 CHANGES = [
     *OF_LOSSES,
     *OF_DATA,
@@ -891,4 +976,6 @@ CHANGES = [
     *OF_ADAPTERS,
     *OF_IMAGES,
     *OF_PHI3,
+    *OF_SEQUENCE,
+    *OF_EXPERTS,
 ]
