@@ -41,7 +41,9 @@ def devices(monkeypatch):
     return put
 
 
-@pytest.mark.parametrize("sizes", [(2, 8, 1), (4, 4, 1), (4, 2, 2), (2, 1, 8), (16, 1, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 8, 1, 1), (4, 4, 1, 1), (4, 2, 2, 1), (2, 1, 2, 4), (16, 1, 1, 1)]
+)
 def test_only_data_goes_from_slice_to_slice(sizes):
     chips = slices(2)
     array = sharding.across_slices(sizes, chips, sharding.slice_count(chips))

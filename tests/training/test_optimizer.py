@@ -3,6 +3,7 @@ on with them.
 """
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +189,12 @@ def test_rates_are_the_schedule_to_the_bit_and_pad_with_the_last_one():
     assert (
         table.dtype == np.float32 and table.shape == (1024,) and (table[390:] == table[389]).all()
     )
-    assert all(table[count] == schedule(count) for count in (*range(0, 390, 13), 39, 389))
+    # Without LLVM's optimizations, as most tests compile, jaxlib 0.12 divides vectors less exactly
+    # than single numbers. To the bit it is looked at as users have it (.ci/run).
+    rtol = 2e-6 if "optimization_level=0" in os.environ["XLA_FLAGS"] else 0
+    counts = [*range(0, 390, 13), 39, 389]
+    expected = [schedule(count) for count in counts]
+    np.testing.assert_allclose(table[counts], expected, rtol=rtol, atol=0)
 
 
 def test_what_bfloat16_cannot_hold_is_refused():
