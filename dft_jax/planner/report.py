@@ -48,8 +48,9 @@ def plan(
     max_length = config.data.max_length
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     planner = Planner(config, architecture, devices.described(device))
-    *cut, sequence = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
-    data, fsdp, tensor = mesh = tuple(cut)
+    sizes = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
+    data, fsdp, tensor, sequence = sizes
+    mesh = data, fsdp, tensor
     if sequence > 1:
         what = f"config.mesh.sequence={sequence} is not in the plan's account of activations"
         raise errors.UserError(f"{what}; plan with 1, and rows of 1/{sequence} of their length")

@@ -338,8 +338,9 @@ def train(trial: Trial, root: Path) -> tuple[Any, int]:
         ), trial.steps
     run = api.train(config, root / trial.name)
     # Of a model with images the tower too, which a training of the text leaves as it is.
-    has_tower = run.lm.model.config.vision is not None
-    lm = run.lm.with_images() if has_tower else run.lm
+    lm = run.lm
+    if lm.model.config.vision is not None:
+        lm = lm.with_images()
     return lm.params, run.step
 
 

@@ -9,6 +9,7 @@ collectives are the compiled program's; FLOPs of attention and times are compute
 
 import json
 import os
+from pathlib import Path
 
 from experiments.performance import aot
 
@@ -16,15 +17,15 @@ if __name__ == "__main__":
     os.environ.update(aot.ENVIRONMENT)
 
 import numpy as np
+from jax.sharding import Mesh
 
 from dft_jax import sharding
-from dft_jax.models.model import matmul_precision
 from dft_jax.types import Batch
 from experiments import common
 from experiments.performance import programs, records
 from experiments.performance.contenders import adapter
 
-DEVICE, TOKENS, ROWS = "v5p:2x2x1", 32_768, 4
+ROW, DEVICE, TOKENS, ROWS = "train_8b_32k", "v5p:2x2x1", 32_768, 4
 # data, fsdp, tensor, sequence. Every step has four rows, in as many micro-batches as that takes.
 MESHES = ((1, 4, 1, 1), (1, 2, 1, 2), (1, 1, 1, 4), (1, 1, 4, 1), (1, 1, 2, 2))
 
@@ -38,11 +39,10 @@ def step_batch(rows: int) -> Batch:
     return Batch(tokens_ABL, tokens_ABL, mask_ABL, tokens_ABL, positions_ABL, most_segments=1)
 
 
-def program_on(sizes: tuple[int, ...], shape: str = "8b") -> programs.Compilable:
-    """The step on a mesh of these sizes; each device has one row, or a part of one."""
-    mesh = aot.make_mesh(aot.devices_of(DEVICE), sizes)
-    config = programs.training_config(shape, "full", programs.CHUNK_TOKENS)
-    model = programs.training_model(config, shape, False, mesh, "auto")
+def program_on(mesh: Mesh) -> programs.Compilable:
+    """The step on a mesh; each device has one row, or a part of one."""
+    config = programs.training_config("8b", "full", programs.CHUNK_TOKENS)
+    model = programs.training_model(config, "8b", False, mesh, "auto")
     optimizer, step = adapter.make_step(config, model, "dft")
     batch = step_batch(sharding.batch_shards(mesh))
     trained = TOKENS // 2 // mesh.shape["sequence"]
@@ -57,34 +57,26 @@ def program_on(sizes: tuple[int, ...], shape: str = "8b") -> programs.Compilable
 
 def compiled_line(sizes: tuple[int, ...]) -> dict:
     """A line of the table."""
-    import time
-
-    with aot.stand_ins(DEVICE):
-        program = program_on(sizes)
-        with matmul_precision(program.compute_dtype):
-            lowered = program.function.lower(*program.arguments)
-        start = time.perf_counter()
-        compiled = lowered.compile()
-    seconds = time.perf_counter() - start
-    return aot.line_of("train_8b_32k", ["full"], DEVICE, sizes, program, compiled, seconds)
+    program, compiled, seconds = aot.compile_on(program_on, DEVICE, sizes)
+    return aot.line_of(ROW, ["full"], DEVICE, sizes, program, compiled, seconds)
 
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--out", help="CSV file")
+    parser.add_argument("--out", type=Path, help="CSV file")
     arguments = parser.parse_args()
     lines = []
     for sizes in MESHES:
         try:
             lines.append(compiled_line(sizes))
         except Exception as error:  # of the compiler: what does not fit is a result
-            lines.append({"row": "train_8b_32k", "mesh": "x".join(map(str, sizes))})
-            lines[-1]["error"] = str(error).splitlines()[0][:300]
+            mesh, first_line = "x".join(map(str, sizes)), str(error).splitlines()[0]
+            lines.append({"row": ROW, "mesh": mesh, "error": first_line[:300]})
         print(json.dumps(lines[-1]), flush=True)
     if arguments.out:
         columns = list(dict.fromkeys(name for line in lines for name in line))
         complete = [{name: line.get(name) for name in columns} for line in lines]
-        records.write_rows(records.Path(arguments.out), complete)
+        records.write_rows(arguments.out, complete)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ line. See README.md for what has to be installed, and for the roofline's assumpt
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -140,9 +141,20 @@ def compile_row(
     """A row's program, compiled: (Compilable, compiled, seconds). `more` goes to the row."""
     make = programs.of(row)
     assert make is not None, f"{row} has no program of ours"
+    made = functools.partial(make, *attempt, **more)
+    return compile_on(made, device, sizes, options)
+
+
+def compile_on(
+    make: Callable[..., programs.Compilable],
+    device: str,
+    sizes: tuple[int, ...],
+    options: dict | None = None,
+):
+    """What `make(mesh=…)` gives for a mesh of these sizes, compiled; as `compile_row`."""
     mesh = make_mesh(devices_of(device, math.prod(sizes)), sizes)
     with stand_ins(device):
-        program = make(*attempt, mesh=mesh, **more)
+        program = make(mesh=mesh)
         with matmul_precision(program.compute_dtype):
             lowered = program.function.lower(*program.arguments)
         start = time.perf_counter()

@@ -100,15 +100,9 @@ def _tensors_of_layer(parameter: Tensor, depth: int) -> list[Tensor]:
     n_experts, *shape = parameter.shape
     found = []
     for expert in range(n_experts):
-        found.append(
-            Tensor(
-                name.format(layer=layer, expert=expert),
-                tuple(shape),
-                parameter.path,
-                (*parameter.index, expert),
-                layer,
-            )
-        )
+        one = name.format(layer=layer, expert=expert)
+        index = (*parameter.index, expert)
+        found.append(dataclasses.replace(parameter, name=one, shape=tuple(shape), index=index))
     return found
 
 
