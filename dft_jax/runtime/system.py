@@ -65,13 +65,13 @@ def _limit(kind: int, value: int, lower_hard: bool = True) -> bool:
     return True
 
 
-def peak_kib(process: int | str = "self") -> int:
-    """The most memory that this process had resident at once, in KiB; of another one on Linux only.
+def peak_kib() -> int:
+    """The most memory that this process had resident at once, in KiB.
 
     On Linux from /proc: getrusage would count what the process held that this one was forked from.
     """
     with contextlib.suppress(OSError):
-        return _status_kib("VmHWM", process)
+        return status_kib("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes.
     if sys.platform == "darwin":
@@ -82,15 +82,21 @@ def peak_kib(process: int | str = "self") -> int:
 def mapped_kib() -> int:
     """The address space of this process by now, in KiB: part of `limit_memory`'s; 0 if unknown."""
     with contextlib.suppress(OSError):
-        return _status_kib("VmSize", "self")
+        return status_kib("VmSize")
     return 0
 
 
-def _status_kib(field: str, process: int | str) -> int:
-    """A number of /proc; OSError where there is no such file, as on macOS."""
+def status_kib(field: str, process: int | str = "self") -> int:
+    """A number of /proc/PROCESS/status, in KiB.
+
+    Raises:
+      OSError: there is no such file, as on macOS, or the process has ended.
+    """
     status = Path(f"/proc/{process}/status").read_text()
     match = re.search(rf"{field}:\s+(\d+)", status)
-    assert match is not None, field
+    # A process that has ended, but that nobody has waited for yet, has a file without memory.
+    if match is None:
+        raise ProcessLookupError(f"process {process} has no {field}")
     return int(match[1])
 
 

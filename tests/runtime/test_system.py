@@ -45,6 +45,19 @@ def test_peak_memory_is_one_number_in_one_unit(macos, monkeypatch):
     assert system.peak_kib() == 3 * 2**20 and system.peak_gib() == 3
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_an_ended_process_is_nobody_elses():
+    """Neither before somebody has waited for it, nor afterwards: never this process's own."""
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(OSError, match="VmHWM"):
+        system.status_kib("VmHWM", ended.pid)
+    ended.wait()
+    with pytest.raises(OSError):
+        system.status_kib("VmHWM", ended.pid)
+    assert system.status_kib("VmHWM") > 1000
+
+
 def test_a_limit_that_the_system_lacks_is_left_out(macos):
     assert not system.limit_memory(2**30) and not system.limit_processor_s(1)
     system.forbid_core_dumps()

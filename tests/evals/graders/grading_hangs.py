@@ -57,7 +57,7 @@ def timed(grader, answer: str) -> dict:
     """Verdict, seconds and peak of one answer; an easy item first, so that no start of a worker is
     in its time.
     """
-    from dft_jax.evals.graders import pool
+    from dft_jax.runtime import system
 
     easy = grader.grade([("\\boxed{2+3}", "5")], progress=False)[0].verdict
     process, peaks, done = grader.workers[0].process.pid, [0], threading.Event()
@@ -65,8 +65,8 @@ def timed(grader, answer: str) -> dict:
     def sample():
         while not done.wait(0.02):
             try:
-                peaks.append(pool.peak_kib(process))
-            except (OSError, TypeError):
+                peaks.append(system.status_kib("VmHWM", process))
+            except OSError:
                 return  # killed
 
     sampler = threading.Thread(target=sample)
