@@ -6,7 +6,7 @@ from pathlib import Path
 from dft_jax.models.attention import select
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import DecoderSpec
-from dft_jax.models.spec import LayerSpec, LongRope, MRope, Rope, VisionSpec
+from dft_jax.models.spec import ExpertsSpec, LayerSpec, LongRope, MRope, Rope, VisionSpec
 from dft_jax.runtime import errors, hub
 
 # Memory of one device as its maker gives it (cloud.google.com/tpu/docs: one page for each version;
@@ -108,6 +108,14 @@ def _phi4_mini() -> DecoderSpec:
     return dataclasses.replace(shape.with_layers(rope=rope), family="phi3")
 
 
+def _qwen3_30b_a3b() -> DecoderSpec:
+    """128 experts in each layer, of which a token goes through 8 (arXiv 2505.09388)."""
+    shape = _shape(2048, 48, 32, 4, 6144, 151936, False, 40960)
+    experts = ExpertsSpec(count=128, per_token=8, width=768, normalised=True)
+    shape = shape.with_layers(qk_norm="head", feed_forward="experts")
+    return dataclasses.replace(shape, experts=experts, family="qwen3_moe")
+
+
 def _with_tower(text: DecoderSpec) -> DecoderSpec:
     """Qwen2.5-VL: the tower is the same for all sizes but for its features (arXiv 2502.13923)."""
     rope = MRope(1e6, type="mrope", sections=(16, 24, 24))
@@ -129,8 +137,8 @@ def _with_tower(text: DecoderSpec) -> DecoderSpec:
     return dataclasses.replace(with_rope, vision=tower, family="qwen2_5_vl")
 
 
-# The paper's models, Phi-4 mini, and two of 70 billion parameters, which a few devices train with
-# adapters: for these nothing needs to be fetched. Of other models config.json is read.
+# The paper's models, Phi-4 mini, one with experts, and two of 70 billion parameters, which a few
+# devices train with adapters: for these nothing needs to be fetched. Of other models config.json is read.
 ARCHITECTURES = {
     "Qwen/Qwen2.5-Math-1.5B": _shape(1536, 28, 12, 2, 8960, 151936, True, 4096, bias=True),
     "Qwen/Qwen2.5-Math-7B": _shape(3584, 28, 28, 4, 18944, 152064, False, 4096, bias=True),
@@ -139,6 +147,7 @@ ARCHITECTURES = {
     "microsoft/Phi-4-mini-instruct": _phi4_mini(),
     "deepseek-ai/deepseek-math-7b-base": _shape(4096, 30, 32, 32, 11008, 102400, False, 4096),
     "meta-llama/Llama-3.1-70B": _shape(8192, 80, 64, 8, 28672, 128256, False, 131072),
+    "Qwen/Qwen3-30B-A3B": _qwen3_30b_a3b(),
     "Qwen/Qwen2.5-VL-3B-Instruct": _with_tower(
         _shape(2048, 36, 16, 2, 11008, 151936, True, 128000, bias=True)
     ),
