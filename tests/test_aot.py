@@ -226,6 +226,35 @@ def test_collectives_by_kind_and_bytes():
     assert found["gb"] == 0  # they are not counted as traffic of memory too
 
 
+@pytest.mark.parametrize(
+    "groups, members",
+    [
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("[2,8]<=[16]", 8),
+        ("[4,16]<=[4,4,4]T(1,0,2)", 16),
+        ("mesh['axis_0'=1,'axis_1'=64] {'axis_1'}", 64),
+        ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=16] {'axis_0','axis_2'}", 64),
+        ("mesh['a'=4,'b'=16], device_ids=([64]) {'b'}", 16),
+        ("mesh['a'=4,'b'=16] {'b':(2)8}", 8),
+    ],
+)
+def test_the_devices_of_a_collective_are_counted_however_they_are_written(groups, members):
+    text = entry(
+        "%a = f32[256]{0} parameter(0)",
+        f"ROOT %g = f32[1024]{{0}} all-gather(%a), channel_id=1, replica_groups={groups}, dimensions={{0}}",
+    )
+    assert only(text).seconds == pytest.approx(4096 * (members - 1) / members / CHIP.link)
+
+
+def test_devices_that_are_written_in_another_way_are_not_guessed():
+    text = entry(
+        "%a = f32[256]{0} parameter(0)",
+        "ROOT %g = f32[1024]{0} all-gather(%a), channel_id=1, replica_groups=v9<8>, dimensions={0}",
+    )
+    with pytest.raises(ValueError, match="v9<8>"):
+        hlo.executed(text, CHIP)
+
+
 def test_a_computation_may_end_with_the_name_of_its_thread():
     before = """%other (x: f32[8]) -> f32[8] {
   ROOT %x = f32[8]{0} parameter(0)
@@ -239,8 +268,8 @@ def test_a_computation_may_end_with_the_name_of_its_thread():
 
 
 def test_what_a_collective_sends_from_the_core_counts():
-    near = "f32[4,8]{1,0:T(8,128)S(1)}"
-    text = entry(f"%a = {near} parameter(0)", f"ROOT %r = {near} all-reduce(%a), to_apply=%add")
+    near, pair = "f32[4,8]{1,0:T(8,128)S(1)}", "replica_groups={{0,1}}, to_apply=%add"
+    text = entry(f"%a = {near} parameter(0)", f"ROOT %r = {near} all-reduce(%a), {pair}")
     assert only(text).n_bytes == 128
 
 

@@ -138,7 +138,7 @@ def _with_tower(text: DecoderSpec) -> DecoderSpec:
 
 
 # The paper's models, Phi-4 mini, one with experts, and two of 70 billion parameters, which a few
-# devices train with adapters: for these nothing needs to be fetched. Of other models config.json is read.
+# devices train with adapters: for these nothing needs to be fetched. Of others config.json is read.
 ARCHITECTURES = {
     "Qwen/Qwen2.5-Math-1.5B": _shape(1536, 28, 12, 2, 8960, 151936, True, 4096, bias=True),
     "Qwen/Qwen2.5-Math-7B": _shape(3584, 28, 28, 4, 18944, 152064, False, 4096, bias=True),

@@ -248,12 +248,34 @@ def collective_seconds(kind: str, n_bytes: float, instruction: Instruction, chip
     """Around a ring; what is reduced and gathered again goes around twice."""
     if kind == "collective-permute":
         return n_bytes / chip.link
-    about = instruction.attributes
-    sizes = _numbers(r"replica_groups=\[(\d+,\d+)\]", about)
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", about)
-    members = sizes[1] if sizes else len(listed[1].split(",")) if listed else 2
+    members = _members(instruction.attributes)
     turns = 2 if kind == "all-reduce" else 1
-    return turns * n_bytes * (members - 1) / max(members, 1) / chip.link
+    return turns * n_bytes * (members - 1) / members / chip.link
+
+
+def _members(about: str) -> int:
+    """How many devices take part in one group of a collective, in the three ways it is written.
+
+    {{0,1},{2,3}}, [2,2]<=[4], and mesh['a'=2,'b'=2] {'b'}, where an axis of size 4 may be cut as
+    in 'c':(1)2, which is the second number.
+
+    Raises:
+      ValueError: a fourth way.
+    """
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", about)
+    if listed:
+        return len(listed[1].split(","))
+    sizes = _numbers(r"replica_groups=\[(\d+,\d+)\]", about)
+    if sizes:
+        return sizes[1]
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", about)
+    if named is None:
+        raise ValueError(f"groups of devices that are written in another way: {about[:300]}")
+    size_of_axis = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
+    members = 1
+    for axis, part in re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", named[2]):
+        members *= int(part or size_of_axis[axis])
+    return members
 
 
 # ---- the whole program

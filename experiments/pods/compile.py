@@ -131,15 +131,19 @@ def work_of(case: Case) -> dict[str, float]:
     return {"tokens": tokens, "model_tflop": tokens * flops_per_token(model, case.length) / 1e12}
 
 
-def line_of(case: Case) -> dict:
-    """A line of the table: what the compiler says of a case."""
+def line_of(case: Case, keep: Path | None = None) -> dict:
+    """A line of the table: what the compiler says of a case. The program's text goes to `keep`."""
     devices = aot.devices_of(case.device)
     start = time.perf_counter()
     with aot.stand_ins(case.device):
         compiled = check.compile_step(planner_of(case), layout_of(case), devices)
     trained = case.rows * case.length // 2 // (*case.mesh, 1)[3]
     trips = max(1, trained // CHUNK_TOKENS)
-    found = hlo.facts(compiled.as_text(), aot.chip_of(case.device), trips)
+    text = compiled.as_text()
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        (keep / ("_".join(case.settings.values()) + ".hlo")).write_text(text, encoding="utf-8")
+    found = hlo.facts(text, aot.chip_of(case.device), trips)
     return {
         **case.settings,
         "chips": math.prod(case.mesh),
@@ -156,6 +160,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
     parser.add_argument("--only", help="model, device or part of the cases to compile")
+    parser.add_argument("--keep", type=Path, help="folder for the compiled programs' texts")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     lines = records.read_rows(arguments.out)
@@ -164,7 +169,7 @@ def main() -> None:
         if known or (arguments.only and arguments.only not in case.settings.values()):
             continue
         try:
-            line = line_of(case)
+            line = line_of(case, arguments.keep)
         except Exception as error:  # of the compiler: what does not fit is a result
             line = case.settings | {"error": str(error).splitlines()[0][:300]}
         lines.append(line)
