@@ -28,6 +28,8 @@ AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 
 # Of a mesh: devices along data, fsdp, tensor and sequence.
 Sizes = tuple[int, int, int, int]
+# The same, of which the last may be left out: they have one device.
+SomeSizes = tuple[int, ...]
 
 _SIZE = Legal(lambda size: size >= 1 or size == -1, "at least 1, or -1 for the rest")
 # config.mesh
@@ -136,9 +138,14 @@ def abstract_mesh(sizes: tuple[int, ...], platform: str = "unknown") -> Abstract
     return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES, abstract_device=device)
 
 
-def all_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+def all_sizes(sizes: SomeSizes) -> tuple[int, ...]:
     """Of every axis; those that are not given, which are the last, have one device."""
     return (*sizes, *[1] * (len(MESH_AXES) - len(sizes)))
+
+
+def by_axis(sizes: SomeSizes) -> dict[str, int]:
+    """The number of devices along each axis."""
+    return dict(zip(MESH_AXES, all_sizes(sizes), strict=True))
 
 
 def platform(mesh: AnyMesh) -> str:

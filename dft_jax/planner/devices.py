@@ -41,9 +41,17 @@ class Device:
     platform: str
     compute_capability: str = "none"
 
-    def attention(self, asked: str, c: DecoderSpec, compute_dtype: str) -> str:
-        """The backend that config.model.attention, `asked`, comes to here."""
-        return select.foreseen(asked, self, c, compute_dtype)
+    def attention(self, asked: str, c: DecoderSpec, compute_dtype: str, ways: int = 1) -> str:
+        """The backend that config.model.attention, `asked`, comes to here, with rows cut over so
+        many devices.
+
+        Raises:
+          UserError: one that is asked for by name cannot attend in such rows.
+        """
+        problem = select.uncut(asked, ways)
+        if problem:
+            raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto")
+        return select.foreseen(asked, self, c, compute_dtype, ways)
 
 
 CPU = Device("cpu", "cpu")

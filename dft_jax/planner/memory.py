@@ -3,18 +3,16 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from dft_jax.data import batches
 from dft_jax.losses import objectives
-from dft_jax.models.model import DecoderSpec, Model
-from dft_jax.planner import devices, liveness, models
-from dft_jax.planner.shares import in_loss
+from dft_jax.models.model import DecoderSpec, Model, with_backend
+from dft_jax.planner import devices, liveness, models, shares
+from dft_jax.planner.layouts import StepLayout, part
 from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
@@ -22,9 +20,6 @@ from dft_jax.training.step import StepOptions, make_train_step
 from dft_jax.types import Batch, Frozen, Hyperparameters
 
 _GIB = 2**30
-# Of a row's examples, tokens: kernels of attention take memory for each example that a row may
-# have, which nobody knows without the data. Of mathematics a row of 2048 has about ten.
-_LEAST_MEAN_LENGTH = 64
 # Learning rates of so many updates, and a seed: their number changes nothing that counts.
 _HYPERPARAMETERS = Hyperparameters(
     jax.ShapeDtypeStruct((1024,), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32)
@@ -56,36 +51,6 @@ class Account:
 KINDS = tuple(field.name for field in dataclasses.fields(Account))
 
 
-@dataclasses.dataclass(frozen=True)
-class StepLayout:
-    """A way to carry out the same step: `rows` are those of one device in one micro-batch."""
-
-    mesh: tuple[int, int, int]  # data, fsdp, tensor
-    remat: str
-    rows: int
-    accumulation: int
-
-    def flags(self) -> str:
-        """As on a command line."""
-        data, fsdp, tensor = self.mesh
-        return (
-            f"--config.mesh.data={data} --config.mesh.fsdp={fsdp} --config.mesh.tensor={tensor}"
-            f" --config.model.remat={self.remat} --config.train.accumulation={self.accumulation}"
-        )
-
-
-def layouts(mesh: tuple[int, int, int], remat: str, step_rows: int) -> Iterator[StepLayout]:
-    """1, 2, 4, … rows per device and micro-batch, until one micro-batch holds the whole step."""
-    data, fsdp, _ = mesh
-    rows = 1
-    while True:
-        accumulation = -(-step_rows // (rows * data * fsdp))
-        yield StepLayout(mesh, remat, rows, accumulation)
-        if accumulation == 1:
-            return
-        rows *= 2
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Planner:
     """A config and an architecture: `memory(layout)` is the account of its training step.
@@ -99,20 +64,17 @@ class Planner:
 
     def memory(self, layout: StepLayout) -> Account:
         """What the step takes on one device when it takes most."""
-        tensor = layout.mesh[2]
+        tensor, ways = layout.devices["tensor"], layout.devices["sequence"]
         # Gradients are accumulated in a buffer of their own from two micro-batches on, however many
         # there are.
         accumulation = min(layout.accumulation, 2)
-        step = _trace(self, tensor, layout.remat, layout.rows, accumulation)
-        inside = in_loss(
-            self.architecture,
-            layout.mesh,
-            (layout.rows, batches.row_length(self.config.data)),
-            self.config.train.loss_chunk_tokens,
-        )
+        step = _trace(self, tensor, ways, layout.remat, layout.rows, accumulation)
+        inside = shares.in_loss(self.config, self.architecture, layout)
         gib = dict.fromkeys(KINDS, 0.0)
         for array in liveness.peak(step, self._arguments(layout), inside):
             gib[array.kind or self._kind(array, tensor)] += array.n_bytes / _GIB
+        gathered = shares.gathered_bytes(self.config, self.architecture, layout)
+        gib["activations"] += gathered / _GIB
         return Account(
             parameters=gib["parameters"],
             moments=gib["moments"],
@@ -151,7 +113,7 @@ class Planner:
         is_trained = array.like is not None and array.like.is_trained
         if is_trained and not array.is_whole and may_be_gradient:
             return "gradients"
-        if _cut(self.architecture.vocab_size, tensor) in array.shape:
+        if part(self.architecture.vocab_size, tensor) in array.shape:
             return "head"
         if array.is_stacked:
             return "activations"
@@ -159,13 +121,19 @@ class Planner:
 
     def build(
         self,
-        mesh: tuple[int, int, int],
+        mesh: tuple[int, ...],
         architecture: DecoderSpec | None = None,
         remat: str = "none",
     ) -> Model:
         """The model of this architecture, or of another, on devices that need not be there."""
         chosen = architecture or self.architecture
         return models.build(self.config, chosen, self.device, mesh, remat, self.lora)
+
+    def attention(self, ways: int = 1) -> str:
+        """The backend of attention, where rows are cut over so many devices."""
+        computed = self.config.model.compute_dtype
+        asked = self.config.model.attention
+        return self.device.attention(asked, self.architecture, computed, ways)
 
     @functools.cached_property
     def lora(self) -> models.Lora | None:
@@ -181,19 +149,11 @@ class Planner:
         """As the config says."""
         return optimizer_lib.make_optimizer(self.config.optimizer)
 
-    def batch(self, accumulation: int, rows: int) -> Batch:
-        """The shapes of a step's batch, [A, B, L], of one device."""
-        shape = (accumulation, rows, batches.row_length(self.config.data))
-        integers = jax.ShapeDtypeStruct(shape, "int32")
-        booleans = jax.ShapeDtypeStruct(shape, "bool")
-        weights = None
-        if batches.may_weigh(self.config.data):
-            weights = jax.ShapeDtypeStruct(shape, "float32")
-        most_segments = max(shape[-1] // _LEAST_MEAN_LENGTH, 1)
-        images = models.images_of(self.config, self.architecture, shape)
-        return Batch(
-            integers, integers, booleans, integers, integers, most_segments, weights, images
-        )
+    def batch(self, accumulation: int, rows: int, ways: int = 1) -> Batch:
+        """The shapes of a step's batch, [A, B, L], of one device, which works on one of so many
+        parts of its rows.
+        """
+        return models.batch_of(self.config, self.architecture, accumulation, rows, ways)
 
 
 def _arrays(tree: Any, kind: str, is_trained: bool = False) -> list[liveness.Array]:
@@ -219,41 +179,36 @@ def _n_bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def _cut(size: int, ways: int) -> int:
-    """The size of a part; as in sharding.spec, what does not divide evenly stays whole."""
-    if size % ways:
-        return size
-    return size // ways
-
-
 @functools.cache
-def _device_model(planner: Planner, tensor: int, remat: str) -> Model:
-    """The model as one of `tensor` devices sees it, on a 1×1×1 mesh.
+def _device_model(planner: Planner, tensor: int, ways: int, remat: str) -> Model:
+    """The model as one of `tensor` devices sees it, on a mesh of one device, with the attention of
+    one of `ways` parts of a row.
 
     It has that device's heads, and its slices of the feed-forward layers and the vocabulary.
     """
     a = planner.architecture
     experts = a.experts
     if experts is not None:
-        experts = dataclasses.replace(experts, width=_cut(experts.width, tensor))
+        experts = dataclasses.replace(experts, width=part(experts.width, tensor))
     architecture = dataclasses.replace(
         a,
         experts=experts,
         num_heads=a.num_heads // tensor,
         num_kv_heads=a.num_kv_heads // tensor,
-        intermediate_size=_cut(a.intermediate_size, tensor),
-        vocab_size=_cut(a.vocab_size, tensor),
+        intermediate_size=part(a.intermediate_size, tensor),
+        vocab_size=part(a.vocab_size, tensor),
     )
-    return planner.build((1, 1, 1), architecture, remat)
+    model = planner.build((1,), architecture, remat)
+    return with_backend(model, planner.attention(ways))
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(planner: Planner, tensor: int, remat: str, rows: int, accumulation: int):
+def _trace(planner: Planner, tensor: int, ways: int, remat: str, rows: int, accumulation: int):
     """The training step of one device, as JAX traces it."""
-    model, optimizer = _device_model(planner, tensor, remat), planner.optimizer()
+    model, optimizer = _device_model(planner, tensor, ways, remat), planner.optimizer()
     objective = objectives.make_objective(planner.config.objective)
     step = make_train_step(
         model, objective, optimizer, StepOptions.of(planner.config.train, planner.config.optimizer)
     )
-    state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows)
+    state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows, ways)
     return jax.make_jaxpr(step)(planner.frozen(model), state, batch)

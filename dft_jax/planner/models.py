@@ -2,22 +2,29 @@
 
 from typing import Any
 
+import jax
+
 from dft_jax import sharding
-from dft_jax.data import image_rows, image_settings, packing
+from dft_jax.data import batches, image_rows, image_settings, packing
 from dft_jax.models import model as models
 from dft_jax.models.lora import Lora, is_adapted
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import devices
 from dft_jax.runtime.options import Config
+from dft_jax.sharding import SomeSizes
 from dft_jax.training.adapters import lora_for
-from dft_jax.types import FeatureBatch, Frozen, Hyperparameters, ImageBatch
+from dft_jax.types import Batch, FeatureBatch, Frozen, Hyperparameters, ImageBatch
+
+# Of a row's examples, tokens: kernels of attention take memory for each example that a row may
+# have, which nobody knows without the data. Of mathematics a row of 2048 has about ten.
+_LEAST_MEAN_LENGTH = 64
 
 
 def build(
     config: Config,
     architecture: DecoderSpec,
     device: devices.Device,
-    mesh: tuple[int, int, int],
+    mesh: SomeSizes,
     remat: str = "none",
     lora: Lora | None = None,
 ) -> Model:
@@ -25,7 +32,7 @@ def build(
 
     Args:
       device: whose backend of attention it gets.
-      mesh: sizes of data, fsdp and tensor.
+      mesh: devices along its axes.
       lora: see `lora_of`.
     """
     settings: dict[str, Any] = {name: config.model[name] for name in models.OPTIONS}
@@ -35,8 +42,9 @@ def build(
     if architecture.vision is not None:
         # Rows with images take more than rows of text alone, for which there need be no tower.
         model = models.with_tower(model, config.train.parts)
-    backend = device.attention(config.model.attention, architecture, config.model.compute_dtype)
-    return models.with_backend(model, backend)
+    ways = sharding.by_axis(mesh)["sequence"]
+    asked, computed = config.model.attention, config.model.compute_dtype
+    return models.with_backend(model, device.attention(asked, architecture, computed, ways))
 
 
 def patches_of(config: Config, architecture: DecoderSpec) -> int:
@@ -54,6 +62,23 @@ def images_of(
     dtype = config.model.compute_dtype if config.data.image_features else ""
     n_patches = patches_of(config, architecture)
     return image_rows.abstract_images(shape_ABL, None, architecture.vision, n_patches, dtype)
+
+
+def batch_of(
+    config: Config, architecture: DecoderSpec, accumulation: int, rows: int, ways: int
+) -> Batch:
+    """The shapes of a step's batch, [A, B, L], of one device, which works on one of `ways` parts of
+    its rows.
+    """
+    shape = (accumulation, rows, batches.row_length(config.data) // ways)
+    integers = jax.ShapeDtypeStruct(shape, "int32")
+    booleans = jax.ShapeDtypeStruct(shape, "bool")
+    weights = None
+    if batches.may_weigh(config.data):
+        weights = jax.ShapeDtypeStruct(shape, "float32")
+    most_segments = max(shape[-1] // _LEAST_MEAN_LENGTH, 1)
+    images = images_of(config, architecture, shape)
+    return Batch(integers, integers, booleans, integers, integers, most_segments, weights, images)
 
 
 def lora_of(config: Config, architecture: DecoderSpec) -> Lora | None:

@@ -7,11 +7,13 @@ from dft_jax.data import batches
 from dft_jax.models.model import REMAT_POLICIES, Model, parameter_count
 from dft_jax.models.options import architecture_problems
 from dft_jax.planner import devices
-from dft_jax.planner.memory import KINDS, Planner, layouts
+from dft_jax.planner.layouts import layouts
+from dft_jax.planner.memory import KINDS, Planner
 from dft_jax.planner.models import patches_of
 from dft_jax.planner.suggestion import Suggestion, bfloat16_note, count, suggest
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
+from dft_jax.sharding import SomeSizes
 
 # Problems of these keys do not matter: no data is read, nothing is logged.
 _UNREAD = (
@@ -48,12 +50,7 @@ def plan(
     max_length = config.data.max_length
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     planner = Planner(config, architecture, devices.described(device))
-    sizes = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
-    data, fsdp, tensor, sequence = sizes
-    mesh = data, fsdp, tensor
-    if sequence > 1:
-        what = f"config.mesh.sequence={sequence} is not in the plan's account of activations"
-        raise errors.UserError(f"{what}; plan with 1, and rows of 1/{sequence} of their length")
+    mesh = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
     examples: int = config.train.global_batch
     step_rows = min(step_rows or examples, examples)
     has_gib = devices.DEVICES_GIB[device]
@@ -68,9 +65,8 @@ def plan(
         n_trained = parameter_count(model.trainable)
         yield f"adapters of rank {model.lora.rank}: {n_trained / 1e6:.3g} M parameters in float32"
     yield (
-        f"{n_devices} × {device} of {has_gib} GiB; mesh data={data} × fsdp={fsdp} ×"
-        f" tensor={tensor}; {count(step_rows, 'row')} of {batches.row_length(config.data)} tokens"
-        " a step"
+        f"{n_devices} × {device} of {has_gib} GiB; mesh {sharding.mesh_text(*mesh)};"
+        f" {count(step_rows, 'row')} of {batches.row_length(config.data)} tokens a step"
     )
     n_patches = patches_of(config, architecture)
     if n_patches:
@@ -106,9 +102,7 @@ def _parameters(model: Model) -> str:
 _COLUMNS = ("remat", "rows", "accumulation", *KINDS, " total")
 
 
-def table(
-    planner: Planner, mesh: tuple[int, int, int], step_rows: int, has_gib: float
-) -> Iterator[str]:
+def table(planner: Planner, mesh: SomeSizes, step_rows: int, has_gib: float) -> Iterator[str]:
     """Lines: for each policy more and more rows, up to the first that do not fit."""
     yield " ".join(_COLUMNS) + "  GiB per device"
     for remat in REMAT_POLICIES:

@@ -11,14 +11,18 @@ Of two devices along it:
     logits           C × V      ½V × C, and C may be larger, because there are more positions
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from dft_jax import sharding
+from dft_jax.data import batches
 from dft_jax.losses import chunks, devices
 from dft_jax.models.model import DecoderSpec
+from dft_jax.planner.layouts import StepLayout, part
+from dft_jax.runtime.options import Config
 
 
 def whole(shape: tuple[int, ...]) -> float:
@@ -27,30 +31,38 @@ def whole(shape: tuple[int, ...]) -> float:
     return 1.0
 
 
-def in_loss(
-    architecture: DecoderSpec,
-    mesh: tuple[int, int, int],
-    shape_BL: tuple[int, int],
-    chunk_tokens: int,
-) -> Callable[[tuple[int, ...]], float]:
-    """How much of an array of the traced loss a device holds, by the array's shape.
+def gathered_bytes(config: Config, architecture: DecoderSpec, layout: StepLayout) -> float:
+    """Keys and values of the other devices' positions, which the trace of one device lacks.
 
-    Args:
-      mesh: devices along data, fsdp and tensor.
-      shape_BL: rows of one device in a micro-batch, and their length.
-      chunk_tokens: as in config.train.loss_chunk_tokens.
+    Where rows are cut, those of the whole rows come to each device (attention/sequence.py): of one
+    layer at a time with their gradients, and under "none" those of every layer stay.
     """
-    data, fsdp, tensor = mesh
-    rows, length = shape_BL
+    ways = layout.devices["sequence"]
+    heads = part(architecture.num_kv_heads, layout.devices["tensor"])
+    n_others = layout.rows * batches.row_length(config.data) * (ways - 1) // ways
+    itemsize = jnp.dtype(config.model.compute_dtype).itemsize
+    of_layer = 2 * n_others * heads * architecture.head_dim * itemsize
+    kept = architecture.num_layers if layout.remat == "none" else 1
+    return (kept + 1) * of_layer
+
+
+def in_loss(
+    config: Config, architecture: DecoderSpec, layout: StepLayout
+) -> Callable[[tuple[int, ...]], float]:
+    """How much of an array of the traced loss a device holds, by the array's shape."""
+    along, rows = layout.devices, layout.rows
+    fsdp, tensor = along["fsdp"], along["tensor"]
+    length = batches.row_length(config.data) // along["sequence"]
     vocab, width = architecture.vocab_size, architecture.hidden_size
-    all_rows = (rows * data * fsdp, length)
+    shards = math.prod(along[axis] for axis in sharding.BATCH_AXES)
+    all_rows = (rows * shards, length * along["sequence"])
     model = devices.Projection(_shape(*all_rows, width), _shape(vocab, width))
     inputs = devices.Inputs(model, None, _shape(*all_rows), _shape(*all_rows))
-    if not devices.layout_of(inputs, sharding.abstract_mesh(mesh)).shares_rows:
+    if not devices.layout_of(inputs, sharding.abstract_mesh(layout.mesh)).shares_rows:
         return whole
     # It divides: rows would not be shared otherwise.
     vocab //= tensor
-    held_chunk = chunks.size(rows * length * fsdp, chunk_tokens)
+    held_chunk = chunks.size(rows * length * fsdp, config.train.loss_chunk_tokens)
 
     def share(shape: tuple[int, ...]) -> float:
         if shape[-1:] == (vocab,):

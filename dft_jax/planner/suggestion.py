@@ -4,10 +4,14 @@ import dataclasses
 import itertools
 import math
 
+from dft_jax.data import batches
+from dft_jax.models.attention.kernels import TILE
 from dft_jax.models.lora import is_adapted
 from dft_jax.models.model import REMAT_POLICIES
-from dft_jax.planner.memory import Planner, StepLayout, layouts
+from dft_jax.planner.layouts import StepLayout, layouts
+from dft_jax.planner.memory import Planner
 from dft_jax.runtime.options import Config
+from dft_jax.sharding import SomeSizes
 from dft_jax.training import optimizer
 
 Choice = dict[str, str | int]  # keys of a config, with other values
@@ -27,7 +31,10 @@ _LORA_CHOICES: tuple[Choice, ...] = (
 )
 # Where nothing fits, on no number of devices.
 _LORA: Choice = {"lora.rank": 8, "model.param_dtype": "bfloat16"}
-# Where none of them helps: so many times as many devices.
+# Where none of them helps: rows cut over so many devices, which moves keys and values in every
+# layer;
+_SEQUENCES = (2, 4, 8, 16)
+# then so many times as many devices.
 _MORE_DEVICES = (2, 4, 8)
 
 # Said where parameters are bfloat16, by the way in which they are rounded.
@@ -51,7 +58,7 @@ def bfloat16_note(config: Config, choice: Choice) -> str:
 
 
 def fitting(
-    planner: Planner, mesh: tuple[int, int, int], remat: str, step_rows: int, room_gib: float
+    planner: Planner, mesh: SomeSizes, remat: str, step_rows: int, room_gib: float
 ) -> StepLayout | None:
     """The layout with the most rows that fits, None where not even one row does."""
     best = None
@@ -63,21 +70,24 @@ def fitting(
 
 
 def best_layout(
-    planner: Planner, n_devices: int, step_rows: int, room_gib: float
+    planner: Planner, n_devices: int, step_rows: int, room_gib: float, sequence: int = 1
 ) -> StepLayout | None:
     """What fits at the least cost in time, None where nothing fits.
 
     That is with the least tensor parallelism, then with the least recomputation, then with the
-    least sharding: each costs time, the first most.
+    least sharding: each costs time, the first most. Rows are cut over `sequence` devices, which
+    divides the number of devices.
     """
     heads = math.gcd(planner.architecture.num_heads, planner.architecture.num_kv_heads)
+    n_devices //= sequence
     sizes = [size for size in range(1, n_devices + 1) if n_devices % size == 0]
     for tensor, remat, fsdp in itertools.product(sizes, REMAT_POLICIES, sizes):
         # Devices that have different rows; each needs one row at least.
         shards = n_devices // tensor
         if heads % tensor or shards % fsdp or shards > step_rows:
             continue
-        found = fitting(planner, (shards // fsdp, fsdp, tensor), remat, step_rows, room_gib)
+        mesh = shards // fsdp, fsdp, tensor, sequence
+        found = fitting(planner, mesh, remat, step_rows, room_gib)
         if found:
             return found
     return None
@@ -102,25 +112,38 @@ class Suggestion:
 
 
 def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> Suggestion | None:
-    """What fits on these devices, with one of CHOICES if need be; else on up to 8 times as many;
-    else with adapters in place of all parameters.
+    """What fits on these devices, with one of CHOICES if need be; else with rows cut over some of
+    them; else on up to 8 times as many; else with adapters in place of all parameters.
+
+    A config that cuts rows keeps that.
     """
-    is_lora = planner.lora is not None
-    tries = [(choice, n_devices) for choice in (_LORA_CHOICES if is_lora else CHOICES)]
-    tries += [({}, n_devices * more) for more in _MORE_DEVICES]
+    is_lora, asked = planner.lora is not None, max(planner.config.mesh.sequence, 1)
+    tries = [(choice, n_devices, asked) for choice in (_LORA_CHOICES if is_lora else CHOICES)]
+    tries += [({}, n_devices, ways) for ways in _ways_to_cut(planner, n_devices) if ways > asked]
+    tries += [({}, n_devices * more, asked) for more in _MORE_DEVICES]
     if not is_lora:
-        tries.append((_LORA, n_devices))
-    for choice, n_tried in tries:
+        tries.append((_LORA, n_devices, asked))
+    for choice, n_tried, ways in tries:
         config = planner.config.copy_and_resolve_references()
         config.update_from_flattened_dict(choice)
         # With a b2 near 1, a second moment in bfloat16 would never shrink.
         if optimizer.problems(config.optimizer.moment_dtype, config.optimizer.b2):
             continue
         changed = dataclasses.replace(planner, config=config)
-        found = best_layout(changed, n_tried, step_rows, room_gib)
+        found = best_layout(changed, n_tried, step_rows, room_gib, ways)
         if found:
             return Suggestion(choice, n_tried, found, changed.memory(found).total)
     return None
+
+
+def _ways_to_cut(planner: Planner, n_devices: int) -> list[int]:
+    """Over how many devices rows can be cut, where their kernel of attention can be (it needs its
+    tiles whole; cuDNN's sees whole rows alone).
+    """
+    length = batches.row_length(planner.config.data)
+    if planner.attention() == "cudnn":
+        return []
+    return [ways for ways in _SEQUENCES if n_devices % ways == 0 and length % (ways * TILE) == 0]
 
 
 def count(number: int, what: str) -> str:

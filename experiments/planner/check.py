@@ -44,7 +44,7 @@ class Case:
     """A step to compile. `device` is `cpu`, a GPU's name, or a TPU's topology."""
 
     device: str
-    mesh: tuple[int, int, int]
+    mesh: tuple[int, ...]
     remat: str
     rows: int
     accumulation: int = 1
@@ -118,6 +118,9 @@ TPU_CASES = [
     Case("v5p:2x2x1", (1, 4, 1), "dots", 4, 2, "7b"),
     Case("v6e:2x4", (1, 8, 1), "none", 2, 2),
     Case("v6e:2x4", (1, 8, 1), "dots", 4),
+    Case("v5p:2x2x1", (1, 1, 1, 4), "none", 4, 1),
+    Case("v5p:2x2x1", (1, 2, 1, 2), "dots", 4, 2),
+    Case("v5e:2x4", (1, 2, 1, 4), "full", 4, 1),
 ]
 # Of so many devices.
 TOPOLOGIES = {
@@ -221,7 +224,7 @@ def planner_of(case: Case):
 def check_suggestion(row: dict[str, str]) -> dict:
     """A suggestion with what its compiler says."""
     from dft_jax import config as config_lib
-    from dft_jax.planner import memory
+    from dft_jax.planner import layouts, memory
     from dft_jax.planner.devices import ARCHITECTURES
     from experiments.performance import aot
 
@@ -229,7 +232,7 @@ def check_suggestion(row: dict[str, str]) -> dict:
     config.update_from_flattened_dict(dict(item.split("=") for item in row["choice"].split()))
     planner = memory.Planner(config, ARCHITECTURES[row["model"]], described(row["device"]))
     mesh = tuple(int(size) for size in row["mesh"].split("x"))
-    layout = memory.StepLayout(mesh, row["remat"], int(row["rows"]), int(row["accumulation"]))
+    layout = layouts.StepLayout(mesh, row["remat"], int(row["rows"]), int(row["accumulation"]))
     device = TOPOLOGIES.get((row["device"], int(row["devices"])), row["device"])
     devices = aot.devices_of(device, int(row["devices"]))
     with aot.stand_ins(device):
@@ -241,10 +244,10 @@ def check_suggestion(row: dict[str, str]) -> dict:
 
 def row_of(case: Case, devices) -> dict:
     """A row of results for a case, on the devices it is compiled for."""
-    from dft_jax.planner import memory
+    from dft_jax.planner import layouts
 
     planner = planner_of(case)
-    layout = memory.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
+    layout = layouts.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
     about = {
         "compiler": case.device,
         "model": MODELS[case.model],

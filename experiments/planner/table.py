@@ -13,7 +13,8 @@ import pathlib
 from dft_jax import config as config_lib
 from dft_jax.models.model import REMAT_POLICIES
 from dft_jax.planner import devices
-from dft_jax.planner.memory import KINDS, Planner, layouts
+from dft_jax.planner.layouts import layouts
+from dft_jax.planner.memory import KINDS, Planner
 from dft_jax.planner.suggestion import Suggestion, fitting, suggest
 from dft_jax.runtime import files
 from experiments import common

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import jax
 
 from dft_jax import config as config_lib
-from dft_jax.planner import memory
+from dft_jax.planner import layouts, memory
 from dft_jax.planner.devices import ARCHITECTURES, described
 from dft_jax.training.throughput import flops_per_token
 from experiments import common
@@ -118,8 +118,8 @@ def planner_of(case: Case) -> memory.Planner:
     return memory.Planner(config, ARCHITECTURES[MODELS[case.model]], described(kind))
 
 
-def layout_of(case: Case) -> memory.StepLayout:
-    return memory.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
+def layout_of(case: Case) -> layouts.StepLayout:
+    return layouts.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
 
 
 def work_of(case: Case) -> dict[str, float]:

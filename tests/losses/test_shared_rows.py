@@ -11,7 +11,7 @@ from dft_jax import config as config_lib, sharding
 from dft_jax.losses import devices, fused, objectives
 from dft_jax.losses.devices import Inputs, Projection
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope
-from dft_jax.planner import memory
+from dft_jax.planner import layouts, memory
 from experiments.planner import check
 from tests.conftest import make_mesh
 from tests.losses.test_fused import losses_and_gradients
@@ -142,6 +142,6 @@ def test_no_whole_head_moves_for_a_training_step(tied):
         max_length=64,
         layers=(LayerSpec(Rope(1e4)),) * 2,
     )
-    layout = memory.StepLayout((1, 8, 1), "none", rows=1, accumulation=2)
+    layout = layouts.StepLayout((1, 8, 1), "none", rows=1, accumulation=2)
     hlo = check.compile_step(memory.Planner(config, spec), layout, jax.devices()).as_text()
     assert max(moved(hlo, "all-gather|all-reduce")) < spec.vocab_size * spec.hidden_size

@@ -11,7 +11,7 @@ import pytest
 from dft_jax import config as config_lib, plan, sharding
 from dft_jax.models.model import DecoderSpec, parameter_count
 from dft_jax.models.spec import LayerSpec, Rope
-from dft_jax.planner import devices, liveness, memory, suggestion
+from dft_jax.planner import devices, layouts, liveness, memory, suggestion
 from experiments.performance import aot
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
@@ -106,19 +106,27 @@ def small(compute="float32", device=devices.CPU):
 SHARED = ((1, 8, 1), "dots", 1, 1)
 # The parameters on every device, and one row: what gradients are added up in is a large part.
 REPLICATED = ((8, 1, 1), "full", 1, 2)
+# Rows cut over devices, and the parameters with them.
+CUT = ((1, 2, 1, 4), "dots", 2, 1)
 
 
 @pytest.mark.parametrize(
     "mesh, remat, rows, accumulation",
     slow_but(
         [],
-        [((1, 8, 1), "none", 2, 1), SHARED, ((2, 2, 2), "dots", 2, 1), REPLICATED],
-        slow=[SHARED, REPLICATED],
+        [
+            ((1, 8, 1), "none", 2, 1),
+            SHARED,
+            ((2, 2, 2), "dots", 2, 1),
+            REPLICATED,
+            CUT,
+        ],
+        slow=[SHARED, REPLICATED, CUT],
     ),
 )
 def test_the_account_is_that_of_xla(mesh, remat, rows, accumulation):
     """The real step for eight devices; experiments/planner has the same for 1.5B parameters."""
-    row = check.compare(small(), memory.StepLayout(mesh, remat, rows, accumulation), jax.devices())
+    row = check.compare(small(), layouts.StepLayout(mesh, remat, rows, accumulation), jax.devices())
     assert abs(float(row["error_percent"])) < 10, row
     assert abs(float(row["temporary_error_percent"])) < 15, row
 
@@ -145,7 +153,7 @@ def test_the_account_is_that_of_an_accelerators_compiler(case, monkeypatch):
         compiled_for = aot.devices_of(case.device)
     except aot.Missing as missing:
         pytest.skip(str(missing))
-    layout = memory.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
+    layout = layouts.StepLayout(case.mesh, case.remat, case.rows, case.accumulation)
     with aot.stand_ins(case.device):
         row = check.compare(planner, layout, compiled_for)
     assert abs(float(row["error_percent"])) < 8, row
@@ -193,18 +201,18 @@ def test_what_is_kept_where_attention_is_cudnns():
     B, L, H, G, K, D, F = 4, 512, 4, 2, 64, 256, 1024
     kept = 2 * B * L * (4 * D + 2 * H * K + 2 * G * K + 2 * F) + 4 * B * 8 * H * L
     planner = small("bfloat16", devices.described("h100"))
-    account = planner.memory(memory.StepLayout((1, 1, 1), "none", B, 1))
+    account = planner.memory(layouts.StepLayout((1, 1, 1), "none", B, 1))
     assert account.activations * 1024 == pytest.approx(6 * kept / MIB, rel=1e-6)
 
 
 def test_less_is_saved_with_more_recomputation_and_fewer_rows():
     planner, mesh = small("bfloat16"), (1, 2, 1)
     saved = {
-        remat: planner.memory(memory.StepLayout(mesh, remat, 4, 1)).activations
+        remat: planner.memory(layouts.StepLayout(mesh, remat, 4, 1)).activations
         for remat in ("none", "dots", "full")
     }
     assert saved["none"] > 2 * saved["dots"] > 4 * saved["full"] > 0
-    two, four = (planner.memory(memory.StepLayout(mesh, "dots", rows, 2)).total for rows in (2, 4))
+    two, four = (planner.memory(layouts.StepLayout(mesh, "dots", rows, 2)).total for rows in (2, 4))
     assert two < four
     found = suggestion.fitting(planner, mesh, "dots", 16, (two + four) / 2)
     assert (found.rows, found.accumulation) == (2, 4)
@@ -212,7 +220,7 @@ def test_less_is_saved_with_more_recomputation_and_fewer_rows():
 
 
 def test_moments_in_bfloat16_take_half():
-    planner, layout = small(), memory.StepLayout((1, 4, 1), "full", 1, 1)
+    planner, layout = small(), layouts.StepLayout((1, 4, 1), "full", 1, 1)
     whole = planner.memory(layout)
     planner.config.optimizer.moment_dtype = "bfloat16"
     half = dataclasses.replace(planner).memory(layout)
@@ -222,7 +230,14 @@ def test_moments_in_bfloat16_take_half():
 
 def test_architectures_are_the_published_ones():
     counts = [1_543_714_304, 7_615_616_512, 3_212_749_824, 8_030_261_248, 3_836_021_760]
-    counts += [6_910_365_696, 70_553_706_496, 3_754_622_976, 8_292_166_656, 72_706_203_648]
+    counts += [
+        6_910_365_696,
+        70_553_706_496,
+        30_532_122_624,
+        3_754_622_976,
+        8_292_166_656,
+        72_706_203_648,
+    ]
     planners = [
         memory.Planner(config_lib.get_default(), architecture)
         for architecture in devices.ARCHITECTURES.values()
@@ -248,9 +263,65 @@ def test_the_command_says_what_fits_without_devices_or_weights(capfd, monkeypatc
     assert lines[-1].startswith("fits so: --config.mesh.data=")
 
 
+def test_a_cut_row_takes_a_part_of_the_memory_and_the_keys_of_all():
+    """Of a device's part of the rows: what is kept of its positions, and the gathered keys."""
+    planner = small("bfloat16", devices.described("v5p"))
+    account = {
+        (ways, remat): planner.memory(layouts.StepLayout((1, 4, 1, ways), remat, 2, 1))
+        for ways, remat in ((1, "none"), (4, "none"), (1, "full"), (4, "full"))
+    }
+    rows, length, heads, width, layers = 2, 512, 2, 64, 6
+    of_layer = 2 * rows * length * heads * width * 2 * 3 / 4 / 2**30  # keys, values; bfloat16
+    kept = {}
+    for ways in (1, 4):
+        n_gathered = {"none": layers + 1, "full": 2}
+        for remat, n in n_gathered.items():
+            kept[ways, remat] = account[ways, remat].activations - n * of_layer * (ways > 1)
+    assert kept[4, "full"] == pytest.approx(kept[1, "full"] / 4, rel=0.02)
+    assert kept[4, "none"] == pytest.approx(kept[1, "none"] / 4, rel=0.02)
+    assert account[4, "full"].parameters == pytest.approx(
+        account[1, "full"].parameters / 4, rel=0.1
+    )
+
+
+def test_rows_are_cut_where_nothing_else_fits():
+    """On a device whose kernel can: cuDNN's needs whole rows, so there it is never proposed."""
+
+    def with_one_key_head(device):  # which `tensor` cannot cut
+        planner = small("bfloat16", devices.described(device))
+        architecture = dataclasses.replace(planner.architecture, num_kv_heads=1)
+        return dataclasses.replace(planner, architecture=architecture)
+
+    tpu = with_one_key_head("v5p")
+    cut = layouts.StepLayout((1, 4, 1, 2), "full", 1, 1)
+    room = tpu.memory(cut).total * 1.01
+    found = suggestion.suggest(tpu, 8, 4, room)
+    assert found.layout == cut and found.n_devices == 8 and found.choice == {}
+    assert "--config.mesh.sequence=2" in str(found)
+    gpu = suggestion.suggest(with_one_key_head("h100"), 8, 4, room)
+    assert gpu is None or gpu.layout.devices["sequence"] == 1
+
+
+def test_a_config_that_cuts_rows_is_planned_so(capfd, monkeypatch):
+    arguments = [f"{NUMINA}:size=7b", "--device=v5e", "--devices=16", "--step_rows=4"]
+    arguments += ["--config.mesh.fsdp=4", "--config.mesh.sequence=4"]
+    outcome = run_command(plan.main, arguments, capfd, monkeypatch)
+    assert "data=1 × fsdp=4 × tensor=1 × sequence=4; 4 rows" in outcome.stdout
+    assert "--config.mesh.sequence=4" in outcome.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
+        (
+            [
+                "--device=h100",
+                "--devices=8",
+                "--config.mesh.sequence=2",
+                "--config.model.attention=cudnn",
+            ],
+            ["config.model.attention='cudnn' needs whole rows", "config.mesh.sequence=2"],
+        ),
         (["--devices=8"], ["--device is required"]),
         (["--device=h300"], ["h300", "h200"]),
         (["--device=h100", "--devices=6", "--config.mesh.tensor=4"], ["but there are 6 devices"]),
@@ -287,7 +358,7 @@ def test_the_planner_counts_positions_of_rows_not_of_examples():
 )
 def test_weights_of_tokens_are_part_of_the_batch(changes):
     """Of a token 17 bytes, and 4 more with its weight."""
-    layout = memory.StepLayout((1, 1, 1), "full", 3, 2)
+    layout = layouts.StepLayout((1, 1, 1), "full", 3, 2)
     plain, weighed = small(), small()
     weighed.config.update_from_flattened_dict(changes)
     more = weighed.memory(layout).batch - plain.memory(layout).batch
@@ -323,7 +394,7 @@ def test_adapters_are_counted_to_the_byte():
     """Twice θ of moments, once of gradients; the base stays, and nothing has the shape of its own."""
     n, r, D, H, G, K, F = 6, 8, 256, 4, 2, 64, 1024
     theta = r * n * (2 * (D + H * K) + 2 * (D + G * K) + 3 * (D + F))
-    layout = memory.StepLayout((1, 1, 1), "full", 1, 2)
+    layout = layouts.StepLayout((1, 1, 1), "full", 1, 2)
     planner = small_lora()
     model = planner.build((1, 1, 1))
     assert parameter_count(model.trainable) == theta
@@ -365,7 +436,7 @@ def test_each_of_four_devices_has_a_quarter_of_a_base_of_70b(path, V, F, bias):
 
 def test_an_adapter_is_told_from_a_kernel_of_its_shape():
     """At r = D, B [F, r] has the shape of `gate` [F, D]; of the two only the kernel is cut."""
-    layout = memory.StepLayout((1, 8, 1), "full", 1, 1)
+    layout = layouts.StepLayout((1, 8, 1), "full", 1, 1)
     totals = []
     for rank in (256, 255):
         planner = small_lora(rank, **{"lora.targets": "mlp", "model.compute_dtype": "bfloat16"})
@@ -374,7 +445,7 @@ def test_an_adapter_is_told_from_a_kernel_of_its_shape():
 
 
 def test_a_reference_beneath_adapters_costs_no_second_copy():
-    layout = memory.StepLayout((1, 1, 1), "full", 1, 1)
+    layout = layouts.StepLayout((1, 1, 1), "full", 1, 1)
     plain = small_lora().memory(layout).parameters
     assert small_lora(objective="asft").memory(layout).parameters == plain
 
@@ -384,7 +455,7 @@ def test_what_is_saved_is_that_of_full_fine_tuning():
     """And h = A x, of width r: what B makes of it is not saved beside the kernel's product."""
     saved = {}
     for remat in ("none", "dots"):
-        layout = memory.StepLayout((1, 1, 1), remat, 4, 1)
+        layout = layouts.StepLayout((1, 1, 1), remat, 4, 1)
         full = small("bfloat16", devices.described("h100"))
         adapted = dataclasses.replace(full, config=full.config.copy_and_resolve_references())
         adapted.config.lora.rank = 8
@@ -395,7 +466,7 @@ def test_what_is_saved_is_that_of_full_fine_tuning():
 
 def test_what_dots_save_does_not_depend_on_sizes_that_are_alike():
     """A kernel with as many inputs as the rank is no B: its product is saved."""
-    layout = memory.StepLayout((1, 1, 1), "dots", 4, 1)
+    layout = layouts.StepLayout((1, 1, 1), "dots", 4, 1)
     kept = []
     for rank in (256, 255):
         planner = small_lora(rank, **{"lora.targets": "mlp"})
@@ -406,7 +477,7 @@ def test_what_dots_save_does_not_depend_on_sizes_that_are_alike():
 @pytest.mark.slow
 def test_a_frozen_base_is_proposed_in_bfloat16():
     planner = small_lora()
-    layout = memory.StepLayout((1, 1, 1), "full", 1, 1)
+    layout = layouts.StepLayout((1, 1, 1), "full", 1, 1)
     short = small_lora(**{"model.param_dtype": "bfloat16"}).memory(layout).total
     room = (short + planner.memory(layout).total) / 2
     found = suggestion.suggest(planner, 1, 1, room)
@@ -417,7 +488,7 @@ def test_a_frozen_base_is_proposed_in_bfloat16():
 
 @pytest.mark.more
 def test_adapters_are_proposed_where_nothing_else_fits():
-    layout = memory.StepLayout((1, 1, 1), "full", 1, 1)
+    layout = layouts.StepLayout((1, 1, 1), "full", 1, 1)
     lora = small_lora(**{"model.param_dtype": "bfloat16"}).memory(layout).total
     found = suggestion.suggest(small(), 1, 1, 1.05 * lora)
     assert found.choice == {"lora.rank": 8, "model.param_dtype": "bfloat16"}
@@ -431,7 +502,7 @@ def test_adapters_are_proposed_where_nothing_else_fits():
     slow_but([], [SHARED, ((2, 2, 2), "none", 2, 1)], slow=[SHARED]),
 )
 def test_the_account_of_adapters_is_that_of_xla(mesh, remat, rows, accumulation):
-    layout = memory.StepLayout(mesh, remat, rows, accumulation)
+    layout = layouts.StepLayout(mesh, remat, rows, accumulation)
     row = check.compare(small_lora(), layout, jax.devices())
     assert abs(float(row["error_percent"])) < 10, row
     assert abs(float(row["temporary_error_percent"])) < 15, row

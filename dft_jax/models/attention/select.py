@@ -48,7 +48,7 @@ def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str,
     name = _named(asked, device)
     if name == "blocked":
         return name
-    problem = unmet(name, device, c, compute_dtype) or _uncut(name, mesh)
+    problem = unmet(name, device, c, compute_dtype) or uncut(name, mesh.shape["sequence"])
     problem = problem or mistake(name, c, mesh, compute_dtype, block)
     if problem and asked != "auto":
         raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto or blocked")
@@ -60,10 +60,15 @@ def choose_attention(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str,
     return chosen
 
 
-def foreseen(asked: str, device: Any, c: DecoderSpec, compute_dtype: str) -> str:
-    """The backend that `asked` comes to on such a device, as far as can be said without it."""
+def foreseen(asked: str, device: Any, c: DecoderSpec, compute_dtype: str, ways: int = 1) -> str:
+    """The backend that `asked` comes to on such a device, as far as can be said without it.
+
+    `ways` is the number of devices over which a mesh cuts rows.
+    """
     name = _named(asked, device)
-    if asked == "auto" and name != "blocked" and unmet(name, device, c, compute_dtype):
+    if asked != "auto" or name == "blocked":
+        return name
+    if unmet(name, device, c, compute_dtype) or uncut(name, ways):
         return "blocked"
     return name
 
@@ -80,7 +85,8 @@ def require(asked: str, c: DecoderSpec, mesh: Mesh, compute_dtype: str) -> None:
     """
     if asked in ("auto", "blocked"):
         return
-    problem = unmet(asked, mesh.devices.flat[0], c, compute_dtype) or _uncut(asked, mesh)
+    ways = mesh.shape["sequence"]
+    problem = unmet(asked, mesh.devices.flat[0], c, compute_dtype) or uncut(asked, ways)
     if problem:
         raise errors.UserError(f"config.model.attention={asked!r} {problem}; use auto or blocked")
 
@@ -102,9 +108,8 @@ def unmet(name: str, device: Any, c: DecoderSpec, compute_dtype: str) -> str | N
     )
 
 
-def _uncut(name: str, mesh: Mesh) -> str | None:
-    """Why a backend cannot attend in rows that the mesh cuts, if so."""
-    ways = mesh.shape["sequence"]
+def uncut(name: str, ways: int) -> str | None:
+    """Why a backend cannot attend in rows that a mesh cuts over so many devices, if so."""
     if name == "cudnn" and ways > 1:
         return f"needs whole rows, and config.mesh.sequence={ways} cuts them"
     return None

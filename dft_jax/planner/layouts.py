@@ -1,0 +1,52 @@
+"""The ways to carry out a step: its mesh, what is recomputed, and how its rows are shared out."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from dft_jax import sharding
+from dft_jax.sharding import SomeSizes
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLayout:
+    """A way to carry out the same step: `rows` are those of one device in one micro-batch."""
+
+    mesh: SomeSizes
+    remat: str
+    rows: int
+    accumulation: int
+
+    @property
+    def devices(self) -> dict[str, int]:
+        """How many there are along each axis of the mesh."""
+        return sharding.by_axis(self.mesh)
+
+    def flags(self) -> str:
+        """As on a command line; of `sequence` where rows are cut."""
+        along = []
+        for axis, size in self.devices.items():
+            if axis != "sequence" or size > 1:
+                along.append(f"--config.mesh.{axis}={size}")
+        along.append(f"--config.model.remat={self.remat}")
+        return " ".join([*along, f"--config.train.accumulation={self.accumulation}"])
+
+
+def layouts(mesh: SomeSizes, remat: str, step_rows: int) -> Iterator[StepLayout]:
+    """1, 2, 4, … rows per device and micro-batch, until one micro-batch holds the whole step."""
+    along = sharding.by_axis(mesh)
+    shards = math.prod(along[axis] for axis in sharding.BATCH_AXES)
+    rows = 1
+    while True:
+        accumulation = -(-step_rows // (rows * shards))
+        yield StepLayout(mesh, remat, rows, accumulation)
+        if accumulation == 1:
+            return
+        rows *= 2
+
+
+def part(size: int, ways: int) -> int:
+    """The size of a part; as in sharding.spec, what does not divide evenly stays whole."""
+    if size % ways:
+        return size
+    return size // ways
