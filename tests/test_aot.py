@@ -366,6 +366,26 @@ def test_kernels_of_attention(name, target, shape, n_products, n_keys):
     assert step.kind == "attention" and step.flops == n_products * 2 * 4 * 64 * n_keys * 16
 
 
+@pytest.mark.parametrize(
+    "one, other, result",
+    [
+        ("bf16[96,16]{1,0}", "bf16[8,32,16]{2,1,0}", "bf16[96,32]{1,0}"),
+        ("bf16[96,32]{1,0}", "bf16[96,16]{1,0}", "bf16[8,32,16]{2,1,0}"),
+    ],
+)
+def test_a_row_meets_one_experts_matrix(one, other, result):
+    """Of 8: forward, and the gradient of the matrices."""
+    step = only(
+        entry(
+            "%sizes = s32[8]{0} parameter(0)",
+            f"%a = {one} parameter(1)",
+            f"%b = {other} parameter(2)",
+            f'ROOT %ragged-dot-none.3 = {result} custom-call(%sizes, %a, %b), custom_call_target="tpu_custom_call"',
+        )
+    )
+    assert step.kind == "gemm" and step.flops == 2 * 96 * 16 * 32
+
+
 def compiled(*words: str) -> dict:
     command = [sys.executable, "-m", "experiments.performance.aot", "--tiny", *words]
     done = subprocess.run(

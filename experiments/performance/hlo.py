@@ -29,6 +29,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 # They name a value, or a part of one, and move nothing.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 _FREE |= {"conditional", "call", "opt-barrier", "partition-id", "replica-id", "async-start"}
+_RAGGED = "ragged-dot-none"  # a TPU's kernel by its name; ragged-dot-metadata makes no products
 _SEEN_THROUGH = {"bitcast", "reshape", "convert", "copy"}
 
 
@@ -114,6 +115,19 @@ def _pairs(n_in: int, n_window: int, n_out: int, window: tuple[int, ...]) -> int
     return pairs
 
 
+def _ragged_flops(instruction: Instruction, computation: Computation) -> tuple[float, str]:
+    """Of a TPU's kernel for `jax.lax.ragged_dot`, in which every row meets one expert's matrix.
+
+    Rows [N, D] by matrices [E, F, D] make [N, F]; of two arrays of rows come gradients [E, F, D].
+    """
+    inputs = [shape_of(computation[name].type) for name in instruction.operands]
+    dtype, rows = next((dtype, shape) for dtype, shape in inputs if len(shape) == 2)
+    _, out = shape_of(instruction.type)
+    if len(out) == 2:
+        return 2.0 * math.prod(out) * rows[1], dtype
+    return 2.0 * rows[0] * math.prod(out[1:]), dtype
+
+
 _PRODUCTS = {"dot": _dot_flops, "convolution": _convolution_flops}
 
 
@@ -125,6 +139,8 @@ def products(
         return _PRODUCTS[instruction.base](instruction, computation)
     if instruction.base == "custom-call" and "__cublas" in instruction.attributes:
         return _dot_flops(instruction, computation)
+    if instruction.base == "custom-call" and instruction.name.startswith(_RAGGED):
+        return _ragged_flops(instruction, computation)
     flops, dtype = 0.0, "f32"
     if instruction.base == "fusion":
         for name in called_by(instruction, "calls"):
