@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 import jax
 
-from dft_jax import config as config_lib
+from dft_jax import config as config_lib, sharding
 from dft_jax.planner import layouts, memory
 from dft_jax.planner.devices import ARCHITECTURES, described
 from dft_jax.training.throughput import flops_per_token
@@ -124,30 +124,37 @@ def layout_of(case: Case) -> layouts.StepLayout:
 
 def work_of(case: Case) -> dict[str, float]:
     """Tokens of a step, and the FLOPs that they need: recomputation is no work."""
-    sizes = (*case.mesh, 1)
-    tokens = case.length * case.rows * case.accumulation * sizes[0] * sizes[1]
+    along = layout_of(case).devices
+    shards = math.prod(along[axis] for axis in sharding.BATCH_AXES)
+    tokens = case.length * case.rows * case.accumulation * shards
     planner = planner_of(case)
     model = planner.build(case.mesh)
     return {"tokens": tokens, "model_tflop": tokens * flops_per_token(model, case.length) / 1e12}
+
+
+def chunks_of(case: Case) -> int:
+    """Of trained tokens, which a device has in a micro-batch: a loop's length that is data."""
+    trained = case.rows * case.length // 2 // layout_of(case).devices["sequence"]
+    return max(1, trained // CHUNK_TOKENS)
 
 
 def line_of(case: Case, keep: Path | None = None) -> dict:
     """A line of the table: what the compiler says of a case. The program's text goes to `keep`."""
     devices = aot.devices_of(case.device)
     start = time.perf_counter()
+    planner, layout = planner_of(case), layout_of(case)
     with aot.stand_ins(case.device):
-        compiled = check.compile_step(planner_of(case), layout_of(case), devices)
-    trained = case.rows * case.length // 2 // (*case.mesh, 1)[3]
-    trips = max(1, trained // CHUNK_TOKENS)
+        compiled = check.compile_step(planner, layout, devices)
     text = compiled.as_text()
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         (keep / ("_".join(case.settings.values()) + ".hlo")).write_text(text, encoding="utf-8")
-    found = hlo.facts(text, aot.chip_of(case.device), trips)
+    found = hlo.facts(text, aot.chip_of(case.device), chunks_of(case))
     return {
         **case.settings,
         "chips": math.prod(case.mesh),
         **aot.memory_of(compiled),
+        "plan_gib": planner.memory(layout).total,
         **work_of(case),
         **found,
         "compile_s": round(time.perf_counter() - start),
