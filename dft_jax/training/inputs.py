@@ -8,8 +8,9 @@ from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
+from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
-from dft_jax.training import adapters, features
+from dft_jax.training import adapters, features, options
 from dft_jax.training.programs import compilation_rows
 
 
@@ -19,11 +20,15 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
 
     Raises:
       UserError: as there; or the attention that is asked for is not to be had; or adapters that do
-      not fit.
+      not fit; or a `train.balance_weight` that would balance nothing.
     """
     source, model, tokenizer = open_config(config)
     select.require(config.model.attention, model.config, model.mesh, config.model.compute_dtype)
-    return source, adapters.with_adapters(config, model), tokenizer
+    model = adapters.with_adapters(config, model)
+    weight = config.train.get("balance_weight", 0.0)
+    has_experts, is_adapted = model.config.experts is not None, model.lora is not None
+    errors.raise_if_any(options.balance_problems(weight, has_experts, is_adapted))
+    return source, model, tokenizer
 
 
 def load_data(

@@ -92,6 +92,25 @@ def of_sources(packed: PackedBatch) -> dict[str, int | float]:
     return values
 
 
+def of_experts(sums: dict[str, Any]) -> dict[str, float]:
+    """How a step's tokens, trained or not, were spread over experts, as `experts/what`; nothing of
+    a model without any.
+
+    `busiest_load` is that of a layer's busiest expert relative to the mean of its experts, the mean
+    over layers: 1 where all have the same. `idle_share` is of the experts of all layers those that
+    no token went through, and `balance` that of `routing.balance`.
+    """
+    if "expert_pairs" not in sums:
+        return {}
+    pairs_XE = np.asarray(sums["expert_pairs"], np.float64)
+    most_X, mean_X = pairs_XE.max(axis=1), np.maximum(pairs_XE.mean(axis=1), 1e-9)
+    return {
+        "experts/busiest_load": float((most_X / mean_X).mean()),
+        "experts/idle_share": float((pairs_XE == 0).mean()),
+        "experts/balance": float(sums["balance"]) / max(float(sums["routed_tokens"]), 1.0),
+    }
+
+
 # Dense bf16 peak of one device, FLOP/s, by a part of `device.device_kind`; from the makers'
 # datasheets.
 _PEAK_FLOPS = {
