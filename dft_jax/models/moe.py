@@ -39,8 +39,8 @@ forward pass, of M devices with N tokens of D bfloat16 each, is 2·2·(M−1)·N
     8         235 MB                235 MB               1,057 MB
     16        503 MB                252 MB               1,132 MB
 
-(computed; experts of one token on one device could share a copy, which takes the all-to-all to 90,
-154 and 203 MB where experts are drawn evenly.) Up to eight devices, then, this moves no more than
+(computed; experts of one token on one device could share a copy, which takes the all-to-all to 91,
+157 and 208 MB where experts are drawn evenly.) Up to eight devices, then, this moves no more than
 the usual exchange of pairs; beyond, `fsdp` or `data` is the better place for more of them.
 
 Letters besides the legend's: E experts, S of a token, N tokens of a device, P its pairs (N·S), M
@@ -161,7 +161,7 @@ def _on_every_device(
             y_ND = through(*tokens)
         else:
             n_own = experts.count // mesh.shape[EXPERT]
-            y_ND = _by_all_devices(through, n_own, EXPERT in row_axes, *tokens)
+            y_ND = by_all_devices(through, n_own, EXPERT in row_axes, *tokens)
         y_bLD = y_ND.reshape(x_bLD.shape)
         if width is not None:
             # Each device along `tensor` has summed over its part of the width.
@@ -185,7 +185,7 @@ def _on_every_device(
     return run(x_BLD, logits_BLE, is_token_BL, *kernels)
 
 
-def _by_all_devices(
+def by_all_devices(
     through: Callable[..., Array],
     n_own: int,
     has_other_tokens: bool,

@@ -86,17 +86,3 @@ def balance(routing: Routing, per_token: int) -> Float[Array, ""]:
     n_tokens = jnp.maximum(pairs_E.sum() / per_token, 1)
     shares_E = routing.shares_XBE.sum(axis=(0, 1))
     return E * (pairs_E / n_tokens * (shares_E / n_tokens)).sum()
-
-
-def sums(routing: Routing, per_token: int) -> dict[str, Array]:
-    """What a training step adds up over micro-batches, to be reported by `metrics.of_experts`.
-
-    `balance` is that of a micro-batch times its tokens.
-    """
-    pairs_XE = routing.pairs_XBE.sum(axis=1)
-    n_tokens = (pairs_XE[0].sum() // per_token).astype(jnp.float32)
-    return {
-        "expert_pairs": pairs_XE,
-        "routed_tokens": n_tokens,
-        "balance": balance(routing, per_token) * n_tokens,
-    }

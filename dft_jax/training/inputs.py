@@ -8,9 +8,8 @@ from dft_jax.lm.checkpoint import open_config
 from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
-from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
-from dft_jax.training import adapters, features, options
+from dft_jax.training import adapters, features
 from dft_jax.training.programs import compilation_rows
 
 
@@ -25,9 +24,7 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
     source, model, tokenizer = open_config(config)
     select.require(config.model.attention, model.config, model.mesh, config.model.compute_dtype)
     model = adapters.with_adapters(config, model)
-    weight = config.train.get("balance_weight", 0.0)
-    has_experts, is_adapted = model.config.experts is not None, model.lora is not None
-    errors.raise_if_any(options.balance_problems(weight, has_experts, is_adapted))
+    adapters.refuse_idle_balance(config, model)
     return source, model, tokenizer
 
 

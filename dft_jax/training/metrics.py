@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from dft_jax.data.batches import PackedBatch
 from dft_jax.data.image_rows import Grid
+from dft_jax.models import routing
 from dft_jax.models.parts import ALL, TEXT
 from dft_jax.models.spec import VisionSpec
 from dft_jax.types import AnyArray, TokenStats
@@ -49,6 +50,20 @@ def token_sums(
     if weights_BL is not None:
         sums["weight"] = count(weights_BL)
     return sums
+
+
+def routing_sums(routed: routing.Routing, per_token: int) -> dict[str, Array]:
+    """Sums over the tokens of one micro-batch, trained or not, of how they go through experts,
+    `per_token` each; adding them over micro-batches is exact. `balance` is the micro-batch's times
+    its tokens.
+    """
+    pairs_XE = routed.pairs_XBE.sum(axis=1)
+    n_tokens = (pairs_XE[0].sum() // per_token).astype(jnp.float32)
+    return {
+        "expert_pairs": pairs_XE,
+        "routed_tokens": n_tokens,
+        "balance": routing.balance(routed, per_token) * n_tokens,
+    }
 
 
 def per_token(sums: dict[str, Any], area: str) -> dict[str, Any]:

@@ -94,18 +94,6 @@ def feature_problems(image_features: str, parts: str) -> list[str]:
     ]
 
 
-def balance_problems(weight: float, has_experts: bool, is_adapted: bool) -> list[str]:
-    """What is wrong between `config.train.balance_weight` and a model."""
-    if not weight:
-        return []
-    what = f"config.train.balance_weight={weight}"
-    if not has_experts:
-        return [f"{what}: this model has no experts to balance; use 0"]
-    if is_adapted:
-        return [f"{what} with adapters, beneath which routers are frozen; use 0"]
-    return []
-
-
 def log_problems(given: dict[str, Any]) -> list[str]:
     """What is wrong with `config.log`; `given` are values by their key in LOG."""
     if not given.get("wandb_project") or importlib.util.find_spec("wandb"):

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from dft_jax import sharding
 from dft_jax.data.batches import Packer
 from dft_jax.losses import fused, objectives
-from dft_jax.models import routing
 from dft_jax.models.model import (
     Model,
     apply_with_routing,
@@ -92,7 +91,7 @@ def make_loss(
         mean = total / denominator
         sums = metrics.token_sums(stats, total, batch.mask_BL, batch.weights_BL)
         if routed is not None:
-            sums |= routing.sums(routed, model.config.experts.per_token)
+            sums |= metrics.routing_sums(routed, model.config.experts.per_token)
             if balance_weight:
                 mean += balance_weight * sums["balance"] / n_routed
         return mean, sums
