@@ -20,6 +20,7 @@ from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.options import architecture_problems
 from dft_jax.sampling.sampler import Request, Sampler
 from dft_jax.training.step import make_loss
+from tests import jaxprs
 from tests.conftest import GOLDEN, make_mesh
 from tests.marks import slow_but
 from tests.models import test_moe as layers
@@ -157,6 +158,19 @@ def expected_gather(model, sizes):
         return 0
     experts = model.config.experts
     return experts.count // expert * experts.width // tensor * model.config.hidden_size
+
+
+@pytest.mark.parametrize("policy", ["none", "dots", "full"])
+def test_nothing_is_kept_of_pairs(policy):
+    """Of all devices' they would take M times as much as of a device's own. The three products are
+    made again: twelve for nine.
+    """
+    program = layers.program_of(policy, "tpu", TWO)
+    spec, n_pairs = read_config(GOLDEN / "mixtral"), 8 * 2
+    for scan in jaxprs.equations(program, "scan"):
+        for out in scan.outvars:
+            assert out.aval.shape[-2:] != (n_pairs, spec.experts.width)
+    assert len(list(jaxprs.equations(program, "ragged_dot_general"))) == 12
 
 
 def test_parameters_are_cut():
