@@ -175,8 +175,7 @@ def make_update(
         n_routed = jnp.maximum((batch.segments_BL > 0).sum(), 1)
 
         def loss_of(trained: Params, micro_batch: Batch, denominator):
-            weights = model.join(trained, base)
-            return loss(weights, micro_batch, denominator, reference, n_routed)
+            return loss(model.join(trained, base), micro_batch, denominator, reference, n_routed)
 
         def accumulate(total, micro):
             micro_batch, denominator = micro

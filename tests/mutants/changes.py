@@ -80,7 +80,7 @@ OF_LOSSES = [
     Change(
         "loss-shared-rows-all-the-first",
         "dft_jax/losses/devices.py",
-        "lax.dynamic_slice_in_dim(array_B, lax.axis_index(_SHARING) * n_rows, n_rows)",
+        "lax.dynamic_slice_in_dim(array_B, lax.axis_index(self.sharing) * n_rows, n_rows)",
         "array_B[:n_rows]",
         SHARED_ROWS,
         "dense and sentence",
