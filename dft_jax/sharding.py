@@ -21,13 +21,13 @@ from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
 from dft_jax.types import AnyMesh, Batch, FeatureBatch, ImageBatch
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
-BATCH_AXES = ("data", "fsdp")  # rows of a batch are spread over both
+MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+BATCH_AXES = ("data", "fsdp", "expert")  # rows of a batch are spread over them
 # Named at every mesh: the default became Explicit in JAX 0.11.
 AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
 
-# Of a mesh: devices along data, fsdp, tensor and sequence.
-Sizes = tuple[int, int, int, int]
+# Of a mesh: devices along each of MESH_AXES.
+Sizes = tuple[int, int, int, int, int]
 # The same, of which the last may be left out: they have one device.
 SomeSizes = tuple[int, ...]
 
@@ -38,6 +38,7 @@ SECTION = {
     "fsdp": Option(1, "devices over which parameters are sharded, gathered for use", _SIZE),
     "tensor": Option(1, "devices over which heads, feed-forward and vocabulary are split", _SIZE),
     "sequence": Option(1, "devices over which the positions of each row are split", _SIZE),
+    "expert": Option(1, "devices over which experts are split, and rows with them", _SIZE),
 }
 
 # Logical axis of an array -> axis of the mesh. Parameters name their axes where they are declared
@@ -48,7 +49,8 @@ RULES = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
-    "experts": None,  # each device has a part of every one: of its width, as of any feed-forward
+    "experts": "expert",  # each device has some, or all where there is one along that axis
+    "router": None,  # the shares of a token's experts are made where the token is
     "embed": "fsdp",
     "embed_activation": None,  # activations keep the width of the model whole
     "length": "sequence",
@@ -61,31 +63,31 @@ RULES = {
 }
 
 
-# Over which the width of parameters is cut where there are devices along `sequence`: copies on them
-# would take the memory that shorter rows save.
-_PARAMETERS = ("fsdp", "sequence")
+# Over which the width of parameters is cut: copies along `sequence` would take the memory that
+# shorter rows save, and along `expert` all but the experts would be copies.
+_PARAMETERS = ("fsdp", "expert", "sequence")
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
+def make_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1, expert: int = 1) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, for what is left.
 
     The sizes are assumed valid (`problems` says what is wrong with them).
     """
     devices = jax.devices()
-    sizes = mesh_sizes(data, fsdp, tensor, sequence, device_count=len(devices))
+    sizes = mesh_sizes(data, fsdp, tensor, sequence, expert, device_count=len(devices))
     n_slices = slice_count(devices)
     if n_slices == 1:
         return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
     return Mesh(across_slices(sizes, devices, n_slices), MESH_AXES, axis_types=AXIS_TYPES)
 
 
-def checked_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1) -> Mesh:
+def checked_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1, expert: int = 1) -> Mesh:
     """`make_mesh` of sizes that a user gives.
 
     Raises:
       UserError: sizes that do not fit the devices, or their slices.
     """
-    sizes = (data, fsdp, tensor, sequence)
+    sizes = (data, fsdp, tensor, sequence, expert)
     count, slices = jax.device_count(), tpu_slices()
     errors.raise_if_any(problems(*sizes, device_count=count, tpu_slices=slices))
     return make_mesh(*sizes)
@@ -101,7 +103,7 @@ def slice_count(devices: Sequence[Any]) -> int:
 
 
 def across_slices(sizes: Sizes, devices: Sequence[Any], n_slices: int) -> np.ndarray:
-    """The devices of several slices as an array of these sizes [data, fsdp, tensor, sequence].
+    """The devices of several slices as an array of these sizes, one of each of MESH_AXES.
 
     `data` goes over the network between slices, where gradients meet once a step; the others,
     which move parameters and activations in every layer, stay within a slice.
@@ -158,15 +160,23 @@ def platform(mesh: AnyMesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def mesh_sizes(data: int, fsdp: int, tensor: int, sequence: int = 1, *, device_count: int) -> Sizes:
+def mesh_sizes(
+    data: int,
+    fsdp: int,
+    tensor: int,
+    sequence: int = 1,
+    expert: int = 1,
+    *,
+    device_count: int,
+) -> Sizes:
     """Replaces the -1 by the number of devices that the other axes leave."""
-    sizes = [data, fsdp, tensor, sequence]
+    sizes = [data, fsdp, tensor, sequence, expert]
     fixed = math.prod(size for size in sizes if size != -1)
     for axis, size in enumerate(sizes):
         if size == -1:
             sizes[axis] = device_count // fixed
-    data, fsdp, tensor, sequence = sizes
-    return data, fsdp, tensor, sequence
+    data, fsdp, tensor, sequence, expert = sizes
+    return data, fsdp, tensor, sequence, expert
 
 
 def problems(
@@ -174,12 +184,13 @@ def problems(
     fsdp: int,
     tensor: int,
     sequence: int = 1,
+    expert: int = 1,
     *,
     device_count: int,
     tpu_slices: int = 1,
 ) -> list[str]:
     """What is wrong with the sizes of a mesh on this number of devices, in so many TPU slices."""
-    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, sequence), strict=True))
+    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, sequence, expert), strict=True))
     text = mesh_text(*sizes.values())
     fixed = math.prod(size for size in sizes.values() if size != -1)
     n_free = list(sizes.values()).count(-1)
@@ -197,10 +208,14 @@ def problems(
     ]
 
 
-def mesh_text(data: int, fsdp: int, tensor: int, sequence: int) -> str:
-    """As in `data=2 × fsdp=4 × tensor=1`; that of `sequence` where rows are cut along it."""
+def mesh_text(data: int, fsdp: int, tensor: int, sequence: int, expert: int) -> str:
+    """As in `data=2 × fsdp=4 × tensor=1`; of the other axes those that cut something."""
     found = f"data={data} × fsdp={fsdp} × tensor={tensor}"
-    return found if sequence == 1 else f"{found} × sequence={sequence}"
+    if sequence != 1:
+        found += f" × sequence={sequence}"
+    if expert != 1:
+        found += f" × expert={expert}"
+    return found
 
 
 def _slice_problems(sizes: Sizes, text: str, tpu_slices: int) -> list[str]:
@@ -240,10 +255,20 @@ def spec(shape: tuple[int, ...], axes: tuple[str, ...], mesh: AnyMesh) -> P:
         mesh_axis = RULES[axis]
         if size % _ways(mesh_axis, mesh) != 0:
             mesh_axis = None
-        if axis == "embed" and size % _ways(_PARAMETERS, mesh) == 0 and mesh.shape["sequence"] > 1:
-            mesh_axis = _PARAMETERS
+        if axis == "embed":
+            mesh_axis = _width_axes(size, axes, mesh)
         parts.append(mesh_axis)
     return P(*parts)
+
+
+def _width_axes(size: int, axes: tuple[str, ...], mesh: AnyMesh) -> str | tuple[str, ...] | None:
+    """Over which a parameter's width of so many elements is cut; `axes` are all of its own."""
+    several = [axis for axis in _PARAMETERS if axis == "fsdp" or mesh.shape[axis] > 1]
+    if "experts" in axes and "expert" in several:
+        several.remove("expert")  # which cuts another of its axes
+    if len(several) > 1 and size % _ways(tuple(several), mesh) == 0:
+        return tuple(several)
+    return "fsdp" if size % mesh.shape["fsdp"] == 0 else None
 
 
 def _ways(mesh_axis: str | tuple[str, ...] | None, mesh: AnyMesh) -> int:
@@ -274,7 +299,7 @@ def with_logical_layout(x: jax.Array, mesh: AnyMesh, *axes: str) -> jax.Array:
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
-    """Sharding of every array [A, B, …] of a step's batch: rows over data and fsdp."""
+    """Sharding of every array [A, B, …] of a step's batch: rows over BATCH_AXES."""
     return named(mesh, None, BATCH_AXES, None)
 
 

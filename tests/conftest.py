@@ -42,11 +42,11 @@ private_jax.keep_programs_of_several_devices_in_memory()
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
-def make_mesh(data=1, fsdp=1, tensor=1, sequence=1):
-    sizes = (data, fsdp, tensor, sequence)
-    axes = ("data", "fsdp", "tensor", "sequence")
+def make_mesh(data=1, fsdp=1, tensor=1, sequence=1, expert=1):
+    sizes = (data, fsdp, tensor, sequence, expert)
+    axes = ("data", "fsdp", "tensor", "sequence", "expert")
     devices = jax.devices()[: math.prod(sizes)]
-    return jax.make_mesh(sizes, axes, (AxisType.Auto,) * 4, devices=devices)
+    return jax.make_mesh(sizes, axes, (AxisType.Auto,) * 5, devices=devices)
 
 
 @pytest.fixture(autouse=True, scope="module")

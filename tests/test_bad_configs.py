@@ -213,6 +213,14 @@ OVERRIDES = {
         ["--config.mesh.tensor=8"],
         ["config.mesh.tensor=8", "4 attention heads", "legal here: 1, 2, 4"],
     ),
+    "experts of a model without any": (
+        ["--config.mesh.expert=2"],
+        ["config.mesh.expert=2", "this model has none", "mesh.fsdp=2"],
+    ),
+    "a balance of nothing": (
+        ["--config.train.balance_weight=0.01"],
+        ["config.train.balance_weight=0.01", "no experts to balance"],
+    ),
     "length beyond the model": (
         ["--config.data.max_length=1024"],
         ["config.data.max_length=1024", "max_position_embeddings=512", "use at most 512"],

@@ -42,7 +42,8 @@ def devices(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(2, 8, 1, 1), (4, 4, 1, 1), (4, 2, 2, 1), (2, 1, 2, 4), (16, 1, 1, 1)]
+    "sizes",
+    [*[(2, 8, 1, 1, 1), (4, 4, 1, 1, 1), (4, 2, 2, 1, 1)], (2, 1, 2, 4, 1), (2, 1, 1, 1, 8)],
 )
 def test_only_data_goes_from_slice_to_slice(sizes):
     chips = slices(2)
@@ -56,9 +57,9 @@ def test_only_data_goes_from_slice_to_slice(sizes):
 def test_the_mesh_of_several_slices_has_all_their_devices(devices):
     devices(slices(2))
     mesh = sharding.make_mesh(data=-1, fsdp=4, tensor=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 2, "sequence": 1}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 2, "sequence": 1, "expert": 1}
     assert mesh.axis_types == sharding.AXIS_TYPES
-    assert [chip.slice_index for chip in mesh.devices[:, 0, 0, 0]] == [0, 1]
+    assert [chip.slice_index for chip in mesh.devices[:, 0, 0, 0, 0]] == [0, 1]
     assert sharding.tpu_slices() == 2
 
 
@@ -85,4 +86,4 @@ def test_devices_of_gpu_nodes_may_share_parameters(devices):
     across = sharding.make_mesh(data=1, fsdp=16, tensor=1)
     assert [chip.id for chip in across.devices.flat] == list(range(16))
     within = sharding.make_mesh(data=2, fsdp=-1, tensor=1)
-    assert [chip.slice_index for chip in within.devices[:, 0, 0, 0]] == [0, 1]
+    assert [chip.slice_index for chip in within.devices[:, 0, 0, 0, 0]] == [0, 1]

@@ -29,7 +29,7 @@ def load(
         format, and of a run that trains one, the model is the base with the adapter merged into it.
       revision: of a hub id: branch, tag or commit.
       base: of an adapter: its base, where that is not where the adapter says.
-      mesh: sizes by axis ("data", "fsdp", "tensor"), one of which may be -1 for what is left; by
+      mesh: sizes by axis ("data", "fsdp", "tensor", …), one of which may be -1 for what is left; by
         default every device has a copy of the model.
       compute_dtype: of matrix products; by default float32 on CPUs, else bfloat16.
       step: of a run: "newest", "best" (where the run has a `checkpoint.best`), or a number.

@@ -97,8 +97,8 @@ def open_run(
     config: Config = ConfigDict(files.read_json(file)).lock()
     # The model as it lies on this machine: what trained it may have been a pod.
     here = config.copy_and_resolve_references()
-    sizes = {"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1}
-    # Runs from before there was this axis have no size of it.
+    sizes = {"data": 1, "fsdp": -1, "tensor": 1, "sequence": 1, "expert": 1}
+    # Runs from before there was an axis have no size of it.
     here.mesh.update({axis: sizes[axis] for axis in here.mesh})
     here.update_from_flattened_dict(overrides or {})
     source, model, tokenizer = open_config(here)

@@ -1,8 +1,9 @@
 """The fused loss over devices: which rows and which slice of the vocabulary each works on.
 
-Outside of `shard_map` rows lie over `data` and `fsdp`, their positions over `sequence`, and the
-head [V, D] as the parameter does: V over `tensor`, D over `fsdp`. Inside, a device needs whole rows
-of the head, and there are two ways to have them. Of two devices along `fsdp`:
+Outside of `shard_map` rows lie over `data`, `fsdp` and `expert`, their positions over `sequence`,
+and the head [V, D] as the parameter does: V over `tensor`, D over `fsdp`, and over `expert` as over
+more of `fsdp`. Inside, a device needs whole rows of the head, and there are two ways to have them.
+Of two devices along `fsdp`:
 
                        outside            each its rows         rows shared along fsdp
     rows               0 1 | 2 3          0 1 | 2 3             0 1 2 3 | 0 1 2 3
@@ -16,6 +17,7 @@ too, and its statistics are summed over it.
 """
 
 import dataclasses
+import math
 from typing import Any, TypeVar
 
 import jax
@@ -29,7 +31,7 @@ from dft_jax.losses import chunks, statistics
 from dft_jax.losses.statistics import Logits, Logsumexps, Stats
 from dft_jax.types import AnyMesh
 
-_SHARING = "fsdp"  # the axis of the mesh along which rows can be shared
+_SHARING = ("fsdp", "expert")  # the axes of the mesh along which rows can be shared
 Rows = TypeVar("Rows")  # arrays that begin with an axis of rows, or a tree of them
 
 
@@ -78,11 +80,12 @@ class Layout:
     rows: P  # of an array [B, L]
     vocab_axes: tuple[str, ...]  # the axes of the mesh that cut the vocabulary inside
     row_axes: tuple[str, ...]  # … and the rows, or their positions
+    sharing: tuple[str, ...] = ()  # of `vocab_axes` those along which devices share their rows
 
     @property
     def shares_rows(self) -> bool:
-        """Whether devices along `fsdp` work on the same rows."""
-        return _SHARING in self.vocab_axes
+        """Whether devices along `fsdp` and `expert` work on the same rows."""
+        return bool(self.sharing)
 
     def inside(self, inputs: Inputs) -> Inputs:
         """What this device works on, from what lies on it outside."""
@@ -97,39 +100,40 @@ class Layout:
     def _model_inside(self, model: Projection) -> Projection:
         # In the dtype that its products run in before it moves.
         head_VD = model.head.astype(model.hidden.dtype)
-        head_VD = lax.all_to_all(head_VD, _SHARING, split_axis=0, concat_axis=1, tiled=True)
+        head_VD = lax.all_to_all(head_VD, self.sharing, split_axis=0, concat_axis=1, tiled=True)
         return Projection(self.rows_inside(model.hidden), head_VD)
 
     def rows_inside(self, arrays_B: Rows) -> Rows:
         """Arrays, such as [B, L], of the rows that this device works on."""
         if not self.shares_rows:
             return arrays_B
-        return lax.all_gather(arrays_B, _SHARING, axis=0, tiled=True)
+        return lax.all_gather(arrays_B, self.sharing, axis=0, tiled=True)
 
     def rows_outside(self, array_B: Shaped[Array, "B ..."]) -> Shaped[Array, "b ..."]:
-        """The other way, of values that are the same on all devices along `fsdp`."""
+        """The other way, of values that are the same on all devices that share rows."""
         if not self.shares_rows:
             return array_B
-        n_rows = array_B.shape[0] // lax.axis_size(_SHARING)
-        return lax.dynamic_slice_in_dim(array_B, lax.axis_index(_SHARING) * n_rows, n_rows)
+        n_rows = array_B.shape[0] // lax.axis_size(self.sharing)
+        return lax.dynamic_slice_in_dim(array_B, lax.axis_index(self.sharing) * n_rows, n_rows)
 
     def hidden_outside(self, d_hidden_ND: Float[Array, "N D"]) -> Float[Array, "n D"]:
         """The gradient of this device's own rows, summed over all slices of the vocabulary."""
         if not self.shares_rows:
             return lax.psum(d_hidden_ND, self.vocab_axes)
-        d_hidden_ND = lax.psum_scatter(d_hidden_ND, _SHARING, scatter_dimension=0, tiled=True)
-        return lax.psum(d_hidden_ND, tuple(axis for axis in self.vocab_axes if axis != _SHARING))
+        d_hidden_ND = lax.psum_scatter(d_hidden_ND, self.sharing, scatter_dimension=0, tiled=True)
+        others = tuple(axis for axis in self.vocab_axes if axis not in self.sharing)
+        return lax.psum(d_hidden_ND, others)
 
     def head_outside(self, d_head_VD: Float[Array, "v D"]) -> Float[Array, "V d"]:
         """The gradient of this device's part of the parameter."""
         if not self.shares_rows:
             return d_head_VD
-        return lax.all_to_all(d_head_VD, _SHARING, split_axis=1, concat_axis=0, tiled=True)
+        return lax.all_to_all(d_head_VD, self.sharing, split_axis=1, concat_axis=0, tiled=True)
 
 
 def layout_of(inputs: Inputs, mesh: AnyMesh) -> Layout:
-    """Shares rows along `fsdp` where that moves less and the sizes divide; the vocabulary is cut
-    over `tensor` if that divides it, else whole.
+    """Shares rows along `fsdp` and `expert` where that moves less and the sizes divide; the
+    vocabulary is cut over `tensor` if that divides it, else whole.
     """
     # XLA's CPU compiler keeps sums over one device: a copy of [V, D], where it is the gradient.
     several = [axis for axis, size in mesh.shape.items() if size > 1]
@@ -138,11 +142,13 @@ def layout_of(inputs: Inputs, mesh: AnyMesh) -> Layout:
     if "tensor" in several and head.shape[0] % mesh.shape["tensor"] == 0:
         vocab_axes = ("tensor",)
     head_spec = P(vocab_axes or None, None)
+    sharing = ()
     if _can_share_rows(inputs, mesh):
-        vocab_axes = (*vocab_axes, _SHARING)
+        sharing = tuple(axis for axis in _SHARING if axis in several)
+        vocab_axes = (*vocab_axes, *sharing)
         # As the parameter lies, so that nothing moves before the head is in the dtype of the
         # hidden states, and its gradient goes straight to where it is added up.
-        head_spec = P("tensor", _SHARING)
+        head_spec = P("tensor", sharing)
     _, positions = sharding.spec(inputs.mask_BL.shape, ("batch", "length"), mesh)
     rows = P(sharding.BATCH_AXES, positions)
     model = Projection(P(*rows, None), head_spec)
@@ -154,11 +160,11 @@ def layout_of(inputs: Inputs, mesh: AnyMesh) -> Layout:
     row_axes = tuple(axis for axis in row_axes if axis in several)
     weights = None if inputs.weights_BL is None else rows
     cut = Inputs(model, reference, targets_BL=rows, mask_BL=rows, weights_BL=weights)
-    return Layout(cut, rows, vocab_axes, row_axes)
+    return Layout(cut, rows, vocab_axes, row_axes, sharing)
 
 
 def _can_share_rows(inputs: Inputs, mesh: AnyMesh) -> bool:
-    ways = mesh.shape[_SHARING]
+    ways = math.prod(mesh.shape[axis] for axis in _SHARING)
     B, L = inputs.mask_BL.shape
     n_positions = B // mesh.shape["data"] * L // mesh.shape["sequence"]
     vocab, width = inputs.model.head.shape

@@ -87,7 +87,7 @@ def _cut_head(head_VD: Float[Array, "V D"], mesh: AnyMesh) -> Float[Array, "U D 
     M = -(-n_blocks // (U * n_tensor)) * n_tensor
     padded_VD = jnp.pad(head_VD, ((0, U * M * VOCAB_BLOCK - V), (0, 0)))
     head_UDMW = padded_VD.reshape(U, M, VOCAB_BLOCK, D).transpose(0, 3, 1, 2)
-    # Blocks lie along `tensor`, the width along `fsdp` where it divides: as in training.
+    # Blocks lie along `tensor`, the width as in training.
     width_axis = sharding.spec((D,), ("embed",), mesh)
     return sharding.with_layout(head_UDMW, mesh, None, *width_axis, "tensor")
 
@@ -225,9 +225,7 @@ def head_rows(
     head together.
     """
     n_blocks = head_UDMW.shape[2]
-    width_axis = None
-    if head_UDMW.shape[1] % mesh.shape["fsdp"] == 0:
-        width_axis = "fsdp"
+    (width_axis,) = sharding.spec(head_UDMW.shape[1:2], ("embed",), mesh)
 
     def look_up(head_udmw: Array, blocks_X: Array, rows_X: Array | None) -> Array:
         """On one device, of whose part of the head the axes are small letters."""

@@ -1,7 +1,8 @@
 """The decoder-only transformer that the supported families share, as Flax Linen modules."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
-from dft_jax.models import layers, longrope, moe
+from dft_jax.models import layers, longrope, moe, routing
 from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
 from dft_jax.models.attention.kernels import is_result
 from dft_jax.models.attention.masked import Backend, causal_attention
@@ -196,7 +197,7 @@ class Layer(nn.Module):
             self.lora,
             name="attention",
         )
-        feed_forward = self._feed_forward()
+        feed_forward = self._feed_forward(segments_BL)
         inputs_BLD = self._norm_before("attention_norm", x_BLD)
         out_BLD, cache = attention(inputs_BLD, segments_BL, positions_BL, angles_BLk, cache)
         x_BLD = x_BLD + self._norm_after("attention_norm", out_BLD)
@@ -211,9 +212,10 @@ class Layer(nn.Module):
             return x_BLD, None
         return x_BLD, cache
 
-    def _feed_forward(self) -> nn.Module:
+    def _feed_forward(self, segments_BL: Int[AnyArray, "B L"]) -> Callable[[Array], Array]:
         if self.layer.feed_forward == moe.NAME:
-            return moe.Experts(self.spec, self.param_dtype, self.mesh, self.lora, name="mlp")
+            experts = moe.Experts(self.spec, self.param_dtype, self.mesh, self.lora, name="mlp")
+            return functools.partial(experts, segments_BL=segments_BL)
         return layers.FEED_FORWARDS[self.layer.feed_forward](
             self.spec,
             self.layer,
@@ -387,7 +389,7 @@ def _scan(body: type[nn.Module], times: int) -> Any:
     in_axes: Any = (nn.broadcast,) * 3  # segments, positions, and angles where there are some
     return nn.scan(
         body,
-        variable_axes={"params": 0, "lora": 0},
+        variable_axes={"params": 0, "lora": 0, routing.COLLECTION: 0},
         split_rngs={"params": True},
         in_axes=in_axes,
         length=times,

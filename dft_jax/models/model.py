@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dft_jax import sharding
-from dft_jax.models import parts as parts_lib
+from dft_jax.models import parts as parts_lib, routing as routing_lib
 from dft_jax.models.abstract import abstract_of, layouts_of
 from dft_jax.models.attention.select import choose_attention
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder, ImageTokens
@@ -37,6 +37,7 @@ __all__ = [
     "REMAT_POLICIES",
     "DecoderSpec",
     "Model",
+    "apply_with_routing",
     "build",
     "cast_layers",
     "head",
@@ -169,7 +170,9 @@ def _apply(
     batch: Batch,
     adapters: Params | None = None,
     tower: Tower | None = None,
+    collections: tuple[str, ...] = (),
 ) -> Any:
+    """Final hidden states; with names of collections what modules leave there, beside them."""
     images = None
     if batch.images is not None:
         images = image_tokens(tower, params, batch.images)
@@ -183,7 +186,21 @@ def _apply(
         module = module.clone(lora=None)
     else:
         variables["lora"] = adapters
-    return module.apply(variables, batch.tokens_BL, batch.segments_BL, batch.positions_BL, images)
+    given = batch.tokens_BL, batch.segments_BL, batch.positions_BL, images
+    if not collections:
+        return module.apply(variables, *given)
+    return module.apply(variables, *given, mutable=collections)
+
+
+def apply_with_routing(
+    model: Model, params: Params, batch: Batch, adapters: Params | None = None
+) -> tuple[Float[Array, "B L D"], routing_lib.Routing | None]:
+    """`Model.apply`, and how tokens were spread over experts; None of a model without any."""
+    if model.config.experts is None:
+        return model.apply(params, batch, adapters), None
+    names = (routing_lib.COLLECTION,)
+    hidden_BLD, left = _apply(model.module, params, batch, adapters, model.tower, names)
+    return hidden_BLD, routing_lib.collect(left)
 
 
 def image_tokens(

@@ -19,25 +19,53 @@ S times more again, and holds all pairs once for each expert, which of a row of 
 Qwen3-30B-A3B is 17 GB (computed). GPUs are said to do the same (jax issues of 2026); none was at
 hand to measure.
 
-Letters besides the legend's: E experts, S of a token, N tokens of a device, P its pairs (N·S).
+Devices along the mesh's `expert` have different experts, and different tokens. Of two of them:
+
+    device                0         1
+    experts               0 1       2 3
+    tokens                a b       c d
+    all come to each      a b c d   a b c d        all-gather, with shares and experts of each
+    it makes              its own experts' part of every token; first of a and b, then of c and d
+    parts are added up    a b       c d            reduce-scatter
+
+So no token is dropped, however many choose the same expert, and arrays have the same sizes
+whatever they choose. Tokens could instead travel each to its own experts (all-to-all), whose arrays
+have to be as large where all choose experts of one device. What a device receives in a layer's
+forward pass, of M devices with N tokens of D bfloat16 each, is 2·2·(M−1)·N·D bytes here, and
+2·2·(M−1)/M·N·S·D there: M / S of it. Of Qwen3-30B-A3B (D = 2,048, S = 8), for each 4,096 tokens:
+
+    M     all-gather and back   all-to-all and back   a layer's experts, gathered over fsdp
+    4         101 MB                201 MB                 906 MB
+    8         235 MB                235 MB               1,057 MB
+    16        503 MB                252 MB               1,132 MB
+
+(computed; experts of one token on one device could share a copy, which takes the all-to-all to 91,
+157 and 208 MB where experts are drawn evenly.) Up to eight devices, then, this moves no more than
+the usual exchange of pairs; beyond, `fsdp` or `data` is the better place for more of them.
+
+Letters besides the legend's: E experts, S of a token, N tokens of a device, P its pairs (N·S), M
+devices along `expert`.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
 
 from dft_jax import sharding
-from dft_jax.models import layers
+from dft_jax.models import layers, routing
 from dft_jax.models.lora import Lora
 from dft_jax.models.spec import DecoderSpec, ExpertsSpec
-from dft_jax.types import AnyMesh
+from dft_jax.types import AnyArray, AnyMesh
 
+EXPERT = "expert"  # the axis of the mesh along which devices have different experts
 # The name in LayerSpec.feed_forward.
 NAME = "experts"
 # What the policy `dots` saves of the experts, by this name: it knows their products no other way.
@@ -48,6 +76,7 @@ class Experts(nn.Module):
     """Σ_s share_s · expert_s(x) over the experts s of each token; each expert is a SwiGLU.
 
     Positions are computed each by itself, padding among them: none has a part in another's output.
+    Segments say which are padding, which does not count in what is said of the routing.
     With `lora` all kernels here are frozen; none of them has an adapter.
     """
 
@@ -57,14 +86,16 @@ class Experts(nn.Module):
     lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x_BLD: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(
+        self, x_BLD: Float[Array, "B L D"], segments_BL: Int[AnyArray, "B L"]
+    ) -> Float[Array, "B L D"]:
         experts = self.spec.experts
         assert experts is not None, "the family says what experts its layers have"
         E, F, D = experts.count, experts.width, self.spec.hidden_size
         router = layers.Linear(
             "BLD,ED->BLE",
             (E, D),
-            ("experts", "embed"),
+            ("router", "embed"),
             0,
             self.spec.init_std,
             self.param_dtype,
@@ -79,7 +110,12 @@ class Experts(nn.Module):
             self._kernel("expert_up", (E, F, D), ("experts", "mlp", "embed")),
             self._kernel("expert_down", (E, D, F), ("experts", "embed", "mlp")),
         )
-        return _on_every_device(self.mesh, experts, x_BLD, logits_BLE, *kernels)
+        y_BLD, pairs_BE, shares_BE = _on_every_device(
+            self.mesh, experts, x_BLD, logits_BLE, segments_BL > 0, *kernels
+        )
+        # Nobody keeps them but who asks for them: see `routing.collect`.
+        routing.sow(self, pairs_BE, shares_BE)
+        return y_BLD
 
     def _kernel(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Any:
         init = nn.with_partitioning(nn.initializers.normal(self.spec.init_std), axes)
@@ -91,65 +127,118 @@ def _on_every_device(
     experts: ExpertsSpec,
     x_BLD: Float[Array, "B L D"],
     logits_BLE: Float[Array, "B L E"],
+    is_token_BL: Bool[AnyArray, "B L"],
     gate_EFD: Float[Array, "E F D"],
     up_EFD: Float[Array, "E F D"],
     down_EDF: Float[Array, "E D F"],
-) -> Float[Array, "B L D"]:
-    """`through_experts`, where each device has its own rows, and sorts none but theirs.
+) -> tuple[Float[Array, "B L D"], Int[Array, "B E"], Float[Array, "B E"]]:
+    """`through_experts`, where each device has its own rows, and sorts none but theirs; and the
+    sums of `routing.row_sums`.
 
     Sorted over all rows of the batch, tokens would change devices in every layer, and XLA gathers
-    what it sorts. So rows stay where they are, and of the experts each device has its part of the
-    width (`tensor`) and, gathered over `fsdp` for use as of any layer, all of the rest.
+    what it sorts. So rows stay where they are, and of the experts each device has its own along
+    `expert`, of these its part of the width (`tensor`) and, gathered over `fsdp` for use as of any
+    layer, all of the rest.
     """
     rows = sharding.spec(x_BLD.shape, ("batch", "length", "embed_activation"), mesh)
-    wide = sharding.spec(gate_EFD.shape, ("experts", "mlp", "embed_activation"), mesh)
-    back = sharding.spec(down_EDF.shape, ("experts", "embed_activation", "mlp"), mesh)
-    is_cut = wide[1] is not None
+    _, width, _ = sharding.spec(gate_EFD.shape, ("experts", "mlp", "embed_activation"), mesh)
+    split_along = EXPERT if mesh.shape[EXPERT] > 1 else None
+    wide, back = P(split_along, width, None), P(split_along, None, width)
     platform = sharding.platform(mesh)
     # Rows along the batch axes, and their positions along `sequence` where these are cut.
-    differs_along = rows[0] or ()
-    if rows[1] is not None:
-        differs_along = (*differs_along, rows[1])
-    if is_cut:
-        differs_along = (*differs_along, "tensor")
+    row_axes, positions = rows[0] or (), rows[1]
+    differs_along = dict.fromkeys([*row_axes, positions, split_along, width])
+    differs_along = tuple(axis for axis in differs_along if axis is not None)
 
-    def local(x_bLD: Array, logits_bLE: Array, *kernels: Array) -> Array:
+    def local(x_bLD: Array, logits_bLE: Array, is_token_bL: Array, *kernels: Array) -> Any:
         *_, D = x_bLD.shape
-        logits_NE = logits_bLE.reshape(-1, experts.count)
-        y_ND = through_experts(
-            experts,
-            platform,
-            x_bLD.reshape(-1, D),
-            logits_NE,
-            *kernels,
-            differs_along=differs_along,
+        shares_NS, chosen_NS = route(experts, logits_bLE.reshape(-1, experts.count))
+        tokens = x_bLD.reshape(-1, D), shares_NS, chosen_NS
+        through = functools.partial(
+            through_experts, platform, kernels=kernels, differs_along=differs_along
         )
+        if split_along is None:
+            y_ND = through(*tokens)
+        else:
+            n_own = experts.count // mesh.shape[EXPERT]
+            y_ND = by_all_devices(through, n_own, EXPERT in row_axes, *tokens)
         y_bLD = y_ND.reshape(x_bLD.shape)
-        # Each device along `tensor` has summed over its part of the width.
-        return jax.lax.psum(y_bLD, "tensor") if is_cut else y_bLD
+        if width is not None:
+            # Each device along `tensor` has summed over its part of the width.
+            y_bLD = jax.lax.psum(y_bLD, width)
+        chosen_bLS = chosen_NS.reshape(*is_token_bL.shape, -1)
+        sums_bE = routing.row_sums(logits_bLE, chosen_bLS, is_token_bL)
+        if positions is not None:
+            # Each device has some of the positions of its rows.
+            sums_bE = jax.lax.psum(sums_bE, positions)
+        return y_bLD, *sums_bE
 
-    run = jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, wide, wide, back), out_specs=rows)
-    dtype = x_BLD.dtype
-    return run(
-        x_BLD, logits_BLE, gate_EFD.astype(dtype), up_EFD.astype(dtype), down_EDF.astype(dtype)
+    sums = P(rows[0], None)
+    run = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(rows, rows, P(*rows[:2]), wide, wide, back),
+        out_specs=(rows, sums, sums),
     )
+    dtype = x_BLD.dtype
+    kernels = gate_EFD.astype(dtype), up_EFD.astype(dtype), down_EDF.astype(dtype)
+    return run(x_BLD, logits_BLE, is_token_BL, *kernels)
+
+
+def by_all_devices(
+    through: Callable[..., Array],
+    n_own: int,
+    has_other_tokens: bool,
+    *tokens: Array,
+) -> Float[Array, "N D"]:
+    """Tokens through all experts, of which each device along `expert` has `n_own`; inside
+    shard_map.
+
+    Tokens of one device are taken at a time, and nothing of its pairs is kept for the backward
+    pass: together they would take M times the memory of a device's own, most of it for pairs that
+    are not here.
+
+    Args:
+      through: `through_experts` of the experts that are here, which have numbers from 0.
+      has_other_tokens: whether each device has tokens of its own; else all have the same.
+      tokens: x_ND, shares_NS and chosen_NS of this device.
+    """
+    first = jax.lax.axis_index(EXPERT) * n_own
+
+    # A scan's forward and backward pass are two loops: nothing of them can be merged.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def part(tokens: tuple[Array, ...]) -> Float[Array, "N D"]:
+        x_ND, shares_NS, chosen_NS = tokens
+        number_NS = chosen_NS - first
+        is_here_NS = (number_NS >= 0) & (number_NS < n_own)
+        return through(x_ND, shares_NS, jnp.where(is_here_NS, number_NS, n_own), some_absent=True)
+
+    if not has_other_tokens:
+        # Each device takes other pairs of them, and their gradients are to be added up.
+        tokens = jax.lax.pcast(tokens, EXPERT, to="varying")
+        return jax.lax.psum(part(tokens), EXPERT)
+    # Tokens of all devices come to each, …
+    y_MND = jax.lax.map(part, jax.lax.all_gather(tokens, EXPERT))
+    # … and what its experts make of them is added up where they came from.
+    return jax.lax.psum_scatter(y_MND, EXPERT, scatter_dimension=0)
 
 
 def through_experts(
-    experts: ExpertsSpec,
     platform: str,
     x_ND: Float[Array, "N D"],
-    logits_NE: Float[Array, "N E"],
-    *kernels: Float[Array, "E _ _"],
+    shares_NS: Float[Array, "N S"],
+    chosen_NS: Int[Array, "N S"],
+    kernels: tuple[Float[Array, "E _ _"], ...],
     differs_along: tuple[str, ...] = (),
+    some_absent: bool = False,
 ) -> Float[Array, "N D"]:
     """Tokens through their experts, on one device of a `platform`; `kernels` are gate, up, down.
 
-    Sums over a token's experts are float32. `differs_along` is that of `in_turn`.
+    Sums over a token's experts are float32. `differs_along` is that of `in_turn`, and `some_absent`
+    that of `sorted_by_expert`.
     """
-    shares_NS, chosen_NS = route(experts, logits_NE)
     if platform == "tpu":
-        y_ND = sorted_by_expert(x_ND, shares_NS, chosen_NS, *kernels)
+        y_ND = sorted_by_expert(x_ND, shares_NS, chosen_NS, *kernels, some_absent=some_absent)
     else:
         y_ND = in_turn(x_ND, shares_NS, chosen_NS, *kernels, differs_along=differs_along)
     return y_ND.astype(x_ND.dtype)
@@ -162,9 +251,17 @@ def sorted_by_expert(
     gate_EFD: Float[Array, "E F D"],
     up_EFD: Float[Array, "E F D"],
     down_EDF: Float[Array, "E D F"],
+    some_absent: bool = False,
 ) -> Float[Array, "N D"]:
-    """Each expert multiplied with its own pairs; in the dtype of the shares."""
+    """Each expert multiplied with its own pairs; in the dtype of the shares.
+
+    With `some_absent` the number E stands for experts that are not here: their pairs come last,
+    add nothing, and nothing is kept for the backward pass under any policy.
+    """
     pairs = sort_pairs(chosen_NS, len(gate_EFD))
+    kept, present = checkpoint_name, _itself
+    if some_absent:
+        kept, present = _itself, functools.partial(_first_rows, pairs.sizes_E.sum())
 
     def product(x_PI: Array, kernel_EOI: Array) -> Array:
         return jax.lax.ragged_dot(x_PI, kernel_EOI.swapaxes(1, 2), pairs.sizes_E)
@@ -175,13 +272,22 @@ def sorted_by_expert(
     def gated_product(gate_PF: Array, up_PF: Array) -> Array:
         return product(layers.SwiGLU.gated(gate_PF, up_PF), down_EDF)
 
-    x_PD = _spread(x_ND, pairs.order_P, pairs.places_P)
-    gate_PF = checkpoint_name(product(x_PD, gate_EFD), PRODUCT)
-    up_PF = checkpoint_name(product(x_PD, up_EFD), PRODUCT)
-    y_PD = checkpoint_name(gated_product(gate_PF, up_PF), PRODUCT)
+    x_PD = present(_spread(x_ND, pairs.order_P, pairs.places_P))
+    gate_PF = kept(product(x_PD, gate_EFD), PRODUCT)
+    up_PF = kept(product(x_PD, up_EFD), PRODUCT)
+    y_PD = present(kept(gated_product(gate_PF, up_PF), PRODUCT))
     y_PD = _in_order(y_PD, pairs.order_P, pairs.places_P)
     y_NSD = y_PD.reshape(*chosen_NS.shape, -1)
     return jnp.einsum("NSD,NS->ND", y_NSD.astype(shares_NS.dtype), shares_NS)
+
+
+def _itself(x: Array, *name: str) -> Array:
+    return x
+
+
+def _first_rows(count: Int[Array, ""], x_PI: Float[Array, "P I"]) -> Float[Array, "P I"]:
+    """Zeros in place of the others: of rows in no expert's run a product need not be anything."""
+    return jnp.where(jnp.arange(len(x_PI))[:, None] < count, x_PI, 0)
 
 
 def in_turn(

@@ -66,14 +66,30 @@ def architecture_problems(
 ) -> list[str]:
     """What does not fit between a mesh, the length of examples, and a checkpoint's architecture."""
     found = []
-    _, _, tensor, _ = sharding.mesh_sizes(**mesh, device_count=device_count)
+    _, _, tensor, _, expert = sharding.mesh_sizes(**mesh, device_count=device_count)
     heads = {"attention": architecture.num_heads, "key/value": architecture.num_kv_heads}
     for name, count in heads.items():
         if count % tensor:
-            legal = ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)
             what = f"config.mesh.tensor={tensor} does not divide the model's {count} {name} heads"
-            found.append(f"{what}; legal here: {legal}")
+            found.append(f"{what}; legal here: {_divisors(count)}")
+    found += _expert_problems(expert, architecture)
     if max_length > architecture.max_length:
         what = f"config.data.max_length={max_length} is beyond the model's max_position_embeddings="
         found.append(f"{what}{architecture.max_length}; use at most {architecture.max_length}")
     return found
+
+
+def _expert_problems(ways: int, architecture: DecoderSpec) -> list[str]:
+    what = f"config.mesh.expert={ways}"
+    if architecture.experts is None:
+        if ways == 1:
+            return []
+        return [f"{what} splits experts, and this model has none; use 1, and mesh.fsdp={ways}"]
+    count = architecture.experts.count
+    if count % ways == 0:
+        return []
+    return [f"{what} does not divide the model's {count} experts; legal here: {_divisors(count)}"]
+
+
+def _divisors(count: int) -> str:
+    return ", ".join(str(n) for n in range(1, count + 1) if count % n == 0)

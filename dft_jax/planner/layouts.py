@@ -23,10 +23,10 @@ class StepLayout:
         return sharding.by_axis(self.mesh)
 
     def flags(self) -> str:
-        """As on a command line; of `sequence` where rows are cut."""
+        """As on a command line; of `sequence` and `expert` where these cut something."""
         along = []
         for axis, size in self.devices.items():
-            if axis != "sequence" or size > 1:
+            if axis not in ("sequence", "expert") or size > 1:
                 along.append(f"--config.mesh.{axis}={size}")
         along.append(f"--config.model.remat={self.remat}")
         return " ".join([*along, f"--config.train.accumulation={self.accumulation}"])

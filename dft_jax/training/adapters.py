@@ -108,6 +108,17 @@ def lora_for(section: Config | None, model: Model) -> Lora | None:
     return lora
 
 
+def refuse_idle_balance(config: Config, model: Model) -> None:
+    """UserError where `train.balance_weight` would balance nothing."""
+    # Runs that are older than the key have none.
+    weight = config.train.get("balance_weight", 0.0)
+    what = f"config.train.balance_weight={weight}"
+    if weight and model.config.experts is None:
+        raise errors.UserError(f"{what}: this model has no experts to balance; use 0")
+    if weight and model.lora is not None:
+        raise errors.UserError(f"{what} with adapters, beneath which routers are frozen; use 0")
+
+
 def settled(config: Config, model: Model) -> Config:
     """The config with what `lora.adapter` names in its other keys: the folder may go, and a run's
     config.json says all of it.

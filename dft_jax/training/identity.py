@@ -67,6 +67,7 @@ _SAY_NOTHING = {
     "data.prompt_weight": 0,
     "data.sample_rows": 0,
     "data.sample_seed": 0,
+    "train.balance_weight": 0.0,
     "train.parts": "text",
 }
 

@@ -19,11 +19,13 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
 
     Raises:
       UserError: as there; or the attention that is asked for is not to be had; or adapters that do
-      not fit.
+      not fit; or a `train.balance_weight` that would balance nothing.
     """
     source, model, tokenizer = open_config(config)
     select.require(config.model.attention, model.config, model.mesh, config.model.compute_dtype)
-    return source, adapters.with_adapters(config, model), tokenizer
+    model = adapters.with_adapters(config, model)
+    adapters.refuse_idle_balance(config, model)
+    return source, model, tokenizer
 
 
 def load_data(

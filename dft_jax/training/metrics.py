@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from dft_jax.data.batches import PackedBatch
 from dft_jax.data.image_rows import Grid
+from dft_jax.models import routing
 from dft_jax.models.parts import ALL, TEXT
 from dft_jax.models.spec import VisionSpec
 from dft_jax.types import AnyArray, TokenStats
@@ -51,6 +52,20 @@ def token_sums(
     return sums
 
 
+def routing_sums(routed: routing.Routing, per_token: int) -> dict[str, Array]:
+    """Sums over the tokens of one micro-batch, trained or not, of how they go through experts,
+    `per_token` each; adding them over micro-batches is exact. `balance` is the micro-batch's times
+    its tokens.
+    """
+    pairs_XE = routed.pairs_XBE.sum(axis=1)
+    n_tokens = (pairs_XE[0].sum() // per_token).astype(jnp.float32)
+    return {
+        "expert_pairs": pairs_XE,
+        "routed_tokens": n_tokens,
+        "balance": routing.balance(routed, per_token) * n_tokens,
+    }
+
+
 def per_token(sums: dict[str, Any], area: str) -> dict[str, Any]:
     """Host-side: means per trained token, named `area/what`; the histogram as fractions in
     `P_BIN_EDGES`' bins. Of sums with weights they are Σ w·x / Σ w.
@@ -90,6 +105,25 @@ def of_sources(packed: PackedBatch) -> dict[str, int | float]:
         values[f"data/{name}/trained_tokens"] = drawn.trained_tokens
         values[f"data/{name}/epochs"] = packed.epochs[name]
     return values
+
+
+def of_experts(sums: dict[str, Any]) -> dict[str, float]:
+    """How a step's tokens, trained or not, were spread over experts, as `experts/what`; nothing of
+    a model without any.
+
+    `busiest_load` is that of a layer's busiest expert relative to the mean of its experts, the mean
+    over layers: 1 where all have the same. `idle_share` is of the experts of all layers those that
+    no token went through, and `balance` that of `routing.balance`.
+    """
+    if "expert_pairs" not in sums:
+        return {}
+    pairs_XE = np.asarray(sums["expert_pairs"], np.float64)
+    most_X, mean_X = pairs_XE.max(axis=1), np.maximum(pairs_XE.mean(axis=1), 1e-9)
+    return {
+        "experts/busiest_load": float((most_X / mean_X).mean()),
+        "experts/idle_share": float((pairs_XE == 0).mean()),
+        "experts/balance": float(sums["balance"]) / max(float(sums["routed_tokens"]), 1.0),
+    }
 
 
 # Dense bf16 peak of one device, FLOP/s, by a part of `device.device_kind`; from the makers'

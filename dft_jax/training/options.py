@@ -26,6 +26,11 @@ TRAIN = {
     "loss_chunk_tokens": Option(
         1024, "trained tokens whose logits exist at once on a device", AT_LEAST_1
     ),
+    "balance_weight": Option(
+        0.0,
+        "of the loss that balances experts (models/routing.py); 0 adds none",
+        AT_LEAST_0,
+    ),
     "parts": Option(
         TEXT,
         "what is trained of a model whose rows have images: its text, the merger, the tower too",
@@ -101,11 +106,14 @@ def batch_problems(
     global_batch: int, accumulation: int, mesh: Config, device_count: int
 ) -> list[str]:
     """What does not fit between a batch and a mesh that is right on this number of devices."""
-    data, fsdp, *_ = sharding.mesh_sizes(**mesh, device_count=device_count)
-    fewest = data * fsdp * accumulation
+    data, fsdp, _, _, expert = sharding.mesh_sizes(**mesh, device_count=device_count)
+    fewest = data * fsdp * expert * accumulation
     if global_batch >= fewest:
         return []
-    rows = f"data={data} × fsdp={fsdp} × accumulation={accumulation} = {fewest} rows"
+    over = f"data={data} × fsdp={fsdp}"
+    if expert > 1:
+        over += f" × expert={expert}"
+    rows = f"{over} × accumulation={accumulation} = {fewest} rows"
     what = f"config.train.global_batch={global_batch} examples cannot fill {rows}"
     return [f"{what}; use at least {fewest}, or fewer of those"]
 
@@ -113,7 +121,7 @@ def batch_problems(
 def row_problems(data: Config, mesh: Config, device_count: int) -> list[str]:
     """What does not fit between the length of rows and a mesh that is right on these devices."""
     row_length = batches.row_length(data)
-    *_, sequence = sharding.mesh_sizes(**mesh, device_count=device_count)
+    *_, sequence, _ = sharding.mesh_sizes(**mesh, device_count=device_count)
     if row_length % sequence == 0:
         return []
     what = f"config.mesh.sequence={sequence} does not divide rows of {row_length} tokens"

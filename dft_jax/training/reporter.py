@@ -112,6 +112,7 @@ class Reporter:
         for name in _OF_UPDATE:
             if name in sums:
                 values[f"optimizer/{name}"] = float(sums[name])
+        values |= metrics.of_experts(sums)
         values |= metrics.of_sources(packed)
         values["optimizer/skipped"] = int(sums["skipped"])
         values["speed/compilations"] = self.compilations

@@ -15,7 +15,14 @@ from jax.sharding import Mesh
 from dft_jax import sharding
 from dft_jax.data.batches import Packer
 from dft_jax.losses import fused, objectives
-from dft_jax.models.model import Model, cast_layers, head, layouts_of, split
+from dft_jax.models.model import (
+    Model,
+    apply_with_routing,
+    cast_layers,
+    head,
+    layouts_of,
+    split,
+)
 from dft_jax.runtime import distributed
 from dft_jax.runtime.options import Config
 from dft_jax.training import metrics, optimizer as optimizer_lib
@@ -31,31 +38,45 @@ class StepOptions:
     loss_chunk_tokens: int = 1024  # trained tokens whose logits exist at once on a device
     loss_normalization: str = "global"  # or "official"
     rounding: str = "stochastic"  # or "nearest": of bfloat16 parameters
+    balance_weight: float = 0.0  # of the loss that balances experts
 
     @classmethod
     def of(cls, train: Config, optimizer: Config) -> "StepOptions":
         """Those that these two sections of a config ask for."""
         rounding = optimizer_lib.rounding_of(optimizer)
-        return cls(train.loss_chunk_tokens, train.loss_normalization, rounding)
+        return cls(
+            train.loss_chunk_tokens, train.loss_normalization, rounding, train.balance_weight
+        )
 
 
-def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) -> Callable:
-    """Returns loss(weights, batch [B, L], denominator, reference) -> (Σ loss / denominator, sums
-    over trained tokens).
+def make_loss(
+    model: Model,
+    objective: objectives.Objective,
+    chunk_tokens: int,
+    balance_weight: float = 0.0,
+) -> Callable:
+    """Returns loss(weights, batch [B, L], denominator, reference, n_routed) -> (Σ loss /
+    denominator, sums over trained tokens).
 
     `reference` are all parameters that the objective compares with, None for the others, and for
     adapters: these are compared with the parameters beneath them.
+
+    With a `balance_weight` that times `routing.balance` of the batch is added, times its share of
+    the `n_routed` tokens of the step. Sums have the objective's loss alone.
     """
 
-    def loss(weights: Weights, batch: Batch, denominator, reference: Params | None = None):
+    def loss(
+        weights: Weights, batch: Batch, denominator, reference: Params | None = None, n_routed=1
+    ):
         params, adapters = split(weights)
         if adapters is not None and objective.needs_reference:
             reference = params
         compared = None
         if reference is not None:
             compared = model.apply(reference, batch), head(reference)
+        hidden_BLD, routed = apply_with_routing(model, params, batch, adapters)
         total, stats = fused.loss_and_stats(
-            model.apply(params, batch, adapters),
+            hidden_BLD,
             head(params),
             batch.targets_BL,
             batch.mask_BL,
@@ -68,7 +89,12 @@ def make_loss(model: Model, objective: objectives.Objective, chunk_tokens: int) 
             weights_BL=batch.weights_BL,
         )
         mean = total / denominator
-        return mean, metrics.token_sums(stats, total, batch.mask_BL, batch.weights_BL)
+        sums = metrics.token_sums(stats, total, batch.mask_BL, batch.weights_BL)
+        if routed is not None:
+            sums |= metrics.routing_sums(routed, model.config.experts.per_token)
+            if balance_weight:
+                mean += balance_weight * sums["balance"] / n_routed
+        return mean, sums
 
     return loss
 
@@ -92,7 +118,9 @@ def make_train_step(
 
     The update is the gradient of Σ loss / N with N the trained tokens of the whole global batch,
     whatever the number of micro-batches (A) and devices; of a batch with weights w it is that of
-    Σ w·loss / Σ w. With `loss_normalization="official"` each micro-batch is divided by its own
+    Σ w·loss / Σ w. A loss that balances experts (`balance_weight`) is the mean of those of the
+    micro-batches, each over all devices: over the whole step it would not be a sum. With
+    `loss_normalization="official"` each micro-batch is divided by its own
     count instead, and the means are added, as the authors' code does. A step with a non-finite loss
     or gradient changes nothing but `state.step`.
 
@@ -131,7 +159,7 @@ def make_update(
     is_bfloat16 = all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(model.trainable))
     is_random = is_bfloat16 and options.rounding == "stochastic"
     is_global = options.loss_normalization == "global"
-    loss = make_loss(model, objective, options.loss_chunk_tokens)
+    loss = make_loss(model, objective, options.loss_chunk_tokens, options.balance_weight)
     layouts = layouts_of(abstract_state(model, optimizer))
 
     def gradients(params: Params, batch: Batch, frozen: Frozen):
@@ -144,9 +172,10 @@ def make_update(
         # Adapters stay float32.
         computed = params if model.lora is not None else cast_layers(params, model)
         reference = _all_of(frozen.reference, base, model)
+        n_routed = jnp.maximum((batch.segments_BL > 0).sum(), 1)
 
         def loss_of(trained: Params, micro_batch: Batch, denominator):
-            return loss(model.join(trained, base), micro_batch, denominator, reference)
+            return loss(model.join(trained, base), micro_batch, denominator, reference, n_routed)
 
         def accumulate(total, micro):
             micro_batch, denominator = micro

@@ -94,7 +94,7 @@ source, model, tokenizer = open_config(config)
 examples, _ = load_data(config, source, tokenizer, model)
 params = load_params(Checkpoint(source), model)
 
-one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), sharding.MESH_AXES)
+one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape([1] * 5), sharding.MESH_AXES)
 
 
 def on_one_device(dtype: str):

@@ -18,9 +18,9 @@ from tests.losses.test_fused import losses_and_gradients
 from tests.marks import slow_but
 
 B, L, D, V = 8, 6, 16, 64  # fewer positions than entries of the vocabulary
-MESHES = [(1, 8, 1), (2, 2, 2), (8, 1, 1), (1, 1, 8), (1, 4, 2)]
+MESHES = [(1, 8, 1), (2, 2, 2), (8, 1, 1), (1, 1, 8), (1, 4, 2), (1, 2, 1, 1, 4)]
 NAMES = ["dft", "sft", "sentence", "asft"]
-SHARING = {(1, 8, 1): True, (2, 2, 2): True, (8, 1, 1): False, (1, 1, 8): False, (1, 4, 2): True}
+SHARING = dict(zip(MESHES, [True, True, False, False, True, True], strict=True))
 
 
 def problem():

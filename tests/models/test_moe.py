@@ -74,7 +74,11 @@ def output_and_gradients(layer, x_BLD, params):
 
 def in_our_layer(mesh, experts, dtype):
     layer = layer_of(mesh, experts, dtype)
-    return lambda x_BLD, params: layer.apply({"params": params}, x_BLD)
+
+    def apply(x_BLD, params):
+        return layer.apply({"params": params}, x_BLD, np.ones(x_BLD.shape[:2], np.int32))
+
+    return apply
 
 
 def check(found, exact, atol):
@@ -177,9 +181,9 @@ def test_a_position_has_no_part_in_another(mesh8, platform):
         assert np.isfinite(after_BLD).all()
 
 
-def program_of(policy, platform):
+def program_of(policy, platform, sizes=(1, 1, 1)):
     """The gradient of a model of two layers, of which the loop's bodies have one each."""
-    mesh = sharding.abstract_mesh((1, 1, 1), platform)
+    mesh = sharding.abstract_mesh(sizes, platform)
     model = build(read_config(GOLDEN / "mixtral"), mesh, remat=policy)
     rows_BL = np.ones((2, 8), np.int32)
     batch = Batch(rows_BL, rows_BL, rows_BL > 0, rows_BL, rows_BL)

@@ -80,7 +80,7 @@ OF_LOSSES = [
     Change(
         "loss-shared-rows-all-the-first",
         "dft_jax/losses/devices.py",
-        "lax.dynamic_slice_in_dim(array_B, lax.axis_index(_SHARING) * n_rows, n_rows)",
+        "lax.dynamic_slice_in_dim(array_B, lax.axis_index(self.sharing) * n_rows, n_rows)",
         "array_B[:n_rows]",
         SHARED_ROWS,
         "dense and sentence",
@@ -885,6 +885,8 @@ OF_PHI3 = [
 
 SEQUENCE = ("tests/models/attention/test_sequence.py",)
 EXPERTS = ("tests/models/test_moe.py",)
+EXPERT_AXIS = ("tests/models/test_expert_axis.py",)
+ROUTING = ("tests/models/test_routing.py",)
 OF_SEQUENCE = [
     Change(
         "sequence-queries-of-the-first-part",
@@ -960,9 +962,65 @@ def""",
     Change(
         "experts-width-not-summed",
         "dft_jax/models/moe.py",
-        'return jax.lax.psum(y_bLD, "tensor") if is_cut else y_bLD',
-        "return y_bLD",
+        "y_bLD = jax.lax.psum(y_bLD, width)",
+        "pass",
         EXPERTS,
+    ),
+    Change(
+        "experts-numbers-of-the-first-device",
+        "dft_jax/models/moe.py",
+        "first = jax.lax.axis_index(EXPERT) * n_own",
+        "first = 0 * jax.lax.axis_index(EXPERT)",
+        EXPERT_AXIS,
+        "every_pair",
+    ),
+    Change(
+        "experts-of-others-are-the-last-one",
+        "dft_jax/models/moe.py",
+        "jnp.where(is_here_NS, number_NS, n_own)",
+        "jnp.where(is_here_NS, number_NS, n_own - 1)",
+        EXPERT_AXIS,
+        "every_pair",
+    ),
+    Change(
+        "experts-parts-added-up-in-another-place",
+        "dft_jax/models/moe.py",
+        "jax.lax.psum_scatter(y_MND, EXPERT, scatter_dimension=0)",
+        "jax.lax.psum_scatter(y_MND[::-1], EXPERT, scatter_dimension=0)",
+        EXPERT_AXIS,
+        "every_pair",
+    ),
+    Change(
+        "experts-dense-parts-are-copies",
+        "dft_jax/sharding.py",
+        '_PARAMETERS = ("fsdp", "expert", "sequence")',
+        '_PARAMETERS = ("fsdp", "sequence")',
+        EXPERT_AXIS,
+        "parameters_are_cut",
+    ),
+    Change(
+        "balance-counts-padding",
+        "dft_jax/models/routing.py",
+        "is_chosen_BLSE &= is_token_BL[..., None, None]",
+        "pass",
+        ROUTING,
+        "that_of_transformers",
+    ),
+    Change(
+        "balance-per-pair",
+        "dft_jax/models/routing.py",
+        "jnp.maximum(pairs_E.sum() / per_token, 1)",
+        "jnp.maximum(pairs_E.sum(), 1)",
+        ROUTING,
+        "that_of_transformers",
+    ),
+    Change(
+        "balance-not-divided-over-the-step",
+        "dft_jax/training/step.py",
+        'balance_weight * sums["balance"] / n_routed',
+        'balance_weight * sums["balance"]',
+        ROUTING,
+        "balanced_step",
     ),
 ]
 

@@ -15,6 +15,7 @@ from dft_jax.planner import devices, layouts, liveness, memory, suggestion
 from experiments.performance import aot
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
+from tests.conftest import GOLDEN
 from tests.marks import slow_but
 
 NUMINA = f"--config={ROOT}/configs/numina_qwen25_math.py"
@@ -334,6 +335,13 @@ def test_a_config_that_cuts_rows_is_planned_so(capfd, monkeypatch):
             ["config.model.path='no/such'", "Qwen/Qwen2.5-Math-7B"],
         ),
         (["--device=h100", "--config.data.max_length=8192"], ["use at most 4096"]),
+        (
+            [
+                *["--device=h100", "--devices=2", "--config.mesh.data=1", "--config.mesh.expert=2"],
+                *[f"--config.model.path={GOLDEN}/mixtral", "--config.data.max_length=32"],
+            ],
+            ["config.mesh.expert=2", "account of experts", "mesh.fsdp=2"],
+        ),
     ],
 )
 def test_mistakes_are_told(arguments, words, capfd, monkeypatch):

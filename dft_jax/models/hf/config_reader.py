@@ -361,7 +361,7 @@ def take_experts(reader: ConfigReader, count: int, width: int, *, normalised: bo
     if reader.take("output_router_logits", bool, False):
         reader.problem(
             "output_router_logits=True asks for the loss that balances experts, which is not"
-            " trained here; set it to false"
+            " added by a checkpoint's own word; set it to false, and give train.balance_weight"
         )
     return ExpertsSpec(count, per_token, width, normalised)
 
