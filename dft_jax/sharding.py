@@ -75,10 +75,22 @@ def make_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1, expert: int 
     """
     devices = jax.devices()
     sizes = mesh_sizes(data, fsdp, tensor, sequence, expert, device_count=len(devices))
-    n_slices = slice_count(devices)
-    if n_slices == 1:
-        return jax.make_mesh(sizes, MESH_AXES, axis_types=AXIS_TYPES)
-    return Mesh(across_slices(sizes, devices, n_slices), MESH_AXES, axis_types=AXIS_TYPES)
+    return mesh_on(devices, sizes)
+
+
+def mesh_on(devices: Sequence[Any], sizes: SomeSizes) -> Mesh:
+    """A mesh over these devices, which are as many as the sizes make."""
+    return Mesh(device_array(devices, sizes), MESH_AXES, axis_types=AXIS_TYPES)
+
+
+def device_array(devices: Sequence[Any], sizes: SomeSizes) -> np.ndarray:
+    """The devices as an array of these sizes, neighbours in it near each other on the network."""
+    sizes, n_slices = all_sizes(sizes), slice_count(devices)
+    if n_slices > 1:
+        return across_slices(sizes, devices, n_slices)
+    # Not jax.make_mesh, which finds no place on a grid of v5p or v6e for many sizes: for fsdp=8 ×
+    # tensor=2 on 4 × 4 chips.
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def checked_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1, expert: int = 1) -> Mesh:
@@ -114,8 +126,7 @@ def across_slices(sizes: Sizes, devices: Sequence[Any], n_slices: int) -> np.nda
             (data // n_slices, *others),
             (n_slices, *[1] * len(others)),
             devices,
-            # Else JAX finds no place on a v5e's grid for many sizes (jax.make_mesh allows it too).
-            allow_split_physical_axes=True,
+            allow_split_physical_axes=True,  # as in `mesh_on`
         )
     # GPUs of several nodes, whose network is slower and still made for it: node after node.
     ordered = sorted(devices, key=lambda device: device.id)

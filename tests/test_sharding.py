@@ -78,6 +78,16 @@ def test_a_mesh_whose_data_cannot_be_cut_by_slices_is_refused(sizes, is_legal):
         assert "divides the 8 devices of a slice" in line
 
 
+@pytest.mark.parametrize("kind", ["TPU v6 lite", "TPU v5", "TPU v5 lite"])
+@pytest.mark.parametrize("sizes", [(1, 8, 2, 1), (2, 8), (1, 2, 2, 2, 2), (1, 1, 1, 16), (1, 16)])
+def test_sizes_need_not_be_those_of_the_grid(kind, sizes):
+    """Of 4 × 4 chips; jax.make_mesh gives up on the first of them, but for v5e."""
+    chips = [Chip(n, 0, (n // 4, n % 4, 0), 0, device_kind=kind) for n in range(16)]
+    array = sharding.device_array(chips, sizes)
+    assert array.shape == sharding.all_sizes(sizes)
+    assert {chip.id for chip in array.flat} == set(range(16))
+
+
 def test_devices_of_gpu_nodes_may_share_parameters(devices):
     """JAX calls a node of GPUs a slice: across two of them fsdp is usual, where data cannot go."""
     chips = slices(2, "gpu", "NVIDIA H100")

@@ -81,7 +81,7 @@ def score(lm: LM, examples: Examples, config: Config, name: str) -> Scores:
     if examples.have_images:
         lm = lm.with_images()
     model = with_attention(lm.model, config.model.attention)
-    score_batch = _scorer(model, config.train.loss_chunk_tokens)
+    score_batch = make_scorer(model, config.train.loss_chunk_tokens)
     row_length = loader.row_length(config.data)
     batches = loader.SequentialBatches(
         examples,
@@ -112,11 +112,15 @@ def score(lm: LM, examples: Examples, config: Config, name: str) -> Scores:
     return Scores(logp_T, entropy_T, gradient_T)
 
 
-def _scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _BatchScores]:
+def make_scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _BatchScores]:
     """The jitted function of parameters and a batch [1, B, L]."""
 
     # Replicated: every process reads the values of all rows.
-    @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
+    @functools.partial(
+        jax.jit,
+        out_shardings=sharding.named(model.mesh),
+        compiler_options=model.compiler_options,
+    )
     def score_batch(params: Params, batch: Batch) -> _BatchScores:
         batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
         hidden_BLD = model.apply(params, batch)

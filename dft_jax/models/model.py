@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dft_jax import sharding
-from dft_jax.models import parts as parts_lib, routing as routing_lib
+from dft_jax.models import moe, parts as parts_lib, routing as routing_lib
 from dft_jax.models.abstract import abstract_of, layouts_of
 from dft_jax.models.attention.select import choose_attention
 from dft_jax.models.decoder import REMAT_POLICIES, Decoder, ImageTokens
@@ -78,6 +78,11 @@ class Model:
     @property
     def lora(self) -> Lora | None:
         return self.module.lora
+
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """For `jax.jit` of a program that applies the model."""
+        return moe.compiler_options(self.config.experts, sharding.platform(self.mesh))
 
     @property
     def trainable(self) -> Params:

@@ -167,7 +167,8 @@ class Sampler:
             static_argnames=("n_slots", "size", "n_outputs"),
             out_shardings=layouts,
         )
-        self._prefill = Programs(functools.partial(decode.prefill, model=model))
+        applied = {"compiler_options": model.compiler_options}
+        self._prefill = Programs(functools.partial(decode.prefill, model=model), **applied)
         # Donated, here and in decoding: two caches at once would halve the slots that fit.
         self._admit = Programs(
             functools.partial(decode.admit, model=model), donate_argnums=0, out_shardings=layouts
@@ -188,7 +189,8 @@ class Sampler:
             filters=filters.make(top_k, top_p),
             steps_at_once=steps_at_once,
         )
-        self._decode = Programs(decode_slots, donate_argnums=1, out_shardings=(layouts, replicated))
+        outputs = (layouts, replicated)
+        self._decode = Programs(decode_slots, donate_argnums=1, out_shardings=outputs, **applied)
 
     def compile_programs(self, requests: Iterable[Request], watched: bool = False) -> None:
         """Compiles all that sampling these requests, or any part of them, may need; `watched` is

@@ -144,7 +144,11 @@ def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValu
     """The jitted measure(params, batch [1, B, L], index_P) of the tokens at places of B · L."""
 
     # Replicated: every process reads all values of the few tokens of a batch.
-    @functools.partial(jax.jit, out_shardings=sharding.named(model.mesh))
+    @functools.partial(
+        jax.jit,
+        out_shardings=sharding.named(model.mesh),
+        compiler_options=model.compiler_options,
+    )
     def measure(params: Params, batch: Batch, index_P: Int[Array, " P"]) -> TokenValues:
         rows = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
         hidden_BLD = model.apply(params, rows)

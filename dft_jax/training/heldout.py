@@ -59,7 +59,11 @@ class HeldOut:
             one_batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
             return loss(weights, one_batch, 1.0, reference)[1]
 
-        jitted = jax.jit(sums_of, out_shardings=sharding.named(model.mesh))
+        jitted = jax.jit(
+            sums_of,
+            out_shardings=sharding.named(model.mesh),
+            compiler_options=model.compiler_options,
+        )
         given = (reference, model.abstract_weights)
         self._programs = ProgramsByRows(jitted, given, self.steps.packer, model.module.backend)
 

@@ -143,6 +143,7 @@ def make_train_step(
         ),
         out_shardings=(layouts, replicated),
         donate_argnums=1,
+        compiler_options=model.compiler_options,
     )
 
 

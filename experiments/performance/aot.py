@@ -99,10 +99,8 @@ class Missing(Exception):
 
 
 def make_mesh(devices: list, sizes: tuple[int, ...]) -> Mesh:
-    """data × fsdp × tensor, and sequence where there is a fourth."""
-    sizes, axes = sharding.all_sizes(sizes), sharding.MESH_AXES
-    given = devices[: math.prod(sizes)]
-    return jax.make_mesh(sizes, axes, axis_types=sharding.AXIS_TYPES, devices=given)
+    """Over the first of the devices; sizes are data, fsdp, tensor, then those that are not 1."""
+    return sharding.mesh_on(devices[: math.prod(sizes)], sizes)
 
 
 @contextlib.contextmanager

@@ -143,9 +143,7 @@ def compile_step(planner, layout, devices):
     from dft_jax.training import optimizer as optimizer_lib
 
     config = planner.config
-    sizes = sharding.all_sizes(layout.mesh)
-    given = devices[: math.prod(sizes)]
-    mesh = jax.make_mesh(sizes, sharding.MESH_AXES, sharding.AXIS_TYPES, devices=given)
+    mesh = sharding.mesh_on(devices[: math.prod(layout.mesh)], layout.mesh)
     options = {name: config.model[name] for name in OPTIONS} | {"remat": layout.remat}
     asked, computed = config.model.attention, config.model.compute_dtype
     # As the device itself describes it, not as the planner does.

@@ -9,14 +9,22 @@ import numpy as np
 import pytest
 
 from dft_jax import config as config_lib, sharding
+from dft_jax.analysis import token_scores
+from dft_jax.losses import objectives
 from dft_jax.models import moe
 from dft_jax.models.hf.locate import read_config
-from dft_jax.models.model import build, parameter_count, with_lora
+from dft_jax.models.model import Model, build, parameter_count, with_lora
 from dft_jax.models.spec import ExpertsSpec
 from dft_jax.runtime import errors, files
+from dft_jax.sampling.prompts import Request
+from dft_jax.sampling.sampler import Sampler
+from dft_jax.study import measures
+from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.adapters import lora_for
+from dft_jax.training.state import abstract_state
+from dft_jax.training.step import StepOptions, make_hyperparameters, make_train_step
 from dft_jax.training.throughput import flops_per_token
-from dft_jax.types import Batch
+from dft_jax.types import Batch, Frozen
 from tests.conftest import GOLDEN
 from tests.jaxprs import equations, needed
 from tests.marks import slow_but
@@ -320,3 +328,53 @@ def test_fingerprints_of_other_experts_differ(tmp_path):
         found.append(read_changed(tmp_path, "qwen3_moe", **{key: value}).fingerprint())
     assert found[0] != found[1] != found[2] != found[0]
     assert "experts" not in read_config(GOLDEN / "olmo2").fingerprint()
+
+
+def batch_shapes(mesh):
+    return sharding.abstract_batch((1, 2, 16), mesh)
+
+
+def programs_of_training(model):
+    optimizer = optimizer_lib.make_optimizer(config_lib.get_default().optimizer)
+    options = StepOptions.of(config_lib.get_default().train, config_lib.get_default().optimizer)
+    step = make_train_step(model, objectives.make_objective("dft"), optimizer, options)
+    given = make_hyperparameters(config_lib.get_default().optimizer, 0, 10, model.mesh)
+    state = abstract_state(model, optimizer)
+    yield step.lower(Frozen(given), state, batch_shapes(model.mesh)).compile
+
+
+def programs_of_scores(model):
+    scorer = token_scores.make_scorer(model, 64)
+    yield scorer.lower(model.abstract_params, batch_shapes(model.mesh)).compile
+
+
+def programs_of_measures(model):
+    places = jax.ShapeDtypeStruct((measures.CHUNK_TOKENS,), jnp.int32)
+    measure = measures.make_measure(model)
+    yield measure.lower(model.abstract_params, batch_shapes(model.mesh), places).compile
+
+
+def programs_of_sampling(model):
+    sampler = Sampler(model, stop_ids=(0,), max_length=64, slots=2)
+    yield lambda: sampler.compile_programs([Request("p", 0, (1, 2, 3), 0.0, 4)])
+
+
+def test_a_tpus_compiler_is_asked_for_the_kernel_of_experts(mesh1):
+    """Without it every expert would be multiplied with all pairs on v5e and v6e, with no word."""
+    for platform, asked in (("tpu", True), ("cpu", None), ("gpu", None)):
+        mesh = sharding.abstract_mesh((1, 1, 1), platform)
+        options = build(read_config(GOLDEN / "qwen3_moe"), mesh).compiler_options
+        assert options.get("xla_tpu_enable_ragged_dot_kernel") is asked
+        assert build(read_config(GOLDEN / "qwen3"), mesh).compiler_options == {}
+
+
+@pytest.mark.parametrize(
+    "make", [programs_of_training, programs_of_scores, programs_of_measures, programs_of_sampling]
+)
+def test_every_program_that_applies_the_model_asks(make, mesh1, monkeypatch):
+    """By an option that no compiler has: it says so where it is asked."""
+    option = property(lambda model: {"no_such_option": True})
+    monkeypatch.setattr(Model, "compiler_options", option)
+    for compile_one in make(build(read_config(GOLDEN / "qwen3_moe"), mesh1)):
+        with pytest.raises(Exception, match="no_such_option"):
+            compile_one()
