@@ -276,7 +276,7 @@ def sorted_by_expert(
         kept, present = _itself, functools.partial(_first_rows, pairs.sizes_E.sum())
 
     def product(x_PI: Array, kernel_EOI: Array) -> Array:
-        return jax.lax.ragged_dot(x_PI, kernel_EOI.swapaxes(1, 2), pairs.sizes_E)
+        return present(jax.lax.ragged_dot(x_PI, kernel_EOI.swapaxes(1, 2), pairs.sizes_E))
 
     # Saved for the backward pass are `gate` and `up`; what comes of them is made again, as in a
     # dense layer.
@@ -287,7 +287,7 @@ def sorted_by_expert(
     x_PD = present(_spread(x_ND, pairs.order_P, pairs.places_P))
     gate_PF = kept(product(x_PD, gate_EFD), PRODUCT)
     up_PF = kept(product(x_PD, up_EFD), PRODUCT)
-    y_PD = present(kept(gated_product(gate_PF, up_PF), PRODUCT))
+    y_PD = kept(gated_product(gate_PF, up_PF), PRODUCT)
     y_PD = _in_order(y_PD, pairs.order_P, pairs.places_P)
     y_NSD = y_PD.reshape(*chosen_NS.shape, -1)
     return jnp.einsum("NSD,NS->ND", y_NSD.astype(shares_NS.dtype), shares_NS)
@@ -298,7 +298,11 @@ def _itself(x: Array, *name: str) -> Array:
 
 
 def _first_rows(count: Int[Array, ""], x_PI: Float[Array, "P I"]) -> Float[Array, "P I"]:
-    """Zeros in place of the others: of rows in no expert's run a product need not be anything."""
+    """Zeros in place of the others, also of their gradients.
+
+    Rows in no expert's run are whatever was in memory after a TPU's product, and other products
+    may read them: 0 · NaN is NaN.
+    """
     return jnp.where(jnp.arange(len(x_PI))[:, None] < count, x_PI, 0)
 
 

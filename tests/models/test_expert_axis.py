@@ -56,6 +56,55 @@ def test_outputs_and_gradients_are_those_of_a_dense_layer(sizes):
         layers.check(layers.output_and_gradients(layer, *arrays), exact, atol=1e-13)
 
 
+ragged_dot = jax.lax.ragged_dot
+
+
+def here(x_PI, sizes_E):
+    return (jnp.arange(len(x_PI)) < sizes_E.sum())[:, None]
+
+
+@jax.custom_vjp
+def undefined(x_PI, kernel_EIO, sizes_E):
+    return jnp.where(here(x_PI, sizes_E), ragged_dot(x_PI, kernel_EIO, sizes_E), jnp.nan)
+
+
+def undefined_forward(*arguments):
+    return undefined(*arguments), arguments
+
+
+def undefined_backward(kept, dy_PO):
+    x_PI, kernel_EIO, sizes_E = kept
+    dx_PI = ragged_dot(dy_PO, kernel_EIO.swapaxes(1, 2), sizes_E)
+    ends_E, places_1P = jnp.cumsum(sizes_E), jnp.arange(len(x_PI))[None, :]
+    is_of_EP = (places_1P < ends_E[:, None]) & (places_1P >= (ends_E - sizes_E)[:, None])
+    masked_EPI = jnp.where(is_of_EP[:, :, None], x_PI[None], 0)
+    d_kernel_EIO = jnp.einsum("EPI,PO->EIO", masked_EPI, dy_PO)
+    return jnp.where(here(x_PI, sizes_E), dx_PI, jnp.nan), d_kernel_EIO, None
+
+
+undefined.defvjp(undefined_forward, undefined_backward)
+
+
+def undefined_beyond(x_PI, kernel_EIO, sizes_E):
+    """`jax.lax.ragged_dot` whose other rows are NaN, as are those of its gradient; the gradient of
+    the kernels reads all rows of one operand, as a compiler without a kernel for it has it.
+    """
+    # Both then differ along all axes that one does; shard_map adds gradients up along the others.
+    zero = jax.lax.stop_gradient(0 * (x_PI[0, 0] + kernel_EIO[0, 0, 0]))
+    return undefined(x_PI + zero, kernel_EIO + zero, sizes_E)
+
+
+@pytest.mark.slow
+def test_what_a_product_leaves_undefined_is_not_read(monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda mesh: "tpu")
+    monkeypatch.setattr(jax.lax, "ragged_dot", undefined_beyond)
+    with jax.enable_x64(True):
+        arrays = layers.arrays_of()
+        layer = layers.in_our_layer(make_mesh(*TWO), layers.EXPERTS, "float64")
+        exact = layers.output_and_gradients(layers.dense, *arrays)
+        layers.check(layers.output_and_gradients(layer, *arrays), exact, atol=1e-13)
+
+
 @pytest.mark.parametrize("largest", [12, 2])
 def test_every_pair_is_multiplied_once(largest):
     """Twelve experts on four devices; also where all tokens choose two of the first device."""
