@@ -273,7 +273,7 @@ def test_a_change_of_one_matrix_is_measured_and_written_in_its_rows(mesh1, tmp_p
     params = load_params(Checkpoint(source), model)
     v = params["layers"]["attention"]["v"]
     v["kernel"] = v["kernel"].at[1].add(1.0)
-    found = measure(params_fetch(params), model, Checkpoint(source), "float32")
+    found = measure(params_fetch(params, model), model, Checkpoint(source), "float32")
     assert (found.weights, found.changed) == (parameter_count(params), 24 * 48)
     exporting.export(params, model, source, tmp_path / "out")
     before = load_file(source / "model.safetensors")

@@ -90,7 +90,7 @@ def export(
     origin: Origin | None = None,
 ) -> rounding.Rounding:
     """Writes `params` to the folder `out`; see `export_tensors`."""
-    fetch = params_fetch(params)
+    fetch = params_fetch(params, model)
     return export_tensors(
         fetch, model, source, out, dtype=dtype, max_shard_gb=max_shard_gb, origin=origin
     )

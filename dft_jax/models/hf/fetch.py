@@ -12,6 +12,7 @@ from dft_jax import sharding
 from dft_jax.models.hf.merging import Pairs, merged
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import Tensor
+from dft_jax.models.model import Model
 from dft_jax.models.spec import at
 from dft_jax.runtime import interrupts
 from dft_jax.types import Params
@@ -42,8 +43,8 @@ def merged_fetch(checkpoint: Checkpoint, pairs: Pairs) -> Fetch:
     return fetch
 
 
-def params_fetch(params: Params) -> Fetch:
-    """Fetches from `params`, which lie over the devices of all processes.
+def params_fetch(params: Params, model: Model) -> Fetch:
+    """Fetches from the parameters of `model`, which lie over the devices of all processes.
 
     Layers, or experts, of a parameter come as many at a time as there are devices: each device gets
     a whole one that its process wants. So a device holds one tensor, and what goes over the network
@@ -55,15 +56,16 @@ def params_fetch(params: Params) -> Fetch:
         paths = sorted({tensor.path for tensors in wanted for tensor in tensors})
         for path in paths:
             of_path = [[one for one in tensors if one.path == path] for tensors in wanted]
-            yield from _fetch_parameter(at(params, path), of_path)
+            layout = at(model.abstract_params, path).sharding
+            yield from _fetch_parameter(at(params, path), layout, of_path)
 
     return fetch
 
 
-def _fetch_parameter(array: jax.Array, wanted: list[list[Tensor]]) -> Iterator[Fetched]:
+def _fetch_parameter(
+    array: jax.Array, layout: NamedSharding, wanted: list[list[Tensor]]
+) -> Iterator[Fetched]:
     """What the processes want of one parameter, of which this one's is yielded."""
-    layout = array.sharding
-    assert isinstance(layout, NamedSharding), "parameters lie on a mesh"
     process_of = _process_of_slots(layout)
     assert set(process_of) == set(range(len(wanted))), "all processes have devices of the mesh"
     left = [list(tensors) for tensors in wanted]
@@ -72,15 +74,17 @@ def _fetch_parameter(array: jax.Array, wanted: list[list[Tensor]]) -> Iterator[F
         slots: list[Tensor | None] = []
         for process in process_of:
             slots.append(left[process].pop(0) if left[process] else None)
-        yield from _exchange(array, slots)
+        yield from _exchange(array, layout, slots)
 
 
-def _exchange(array: jax.Array, slots: list[Tensor | None]) -> Iterator[Fetched]:
+def _exchange(
+    array: jax.Array, layout: NamedSharding, slots: list[Tensor | None]
+) -> Iterator[Fetched]:
     """One tensor for each device, or none; yields those of this process's devices."""
     some = next(tensor for tensor in slots if tensor is not None)
     # A device whose process wants no more gets what another wants, and drops it.
     indices = np.array([(tensor or some).index for tensor in slots], np.int32)
-    spread = _spread(array, tuple(indices.T), len(slots), array.sharding)
+    spread = _spread(array, tuple(indices.T), len(slots), layout)
     for shard in spread.addressable_shards:
         tensor = slots[shard.index[0].start or 0]
         if tensor is not None:

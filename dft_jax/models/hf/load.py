@@ -145,10 +145,15 @@ def _read_rows(
         part[:n_read] = merged(host, pair, rows)
         return part
 
-    # Over all axes of the mesh; rows of devices that have copies are neighbours (`_write_rows`).
-    axes = (*sharding.cutting(leaf.sharding), *sharding.copying(leaf.sharding))
-    layout = sharding.named(mesh, axes, *[None] * len(width))
+    layout = _rows_layout(leaf.sharding, n_axes=len(tensor.shape))
     return jax.make_array_from_callback((most * mesh.size, *width), layout, read)
+
+
+def _rows_layout(layout: NamedSharding, n_axes: int) -> NamedSharding:
+    """Of a tensor's rows over all devices, which go to a parameter of this layout."""
+    # Devices that have copies of the parameter begin with neighbouring rows: see `_write_rows`.
+    axes = (*sharding.cutting(layout), *sharding.copying(layout))
+    return sharding.named(layout.mesh, axes, *[None] * (n_axes - 1))
 
 
 def _read_finite(

@@ -84,7 +84,7 @@ def test_the_loss_is_that_of_whole_arrays(sizes, base, tmp_path, monkeypatch):
     export(params, model, base, tmp_path / "out", dtype="float32")
     expected = oracle(base, tmp_path / "out", BFLOAT16)
     found = dataclasses.asdict(
-        rounding.measure(params_fetch(params), model, Checkpoint(base), "bfloat16")
+        rounding.measure(params_fetch(params, model), model, Checkpoint(base), "bfloat16")
     )
     assert found.pop("dtype") == "bfloat16"
     assert found == pytest.approx(expected, rel=1e-12)
