@@ -219,12 +219,13 @@ def one_of_many(number, count, devices, port, folder, case, last):
     shared_out = list(saved)
     # The same name on a disk of each host: whoever does not see process 0's folder writes nothing.
     export(params, model, source, folder / f"disk{number}/out", max_shard_gb=MOST_GB)
+    alone = saved[len(shared_out) :]
     said = ""
     try:
         last(number, source, model, params, folder)
     except errors.UserError as error:
         said = str(error)
-    result = {"read": read, "saved": shared_out, "alone": saved[len(shared_out) :], "said": said}
+    result = {"read": read, "saved": shared_out, "alone": alone, "said": said}
     (folder / f"{number}.json").write_text(json.dumps(result))
 
 
