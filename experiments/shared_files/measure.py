@@ -2,8 +2,8 @@
 
     python -m experiments.shared_files.measure --folder=EMPTY_FOLDER [--processes=4]
 
-Writes a random bf16 checkpoint with the width of Qwen2.5-1.5B, two layers, 15,194 tokens and a head
-of its own (0.28 GB) to the folder, then imports it as float32 and exports it, in a job of so many
+Writes a random bf16 checkpoint with the sizes of Qwen2.5-1.5B, but two layers and a head of its own
+(1.1 GB), to the folder, then imports it as float32 and exports it, in a job of so many
 processes with a simulated device each (fsdp). Every process counts the bytes that it asks the
 reader of safetensors for, what Linux reads from the disk for it once the page cache is empty of the
 file, and what it writes. On a CPU the arrays lie in host memory too: what is `above` is the peak
@@ -27,7 +27,7 @@ from experiments import common
 
 CONFIG = {
     "model_type": "qwen2",
-    "vocab_size": 15_194,  # no multiple of four
+    "vocab_size": 151_936,
     "hidden_size": 1536,
     "intermediate_size": 8960,
     "num_hidden_layers": 2,
@@ -40,7 +40,7 @@ CONFIG = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
-FILE_GB = 0.03  # of an export: more files than processes
+FILE_GB = 0.1  # of an export: more files than processes
 
 
 class Counted:

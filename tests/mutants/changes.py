@@ -1040,8 +1040,8 @@ OF_SHARES = [
     Change(
         "shares-gathered-whole",
         "dft_jax/models/hf/load.py",
-        "axes = (*sharding.cutting(layout), *sharding.copying(layout))",
-        "axes = layout.mesh.axis_names",
+        "rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(layout))",
+        "pass",
         SHARES,
         "exchange_no_more",
     ),

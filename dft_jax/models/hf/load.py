@@ -145,15 +145,9 @@ def _read_rows(
         part[:n_read] = merged(host, pair, rows)
         return part
 
-    layout = _rows_layout(leaf.sharding, n_axes=len(tensor.shape))
+    # In the order of the devices, so that those of one process read what lies together.
+    layout = sharding.named(mesh, mesh.axis_names, *[None] * len(width))
     return jax.make_array_from_callback((most * mesh.size, *width), layout, read)
-
-
-def _rows_layout(layout: NamedSharding, n_axes: int) -> NamedSharding:
-    """Of a tensor's rows over all devices, which go to a parameter of this layout."""
-    # Devices that have copies of the parameter begin with neighbouring rows: see `_write_rows`.
-    axes = (*sharding.cutting(layout), *sharding.copying(layout))
-    return sharding.named(layout.mesh, axes, *[None] * (n_axes - 1))
 
 
 def _read_finite(
@@ -181,7 +175,7 @@ def _write_rows(
     # One layer, or expert of it, is cut as its stack is, whose first axes stay whole.
     shape, spec = stacked.shape[len(index) :], layout.spec[len(index) :]
     # In two steps, for which XLA has exact answers: devices that hold copies exchange their rows
-    # (all-gather), then those that cut other axes turn rows into these (all-to-all). In one step it
+    # (all-gather), then rows become what a device has of other axes (all-to-all). In one step it
     # would have the whole tensor on each device.
     rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(layout))
     n_rows = math.prod(shape) // math.prod(rows.shape[1:])
