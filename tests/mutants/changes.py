@@ -1040,7 +1040,7 @@ OF_SHARES = [
     Change(
         "shares-gathered-whole",
         "dft_jax/models/hf/load.py",
-        "rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(layout))",
+        "rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(of_one))",
         "pass",
         SHARES,
         "exchange_no_more",

@@ -4,9 +4,8 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from dft_jax import sharding
 from dft_jax.models.hf.merging import Pairs, merged
@@ -48,7 +47,8 @@ def params_fetch(params: Params, model: Model) -> Fetch:
 
     Layers, or experts, of a parameter come as many at a time as there are devices: each device gets
     a whole one that its process wants. So a device holds one tensor, and what goes over the network
-    is what is wanted, not that times the number of processes.
+    is what is wanted, not that times the number of devices. A parameter that is a single tensor
+    comes to every device.
     """
 
     def fetch(wanted: Wanted) -> Iterator[Fetched]:
@@ -56,16 +56,28 @@ def params_fetch(params: Params, model: Model) -> Fetch:
         paths = sorted({tensor.path for tensors in wanted for tensor in tensors})
         for path in paths:
             of_path = [[one for one in tensors if one.path == path] for tensors in wanted]
-            layout = at(model.abstract_params, path).sharding
-            yield from _fetch_parameter(at(params, path), layout, of_path)
+            array, layout = at(params, path), at(model.abstract_params, path).sharding
+            n_axes = max(len(one.index) for tensors in of_path for one in tensors)
+            if n_axes:
+                of_one = sharding.named(layout.mesh, *layout.spec[n_axes:])
+                yield from _fetch_layers(array, of_one, of_path)
+                continue
+            interrupts.check()
+            # A single tensor: each device would get one in any case.
+            whole = _copied(array, layout.mesh)
+            for tensor in of_path[jax.process_index()]:
+                yield tensor, np.asarray(whole.addressable_data(0)).reshape(tensor.shape)
 
     return fetch
 
 
-def _fetch_parameter(
+def _fetch_layers(
     array: jax.Array, layout: NamedSharding, wanted: list[list[Tensor]]
 ) -> Iterator[Fetched]:
-    """What the processes want of one parameter, of which this one's is yielded."""
+    """What the processes want of a parameter of many layers, of which this one's is yielded.
+
+    `layout` is that of one layer, or expert, of it.
+    """
     process_of = _process_of_slots(layout)
     assert set(process_of) == set(range(len(wanted))), "all processes have devices of the mesh"
     left = [list(tensors) for tensors in wanted]
@@ -84,7 +96,7 @@ def _exchange(
     some = next(tensor for tensor in slots if tensor is not None)
     # A device whose process wants no more gets what another wants, and drops it.
     indices = np.array([(tensor or some).index for tensor in slots], np.int32)
-    spread = _spread(array, tuple(indices.T), len(slots), layout)
+    spread = _spread(array, tuple(indices.T), layout)
     for shard in spread.addressable_shards:
         tensor = slots[shard.index[0].start or 0]
         if tensor is not None:
@@ -92,7 +104,7 @@ def _exchange(
 
 
 def _process_of_slots(layout: NamedSharding) -> list[int]:
-    """The process that has the device of each slot of `_spread`, of a parameter of this layout."""
+    """The process that has the device of each slot of `_spread`, of layers of this layout."""
     n_slots = layout.mesh.size
     slots = sharding.named(layout.mesh, (*sharding.copying(layout), *sharding.cutting(layout)))
     process_of = [0] * n_slots
@@ -101,20 +113,21 @@ def _process_of_slots(layout: NamedSharding) -> list[int]:
     return process_of
 
 
-@functools.partial(jax.jit, static_argnames=("n_slots", "layout"))
-def _spread(
-    array: jax.Array, indices: tuple[jax.Array, ...], n_slots: int, layout: NamedSharding
-) -> jax.Array:
-    """[slots, …], of which each device has a whole one: what a parameter of this layout has at
-    `indices`, each [slots], of its first axes.
+@functools.partial(jax.jit, static_argnames="mesh")
+def _copied(array: jax.Array, mesh: Mesh) -> jax.Array:
+    """The array, whole on every device (all-gather)."""
+    return sharding.with_layout(array, mesh)
+
+
+@functools.partial(jax.jit, static_argnames="layout")
+def _spread(array: jax.Array, indices: tuple[jax.Array, ...], layout: NamedSharding) -> jax.Array:
+    """[slots, …], of which each device has a whole one: what a parameter has at `indices`, each
+    [slots], of its first axes; a layer of it has this layout.
     """
-    mesh, spec = layout.mesh, list(layout.spec[len(indices) :])
-    # Devices with copies of the parameter begin with other slots each.
+    mesh, spec = layout.mesh, list(layout.spec)
+    # Devices with copies of a layer begin with other slots each.
     axes = sharding.copying(layout)
-    if indices:
-        spread = array[tuple(sharding.with_layout(index, mesh, axes) for index in indices)]
-    else:
-        spread = jnp.broadcast_to(array, (n_slots, *array.shape))
+    spread = array[tuple(sharding.with_layout(index, mesh, axes) for index in indices)]
     spread = sharding.with_layout(spread, mesh, axes, *spec)
     # One axis after another becomes whole, and slots fewer (all-to-all); of all at once XLA would
     # make every slot whole on every device.

@@ -173,13 +173,14 @@ def _write_rows(
     the program; the tensor is as `_read_rows` has it.
     """
     # One layer, or expert of it, is cut as its stack is, whose first axes stay whole.
-    shape, spec = stacked.shape[len(index) :], layout.spec[len(index) :]
+    shape = stacked.shape[len(index) :]
+    of_one = sharding.named(layout.mesh, *layout.spec[len(index) :])
     # In two steps, for which XLA has exact answers: devices that hold copies exchange their rows
     # (all-gather), then rows become what a device has of other axes (all-to-all). In one step it
     # would have the whole tensor on each device.
-    rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(layout))
+    rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(of_one))
     n_rows = math.prod(shape) // math.prod(rows.shape[1:])
-    one = sharding.with_layout(rows[:n_rows].reshape(shape), layout.mesh, *spec)
+    one = jax.lax.with_sharding_constraint(rows[:n_rows].reshape(shape), of_one)
     starts = (*index, *[0] * one.ndim)
     stacked = jax.lax.dynamic_update_slice(
         stacked, jnp.expand_dims(one, tuple(range(len(index)))), starts

@@ -155,7 +155,8 @@ def test_devices_exchange_no_more_than_they_need(spec, mesh8):
     n_parts = math.prod(mesh8.shape[axis] for axis in sharding.cutting(layout))
     assert reading.memory_analysis().temp_size_in_bytes <= 2 * n_bytes // n_parts + 1024
     indices = (jax.ShapeDtypeStruct((8,), jnp.int32),)
-    fetching = fetch._spread.lower(stack, indices, 8, layout).compile()
+    of_one = sharding.named(mesh8, *spec)
+    fetching = fetch._spread.lower(stack, indices, of_one).compile()
     assert fetching.memory_analysis().temp_size_in_bytes <= 2 * n_bytes + 1024
     for program in (reading, fetching):
         assert "all-to-all" in program.as_text() and "all-reduce" not in program.as_text()
