@@ -1,6 +1,6 @@
 """What each of several processes reads and writes of a checkpoint, and for how long.
 
-    python -m experiments.shared_files.measure --folder=EMPTY_FOLDER [--processes=4]
+    python -m experiments.shared_files.measure --folder=EMPTY_FOLDER [--processes=4] [--out=FILE]
 
 Writes a random bf16 checkpoint with the sizes of Qwen2.5-1.5B, but two layers and a head of its own
 (1.1 GB), to the folder, then imports it as float32 and exports it, in a job of so many

@@ -61,14 +61,19 @@ def params_fetch(params: Params, model: Model) -> Fetch:
             if n_axes:
                 of_one = sharding.named(layout.mesh, *layout.spec[n_axes:])
                 yield from _fetch_layers(array, of_one, of_path)
-                continue
-            interrupts.check()
-            # A single tensor: each device would get one in any case.
-            whole = _copied(array, layout.mesh)
-            for tensor in of_path[jax.process_index()]:
-                yield tensor, np.asarray(whole.addressable_data(0)).reshape(tensor.shape)
+            else:
+                yield from _fetch_single(array, layout.mesh, of_path[jax.process_index()])
 
     return fetch
+
+
+def _fetch_single(array: jax.Array, mesh: Mesh, mine: list[Tensor]) -> Iterator[Fetched]:
+    """A parameter that is one tensor, where this process wants it."""
+    interrupts.check()
+    # Each device would get one in any case.
+    whole = _copied(array, mesh)
+    for tensor in mine:
+        yield tensor, np.asarray(whole.addressable_data(0)).reshape(tensor.shape)
 
 
 def _fetch_layers(
