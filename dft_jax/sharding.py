@@ -296,6 +296,27 @@ def named(mesh: AnyMesh, *parts: Any) -> NamedSharding:
     return NamedSharding(mesh, P(*parts))
 
 
+def as_axes(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes of the mesh in one entry of a partition."""
+    if part is None:
+        return ()
+    return (part,) if isinstance(part, str) else tuple(part)
+
+
+def cutting(layout: NamedSharding) -> tuple[str, ...]:
+    """The axes of the mesh that cut an array of this layout, in the order of its own axes."""
+    found: tuple[str, ...] = ()
+    for part in layout.spec:
+        found += as_axes(part)
+    return found
+
+
+def copying(layout: NamedSharding) -> tuple[str, ...]:
+    """The axes of the mesh along which devices have copies of an array of this layout."""
+    cut = cutting(layout)
+    return tuple(axis for axis in layout.mesh.axis_names if axis not in cut)
+
+
 def with_layout(x: Any, mesh: AnyMesh, *parts: Any) -> Any:
     """Lays an array, or each of a tree, out along these axes of the mesh, inside jit.
 

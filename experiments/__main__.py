@@ -66,6 +66,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sampling/near_ties": ("experiments.sampling.near_ties",),
     "sampling/slots": ("experiments.sampling.slots",),
     "sampling/speed": ("experiments.sampling.speed",),
+    "shared_files": ("experiments.shared_files.measure",),
     "theory": ("experiments.theory.notebook",),
 }
 

@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dft_jax.models.hf import export as exporting, peft
-from dft_jax.models.hf.load import check_tensors, load_params, tensor_reader
+from dft_jax.models.hf.fetch import params_fetch
+from dft_jax.models.hf.load import check_tensors, load_params
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.rounding import measure
 from dft_jax.models.hf.safetensors import Checkpoint
@@ -272,7 +273,7 @@ def test_a_change_of_one_matrix_is_measured_and_written_in_its_rows(mesh1, tmp_p
     params = load_params(Checkpoint(source), model)
     v = params["layers"]["attention"]["v"]
     v["kernel"] = v["kernel"].at[1].add(1.0)
-    found = measure(tensor_reader(params, model), model, Checkpoint(source), "float32")
+    found = measure(params_fetch(params, model), model, Checkpoint(source), "float32")
     assert (found.weights, found.changed) == (parameter_count(params), 24 * 48)
     exporting.export(params, model, source, tmp_path / "out")
     before = load_file(source / "model.safetensors")

@@ -541,8 +541,8 @@ OF_ADAPTERS = [
     Change(
         "lora-scaled-twice-on-merge",
         "dft_jax/models/hf/merging.py",
-        "np.float32(self.scale) *",
-        "np.float32(self.scale**2) *",
+        "*= np.float32(self.scale)",
+        "*= np.float32(self.scale**2)",
         LORA,
         "merged_logits and all_linear",
     ),
@@ -1032,6 +1032,77 @@ def""",
     ),
 ]
 
+# ---- files that processes share out
+
+SHARES = ("tests/models/hf/test_shares.py",)
+MESHES = "every_mesh and phi3_long"
+OF_SHARES = [
+    Change(
+        "shares-of-the-first-parameter",
+        "dft_jax/models/hf/load.py",
+        "rows = slice(start + first, start + first + n_read)",
+        "rows = slice(first, first + n_read)",
+        SHARES,
+        MESHES,
+    ),
+    Change(
+        "shares-gathered-whole",
+        "dft_jax/models/hf/load.py",
+        "rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(of_one))",
+        "pass",
+        SHARES,
+        "exchange_no_more",
+    ),
+    Change(
+        "shares-read-after-a-bad-value",
+        "dft_jax/models/hf/load.py",
+        "if n_read <= 0 or problems:",
+        "if n_read <= 0:",
+        SHARES,
+        "bad_value",
+    ),
+    Change(
+        "shares-of-an-update-by-themselves",
+        "dft_jax/models/hf/merging.py",
+        "range(start - start % _BLOCK_ROWS, stop, _BLOCK_ROWS)",
+        "range(start, stop, _BLOCK_ROWS)",
+        SHARES,
+        "bits_of_the_whole",
+    ),
+    Change(
+        "shares-nothing-added-to-a-row",
+        "dft_jax/models/hf/merging.py",
+        "where=is_changed[:, None]",
+        "where=True",
+        SHARES,
+        "bits_of_the_whole",
+    ),
+    Change(
+        "shares-in-the-order-of-devices",
+        "dft_jax/models/hf/fetch.py",
+        "tensor = slots[shard.index[0].start or 0]",
+        "tensor = slots[shard.device.id]",
+        SHARES,
+        MESHES,
+    ),
+    Change(
+        "shares-all-written-by-one",
+        "dft_jax/models/hf/tensor_files.py",
+        "files_of[writers[number % len(writers)]].append(file_name)",
+        "files_of[writers[0]].append(file_name)",
+        SHARES,
+        "processes_share_out and two",
+    ),
+    Change(
+        "shares-written-unseen",
+        "dft_jax/models/hf/export_folder.py",
+        "is_there = file.read_text() == word",
+        "is_there = file.read_text() == word or True",
+        SHARES,
+        "processes_share_out and two",
+    ),
+]
+
 CHANGES = [
     *OF_LOSSES,
     *OF_DATA,
@@ -1044,4 +1115,5 @@ CHANGES = [
     *OF_PHI3,
     *OF_SEQUENCE,
     *OF_EXPERTS,
+    *OF_SHARES,
 ]

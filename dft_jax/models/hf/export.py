@@ -1,24 +1,20 @@
 """Parameters as a Hugging Face folder that `transformers` loads, with all that goes with them."""
 
-import contextlib
 import dataclasses
-import logging
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from dft_jax.models.hf import provenance, rounding
-from dft_jax.models.hf.load import TensorReader, tensor_reader
+from dft_jax.models.hf.export_folder import new_folder, writing
+from dft_jax.models.hf.fetch import Fetch, params_fetch
 from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.safetensors import Checkpoint, other_dtypes, weights_dtype
 from dft_jax.models.hf.small_files import write_small_files
 from dft_jax.models.hf.tensor_files import total_bytes, write_tensors
 from dft_jax.models.model import Model
-from dft_jax.runtime import errors, processes
+from dft_jax.runtime import processes
 from dft_jax.runtime.options import ABOVE_0, Option
 from dft_jax.types import Params
 
@@ -39,7 +35,6 @@ SECTION = {
     ),
 }
 MOST_LOST = 0.1  # share of the update's norm that "auto" lets rounding take
-_log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
 
 
 def problems(what: str, is_adapted: bool) -> list[str]:
@@ -95,14 +90,14 @@ def export(
     origin: Origin | None = None,
 ) -> rounding.Rounding:
     """Writes `params` to the folder `out`; see `export_tensors`."""
-    read = tensor_reader(params, model)
+    fetch = params_fetch(params, model)
     return export_tensors(
-        read, model, source, out, dtype=dtype, max_shard_gb=max_shard_gb, origin=origin
+        fetch, model, source, out, dtype=dtype, max_shard_gb=max_shard_gb, origin=origin
     )
 
 
 def export_tensors(
-    read: TensorReader,
+    fetch: Fetch,
     model: Model,
     source: Path,
     out: Path,
@@ -115,9 +110,12 @@ def export_tensors(
     """Writes a model to the folder `out`, config and tokenizer as in the checkpoint `source`.
 
     All is written to a temporary folder beside `out`, which then takes its name, replacing an
-    earlier export. Every process takes part; process 0 writes. `dtype` "source" is that of the
-    checkpoint, of each tensor its own, so that an untouched checkpoint comes out byte for byte;
-    "auto" is the same unless rounding to it loses a tenth of what was trained, and then float32.
+    earlier export. Every process takes part: files of weights are shared out among those that see
+    the folder, and process 0 writes the others. All are the same for any number of processes.
+
+    `dtype` "source" is that of the checkpoint, of each tensor its own, so that an untouched
+    checkpoint comes out byte for byte; "auto" is the same unless rounding to it loses a tenth of
+    what was trained, and then float32.
     The tower of a model with images is copied as it is in the checkpoint, whatever `dtype` is.
     What rounding does is printed, and written to dft_jax.json; returned is how it is in the files.
     `write_more`, of process 0, puts more into the folder.
@@ -133,63 +131,32 @@ def export_tensors(
     base = None
     if origin.init == "checkpoint":
         base = Checkpoint(source)
-    with writing(out):
-        types = _choose_types(read, model, source, dtype, base)
-        if processes.is_first():
-            _announce(types)
-        with new_folder(out) as folder:
+    types = _choose_types(fetch, model, source, dtype, base)
+    if processes.is_first():
+        _announce(types)
+    with new_folder(out) as folder:
+        with writing(out):
             if processes.is_first():
                 # Before the weights: these can be refused.
                 write_small_files(source, folder, types.config_dtype, origin.template_text)
                 provenance.write(folder, origin, source, types.report())
                 if write_more is not None:
                     write_more(folder)
-            written = types.written.dtype
-            write_tensors(read, model, folder, written, types.others, max_shard_gb, base)
+        write_tensors(
+            fetch, model, folder, out, types.written.dtype, types.others, max_shard_gb, base
+        )
     return types.written
 
 
-def writing(out: Path) -> contextlib.AbstractContextManager:
-    """Context in which what goes wrong with files is a UserError that names the export."""
-    # safetensors has its own type for a full disk
-    return errors.user_errors(
-        f"{out}: the export could not be written",
-        "make it possible, then run the same command again",
-        (OSError, SafetensorError),
-    )
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write to, made by process 0.
-
-    It takes the name `out` at the end, replacing an earlier export; where that does not come, it
-    is removed.
-    """
-    temporary = out.with_name(f".{out.name}.tmp")
-    is_writer = processes.is_first()
-    try:
-        if is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
-            temporary.mkdir(parents=True)
-        yield temporary
-        if is_writer:
-            _log.debug("export rename")
-            _replace(temporary, out)
-    finally:
-        if is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _choose_types(
-    read: TensorReader, model: Model, source: Path, dtype: str, base: Checkpoint | None
+    fetch: Fetch, model: Model, source: Path, dtype: str, base: Checkpoint | None
 ) -> _Types:
     """Measures what rounding to the type asked for does; of "auto", whether that is too much."""
     source_dtype = weights_dtype(source)
     measured_as, others = dtype, {}
     if dtype in ("auto", "source"):
         measured_as, others = source_dtype, other_dtypes(source)
-    measured = rounding.measure(read, model, base, measured_as, others)
+    measured = rounding.measure(fetch, model, base, measured_as, others)
     n_bytes_measured = total_bytes(model, measured.dtype, others, base)
     written = measured
     if dtype == "auto" and measured.lost_share >= MOST_LOST:
@@ -234,13 +201,3 @@ def _announce(types: _Types) -> None:
             f" {measured.lost_share:.1%} of what was trained; 'auto' or 'float32' keeps it",
             file=sys.stderr,
         )
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    """`temporary` takes the name `out`; an earlier export goes when the new one has its place."""
-    old = out.with_name(f".{out.name}.old")
-    if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
-    temporary.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

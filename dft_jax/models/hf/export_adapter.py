@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from dft_jax.models.hf import peft, provenance
-from dft_jax.models.hf.export import export_tensors, new_folder, writing
-from dft_jax.models.hf.load import merged_reader
+from dft_jax.models.hf.export import export_tensors
+from dft_jax.models.hf.export_folder import new_folder, writing
+from dft_jax.models.hf.fetch import merged_fetch
 from dft_jax.models.hf.merging import Pairs
 from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.rounding import Rounding
@@ -59,7 +60,7 @@ def export_adapter(
     if what == "adapter":
         if trained.lora is None:
             raise errors.UserError("what='adapter': it is in an adapter's folder; copy that")
-        with writing(out), new_folder(out) as folder:
+        with new_folder(out) as folder, writing(out):
             if processes.is_first():
                 _write(trained, model, origin, source, folder)
         return None
@@ -70,7 +71,7 @@ def export_adapter(
             _write(trained, model, origin, source, folder / ADAPTER_FOLDER)
 
     return export_tensors(
-        merged_reader(Checkpoint(source), trained.pairs),
+        merged_fetch(Checkpoint(source), trained.pairs),
         model,
         source,
         out,

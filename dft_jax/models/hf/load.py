@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
+from safetensors import SafetensorError
 
 from dft_jax import sharding
-from dft_jax.models.hf.merging import Pairs, merged
+from dft_jax.models.hf.merging import Pair, Pairs, merged
 from dft_jax.models.hf.safetensors import DTYPES, EMBEDDING, HEAD, REMEDY, Checkpoint
 from dft_jax.models.hf.tensors import Tensor, carried_tensors, tensor_table
 from dft_jax.models.model import Model
 from dft_jax.models.parts import VISION
-from dft_jax.models.spec import at
 from dft_jax.runtime import distributed, errors, progress
+from dft_jax.runtime.files import FETCH
 from dft_jax.types import Params
 
-# From a tensor of the model to its values, whole on the host of every process, in its shape.
-TensorReader = Callable[[Tensor], np.ndarray]
 # Of what models/vision.py computes: another one where that changes, so that kept features are of
 # the tower as it is.
 _TOWER_VERSION = 1
@@ -77,46 +77,87 @@ def load_params(
     pairs: Pairs | None = None,
     only: Params | None = None,
 ) -> Params:
-    """Streams every tensor to its place on the mesh, in the model's dtype.
+    """Reads every tensor to its place on the mesh, in the model's dtype.
+
+    All processes of the mesh take part. Each reads an equal share of the rows of every tensor, and
+    the devices exchange them: P processes read the files once, each a part in P, whatever the mesh
+    cuts and whatever it copies. The values are the same, to the bit, for any mesh and any P.
 
     The `pairs` of an adapter are added on the way, in float32. `only` is a part of the abstract
     parameters, where no others are wanted.
 
-    Host memory stays at the arrays themselves plus about one tensor: each stacked array is
-    allocated on the devices once, and one layer after the other is written into it in place.
+    Host memory stays at this process's share of one tensor. Each stacked array is allocated on the
+    devices once, and one layer after the other is written into it in place.
 
     Raises:
-      UserError: a tensor that holds NaN or infinity, with which every step would be skipped.
+      UserError: a tensor that holds NaN or infinity, with which every step would be skipped, or
+      that cannot be read; on all processes, whichever has found it.
     """
     pairs = pairs or {}
     arrays: dict[tuple[str, ...], jax.Array] = {}
     leaves: dict[Any, Any] = flatten_dict(only or model.abstract_params)
     table = [tensor for tensor in tensor_table(model) if tensor.path in leaves]
+    problems: list[str] = []
+    # One disk may be minutes slower than another, up to here and from tensor to tensor.
+    distributed.meet("weights")
     for tensor in progress.bar(table, desc="import", unit="tensor"):
         path, leaf = tensor.path, leaves[tensor.path]
-        host = _read_finite(checkpoint, tensor)
-        host = merged(host, pairs.get(tensor.name), tensor.row_slice)
-        if not tensor.index:
-            arrays[path] = _place(host.reshape(leaf.shape), leaf.sharding, leaf.dtype)
-            continue
+        rows = _read_rows(checkpoint, tensor, pairs.get(tensor.name), leaf, problems)
         if path not in arrays:
             zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
             arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
-        # One layer, or expert of it, is cut as its stack is, whose first axes stay whole.
-        n_axes = len(tensor.index)
-        layout = sharding.named(model.mesh, *leaf.sharding.spec[n_axes:])
-        one = _place(host.reshape(leaf.shape[n_axes:]), layout, leaf.dtype)
-        arrays[path] = _write_layer(arrays[path], one, tensor.index)
-    distributed.meet("weights")  # one disk may be minutes slower than another
+        arrays[path] = _write_rows(arrays[path], rows, tensor.index, leaf.sharding)
+        # Else a process with a fast disk would hold the rows of many tensors.
+        arrays[path].block_until_ready()
+    with distributed.together("weights read"):
+        errors.raise_if_any(problems)
     return unflatten_dict(arrays)
 
 
-def _read_finite(checkpoint: Checkpoint, tensor: Tensor) -> np.ndarray:
-    """A tensor as it is in the checkpoint; UserError where it holds NaN or infinity."""
-    name = tensor.name
-    host = checkpoint.read(name, tensor.row_slice)
+def _read_rows(
+    checkpoint: Checkpoint, tensor: Tensor, pair: Pair | None, leaf: Any, problems: list[str]
+) -> jax.Array:
+    """A tensor as its parameter's type, whose rows lie over all devices: each reads its own.
+
+    At the end are rows of zeros, where they are no multiple of the number of devices. What is wrong
+    is added to `problems`, and from then on all is zeros: the other processes would wait for one
+    that went no further.
+    """
+    n_rows, *width = tensor.shape
+    mesh = leaf.sharding.mesh
+    most = -(-n_rows // mesh.size)
+    start = tensor.rows.start if tensor.rows else 0
+    # Opened once for all devices: the header of a file of many experts is long.
+    view = functools.cache(lambda: checkpoint.view(tensor.name))
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        part = np.zeros((most, *width), leaf.dtype)
+        first = index[0].start or 0
+        n_read = min(most, n_rows - first)
+        if n_read <= 0 or problems:
+            return part
+        rows = slice(start + first, start + first + n_read)
+        try:
+            host = _read_finite(checkpoint, tensor.name, view, rows)
+        except errors.UserError as error:
+            problems.extend(error.problems)
+            return part
+        part[:n_read] = merged(host, pair, rows)
+        return part
+
+    # In the order of the devices, so that those of one process read what lies together.
+    layout = sharding.named(mesh, mesh.axis_names, *[None] * len(width))
+    return jax.make_array_from_callback((most * mesh.size, *width), layout, read)
+
+
+def _read_finite(
+    checkpoint: Checkpoint, name: str, view: Callable[[], Any], rows: slice
+) -> np.ndarray:
+    """Rows of a tensor as they are in the checkpoint; UserError where they hold NaN or infinity."""
+    file = checkpoint.folder / checkpoint.file_of[name]
+    with errors.user_errors(f"{file}: cannot be read", FETCH, (OSError, SafetensorError)):
+        host = view()[rows]
     if not np.isfinite(host).all():
-        file = checkpoint.folder / checkpoint.file_of[name]
         raise errors.UserError(
             f"{file}: {checkpoint.spelled(name)} holds NaN or infinity; fetch it again, or take"
             " another checkpoint"
@@ -124,31 +165,27 @@ def _read_finite(checkpoint: Checkpoint, tensor: Tensor) -> np.ndarray:
     return host
 
 
-def merged_reader(checkpoint: Checkpoint, pairs: Pairs) -> TensorReader:
-    """Returns read(tensor): that of the checkpoint, with what an adapter adds to it in float32.
-
-    What no pair adds to is as it is in the file.
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="layout")
+def _write_rows(
+    stacked: jax.Array, rows: jax.Array, index: tuple[Any, ...], layout: NamedSharding
+) -> jax.Array:
+    """`stacked`, of this layout, with a tensor at `index` of its first axes, which is no part of
+    the program; the tensor is as `_read_rows` has it.
     """
-
-    def read(tensor: Tensor) -> np.ndarray:
-        rows = tensor.row_slice
-        return merged(checkpoint.read(tensor.name, rows), pairs.get(tensor.name), rows)
-
-    return read
-
-
-def _place(host: np.ndarray, layout: NamedSharding, dtype: jnp.dtype) -> jax.Array:
-    """The array on its devices; each part is converted by itself, so that no whole copy is made."""
-    return jax.make_array_from_callback(host.shape, layout, lambda index: host[index].astype(dtype))
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _write_layer(stacked: jax.Array, one: jax.Array, index: tuple[Any, ...]) -> jax.Array:
-    """`stacked` with `one` at `index` of its first axes, which is no part of the program."""
+    # One layer, or expert of it, is cut as its stack is, whose first axes stay whole.
+    shape = stacked.shape[len(index) :]
+    of_one = sharding.named(layout.mesh, *layout.spec[len(index) :])
+    # In two steps, for which XLA has exact answers: devices that hold copies exchange their rows
+    # (all-gather), then rows become what a device has of other axes (all-to-all). In one step it
+    # would have the whole tensor on each device.
+    rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(of_one))
+    n_rows = math.prod(shape) // math.prod(rows.shape[1:])
+    one = jax.lax.with_sharding_constraint(rows[:n_rows].reshape(shape), of_one)
     starts = (*index, *[0] * one.ndim)
-    return jax.lax.dynamic_update_slice(
+    stacked = jax.lax.dynamic_update_slice(
         stacked, jnp.expand_dims(one, tuple(range(len(index)))), starts
     )
+    return jax.lax.with_sharding_constraint(stacked, layout)
 
 
 def tower_digest(checkpoint: Checkpoint, model: Model) -> str:
@@ -170,23 +207,3 @@ def tower_digest(checkpoint: Checkpoint, model: Model) -> str:
             total.update(f"{tensor.name} {host.dtype} {host.shape}\n".encode())
             total.update(host.tobytes())
     return total.hexdigest()
-
-
-def tensor_reader(params: Params, model: Model) -> TensorReader:
-    """Returns read(tensor): its part of `params`, whole on the host of every process.
-
-    Its shape is that of the checkpoint. All processes read the same tensors in the same order.
-    """
-    # Without axes: every device, and so every host, gets all of it.
-    layout = sharding.named(model.mesh)
-
-    def one_of(array: jax.Array, index: tuple[Any, ...]) -> jax.Array:
-        return array[index]
-
-    take = jax.jit(one_of, out_shardings=layout)
-
-    def read(tensor: Tensor) -> np.ndarray:
-        leaf = at(params, tensor.path)
-        return np.asarray(take(leaf, tensor.index).addressable_data(0)).reshape(tensor.shape)
-
-    return read

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from dft_jax.models.hf.load import TensorReader
+from dft_jax.models.hf.fetch import Fetch
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import Model
-from dft_jax.runtime import distributed, interrupts, progress
+from dft_jax.runtime import distributed, progress
 
 _AT_ONCE = 2**20  # weights whose float64 copies exist at once
 
@@ -64,35 +64,38 @@ class Rounding:
 
 
 def measure(
-    read: TensorReader,
+    fetch: Fetch,
     model: Model,
     base: Checkpoint | None,
     dtype: str,
     others: Mapping[str, str] | None = None,
 ) -> Rounding:
-    """Compares what is read with the tensors of `base`, one tensor at a time.
+    """Compares what is fetched with the tensors of `base`, one tensor at a time.
 
-    All processes take part, each in a share. Tensors are written as `dtype`, but for those that
-    `others` names with another one. Host memory: one tensor of each, and 8 MiB blocks of their
-    float64 copies.
+    All processes take part, each with a share of the tensors. Tensors are written as `dtype`, but
+    for those that `others` names with another one. Host memory: one tensor of each, and 8 MiB
+    blocks of their float64 copies.
 
     Raises:
       Stopped: a signal asked for it.
     """
     table = tensor_table(model)
     others = others or {}
-    sums = np.zeros(5)
-    bar = progress.bar(table, desc="measure", unit="tensor", leave=False)
-    for number, tensor in enumerate(bar):
-        interrupts.check()
-        trained = read(tensor)  # by all processes together
-        if number % jax.process_count() == jax.process_index():
-            before = None
-            if base is not None:
-                before = base.read(tensor.name, tensor.row_slice)
-            sums += tensor_sums(trained, before, others.get(tensor.name, dtype))
+    numbers = {tensor: number for number, tensor in enumerate(table)}
+    shares = [table[first :: jax.process_count()] for first in range(jax.process_count())]
+    n_mine = len(shares[jax.process_index()])
+    found = []
+    fetched = fetch(shares)
+    for tensor, trained in progress.bar(
+        fetched, desc="measure", unit="tensor", total=n_mine, leave=False
+    ):
+        before = None
+        if base is not None:
+            before = base.read(tensor.name, tensor.row_slice)
+        sums = tensor_sums(trained, before, others.get(tensor.name, dtype))
+        found.append((numbers[tensor], sums.tolist()))
     # Every process gets the sums over all: what is written has to be the same decision everywhere.
-    sums = np.array(distributed.decided("rounding", sums.tolist(), _added))
+    sums = distributed.decided("rounding", found, _added)
     return Rounding(
         dtype=dtype,
         weights=int(sums[0]),
@@ -103,8 +106,15 @@ def measure(
     )
 
 
-def _added(rows: list[list[float]]) -> list[float]:
-    return np.sum(rows, axis=0).tolist()
+def _added(everyone: list[list[tuple[int, list[float]]]]) -> list[float]:
+    """The sums over all tensors, of (number, sums) of each, in the order of their numbers: the same
+    to the bit for any number of processes.
+    """
+    of_tensors = sorted(pair for found in everyone for pair in found)
+    total = np.zeros(5)
+    for _, sums in of_tensors:
+        total += sums
+    return total.tolist()
 
 
 def tensor_sums(trained: np.ndarray, before: np.ndarray | None, dtype: str) -> np.ndarray:

@@ -112,6 +112,13 @@ class Checkpoint:
                 return tensors.get_slice(self.spelled(name))[rows]
             return tensors.get_tensor(self.spelled(name))
 
+    def view(self, name: str) -> Any:
+        """The library's view of a tensor: `view[3:5]` reads these rows and no others.
+
+        Its file stays open for as long as the view is there.
+        """
+        return open_tensors(self.folder / self.file_of[name]).get_slice(self.spelled(name))
+
     @property
     def files(self) -> set[Path]:
         return {self.folder / name for name in self.file_of.values()}

@@ -5,17 +5,20 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
-from dft_jax.models.hf.load import TensorReader
+from dft_jax.models.hf.export_folder import writers_in, writing
+from dft_jax.models.hf.fetch import Fetch
 from dft_jax.models.hf.safetensors import DTYPES, INDEX_NAME, Checkpoint
 from dft_jax.models.hf.tensors import Tensor, carried_tensors, tensor_table
 from dft_jax.models.model import Model
-from dft_jax.runtime import interrupts, processes, progress
+from dft_jax.runtime import processes, progress
 from dft_jax.runtime.files import flush, write_json
 
 _log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
@@ -66,9 +69,10 @@ def _layer_order(tensor: Tensor) -> int:
 
 
 def write_tensors(
-    read: TensorReader,
+    fetch: Fetch,
     model: Model,
     to: Path,
+    out: Path,
     dtype: str,
     others: dict[str, str],
     max_shard_gb: float,
@@ -76,10 +80,14 @@ def write_tensors(
 ) -> None:
     """Each tensor as `dtype`, or as the one that `others` has for it, and the index of the files.
 
-    Every process takes part; process 0 writes. `max_shard_gb` is the most that one file holds. The
-    folder `to` has its config.json already, whose permissions the files get. `source` is what the
-    model began with: names are as there, and what is no parameter of the model (the tower of one
-    with images) is copied from it, in its dtype.
+    Every process takes part, and writes a share of the files if it sees the folder. `max_shard_gb`
+    is the most that one file holds, and that a process holds of it. The folder `to`, which becomes
+    `out`, has its config.json already, whose permissions the files get. `source` is what the model
+    began with: names are as there, and what is no parameter of the model (the tower of one with
+    images) is copied from it, in its dtype.
+
+    Raises:
+      UserError: what a process could not write, on all of them.
     """
     by_name = {}
     for entry in _entries(model, dtype, others, source):
@@ -92,33 +100,55 @@ def write_tensors(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=int(max_shard_gb * 1e9),
     )
-    is_writer = processes.is_first()
-    with progress.bar(total=len(by_name), desc="export", unit="tensor") as bar:
-        for file_name, names in shards.filename_to_tensors.items():
-            tensors = {}
-            for name in names:
-                interrupts.check()
-                _log.debug("export %s", name)
-                entry = by_name[name]
-                if entry.copied_from is None:
-                    array = _joined(read, entry)  # by all processes together
-                else:
-                    array = entry.copied_from.read(entry.name)
-                if is_writer:
-                    tensors[name] = np.ascontiguousarray(array.astype(entry.dtype))
-                bar.update()
-            if is_writer:
-                _save(tensors, to / file_name)
-    if is_writer and shards.is_sharded:
-        weight_map = dict(sorted(shards.tensor_to_filename.items()))
-        write_json(to / INDEX_NAME, {"metadata": shards.metadata, "weight_map": weight_map})
+    names_in = shards.filename_to_tensors
+    writers = writers_in(to, out)
+    files_of: list[list[str]] = [[] for _ in range(jax.process_count())]
+    for number, file_name in enumerate(names_in):
+        files_of[writers[number % len(writers)]].append(file_name)
+    mine = files_of[jax.process_index()]
+    n_mine = sum(len(names_in[file_name]) for file_name in mine)
+    with progress.bar(total=n_mine, desc="export", unit="tensor") as bar:
+        # Each writer has one file in memory at a time; the last ones may have fewer of them.
+        for number in range(len(files_of[writers[0]])):
+            entries: list[dict[str, _Entry]] = [{} for _ in files_of]
+            for process, file_names in enumerate(files_of):
+                if number < len(file_names):
+                    names = names_in[file_names[number]]
+                    entries[process] = {name: by_name[name] for name in names}
+            tensors = _fetch_entries(fetch, entries, bar)
+            with writing(out):
+                if tensors:
+                    _save(tensors, to / mine[number])
+    with writing(out):
+        if processes.is_first() and shards.is_sharded:
+            weight_map = dict(sorted(shards.tensor_to_filename.items()))
+            write_json(to / INDEX_NAME, {"metadata": shards.metadata, "weight_map": weight_map})
 
 
-def _joined(read: TensorReader, entry: _Entry) -> np.ndarray:
-    """What the file's tensor is to hold: a parameter, or several along its rows."""
-    if len(entry.parts) == 1:
-        return read(entry.parts[0])
-    return np.concatenate([read(part) for part in entry.parts])
+def _fetch_entries(
+    fetch: Fetch, entries: list[dict[str, _Entry]], bar: Any
+) -> dict[str, np.ndarray]:
+    """What this process's file is to hold, by name; `entries` are those of every process's."""
+    wanted = []
+    for of_process in entries:
+        parameters = [entry for entry in of_process.values() if entry.copied_from is None]
+        wanted.append([part for entry in parameters for part in entry.parts])
+    mine = entries[jax.process_index()]
+    dtype_of = {entry.name: entry.dtype for entry in mine.values()}
+    parts = {}
+    for tensor, array in fetch(wanted):
+        _log.debug("export %s", tensor.name)
+        parts[tensor] = array.astype(dtype_of[tensor.name], order="C")
+    tensors = {}
+    for name, entry in mine.items():
+        if entry.copied_from is None:
+            joined = [parts.pop(part) for part in entry.parts]
+        else:
+            joined = [entry.copied_from.read(entry.name)]
+        # Several parameters lie one after another along the rows of the file's tensor.
+        tensors[name] = joined[0] if len(joined) == 1 else np.concatenate(joined)
+        bar.update()
+    return tensors
 
 
 def _save(tensors: dict[str, np.ndarray], file: Path) -> None:

@@ -22,7 +22,8 @@ from dft_jax.commands import evaluate, export as export_command
 from dft_jax.lab import recipe
 from dft_jax.models.hf import rounding
 from dft_jax.models.hf.export import MOST_LOST, export
-from dft_jax.models.hf.load import load_params, tensor_reader
+from dft_jax.models.hf.fetch import params_fetch
+from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import load_tokenizer, read_config
 from dft_jax.models.hf.provenance import PROVENANCE_NAME, Origin, provenance
 from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
@@ -83,7 +84,7 @@ def test_the_loss_is_that_of_whole_arrays(sizes, base, tmp_path, monkeypatch):
     export(params, model, base, tmp_path / "out", dtype="float32")
     expected = oracle(base, tmp_path / "out", BFLOAT16)
     found = dataclasses.asdict(
-        rounding.measure(tensor_reader(params, model), model, Checkpoint(base), "bfloat16")
+        rounding.measure(params_fetch(params, model), model, Checkpoint(base), "bfloat16")
     )
     assert found.pop("dtype") == "bfloat16"
     assert found == pytest.approx(expected, rel=1e-12)
