@@ -12,7 +12,14 @@ from absl import flags
 
 from dft_jax import api
 from dft_jax.commands import cli
-from dft_jax.runtime import compilation_cache, errors, folders, interrupts, processes
+from dft_jax.runtime import (
+    compilation_cache,
+    errors,
+    folders,
+    interrupts,
+    processes,
+    working_copy,
+)
 from dft_jax.training.exporting import export_run
 
 _CONFIG = cli.define_config()
@@ -31,15 +38,16 @@ def main() -> None:
     exported = ""
     with interrupts.Interrupts():
         run = api.train(_CONFIG.value, flags.FLAGS.workdir)
+        shown = working_copy.shown(run.workdir)
         settings = run.config.export
         if settings.enabled:
             out = run.workdir / "export"
             with folders.locked(run.workdir):
                 export_run(run.lm, run.config, run.step, run.identity, out)
             loads_in = "PEFT" if settings.what == "adapter" else "transformers"
-            exported = f", {out} loads in {loads_in}"
+            exported = f", {shown}/export loads in {loads_in}"
     if processes.is_first():
-        print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")
+        print(f"done: {shown}/metrics.jsonl has the curves{exported}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,22 @@
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from dft_jax.runtime import distributed, errors, files, hub, processes, system
+from dft_jax.runtime import (
+    bucket,
+    distributed,
+    errors,
+    files,
+    hub,
+    lease,
+    processes,
+    system,
+    working_copy,
+)
 
 _LOCK_NAME = ".lock"
 
@@ -21,9 +31,23 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
     if "://" in path:
         raise errors.UserError(
             f"{flag}={path}: give a local or mounted folder; a bucket can be mounted (gcsfuse,"
-            " mount-s3)"
+            " mount-s3), and --workdir may also be gs://BUCKET/RUN"
         )
     return Path(path).expanduser().absolute()
+
+
+def run_folder(path: str, flag: str = "--workdir") -> Path:
+    """The folder of a run: `path` as `local_folder` has it, or a copy of what is in a bucket.
+
+    All processes call this.
+
+    Raises:
+      UserError: a place that is neither, or a bucket that cannot be read.
+    """
+    if not bucket.is_address(path):
+        return local_folder(path, flag)
+    with distributed.together("bucket"):
+        return working_copy.of_run(path)
 
 
 def local_file(path: str, flag: str) -> Path:
@@ -40,17 +64,30 @@ class Busy(errors.UserError):
     """Another process is at work in the folder."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @contextlib.contextmanager
-def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
+def locked(folder: Path, flag: str = "--workdir") -> Iterator[Callable[[], None]]:
     """Makes the folder, and keeps other jobs out of it while the context or the process lasts.
 
     Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked. All
     processes enter this, and all end in the same error.
 
+    Yields:
+      A function that makes what was written there outlast this machine: of a run in a bucket it
+      copies the files that changed (see working_copy.py), and of any other there is nothing to do.
+
     Raises:
       Busy: another job is at work in it.
       UserError: the folder cannot be made, or it is not one folder for all processes.
     """
+    address = working_copy.address_of(folder)
+    if address is not None:
+        with _mirrored(folder, address, flag) as copy:
+            yield copy
+        return
     # All processes take part, so that where process 0 finds a lock, all end with its message.
     with distributed.together("lock"):
         with errors.user_errors(f"{flag}={folder}: cannot be used", "give another folder"):
@@ -71,7 +108,30 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
             pass
     with lock:
         _require_shared(folder, flag)
-        yield
+        yield _nothing
+
+
+@contextlib.contextmanager
+def _mirrored(folder: Path, address: str, flag: str) -> Iterator[Callable[[], None]]:
+    """`locked`, of the copy of a run in a bucket."""
+    distributed.agree("bucket", {flag: address})
+    mirror = None
+    with distributed.together("lock"):
+        if processes.is_first():
+            try:
+                mirror = working_copy.Mirror(folder)
+            except lease.Taken as error:
+                raise Busy(
+                    f"{flag}={address}: {error} is at work there; wait for it, stop it, or give"
+                    " another folder"
+                ) from error
+    if mirror is None:
+        # What the job before had left when process 0 got the lock.
+        working_copy.fetch(folder)
+        yield _nothing
+        return
+    with contextlib.closing(mirror):
+        yield mirror.copy
 
 
 def _require_shared(folder: Path, flag: str) -> None:
