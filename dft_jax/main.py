@@ -12,14 +12,7 @@ from absl import flags
 
 from dft_jax import api
 from dft_jax.commands import cli
-from dft_jax.runtime import (
-    compilation_cache,
-    errors,
-    folders,
-    interrupts,
-    processes,
-    working_copy,
-)
+from dft_jax.runtime import compilation_cache, errors, folders, interrupts, processes
 from dft_jax.training.exporting import export_run
 
 _CONFIG = cli.define_config()
@@ -38,7 +31,7 @@ def main() -> None:
     exported = ""
     with interrupts.Interrupts():
         run = api.train(_CONFIG.value, flags.FLAGS.workdir)
-        shown = working_copy.shown(run.workdir)
+        shown = folders.shown(run.workdir)
         settings = run.config.export
         if settings.enabled:
             out = run.workdir / "export"

@@ -7,16 +7,20 @@ Objects lie in a folder (or in memory), so that they outlast a server, and can b
 
 What a real store does and a disk does not: a request in `unavailable_every` is answered 503; of
 the uploads one in `lost_every` is done, and its connection then dropped before the answer; a
-listing shows what was there `listing_lag_s` ago; pages of a listing are short.
+listing shows what was there `listing_lag_s` ago; pages of a listing are short. A `Trap` runs when
+a request comes, or is done, such as to kill the process that made it.
 """
 
 import dataclasses
+import fnmatch
 import http.server
+import io
 import json
 import pathlib
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from typing import Self
 
 _PAGE = 50
@@ -27,6 +31,22 @@ class Faults:
     unavailable_every: int = 0  # requests; 0: never
     lost_every: int = 0  # uploads; 0: never
     listing_lag_s: float = 0.0
+
+
+@dataclasses.dataclass
+class Trap:
+    """Springs once, at the first request of this kind for an object of such a name."""
+
+    method: str  # POST, DELETE or GET
+    pattern: str  # of fnmatch, of the name in its bucket
+    spring: Callable[[], None]
+    is_done: bool  # whether the request is done by then; it is never answered
+    sprung: bool = False
+
+    def matches(self, method: str, name: str) -> bool:
+        if self.sprung or method != self.method:
+            return False
+        return fnmatch.fnmatch(name, self.pattern)
 
 
 @dataclasses.dataclass
@@ -113,18 +133,34 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path, asked, body = self._begin()
         server = self.server
         with server.store.lock:
-            server.requests.append((self.command, path[-1], asked.get("name", "")))
+            name = asked.get("name") or "/".join(path[5:])
+            server.requests.append((self.command, name))
+            trap = server.trap
+            if trap and trap.matches(self.command, name):
+                return self._spring(trap, path, asked, body)
             every = server.faults.unavailable_every
             if every and len(server.requests) % every == 0:
                 return self._answer(503)
-            if path[0] == "upload":
-                return self._upload(path[4], asked, body)
-            bucket, name = path[3], "/".join(path[5:])
-            if self.command == "DELETE":
-                return self._delete(f"{bucket}/{name}", asked)
-            if not name:
-                return self._list(bucket, asked)
-            return self._read(f"{bucket}/{name}", asked)
+            return self._do(path, asked, body)
+
+    def _do(self, path: list[str], asked: dict[str, str], body: bytes) -> None:
+        if path[0] == "upload":
+            return self._upload(path[4], asked, body)
+        bucket, name = path[3], "/".join(path[5:])
+        if self.command == "DELETE":
+            return self._delete(f"{bucket}/{name}", asked)
+        if not name:
+            return self._list(bucket, asked)
+        return self._read(f"{bucket}/{name}", asked)
+
+    def _spring(self, trap: Trap, path: list[str], asked: dict[str, str], body: bytes) -> None:
+        trap.sprung = True
+        if trap.is_done:
+            answers, self.wfile = self.wfile, io.BytesIO()
+            self._do(path, asked, body)
+            self.wfile = answers
+        trap.spring()
+        self.close_connection = True
 
     do_GET = do_POST = do_DELETE = _handle
 
@@ -165,9 +201,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             holder, _, name = each.partition("/")
             is_after = name >= asked.get("startOffset", "")
             is_before = not asked.get("endOffset") or name < asked["endOffset"]
-            if holder == bucket and name.startswith(asked.get("prefix", "")):
-                if is_after and is_before:
-                    names.append(name)
+            is_asked = holder == bucket and name.startswith(asked.get("prefix", ""))
+            if is_asked and is_after and is_before:
+                names.append(name)
         names = [name for name in names if name > asked.get("pageToken", "")]
         page = names[:_PAGE]
         answer: dict = {"items": [{"name": name} for name in page]}
@@ -204,7 +240,8 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.store = Store(folder)
         self.faults = faults or Faults()
-        self.requests: list[tuple[str, str, str]] = []
+        self.requests: list[tuple[str, str]] = []
+        self.trap: Trap | None = None
         self.uploads = 0
 
     def handle_error(self, *_):

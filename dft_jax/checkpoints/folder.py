@@ -6,7 +6,8 @@
     2.removed      on its way out: renamed first, so that a reader never sees half of it
     *.orbax-checkpoint-tmp*   what Orbax was writing when the run was killed
 
-In a bucket there are neither of the last two: see storage.py. Everything here is done by process 0 alone.
+In a bucket there are neither of the last two: see storage.py. Everything here is done by process 0
+alone.
 """
 
 import sys

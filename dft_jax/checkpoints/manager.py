@@ -162,9 +162,7 @@ class Checkpoints:
 
     def _reachable(self) -> contextlib.AbstractContextManager[None]:
         """UserErrors of what a disk or a bucket refuses."""
-        return errors.user_errors(
-            f"{self.folder}: cannot be used", "make it readable and writable"
-        )
+        return errors.user_errors(f"{self.folder}: cannot be used", "make it readable and writable")
 
     def _problems(self, step: int) -> list[str]:
         """How a checkpoint differs from its manifest, the same on all processes.

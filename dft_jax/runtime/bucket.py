@@ -2,8 +2,8 @@
 
 Orbax writes arrays by TensorStore's client, and its small files by etils.epath, which asks fsspec
 for a file system. Here all requests are made by that one client: so credentials, address and
-retries (503, dropped connections; 32 times, 1 to 32 s apart) are those of TensorStore, nothing is
-cached, and no further package is needed.
+retries (503, dropped connections) are those of TensorStore, nothing is cached, and no further
+package is needed.
 
 Objects are written whole or not at all, and what is read is what was written last. Listings are the
 same in Cloud Storage, and Orbax relies on it: with one that lags behind it leaves the parts of a
@@ -28,6 +28,9 @@ from dft_jax.runtime import errors
 
 SCHEME = "gs://"
 _CHUNK_BYTES = 64 * 2**20  # of an object that is hashed
+# Of requests in vain: they fail after a minute and a half. With TensorStore's own numbers, which
+# the arrays of a checkpoint have, it is a quarter of an hour.
+_RETRIES = {"max_retries": 8, "initial_delay": "0.5s", "max_delay": "32s"}
 _LAG_S = 60.0  # the longest that a listing is waited for
 _NO_BYTES = slice(0, 0)  # asks for what the store knows of an object, not for its content
 
@@ -43,7 +46,8 @@ _changes: dict[str, bool] = {}
 
 @functools.cache
 def _store(bucket: str) -> ts.KvStore:
-    return ts.KvStore.open({"driver": "gcs", "bucket": bucket}).result()
+    context = {"gcs_request_retries": _RETRIES}
+    return ts.KvStore.open({"driver": "gcs", "bucket": bucket, "context": context}).result()
 
 
 def _split(address: str) -> tuple[ts.KvStore, str]:
@@ -137,7 +141,7 @@ def names(address: str) -> list[str]:
         if not wrong:
             return sorted(found)
         if time.monotonic() > deadline:
-            raise Unanswered(f"{folder}: its listing is more than {_LAG_S:.0f} s behind ({wrong[0]})")
+            raise Unanswered(f"{folder}: its listing is over {_LAG_S:.0f} s behind ({wrong[0]})")
         time.sleep(0.2)
 
 

@@ -29,17 +29,22 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
       UserError: a bucket, of which a folder named `gs:` would be made here.
     """
     if "://" in path:
+        also = ""
+        if flag == "--workdir":
+            also = (
+                ", and a run may lie in gs://BUCKET/RUN, but nowhere else: Orbax writes there alone"
+            )
         raise errors.UserError(
             f"{flag}={path}: give a local or mounted folder; a bucket can be mounted (gcsfuse,"
-            " mount-s3), and --workdir may also be gs://BUCKET/RUN"
+            f" mount-s3){also}"
         )
     return Path(path).expanduser().absolute()
 
 
-def run_folder(path: str, flag: str = "--workdir") -> Path:
+def run_folder(path: str, flag: str = "--workdir", *, is_new: bool = True) -> Path:
     """The folder of a run: `path` as `local_folder` has it, or a copy of what is in a bucket.
 
-    All processes call this.
+    All processes call this. A run may begin in it if `is_new`.
 
     Raises:
       UserError: a place that is neither, or a bucket that cannot be read.
@@ -47,7 +52,12 @@ def run_folder(path: str, flag: str = "--workdir") -> Path:
     if not bucket.is_address(path):
         return local_folder(path, flag)
     with distributed.together("bucket"):
-        return working_copy.of_run(path)
+        return working_copy.of_run(path, is_new=is_new)
+
+
+def shown(folder: Path) -> str:
+    """What the user calls a run's folder: its address, of the copy of one in a bucket."""
+    return working_copy.address_of(folder) or str(folder)
 
 
 def local_file(path: str, flag: str) -> Path:

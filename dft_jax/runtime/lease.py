@@ -2,8 +2,8 @@
 
 The object is made where none was, and changed where it still is as it was last seen: a store does
 both in one step, so of two jobs that try it at once one gets it. A job that was killed renews it no
-more. Whoever finds it there watches it: renewed once, somebody is at work; not renewed for a
-minute, it is taken over. That is a minute of the watcher's own clock, whatever time it is elsewhere.
+more. Whoever finds it there watches it: once it is renewed, somebody is at work; when it was not
+for a minute, it is taken over. That is a minute of the watcher's own clock: hosts may differ.
 """
 
 import json
@@ -54,7 +54,10 @@ class Lease:
         content, seen = bucket.read_with_generation(self.address)
         since = time.monotonic()
         if content is not None:
-            _say(f"{self.address} is of {_owner_of(content)}: waiting whether it is renewed")
+            _say(
+                f"{self.address} is held by {_owner_of(content)}; waiting up to {STALE_S:.0f} s to"
+                " see whether that job is alive"
+            )
         while True:
             # No object, or one that nobody has renewed for so long.
             is_free = content is None or time.monotonic() - since >= STALE_S

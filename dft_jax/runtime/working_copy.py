@@ -31,17 +31,22 @@ def of_run(address: str, *, is_new: bool = True) -> Path:
       is_new: whether a run may begin there.
 
     Raises:
-      UserError: the bucket cannot be read; or nothing is there, and `is_new` is false.
+      UserError: the bucket cannot be read; or no run is there, and `is_new` is false.
     """
     address = address.rstrip("/")
+    name = address.removeprefix(bucket.SCHEME).partition("/")[2]
+    if not name:
+        raise errors.UserError(f"{address}: names a bucket alone; give {address}/RUN")
     with _usable(address):
-        names = bucket.names(address)
-    if not names and not is_new:
-        raise errors.UserError(f"{address}: nothing is there; give the address of a run")
-    folder = Path(tempfile.mkdtemp(prefix="dft_jax-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        is_there = any(name.startswith(f"{_CHECKPOINTS}/") for name in bucket.names(address))
+    if not is_there and not is_new:
+        raise errors.UserError(f"{address}: no checkpoints of a run there; give the address of one")
+    temporary = Path(tempfile.mkdtemp(prefix="dft_jax-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    # Evaluations and exports name the run by its folder.
+    folder = temporary / name.rpartition("/")[2]
+    (folder / _CHECKPOINTS).mkdir(parents=True)
     (folder / _MARK).write_text(address, encoding="utf-8")
-    (folder / _CHECKPOINTS).mkdir()
     fetch(folder)
     return folder
 
@@ -52,11 +57,6 @@ def address_of(folder: Path) -> str | None:
     if not mark.is_file():
         return None
     return mark.read_text(encoding="utf-8")
-
-
-def shown(folder: Path) -> str:
-    """What the user calls a run's folder."""
-    return address_of(folder) or str(folder)
 
 
 def fetch(folder: Path) -> dict[str, tuple[int, int]]:
@@ -103,7 +103,6 @@ def _files(folder: Path) -> dict[str, tuple[int, int]]:
         if file.is_file() and _is_copied(name):
             stat = file.stat()
             found[name] = (stat.st_mtime_ns, stat.st_size)
-
 
     def place_of(item: tuple[str, tuple[int, int]]) -> tuple[bool, tuple[int, int]]:
         # As they were written, so that a kill leaves there what it may leave on a disk. Half an

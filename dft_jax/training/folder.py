@@ -11,7 +11,7 @@ import jax
 
 from dft_jax.checkpoints.manager import Best, Checkpoints
 from dft_jax.models.model import matmul_precision
-from dft_jax.runtime import distributed, folders, processes, working_copy
+from dft_jax.runtime import distributed, folders, processes
 from dft_jax.training import admission, announcement, identity
 from dft_jax.training.job import Job
 from dft_jax.training.metrics_log import Writer
@@ -105,7 +105,9 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         announcement.announce(job.train, job.heldout, job.length, job.drawn)
         announcement.announce_model(config, job.model, job.source)
         if step is not None and processes.is_first():
-            print(f"resuming {working_copy.shown(path)} from step {step} of {job.steps}", file=sys.stderr)
+            print(
+                f"resuming {folders.shown(path)} from step {step} of {job.steps}", file=sys.stderr
+            )
         best = checkpoints.best()
         yield job, RunFolder(path, checkpoints, step, run, best, publish)
         if best.summary() and processes.is_first():
