@@ -5,8 +5,8 @@ Objects lie in a folder (or in memory), so that they outlast a server, and can b
     with Server(folder, Faults(unavailable_every=7)) as server:
         env = server.environment()   # for the process that is to write to gs://…
 
-What a real store does and a disk does not: a request in `unavailable_every` is answered 503; of
-the uploads one in `lost_every` is done, and its connection then dropped before the answer; a
+What a real store does and a disk does not: a request in `unavailable_every` is answered 503, or
+all after `down_after`; of the uploads one in `lost_every` is done, and its connection then dropped before the answer; a
 listing shows what was there `listing_lag_s` ago; pages of a listing are short. A `Trap` runs when
 a request comes, or is done, such as to kill the process that made it.
 """
@@ -31,6 +31,7 @@ class Faults:
     unavailable_every: int = 0  # requests; 0: never
     lost_every: int = 0  # uploads; 0: never
     listing_lag_s: float = 0.0
+    down_after: int = 0  # requests; all later ones are answered 503; 0: never
 
 
 @dataclasses.dataclass
@@ -139,7 +140,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if trap and trap.matches(self.command, name):
                 return self._spring(trap, path, asked, body)
             every = server.faults.unavailable_every
-            if every and len(server.requests) % every == 0:
+            down = server.faults.down_after
+            if (every and len(server.requests) % every == 0) or 0 < down < len(server.requests):
                 return self._answer(503)
             return self._do(path, asked, body)
 

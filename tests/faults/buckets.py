@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from tests.fake_bucket import Faults, Server, Trap
 from tests.faults import launch, state
 
+ADDRESS = "gs://my-bucket/run"
 STALE_S = 3.0
 # What a run of eight steps does, in its order: method, object, and whether it is done when the kill
 # comes. With two checkpoints kept, that of step 2 goes when that of step 6 is complete.
@@ -43,7 +44,7 @@ def environment(server: Server) -> dict[str, str]:
 
 def copy_of(server: Server, folder: pathlib.Path) -> pathlib.Path:
     """The run in the bucket as a folder of this machine."""
-    for name, content in server.content("gs://my-bucket/run").items():
+    for name, content in server.content(ADDRESS).items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
@@ -52,8 +53,7 @@ def copy_of(server: Server, folder: pathlib.Path) -> pathlib.Path:
 
 def start(server: Server, folder: pathlib.Path, **options):
     """The command on `gs://my-bucket/run`; its log is beside `folder`."""
-    address = "gs://my-bucket/run"
-    return launch.start(folder, address=address, environment=environment(server), **options)
+    return launch.start(folder, address=ADDRESS, environment=environment(server), **options)
 
 
 def kill_chain(
