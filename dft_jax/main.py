@@ -19,7 +19,7 @@ _CONFIG = cli.define_config()
 flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the run; an interrupted run there is resumed.",
+    "Directory of the run, or gs://BUCKET/RUN; an interrupted run there is resumed.",
     allow_override=True,
 )
 

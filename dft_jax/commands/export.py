@@ -13,7 +13,7 @@ from dft_jax.training.exporting import export_run
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the run; an interrupted run there is resumed.",
+    "Directory of the run, or gs://BUCKET/RUN; an interrupted run there is resumed.",
     allow_override=True,
 )
 _OUT = flags.DEFINE_string(
