@@ -2,8 +2,11 @@
 
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
+from dft_jax import api
 from dft_jax.runtime import lease
 from tests.fake_bucket import Faults, Server
 from tests.faults import buckets, launch, state
@@ -40,6 +43,19 @@ def test_a_second_job_is_refused(bucket, folder):
     errors = [line for line in launch.log(folder / "second").splitlines() if "error: " in line]
     assert len(errors) == 1
     assert f"--workdir={address}/run: process " in errors[0] and "is at work there" in errors[0]
+
+
+def test_the_model_of_a_run_in_a_bucket_is_that_of_the_run_on_a_disk(bucket, whole):
+    server, address = bucket
+    name = f"{address.removeprefix('gs://')}/{whole.name}"
+    with server.store.lock:
+        for file in (file for file in whole.rglob("*") if file.is_file()):
+            server.store.put(f"{name}/{file.relative_to(whole)}", file.read_bytes())
+    before = server.content(address)
+    there, here = api.load(f"gs://{name}"), api.load(whole)
+    assert there.identify() == here.identify()
+    jax.tree.map(np.testing.assert_array_equal, there.params, here.params)
+    assert server.content(address) == before, "who reads writes nothing"
 
 
 def test_two_processes_write_what_they_write_on_a_disk(folder):

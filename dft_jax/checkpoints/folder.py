@@ -64,9 +64,9 @@ def sweep(folder: Folder) -> bool:
 
 def remove_temporary(folder: Folder) -> None:
     """Removes what a run was writing or removing when it was killed or its disk was full."""
-    for pattern in _TEMPORARY:
-        for path in folder.glob(pattern):
-            storage.of(folder).remove(path, ignore_errors=True)
+    store = storage.of(folder)
+    for path in store.matching(folder, _TEMPORARY):
+        store.remove(path, ignore_errors=True)
 
 
 def retire(folder: Folder, newest: int, keep: int, every: int, best: int | None = None) -> None:

@@ -39,6 +39,9 @@ class Storage(Protocol):
     def complete(self, folder: Folder) -> Sequence[Folder]:
         """The folders in `folder` that have a manifest."""
 
+    def matching(self, folder: Folder, temporary: Sequence[str]) -> Sequence[Folder]:
+        """What is there under a temporary name that matches one of these patterns."""
+
     def files(self, folder: Folder) -> Sequence[Folder]:
         """All files in it and below, in order."""
 
@@ -83,6 +86,12 @@ def of(folder: Folder) -> Storage:
 class _Disk:
     def complete(self, folder: Path) -> list[Path]:
         return [file.parent for file in folder.glob(f"*/{MANIFEST}")]
+
+    def matching(self, folder: Path, temporary: Sequence[str]) -> list[Path]:
+        found: list[Path] = []
+        for pattern in temporary:
+            found += folder.glob(pattern)
+        return found
 
     def files(self, folder: Path) -> list[Path]:
         return [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -131,6 +140,10 @@ class _Disk:
 class _Bucket:
     def complete(self, folder: epath.Path) -> list[epath.Path]:
         return [path for path in folder.iterdir() if (path / MANIFEST).exists()]
+
+    def matching(self, folder: epath.Path, temporary: Sequence[str]) -> list[epath.Path]:
+        # Nothing is renamed, so nothing has a temporary name.
+        return []
 
     def files(self, folder: epath.Path) -> list[epath.Path]:
         return [folder / name for name in bucket.names(str(folder))]

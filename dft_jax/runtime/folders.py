@@ -125,23 +125,29 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[Callable[[], None]
 def _mirrored(folder: Path, address: str, flag: str) -> Iterator[Callable[[], None]]:
     """`locked`, of the copy of a run in a bucket."""
     distributed.agree("bucket", {flag: address})
-    mirror = None
-    with distributed.together("lock"):
-        if processes.is_first():
-            try:
-                mirror = working_copy.Mirror(folder)
-            except lease.Taken as error:
-                raise Busy(
-                    f"{flag}={address}: {error} is at work there; wait for it, stop it, or give"
-                    " another folder"
-                ) from error
-    if mirror is None:
-        # What the job before had left when process 0 got the lock.
-        working_copy.fetch(folder)
-        yield _nothing
-        return
-    with contextlib.closing(mirror):
-        yield mirror.copy
+    with contextlib.ExitStack() as stack:
+        publish = _nothing
+        with distributed.together("lock"):
+            if processes.is_first():
+                publish = stack.enter_context(_leased(folder, address, flag)).copy
+        with distributed.together("fetch"):
+            if not processes.is_first():
+                # What the job before had left when process 0 got the lock.
+                working_copy.fetch(folder)
+        yield publish
+
+
+def _leased(
+    folder: Path, address: str, flag: str
+) -> contextlib.AbstractContextManager[working_copy.Mirror]:
+    """The mirror of a copy; Busy where another job works at its address."""
+    try:
+        return contextlib.closing(working_copy.Mirror(folder))
+    except lease.Taken as error:
+        raise Busy(
+            f"{flag}={address}: {error} is at work there; wait for it, stop it, or give another"
+            " folder"
+        ) from error
 
 
 def _require_shared(folder: Path, flag: str) -> None:

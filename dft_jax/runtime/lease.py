@@ -107,9 +107,13 @@ class Lease:
             self.renew()
 
     def release(self) -> None:
+        """Lets others in. Where the store does not answer, they wait until it is stale."""
         self.ends.set()
         self.thread.join()
-        bucket.write_if(self.address, None, self.generation)
+        try:
+            bucket.write_if(self.address, None, self.generation)
+        except OSError as error:
+            _say(f"{self.address} could not be removed ({error})")
 
 
 def _owner_of(content: bytes | None) -> str:

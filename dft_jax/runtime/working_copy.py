@@ -7,6 +7,8 @@ checkpoints, which are large and written by all processes, go to the bucket at o
 """
 
 import atexit
+import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -98,11 +100,13 @@ def _is_copied(name: str) -> bool:
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
     """When each file was written, in ns, and its size, by its name from `folder`; oldest first."""
     found = {}
-    for file in folder.rglob("*"):
-        name = file.relative_to(folder).as_posix()
-        if file.is_file() and _is_copied(name):
-            stat = file.stat()
-            found[name] = (stat.st_mtime_ns, stat.st_size)
+    # Files and folders may be renamed meanwhile: os.walk passes over those that are gone.
+    for place, _, file_names in os.walk(folder):
+        for file in (Path(place) / each for each in file_names):
+            name = file.relative_to(folder).as_posix()
+            with contextlib.suppress(FileNotFoundError):
+                if _is_copied(name):
+                    found[name] = (file.stat().st_mtime_ns, file.stat().st_size)
 
     def place_of(item: tuple[str, tuple[int, int]]) -> tuple[bool, tuple[int, int]]:
         # As they were written, so that a kill leaves there what it may leave on a disk. Half an
@@ -126,7 +130,11 @@ class Mirror:
         self.folder, self.address = folder, address
         self.lease = lease.Lease(f"{address}/{LEASE_NAME}")
         # The job before may have written until a moment ago.
-        self.there = fetch(folder)
+        try:
+            self.there = fetch(folder)
+        except BaseException:
+            self.lease.release()
+            raise
         self.lock = threading.Lock()
         self.ends = threading.Event()
         self.thread = threading.Thread(target=self._copy_on, name="mirror", daemon=True)
@@ -157,7 +165,10 @@ class Mirror:
         with self.lock, errors.user_errors(what, "make it possible, then run it again"):
             files = _files(self.folder)
             for name, written in files.items():
-                if self.there.get(name) != written:
+                if self.there.get(name) == written:
+                    continue
+                # What has another name by now is copied under that one the next time.
+                with contextlib.suppress(FileNotFoundError):
                     bucket.write(f"{self.address}/{name}", (self.folder / name).read_bytes())
                     self.there[name] = written
             for name in self.there.keys() - files.keys():
