@@ -84,42 +84,43 @@ def of(folder: Folder) -> Storage:
 
 
 class _Disk:
-    def complete(self, folder: Path) -> list[Path]:
+    def complete(self, folder: Folder) -> list[Folder]:
         return [file.parent for file in folder.glob(f"*/{MANIFEST}")]
 
-    def matching(self, folder: Path, temporary: Sequence[str]) -> list[Path]:
-        found: list[Path] = []
+    def matching(self, folder: Folder, temporary: Sequence[str]) -> list[Folder]:
+        found: list[Folder] = []
         for pattern in temporary:
             found += folder.glob(pattern)
         return found
 
-    def files(self, folder: Path) -> list[Path]:
+    def files(self, folder: Folder) -> list[Folder]:
         return [file for file in sorted(folder.rglob("*")) if file.is_file()]
 
-    def write(self, file: Path, text: str) -> None:
-        files.write_atomically(file, text)
+    def write(self, file: Folder, text: str) -> None:
+        files.write_atomically(Path(file), text)
 
-    def entry_of(self, file: Path, is_new: bool) -> dict[str, Any]:
+    def entry_of(self, file: Folder, is_new: bool) -> dict[str, Any]:
         with open(file, "rb") as handle:
             sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
             if is_new:
                 os.fsync(handle.fileno())
-        return {"bytes": file.stat().st_size, "sha256": sha256}
+        return {"bytes": os.stat(file).st_size, "sha256": sha256}
 
-    def size_problem(self, file: Path, size: int) -> str:
+    def size_problem(self, file: Folder, size: int) -> str:
         if not file.is_file():
             return "is missing"
-        if file.stat().st_size != size:
-            return f"has {file.stat().st_size} bytes, not {size}"
+        found = os.stat(file).st_size
+        if found != size:
+            return f"has {found} bytes, not {size}"
         return ""
 
-    def move(self, folder: Path, target: Path) -> None:
+    def move(self, folder: Folder, target: Folder) -> None:
         folder.rename(target)
 
-    def remove(self, folder: Path, *, ignore_errors: bool = False) -> None:
+    def remove(self, folder: Folder, *, ignore_errors: bool = False) -> None:
         shutil.rmtree(folder, ignore_errors=ignore_errors)
 
-    def withdraw(self, folder: Path, name: str) -> None:
+    def withdraw(self, folder: Folder, name: str) -> None:
         # Renamed in one piece, before its files are removed one by one under a reader.
         removed = folder.with_name(name)
         try:
@@ -127,65 +128,67 @@ class _Disk:
         finally:
             shutil.rmtree(removed, ignore_errors=True)
 
-    def flush(self, folder: Path) -> None:
-        files.flush(folder)
+    def flush(self, folder: Folder) -> None:
+        files.flush(Path(folder))
 
-    def size(self, folder: Path) -> int:
-        return sum(file.stat().st_size for file in self.files(folder))
+    def size(self, folder: Folder) -> int:
+        return sum(os.stat(file).st_size for file in self.files(folder))
 
-    def free(self, folder: Path) -> int:
+    def free(self, folder: Folder) -> int:
         return shutil.disk_usage(folder).free
 
 
 class _Bucket:
-    def complete(self, folder: epath.Path) -> list[epath.Path]:
+    def complete(self, folder: Folder) -> list[Folder]:
         return [path for path in folder.iterdir() if (path / MANIFEST).exists()]
 
-    def matching(self, folder: epath.Path, temporary: Sequence[str]) -> list[epath.Path]:
+    def matching(self, folder: Folder, temporary: Sequence[str]) -> list[Folder]:
         # Nothing is renamed, so nothing has a temporary name.
         return []
 
-    def files(self, folder: epath.Path) -> list[epath.Path]:
+    def files(self, folder: Folder) -> list[Folder]:
         return [folder / name for name in bucket.names(str(folder))]
 
-    def write(self, file: epath.Path, text: str) -> None:
+    def write(self, file: Folder, text: str) -> None:
         bucket.write(str(file), text.encode())
 
-    def entry_of(self, file: epath.Path, is_new: bool) -> dict[str, Any]:
+    def entry_of(self, file: Folder, is_new: bool) -> dict[str, Any]:
         # What was written is read back: a request whose answer came is not always one that was
         # done, and the other files of the checkpoint are worth nothing without it.
         size, sha256 = bucket.size_and_sha256(str(file))
         return {"bytes": size, "sha256": sha256}
 
-    def size_problem(self, file: epath.Path, size: int) -> str:
+    def size_problem(self, file: Folder, size: int) -> str:
         try:
             is_right = bucket.has_size(str(file), size)
         except FileNotFoundError:
             return "is missing"
         return "" if is_right else f"has not {size} bytes"
 
-    def move(self, folder: epath.Path, target: epath.Path) -> None:
+    def move(self, folder: Folder, target: Folder) -> None:
         for name in sorted(bucket.names(str(folder)), key=lambda name: name == MANIFEST):
             bucket.write(f"{target}/{name}", bucket.read(f"{folder}/{name}"))
         self.remove(folder)
 
-    def remove(self, folder: epath.Path, *, ignore_errors: bool = False) -> None:
-        unread: type[Exception] | tuple[()] = OSError if ignore_errors else ()
-        with contextlib.suppress(unread):
+    def remove(self, folder: Folder, *, ignore_errors: bool = False) -> None:
+        try:
             for name in sorted(bucket.names(str(folder)), key=lambda name: name != MANIFEST):
                 bucket.delete(f"{folder}/{name}")
+        except OSError:
+            if not ignore_errors:
+                raise
 
-    def withdraw(self, folder: epath.Path, name: str) -> None:
+    def withdraw(self, folder: Folder, name: str) -> None:
         self.remove(folder)
 
-    def flush(self, folder: epath.Path) -> None:
+    def flush(self, folder: Folder) -> None:
         """A request that is answered is on disks."""
 
-    def size(self, folder: epath.Path) -> int | None:
+    def size(self, folder: Folder) -> int | None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             entries = json.loads((folder / MANIFEST).read_text())["files"].values()
             return sum(entry["bytes"] for entry in entries)
         return None
 
-    def free(self, folder: epath.Path) -> None:
+    def free(self, folder: Folder) -> None:
         return None
