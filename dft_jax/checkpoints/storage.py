@@ -15,7 +15,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from etils import epath
 
@@ -33,6 +33,7 @@ def place_of(folder: Path) -> Folder:
     return bucket.path_of(f"{address}/{folder.name}")
 
 
+@runtime_checkable
 class Storage(Protocol):
     """What is asked of both."""
 
