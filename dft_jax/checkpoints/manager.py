@@ -40,6 +40,7 @@ SECTION = {
 }
 best_problems = best_lib.problems
 _PATIENCE_S = 20.0
+_UNANSWERED = "no answer: "
 _SHOWN = 300  # characters of what a library says
 # Debug log of save phases; fault injection hooks into it.
 _log = logging.getLogger(__name__)
@@ -155,14 +156,12 @@ class Checkpoints:
         """What `work` returns on process 0, which alone looks into the folder, on all of them."""
 
         def guarded() -> Any:
-            with self._reachable():
+            with errors.user_errors(
+                f"{self.folder}: cannot be used", "make it readable and writable"
+            ):
                 return work(*arguments)
 
         return distributed.by_first(f"checkpoint {topic}", guarded)
-
-    def _reachable(self) -> contextlib.AbstractContextManager[None]:
-        """UserErrors of what a disk or a bucket refuses."""
-        return errors.user_errors(f"{self.folder}: cannot be used", "make it readable and writable")
 
     def _problems(self, step: int) -> list[str]:
         """How a checkpoint differs from its manifest, the same on all processes.
@@ -178,9 +177,17 @@ class Checkpoints:
         if problems:
             return problems
         share = slice(jax.process_index(), None, jax.process_count())
-        with distributed.together("checkpoint reading"), self._reachable():
+        try:
             mine = manifest.changed(folder, share)
-        return distributed.decided("checkpoint content", mine, _joined)
+        except ConnectionError as error:
+            mine = [f"{_UNANSWERED}{error}"]
+        found = distributed.decided("checkpoint content", mine, _joined)
+        # Of a bucket that one process could not ask nothing is known, and all end alike.
+        for problem in found:
+            if problem.startswith(_UNANSWERED):
+                remedy = "make it readable and writable"
+                raise errors.UserError(f"{self.folder}: cannot be used ({problem}); {remedy}")
+        return found
 
     def _leave_out(self, step: int, problems: list[str], repair: bool) -> bool:
         """Quarantines a damaged checkpoint, or says that it is left out; False where it is gone."""
