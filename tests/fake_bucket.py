@@ -6,7 +6,7 @@ Objects lie in a folder (or in memory), so that they outlast a server, and can b
         env = server.environment()   # for the process that is to write to gs://…
 
 What a real store does and a disk does not: a request in `unavailable_every` is answered 503, or
-all after `down_after`; of the uploads one in `lost_every` is done, and its connection then dropped before the answer; a
+each in `down`; of the uploads one in `lost_every` is done, and its connection then dropped before the answer; a
 listing shows what was there `listing_lag_s` ago; pages of a listing are short. A `Trap` runs when
 a request comes, or is done, such as to kill the process that made it.
 """
@@ -31,7 +31,7 @@ class Faults:
     unavailable_every: int = 0  # requests; 0: never
     lost_every: int = 0  # uploads; 0: never
     listing_lag_s: float = 0.0
-    down_after: int = 0  # requests; all later ones are answered 503; 0: never
+    down: range = range(0)  # which requests by their number, from 1, are answered 503
 
 
 @dataclasses.dataclass
@@ -140,8 +140,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if trap and trap.matches(self.command, name):
                 return self._spring(trap, path, asked, body)
             every = server.faults.unavailable_every
-            down = server.faults.down_after
-            if (every and len(server.requests) % every == 0) or 0 < down < len(server.requests):
+            number = len(server.requests)
+            if (every and number % every == 0) or number in server.faults.down:
                 return self._answer(503)
             return self._do(path, asked, body)
 
