@@ -31,9 +31,7 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
     if "://" in path:
         also = ""
         if flag == "--workdir":
-            also = (
-                ", and a run may lie in gs://BUCKET/RUN, but nowhere else: Orbax writes there alone"
-            )
+            also = "; without a mount a run can be in gs://BUCKET/RUN, the only bucket that Orbax knows"
         raise errors.UserError(
             f"{flag}={path}: give a local or mounted folder; a bucket can be mounted (gcsfuse,"
             f" mount-s3){also}"
