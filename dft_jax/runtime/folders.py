@@ -31,7 +31,7 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
     if "://" in path:
         also = ""
         if flag == "--workdir":
-            also = "; without a mount a run can be in gs://BUCKET/RUN, the only bucket that Orbax knows"
+            also = "; unmounted, a run can be in gs://BUCKET/RUN: Orbax knows no other buckets"
         raise errors.UserError(
             f"{flag}={path}: give a local or mounted folder; a bucket can be mounted (gcsfuse,"
             f" mount-s3){also}"
