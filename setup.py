@@ -39,7 +39,9 @@ setup(
         # The parser of math-verify's LaTeX grammar; pip warns of how its own extra is spelled.
         "antlr4-python3-runtime==4.13.2",
         "datasets>=4",
+        "etils>=1.13",
         "flax>=0.12.2",
+        "fsspec>=2025.3",
         "grain>=0.2.12",
         "huggingface_hub>=1.3",
         "jax>=0.10.2,<0.13",
@@ -58,6 +60,7 @@ setup(
         "scipy>=1.14.1",
         "sympy>=1.13.3",
         "tensorboardX>=2.6.2",
+        "tensorstore>=0.1.84",
         "tokenizers>=0.22.1",
         "tqdm>=4.67",
         "transformers>=5,<6",

@@ -19,7 +19,7 @@ _CONFIG = cli.define_config()
 flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the run; an interrupted run there is resumed.",
+    "Directory of the run, or gs://BUCKET/RUN; an interrupted run there is resumed.",
     allow_override=True,
 )
 
@@ -31,15 +31,16 @@ def main() -> None:
     exported = ""
     with interrupts.Interrupts():
         run = api.train(_CONFIG.value, flags.FLAGS.workdir)
+        shown = folders.shown(run.workdir)
         settings = run.config.export
         if settings.enabled:
             out = run.workdir / "export"
             with folders.locked(run.workdir):
                 export_run(run.lm, run.config, run.step, run.identity, out)
             loads_in = "PEFT" if settings.what == "adapter" else "transformers"
-            exported = f", {out} loads in {loads_in}"
+            exported = f", {shown}/export loads in {loads_in}"
     if processes.is_first():
-        print(f"done: {run.workdir}/metrics.jsonl has the curves{exported}")
+        print(f"done: {shown}/metrics.jsonl has the curves{exported}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import math
 import pathlib
+import re
 
 import jax
 import pytest
@@ -107,6 +108,27 @@ def whole(tmp_path_factory):
     done = subprocess.run([*command, f"--workdir={workdir}"], **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """A store that this process takes for Cloud Storage; tests use `bucket`."""
+    from tests import fake_bucket
+
+    with fake_bucket.Server() as server:
+        os.environ.update(server.environment())
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server, request):
+    """The store without faults, and the address of a folder in it for this test alone."""
+    from tests import fake_bucket
+
+    bucket_server.faults, bucket_server.trap = fake_bucket.Faults(), None
+    name = re.sub(r"\W", "_", request.node.name)
+    yield bucket_server, f"gs://my-bucket/{name}"
+    bucket_server.faults, bucket_server.trap = fake_bucket.Faults(), None
 
 
 @pytest.fixture

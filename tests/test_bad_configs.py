@@ -296,8 +296,8 @@ OVERRIDES = {
     "stray word": (["runs/tiny"], ["unexpected argument 'runs/tiny'", "--name=value"]),
     "empty workdir": (["--workdir="], ["--workdir is required"]),
     "bucket as workdir": (
-        ["--workdir=gs://bucket/run"],
-        ["--workdir=gs://bucket/run", "give a local or mounted folder"],
+        ["--workdir=s3://bucket/run"],
+        ["--workdir=s3://bucket/run", "give a local or mounted folder", "gs://BUCKET/RUN"],
     ),
     "bucket as data": (
         ["--config.data.train=gs://bucket/train.jsonl"],

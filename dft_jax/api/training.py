@@ -24,10 +24,9 @@ def train(config: Config, workdir: str | Path) -> Run:
       that failed.
       Stopped: a signal asked for it (runtime/interrupts.py); the state is saved.
     """
-    place = folders.local_folder(str(workdir))
     with distributed.together("config"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
-    return fine_tune(config, place, benchmark_evaluators)
+    return fine_tune(config, folders.run_folder(str(workdir)), benchmark_evaluators)
 
 
 def finetune(

@@ -6,14 +6,14 @@
     2.removed      on its way out: renamed first, so that a reader never sees half of it
     *.orbax-checkpoint-tmp*   what Orbax was writing when the run was killed
 
-Everything here is done by process 0 alone.
+In a bucket there are neither of the last two: see storage.py. Everything here is done by process 0
+alone.
 """
 
-import shutil
 import sys
-from pathlib import Path
 
-from dft_jax.checkpoints import manifest
+from dft_jax.checkpoints import manifest, storage
+from dft_jax.checkpoints.storage import Folder
 
 _DAMAGED = ".damaged"
 _UNFINISHED = ".unfinished"
@@ -21,18 +21,18 @@ _REMOVED = ".removed"
 _TEMPORARY = ("*.orbax-checkpoint-tmp*", f"*{_REMOVED}")
 
 
-def complete_steps(folder: Path) -> list[int]:
+def complete_steps(folder: Folder) -> list[int]:
     """Steps with a manifest, in no order."""
-    names = [file.parent.name for file in folder.glob(f"*/{manifest.NAME}")]
+    names = [path.name for path in storage.of(folder).complete(folder)]
     return [int(name) for name in names if name.isdigit()]
 
 
-def newest_step(folder: Path, but_not: list[int]) -> int | None:
+def newest_step(folder: Folder, but_not: list[int]) -> int | None:
     """The newest complete step that is not among `but_not`, None where there is none."""
     return max(set(complete_steps(folder)) - set(but_not), default=None)
 
 
-def sweep(folder: Path) -> bool:
+def sweep(folder: Folder) -> bool:
     """Clears up after a run that was killed while it saved or removed a checkpoint.
 
     Returns:
@@ -49,26 +49,27 @@ def sweep(folder: Path) -> bool:
             " were they copied without?"
         )
         return False
+    store = storage.of(folder)
     # A single one is what a kill leaves behind: one checkpoint is saved at a time.
     for path in incomplete:
         warn(f"{path} has no {manifest.NAME}, so its save was never completed; it is not used")
-        shutil.rmtree(path.with_suffix(_UNFINISHED), ignore_errors=True)
+        store.remove(path.with_suffix(_UNFINISHED), ignore_errors=True)
         if complete_steps(folder):
-            shutil.rmtree(path)
+            store.remove(path)
         else:
             # It is all there is of hours of training, should someone want to look at it.
-            path.rename(path.with_suffix(_UNFINISHED))
+            store.move(path, path.with_suffix(_UNFINISHED))
     return True
 
 
-def remove_temporary(folder: Path) -> None:
+def remove_temporary(folder: Folder) -> None:
     """Removes what a run was writing or removing when it was killed or its disk was full."""
-    for pattern in _TEMPORARY:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    store = storage.of(folder)
+    for path in store.matching(folder, _TEMPORARY):
+        store.remove(path, ignore_errors=True)
 
 
-def retire(folder: Path, newest: int, keep: int, every: int, best: int | None = None) -> None:
+def retire(folder: Folder, newest: int, keep: int, every: int, best: int | None = None) -> None:
     """Removes what the complete checkpoint `newest` makes superfluous.
 
     Args:
@@ -76,6 +77,7 @@ def retire(folder: Path, newest: int, keep: int, every: int, best: int | None = 
       every: those of other steps than its multiples are removed first, then the oldest.
       best: a step that stays whatever `keep` says.
     """
+    store = storage.of(folder)
     # What the clock saved between two steps of `every` is removed first: it is newer by minutes.
     older = [step for step in complete_steps(folder) if step < newest]
     older.sort(key=lambda step: (step % every == 0, step))
@@ -84,36 +86,37 @@ def retire(folder: Path, newest: int, keep: int, every: int, best: int | None = 
         if step == best:
             continue
         path = folder / str(step)
-        removed = path.with_suffix(_REMOVED)
-        # Renamed in one piece, before its files are removed one by one under a reader.
         try:
-            path.rename(removed)
+            store.withdraw(path, f"{step}{_REMOVED}")
         except OSError as error:
             # No reason to say that the new one was not saved.
-            warn(f"{path} cannot be removed ({error.strerror})")
-        shutil.rmtree(removed, ignore_errors=True)
+            warn(f"{path} cannot be removed ({error.strerror or error})")
     for path in folder.glob(f"*{_UNFINISHED}"):
         if int(path.stem) <= newest:
-            shutil.rmtree(path, ignore_errors=True)
+            store.remove(path, ignore_errors=True)
 
 
-def quarantine(folder: Path, step: int, problems: list[str]) -> None:
+def quarantine(folder: Folder, step: int, problems: list[str]) -> None:
     """Renames a damaged checkpoint, so that no run uses it and a user can look at it."""
     path = folder / str(step)
     damaged = path.with_suffix(_DAMAGED)
     warn(f"{path} is damaged and set aside as {damaged.name}: {'; '.join(problems[:3])}")
-    shutil.rmtree(damaged, ignore_errors=True)
-    path.rename(damaged)
+    store = storage.of(folder)
+    store.remove(damaged, ignore_errors=True)
+    store.move(path, damaged)
 
 
-def quarantined(folder: Path) -> list[Path]:
+def quarantined(folder: Folder) -> list[Folder]:
     """The damaged checkpoints that were set aside, by step."""
     return sorted(folder.glob(f"*{_DAMAGED}"), key=lambda path: (len(path.stem), path.stem))
 
 
-def size_text(folder: Path) -> str:
+def size_text(folder: Folder) -> str:
     """The size of a folder's files for a reader, such as 12.3 MB."""
-    size = float(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+    n_bytes = storage.of(folder).size(folder)
+    if n_bytes is None:
+        return "of unknown size"
+    size = float(n_bytes)
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from dft_jax.checkpoints import best as best_lib, folder as checkpoint_folder, manifest
+from dft_jax.checkpoints import best as best_lib, folder as checkpoint_folder, manifest, storage
 from dft_jax.checkpoints.best import Best
-from dft_jax.runtime import distributed, errors, files, interrupts, processes
+from dft_jax.runtime import distributed, errors, interrupts, processes
 from dft_jax.runtime.options import AT_LEAST_0, AT_LEAST_1, Option
 from dft_jax.types import Params, TrainState
 
@@ -41,6 +40,7 @@ SECTION = {
 }
 best_problems = best_lib.problems
 _PATIENCE_S = 20.0
+_UNANSWERED = "no answer: "
 _SHOWN = 300  # characters of what a library says
 # Debug log of save phases; fault injection hooks into it.
 _log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class Checkpoints:
         every: int = 1,
         best: str = "",
     ):
-        self.folder = folder.absolute()
+        self.folder = storage.place_of(folder.absolute())
+        self.rows = folder.parent / best_lib.ROWS_NAME
         self.metric = best
         self.keep = keep
         self.verify = verify
@@ -176,7 +177,17 @@ class Checkpoints:
         if problems:
             return problems
         share = slice(jax.process_index(), None, jax.process_count())
-        return distributed.decided("checkpoint content", manifest.changed(folder, share), _joined)
+        try:
+            mine = manifest.changed(folder, share)
+        except ConnectionError as error:
+            mine = [f"{_UNANSWERED}{error}"]
+        found = distributed.decided("checkpoint content", mine, _joined)
+        # Of a bucket that one process could not ask nothing is known, and all end alike.
+        for problem in found:
+            if problem.startswith(_UNANSWERED):
+                remedy = "make it readable and writable"
+                raise errors.UserError(f"{self.folder}: cannot be used ({problem}); {remedy}")
+        return found
 
     def _leave_out(self, step: int, problems: list[str], repair: bool) -> bool:
         """Quarantines a damaged checkpoint, or says that it is left out; False where it is gone."""
@@ -199,7 +210,7 @@ class Checkpoints:
 
     def _best(self) -> Best:
         steps = checkpoint_folder.complete_steps(self.folder)
-        return best_lib.of_rows(self.folder.parent / best_lib.ROWS_NAME, self.metric, steps)
+        return best_lib.of_rows(self.rows, self.metric, steps)
 
     def best(self) -> Best:
         """The best step of those that are here, the same on all processes, which all call this."""
@@ -261,7 +272,7 @@ class Checkpoints:
             self.orbax.wait_until_finished()
             _log.debug("commit %d", step)
             manifest.write(folder, step)
-            files.flush(self.folder)
+            storage.of(self.folder).flush(self.folder)
             outlook.save_s = time.monotonic() - self.saved_at
         finally:
             outlook.save_began = None
@@ -324,8 +335,8 @@ class Checkpoints:
         if not processes.is_first():
             return
         needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
+        free = storage.of(self.folder).free(self.folder)
+        if free is not None and free < needed:
             raise errors.UserError(
                 f"{self.folder}: a checkpoint takes {needed / 1e9:.3g} GB and {free / 1e9:.3g} GB"
                 " are free; make room, then run the same command again"
@@ -371,7 +382,7 @@ class Checkpoints:
             raise
         self._require(folder)
 
-    def _require(self, folder: Path) -> None:
+    def _require(self, folder: storage.Folder) -> None:
         """Gone where a checkpoint has no manifest any more."""
         if not (folder / manifest.NAME).exists():
             raise Gone(

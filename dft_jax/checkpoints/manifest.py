@@ -7,24 +7,25 @@ manifest is one whose save was never completed; one that differs from its manife
 import concurrent.futures
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from dft_jax.checkpoints import storage
+from dft_jax.checkpoints.storage import Folder
 from dft_jax.runtime import progress
-from dft_jax.runtime.files import joined_digest, write_atomically
+from dft_jax.runtime.files import joined_digest
 
-NAME = "manifest.json"
+NAME = storage.MANIFEST
 VERIFY = ("sha256", "sizes", "off")
 _PART = ".sha256."  # the number of a process follows
 # Between the first process that has hashed its share and the last.
 _PART_TIMEOUT_S = 600.0
 
 
-def write(folder: Path, step: int) -> None:
+def write(folder: Folder, step: int) -> None:
     """Every process hashes its share of the files; process 0 gathers them and writes the manifest.
 
     Runs in a thread beside training, so processes meet through the folder (all of them see it, as
@@ -35,15 +36,16 @@ def write(folder: Path, step: int) -> None:
       TimeoutError: another process has not delivered its share.
     """
     process = jax.process_index()
+    store = storage.of(folder)
     parts = [folder / f"{_PART}{number}.json" for number in range(jax.process_count())]
     files = []
-    for file in sorted(folder.rglob("*")):
+    for file in store.files(folder):
         is_own = file == folder / NAME or file.name.startswith(_PART)
-        if file.is_file() and not is_own:
+        if not is_own:
             files.append(file)
     share = _hashes(folder, files[process :: len(parts)], is_new=True)
     if process > 0:
-        write_atomically(parts[process], json.dumps(share))
+        store.write(parts[process], json.dumps(share))
         return
     deadline = time.monotonic() + _PART_TIMEOUT_S
     for part in parts[1:]:
@@ -54,10 +56,10 @@ def write(folder: Path, step: int) -> None:
             time.sleep(0.05)
         share |= json.loads(part.read_text())
         part.unlink()
-    write_atomically(folder / NAME, _text(step, share))
+    store.write(folder / NAME, _text(step, share))
 
 
-def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
+def problems(folder: Folder, step: int, verify: str = "sha256") -> list[str]:
     """How the files of a checkpoint differ from its manifest, one line each.
 
     `verify` is one of VERIFY.
@@ -73,21 +75,22 @@ def problems(folder: Path, step: int, verify: str = "sha256") -> list[str]:
         # pass for damage of another file, or for none.
         if content["step"] != step or text != _text(step, files):
             return [f"{NAME} is not as it was written"]
+    except ConnectionError:
+        # Of a bucket that cannot be asked nothing is known.
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{NAME} cannot be read ({type(error).__name__})"]
     found = []
     for name, size in sizes.items():
-        file = folder / name
-        if not file.is_file():
-            found.append(f"{name} is missing")
-        elif file.stat().st_size != size:
-            found.append(f"{name} has {file.stat().st_size} bytes, not {size}")
+        problem = storage.of(folder).size_problem(folder / name, size)
+        if problem:
+            found.append(f"{name} {problem}")
     if verify == "sha256" and not found:
         return changed(folder)
     return found
 
 
-def changed(folder: Path, share: slice = slice(None)) -> list[str]:
+def changed(folder: Folder, share: slice = slice(None)) -> list[str]:
     """The files, or a share of them, whose SHA-256 is not that of the manifest.
 
     The manifest itself was found to be as it was written, by `problems`.
@@ -96,12 +99,14 @@ def changed(folder: Path, share: slice = slice(None)) -> list[str]:
         files = json.loads((folder / NAME).read_text(encoding="utf-8"))["files"]
         names = sorted(files)[share]
         hashes = _hashes(folder, [folder / name for name in names], is_new=False)
+    except ConnectionError:
+        raise
     except OSError as error:
         return [f"{error.filename} cannot be read ({error.strerror})"]
     return [f"{name} has another content" for name in names if hashes[name] != files[name]]
 
 
-def digest(folder: Path) -> str:
+def digest(folder: Folder) -> str:
     """One SHA-256 of a checkpoint's files, from the manifest: no data is read.
 
     It is the one that `digest` of runtime/files.py makes of the files themselves.
@@ -123,19 +128,17 @@ def _text(step: int, files: dict[str, dict]) -> str:
     return json.dumps({"step": step, "files": files}, indent=1, sort_keys=True) + "\n"
 
 
-def _hashes(folder: Path, files: list[Path], is_new: bool) -> dict[str, dict]:
+def _hashes(folder: Folder, files: list[Folder], is_new: bool) -> dict[str, dict]:
     """{relative name: {bytes, sha256}} of files.
 
     New files are flushed to the disk as well: the manifest must not outlast a power cut that they
     do not.
     """
 
-    def entry_of(file: Path) -> dict[str, Any]:
-        with open(file, "rb") as handle:
-            sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-            if is_new:
-                os.fsync(handle.fileno())
-        return {"bytes": file.stat().st_size, "sha256": sha256}
+    store = storage.of(folder)
+
+    def entry_of(file: Folder) -> dict[str, Any]:
+        return store.entry_of(file, is_new)
 
     names = [str(file.relative_to(folder)) for file in files]
     # Threads, because hashing releases the interpreter's lock. While training goes on beside it,
@@ -156,5 +159,5 @@ def has_checkpoint(workdir: Path) -> bool:
     """Whether there is a run to resume in `workdir`; what is left there otherwise is of an earlier
     one.
     """
-    found = (workdir / "checkpoints").glob(f"*/{NAME}")
-    return any(file.parent.name.isdigit() for file in found)
+    folder = storage.place_of(workdir / "checkpoints")
+    return any(path.name.isdigit() for path in storage.of(folder).complete(folder))

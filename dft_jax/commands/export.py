@@ -13,7 +13,7 @@ from dft_jax.training.exporting import export_run
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Directory of the run; an interrupted run there is resumed.",
+    "Directory of the run, or gs://BUCKET/RUN; an interrupted run there is resumed.",
     allow_override=True,
 )
 _OUT = flags.DEFINE_string(
@@ -54,10 +54,11 @@ def main() -> None:
         push_lib.require_name(_PUSH.value)
     elif _PUBLIC.value:
         raise errors.UserError("--public has no effect without --push=OWNER/NAME; remove it")
-    workdir = folders.local_folder(str(_WORKDIR.value))
-    out = workdir / "export"
+    workdir = folders.run_folder(str(_WORKDIR.value), is_new=False)
+    out, shown = workdir / "export", f"{folders.shown(workdir)}/export"
     if _OUT.value:
         out = folders.local_folder(_OUT.value, "--out")
+        shown = str(out)
     if out != workdir / "export" and out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = f"--out={out} exists and is not empty"
         raise errors.UserError(f"{what}; give a new folder, or remove it first")
@@ -76,6 +77,6 @@ def main() -> None:
             what=_WHAT.value,
             dtype=_DTYPE.value,
         )
-    print(f"exported step {saved.step} to {out}", flush=True)
+    print(f"exported step {saved.step} to {shown}", flush=True)
     if _PUSH.value is not None:
         print(f"pushed to {push_lib.push(out, _PUSH.value, is_public=_PUBLIC.value)}")

@@ -10,7 +10,7 @@ from dft_jax.lm.language_model import LM
 from dft_jax.lm.published import lm_of_checkpoint
 from dft_jax.lm.run import NEWEST, open_run
 from dft_jax.models.hf.locate import resolve
-from dft_jax.runtime import errors
+from dft_jax.runtime import bucket, errors, folders
 
 
 def open_lm(
@@ -26,7 +26,7 @@ def open_lm(
     is loaded yet.
 
     Args:
-      path: a folder, a hub id, or the directory of a run.
+      path: a folder, a hub id, or the directory of a run, which may lie in a bucket (gs://).
       base: of an adapter, where it is not the one that the adapter names.
       mesh: sizes by axis; without it every device has a copy of the model.
       compute_dtype: of matrix products; float32 on CPUs and else bfloat16 where it is None.
@@ -40,7 +40,10 @@ def open_lm(
         sizes = {"data": 1, "fsdp": 1, "tensor": 1} | dict(mesh)
     if compute_dtype is None:
         compute_dtype = _fast_dtype(sizes)
-    folder = Path(path).expanduser()
+    if bucket.is_address(path):
+        folder = folders.run_folder(path, "model", is_new=False)
+    else:
+        folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         _refuse_idle_base(base, path)
         return _of_run(folder, sizes, compute_dtype, step)

@@ -2,12 +2,22 @@
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-from dft_jax.runtime import distributed, errors, files, hub, processes, system
+from dft_jax.runtime import (
+    bucket,
+    distributed,
+    errors,
+    files,
+    hub,
+    lease,
+    processes,
+    system,
+    working_copy,
+)
 
 _LOCK_NAME = ".lock"
 
@@ -19,11 +29,33 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
       UserError: a bucket, of which a folder named `gs:` would be made here.
     """
     if "://" in path:
+        also = ""
+        if flag == "--workdir":
+            also = "; unmounted, a run can be in gs://BUCKET/RUN: Orbax knows no other buckets"
         raise errors.UserError(
             f"{flag}={path}: give a local or mounted folder; a bucket can be mounted (gcsfuse,"
-            " mount-s3)"
+            f" mount-s3){also}"
         )
     return Path(path).expanduser().absolute()
+
+
+def run_folder(path: str, flag: str = "--workdir", *, is_new: bool = True) -> Path:
+    """The folder of a run: `path` as `local_folder` has it, or a copy of what is in a bucket.
+
+    All processes call this. A run may begin in it if `is_new`.
+
+    Raises:
+      UserError: a place that is neither, or a bucket that cannot be read.
+    """
+    if not bucket.is_address(path):
+        return local_folder(path, flag)
+    with distributed.together("bucket"):
+        return working_copy.of_run(path, is_new=is_new)
+
+
+def shown(folder: Path) -> str:
+    """What the user calls a run's folder: its address, of the copy of one in a bucket."""
+    return working_copy.address_of(folder) or str(folder)
 
 
 def local_file(path: str, flag: str) -> Path:
@@ -40,17 +72,30 @@ class Busy(errors.UserError):
     """Another process is at work in the folder."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @contextlib.contextmanager
-def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
+def locked(folder: Path, flag: str = "--workdir") -> Iterator[Callable[[], None]]:
     """Makes the folder, and keeps other jobs out of it while the context or the process lasts.
 
     Process 0 of a job holds the lock. Where the file system knows no locks, nothing is checked. All
     processes enter this, and all end in the same error.
 
+    Yields:
+      A function that makes what was written there outlast this machine: of a run in a bucket it
+      copies the files that changed (see working_copy.py), and of any other there is nothing to do.
+
     Raises:
       Busy: another job is at work in it.
       UserError: the folder cannot be made, or it is not one folder for all processes.
     """
+    address = working_copy.address_of(folder)
+    if address is not None:
+        with _mirrored(folder, address, flag) as copy:
+            yield copy
+        return
     # All processes take part, so that where process 0 finds a lock, all end with its message.
     with distributed.together("lock"):
         with errors.user_errors(f"{flag}={folder}: cannot be used", "give another folder"):
@@ -71,7 +116,36 @@ def locked(folder: Path, flag: str = "--workdir") -> Iterator[None]:
             pass
     with lock:
         _require_shared(folder, flag)
-        yield
+        yield _nothing
+
+
+@contextlib.contextmanager
+def _mirrored(folder: Path, address: str, flag: str) -> Iterator[Callable[[], None]]:
+    """`locked`, of the copy of a run in a bucket."""
+    distributed.agree("bucket", {flag: address})
+    with contextlib.ExitStack() as stack:
+        publish = _nothing
+        with distributed.together("lock"):
+            if processes.is_first():
+                publish = stack.enter_context(_leased(folder, address, flag)).copy
+        with distributed.together("fetch"):
+            if not processes.is_first():
+                # What the job before had left when process 0 got the lock.
+                working_copy.fetch(folder)
+        yield publish
+
+
+def _leased(
+    folder: Path, address: str, flag: str
+) -> contextlib.AbstractContextManager[working_copy.Mirror]:
+    """The mirror of a copy; Busy where another job works at its address."""
+    try:
+        return contextlib.closing(working_copy.Mirror(folder))
+    except lease.Taken as error:
+        raise Busy(
+            f"{flag}={address}: {error} is at work there; wait for it, stop it, or give another"
+            " folder"
+        ) from error
 
 
 def _require_shared(folder: Path, flag: str) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dft_jax.checkpoints import manifest
+from dft_jax.checkpoints import storage
 from dft_jax.checkpoints.manifest import has_checkpoint
 from dft_jax.data import source_list
 from dft_jax.data.templates import AUTO, Template, today
@@ -110,8 +110,8 @@ def held_fingerprint(workdir: Path) -> dict[str, Any] | None:
     them yet.
     """
     found: dict[str, Any] | None = None
-    folders = [file.parent for file in (workdir / "checkpoints").glob(f"*/{manifest.NAME}")]
-    folders = [folder for folder in folders if folder.name.isdigit()]
+    place = storage.place_of(workdir / "checkpoints")
+    folders = [folder for folder in storage.of(place).complete(place) if folder.name.isdigit()]
     for folder in sorted(folders, key=lambda folder: int(folder.name)):
         # what is damaged is set aside later
         with contextlib.suppress(OSError, ValueError, KeyError):

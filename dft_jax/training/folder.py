@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class RunFolder:
     step: int | None  # of the newest complete checkpoint; None for a run that begins
     identity: dict[str, Any]  # what its checkpoints say: run_id, base, data, fingerprint, changes
     best: Best  # of the steps so far, by checkpoint.best
+    publish: Callable[[], None]  # of a run in a bucket: copies there what has changed
 
     @property
     def start(self) -> int:
@@ -58,6 +59,7 @@ class RunFolder:
     def save(self, state: TrainState, report: Reporter) -> None:
         """Saves, after the rows of all steps before. A run of skipped steps ends here, unsaved."""
         report.sync()
+        self.publish()
         self.checkpoints.save(int(jax.device_get(state.step)), state, self.identity)
 
     def keep_if_best(
@@ -84,7 +86,7 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
     config = job.config
     with contextlib.ExitStack() as stack:
         # Before anything is read: another job may be writing.
-        stack.enter_context(folders.locked(path))
+        publish = stack.enter_context(folders.locked(path))
         stack.enter_context(matmul_precision(config.model.compute_dtype))
         checkpoints, step, run = admission.open_workdir(
             path, config, job.fingerprint, job.source, job.train
@@ -103,9 +105,11 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         announcement.announce(job.train, job.heldout, job.length, job.drawn)
         announcement.announce_model(config, job.model, job.source)
         if step is not None and processes.is_first():
-            print(f"resuming {path} from step {step} of {job.steps}", file=sys.stderr)
+            print(
+                f"resuming {folders.shown(path)} from step {step} of {job.steps}", file=sys.stderr
+            )
         best = checkpoints.best()
-        yield job, RunFolder(path, checkpoints, step, run, best)
+        yield job, RunFolder(path, checkpoints, step, run, best, publish)
         if best.summary() and processes.is_first():
             print(f"{best.summary()}; export and evaluate take --step=best", file=sys.stderr)
         for line in checkpoints.damaged_notes():

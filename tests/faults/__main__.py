@@ -32,7 +32,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 from tqdm import tqdm
 
 from dft_jax.runtime import files
-from tests.faults import corruption, kills, launch, meshes, places, state
+from tests.fake_bucket import Faults
+from tests.faults import buckets, corruption, kills, launch, meshes, places, state
 
 OUT = launch.ROOT / "experiments/reliability"
 FIELDS = (
@@ -71,6 +72,11 @@ def campaign(
         for i, aims in enumerate(kills.kill_plan(n_kills, seed))
     ]
     parts += [(kills.best_chain, folder), (kills.lora_chain, folder, whole)] if n_kills else []
+    if n_kills:
+        well, in_trouble = folder / "bucket", folder / "bucket.in_trouble"
+        faults = Faults(unavailable_every=150, lost_every=11, listing_lag_s=0.3)
+        parts.append((buckets.kill_chain, well, wanted, buckets.KILLS, Faults()))
+        parts.append((buckets.kill_chain, in_trouble, wanted, buckets.KILLS, faults))
     for i, aims in enumerate(kills.kill_plan(n_image_kills, seed)):
         parts.append((kills.image_chain, folder, aims, seed + i))
     parts += [(places.two_runs, folder, wanted), (places.clock_set_back, folder, wanted)]

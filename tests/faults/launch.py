@@ -36,6 +36,7 @@ ARGUMENTS = [
     "--config.log.tensorboard=False",
 ]
 LIMIT_S = 240.0
+STALE = "FAULT_STALE_S"
 HURT = "hurt"  # how the phases file tells of a fault
 
 
@@ -115,7 +116,11 @@ def _child(
         true_time = time.time
         time.time = lambda: true_time() + clock_s
     from dft_jax import main
-    from dft_jax.runtime import errors
+    from dft_jax.runtime import errors, lease
+
+    # A killed job's folder in a bucket is its own for so long.
+    lease.STALE_S = float(os.environ.get(STALE, lease.STALE_S))
+    lease.RENEW_S = lease.STALE_S / 6
 
     product = logging.getLogger("dft_jax")
     product.setLevel(logging.DEBUG)
@@ -140,12 +145,14 @@ def start(
     environment: dict[str, str] | None = None,
     devices: int = 1,
     clock_s: float = 0.0,
+    address: str = "",
 ) -> multiprocessing.Process:
+    """The command in `workdir`, or at `address` in a bucket, with its log beside `workdir`."""
     flags = {
         "XLA_FLAGS": xla.flags(devices),
         "FAULT_FOLDER": str(workdir.parent),
     }
-    everything = [*ARGUMENTS, f"--workdir={workdir}", *arguments]
+    everything = [*ARGUMENTS, f"--workdir={address or workdir}", *arguments]
     process = context().Process(
         target=_child,
         args=(everything, fault, str(_log_file(workdir)), flags | (environment or {}), clock_s),
@@ -175,14 +182,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_many(workdir: pathlib.Path, count: int, faults: dict[int, Fault], **options) -> list:
+def start_many(
+    workdir: pathlib.Path,
+    count: int,
+    faults: dict[int, Fault],
+    environment: dict[str, str] | None = None,
+    **options,
+) -> list:
     """The processes of one job: two with a device each, or more; `faults` by process."""
     job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)}
     return [
         start(
             workdir,
             faults.get(number),
-            environment={**job, "JAX_PROCESS_ID": str(number)},
+            environment={**job, "JAX_PROCESS_ID": str(number), **(environment or {})},
             **options,
         )
         for number in range(count)

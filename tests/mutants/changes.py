@@ -1103,6 +1103,85 @@ OF_SHARES = [
     ),
 ]
 
+# ---- runs in a bucket
+
+BUCKET = ("tests/runtime/test_bucket.py",)
+IN_BUCKET = ("tests/checkpoints/test_in_bucket.py",)
+OF_BUCKETS = [
+    Change(
+        "bucket-manifest-goes-last",
+        "dft_jax/checkpoints/storage.py",
+        "key=lambda name: name != MANIFEST",
+        "key=lambda name: name == MANIFEST, reverse=False",
+        IN_BUCKET,
+        "manifest_comes_last",
+    ),
+    Change(
+        "bucket-unanswered-is-absent",
+        "dft_jax/runtime/bucket.py",
+        """            self.info(path)
+        except FileNotFoundError:""",
+        """            self.info(path)
+        except OSError:""",
+        BUCKET,
+        "taken_for_absent",
+    ),
+    Change(
+        "bucket-unanswered-is-damage",
+        "dft_jax/checkpoints/manifest.py",
+        """    except ConnectionError:
+        # Of a bucket that cannot be asked nothing is known.
+        raise
+""",
+        "",
+        IN_BUCKET,
+        "no_damage",
+    ),
+    Change(
+        "bucket-listing-taken-as-it-is",
+        "dft_jax/runtime/bucket.py",
+        "        if not wrong:",
+        "        if True:",
+        BUCKET,
+        "lags_behind",
+    ),
+    Change(
+        "bucket-lease-without-precondition",
+        "dft_jax/runtime/lease.py",
+        "        bucket.write_if(self.address, content, generation)",
+        "        bucket.write(self.address, content)",
+        BUCKET,
+        "lease or job",
+    ),
+    Change(
+        "bucket-lease-of-the-living-taken",
+        "dft_jax/runtime/lease.py",
+        "time.monotonic() - since >= STALE_S",
+        "time.monotonic() - since >= 0",
+        BUCKET,
+        "second_job",
+    ),
+    Change(
+        "bucket-copy-of-before-the-lease",
+        "dft_jax/runtime/working_copy.py",
+        "        self.there = fetch(folder)",
+        "        self.there = _files(folder)",
+        BUCKET,
+        "copy_follows",
+    ),
+    Change(
+        "bucket-rows-after-their-checkpoint",
+        "dft_jax/training/folder.py",
+        """        self.publish()
+        self.checkpoints.save(int(jax.device_get(state.step)), state, self.identity)
+""",
+        """        self.checkpoints.save(int(jax.device_get(state.step)), state, self.identity)
+        self.publish()
+""",
+        ("tests/training/test_folder.py",),
+    ),
+]
+
 CHANGES = [
     *OF_LOSSES,
     *OF_DATA,
@@ -1116,4 +1195,5 @@ CHANGES = [
     *OF_SEQUENCE,
     *OF_EXPERTS,
     *OF_SHARES,
+    *OF_BUCKETS,
 ]
