@@ -45,7 +45,10 @@ def mesh_text(row: dict[str, str]) -> str:
 def table_row(row: dict[str, str]) -> dict[str, str]:
     """Cells of a row that was compiled."""
     low, high = times_s(row)
-    xla, plan = float(row["total_gib"]), float(row["plan_gib"])
+    xla, plan = float(row["total_gib"]), "–"
+    if row["plan_gib"]:
+        planned = float(row["plan_gib"])
+        plan = f"{planned:.1f} ({100 * (planned / xla - 1):+.0f} %)"
     tokens = float(row["tokens"])
     what = f"adapters of rank {row['rank']}" if row["rank"] != "0" else "all"
     return {
@@ -55,7 +58,7 @@ def table_row(row: dict[str, str]) -> dict[str, str]:
         "mesh": mesh_text(row),
         "rows of a chip": f"{row['rows']} × {int(row['length']):,}",
         "GiB a chip": f"{xla:.1f}",
-        "plan": f"{plan:.1f} ({100 * (plan / xla - 1):+.0f} %)",
+        "plan": plan,
         "collectives of a step": row["collectives"],
         "FLOPs, made / needed": f"{_made_over_needed(row):.2f}",
         "foreseen s": f"{low:.2f} – {high:.2f}",
