@@ -93,7 +93,7 @@ def measure(
         if base is not None:
             before = base.read(tensor.name, tensor.row_slice)
         sums = tensor_sums(trained, before, others.get(tensor.name, dtype))
-        found.append((numbers[tensor], sums.tolist()))
+        found.append([numbers[tensor], *sums.tolist()])
     # Every process gets the sums over all: what is written has to be the same decision everywhere.
     sums = distributed.decided("rounding", found, _added)
     return Rounding(
@@ -106,13 +106,12 @@ def measure(
     )
 
 
-def _added(everyone: list[list[tuple[int, list[float]]]]) -> list[float]:
-    """The sums over all tensors, of (number, sums) of each, in the order of their numbers: the same
-    to the bit for any number of processes.
+def _added(everyone: list[list[list[float]]]) -> list[float]:
+    """The sums over all tensors, of rows [number of the tensor, sums]; added in the order of the
+    numbers, so the same to the bit for any number of processes.
     """
-    of_tensors = sorted(pair for found in everyone for pair in found)
     total = np.zeros(5)
-    for _, sums in of_tensors:
+    for _, *sums in sorted(row for rows in everyone for row in rows):
         total += sums
     return total.tolist()
 
