@@ -57,6 +57,7 @@ def test_the_model_of_a_run_in_a_bucket_is_that_of_the_run_on_a_disk(bucket, who
     assert server.content(address) == before, "who reads writes nothing"
 
 
+@pytest.mark.more
 def test_two_processes_write_what_they_write_on_a_disk(folder):
     disk = folder / "disk"
     for process in launch.start_many(disk, 2, {}):
