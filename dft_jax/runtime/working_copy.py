@@ -35,10 +35,10 @@ def of_run(address: str, *, is_new: bool = True) -> Path:
     Raises:
       UserError: the bucket cannot be read; or no run is there, and `is_new` is false.
     """
-    address = address.rstrip("/")
-    name = address.removeprefix(bucket.SCHEME).partition("/")[2]
-    if not name:
-        raise errors.UserError(f"{address}: names a bucket alone; give {address}/RUN")
+    of_bucket, _, name = address.removeprefix(bucket.SCHEME).rstrip("/").partition("/")
+    if not of_bucket or not name:
+        raise errors.UserError(f"{address}: names no run in a bucket; give gs://BUCKET/RUN")
+    address = f"{bucket.SCHEME}{of_bucket}/{name}"
     with _usable(address):
         is_there = any(name.startswith(f"{_CHECKPOINTS}/") for name in bucket.names(address))
     if not is_there and not is_new:

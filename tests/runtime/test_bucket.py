@@ -247,7 +247,8 @@ def test_a_busy_folder_is_named_by_its_address(bucket, quick):
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("gs://my-bucket", "names a bucket alone; give gs://my-bucket/RUN"),
+        ("gs://my-bucket", "names no run in a bucket; give gs://BUCKET/RUN"),
+        ("gs:///run", "names no run in a bucket; give gs://BUCKET/RUN"),
         ("gs://No_Bucket_/run", "the bucket cannot be used"),
         ("s3://bucket/run", "--workdir=s3://bucket/run: give a local or mounted folder"),
     ],
