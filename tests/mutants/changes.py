@@ -1048,7 +1048,7 @@ OF_SHARES = [
     Change(
         "shares-gathered-whole",
         "dft_jax/models/hf/load.py",
-        "rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(of_one))",
+        "rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(layout))",
         "pass",
         SHARES,
         "exchange_no_more",

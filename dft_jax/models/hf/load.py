@@ -103,10 +103,13 @@ def load_params(
     for tensor in progress.bar(table, desc="import", unit="tensor"):
         path, leaf = tensor.path, leaves[tensor.path]
         rows = _read_rows(checkpoint, tensor, pairs.get(tensor.name), leaf, problems)
-        if path not in arrays:
-            zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
-            arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
-        arrays[path] = _write_rows(arrays[path], rows, tensor.index, leaf.sharding)
+        if not tensor.index:
+            arrays[path] = _placed(rows, leaf)
+        else:
+            if path not in arrays:
+                zeros = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
+                arrays[path] = jax.jit(zeros, out_shardings=leaf.sharding)()
+            arrays[path] = _write_rows(arrays[path], rows, tensor.index, leaf.sharding)
         # Else a process with a fast disk would hold the rows of many tensors.
         arrays[path].block_until_ready()
     with distributed.together("weights read"):
@@ -165,6 +168,24 @@ def _read_finite(
     return host
 
 
+def _placed(rows: jax.Array, leaf: Any) -> jax.Array:
+    """The parameter `leaf`, which is one tensor, of its rows: in their memory where it can be."""
+    place = functools.partial(_in_place, shape=leaf.shape, layout=leaf.sharding)
+    n_given, n_made = (math.prod(array.sharding.shard_shape(array.shape)) for array in (rows, leaf))
+    donated = 0 if n_given == n_made else ()
+    return jax.jit(place, out_shardings=leaf.sharding, donate_argnums=donated)(rows)
+
+
+def _in_place(rows: jax.Array, shape: tuple[int, ...], layout: NamedSharding) -> jax.Array:
+    """A tensor as `_read_rows` has it, in this shape and layout."""
+    # In two steps, for which XLA has exact answers: devices that hold copies exchange their rows
+    # (all-gather), then rows become what a device has of other axes (all-to-all). In one step it
+    # would have the whole tensor on each device.
+    rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(layout))
+    n_rows = math.prod(shape) // math.prod(rows.shape[1:])
+    return jax.lax.with_sharding_constraint(rows[:n_rows].reshape(shape), layout)
+
+
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="layout")
 def _write_rows(
     stacked: jax.Array, rows: jax.Array, index: tuple[Any, ...], layout: NamedSharding
@@ -173,14 +194,8 @@ def _write_rows(
     the program; the tensor is as `_read_rows` has it.
     """
     # One layer, or expert of it, is cut as its stack is, whose first axes stay whole.
-    shape = stacked.shape[len(index) :]
     of_one = sharding.named(layout.mesh, *layout.spec[len(index) :])
-    # In two steps, for which XLA has exact answers: devices that hold copies exchange their rows
-    # (all-gather), then rows become what a device has of other axes (all-to-all). In one step it
-    # would have the whole tensor on each device.
-    rows = sharding.with_layout(rows, layout.mesh, sharding.cutting(of_one))
-    n_rows = math.prod(shape) // math.prod(rows.shape[1:])
-    one = jax.lax.with_sharding_constraint(rows[:n_rows].reshape(shape), of_one)
+    one = _in_place(rows, stacked.shape[len(index) :], of_one)
     starts = (*index, *[0] * one.ndim)
     stacked = jax.lax.dynamic_update_slice(
         stacked, jnp.expand_dims(one, tuple(range(len(index)))), starts
