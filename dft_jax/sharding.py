@@ -79,8 +79,9 @@ def make_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1, expert: int 
 
 
 def mesh_on(devices: Sequence[Any], sizes: SomeSizes) -> Mesh:
-    """A mesh over these devices, which are as many as the sizes make."""
-    return Mesh(device_array(devices, sizes), MESH_AXES, axis_types=AXIS_TYPES)
+    """A mesh over the first of these devices, as many as the sizes make."""
+    array = device_array(devices[: math.prod(sizes)], sizes)
+    return Mesh(array, MESH_AXES, axis_types=AXIS_TYPES)
 
 
 def device_array(devices: Sequence[Any], sizes: SomeSizes) -> np.ndarray:

@@ -100,7 +100,7 @@ class Missing(Exception):
 
 def make_mesh(devices: list, sizes: tuple[int, ...]) -> Mesh:
     """Over the first of the devices; sizes are data, fsdp, tensor, then those that are not 1."""
-    return sharding.mesh_on(devices[: math.prod(sizes)], sizes)
+    return sharding.mesh_on(devices, sizes)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ compiles what the planner suggests for each model and machine: does it fit there
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 import sys
@@ -143,7 +142,7 @@ def compile_step(planner, layout, devices):
     from dft_jax.training import optimizer as optimizer_lib
 
     config = planner.config
-    mesh = sharding.mesh_on(devices[: math.prod(layout.mesh)], layout.mesh)
+    mesh = sharding.mesh_on(devices, layout.mesh)
     options = {name: config.model[name] for name in OPTIONS} | {"remat": layout.remat}
     asked, computed = config.model.attention, config.model.compute_dtype
     # As the device itself describes it, not as the planner does.
