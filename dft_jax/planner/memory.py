@@ -16,7 +16,7 @@ from dft_jax.planner.layouts import StepLayout, part
 from dft_jax.runtime.options import Config
 from dft_jax.training import optimizer as optimizer_lib
 from dft_jax.training.state import abstract_state
-from dft_jax.training.step import StepOptions, make_train_step
+from dft_jax.training.step import StepOptions, make_update
 from dft_jax.types import Batch, Frozen, Hyperparameters
 
 _GIB = 2**30
@@ -207,8 +207,8 @@ def _trace(planner: Planner, tensor: int, ways: int, remat: str, rows: int, accu
     """The training step of one device, as JAX traces it."""
     model, optimizer = _device_model(planner, tensor, ways, remat), planner.optimizer()
     objective = objectives.make_objective(planner.config.objective)
-    step = make_train_step(
-        model, objective, optimizer, StepOptions.of(planner.config.train, planner.config.optimizer)
-    )
+    step_options = StepOptions.of(planner.config.train, planner.config.optimizer)
+    # Not `make_train_step`: what that asks of a compiler has no place within another trace.
+    step = jax.jit(make_update(model, objective, optimizer, step_options))
     state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows, ways)
     return jax.make_jaxpr(step)(planner.frozen(model), state, batch)

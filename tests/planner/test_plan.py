@@ -10,7 +10,7 @@ import pytest
 
 from dft_jax import config as config_lib, plan, sharding
 from dft_jax.models.model import DecoderSpec, parameter_count
-from dft_jax.models.spec import LayerSpec, Rope
+from dft_jax.models.spec import ExpertsSpec, LayerSpec, Rope
 from dft_jax.planner import devices, layouts, liveness, memory, suggestion
 from experiments.performance import aot
 from experiments.planner import check
@@ -283,6 +283,20 @@ def test_a_cut_row_takes_a_part_of_the_memory_and_the_keys_of_all():
     assert account[4, "full"].parameters == pytest.approx(
         account[1, "full"].parameters / 4, rel=0.1
     )
+
+
+@pytest.mark.parametrize("device", ["v6e", "h100"])
+def test_experts_are_planned_as_each_device_computes_them(device):
+    """A TPU's program asks its compiler for something, which no program within another may."""
+    planner = small("bfloat16", devices.described(device))
+    experts = ExpertsSpec(count=8, per_token=2, width=64, normalised=True)
+    layers = planner.architecture.with_layers(feed_forward="experts")
+    architecture = dataclasses.replace(layers, experts=experts, family="qwen3_moe")
+    account = dataclasses.replace(planner, architecture=architecture).memory(
+        layouts.StepLayout((1, 2, 1), "full", 1, 2)
+    )
+    n_params = parameter_count(planner.build((1, 1, 1), architecture).abstract_params)
+    assert account.parameters == pytest.approx(4 * n_params / 2 / 2**30, rel=0.05)
 
 
 def test_rows_are_cut_where_nothing_else_fits():
