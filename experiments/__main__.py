@@ -58,6 +58,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "performance/tpu": ("experiments.performance.tpu",),
     "planner": ("experiments.planner.check",),
     "planner/table": ("experiments.planner.table",),
+    "pods": ("experiments.pods.compile", "--out=experiments/pods/results.csv"),
+    "pods/report": ("experiments.pods.report",),
     "random4_gsm8k": ("experiments.random4_gsm8k.analyse",),
     "rates": ("experiments.rates.run",),
     "real": ("dft_jax.study",),

@@ -74,11 +74,13 @@ def _made_over_needed(row: dict[str, str]) -> float:
 
 def draw(rows: list[dict[str, str]], file: Path) -> None:
     """For each curve, what a step's time goes to, a token of a chip: lower is better."""
-    made, axes = common.figure(columns=2, size=(4.2, 3.2))
     titles = {
         "strong": "1.5B, the paper's step of 131,072 tokens",
         "weak": "8B, 4,096 tokens on each chip",
     }
+    there = {row["part"] for row in rows}
+    titles = {part: title for part, title in titles.items() if part in there}
+    made, axes = common.figure(columns=len(titles), size=(4.2, 3.2))
     for axis, (part, title) in zip(axes[0], titles.items(), strict=True):
         some = sorted((row for row in rows if row["part"] == part), key=lambda r: int(r["chips"]))
         places, bottoms = range(len(some)), [0.0] * len(some)
@@ -92,7 +94,8 @@ def draw(rows: list[dict[str, str]], file: Path) -> None:
             bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
         axis.set(title=title, xlabel="chips (v6e)", ylabel="chip-ms per 1,000 tokens")
         axis.set_xticks(places, [row["chips"] for row in some])
-    axes[0][0].legend(frameon=False)
+        axis.set_ylim(0, 1.45 * max(bottoms))
+    axes[0][0].legend(frameon=False, ncols=2)
     common.save(made, file)
 
 
