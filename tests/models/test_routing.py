@@ -33,7 +33,8 @@ def by_loops(logits_XBLE, is_token_BL, per_token):
     pairs_E, shares_E, n_tokens = np.zeros(n_experts), np.zeros(n_experts), 0
     for logits_BLE in logits_XBLE:
         for logits_E in logits_BLE[np.asarray(is_token_BL, bool)]:
-            share_E = np.exp(logits_E) / np.exp(logits_E).sum()
+            exp_E = np.exp(np.float64(logits_E) - logits_E.max())
+            share_E = exp_E / exp_E.sum()
             pairs_E[np.argsort(-share_E)[:per_token]] += 1
             shares_E += share_E
             n_tokens += 1
