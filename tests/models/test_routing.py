@@ -127,5 +127,6 @@ def test_a_balanced_step_adds_the_mean_over_its_micro_batches(mesh1, monkeypatch
     logits_XBLE = np.array([logits for logits, _ in layers])
     expected = by_loops(logits_XBLE, layers[0][1], spec.experts.per_token)
     np.testing.assert_allclose(balanced - plain, 0.3 * expected / 5, rtol=1e-9)
-    np.testing.assert_allclose(sums["balance"], expected * n_tokens, rtol=1e-12)
+    # A callback hands the logits over in float32 (jax 0.10.2).
+    np.testing.assert_allclose(sums["balance"], expected * n_tokens, rtol=1e-9)
     assert plain_sums["loss"] == sums["loss"] == plain
