@@ -1,7 +1,6 @@
 """The ways to carry out a step: its mesh, what is recomputed, and how its rows are shared out."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 from dft_jax import sharding
@@ -34,8 +33,7 @@ class StepLayout:
 
 def layouts(mesh: SomeSizes, remat: str, step_rows: int) -> Iterator[StepLayout]:
     """1, 2, 4, … rows per device and micro-batch, until one micro-batch holds the whole step."""
-    along = sharding.by_axis(mesh)
-    shards = math.prod(along[axis] for axis in sharding.BATCH_AXES)
+    shards = sharding.batch_shards(sharding.abstract_mesh(mesh))
     rows = 1
     while True:
         accumulation = -(-step_rows // (rows * shards))

@@ -11,7 +11,6 @@ Of two devices along it:
     logits           C × V      ½V × C, and C may be larger, because there are more positions
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -54,11 +53,11 @@ def in_loss(
     fsdp, tensor = along["fsdp"], along["tensor"]
     length = batches.row_length(config.data) // along["sequence"]
     vocab, width = architecture.vocab_size, architecture.hidden_size
-    shards = math.prod(along[axis] for axis in sharding.BATCH_AXES)
-    all_rows = (rows * shards, length * along["sequence"])
+    mesh = sharding.abstract_mesh(layout.mesh)
+    all_rows = (rows * sharding.batch_shards(mesh), length * along["sequence"])
     model = devices.Projection(_shape(*all_rows, width), _shape(vocab, width))
     inputs = devices.Inputs(model, None, _shape(*all_rows), _shape(*all_rows))
-    if not devices.layout_of(inputs, sharding.abstract_mesh(layout.mesh)).shares_rows:
+    if not devices.layout_of(inputs, mesh).shares_rows:
         return whole
     # It divides: rows would not be shared otherwise.
     vocab //= tensor

@@ -127,11 +127,8 @@ def layout_of(case: Case) -> layouts.StepLayout:
 
 def work_of(case: Case) -> dict[str, float]:
     """Tokens of a step, and the FLOPs that they need: recomputation is no work."""
-    along = layout_of(case).devices
-    shards = math.prod(along[axis] for axis in sharding.BATCH_AXES)
-    tokens = case.length * case.rows * case.accumulation * shards
-    planner = planner_of(case)
-    model = planner.build(case.mesh)
+    model = planner_of(case).build(case.mesh)
+    tokens = case.length * case.rows * case.accumulation * sharding.batch_shards(model.mesh)
     return {"tokens": tokens, "model_tflop": tokens * flops_per_token(model, case.length) / 1e12}
 
 

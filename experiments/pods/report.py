@@ -7,6 +7,7 @@ Prints the table; draws scaling.png. Nothing is compiled.
 
 from pathlib import Path
 
+from dft_jax import sharding
 from experiments import common
 from experiments.performance import aot, records
 from experiments.pods.compile import PODS
@@ -37,9 +38,8 @@ def pod_name(row: dict[str, str]) -> str:
 
 def mesh_text(row: dict[str, str]) -> str:
     """As in `fsdp 16 × sequence 4`: the axes that have more than one device."""
-    axes = ("data", "fsdp", "tensor", "sequence", "expert")
-    sizes = zip(axes, row["mesh"].split("x"), strict=False)
-    return " × ".join(f"{axis} {size}" for axis, size in sizes if size != "1")
+    along = sharding.by_axis(tuple(map(int, row["mesh"].split("x"))))
+    return " × ".join(f"{axis} {size}" for axis, size in along.items() if size > 1)
 
 
 def table_row(row: dict[str, str]) -> dict[str, str]:
