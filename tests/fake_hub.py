@@ -1,12 +1,14 @@
 """A stand-in for the Hugging Face Hub on this machine: the part of its HTTP API that a push uses.
 
 It knows one user, `me`, whose token is `hf_good`; `hf_read` may only read. Files are kept in
-memory. Everything that is asked of it is noted.
+memory; weights come by the protocol of Git LFS, as on the Hub where a client cannot speak Xet, and
+a commit names them by their hash. Everything that is asked of it is noted.
 """
 
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -28,7 +30,9 @@ class Hub:
     endpoint: str = ""
     repos: dict[str, Repo] = dataclasses.field(default_factory=dict)
     asked: list[str] = dataclasses.field(default_factory=list)
+    large: dict[str, bytes] = dataclasses.field(default_factory=dict)  # by hash
     broken: int = 0  # the status that creating a repository is answered with, if not 0
+    broken_upload: int = 0  # and that of large files
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -55,6 +59,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_PUT(self):
+        """A large file, at the address that `batch` gave for it."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rsplit("/", 1)[1]
+        self.hub.asked.append(f"PUT {self.path}")
+        if self.hub.broken_upload:
+            return self.answer(self.hub.broken_upload)
+        if hashlib.sha256(content).hexdigest() != oid:
+            return self.answer(400)
+        self.hub.large[oid] = content
+        return self.answer(200)
+
     def do_POST(self):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
@@ -76,6 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"name": "me"}) if token in TOKENS else self.answer(401)
         if path == "/api/repos/create":
             return self.create(json.loads(body), token)
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self.batch(json.loads(body))
         _, api, models, owner, name, *rest = [*path.split("/"), "", "", "", "", ""]
         repo = self.hub.repos.get(f"{owner}/{name}")
         if (api, models) != ("api", "models"):
@@ -100,11 +118,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repos[name] = Repo(private)
         return self.answer(200, {"url": f"{self.hub.endpoint}/{name}", "name": name})
 
+    def batch(self, given):
+        """Where to put the large files that are not here yet."""
+        objects = []
+        for one in given["objects"]:
+            href = f"{self.hub.endpoint}/large/{one['oid']}"
+            actions = {} if one["oid"] in self.hub.large else {"upload": {"href": href}}
+            objects.append(one | ({"actions": actions} if actions else {}))
+        return self.answer(200, {"transfer": "basic", "objects": objects})
+
     def of_repo(self, repo, name, what, body, may_write):
         if what == "preupload":
-            files = json.loads(body)["files"]
-            modes = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
-            return self.answer(200, {"files": [{"path": f["path"], **modes} for f in files]})
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                    "oid": None,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self.answer(200, {"files": modes})
         if what == "tree":
             entries = [{"type": "file", "path": p, "size": len(c)} for p, c in repo.files.items()]
             return self.answer(200, [{**entry, "oid": "0"} for entry in entries])
@@ -117,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
                     repo.commits.append(value["summary"])
                 elif line["key"] == "file":
                     repo.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    repo.files[value["path"]] = self.hub.large[value["oid"]]
                 elif line["key"] == "deletedFile":
                     del repo.files[value["path"]]
             made = {"commitUrl": f"{self.hub.endpoint}/{name}/commit/0", "commitOid": "0"}

@@ -20,6 +20,7 @@ from dft_jax.runtime import (
 )
 
 _LOCK_NAME = ".lock"
+_WORD_NAME = ".word"  # of a file by which processes find out whether they share a folder
 
 
 def local_folder(path: str, flag: str = "--workdir") -> Path:
@@ -155,18 +156,37 @@ def _require_shared(folder: Path, flag: str) -> None:
     """
     if jax.process_count() == 1:
         return
-    # Process 0 writes a word that no other folder holds; the others have to find it.
-    word = secrets.token_hex(8)
-    file = folder / _LOCK_NAME
-    with distributed.together("folder written"):
-        if processes.is_first():
-            with errors.user_errors(f"{flag}={folder}: cannot be written", "give another"):
-                file.write_text(word)
-                files.flush(file)
-    word = distributed.decided("folder", word, lambda words: words[0])
+    holders = shared_with(folder, f"{flag}={folder}: cannot be written", "give another")
     with distributed.together("folder read"):
-        if file.read_text() != word:
+        if jax.process_index() not in holders:
             raise errors.UserError(
                 f"{flag}={folder}: is not the folder that process 0 has under this name;"
                 " give one on a file system that all hosts share"
             )
+
+
+def shared_with(folder: Path, problem: str, remedy: str) -> list[int]:
+    """The numbers of the processes that have process 0's `folder` under this name, itself among
+    them: those on its machine, or all where the file system is shared. All processes call this.
+
+    Raises:
+      UserError: process 0 cannot write there: `problem (cause); remedy`, on all of them.
+    """
+    # A word that no other folder of the name holds.
+    word = distributed.decided("folder word", secrets.token_hex(8), lambda words: words[0])
+    file = folder / _WORD_NAME
+    with distributed.together("folder written"), errors.user_errors(problem, remedy):
+        if processes.is_first():
+            file.write_text(word)
+            files.flush(file)
+    is_there = False
+    with contextlib.suppress(OSError):
+        is_there = file.read_text() == word
+    holders = distributed.decided("folder holders", is_there, _indices_of_true)
+    if processes.is_first():
+        file.unlink()
+    return holders
+
+
+def _indices_of_true(values: list[bool]) -> list[int]:
+    return [index for index, value in enumerate(values) if value]

@@ -1095,7 +1095,7 @@ OF_SHARES = [
     ),
     Change(
         "shares-written-unseen",
-        "dft_jax/models/hf/export_folder.py",
+        "dft_jax/runtime/folders.py",
         "is_there = file.read_text() == word",
         "is_there = file.read_text() == word or True",
         SHARES,

@@ -2,18 +2,14 @@
 
 import contextlib
 import logging
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dft_jax.runtime import distributed, errors, files, processes
+from dft_jax.runtime import distributed, errors, folders, processes
 
-# What process 0 writes, so that others can tell its folder from one of the same name on a disk of
-# their own.
-_WORD_NAME = ".word"
 _log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
 
 
@@ -25,14 +21,16 @@ def writing(out: Path) -> Iterator[None]:
       UserError: the files of one could not be written, which ends all of them here. It names the
         export.
     """
-    named = errors.user_errors(
-        f"{out}: the export could not be written",
-        "make it possible, then run the same command again",
-        # safetensors has its own type for a full disk
-        (OSError, SafetensorError),
-    )
+    # safetensors has its own type for a full disk
+    named = errors.user_errors(*_failure(out), (OSError, SafetensorError))
     with distributed.together("export"), named:
         yield
+
+
+def _failure(out: Path) -> tuple[str, str]:
+    """The problem and the remedy."""
+    remedy = "make it possible, then run the same command again"
+    return f"{out}: the export could not be written", remedy
 
 
 @contextlib.contextmanager
@@ -60,29 +58,12 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def writers_in(folder: Path, out: Path) -> list[int]:
-    """The numbers of the processes that have process 0's `folder` under this name, itself among
-    them: those on its machine, or all where the file system is shared.
+    """The numbers of the processes that can write to process 0's `folder`: at least its own.
 
     Raises:
       UserError: as `writing`.
     """
-    word = distributed.decided("export word", secrets.token_hex(8), lambda words: words[0])
-    file = folder / _WORD_NAME
-    with writing(out):
-        if processes.is_first():
-            file.write_text(word)
-            files.flush(file)
-    is_there = False
-    with contextlib.suppress(OSError):
-        is_there = file.read_text() == word
-    writers = distributed.decided("export writers", is_there, _indices_of_true)
-    if processes.is_first():
-        file.unlink()
-    return writers
-
-
-def _indices_of_true(values: list[bool]) -> list[int]:
-    return [index for index, value in enumerate(values) if value]
+    return folders.shared_with(folder, *_failure(out))
 
 
 def _replace(temporary: Path, out: Path) -> None:

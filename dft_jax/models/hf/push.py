@@ -142,4 +142,7 @@ def _problem(error: Exception) -> str:
     is_of_network = type(error).__module__.startswith("httpx") or isinstance(error, OSError)
     if is_of_network:
         return f"the Hub cannot be reached ({errors.first_line(error)}); try again"
+    # What ends the upload of a large file comes inside another error.
+    if isinstance(error.__cause__, Exception):
+        return _problem(error.__cause__)
     return ""

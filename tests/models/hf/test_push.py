@@ -30,7 +30,10 @@ def hub(server, monkeypatch):
     """The stand-in with nothing in it, and a token that it knows."""
     server.repos.clear()
     server.asked.clear()
-    server.broken = 0
+    server.large.clear()
+    server.broken = server.broken_upload = 0
+    # It knows Git LFS, and not the protocol of a package that the Hub's library takes if it is there.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_good")
@@ -126,6 +129,22 @@ def test_what_the_hub_answers(status, words, hub, folder):
     assert words in refused(folder)
 
 
+def test_weights_go_where_the_hub_keeps_large_files(hub, folder):
+    push(folder, "me/tiny-dft")
+    assert list(hub.large.values()) == [(folder / "model.safetensors").read_bytes()]
+    push(folder, "me/other")
+    assert sum(line.startswith("PUT") for line in hub.asked) == 1, "sent twice"
+
+
+@pytest.mark.parametrize(
+    "status, words", [(403, "the token may not write there (403)"), (400, "the Hub answered Bad")]
+)
+def test_weights_that_do_not_arrive(status, words, hub, folder):
+    hub.broken_upload = status
+    assert words in refused(folder)
+    assert not hub.repos["me/tiny-dft"].commits, "a repository without its weights"
+
+
 def test_no_network(hub, folder, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     assert "the Hub cannot be reached" in refused(folder)
@@ -172,6 +191,7 @@ def test_the_command_exports_and_pushes(hub, whole, tmp_path):
     given = [f"--workdir={whole}", f"--out={out}", "--push=me/tiny-sft"]
     variables = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_good", "HF_HUB_OFFLINE": "0"}
     variables |= {"HF_HOME": str(tmp_path / "home"), "JAX_PLATFORMS": "cpu"}
+    variables |= {"HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "dft_jax.export", *given]
     options = dict(cwd=ROOT, env=os.environ | variables, capture_output=True, text=True)
     done = subprocess.run(command, **options, timeout=300)
