@@ -118,8 +118,8 @@ def slice_count(devices: Sequence[Any]) -> int:
 def across_slices(sizes: Sizes, devices: Sequence[Any], n_slices: int) -> np.ndarray:
     """The devices of several slices as an array of these sizes, one of each of MESH_AXES.
 
-    `data` goes over the network between slices, where gradients meet once a step; the others,
-    which move parameters and activations in every layer, stay within a slice.
+    `data` goes over the network between slices, where gradients meet once in each micro-batch; the
+    others, which move parameters and activations in every layer, stay within a slice.
     """
     data, *others = sizes
     if is_within_slices(data, n_slices):

@@ -36,13 +36,16 @@ HERE = Path(__file__).parent
 GIB = 2**30
 # Rates of NVIDIA's and Google's pages (data sheets of H100 SXM and H200, and
 # cloud.google.com/tpu/docs), times what programs reach of them: 0.8 in products, 0.9 of the rate of
-# the memory, half of a TPU's links for one collective. 2 µs from one kernel to the next on a GPU.
+# the memory, half of a TPU's links for one collective, half of what its host has to the network
+# (of v6e four cards of 200 Gbit/s for eight chips). 2 µs from one kernel to the next on a GPU.
 CHIPS = {
     "h100": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 3.35e12, launch=2e-6),
     "h200": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 4.8e12, launch=2e-6),
     "v5e": hlo.Chip(0.8 * 197e12, 0.8 * 197e12 / 6, 0.9 * 819e9, link=0.5 * 200e9),
     "v5p": hlo.Chip(0.8 * 459e12, 0.8 * 459e12 / 6, 0.9 * 2765e9, link=0.5 * 600e9),
-    "v6e": hlo.Chip(0.8 * 918e12, 0.8 * 918e12 / 6, 0.9 * 1640e9, link=0.5 * 448e9),
+    "v6e": hlo.Chip(
+        0.8 * 918e12, 0.8 * 918e12 / 6, 0.9 * 1640e9, link=0.5 * 448e9, network=0.5 * 12.5e9
+    ),
 }
 _H200 = (
     ("device_memory_size: 84942979072", "device_memory_size: 151000000000"),
@@ -80,7 +83,8 @@ def gpu_description(device: str) -> str:
 
 
 def devices_of(device: str, n_gpus: int = 1) -> list:
-    """Devices to compile for: those of a TPU's topology, or so many GPUs of one machine.
+    """Devices to compile for: those of a TPU's topology, v6e:4x4*2 for two slices of it, or so many
+    GPUs of one machine.
 
     Raises:
       Missing: the compiler is not installed.
@@ -89,7 +93,9 @@ def devices_of(device: str, n_gpus: int = 1) -> list:
         if is_gpu(device):
             about = {"target_config": gpu_description(device), "topology": f"1x1x{n_gpus}"}
             return topologies.get_topology_desc("", "cuda", **about).devices
-        return topologies.get_topology_desc(device, "tpu").devices
+        topology, _, n_slices = device.partition("*")
+        more = {"num_slices": int(n_slices)} if n_slices else {}
+        return topologies.get_topology_desc(topology, "tpu", **more).devices
     except (NotImplementedError, RuntimeError) as error:
         raise Missing(f"no compiler for {device}: {error}") from error
 

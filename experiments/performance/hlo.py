@@ -26,6 +26,7 @@ from experiments.performance.hlo_text import (
 )
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+ACROSS = "sum across slices"  # of TPUs, through their hosts and the network between these
 # They name a value, or a part of one, and move nothing.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
 _FREE |= {"conditional", "call", "opt-barrier", "partition-id", "replica-id", "async-start"}
@@ -41,6 +42,7 @@ class Chip:
     f32: float
     memory: float  # bytes/s
     link: float = math.inf  # bytes/s that one collective gets
+    network: float = math.inf  # bytes/s between slices
     launch: float = 0.0  # s before each kernel
 
 
@@ -247,12 +249,24 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
 
 
 def collective_of(instruction: Instruction) -> str:
-    """The kind of a collective; empty for anything else, and for the end of one."""
-    return instruction.base if instruction.base in COLLECTIVES else ""
+    """The kind of a collective; empty for anything else, and for the end of one.
+
+    Raises:
+      ValueError: something is sent to other slices that is no sum.
+    """
+    if instruction.base in COLLECTIVES:
+        return instruction.base
+    if instruction.base != "send" or "_xla_megascale" not in instruction.attributes:
+        return ""
+    if '_xla_megascale_transfer_type="ALL_REDUCE"' not in instruction.attributes:
+        raise ValueError(f"what is this between slices? {instruction.attributes[:300]}")
+    return ACROSS
 
 
 def exchanged(instruction: Instruction, computation: Computation) -> float:
     """Bytes of the larger of a collective's input and result on one device."""
+    if instruction.base == "send":  # its second operand is a token
+        return size_of(computation[instruction.operands[0]].type, True)
     given = sum(size_of(computation[name].type, True) for name in instruction.operands)
     result = size_of(instruction.type, True)
     if instruction.opcode.endswith("-start") and instruction.base != "all-reduce":
@@ -264,6 +278,10 @@ def collective_seconds(kind: str, n_bytes: float, instruction: Instruction, chip
     """Around a ring; what is reduced and gathered again goes around twice."""
     if kind == "collective-permute":
         return n_bytes / chip.link
+    if kind == ACROSS:
+        # _xla_megascale_target="{1,2}x{0:7}": the slices, by the chips that meet.
+        members = len(re.search(r'target="\{([\d,]*)\}', instruction.attributes)[1].split(","))
+        return 2 * n_bytes * (members - 1) / members / chip.network
     members = _members(instruction.attributes)
     turns = 2 if kind == "all-reduce" else 1
     return turns * n_bytes * (members - 1) / members / chip.link
@@ -314,7 +332,7 @@ def _run(name: str, program: Program, chip: Chip, unknown_trips: int) -> list[Ex
 
     for instruction in computation.values():
         if instruction.opcode == "while":
-            trips = trip_count(instruction, program) or unknown_trips
+            trips = trip_count(instruction, computation, program) or unknown_trips
             for body in inside(called_by(instruction, "body", "condition")):
                 steps += [dataclasses.replace(s, times=s.times * trips) for s in body]
         elif instruction.opcode == "conditional":
@@ -367,12 +385,14 @@ def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | in
     """
     steps = executed(text, chip, unknown_trips)
     gemms, n_calls = counted(parse(text))
-    exchanges = [step for step in steps if step.kind in COLLECTIVES]
+    exchanges = [step for step in steps if step.kind in (*COLLECTIVES, ACROSS)]
     spent = {"gemm": 0.0, "attention": 0.0, "memory": 0.0, "collective": 0.0}
+    groups = dict.fromkeys(COLLECTIVES, "collective") | {ACROSS: "network"}
     for step in steps:
-        group = "collective" if step.kind in COLLECTIVES else step.kind
-        spent[group] += 1e3 * step.times * step.seconds
-    local = [step for step in steps if step.kind not in COLLECTIVES]
+        group = groups.get(step.kind, step.kind)
+        # "network" only where there are several slices
+        spent[group] = spent.get(group, 0.0) + 1e3 * step.times * step.seconds
+    local = [step for step in steps if step.kind not in groups]
     return {
         "attention_calls": n_calls,
         "gemms": len(gemms),
@@ -409,7 +429,7 @@ def counted(program: Program) -> tuple[list[str], int]:
 def collectives_text(steps: list[Executed]) -> str:
     """`7 all-gather (63 runs, 3.27 GB); …`: how many the program has, how often they run."""
     parts = []
-    for kind in COLLECTIVES:
+    for kind in (*COLLECTIVES, ACROSS):
         some = [step for step in steps if step.kind == kind]
         if some:
             runs = round(sum(step.times for step in some))

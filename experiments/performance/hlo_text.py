@@ -127,9 +127,9 @@ def called_by(instruction: Instruction, *names: str) -> list[str]:
     return found
 
 
-def trip_count(loop: Instruction, program: Program) -> int | None:
+def trip_count(loop: Instruction, around: Computation, program: Program) -> int | None:
     """As XLA:GPU writes it, or the constant below which a loop's condition keeps its counter, from
-    0 by the step of its body; None where the length is data.
+    where it starts by the step of its body; None where the length is data.
     """
     known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
     if known:
@@ -143,7 +143,22 @@ def trip_count(loop: Instruction, program: Program) -> int | None:
         root = root_of(program.computations[name])
     if root.opcode != "compare" or len(bounds) != 1:
         return None
-    return -(-bounds[0] // _counter_step(program.computations[body], _counter(compared, inside)))
+    counter = _counter(compared, inside)
+    left = bounds[0] - _start(loop, counter, around)
+    return -(-left // _counter_step(program.computations[body], counter))
+
+
+def _start(loop: Instruction, counter: int, around: Computation) -> int:
+    """Where a loop's counter starts: at 1 if XLA has put the first trip before it; 0 if that is
+    hidden.
+    """
+    [name] = loop.operands
+    if around[name].opcode != "tuple":
+        return 0
+    name = around[name].operands[counter]
+    while around[name].opcode in ("copy", "bitcast"):
+        [name] = around[name].operands
+    return int(around[name].value) if around[name].opcode == "constant" else 0
 
 
 def _counter(compared: Instruction, condition: Computation) -> int:

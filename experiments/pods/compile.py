@@ -51,7 +51,7 @@ class Case:
 
     part: str  # of the study: pods, or a curve
     model: str
-    device: str  # a topology
+    device: str  # a topology, perhaps of several slices (aot.devices_of)
     mesh: tuple[int, ...]  # data, fsdp, tensor, and the others where they are not 1
     length: int
     rows: int = 1
@@ -102,7 +102,14 @@ def _curves() -> list[Case]:
     return [*strong, *weak]
 
 
-CASES = [*_pods(), *_curves()]
+def _slices() -> list[Case]:
+    """Two slices, each with all parameters: gradients meet over the network between them."""
+    two = "v6e:8x8*2"
+    several = [Case("slices", "8b", two, (2, 64, 1), 4096, accumulation=n) for n in (1, 4)]
+    return [*several, Case("slices", "70b", "v6e:16x16*2", (2, 256, 1), 8192)]
+
+
+CASES = [*_pods(), *_curves(), *_slices()]
 
 
 def planner_of(case: Case) -> memory.Planner:
