@@ -1,5 +1,6 @@
 """The device mesh, and the one table that maps axes of arrays to axes of the mesh."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +18,11 @@ from jax.sharding import (
     PartitionSpec as P,
 )
 
+from jaxtyping import Array, Shaped
+
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
-from dft_jax.types import AnyMesh, Batch, FeatureBatch, ImageBatch
+from dft_jax.types import AnyArray, AnyMesh, Batch, FeatureBatch, ImageBatch
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 BATCH_AXES = ("data", "fsdp", "expert")  # rows of a batch are spread over them
@@ -415,6 +418,84 @@ def abstract_features(
         features_BJD=jax.ShapeDtypeStruct((A, B, *features_JD), jnp.dtype(dtype), sharding=layout),
         units_BL=jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout),
         positions_BL3=jax.ShapeDtypeStruct((*shape_ABL, 3), jnp.int32, sharding=layout),
+    )
+
+
+# ---- the order of positions where rows are cut ---------------------------------------------------
+
+
+def n_parts(length: int, mesh: AnyMesh) -> int:
+    """Over how many devices `sequence` cuts rows of so many positions: two pieces for each.
+
+    Rows that do not divide so are whole on every device; there is one part.
+    """
+    n = mesh.shape["sequence"]
+    return n if length % (2 * n) == 0 else 1
+
+
+def places_in_parts(length: int, n: int) -> np.ndarray:
+    """The place in the row of each position as it lies on n devices, one part [length / n] each.
+
+    Device i has pieces i and 2n - 1 - i of 2n: an early one, whose queries see few keys, and a late
+    one, whose queries see many. Of two devices and a row of eight:
+
+        place   0 1 6 7 | 2 3 4 5
+    """
+    early, late = np.arange(length).reshape(2, n, -1)
+    return np.stack([early, late[::-1]], axis=1).reshape(-1)
+
+
+def in_parts(x_BL: Shaped[AnyArray, "B L ..."], n: int) -> Shaped[AnyArray, "B L ..."]:
+    """Positions from the order of the row to that of n devices' parts; as they are for one.
+
+    It costs nothing where devices have all positions, as those of a step's batch.
+    """
+    return x_BL if n == 1 else x_BL[:, places_in_parts(x_BL.shape[1], n)]
+
+
+def in_row_order(x_BL: Shaped[Array, "B L ..."], n: int) -> Shaped[Array, "B L ..."]:
+    """The way back from `in_parts`.
+
+    It only cuts and joins pieces, so its gradient is no scatter.
+    """
+    if n == 1:
+        return x_BL
+    B, L, *rest = x_BL.shape
+    x_Bnpl = x_BL.reshape(B, n, 2, L // (2 * n), *rest)
+    early_BL, late_BL = x_Bnpl[:, :, 0], x_Bnpl[:, ::-1, 1]
+    return jnp.concatenate([early_BL, late_BL], axis=1).reshape(x_BL.shape)
+
+
+def balanced(batch: Batch, mesh: AnyMesh) -> Batch:
+    """A batch [B, L] whose positions lie so that devices along `sequence` have as much to do.
+
+    Cut one after another, the last of n devices would have (2n - 1) / n times the mean of causal
+    attention, and of a row's prompt and its completion the trained tokens. Inside jit; nothing is
+    exchanged, for each device has the positions of its rows until the model cuts them.
+    """
+    n = n_parts(batch.tokens_BL.shape[1], mesh)
+    if n == 1:
+        return batch
+    weights_BL, images = batch.weights_BL, batch.images
+    if weights_BL is not None:
+        weights_BL = in_parts(weights_BL, n)
+    if images is not None:
+        # Patches and features stay: each token says which of them it is.
+        images = dataclasses.replace(
+            images,
+            units_BL=in_parts(images.units_BL, n),
+            positions_BL3=in_parts(images.positions_BL3, n),
+        )
+    return dataclasses.replace(
+        batch,
+        tokens_BL=in_parts(batch.tokens_BL, n),
+        targets_BL=in_parts(batch.targets_BL, n),
+        mask_BL=in_parts(batch.mask_BL, n),
+        segments_BL=in_parts(batch.segments_BL, n),
+        positions_BL=in_parts(batch.positions_BL, n),
+        weights_BL=weights_BL,
+        images=images,
+        n_parts=n,
     )
 
 

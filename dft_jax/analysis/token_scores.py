@@ -123,6 +123,7 @@ def make_scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _B
     )
     def score_batch(params: Params, batch: Batch) -> _BatchScores:
         batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
+        batch = sharding.balanced(batch, model.mesh)
         hidden_BLD = model.apply(params, batch)
 
         def stats(hidden_BLD: Array) -> TokenStats:
@@ -140,7 +141,9 @@ def make_scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _B
         plain = stats(hidden_BLD)
         doubled = stats(2 * hidden_BLD)
         gradient_BL = gradient_norm(plain.logp_BL, doubled.logp_BL)
-        return _BatchScores(plain.logp_BL, plain.entropy_BL, gradient_BL)
+        scores = _BatchScores(plain.logp_BL, plain.entropy_BL, gradient_BL)
+        # The host knows tokens by their places in the row.
+        return jax.tree.map(lambda x_BL: sharding.in_row_order(x_BL, batch.n_parts), scores)
 
     return score_batch
 

@@ -57,7 +57,8 @@ class Model:
     """A decoder on a mesh; nothing is allocated.
 
     `abstract_params` holds shape, dtype and sharding of every leaf. `init(key)` gives random
-    parameters laid out so, `apply(params, batch)` the final hidden states.
+    parameters laid out so, `apply(params, batch)` the final hidden states. Where the mesh cuts
+    rows the batch is a balanced one (`sharding.balanced`), and hidden states lie as its tokens.
 
     With `lora` the parameters are frozen: `apply(params, batch, adapters)`. Without the adapters
     that is the model as it was before them.
@@ -178,6 +179,8 @@ def _apply(
     collections: tuple[str, ...] = (),
 ) -> Any:
     """Final hidden states; with names of collections what modules leave there, beside them."""
+    expected = sharding.n_parts(batch.tokens_BL.shape[1], module.mesh)
+    assert batch.n_parts == expected, "the mesh cuts these rows: sharding.balanced comes first"
     images = None
     if batch.images is not None:
         images = image_tokens(tower, params, batch.images)

@@ -151,7 +151,8 @@ def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValu
     )
     def measure(params: Params, batch: Batch, index_P: Int[Array, " P"]) -> TokenValues:
         rows = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
-        hidden_BLD = model.apply(params, rows)
+        lying = sharding.balanced(rows, model.mesh)
+        hidden_BLD = sharding.in_row_order(model.apply(params, lying), lying.n_parts)
         hidden_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[index_P]
         return token_values(hidden_PD, head(params), rows.targets_BL.reshape(-1)[index_P])
 

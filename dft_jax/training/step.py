@@ -69,6 +69,7 @@ def make_loss(
         weights: Weights, batch: Batch, denominator, reference: Params | None = None, n_routed=1
     ):
         params, adapters = split(weights)
+        batch = sharding.balanced(batch, model.mesh)
         if adapters is not None and objective.needs_reference:
             reference = params
         compared = None

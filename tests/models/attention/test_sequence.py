@@ -30,6 +30,20 @@ def drawn(length=L, dtype=np.float64):
     return *arrays, segments_BL
 
 
+def in_parts(mesh, segments_BL, **given):
+    """attend(q, k, v) of rows as they come, which are laid out on the mesh and back."""
+    n = sharding.n_parts(segments_BL.shape[1], mesh)
+    assert n == mesh.shape["sequence"]
+
+    def attend(*qkv):
+        lying = [sharding.in_parts(x_BLXK, n) for x_BLXK in qkv]
+        segments = sharding.in_parts(segments_BL, n)
+        found = causal_attention(*lying, segments_BL=segments, mesh=mesh, **given)
+        return sharding.in_row_order(found, n)
+
+    return attend
+
+
 def with_gradients(attend, cotangent_BLHK):
     def both(*qkv):
         out_BLHK, gradients = jax.vjp(attend, *qkv)
@@ -53,7 +67,7 @@ def test_equals_dense(sizes, window, block):
     with jax.enable_x64(True):
         *qkv, cotangent_BLHK, segments_BL = drawn()
         given = dict(segments_BL=segments_BL, window=window, block=block)
-        cut = functools.partial(causal_attention, mesh=make_mesh(*sizes), **given)
+        cut = in_parts(make_mesh(*sizes), **given)
         found = with_gradients(cut, cotangent_BLHK)(*qkv)
         whole = functools.partial(causal_attention, **given)
         expected = with_gradients(whole, cotangent_BLHK)(*qkv)
@@ -65,9 +79,22 @@ def test_equals_dense(sizes, window, block):
 
 def test_rows_that_do_not_divide_are_whole():
     mesh = make_mesh(1, 1, 1, 4)
-    assert sequence.is_cut(16, mesh) and not sequence.is_cut(18, mesh)
+    assert sequence.is_cut(16, mesh) and not sequence.is_cut(20, mesh)
     assert not sequence.is_cut(16, make_mesh(2, 2, 2))
-    assert sequence.is_tiled(1024, mesh) and not sequence.is_tiled(256, mesh)
+    assert sequence.is_tiled(1024, mesh) and not sequence.is_tiled(512, mesh)
+    assert not sequence.is_tiled(768, make_mesh(1, 1, 1, 3))
+
+
+def test_parts_have_an_early_and_a_late_piece():
+    """As the docstring shows them; the way back is the row again."""
+    assert sharding.places_in_parts(8, 2).tolist() == [0, 1, 6, 7, 2, 3, 4, 5]
+    x_BLX = np.arange(2 * 24 * 3).reshape(2, 24, 3)
+    for n in (1, 2, 3, 4):
+        lying_BLX = sharding.in_parts(x_BLX, n)
+        assert n == 1 or not np.array_equal(lying_BLX, x_BLX)
+        np.testing.assert_array_equal(sharding.in_row_order(lying_BLX, n), x_BLX)
+        seen_of_device = (1 + sharding.places_in_parts(24, n)).reshape(n, -1).sum(axis=1)
+        assert len(set(seen_of_device)) == 1, "all devices see as many keys"
 
 
 @pytest.mark.slow
@@ -78,8 +105,7 @@ def test_splash_equals_plain(window, monkeypatch):
     monkeypatch.setattr(kernels, "splash_kernel", interpreted)
     *qkv, cotangent_BLHK, segments_BL = drawn(512, np.float32)
     given = dict(segments_BL=segments_BL, window=window, block=512)
-    mesh = make_mesh(1, 1, 2, 2)
-    cut = functools.partial(causal_attention, mesh=mesh, backend="splash", **given)
+    cut = in_parts(make_mesh(1, 1, 2, 2), backend="splash", **given)
     found = with_gradients(cut, cotangent_BLHK)(*qkv)
     plain = functools.partial(causal_attention, **given)
     expected = with_gradients(plain, cotangent_BLHK)(*qkv)
@@ -107,12 +133,13 @@ def loss_of(spec: DecoderSpec, sizes, batch, objective: str):
     model = models.build(spec, mesh, param_dtype="float64", compute_dtype="float64")
 
     def loss(params):
+        lying = sharding.balanced(batch, mesh)
         return fused.loss_and_stats(
-            model.apply(params, batch),
+            model.apply(params, lying),
             models.head(params),
-            batch.targets_BL,
-            batch.mask_BL,
-            batch.segments_BL,
+            lying.targets_BL,
+            lying.mask_BL,
+            lying.segments_BL,
             objective=objectives.make_objective(objective),
             chunk_tokens=8,
             mesh=mesh,
