@@ -17,8 +17,7 @@ from jax.sharding import (
     NamedSharding,
     PartitionSpec as P,
 )
-
-from jaxtyping import Array, Shaped
+from jaxtyping import Shaped
 
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
@@ -446,32 +445,34 @@ def places_in_parts(length: int, n: int) -> np.ndarray:
 
 
 def in_parts(x_BL: Shaped[AnyArray, "B L ..."], n: int) -> Shaped[AnyArray, "B L ..."]:
-    """Positions from the order of the row to that of n devices' parts; as they are for one.
+    """Positions from the order of the row to that of n devices' parts; as they are for one."""
+    if n == 1:
+        return x_BL
+    B, L, *rest = x_BL.shape
+    halves_B2npX = x_BL.reshape(B, 2, n, L // (2 * n), *rest)
+    early_BnpX, late_BnpX = halves_B2npX[:, 0], halves_B2npX[:, 1, ::-1]
+    return jnp.stack([early_BnpX, late_BnpX], axis=2).reshape(x_BL.shape)
 
-    It costs nothing where devices have all positions, as those of a step's batch.
-    """
-    return x_BL if n == 1 else x_BL[:, places_in_parts(x_BL.shape[1], n)]
 
-
-def in_row_order(x_BL: Shaped[Array, "B L ..."], n: int) -> Shaped[Array, "B L ..."]:
+def in_row_order(x_BL: Shaped[AnyArray, "B L ..."], n: int) -> Shaped[AnyArray, "B L ..."]:
     """The way back from `in_parts`.
 
-    It only cuts and joins pieces, so its gradient is no scatter.
+    Both cut and join pieces: looked up by place, keys would get their gradients by a scatter.
     """
     if n == 1:
         return x_BL
     B, L, *rest = x_BL.shape
-    x_Bnpl = x_BL.reshape(B, n, 2, L // (2 * n), *rest)
-    early_BL, late_BL = x_Bnpl[:, :, 0], x_Bnpl[:, ::-1, 1]
-    return jnp.concatenate([early_BL, late_BL], axis=1).reshape(x_BL.shape)
+    parts_Bn2pX = x_BL.reshape(B, n, 2, L // (2 * n), *rest)
+    early_BnpX, late_BnpX = parts_Bn2pX[:, :, 0], parts_Bn2pX[:, ::-1, 1]
+    return jnp.concatenate([early_BnpX, late_BnpX], axis=1).reshape(x_BL.shape)
 
 
 def balanced(batch: Batch, mesh: AnyMesh) -> Batch:
     """A batch [B, L] whose positions lie so that devices along `sequence` have as much to do.
 
     Cut one after another, the last of n devices would have (2n - 1) / n times the mean of causal
-    attention, and of a row's prompt and its completion the trained tokens. Inside jit; nothing is
-    exchanged, for each device has the positions of its rows until the model cuts them.
+    attention, and of one long example all that is trained. Inside jit; nothing is exchanged, for
+    each device has all positions of its rows until the model cuts them.
     """
     n = n_parts(batch.tokens_BL.shape[1], mesh)
     if n == 1:
