@@ -1,6 +1,5 @@
 """The device mesh, and the one table that maps axes of arrays to axes of the mesh."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -445,7 +444,10 @@ def places_in_parts(length: int, n: int) -> np.ndarray:
 
 
 def in_parts(x_BL: Shaped[AnyArray, "B L ..."], n: int) -> Shaped[AnyArray, "B L ..."]:
-    """Positions from the order of the row to that of n devices' parts; as they are for one."""
+    """Positions from the order of the row to that of n devices' parts; as they are for one.
+
+    Of arrays that every device has whole, as those of a batch, nothing is exchanged.
+    """
     if n == 1:
         return x_BL
     B, L, *rest = x_BL.shape
@@ -465,39 +467,6 @@ def in_row_order(x_BL: Shaped[AnyArray, "B L ..."], n: int) -> Shaped[AnyArray, 
     parts_Bn2pX = x_BL.reshape(B, n, 2, L // (2 * n), *rest)
     early_BnpX, late_BnpX = parts_Bn2pX[:, :, 0], parts_Bn2pX[:, ::-1, 1]
     return jnp.concatenate([early_BnpX, late_BnpX], axis=1).reshape(x_BL.shape)
-
-
-def balanced(batch: Batch, mesh: AnyMesh) -> Batch:
-    """A batch [B, L] whose positions lie so that devices along `sequence` have as much to do.
-
-    Cut one after another, the last of n devices would have (2n - 1) / n times the mean of causal
-    attention, and of one long example all that is trained. Inside jit; nothing is exchanged, for
-    each device has all positions of its rows until the model cuts them.
-    """
-    n = n_parts(batch.tokens_BL.shape[1], mesh)
-    if n == 1:
-        return batch
-    weights_BL, images = batch.weights_BL, batch.images
-    if weights_BL is not None:
-        weights_BL = in_parts(weights_BL, n)
-    if images is not None:
-        # Patches and features stay: each token says which of them it is.
-        images = dataclasses.replace(
-            images,
-            units_BL=in_parts(images.units_BL, n),
-            positions_BL3=in_parts(images.positions_BL3, n),
-        )
-    return dataclasses.replace(
-        batch,
-        tokens_BL=in_parts(batch.tokens_BL, n),
-        targets_BL=in_parts(batch.targets_BL, n),
-        mask_BL=in_parts(batch.mask_BL, n),
-        segments_BL=in_parts(batch.segments_BL, n),
-        positions_BL=in_parts(batch.positions_BL, n),
-        weights_BL=weights_BL,
-        images=images,
-        n_parts=n,
-    )
 
 
 def process_rows(mesh: Mesh, n_rows: int) -> list[int]:

@@ -67,7 +67,7 @@ class Batch:
     has more than was foreseen, and None where nobody has counted, which no such kernel takes.
 
     `n_parts` is no array either: positions lie in the order of so many devices' parts, which
-    `sharding.balanced` gives them, and a model asks for where its mesh cuts rows. 1 is the order
+    `model.balanced` gives them, and a model asks for where its mesh cuts rows. 1 is the order
     of the row, in which all batches are made.
     """
 

@@ -16,7 +16,7 @@ from dft_jax.data import batches as loader
 from dft_jax.data.examples import Examples
 from dft_jax.lm.language_model import LM
 from dft_jax.losses import fused
-from dft_jax.models.model import Model, head, matmul_precision, with_attention
+from dft_jax.models.model import Model, balanced, head, matmul_precision, with_attention
 from dft_jax.runtime import errors, progress
 from dft_jax.runtime.options import Config
 from dft_jax.types import Batch, Leaf, Params, TokenStats
@@ -123,7 +123,7 @@ def make_scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _B
     )
     def score_batch(params: Params, batch: Batch) -> _BatchScores:
         batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
-        batch = sharding.balanced(batch, model.mesh)
+        batch = balanced(batch, model.mesh)
         hidden_BLD = model.apply(params, batch)
 
         def stats(hidden_BLD: Array) -> TokenStats:

@@ -27,7 +27,7 @@ from dft_jax.models.attention.cached import LayerCache
 from dft_jax.models.decoder import Stack, angles_at
 from dft_jax.models.layers import embed, scaled_embedding
 from dft_jax.models.longrope import angles_of_texts
-from dft_jax.models.model import Model, head, image_tokens, split
+from dft_jax.models.model import Model, balanced, head, image_tokens, split
 from dft_jax.models.parts import VISION
 from dft_jax.models.spec import LayerPlace, at
 from dft_jax.types import AnyMesh, Batch, ImageBatch, Params, Weights
@@ -114,7 +114,7 @@ def prefill(
     segments_BL = jnp.ones((B, L), jnp.int32)
     # Where the mesh cuts rows, positions lie as attention wants them.
     prompts = Batch(tokens_BL, tokens_BL, segments_BL, segments_BL, positions_BL, images=images)
-    prompts = sharding.balanced(prompts, model.mesh)
+    prompts = balanced(prompts, model.mesh)
     positions_BL = prompts.positions_BL
     x_BLD, angles_BLk = _embed(params, model, prompts.tokens_BL), None
     if prompts.images is not None:

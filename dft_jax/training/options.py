@@ -122,7 +122,7 @@ def row_problems(data: Config, mesh: Config, device_count: int) -> list[str]:
     """What does not fit between the length of rows and a mesh that is right on these devices."""
     row_length = batches.row_length(data)
     *_, sequence, _ = sharding.mesh_sizes(**mesh, device_count=device_count)
-    # Of rows that are cut each device has two pieces (sharding.balanced).
+    # Of rows that are cut each device has two pieces (model.balanced).
     pieces = 1 if sequence == 1 else 2 * sequence
     if row_length % pieces == 0:
         return []

@@ -1,5 +1,5 @@
 """How uneven work is over the devices of `mesh.sequence`: what the one with most has, relative to
-the mean, with the positions of a device one after another and as `sharding.balanced` lays them.
+the mean, with the positions of a device one after another and as `models.model.balanced` lays them.
 
     python -m experiments.long_rows.shares --out=experiments/long_rows/shares.csv
 

@@ -954,8 +954,8 @@ OF_SEQUENCE = [
     ),
     Change(
         "sequence-positions-of-images-stay",
-        "dft_jax/sharding.py",
-        "in_parts(images.positions_BL3, n)",
+        "dft_jax/models/model.py",
+        "sharding.in_parts(images.positions_BL3, n)",
         "images.positions_BL3",
         ("tests/training/test_images.py",),
         "are_cut",

@@ -46,7 +46,7 @@ def causal_attention(
     heads of the mesh. `most_segments` is that of types.Batch; without it there is no "cudnn".
 
     Where the mesh cuts rows along `sequence`, all arrays have their positions in the order of
-    `sharding.balanced`, and so has what is returned; a device has some of the queries of its rows,
+    `model.balanced`, and so has what is returned; a device has some of the queries of its rows,
     and the keys and values of all positions come to it (sequence.py).
     """
     if mesh is not None and sequence.is_cut(q_BLHK.shape[1], mesh):

@@ -7,15 +7,14 @@ numbers a position beside the D of the residual stream. Nothing else of a layer 
 positions, so nothing else is exchanged.
 
     devices along sequence    0                1
-    queries                   0 1     6 7      2 3     4 5        as sharding.balanced lays them
+    queries                   0 1     6 7      2 3     4 5        as model.balanced lays them
     keys, gathered            0 1 6 7 2 3 4 5                     and put in the order of the row
     seen                      0, 0-1  0-6, 0-7 0-2, 0-3 0-4, 0-5  together 18 on either
 
 Cut one after another, the last of n devices would see (2n - 1) / n times the mean, and the others
 wait for it. Megatron and MaxText lay positions out so, too.
 
-Letters besides the legend's: l queries of a device, c of a piece of them, Q of a block, S keys that
-it can reach.
+Letters besides the legend's: l queries of a device, Q of a block, S keys that it can reach.
 """
 
 import functools
@@ -51,7 +50,7 @@ def attention(
     backend: str,
     mesh: AnyMesh,
 ) -> Float[Array, "B L H K"]:
-    """As `masked.causal_attention`, of rows that are cut, in the order of `sharding.balanced`."""
+    """As `masked.causal_attention`, of rows that are cut, in the order of `model.balanced`."""
     # A query head and its key/value head are on one device, or all heads are.
     heads = "tensor" if k_BLGK.shape[2] % mesh.shape["tensor"] == 0 else None
     positions = P(BATCH_AXES, AXIS, heads, None)

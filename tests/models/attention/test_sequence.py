@@ -150,7 +150,7 @@ def loss_of(spec: DecoderSpec, sizes, batch, objective: str):
     model = models.build(spec, mesh, param_dtype="float64", compute_dtype="float64")
 
     def loss(params):
-        lying = sharding.balanced(batch, mesh)
+        lying = models.balanced(batch, mesh)
         return fused.loss_and_stats(
             model.apply(params, lying),
             models.head(params),
@@ -278,11 +278,11 @@ def test_rows_that_are_not_balanced_are_refused():
     spec = read_config(GOLDEN / "llama3")
     model = models.build(spec, make_mesh(1, 1, 1, 2))
     batch = random_batch(spec, rows=1, length=16)
-    with pytest.raises(AssertionError, match="sharding.balanced"):
+    with pytest.raises(AssertionError, match="balanced"):
         jax.eval_shape(model.apply, model.abstract_params, batch)
-    lying = sharding.balanced(batch, model.mesh)
+    lying = models.balanced(batch, model.mesh)
     assert jax.eval_shape(model.apply, model.abstract_params, lying).shape[:2] == (1, 16)
-    assert sharding.balanced(batch, make_mesh(1, 2)) is batch
+    assert models.balanced(batch, make_mesh(1, 2)) is batch
 
 
 def test_parameters_are_cut_too():
