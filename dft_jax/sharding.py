@@ -16,10 +16,11 @@ from jax.sharding import (
     NamedSharding,
     PartitionSpec as P,
 )
+from jaxtyping import Shaped
 
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
-from dft_jax.types import AnyMesh, Batch, FeatureBatch, ImageBatch
+from dft_jax.types import AnyArray, AnyMesh, Batch, FeatureBatch, ImageBatch
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert")
 BATCH_AXES = ("data", "fsdp", "expert")  # rows of a batch are spread over them
@@ -416,6 +417,56 @@ def abstract_features(
         units_BL=jax.ShapeDtypeStruct(shape_ABL, jnp.int32, sharding=layout),
         positions_BL3=jax.ShapeDtypeStruct((*shape_ABL, 3), jnp.int32, sharding=layout),
     )
+
+
+# ---- the order of positions where rows are cut ---------------------------------------------------
+
+
+def n_parts(length: int, mesh: AnyMesh) -> int:
+    """Over how many devices `sequence` cuts rows of so many positions: two pieces for each.
+
+    Rows that do not divide so are whole on every device; there is one part.
+    """
+    n = mesh.shape["sequence"]
+    return n if length % (2 * n) == 0 else 1
+
+
+def places_in_parts(length: int, n: int) -> np.ndarray:
+    """The place in the row of each position as it lies on n devices, one part [length / n] each.
+
+    Device i has pieces i and 2n - 1 - i of 2n: an early one, whose queries see few keys, and a late
+    one, whose queries see many. Of two devices and a row of eight:
+
+        place   0 1 6 7 | 2 3 4 5
+    """
+    early, late = np.arange(length).reshape(2, n, -1)
+    return np.stack([early, late[::-1]], axis=1).reshape(-1)
+
+
+def in_parts(x_BL: Shaped[AnyArray, "B L ..."], n: int) -> Shaped[AnyArray, "B L ..."]:
+    """Positions from the order of the row to that of n devices' parts; as they are for one.
+
+    Of arrays that every device has whole, as those of a batch, nothing is exchanged.
+    """
+    if n == 1:
+        return x_BL
+    B, L, *rest = x_BL.shape
+    halves_B2npX = x_BL.reshape(B, 2, n, L // (2 * n), *rest)
+    early_BnpX, late_BnpX = halves_B2npX[:, 0], halves_B2npX[:, 1, ::-1]
+    return jnp.stack([early_BnpX, late_BnpX], axis=2).reshape(x_BL.shape)
+
+
+def in_row_order(x_BL: Shaped[AnyArray, "B L ..."], n: int) -> Shaped[AnyArray, "B L ..."]:
+    """The way back from `in_parts`.
+
+    Both cut and join pieces: looked up by place, keys would get their gradients by a scatter.
+    """
+    if n == 1:
+        return x_BL
+    B, L, *rest = x_BL.shape
+    parts_Bn2pX = x_BL.reshape(B, n, 2, L // (2 * n), *rest)
+    early_BnpX, late_BnpX = parts_Bn2pX[:, :, 0], parts_Bn2pX[:, ::-1, 1]
+    return jnp.concatenate([early_BnpX, late_BnpX], axis=1).reshape(x_BL.shape)
 
 
 def process_rows(mesh: Mesh, n_rows: int) -> list[int]:

@@ -65,6 +65,10 @@ class Batch:
     `most_segments` is no array but part of the shape: no row has more (padding is one as well, here
     there are three), and attention's kernels are compiled for it. It is MORE_SEGMENTS where a row
     has more than was foreseen, and None where nobody has counted, which no such kernel takes.
+
+    `n_parts` is no array either: positions lie in the order of so many devices' parts, which
+    `model.balanced` gives them, and a model asks for where its mesh cuts rows. 1 is the order
+    of the row, in which all batches are made.
     """
 
     tokens_BL: Leaf
@@ -77,6 +81,7 @@ class Batch:
     weights_BL: Leaf = None
     # ImageBatch, or a FeatureBatch in its place; None where no row has an image.
     images: Leaf = None
+    n_parts: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

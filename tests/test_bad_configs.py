@@ -200,6 +200,10 @@ OVERRIDES = {
         ["--config.mesh.fsdp=-1"],
         ["data=-1 × fsdp=-1", "only one axis can be -1", "give the sizes"],
     ),
+    "rows that do not divide into two pieces a device": (
+        ["--config.mesh.sequence=4", "--config.data.row_length=388"],
+        ["config.mesh.sequence=4 cuts rows into 8 pieces", "388 tokens", "data.row_length=392"],
+    ),
     "mesh axis of zero": (["--config.mesh.fsdp=0"], ["config.mesh.fsdp=0", "at least 1, or -1"]),
     "batch below its rows": (
         ["--config.train.accumulation=4"],

@@ -16,7 +16,7 @@ from dft_jax.data import batches as loader
 from dft_jax.data.examples import Examples
 from dft_jax.lm.language_model import LM
 from dft_jax.losses import fused
-from dft_jax.models.model import Model, head, matmul_precision, with_attention
+from dft_jax.models.model import Model, balanced, head, matmul_precision, with_attention
 from dft_jax.runtime import errors, progress
 from dft_jax.runtime.options import Config
 from dft_jax.types import Batch, Leaf, Params, TokenStats
@@ -123,6 +123,7 @@ def make_scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _B
     )
     def score_batch(params: Params, batch: Batch) -> _BatchScores:
         batch = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
+        batch = balanced(batch, model.mesh)
         hidden_BLD = model.apply(params, batch)
 
         def stats(hidden_BLD: Array) -> TokenStats:
@@ -140,7 +141,9 @@ def make_scorer(model: Model, chunk_tokens: int) -> Callable[[Params, Batch], _B
         plain = stats(hidden_BLD)
         doubled = stats(2 * hidden_BLD)
         gradient_BL = gradient_norm(plain.logp_BL, doubled.logp_BL)
-        return _BatchScores(plain.logp_BL, plain.entropy_BL, gradient_BL)
+        scores = _BatchScores(plain.logp_BL, plain.entropy_BL, gradient_BL)
+        # The host knows tokens by their places in the row.
+        return jax.tree.map(lambda x_BL: sharding.in_row_order(x_BL, batch.n_parts), scores)
 
     return score_batch
 

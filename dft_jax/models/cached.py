@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -26,10 +27,10 @@ from dft_jax.models.attention.cached import LayerCache
 from dft_jax.models.decoder import Stack, angles_at
 from dft_jax.models.layers import embed, scaled_embedding
 from dft_jax.models.longrope import angles_of_texts
-from dft_jax.models.model import Model, head, image_tokens, split
+from dft_jax.models.model import Model, balanced, head, image_tokens, split
 from dft_jax.models.parts import VISION
 from dft_jax.models.spec import LayerPlace, at
-from dft_jax.types import AnyMesh, ImageBatch, Params, Weights
+from dft_jax.types import AnyMesh, Batch, ImageBatch, Params, Weights
 
 VOCAB_BLOCK = 256  # tokens whose logits are summed up before one of their blocks is chosen
 _BLOCKS_AT_ONCE = 40  # blocks whose logits exist at once
@@ -111,9 +112,13 @@ def prefill(
     positions_BL = jnp.broadcast_to(jnp.arange(L, dtype=jnp.int32)[None, :], (B, L))
     # causal: what comes after the prompt is not seen by it
     segments_BL = jnp.ones((B, L), jnp.int32)
-    x_BLD, angles_BLk = _embed(params, model, tokens_BL), None
-    if images is not None:
-        found = image_tokens(model.tower, params, images)
+    # Where the mesh cuts rows, positions lie as attention wants them.
+    prompts = Batch(tokens_BL, tokens_BL, segments_BL, segments_BL, positions_BL, images=images)
+    prompts = balanced(prompts, model.mesh)
+    positions_BL = prompts.positions_BL
+    x_BLD, angles_BLk = _embed(params, model, prompts.tokens_BL), None
+    if prompts.images is not None:
+        found = image_tokens(model.tower, params, prompts.images)
         x_BLD, angles_BLk = found.put_into(x_BLD), found.angles(model.config)
     rope = model.config.long_rope
     if rope is not None:
@@ -124,6 +129,11 @@ def prefill(
         params, model, x_BLD, segments_BL, positions_BL, no_cache, angles_BLk
     )
     last_B1 = jnp.maximum(lengths_B - 1, 0)[:, None]
+    if prompts.n_parts > 1:
+        # Where each place of the row lies.
+        lies_at_L = np.argsort(sharding.places_in_parts(L, prompts.n_parts))
+        last_B1 = jnp.asarray(lies_at_L)[last_B1]
+        cache = jax.tree.map(lambda x_BGLK: x_BGLK[:, :, lies_at_L], cache)
     return jnp.take_along_axis(hidden_BLD, last_B1[:, :, None], axis=1)[:, 0], cache
 
 

@@ -451,7 +451,14 @@ class Decoder(Stack):
             angles_BLk = images.angles(self.spec)
         rope = self.spec.long_rope
         if rope is not None:
-            is_long_BL = longrope.is_in_long_text(segments_BL, positions_BL, rope.original_context)
+            n = sharding.n_parts(tokens_BL.shape[1], self.mesh)
+            # It looks for other tokens of an example, at their places in the row.
+            is_long_BL = longrope.is_in_long_text(
+                sharding.in_row_order(segments_BL, n),
+                sharding.in_row_order(positions_BL, n),
+                rope.original_context,
+            )
+            is_long_BL = sharding.in_parts(is_long_BL, n)
             angles_BLk = longrope.angles_of_texts(
                 rope, self.spec.head_dim, positions_BL, is_long_BL
             )

@@ -38,6 +38,7 @@ __all__ = [
     "DecoderSpec",
     "Model",
     "apply_with_routing",
+    "balanced",
     "build",
     "cast_layers",
     "head",
@@ -57,7 +58,8 @@ class Model:
     """A decoder on a mesh; nothing is allocated.
 
     `abstract_params` holds shape, dtype and sharding of every leaf. `init(key)` gives random
-    parameters laid out so, `apply(params, batch)` the final hidden states.
+    parameters laid out so, `apply(params, batch)` the final hidden states. Where the mesh cuts
+    rows the batch is a balanced one (`balanced`), and hidden states lie as its tokens.
 
     With `lora` the parameters are frozen: `apply(params, batch, adapters)`. Without the adapters
     that is the model as it was before them.
@@ -169,6 +171,39 @@ def build(
     return Model(config, module, abstract_params, init, apply, found.get("lora"))
 
 
+def balanced(batch: Batch, mesh: AnyMesh) -> Batch:
+    """A batch [B, L] whose positions lie so that devices along `sequence` have as much to do.
+
+    Cut one after another, the last of n devices would have (2n - 1) / n times the mean of causal
+    attention, and of one long example all that is trained. Inside jit; nothing is exchanged, for
+    each device has all positions of its rows until the model cuts them.
+    """
+    n = sharding.n_parts(batch.tokens_BL.shape[1], mesh)
+    if n == 1:
+        return batch
+    weights_BL, images = batch.weights_BL, batch.images
+    if weights_BL is not None:
+        weights_BL = sharding.in_parts(weights_BL, n)
+    if images is not None:
+        # Patches and features stay: each token says which of them it is.
+        images = dataclasses.replace(
+            images,
+            units_BL=sharding.in_parts(images.units_BL, n),
+            positions_BL3=sharding.in_parts(images.positions_BL3, n),
+        )
+    return dataclasses.replace(
+        batch,
+        tokens_BL=sharding.in_parts(batch.tokens_BL, n),
+        targets_BL=sharding.in_parts(batch.targets_BL, n),
+        mask_BL=sharding.in_parts(batch.mask_BL, n),
+        segments_BL=sharding.in_parts(batch.segments_BL, n),
+        positions_BL=sharding.in_parts(batch.positions_BL, n),
+        weights_BL=weights_BL,
+        images=images,
+        n_parts=n,
+    )
+
+
 def _apply(
     module: Decoder,
     params: Params,
@@ -178,6 +213,8 @@ def _apply(
     collections: tuple[str, ...] = (),
 ) -> Any:
     """Final hidden states; with names of collections what modules leave there, beside them."""
+    expected = sharding.n_parts(batch.tokens_BL.shape[1], module.mesh)
+    assert batch.n_parts == expected, "the mesh cuts these rows: balanced() comes first"
     images = None
     if batch.images is not None:
         images = image_tokens(tower, params, batch.images)

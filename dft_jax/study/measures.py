@@ -26,7 +26,7 @@ from scipy.interpolate import CubicHermiteSpline
 from dft_jax import sharding
 from dft_jax.data import packing
 from dft_jax.data.templates import Example
-from dft_jax.models.model import Model, head
+from dft_jax.models.model import Model, balanced, head
 from dft_jax.models.spec import VisionSpec
 from dft_jax.runtime import interrupts, progress
 from dft_jax.training import metrics
@@ -151,7 +151,8 @@ def make_measure(model: Model) -> Callable[[Params, Batch, jax.Array], TokenValu
     )
     def measure(params: Params, batch: Batch, index_P: Int[Array, " P"]) -> TokenValues:
         rows = jax.tree.map(lambda x_ABL: x_ABL[0], batch)
-        hidden_BLD = model.apply(params, rows)
+        lying = balanced(rows, model.mesh)
+        hidden_BLD = sharding.in_row_order(model.apply(params, lying), lying.n_parts)
         hidden_PD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[index_P]
         return token_values(hidden_PD, head(params), rows.targets_BL.reshape(-1)[index_P])
 

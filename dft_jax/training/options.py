@@ -122,8 +122,11 @@ def row_problems(data: Config, mesh: Config, device_count: int) -> list[str]:
     """What does not fit between the length of rows and a mesh that is right on these devices."""
     row_length = batches.row_length(data)
     *_, sequence, _ = sharding.mesh_sizes(**mesh, device_count=device_count)
-    if row_length % sequence == 0:
+    # Of rows that are cut each device has two pieces (model.balanced).
+    pieces = 1 if sequence == 1 else 2 * sequence
+    if row_length % pieces == 0:
         return []
-    what = f"config.mesh.sequence={sequence} does not divide rows of {row_length} tokens"
-    remedy = -(-row_length // sequence) * sequence
+    what = f"config.mesh.sequence={sequence} cuts rows into {pieces} pieces"
+    what += f", which does not divide {row_length} tokens"
+    remedy = -(-row_length // pieces) * pieces
     return [f"{what}; use another, or data.row_length={remedy}"]

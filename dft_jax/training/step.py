@@ -18,6 +18,7 @@ from dft_jax.losses import fused, objectives
 from dft_jax.models.model import (
     Model,
     apply_with_routing,
+    balanced,
     cast_layers,
     head,
     layouts_of,
@@ -69,6 +70,7 @@ def make_loss(
         weights: Weights, batch: Batch, denominator, reference: Params | None = None, n_routed=1
     ):
         params, adapters = split(weights)
+        batch = balanced(batch, model.mesh)
         if adapters is not None and objective.needs_reference:
             reference = params
         compared = None

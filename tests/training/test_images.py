@@ -120,10 +120,10 @@ def test_what_a_step_changes(parts, mesh1):
     assert sums["tokens"] == 4 * 8
 
 
-def loss_and_gradient(rows, n_patches):
+def loss_and_gradient(rows, n_patches, mesh=(1, 1, 1)):
     """Of all parameters, in float64, of rows of examples."""
     with jax.enable_x64(True):
-        model = model_on(make_mesh(), "all", "float64")
+        model = model_on(make_mesh(*mesh), "all", "float64")
         params = load_params(Checkpoint(FOLDER), model)
         loss = make_loss(model, objectives.make_objective("dft"), 64)
         batch = packing.fill_rows(
@@ -142,6 +142,18 @@ def test_packed_equals_one_by_one():
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
     for leaf, expected in zip(*map(jax.tree.leaves, (gradient, gradient_apart)), strict=True):
         np.testing.assert_allclose(leaf, expected, atol=1e-9 * largest)
+
+
+@pytest.mark.slow
+def test_rows_that_are_cut_equal_whole_ones():
+    """Tokens of images and their three positions are laid out with their rows."""
+    rows = [[0, 1, 3], [2, 4]]
+    whole, gradient_whole = loss_and_gradient(rows, 384)
+    cut, gradient = loss_and_gradient(rows, 384, mesh=(1, 1, 1, 2))
+    np.testing.assert_allclose(cut, whole, rtol=1e-12)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient_whole))
+    for leaf, expected in zip(*map(jax.tree.leaves, (gradient, gradient_whole)), strict=True):
+        np.testing.assert_allclose(leaf, expected, atol=1e-11 * largest)
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dft_jax import sharding
 from dft_jax.types import MORE_SEGMENTS, AnyArray
 
 # What a kernel's output and statistics are called in policies of rematerialisation.
@@ -128,11 +130,16 @@ def splash_kernel(
     n_parts: int = 1,
     interpret: bool = False,
 ) -> Any:
-    """The kernel of a device's heads, of rows that are whole tiles, cut into `n_parts` of them."""
+    """The kernel of a device's heads, of rows that are whole tiles.
+
+    Queries may be cut into `n_parts`, of two pieces each (sharding.places_in_parts); keys are in
+    the order of the row.
+    """
     from jax.experimental.pallas.ops.tpu import splash_attention as lib
 
-    # The largest tile within `block` that a part is a whole number of; TILE always is.
-    sizes = [n for n in (TILE, 256, 512, 1024) if length // n_parts % n == 0]
+    piece = length if n_parts == 1 else length // (2 * n_parts)
+    # The largest tile within `block` that a piece is a whole number of; TILE always is.
+    sizes = [n for n in (TILE, 256, 512, 1024) if piece % n == 0]
     tile = max(n for n in sizes if n <= max(block, TILE))
     tiles = lib.BlockSizes(
         block_q=tile,
@@ -146,6 +153,9 @@ def splash_kernel(
     mask = lib.CausalMask(shape, shard_count=n_parts)
     if window is not None:
         mask = lib.LocalMask(shape, (window - 1, 0), offset=0, shard_count=n_parts)
+    if n_parts > 1:
+        # The places of queries in the row: by them the kernel knows the tiles that these see.
+        mask.q_sequence = sharding.places_in_parts(length, n_parts).astype(np.int32)
     return lib.make_splash_mha(
         lib.MultiHeadMask([mask] * n_heads),
         block_sizes=tiles,

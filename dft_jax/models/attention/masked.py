@@ -45,8 +45,9 @@ def causal_attention(
     A `backend` other than "blocked" is a kernel for one device: each works on its own rows and
     heads of the mesh. `most_segments` is that of types.Batch; without it there is no "cudnn".
 
-    Where the mesh cuts rows along `sequence`, a device has some of the queries of its rows, and the
-    keys and values of all positions come to it (sequence.py).
+    Where the mesh cuts rows along `sequence`, all arrays have their positions in the order of
+    `model.balanced`, and so has what is returned; a device has some of the queries of its rows,
+    and the keys and values of all positions come to it (sequence.py).
     """
     if mesh is not None and sequence.is_cut(q_BLHK.shape[1], mesh):
         return sequence.attention(

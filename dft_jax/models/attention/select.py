@@ -176,7 +176,11 @@ def _errors_with_window(
     def packed(q_BLHK: jax.Array, k_BLGK: jax.Array, v_BLGK: jax.Array) -> jax.Array:
         segments_BL = jnp.tile(_SEGMENTS_2L, (n_rows // 2, 1))
         found = functools.partial(attend, mesh=mesh, backend=name, most_segments=_MOST_SEGMENTS)
-        return found(q_BLHK, k_BLGK, v_BLGK, segments_BL)
+        n_parts = sharding.n_parts(segments_BL.shape[1], mesh)
+        lying = []
+        for x_BL in (q_BLHK, k_BLGK, v_BLGK, segments_BL):
+            lying.append(sharding.in_parts(x_BL, n_parts))
+        return sharding.in_row_order(found(*lying), n_parts)
 
     def separate(*qkv: jax.Array) -> jax.Array:
         """The same, each segment by itself in plain JAX."""
