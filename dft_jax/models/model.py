@@ -15,9 +15,10 @@ from dft_jax import sharding
 from dft_jax.models import moe, parts as parts_lib, routing as routing_lib
 from dft_jax.models.abstract import abstract_of, layouts_of
 from dft_jax.models.attention.select import choose_attention
-from dft_jax.models.decoder import REMAT_POLICIES, Decoder, ImageTokens
+from dft_jax.models.decoder import Decoder, ImageTokens
 from dft_jax.models.lora import Lora
 from dft_jax.models.parts import VISION
+from dft_jax.models.rematerialisation import REMAT_POLICIES
 from dft_jax.models.spec import DecoderSpec
 from dft_jax.models.vision import Tower, build_tower
 from dft_jax.types import (
