@@ -2,6 +2,7 @@
 worked out by hand, and the compilers themselves where they are installed.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -205,6 +206,29 @@ def test_the_start_of_a_fusion_moves_what_the_fusion_does():
 def test_memory_of_the_core_costs_no_bandwidth():
     near = "f32[8]{0:T(128)S(1)}"
     assert only(entry(f"%a = {near} parameter(0)", f"ROOT %b = {near} copy-of(%a)")).n_bytes == 0
+
+
+HOST = "bf16[12,4,8]{2,1,0:T(8,128)(2,1)S(5)}"
+
+
+def test_copies_to_the_host_and_back():
+    """A layer's slice of what lies there: as XLA:TPU starts them, and ends them later."""
+    slice_of = "bf16[1,4,8]{2,1,0:T(8,128)(2,1)}"
+    text = entry(
+        "%at = s32[] parameter(0)",
+        f"%x = {slice_of} parameter(1)",
+        f'%room = {HOST} custom-call(), custom_call_target="AllocateBuffer"',
+        f"%s = (({HOST}, {slice_of}, s32[], s32[], s32[]), {HOST}, u32[]{{:S(2)}})"
+        " dynamic-update-slice-start(%room, %x, %at, %at, %at)",
+        f"%there = {HOST} dynamic-update-slice-done(%s)",
+        f"%b = (({HOST}, s32[], s32[], s32[]), {slice_of}, u32[]{{:S(2)}})"
+        " dynamic-slice-start(%there, %at, %at, %at), dynamic_slice_sizes={1,4,8}",
+        f"ROOT %back = {slice_of} dynamic-slice-done(%b)",
+    )
+    found = hlo.facts(text, dataclasses.replace(CHIP, host=1e3))
+    assert found["host_gb"] * 1e9 == pytest.approx(2 * 4 * 8 * 2)
+    assert found["host_ms"] == pytest.approx(2 * 4 * 8 * 2)
+    assert found["gb"] == 0  # the device's memory is faster than the way to the host
 
 
 def test_collectives_by_kind_and_bytes():
