@@ -101,6 +101,18 @@ def test_loops_run_as_often_as_they_do(step, bound, about, times):
     assert runs(text, unknown_trips=5) == times
 
 
+def test_a_loop_whose_first_trip_is_before_it():
+    text = entry(
+        "%x = f32[8]{0} parameter(0)",
+        "%one.0 = s32[] constant(1)",
+        "%begin = s32[] copy(%one.0)",
+        "%p = (s32[], f32[8]{0}) tuple(%begin, %x)",
+        WHILE,
+        before=LOOP.replace("STEP", "1").replace("BOUND", "constant(28)"),
+    )
+    assert runs(text) == 27
+
+
 def test_a_body_that_counts_in_several_steps_and_not_first():
     loop = LOOP.replace("STEP", "1").replace("BOUND", "constant(8)")
     loop = loop.replace(

@@ -330,7 +330,7 @@ def _run(name: str, program: Program, chip: Chip, unknown_trips: int) -> list[Ex
 
     for instruction in computation.values():
         if instruction.opcode == "while":
-            trips = trip_count(instruction, program) or unknown_trips
+            trips = trip_count(instruction, computation, program) or unknown_trips
             for body in inside(called_by(instruction, "body", "condition")):
                 steps += [dataclasses.replace(s, times=s.times * trips) for s in body]
         elif instruction.opcode == "conditional":
