@@ -26,6 +26,8 @@ def trained(mesh, remat, **overrides):
     return jax.tree.leaves((trainer.state, sums))
 
 
+# Five seconds each and more.
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_training_is_that_of_full_bit_for_bit(way):
     shape, overrides = WAYS[way]
