@@ -11,7 +11,7 @@ A loop over layers stacks what is saved. Under `offload` XLA keeps the stack on 
 a layer's input there after the layer has run, and back before its backward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -58,14 +58,15 @@ def policy_of(remat: str, is_adapted: bool) -> Callable[..., Any] | None:
     return REMAT_POLICIES[remat]
 
 
-def require(remat: str, device: Any) -> None:
-    """UserError where such a device cannot keep what a policy saves, before anything is compiled.
+def require(remat: str, devices: Sequence[Any]) -> None:
+    """UserError where one cannot keep what a policy saves, before anything is compiled.
 
     A CPU is no exception: it names this memory, which is its own, so `offload` is `full` there.
     """
-    kinds = [memory.kind for memory in device.addressable_memories()]
-    if remat == OFFLOAD and _HOST_MEMORY not in kinds:
-        raise errors.UserError(
-            f"config.model.remat={remat!r} needs memory of kind {_HOST_MEMORY!r} beside a device"
-            f" (here: {device.device_kind!r} with {', '.join(kinds)}); use full"
-        )
+    for device in devices:
+        kinds = [memory.kind for memory in device.addressable_memories()]
+        if remat == OFFLOAD and _HOST_MEMORY not in kinds:
+            raise errors.UserError(
+                f"config.model.remat={remat!r} needs memory of kind {_HOST_MEMORY!r} beside a"
+                f" device (here: {device.device_kind!r} with {', '.join(kinds)}); use full"
+            )

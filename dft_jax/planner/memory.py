@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dft_jax.data import batches
 from dft_jax.losses import objectives
 from dft_jax.models.model import DecoderSpec, Model, with_backend
-from dft_jax.models.rematerialisation import OFFLOAD
 from dft_jax.planner import devices, liveness, models, shares
 from dft_jax.planner.layouts import StepLayout, part
 from dft_jax.runtime.options import Config
@@ -70,7 +68,8 @@ class Planner:
         # Gradients are accumulated in a buffer of their own from two micro-batches on, however many
         # there are.
         accumulation = min(layout.accumulation, 2)
-        step = _trace(self, tensor, ways, self._saving(layout), layout.rows, accumulation)
+        saving = shares.saving(layout, self.device)
+        step = _trace(self, tensor, ways, saving, layout.rows, accumulation)
         inside = shares.in_loss(self.config, self.architecture, layout)
         gib = dict.fromkeys(KINDS, 0.0)
         for array in liveness.peak(step, self._arguments(layout), inside):
@@ -89,18 +88,7 @@ class Planner:
 
     def host_gib(self, layout: StepLayout) -> float:
         """What the step keeps for one device in the memory of its host: every layer's input."""
-        if self._saving(layout) != OFFLOAD:
-            return 0.0
-        length = batches.row_length(self.config.data) // layout.devices["sequence"]
-        itemsize = jnp.dtype(self.config.model.compute_dtype).itemsize
-        of_layer = layout.rows * length * self.architecture.hidden_size * itemsize
-        return self.architecture.num_layers * of_layer / _GIB
-
-    def _saving(self, layout: StepLayout) -> str:
-        """The policy of rematerialisation that counts: a CPU's host has the CPU's own memory."""
-        if layout.remat == OFFLOAD and self.device.platform == "cpu":
-            return "full"
-        return layout.remat
+        return shares.host_bytes(self.config, self.architecture, layout, self.device) / _GIB
 
     def _arguments(self, layout: StepLayout) -> list[liveness.Array]:
         """The arrays that the step is given, in the order of the traced step's inputs.

@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import jax
-
 from dft_jax.data import batches, mixture, order
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import open_config
-from dft_jax.models import rematerialisation
-from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, require_of_devices
 from dft_jax.runtime.options import Config
 from dft_jax.training import adapters, features
 from dft_jax.training.programs import compilation_rows
@@ -25,8 +21,7 @@ def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
       that do not fit; or a `train.balance_weight` that would balance nothing.
     """
     source, model, tokenizer = open_config(config)
-    select.require(config.model.attention, model.config, model.mesh, config.model.compute_dtype)
-    rematerialisation.require(config.model.remat, jax.local_devices()[0])
+    require_of_devices(model, config.model.attention)
     model = adapters.with_adapters(config, model)
     adapters.refuse_idle_balance(config, model)
     return source, model, tokenizer

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 
 from dft_jax.losses import objectives
+from dft_jax.models import rematerialisation
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.model import build
 from dft_jax.models.rematerialisation import require
 from dft_jax.runtime import errors
+from dft_jax.training.inputs import open_model
 from dft_jax.training.step import make_loss
 from tests import jaxprs
 from tests.conftest import GOLDEN, make_mesh
 from tests.marks import slow_but
 from tests.models.attention.test_sequence import random_batch
 from tests.models.test_spec import decoder
+from tests.tiny_trainer import tiny_config
 
 HOST = jax.memory.Space.Host
 B, L, D = 2, 12, 16
@@ -60,11 +63,11 @@ def device_with(*kinds):
 
 
 def test_a_device_without_such_memory_is_refused_by_name():
-    require("full", device_with("device"))
-    require("offload", device_with("device", "pinned_host"))
-    require("offload", jax.devices()[0])  # a CPU's is its own
+    require("full", [device_with("device")])
+    require("offload", [device_with("device", "pinned_host")])
+    require("offload", jax.devices())  # a CPU's is its own
     with pytest.raises(errors.UserError) as refused:
-        require("offload", device_with("device", "unpinned_host"))
+        require("offload", [device_with("device", "unpinned_host")])
     said = str(refused.value)
     for word in (
         "config.model.remat='offload'",
@@ -74,6 +77,12 @@ def test_a_device_without_such_memory_is_refused_by_name():
         "use full",
     ):
         assert word in said
+
+
+def test_a_run_asks_before_it_compiles(monkeypatch):
+    monkeypatch.setattr(rematerialisation, "_HOST_MEMORY", "abacus")
+    with pytest.raises(errors.UserError, match="'offload' needs memory of kind 'abacus'"):
+        open_model(tiny_config(**{"model.remat": "offload"}))
 
 
 MESHES = [("mixtral", (1, 2, 1, 1, 2)), ("qwen3_moe", (1, 1, 1, 2, 2))]
