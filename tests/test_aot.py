@@ -2,6 +2,7 @@
 worked out by hand, and the compilers themselves where they are installed.
 """
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from experiments.performance import gpu_process, hlo
 
-CHIP = hlo.Chip(bf16=1e9, f32=1e8, memory=1e6, link=1e6, network=1e3)
+CHIP = hlo.Chip(bf16=1e9, f32=1e8, memory=1e6, link=1e6)
 
 
 def only(text: str, **more) -> hlo.Executed:
@@ -100,15 +101,16 @@ def test_loops_run_as_often_as_they_do(step, bound, about, times):
     assert runs(text, unknown_trips=5) == times
 
 
-def test_a_loop_whose_first_trip_stands_before_it():
-    loop = LOOP.replace("STEP", "1").replace("BOUND", "constant(4)")
-    lines = (
-        "%v = f32[8]{0} parameter(0)",
-        "%first = s32[] constant(1)",
-        "%kept = s32[] copy(%first)",
-        "%p = (s32[], f32[8]{0}) tuple(%kept, %v)",
+def test_a_loop_whose_first_trip_is_before_it():
+    text = entry(
+        "%x = f32[8]{0} parameter(0)",
+        "%one.0 = s32[] constant(1)",
+        "%begin = s32[] copy(%one.0)",
+        "%p = (s32[], f32[8]{0}) tuple(%begin, %x)",
+        WHILE,
+        before=LOOP.replace("STEP", "1").replace("BOUND", "constant(28)"),
     )
-    assert runs(entry(*lines, WHILE, before=loop)) == 3
+    assert runs(text) == 27
 
 
 def test_a_body_that_counts_in_several_steps_and_not_first():
@@ -218,6 +220,29 @@ def test_memory_of_the_core_costs_no_bandwidth():
     assert only(entry(f"%a = {near} parameter(0)", f"ROOT %b = {near} copy-of(%a)")).n_bytes == 0
 
 
+HOST = "bf16[12,4,8]{2,1,0:T(8,128)(2,1)S(5)}"
+
+
+def test_copies_to_the_host_and_back():
+    """A layer's slice of what lies there: as XLA:TPU starts them, and ends them later."""
+    slice_of = "bf16[1,4,8]{2,1,0:T(8,128)(2,1)}"
+    text = entry(
+        "%at = s32[] parameter(0)",
+        f"%x = {slice_of} parameter(1)",
+        f'%room = {HOST} custom-call(), custom_call_target="AllocateBuffer"',
+        f"%s = (({HOST}, {slice_of}, s32[], s32[], s32[]), {HOST}, u32[]{{:S(2)}})"
+        " dynamic-update-slice-start(%room, %x, %at, %at, %at)",
+        f"%there = {HOST} dynamic-update-slice-done(%s)",
+        f"%b = (({HOST}, s32[], s32[], s32[]), {slice_of}, u32[]{{:S(2)}})"
+        " dynamic-slice-start(%there, %at, %at, %at), dynamic_slice_sizes={1,4,8}",
+        f"ROOT %back = {slice_of} dynamic-slice-done(%b)",
+    )
+    found = hlo.facts(text, dataclasses.replace(CHIP, host=1e3))
+    assert found["host_gb"] * 1e9 == pytest.approx(2 * 4 * 8 * 2)
+    assert found["host_ms"] == pytest.approx(2 * 4 * 8 * 2)
+    assert found["gb"] == 0  # the device's memory is faster than the way to the host
+
+
 def test_collectives_by_kind_and_bytes():
     text = entry(
         "%a = f32[4,8]{1,0} parameter(0)",
@@ -264,32 +289,6 @@ def test_devices_that_are_written_in_another_way_are_not_guessed():
     )
     with pytest.raises(ValueError, match="v9<8>"):
         hlo.executed(text, CHIP)
-
-
-def sent(kind: str) -> str:
-    about = 'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
-    about += f'_xla_megascale_target="{{1,2,3}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}'
-    return entry(
-        "%a = f32[4,8]{1,0} parameter(0)",
-        "%t = token[] after-all()",
-        f"%s = (f32[4,8]{{1,0}}, u32[]{{:S(2)}}, token[]) send(%a, %t), channel_id=2, {about}",
-        f"%d = token[] send-done(%s), channel_id=2, {about}",
-        f"%r = (f32[4,8]{{1,0}}, u32[]{{:S(2)}}, token[]) recv(%t), channel_id=1, {about}",
-        f"%e = (f32[4,8]{{1,0}}, token[]) recv-done(%r), channel_id=1, {about}",
-        "ROOT %g = f32[4,8]{1,0} get-tuple-element(%e), index=0",
-    )
-
-
-def test_sums_across_slices_go_over_the_network():
-    found = hlo.facts(sent("ALL_REDUCE"), CHIP)
-    assert found["collectives"] == "1 sum across slices (1 runs, 1.28e-07 GB)"
-    assert found["network_ms"] == pytest.approx(1e3 * 2 * 128 * 2 / 3 / 1e3)
-    assert found["collective_ms"] == 0
-
-
-def test_what_else_goes_between_slices_is_not_guessed():
-    with pytest.raises(ValueError, match="ALL_TO_ALL"):
-        hlo.executed(sent("ALL_TO_ALL"), CHIP)
 
 
 def test_a_computation_may_end_with_the_name_of_its_thread():

@@ -6,37 +6,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from dft_jax import sharding
-from dft_jax.models import layers, longrope, moe, routing
+from dft_jax.models import layers, longrope, moe, rematerialisation, routing
 from dft_jax.models.attention.cached import CACHE_SPEC, LayerCache, cached_attention
-from dft_jax.models.attention.kernels import is_result
 from dft_jax.models.attention.masked import Backend, causal_attention
 from dft_jax.models.lora import Lora
 from dft_jax.models.spec import DecoderSpec, LayerLoop, LayerSpec, MRope, place_in_period
 from dft_jax.types import AnyArray, AnyMesh
-
-_either = jax.checkpoint_policies.save_from_both_policies
-_is_product_of_experts = jax.checkpoint_policies.save_only_these_names(moe.PRODUCT)
-# What the backward pass finds saved: everything, the results of matrix products and of attention's
-# kernels, or only each layer's input.
-REMAT_POLICIES = {
-    "none": None,
-    "dots": _either(
-        _either(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, is_result),
-        _is_product_of_experts,
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-# `dots` of a model with adapters: each product with a kernel, and A x, but not B (A x), which is
-# made again from it. That would be saved a second time for each matrix: of 7B on a GPU `dots` took
-# 10.8 GiB a row, more than `none`. They are told by name, since a kernel may have B's shape.
-_DOTS_BESIDE_ADAPTERS = _either(
-    jax.checkpoint_policies.save_only_these_names(layers.KEPT, moe.PRODUCT), is_result
-)
 
 
 class Attention(nn.Module):
@@ -198,6 +178,7 @@ class Layer(nn.Module):
             name="attention",
         )
         feed_forward = self._feed_forward(segments_BL)
+        x_BLD = checkpoint_name(x_BLD, rematerialisation.LAYER_INPUT)
         inputs_BLD = self._norm_before("attention_norm", x_BLD)
         out_BLD, cache = attention(inputs_BLD, segments_BL, positions_BL, angles_BLk, cache)
         x_BLD = x_BLD + self._norm_after("attention_norm", out_BLD)
@@ -293,11 +274,9 @@ class Period(nn.Module):
 
 
 def _layer_class(remat: str, lora: Lora | None) -> type[Layer]:
-    policy = REMAT_POLICIES[remat]
+    policy = rematerialisation.policy_of(remat, is_adapted=lora is not None)
     if policy is None:
         return Layer
-    if lora is not None and remat == "dots":
-        policy = _DOTS_BESIDE_ADAPTERS
     # A scan's forward and backward pass are two loops: nothing of them can be merged, so nothing
     # has to prevent it.
     return nn.remat(Layer, policy=policy, prevent_cse=False)

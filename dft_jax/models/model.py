@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 from dft_jax import sharding
 from dft_jax.models import moe, parts as parts_lib, routing as routing_lib
 from dft_jax.models.abstract import abstract_of, layouts_of
-from dft_jax.models.attention.select import choose_attention
-from dft_jax.models.decoder import REMAT_POLICIES, Decoder, ImageTokens
+from dft_jax.models.attention.select import choose_attention, require as require_attention
+from dft_jax.models.decoder import Decoder, ImageTokens
 from dft_jax.models.lora import Lora
 from dft_jax.models.parts import VISION
+from dft_jax.models.rematerialisation import REMAT_POLICIES, require as require_memory
 from dft_jax.models.spec import DecoderSpec
 from dft_jax.models.vision import Tower, build_tower
 from dft_jax.types import (
@@ -45,6 +46,7 @@ __all__ = [
     "image_tokens",
     "layouts_of",
     "matmul_precision",
+    "require_of_devices",
     "split",
     "with_attention",
     "with_backend",
@@ -266,6 +268,14 @@ def with_attention(model: Model, asked: str) -> Model:
     with matmul_precision(dtype):
         backend = choose_attention(asked, model.config, model.mesh, dtype, model.module.block)
     return with_backend(model, backend)
+
+
+def require_of_devices(model: Model, asked: str) -> None:
+    """UserError where the mesh's devices lack what is asked for by name, as far as can be said
+    without compiling: config.model.attention, `asked`, or memory that rematerialisation saves in.
+    """
+    require_attention(asked, model.config, model.mesh, str(model.module.compute_dtype))
+    require_memory(model.module.remat, model.mesh.local_devices)
 
 
 def with_backend(model: Model, backend: str) -> Model:

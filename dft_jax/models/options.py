@@ -6,7 +6,7 @@ from typing import Any
 from dft_jax import sharding
 from dft_jax.models import lora
 from dft_jax.models.attention.kernels import BACKENDS
-from dft_jax.models.decoder import REMAT_POLICIES
+from dft_jax.models.rematerialisation import REMAT_POLICIES
 from dft_jax.models.spec import DecoderSpec
 from dft_jax.runtime import hub
 from dft_jax.runtime.options import AT_LEAST_1, Config, Option
@@ -30,7 +30,10 @@ SECTION = {
         ("float32", "bfloat16"),
     ),
     "remat": Option(
-        "none", "what the backward pass computes again, to save memory", tuple(REMAT_POLICIES)
+        "none",
+        "what the backward pass computes again, to save memory; offload: all, and layers' inputs"
+        " wait on the host",
+        tuple(REMAT_POLICIES),
     ),
     "attention": Option(
         "auto", "backend of attention (models/attention/kernels.py)", ("auto", *BACKENDS)

@@ -23,6 +23,10 @@ DEVICES_GIB = {
     "h200": 141,
     "b200": 180,
 }
+# Bytes/s between one device and its host, each way: of TPUs by "How to Scale Your Model"
+# (jax-ml.github.io/scaling-book/tpus), of GPUs half of what NVIDIA's datasheets give for PCIe.
+_HOST_RATES = {"v6e": 32e9, "a100-40": 32e9, "a100": 32e9, "h100": 64e9, "h200": 64e9, "b200": 64e9}
+_HOST_RATE = 16e9  # of older TPUs
 # Of NVIDIA's (developer.nvidia.com/cuda-gpus); the others are TPUs.
 _CAPABILITIES = {
     "a100-40": "8.0",
@@ -62,6 +66,11 @@ def described(name: str) -> Device:
     if name in _CAPABILITIES:
         return Device(name, "gpu", _CAPABILITIES[name])
     return Device(name, "tpu")
+
+
+def host_rate(name: str) -> float:
+    """Bytes/s from one of DEVICES_GIB to its host, and as many back."""
+    return _HOST_RATES.get(name, _HOST_RATE)
 
 
 # Shares of it: below the first a step fits, above the second it does not.

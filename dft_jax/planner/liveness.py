@@ -1,6 +1,6 @@
 """How much memory a traced computation holds at once, by a walk over its jaxpr.
 
-Nothing is compiled or run. Four rules stand for what a compiler does with memory:
+Nothing is compiled or run. Five rules stand for what a compiler does with memory:
 
 - element-wise operations, casts, broadcasts, slices and reshapes are fused into what reads them:
   they take no memory until a matrix product, a loop or another operation that needs its operands in
@@ -10,7 +10,8 @@ Nothing is compiled or run. Four rules stand for what a compiler does with memor
 - what is made from nothing is made first, as by XLA: the zeros that loops fill or add to are there
   from the beginning;
 - a loop holds its operands and its stacked results, and besides what one trip holds; a loop of one
-  trip is none.
+  trip is none;
+- what the computation puts into the host's memory takes none of the device's.
 
 Not here: what a compiler copies without need, pads, moves to another time, or makes once too often.
 """
@@ -20,6 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import jax
 from jax.extend import core
 
 from dft_jax.planner.operations import (
@@ -452,6 +454,8 @@ class _Schedule:
         elif like is not None:
             share = like.share
         n_bytes = math.prod(aval.shape) * aval.dtype.itemsize * share
+        if aval.memory_space == jax.memory.Space.Host:
+            n_bytes = 0.0
         return Array(n_bytes, aval.shape, aval.dtype, is_whole=is_local, like=like)
 
 

@@ -68,7 +68,8 @@ class Planner:
         # Gradients are accumulated in a buffer of their own from two micro-batches on, however many
         # there are.
         accumulation = min(layout.accumulation, 2)
-        step = _trace(self, tensor, ways, layout.remat, layout.rows, accumulation)
+        saving = shares.saving(layout, self.device)
+        step = _trace(self, tensor, ways, saving, layout.rows, accumulation)
         inside = shares.in_loss(self.config, self.architecture, layout)
         gib = dict.fromkeys(KINDS, 0.0)
         for array in liveness.peak(step, self._arguments(layout), inside):
@@ -84,6 +85,10 @@ class Planner:
             other=gib["other"],
             batch=gib["batch"],
         )
+
+    def host_gib(self, layout: StepLayout) -> float:
+        """What the step keeps for one device in the memory of its host: every layer's input."""
+        return shares.host_bytes(self.config, self.architecture, layout, self.device) / _GIB
 
     def _arguments(self, layout: StepLayout) -> list[liveness.Array]:
         """The arrays that the step is given, in the order of the traced step's inputs.

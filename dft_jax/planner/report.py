@@ -10,7 +10,7 @@ from dft_jax.planner import devices
 from dft_jax.planner.layouts import layouts
 from dft_jax.planner.memory import KINDS, Planner
 from dft_jax.planner.models import patches_of
-from dft_jax.planner.suggestion import Suggestion, bfloat16_note, count, suggest
+from dft_jax.planner.suggestion import Suggestion, bfloat16_note, count, offload_note, suggest
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
 from dft_jax.sharding import SomeSizes
@@ -89,9 +89,10 @@ def plan(
     choice = {}
     if found:
         choice = found.choice
-    note = bfloat16_note(config, choice)
-    if note:
-        yield note
+    notes = [bfloat16_note(config, choice)]
+    if found:
+        notes.append(offload_note(found, devices.host_rate(device)))
+    yield from filter(None, notes)
 
 
 def _parameters(model: Model) -> str:
@@ -103,7 +104,8 @@ def _parameters(model: Model) -> str:
     return text
 
 
-_COLUMNS = ("remat", "rows", "accumulation", *KINDS, " total")
+# The last is what lies on the host.
+_COLUMNS = ("remat  ", "rows", "accumulation", *KINDS, " total", " host")
 
 
 def table(planner: Planner, mesh: SomeSizes, step_rows: int, has_gib: float) -> Iterator[str]:
@@ -113,7 +115,8 @@ def table(planner: Planner, mesh: SomeSizes, step_rows: int, has_gib: float) -> 
         for layout in layouts(mesh, remat, step_rows):
             account = planner.memory(layout)
             cells = [remat, str(layout.rows), str(layout.accumulation)]
-            cells += [f"{gib:.2f}" for gib in (*account.by_kind().values(), account.total)]
+            gibs = (*account.by_kind().values(), account.total, planner.host_gib(layout))
+            cells += [f"{gib:.2f}" for gib in gibs]
             columns = zip(_COLUMNS, cells, strict=True)
             row = " ".join(cell.rjust(len(name)) for name, cell in columns)
             yield f"{row}  {devices.verdict(account.total, has_gib)}"

@@ -20,6 +20,8 @@ from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.losses import chunks, devices
 from dft_jax.models.model import DecoderSpec
+from dft_jax.models.rematerialisation import OFFLOAD
+from dft_jax.planner.devices import Device
 from dft_jax.planner.layouts import StepLayout, part
 from dft_jax.runtime.options import Config
 
@@ -43,6 +45,25 @@ def gathered_bytes(config: Config, architecture: DecoderSpec, layout: StepLayout
     of_layer = 2 * n_others * heads * architecture.head_dim * itemsize
     kept = architecture.num_layers if layout.remat == "none" else 1
     return (kept + 1) * of_layer
+
+
+def saving(layout: StepLayout, device: Device) -> str:
+    """The policy of rematerialisation that counts: the host of a CPU has the CPU's own memory."""
+    if layout.remat == OFFLOAD and device.platform == "cpu":
+        return "full"
+    return layout.remat
+
+
+def host_bytes(
+    config: Config, architecture: DecoderSpec, layout: StepLayout, device: Device
+) -> float:
+    """What a device keeps in the memory of its host: the inputs of all layers, or nothing."""
+    if saving(layout, device) != OFFLOAD:
+        return 0.0
+    length = batches.row_length(config.data) // layout.devices["sequence"]
+    itemsize = jnp.dtype(config.model.compute_dtype).itemsize
+    of_layer = layout.rows * length * architecture.hidden_size * itemsize
+    return architecture.num_layers * of_layer
 
 
 def in_loss(

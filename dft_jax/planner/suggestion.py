@@ -57,6 +57,21 @@ def bfloat16_note(config: Config, choice: Choice) -> str:
     return _BFLOAT16_PARAMETERS[config.optimizer.rounding]
 
 
+def offload_note(found: "Suggestion", rate: float) -> str:
+    """What it costs that layers' inputs wait on the host; else empty.
+
+    `rate` is that of a device's link to its host, bytes/s each way.
+    """
+    if not found.host_gib:
+        return ""
+    seconds = 2 * found.layout.accumulation * found.host_gib * 2**30 / rate
+    return (
+        f"layers' inputs wait on the host (model.remat=offload): {found.host_gib:.1f} GiB a device,"
+        f" {seconds:.1f} s of a step to get there and back at {rate / 1e9:.0f} GB/s, which costs"
+        " what is not beside the computation"
+    )
+
+
 def fitting(
     planner: Planner, mesh: SomeSizes, remat: str, step_rows: int, room_gib: float
 ) -> StepLayout | None:
@@ -74,9 +89,9 @@ def best_layout(
 ) -> StepLayout | None:
     """What fits at the least cost in time, None where nothing fits.
 
-    That is with the least tensor parallelism, then with the least recomputation, then with the
-    least sharding: each costs time, the first most. Rows are cut over `sequence` devices, which
-    divides the number of devices.
+    That is with the least tensor parallelism, then with the least recomputation and copies to the
+    host, then with the least sharding: each costs time, the first most. Rows are cut over
+    `sequence` devices, which divides the number of devices.
     """
     heads = math.gcd(planner.architecture.num_heads, planner.architecture.num_kv_heads)
     n_devices //= sequence
@@ -95,12 +110,16 @@ def best_layout(
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """What fits: as the config is if `choice` is empty, on as many devices as asked for or more."""
+    """What fits: as the config is if `choice` is empty, on as many devices as asked for or more.
+
+    `host_gib` is what each device keeps in the memory of its host besides.
+    """
 
     choice: Choice
     n_devices: int
     layout: StepLayout
     gib: float
+    host_gib: float
 
     def __str__(self) -> str:
         """As on a command line, with what it takes."""
@@ -132,7 +151,8 @@ def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -
         changed = dataclasses.replace(planner, config=config)
         found = best_layout(changed, n_tried, step_rows, room_gib, ways)
         if found:
-            return Suggestion(choice, n_tried, found, changed.memory(found).total)
+            gib, host_gib = changed.memory(found).total, changed.host_gib(found)
+            return Suggestion(choice, n_tried, found, gib, host_gib)
     return None
 
 

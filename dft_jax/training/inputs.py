@@ -5,24 +5,23 @@ from pathlib import Path
 from dft_jax.data import batches, mixture, order
 from dft_jax.data.examples import Examples
 from dft_jax.lm.checkpoint import open_config
-from dft_jax.models.attention import select
 from dft_jax.models.hf.tokenizer import Tokenizer
-from dft_jax.models.model import Model
+from dft_jax.models.model import Model, require_of_devices
 from dft_jax.runtime.options import Config
 from dft_jax.training import adapters, features
 from dft_jax.training.programs import compilation_rows
 
 
 def open_model(config: Config) -> tuple[Path, Model, Tokenizer]:
-    """As `lm.open_config`, of a model that can attend as `model.attention` asks, with the adapters
-    of `lora`.
+    """As `lm.open_config`, of a model that can attend as `model.attention` asks and save what
+    `model.remat` does, with the adapters of `lora`.
 
     Raises:
-      UserError: as there; or the attention that is asked for is not to be had; or adapters that do
-      not fit; or a `train.balance_weight` that would balance nothing.
+      UserError: as there; or attention or memory that is asked for is not to be had; or adapters
+      that do not fit; or a `train.balance_weight` that would balance nothing.
     """
     source, model, tokenizer = open_config(config)
-    select.require(config.model.attention, model.config, model.mesh, config.model.compute_dtype)
+    require_of_devices(model, config.model.attention)
     model = adapters.with_adapters(config, model)
     adapters.refuse_idle_balance(config, model)
     return source, model, tokenizer

@@ -37,14 +37,21 @@ GIB = 2**30
 # Rates of NVIDIA's and Google's pages (data sheets of H100 SXM and H200, and
 # cloud.google.com/tpu/docs), times what programs reach of them: 0.8 in products, 0.9 of the rate of
 # the memory, half of a TPU's links for one collective, half of what its host has to the network
-# (of v6e four cards of 200 Gbit/s for eight chips). 2 µs from one kernel to the next on a GPU.
+# (of v6e four cards of 200 Gbit/s for eight chips). 2 µs from one kernel to the next on a GPU. To
+# the host, and back, what jax-ml.github.io/scaling-book/tpus gives for PCIe, each way; of GPUs half
+# of what the data sheets do.
 CHIPS = {
-    "h100": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 3.35e12, launch=2e-6),
-    "h200": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 4.8e12, launch=2e-6),
-    "v5e": hlo.Chip(0.8 * 197e12, 0.8 * 197e12 / 6, 0.9 * 819e9, link=0.5 * 200e9),
-    "v5p": hlo.Chip(0.8 * 459e12, 0.8 * 459e12 / 6, 0.9 * 2765e9, link=0.5 * 600e9),
+    "h100": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 3.35e12, host=64e9, launch=2e-6),
+    "h200": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 4.8e12, host=64e9, launch=2e-6),
+    "v5e": hlo.Chip(0.8 * 197e12, 0.8 * 197e12 / 6, 0.9 * 819e9, link=0.5 * 200e9, host=16e9),
+    "v5p": hlo.Chip(0.8 * 459e12, 0.8 * 459e12 / 6, 0.9 * 2765e9, link=0.5 * 600e9, host=16e9),
     "v6e": hlo.Chip(
-        0.8 * 918e12, 0.8 * 918e12 / 6, 0.9 * 1640e9, link=0.5 * 448e9, network=0.5 * 12.5e9
+        0.8 * 918e12,
+        0.8 * 918e12 / 6,
+        0.9 * 1640e9,
+        link=0.5 * 448e9,
+        network=0.5 * 12.5e9,
+        host=32e9,
     ),
 }
 _H200 = (

@@ -43,6 +43,7 @@ class Chip:
     memory: float  # bytes/s
     link: float = math.inf  # bytes/s that one collective gets
     network: float = math.inf  # bytes/s between slices
+    host: float = math.inf  # bytes/s to the memory of the host, and as many back
     launch: float = 0.0  # s before each kernel
 
 
@@ -52,7 +53,7 @@ class Executed:
 
     instruction: Instruction
     times: float
-    kind: str  # gemm, attention, memory, or a collective's name
+    kind: str  # gemm, attention, memory, host, or a collective's name
     flops: float
     n_bytes: float
     seconds: float
@@ -245,6 +246,21 @@ def moved(instruction: Instruction, computation: Computation, program: Program) 
     return read + result
 
 
+def to_or_from_host(instruction: Instruction, computation: Computation) -> float:
+    """Bytes that an instruction copies between the device and its host's memory, space S(5)."""
+    if "S(5)" not in instruction.type:
+        return 0.0
+    if instruction.base == "dynamic-update-slice":
+        return size_of(computation[instruction.operands[1]].type, True)
+    if instruction.base == "dynamic-slice":
+        sizes = _numbers(r"dynamic_slice_sizes=\{([\d,]*)\}", instruction.attributes)
+        whole = computation[instruction.operands[0]].type
+        return size_of(whole, True) * math.prod(sizes) / math.prod(shape_of(whole)[1])
+    if instruction.base == "copy":
+        return size_of(computation[instruction.operands[0]].type, True)
+    return 0.0
+
+
 # ---- collectives
 
 
@@ -353,6 +369,11 @@ def _step(
     """The instruction with its cost, and the collectives that TPUs put inside of fusions."""
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
         return []
+    n_bytes = to_or_from_host(instruction, computation)
+    if n_bytes:
+        return [Executed(instruction, 1, "host", 0.0, n_bytes, n_bytes / chip.host)]
+    if "S(5)" in instruction.type:  # room on the host, of which nothing moves
+        return []
     kind = collective_of(instruction)
     if kind:
         n_bytes = exchanged(instruction, computation)
@@ -386,13 +407,14 @@ def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | in
     steps = executed(text, chip, unknown_trips)
     gemms, n_calls = counted(parse(text))
     exchanges = [step for step in steps if step.kind in (*COLLECTIVES, ACROSS)]
-    spent = {"gemm": 0.0, "attention": 0.0, "memory": 0.0, "collective": 0.0}
-    groups = dict.fromkeys(COLLECTIVES, "collective") | {ACROSS: "network"}
+    spent = {"gemm": 0.0, "attention": 0.0, "memory": 0.0, "collective": 0.0, "host": 0.0}
+    groups = dict.fromkeys(COLLECTIVES, "collective") | {ACROSS: "network", "host": "host"}
     for step in steps:
         group = groups.get(step.kind, step.kind)
         # "network" only where there are several slices
         spent[group] = spent.get(group, 0.0) + 1e3 * step.times * step.seconds
     local = [step for step in steps if step.kind not in groups]
+    copies = [step for step in steps if step.kind == "host"]
     return {
         "attention_calls": n_calls,
         "gemms": len(gemms),
@@ -401,6 +423,7 @@ def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | in
         "collective_gb": sum(step.times * step.n_bytes for step in exchanges) / 1e9,
         "tflop": sum(step.times * step.flops for step in steps) / 1e12,
         "gb": sum(step.times * step.n_bytes for step in local) / 1e9,
+        "host_gb": sum(step.times * step.n_bytes for step in copies) / 1e9,
         "kernels": round(sum(step.times for step in steps)),
         **{f"{group}_ms": ms for group, ms in spent.items()},
         "predicted_ms": 1e3 * seconds_of(steps),

@@ -128,8 +128,10 @@ def called_by(instruction: Instruction, *names: str) -> list[str]:
 
 
 def trip_count(loop: Instruction, around: Computation, program: Program) -> int | None:
-    """As XLA:GPU writes it, or the constant below which a loop's condition keeps its counter, from
-    where it starts by the step of its body; None where the length is data.
+    """As XLA:GPU writes it, or the constant below which a loop's condition keeps its counter, by
+    the step of its body; None where the length is data.
+
+    The counter begins at 0, or at 1 where XLA has put the first trip before the loop.
     """
     known = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
     if known:
@@ -144,21 +146,8 @@ def trip_count(loop: Instruction, around: Computation, program: Program) -> int 
     if root.opcode != "compare" or len(bounds) != 1:
         return None
     counter = _counter(compared, inside)
-    left = bounds[0] - _start(loop, counter, around)
-    return -(-left // _counter_step(program.computations[body], counter))
-
-
-def _start(loop: Instruction, counter: int, around: Computation) -> int:
-    """Where a loop's counter starts: at 1 if XLA has put the first trip before it; 0 if that is
-    hidden.
-    """
-    [name] = loop.operands
-    if around[name].opcode != "tuple":
-        return 0
-    name = around[name].operands[counter]
-    while around[name].opcode in ("copy", "bitcast"):
-        [name] = around[name].operands
-    return int(around[name].value) if around[name].opcode == "constant" else 0
+    trips = bounds[0] - _counter_start(loop, around, counter)
+    return -(-trips // _counter_step(program.computations[body], counter))
 
 
 def _counter(compared: Instruction, condition: Computation) -> int:
@@ -168,6 +157,17 @@ def _counter(compared: Instruction, condition: Computation) -> int:
         if condition[name].opcode == "get-tuple-element" and found:
             return int(found[1])
     return 0
+
+
+def _counter_start(loop: Instruction, around: Computation, counter: int) -> int:
+    """The constant that a loop is given for its counter; 0 if that is hidden."""
+    given = around[loop.operands[0]]
+    if given.opcode != "tuple":
+        return 0
+    found = around[given.operands[counter]]
+    while found.opcode in ("copy", "bitcast"):
+        found = around[found.operands[0]]
+    return int(found.value) if found.opcode == "constant" else 0
 
 
 def _constants(name: str, program: Program) -> list[int]:

@@ -41,6 +41,7 @@ PODS = {"v5p-128": "v5p:4x4x4", "v6e-256": "v6e:16x16"}
 GROWING = {n: f"v6e:{x}x{n // x}" for n, x in ((1, 1), (4, 2), (8, 2), (16, 4), (32, 4), (64, 8))}
 GROWING |= {128: "v6e:8x16", 256: "v6e:16x16"}
 CHUNK_TOKENS = 4096  # of the head
+OFFLOAD = "offload"  # layers' inputs are on the host
 # Where experts lie on different chips, four ways.
 EXPERTS = ((PODS["v5p-128"], 64), (PODS["v6e-256"], 256))
 
@@ -81,6 +82,8 @@ def _pods() -> list[Case]:
         ]
     every += [Case("pods", "70b", v5p, (1, 64, 1), 8192, rows=2)]
     every += [Case("pods", "30b-a3b", device, (1, n // 4, 1, 1, 4), 4096) for device, n in EXPERTS]
+    every += [Case("pods", "8b", GROWING[16], (1, 16, 1), 4096, remat=OFFLOAD)]
+    every += [Case("pods", "70b", v6e, (1, 256, 1), 8192, rows, remat=OFFLOAD) for rows in (5, 2)]
     return every
 
 
@@ -169,7 +172,9 @@ def line_of(case: Case, keep: Path | None = None) -> dict:
         **case.settings,
         "chips": math.prod(case.mesh),
         **aot.memory_of(compiled),
+        "host_gib": compiled.memory_analysis().host_temp_size_in_bytes / aot.GIB,
         "plan_gib": plan_gib(case),
+        "plan_host_gib": planner.host_gib(layout),
         **work_of(case),
         **found,
         "compile_s": round(time.perf_counter() - start),

@@ -10,22 +10,25 @@ from pathlib import Path
 from dft_jax import sharding
 from experiments import common
 from experiments.performance import aot, records
-from experiments.pods.compile import PODS
+from experiments.pods.compile import OFFLOAD, PODS
 
 HERE = Path(__file__).parent
 _LOCAL = {"gemm": "products", "attention": "attention", "memory": "memory"}
 _PARTS = _LOCAL | {"collective": "links"}
+# What can be sent and copied while the rest is computed, each on its own way.
+_BESIDE = ("collective", "network", "host")
 _REACHED = 0.8  # of the data sheet's FLOP/s, in aot.CHIPS
 
 
 def times_s(row: dict[str, str]) -> tuple[float, float]:
-    """Of a step: with all that is sent hidden behind the rest, or where that takes longer, and with
-    nothing hidden.
+    """Of a step: with all that is sent, or copied to the host and back, hidden behind the rest, or
+    where one of these takes longer, and with nothing hidden.
+
+    Rows that are older than policies of the host have no time for it.
     """
-    local = sum(float(row[f"{part}_ms"]) / 1e3 for part in _LOCAL)
-    # Between slices only where there are several; the two networks are apart.
-    sent = [float(row.get(f"{part}_ms") or 0.0) / 1e3 for part in ("collective", "network")]
-    return max(local, *sent), local + sum(sent)
+    spent = {part: float(row.get(f"{part}_ms") or 0.0) / 1e3 for part in (*_LOCAL, *_BESIDE)}
+    local = sum(spent[part] for part in _LOCAL)
+    return max(local, *(spent[part] for part in _BESIDE)), sum(spent.values())
 
 
 def mfu(row: dict[str, str], seconds: float) -> float:
@@ -59,7 +62,9 @@ def table_row(row: dict[str, str]) -> dict[str, str]:
         "pod": pod_name(row),
         "mesh": mesh_text(row),
         "rows of a chip": f"{row['rows']} × {int(row['length']):,}",
+        "remat": row["remat"],
         "GiB a chip": f"{xla:.1f}",
+        "on its host": _host_text(row),
         "plan": plan,
         "collectives of a step": row["collectives"],
         "FLOPs, made / needed": f"{_made_over_needed(row):.2f}",
@@ -68,6 +73,13 @@ def table_row(row: dict[str, str]) -> dict[str, str]:
         f" {tokens / low / int(row['chips']):,.0f}",
         "MFU": f"{100 * mfu(row, high):.0f} – {100 * mfu(row, low):.0f} %",
     }
+
+
+def _host_text(row: dict[str, str]) -> str:
+    """GiB that lie there, and how many GB a step copies."""
+    if row["remat"] != OFFLOAD:
+        return "–"
+    return f"{float(row['host_gib']):.1f} ({float(row['host_gb']):.0f} GB copied)"
 
 
 def _made_over_needed(row: dict[str, str]) -> float:

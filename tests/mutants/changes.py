@@ -1222,6 +1222,35 @@ OF_BUCKETS = [
     ),
 ]
 
+# ---- layers' inputs on the host
+
+OF_OFFLOADING = [
+    Change(
+        "offload-saves-nothing",
+        "dft_jax/models/rematerialisation.py",
+        "names_which_can_be_offloaded=(LAYER_INPUT,),",
+        "names_which_can_be_offloaded=(),",
+        ("tests/models/test_rematerialisation.py",),
+        "on_the_host",
+    ),
+    Change(
+        "offload-where-there-is-no-such-memory",
+        "dft_jax/models/rematerialisation.py",
+        "_HOST_MEMORY not in kinds",
+        "not kinds",
+        ("tests/models/test_rematerialisation.py",),
+        "refused",
+    ),
+    Change(
+        "offload-counted-on-the-device",
+        "dft_jax/planner/liveness.py",
+        "aval.memory_space == jax.memory.Space.Host",
+        "False",
+        ("tests/planner/test_offload.py",),
+        "leave_the_device",
+    ),
+]
+
 CHANGES = [
     *OF_LOSSES,
     *OF_DATA,
@@ -1236,4 +1265,5 @@ CHANGES = [
     *OF_EXPERTS,
     *OF_SHARES,
     *OF_BUCKETS,
+    *OF_OFFLOADING,
 ]
