@@ -131,8 +131,7 @@ def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -
     asked = sharding.by_axis(sizes)
     sequence, expert = asked["sequence"], asked["expert"]
     tries = [
-        (choice, n_devices, sequence, expert)
-        for choice in (_LORA_CHOICES if is_lora else CHOICES)
+        (choice, n_devices, sequence, expert) for choice in (_LORA_CHOICES if is_lora else CHOICES)
     ]
     tries += [
         ({}, n_devices, sequence, ways)
