@@ -13,7 +13,7 @@ _CALLS = frozenset(
     custom_vjp_call""".split()
 )
 
-_Casts = dict[Any, list[Value]]  # (operand, dtype or order of axes) -> its result
+_Casts = dict[Any, list[Value]]  # (operand, dtype) -> its result
 
 
 def inline(
@@ -51,8 +51,6 @@ def inline(
             results = _filled(equation, operands)
         elif name == "convert_element_type":
             results = _inline_cast(equation, operands, operations, is_local, casts)
-        elif name == "transpose":
-            results = _inline_transpose(equation, operands, operations, is_local, casts)
         else:
             results = _append(equation, operands, operations, is_local)
         for var, result in zip(equation.outvars, results, strict=True):
@@ -102,25 +100,6 @@ def _inline_cast(
     if operand:
         casts[cast] = results
     return results
-
-
-def _inline_transpose(
-    equation: Any,
-    operands: list[Value | None],
-    operations: list[Operation],
-    is_local: bool,
-    casts: _Casts,
-) -> list[Value]:
-    """The same transpose twice is one, and back again it is the array that it was made of."""
-    [operand], order = operands, tuple(equation.params["permutation"])
-    if operand is None:
-        return _append(equation, operands, operations, is_local)
-    if (id(operand), order) not in casts:
-        results = _append(equation, operands, operations, is_local)
-        back = tuple(order.index(axis) for axis in range(len(order)))
-        casts[id(operand), order] = results
-        casts[id(results[0]), back] = [operand]
-    return casts[id(operand), order]
 
 
 def _inline_scan(

@@ -54,8 +54,6 @@ _REDUCTIONS = frozenset(
     reduce reduce_sum reduce_max reduce_min reduce_and reduce_or reduce_prod argmax argmin
     """.split()
 )
-# Kernels, which read their operands in one order of elements; a product may read them in any.
-_ORDERED = frozenset("""ragged_dot ragged_dot_general""".split())
 
 
 @dataclasses.dataclass
@@ -165,9 +163,6 @@ class _Schedule:
         self.rules = rules
         self.events: list[_Event] = []
         self.early: list[Array] = []
-        # Values that are transposed, and arrays with their transposed copies.
-        self.transposed: set[Value] = set()
-        self.copies: list[tuple[Array, Array]] = []
 
     def fill(
         self, operations: list[Operation], outputs: list[Value | None], is_local: bool
@@ -177,20 +172,12 @@ class _Schedule:
             if operation.name in FUSED:
                 for value in operation.outputs:
                     value.arrays = _arrays_of(operation.inputs)
-                if operation.name == "transpose":
-                    self.transposed.update(operation.outputs)
             elif operation.name == "enter":
                 self._enter(operation)
             elif operation.name == "leave":
                 self._leave(operation)
             else:
                 self._run(operation)
-        self._finish(outputs, is_local)
-
-    def _finish(self, outputs: list[Value | None], is_local: bool) -> None:
-        """Nothing more is made: how long arrays stay that are copied, or that are results."""
-        for array, copy in self.copies:
-            array.last = copy.last = max(array.last, copy.last)
         results = list(filter(None, outputs))
         for value in results:
             self._store([value], is_local)
@@ -209,8 +196,6 @@ class _Schedule:
             # be there.
             self._store(operation.inputs[:1], operation.is_local)
         elif operation.name not in _REDUCTIONS:
-            if operation.name in _ORDERED:
-                self._copy_transposed(operation)
             self._store(operation.inputs, operation.is_local)
         if operation.name in ("scan", "while", "cond"):
             inside, n_in_place = self._trip(operation)
@@ -297,20 +282,6 @@ class _Schedule:
         self._add(_Event([(summed, False)], inside.arrays | _arrays_of(given)))
         # Cut where it is read: the head's gradient lies whole beside the layers' backward pass.
         outside.arrays = {summed}
-
-    def _copy_transposed(self, operation: Operation) -> None:
-        """Operands in another order than that of their arrays are copied, and both stay until
-        nothing reads either: XLA has a layer's experts in both orders through its backward pass (a
-        step of Qwen3-30B-A3B, compiled for v5p: six arrays for three kernels).
-        """
-        for value in operation.inputs:
-            if value not in self.transposed or value.in_memory or len(value.arrays) != 1:
-                continue
-            [array] = value.arrays
-            copy = self._array(value, operation.is_local)
-            self._add(_Event([(copy, False)], {array}))
-            self.copies.append((array, copy))
-            value.arrays, value.in_memory = {copy}, True
 
     def _store(self, values: list[Value], is_local: bool) -> None:
         """Puts into memory what was only to be computed so far."""

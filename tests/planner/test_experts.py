@@ -30,19 +30,20 @@ def with_experts(device=devices.CPU, compute="bfloat16"):
 TPU = devices.described("v5p")
 
 
+@pytest.mark.slow
 def test_parameters_are_cut_and_a_layers_own_experts_are_gathered():
     planner = with_experts(TPU)
     account = {
         ways: planner.memory(layouts.StepLayout((1, 8 // ways, 1, 1, ways), "full", 1, 1))
-        for ways in (1, 4, 8)
+        for ways in (1, 4)
     }
     n_params = parameter_count(planner.build((1, 1, 1)).abstract_params)
     for found in account.values():
         # All but norms are cut over eight devices, in one way or another.
         assert found.parameters == pytest.approx(4 * n_params / 8 / GIB, rel=0.01)
-    # The most is a layer's experts with their gradients, of which each device has a part.
-    assert account[4].total < 0.8 * account[1].total
-    assert account[8].total < account[4].total
+    # Of a layer's experts and their gradients each device has a part; tokens come to it instead.
+    assert account[4].other < 0.85 * account[1].other
+    assert account[1].total > account[4].total
 
 
 def test_gathered_tokens_are_counted_by_hand():
@@ -71,16 +72,20 @@ def test_nothing_of_pairs_is_kept_where_experts_lie_apart():
     assert kept[1] - kept[4] == pytest.approx(of_pairs, rel=0.02)
 
 
-def test_experts_are_put_on_different_devices_where_nothing_else_fits():
+@pytest.mark.slow
+def test_experts_are_put_on_different_devices_where_nothing_else_fits(monkeypatch):
     planner = with_experts(TPU)
+    # Which `tensor` cannot cut; and no other dtypes, which are tried before.
+    architecture = dataclasses.replace(planner.architecture, num_kv_heads=1)
+    planner = dataclasses.replace(planner, architecture=architecture)
+    monkeypatch.setattr(suggestion, "CHOICES", ({},))
     apart = layouts.StepLayout((1, 2, 1, 1, 4), "full", 1, 1)
     room = planner.memory(apart).total * 1.01
     found = suggestion.suggest(planner, 8, 8, room)
     assert found.layout.devices["expert"] > 1 and found.n_devices == 8 and found.choice == {}
     assert "--config.mesh.expert=" in str(found)
-    # A device has a row at least: of fewer rows some devices would have none.
-    few = suggestion.suggest(planner, 8, 4, room)
-    assert few is None or few.layout.devices["expert"] == 1 or few.n_devices > 8
+    # A device has a row at least: of fewer rows some would have none.
+    assert suggestion.best_layout(planner, 8, 4, room, 1, 4) is None
 
 
 def test_a_model_without_experts_is_never_told_to_place_them():

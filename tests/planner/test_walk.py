@@ -105,18 +105,3 @@ def test_what_is_cut_outside_is_summed_whole_beside_what_it_is_a_sum_of():
     assert cut == pytest.approx(0.125 + 1 + 1 + 1, abs=0.01)
     # Nothing is cut: the product is the result, and is added where w was.
     assert peak_mib(gradient, X, X) == pytest.approx(3, abs=0.01)
-
-
-def test_kernels_keep_their_operands_in_both_orders():
-    """At the second of them there are w, its transposed copy, two products, and its result."""
-    sizes = jnp.array([512], jnp.int32)
-
-    def by_kernels(w, x):
-        transposed = w.swapaxes(1, 2)
-        first = jax.lax.ragged_dot(x, transposed, sizes)
-        second = first @ first
-        # Transposed back: w itself.
-        third = jax.lax.ragged_dot(second, transposed.swapaxes(1, 2), sizes)
-        return third @ first @ second
-
-    assert peak_mib(by_kernels, (1, *X), X) == pytest.approx(5, abs=0.01)
