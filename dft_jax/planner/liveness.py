@@ -1,6 +1,6 @@
 """How much memory a traced computation holds at once, by a walk over its jaxpr.
 
-Nothing is compiled or run. Four rules stand for what a compiler does with memory:
+Nothing is compiled or run. Five rules stand for what a compiler does with memory:
 
 - element-wise operations, casts, broadcasts, slices and reshapes are fused into what reads them:
   they take no memory until a matrix product, a loop or another operation that needs its operands in
@@ -10,7 +10,9 @@ Nothing is compiled or run. Four rules stand for what a compiler does with memor
 - what is made from nothing is made first, as by XLA: the zeros that loops fill or add to are there
   from the beginning;
 - a loop holds its operands and its stacked results, and besides what one trip holds; a loop of one
-  trip is none.
+  trip is none;
+- what enters shard_map is gathered, in the dtype that it is cast to there; what leaves it is summed
+  over devices whole, beside what it is a sum of, and cut where it is read.
 
 Not here: what a compiler copies without need, pads, moves to another time, or makes once too often.
 """
