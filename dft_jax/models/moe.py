@@ -106,7 +106,7 @@ class Experts(nn.Module):
         E, F, D = experts.count, experts.width, self.spec.hidden_size
         router = layers.Linear(
             "BLD,ED->BLE",
-            (E, D),
+            (E + experts.absent, D),
             ("router", "embed"),
             0,
             self.spec.init_std,
@@ -164,12 +164,14 @@ def _on_every_device(
 
     def local(x_bLD: Array, logits_bLE: Array, is_token_bL: Array, *kernels: Array) -> Any:
         *_, D = x_bLD.shape
-        shares_NS, chosen_NS = route(experts, logits_bLE.reshape(-1, experts.count))
+        shares_NS, chosen_NS = route(experts, logits_bLE.reshape(-1, logits_bLE.shape[-1]))
         tokens = x_bLD.reshape(-1, D), shares_NS, chosen_NS
         through = functools.partial(
             through_experts, platform, kernels=kernels, differs_along=differs_along
         )
-        if split_along is None:
+        if experts.absent:
+            y_ND = _part(through, 0, experts.count)(tokens)
+        elif split_along is None:
             y_ND = through(*tokens)
         else:
             n_own = experts.count // mesh.shape[EXPERT]
@@ -215,7 +217,19 @@ def by_all_devices(
       has_other_tokens: whether each device has tokens of its own; else all have the same.
       tokens: x_ND, shares_NS and chosen_NS of this device.
     """
-    first = jax.lax.axis_index(EXPERT) * n_own
+    part = _part(through, jax.lax.axis_index(EXPERT) * n_own, n_own)
+    if not has_other_tokens:
+        # Each device takes other pairs of them, and their gradients are to be added up.
+        tokens = jax.lax.pcast(tokens, EXPERT, to="varying")
+        return jax.lax.psum(part(tokens), EXPERT)
+    # Tokens of all devices come to each, …
+    y_MND = jax.lax.map(part, jax.lax.all_gather(tokens, EXPERT))
+    # … and what its experts make of them is added up where they came from.
+    return jax.lax.psum_scatter(y_MND, EXPERT, scatter_dimension=0)
+
+
+def _part(through: Callable[..., Array], first: Any, n_own: int) -> Callable[..., Array]:
+    """What `n_own` experts from number `first` on make of tokens that may go through others too."""
 
     # A scan's forward and backward pass are two loops: nothing of them can be merged.
     @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -225,14 +239,7 @@ def by_all_devices(
         is_here_NS = (number_NS >= 0) & (number_NS < n_own)
         return through(x_ND, shares_NS, jnp.where(is_here_NS, number_NS, n_own), some_absent=True)
 
-    if not has_other_tokens:
-        # Each device takes other pairs of them, and their gradients are to be added up.
-        tokens = jax.lax.pcast(tokens, EXPERT, to="varying")
-        return jax.lax.psum(part(tokens), EXPERT)
-    # Tokens of all devices come to each, …
-    y_MND = jax.lax.map(part, jax.lax.all_gather(tokens, EXPERT))
-    # … and what its experts make of them is added up where they came from.
-    return jax.lax.psum_scatter(y_MND, EXPERT, scatter_dimension=0)
+    return part
 
 
 def through_experts(

@@ -211,6 +211,9 @@ class ExpertsSpec:
     width: int  # of one: its feed-forward width
     # Whether the shares of a token's experts are divided by their sum.
     normalised: bool
+    # Besides `count`, experts that are on other devices: the router knows them, and of the tokens
+    # none goes through them here. For plans, which trace the program of one device alone.
+    absent: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,6 +51,21 @@ class Account:
 KINDS = tuple(field.name for field in dataclasses.fields(Account))
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """Devices along the axes of a mesh that make a device's program differ in its shapes."""
+
+    tensor: int
+    sequence: int
+    expert: int
+
+    @classmethod
+    def of(cls, layout: StepLayout) -> "Cut":
+        """Those of a layout."""
+        along = layout.devices
+        return cls(along["tensor"], along["sequence"], along["expert"])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Planner:
     """A config and an architecture: `memory(layout)` is the account of its training step.
@@ -64,17 +79,20 @@ class Planner:
 
     def memory(self, layout: StepLayout) -> Account:
         """What the step takes on one device when it takes most."""
-        tensor, ways = layout.devices["tensor"], layout.devices["sequence"]
+        tensor, cut = layout.devices["tensor"], Cut.of(layout)
         # Gradients are accumulated in a buffer of their own from two micro-batches on, however many
         # there are.
         accumulation = min(layout.accumulation, 2)
         saving = shares.saving(layout, self.device)
-        step = _trace(self, tensor, ways, saving, layout.rows, accumulation)
+        step = _trace(self, cut, saving, layout.rows, accumulation)
         inside = shares.in_loss(self.config, self.architecture, layout)
+        # A CPU's products are calls of a library, which adds them to nothing.
+        rules = liveness.Rules(inside, adds_inside_products=self.device.platform != "cpu")
         gib = dict.fromkeys(KINDS, 0.0)
-        for array in liveness.peak(step, self._arguments(layout), inside):
+        for array in liveness.peak(step, self._arguments(layout), rules):
             gib[array.kind or self._kind(array, tensor)] += array.n_bytes / _GIB
-        gathered = shares.gathered_bytes(self.config, self.architecture, layout)
+        gathered = shares.gathered_keys(self.config, self.architecture, layout)
+        gathered += shares.gathered_tokens(self.config, self.architecture, layout)
         gib["activations"] += gathered / _GIB
         return Account(
             parameters=gib["parameters"],
@@ -185,16 +203,20 @@ def _n_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 @functools.cache
-def _device_model(planner: Planner, tensor: int, ways: int, remat: str) -> Model:
-    """The model as one of `tensor` devices sees it, on a mesh of one device, with the attention of
-    one of `ways` parts of a row.
+def _device_model(planner: Planner, cut: Cut, remat: str) -> Model:
+    """The model as one device sees it, on a mesh of one device, with the attention of one of
+    `cut.sequence` parts of a row.
 
-    It has that device's heads, and its slices of the feed-forward layers and the vocabulary.
+    It has that device's heads and experts, and its slices of the feed-forward layers and the
+    vocabulary.
     """
     a = planner.architecture
-    experts = a.experts
+    experts, tensor = a.experts, cut.tensor
     if experts is not None:
-        experts = dataclasses.replace(experts, width=part(experts.width, tensor))
+        n_own = experts.count // cut.expert
+        experts = dataclasses.replace(
+            experts, count=n_own, absent=experts.count - n_own, width=part(experts.width, tensor)
+        )
     architecture = dataclasses.replace(
         a,
         experts=experts,
@@ -204,16 +226,16 @@ def _device_model(planner: Planner, tensor: int, ways: int, remat: str) -> Model
         vocab_size=part(a.vocab_size, tensor),
     )
     model = planner.build((1,), architecture, remat)
-    return with_backend(model, planner.attention(ways))
+    return with_backend(model, planner.attention(cut.sequence))
 
 
 @functools.lru_cache(maxsize=256)
-def _trace(planner: Planner, tensor: int, ways: int, remat: str, rows: int, accumulation: int):
+def _trace(planner: Planner, cut: Cut, remat: str, rows: int, accumulation: int):
     """The training step of one device, as JAX traces it."""
-    model, optimizer = _device_model(planner, tensor, ways, remat), planner.optimizer()
+    model, optimizer = _device_model(planner, cut, remat), planner.optimizer()
     objective = objectives.make_objective(planner.config.objective)
     step_options = StepOptions.of(planner.config.train, planner.config.optimizer)
     # Not `make_train_step`: what that asks of a compiler has no place within another trace.
     step = jax.jit(make_update(model, objective, optimizer, step_options))
-    state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows, ways)
+    state, batch = abstract_state(model, optimizer), planner.batch(accumulation, rows, cut.sequence)
     return jax.make_jaxpr(step)(planner.frozen(model), state, batch)

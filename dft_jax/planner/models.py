@@ -70,13 +70,15 @@ def batch_of(
     """The shapes of a step's batch, [A, B, L], of one device, which works on one of `ways` parts of
     its rows.
     """
-    shape = (accumulation, rows, batches.row_length(config.data) // ways)
+    length = batches.row_length(config.data)
+    shape = (accumulation, rows, length // ways)
     integers = jax.ShapeDtypeStruct(shape, "int32")
     booleans = jax.ShapeDtypeStruct(shape, "bool")
     weights = None
     if batches.may_weigh(config.data):
         weights = jax.ShapeDtypeStruct(shape, "float32")
-    most_segments = max(shape[-1] // _LEAST_MEAN_LENGTH, 1)
+    # Of the whole row: a device's part may have all of its short examples.
+    most_segments = max(length // _LEAST_MEAN_LENGTH, 1)
     images = images_of(config, architecture, shape)
     return Batch(integers, integers, booleans, integers, integers, most_segments, weights, images)
 

@@ -51,10 +51,6 @@ def plan(
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     planner = Planner(config, architecture, devices.described(device))
     mesh = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
-    *_, expert = mesh
-    if expert > 1:
-        what = f"config.mesh.expert={expert} is not in the plan's account of experts"
-        raise errors.UserError(f"{what}; plan with 1, and mesh.fsdp={mesh[1] * expert}")
     examples: int = config.train.global_batch
     step_rows = min(step_rows or examples, examples)
     has_gib = devices.DEVICES_GIB[device]

@@ -2,7 +2,8 @@
 
 The planner traces the step of one device as if it were alone, with its own rows and the vocabulary
 of one device along `tensor`. Parameters are cut over `fsdp`, and gathered for use. Where rows are
-shared along `fsdp` (losses/devices.py), the loss has more hidden states and less of the vocabulary.
+shared along `fsdp` and `expert` (losses/devices.py), the loss has more hidden states and less of
+the vocabulary.
 Of two devices along it:
 
                      traced     held
@@ -32,7 +33,7 @@ def whole(shape: tuple[int, ...]) -> float:
     return 1.0
 
 
-def gathered_bytes(config: Config, architecture: DecoderSpec, layout: StepLayout) -> float:
+def gathered_keys(config: Config, architecture: DecoderSpec, layout: StepLayout) -> float:
     """Keys and values of the other devices' positions, which the trace of one device lacks.
 
     Where rows are cut, those of the whole rows come to each device (attention/sequence.py): of one
@@ -45,6 +46,23 @@ def gathered_bytes(config: Config, architecture: DecoderSpec, layout: StepLayout
     of_layer = 2 * n_others * heads * architecture.head_dim * itemsize
     kept = architecture.num_layers if layout.remat == "none" else 1
     return (kept + 1) * of_layer
+
+
+def gathered_tokens(config: Config, architecture: DecoderSpec, layout: StepLayout) -> float:
+    """Tokens of the other devices along `expert`, which the trace of one device lacks.
+
+    Those of all devices come to each (models/moe.py). At once there are, of one layer, the tokens,
+    the gradients of what the experts made of them, and their own; under "none" the tokens of every
+    layer stay. A token's shares and numbers of experts are small beside it.
+    """
+    others = layout.devices["expert"] - 1
+    length = batches.row_length(config.data) // layout.devices["sequence"]
+    itemsize = jnp.dtype(config.model.compute_dtype).itemsize
+    of_layer = others * layout.rows * length * architecture.hidden_size * itemsize
+    kept = 1
+    if layout.remat == "none":
+        kept = sum(layer.feed_forward == "experts" for layer in architecture.layers)
+    return (kept + 2) * of_layer
 
 
 def saving(layout: StepLayout, device: Device) -> str:
@@ -71,7 +89,7 @@ def in_loss(
 ) -> Callable[[tuple[int, ...]], float]:
     """How much of an array of the traced loss a device holds, by the array's shape."""
     along, rows = layout.devices, layout.rows
-    fsdp, tensor = along["fsdp"], along["tensor"]
+    ways, tensor = along["fsdp"] * along["expert"], along["tensor"]
     length = batches.row_length(config.data) // along["sequence"]
     vocab, width = architecture.vocab_size, architecture.hidden_size
     mesh = sharding.abstract_mesh(layout.mesh)
@@ -82,16 +100,16 @@ def in_loss(
         return whole
     # It divides: rows would not be shared otherwise.
     vocab //= tensor
-    held_chunk = chunks.size(rows * length * fsdp, config.train.loss_chunk_tokens)
+    held_chunk = chunks.size(rows * length * ways, config.train.loss_chunk_tokens)
 
     def share(shape: tuple[int, ...]) -> float:
         if shape[-1:] == (vocab,):
             # Logits [C, V], or numbers of tokens [V], which nothing keeps.
-            return held_chunk / shape[0] / fsdp
+            return held_chunk / shape[0] / ways
         if vocab in shape:
-            return 1 / fsdp
+            return 1 / ways
         if shape in ((rows * length, width), (rows, length, width)):
-            return fsdp
+            return ways
         return 1.0
 
     return share

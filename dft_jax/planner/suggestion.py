@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 
+from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.models.attention.kernels import TILE
 from dft_jax.models.lora import is_adapted
@@ -31,8 +32,10 @@ _LORA_CHOICES: tuple[Choice, ...] = (
 )
 # Where nothing fits, on no number of devices.
 _LORA: Choice = {"lora.rank": 8, "model.param_dtype": "bfloat16"}
-# Where none of them helps: rows cut over so many devices, which moves keys and values in every
-# layer;
+# Where none of them helps: experts on so many different devices, to which tokens travel. Beyond
+# eight that moves more than other ways would (models/moe.py);
+_EXPERTS = (2, 4, 8)
+# rows cut over so many devices, which moves keys and values in every layer;
 _SEQUENCES = (2, 4, 8, 16)
 # then so many times as many devices.
 _MORE_DEVICES = (2, 4, 8)
@@ -85,23 +88,29 @@ def fitting(
 
 
 def best_layout(
-    planner: Planner, n_devices: int, step_rows: int, room_gib: float, sequence: int = 1
+    planner: Planner,
+    n_devices: int,
+    step_rows: int,
+    room_gib: float,
+    sequence: int = 1,
+    expert: int = 1,
 ) -> StepLayout | None:
     """What fits at the least cost in time, None where nothing fits.
 
     That is with the least tensor parallelism, then with the least recomputation and copies to the
     host, then with the least sharding: each costs time, the first most. Rows are cut over
-    `sequence` devices, which divides the number of devices.
+    `sequence` devices, and experts lie on `expert` different ones; together they divide the number
+    of devices.
     """
     heads = math.gcd(planner.architecture.num_heads, planner.architecture.num_kv_heads)
-    n_devices //= sequence
+    n_devices //= sequence * expert
     sizes = [size for size in range(1, n_devices + 1) if n_devices % size == 0]
     for tensor, remat, fsdp in itertools.product(sizes, REMAT_POLICIES, sizes):
         # Devices that have different rows; each needs one row at least.
         shards = n_devices // tensor
-        if heads % tensor or shards % fsdp or shards > step_rows:
+        if heads % tensor or shards % fsdp or shards * expert > step_rows:
             continue
-        mesh = shards // fsdp, fsdp, tensor, sequence
+        mesh = shards // fsdp, fsdp, tensor, sequence, expert
         found = fitting(planner, mesh, remat, step_rows, room_gib)
         if found:
             return found
@@ -131,29 +140,52 @@ class Suggestion:
 
 
 def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -> Suggestion | None:
-    """What fits on these devices, with one of CHOICES if need be; else with rows cut over some of
-    them; else on up to 8 times as many; else with adapters in place of all parameters.
+    """What fits on these devices, with one of CHOICES if need be; else with experts on different
+    ones, or rows cut over some of them; else on up to 8 times as many; else with adapters in place
+    of all parameters.
 
-    A config that cuts rows keeps that.
+    A config that cuts rows keeps that, and one whose experts lie on different devices keeps those.
     """
-    is_lora, asked = planner.lora is not None, max(planner.config.mesh.sequence, 1)
-    tries = [(choice, n_devices, asked) for choice in (_LORA_CHOICES if is_lora else CHOICES)]
-    tries += [({}, n_devices, ways) for ways in _ways_to_cut(planner, n_devices) if ways > asked]
-    tries += [({}, n_devices * more, asked) for more in _MORE_DEVICES]
+    is_lora = planner.lora is not None
+    sizes = sharding.mesh_sizes(**planner.config.mesh, device_count=n_devices)
+    asked = sharding.by_axis(sizes)
+    sequence, expert = asked["sequence"], asked["expert"]
+    tries = [
+        (choice, n_devices, sequence, expert) for choice in (_LORA_CHOICES if is_lora else CHOICES)
+    ]
+    tries += [
+        ({}, n_devices, sequence, ways)
+        for ways in _ways_to_place(planner, n_devices // sequence)
+        if ways > expert
+    ]
+    tries += [
+        ({}, n_devices, ways, expert)
+        for ways in _ways_to_cut(planner, n_devices // expert)
+        if ways > sequence
+    ]
+    tries += [({}, n_devices * more, sequence, expert) for more in _MORE_DEVICES]
     if not is_lora:
-        tries.append((_LORA, n_devices, asked))
-    for choice, n_tried, ways in tries:
+        tries.append((_LORA, n_devices, sequence, expert))
+    for choice, n_tried, *ways in tries:
         config = planner.config.copy_and_resolve_references()
         config.update_from_flattened_dict(choice)
         # With a b2 near 1, a second moment in bfloat16 would never shrink.
         if optimizer.problems(config.optimizer.moment_dtype, config.optimizer.b2):
             continue
         changed = dataclasses.replace(planner, config=config)
-        found = best_layout(changed, n_tried, step_rows, room_gib, ways)
+        found = best_layout(changed, n_tried, step_rows, room_gib, *ways)
         if found:
             gib, host_gib = changed.memory(found).total, changed.host_gib(found)
             return Suggestion(choice, n_tried, found, gib, host_gib)
     return None
+
+
+def _ways_to_place(planner: Planner, n_devices: int) -> list[int]:
+    """On how many different devices the experts can lie; on none of a model without any."""
+    experts = planner.architecture.experts
+    if experts is None:
+        return []
+    return [ways for ways in _EXPERTS if n_devices % ways == 0 and experts.count % ways == 0]
 
 
 def _ways_to_cut(planner: Planner, n_devices: int) -> list[int]:
@@ -163,7 +195,9 @@ def _ways_to_cut(planner: Planner, n_devices: int) -> list[int]:
     length = batches.row_length(planner.config.data)
     if planner.attention() == "cudnn":
         return []
-    return [ways for ways in _SEQUENCES if n_devices % ways == 0 and length % (ways * TILE) == 0]
+    return [
+        ways for ways in _SEQUENCES if n_devices % ways == 0 and length % (2 * ways * TILE) == 0
+    ]
 
 
 def count(number: int, what: str) -> str:

@@ -1,5 +1,6 @@
 """The state of training: its shapes and layouts before anything is allocated, and how it begins."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation) -> Tra
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
 
     opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
+        # In shapes here too: as it is, `init` makes its counters, each a program that is compiled.
+        functools.partial(jax.eval_shape, optimizer.init),
         lambda leaf, param: like(leaf, param.sharding),
         jax.eval_shape(optimizer.init, model.trainable),
         model.trainable,

@@ -148,12 +148,9 @@ def chunks_of(case: Case) -> int:
     return max(1, trained // CHUNK_TOKENS)
 
 
-def plan_gib(case: Case) -> float | None:
-    """Of a chip; None where experts lie on different chips, which the planner does not know."""
-    layout = layout_of(case)
-    if layout.devices["expert"] > 1:
-        return None
-    return planner_of(case).memory(layout).total
+def plan_gib(case: Case) -> float:
+    """Of a chip."""
+    return planner_of(case).memory(layout_of(case)).total
 
 
 def line_of(case: Case, keep: Path | None = None) -> dict:

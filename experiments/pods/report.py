@@ -61,7 +61,7 @@ def table_row(row: dict[str, str]) -> dict[str, str]:
         "trained": what,
         "pod": pod_name(row),
         "mesh": mesh_text(row),
-        "rows of a chip": f"{row['rows']} × {int(row['length']):,}",
+        "rows of a chip": _rows_text(row),
         "remat": row["remat"],
         "GiB a chip": f"{xla:.1f}",
         "on its host": _host_text(row),
@@ -80,6 +80,14 @@ def _host_text(row: dict[str, str]) -> str:
     if row["remat"] != OFFLOAD:
         return "–"
     return f"{float(row['host_gib']):.1f} ({float(row['host_gb']):.0f} GB copied)"
+
+
+def _rows_text(row: dict[str, str]) -> str:
+    """`2 × 8,192`; with micro-batches `4 × 1 × 4,096`."""
+    factors = [row["rows"], f"{int(row['length']):,}"]
+    if row["accumulation"] != "1":
+        factors.insert(0, row["accumulation"])
+    return " × ".join(factors)
 
 
 def _made_over_needed(row: dict[str, str]) -> float:
@@ -123,7 +131,7 @@ def main() -> None:
     for part in ("pods", "slices"):
         some = [table_row(row) for row in compiled if row["part"] == part]
         if some:
-            print(common.markdown_table(some))
+            print(common.markdown_table(some), end="\n\n")
     for row in rows:
         if row.get("error"):
             print(row["model"], row["device"], mesh_text(row), row["error"])

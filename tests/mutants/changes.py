@@ -463,6 +463,8 @@ OF_EVALUATION = [
 
 # ---- what a run leaves behind
 
+PLANNED_EXPERTS = ("tests/planner/test_experts.py",)
+WALK = ("tests/planner/test_walk.py",)
 OF_RUNS = [
     Change(
         "export-changed-as-written",
@@ -503,6 +505,62 @@ OF_RUNS = [
         "1",
         ("tests/planner/test_plan.py",),
         "account",
+    ),
+    Change(
+        "plan-all-experts-on-each-device",
+        "dft_jax/planner/memory.py",
+        "n_own = experts.count // cut.expert",
+        "n_own = experts.count",
+        PLANNED_EXPERTS,
+        "parameters_are_cut",
+    ),
+    Change(
+        "plan-tokens-not-gathered",
+        "dft_jax/planner/shares.py",
+        'others = layout.devices["expert"] - 1',
+        "others = 0",
+        PLANNED_EXPERTS,
+        "gathered_tokens",
+    ),
+    Change(
+        "plan-product-beside-the-sum",
+        "dft_jax/planner/liveness.py",
+        "if rules.adds_inside_products:",
+        "if False:",
+        WALK,
+        "inside_of_the_sum",
+    ),
+    Change(
+        "plan-product-that-others-read-is-no-array",
+        "dft_jax/planner/operations.py",
+        'elif operation.name == "dot_general" and reads[id(result)] == 1:',
+        'elif operation.name == "dot_general":',
+        WALK,
+        "inside_of_the_sum",
+    ),
+    Change(
+        "plan-gathered-before-the-cast",
+        "dft_jax/planner/liveness.py",
+        "operations = cast_before_gathered(inlining.needed(operations, outputs))",
+        "operations = inlining.needed(operations, outputs)",
+        WALK,
+        "narrower_dtype",
+    ),
+    Change(
+        "plan-summed-in-place",
+        "dft_jax/planner/liveness.py",
+        "self._add(_Event([(summed, False)], inside.arrays | _arrays_of(given)))",
+        "self._add(_Event([(summed, True)], inside.arrays | _arrays_of(given)))",
+        WALK,
+        "summed_whole",
+    ),
+    Change(
+        "plan-segments-of-a-part",
+        "dft_jax/planner/models.py",
+        "most_segments = max(length // _LEAST_MEAN_LENGTH, 1)",
+        "most_segments = max(shape[-1] // _LEAST_MEAN_LENGTH, 1)",
+        ("tests/planner/test_plan.py",),
+        "segments_of_a_whole_row",
     ),
 ]
 

@@ -15,7 +15,6 @@ from dft_jax.planner import devices, layouts, liveness, memory, suggestion
 from experiments.performance import aot
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
-from tests.conftest import GOLDEN
 from tests.marks import slow_but
 
 NUMINA = f"--config={ROOT}/configs/numina_qwen25_math.py"
@@ -308,7 +307,7 @@ def test_rows_are_cut_where_nothing_else_fits():
         return dataclasses.replace(planner, architecture=architecture)
 
     tpu = with_one_key_head("v5p")
-    cut = layouts.StepLayout((1, 4, 1, 2), "full", 1, 1)
+    cut = layouts.StepLayout((1, 4, 1, 2, 1), "full", 1, 1)
     room = tpu.memory(cut).total * 1.01
     found = suggestion.suggest(tpu, 8, 4, room)
     assert found.layout == cut and found.n_devices == 8 and found.choice == {}
@@ -349,13 +348,6 @@ def test_a_config_that_cuts_rows_is_planned_so(capfd, monkeypatch):
             ["config.model.path='no/such'", "Qwen/Qwen2.5-Math-7B"],
         ),
         (["--device=h100", "--config.data.max_length=8192"], ["use at most 4096"]),
-        (
-            [
-                *["--device=h100", "--devices=2", "--config.mesh.data=1", "--config.mesh.expert=2"],
-                *[f"--config.model.path={GOLDEN}/mixtral", "--config.data.max_length=32"],
-            ],
-            ["config.mesh.expert=2", "account of experts", "mesh.fsdp=2"],
-        ),
     ],
 )
 def test_mistakes_are_told(arguments, words, capfd, monkeypatch):
@@ -367,6 +359,12 @@ def test_the_planner_counts_positions_of_rows_not_of_examples():
     before = planner.batch(2, 3).tokens_BL.shape
     planner.config.data.row_length = 1024
     assert (before, planner.batch(2, 3).tokens_BL.shape) == ((2, 3, 512), (2, 3, 1024))
+
+
+def test_a_part_of_a_row_may_have_the_segments_of_a_whole_row():
+    """Of 512 tokens, eight of 64: where the row is cut the short ones may all be in one part."""
+    assert small().batch(1, 1).most_segments == 8
+    assert small().batch(1, 1, ways=4).most_segments == 8
 
 
 @pytest.mark.parametrize(
