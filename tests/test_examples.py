@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from examples import make
+from tests import xla
 from tests.marks import slow_but
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def run_python(file: pathlib.Path, folder: pathlib.Path) -> str:
     environment = os.environ | {
         "MPLBACKEND": "Agg",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        "XLA_FLAGS": xla.flags(1),
     }
     done = subprocess.run(
         [sys.executable, str(file)], cwd=folder, env=environment, capture_output=True, text=True

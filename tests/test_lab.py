@@ -21,6 +21,7 @@ from dft_jax.evals.graders import programs
 from dft_jax.runtime import errors
 from experiments.intervals import coverage
 from experiments.lab import results, run, trials
+from tests import xla
 from tests.commands import ROOT, run_command
 from tests.marks import slow_but
 
@@ -138,7 +139,11 @@ def test_differences_are_paired_by_seed_and_problem():
 
 def environment(tmp_path):
     """As a user's: one device, not the eight of the tests."""
-    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path)}
+    return os.environ | {
+        "XLA_FLAGS": xla.flags(1),
+        "PYTHONPATH": str(ROOT),
+        "MPLCONFIGDIR": str(tmp_path),
+    }
 
 
 @pytest.mark.slow
