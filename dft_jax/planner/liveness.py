@@ -284,7 +284,8 @@ class _Schedule:
             return
         self._store([inside], is_local=True)
         self._add(_Event([(summed, False)], inside.arrays | _arrays_of(given)))
-        # Cut where it is read: the head's gradient lies whole beside the layers' backward pass.
+        # Cut where it is read: compiled steps are as large as if the head's gradient lay whole
+        # beside the layers' backward pass (the sizes alone say so).
         outside.arrays = {summed}
 
     def _store(self, values: list[Value], is_local: bool) -> None:
