@@ -301,6 +301,8 @@ class DecoderSpec:
             # Runs from before there was such a field lack the key.
             if sizes[key] == value:
                 del sizes[key]
+        if self.experts is not None:
+            del sizes["experts"]["absent"]  # of plans alone
         sizes["num_layers"] = self.num_layers
         expressible = dataclasses.replace(first, norm="before", feed_forward="swiglu")
         if set(self.layers) != {expressible} or first.rope is None or first.qk_norm == "width":
