@@ -43,8 +43,8 @@ forward pass, of M devices with N tokens of D bfloat16 each, is 2·2·(M−1)·N
 157 and 208 MB where experts are drawn evenly.) Up to eight devices, then, this moves no more than
 the usual exchange of pairs; beyond, `fsdp` or `data` is the better place for more of them.
 
-Letters besides the legend's: E experts, S of a token, N tokens of a device, P its pairs (N·S), M
-devices along `expert`.
+Letters besides the legend's: E experts, e of them whose kernels are here, S of a token, N tokens of
+a device, P its pairs (N·S), M devices along `expert`.
 """
 
 import dataclasses
@@ -140,9 +140,9 @@ def _on_every_device(
     x_BLD: Float[Array, "B L D"],
     logits_BLE: Float[Array, "B L E"],
     is_token_BL: Bool[AnyArray, "B L"],
-    gate_EFD: Float[Array, "E F D"],
-    up_EFD: Float[Array, "E F D"],
-    down_EDF: Float[Array, "E D F"],
+    gate_eFD: Float[Array, "e F D"],
+    up_eFD: Float[Array, "e F D"],
+    down_eDF: Float[Array, "e D F"],
 ) -> tuple[Float[Array, "B L D"], Int[Array, "B E"], Float[Array, "B E"]]:
     """`through_experts`, where each device has its own rows, and sorts none but theirs; and the
     sums of `routing.row_sums`.
@@ -153,7 +153,7 @@ def _on_every_device(
     layer, all of the rest.
     """
     rows = sharding.spec(x_BLD.shape, ("batch", "length", "embed_activation"), mesh)
-    _, width, _ = sharding.spec(gate_EFD.shape, ("experts", "mlp", "embed_activation"), mesh)
+    _, width, _ = sharding.spec(gate_eFD.shape, ("experts", "mlp", "embed_activation"), mesh)
     split_along = EXPERT if mesh.shape[EXPERT] > 1 else None
     wide, back = P(split_along, width, None), P(split_along, None, width)
     platform = sharding.platform(mesh)
@@ -195,7 +195,7 @@ def _on_every_device(
         out_specs=(rows, sums, sums),
     )
     dtype = x_BLD.dtype
-    kernels = gate_EFD.astype(dtype), up_EFD.astype(dtype), down_EDF.astype(dtype)
+    kernels = gate_eFD.astype(dtype), up_eFD.astype(dtype), down_eDF.astype(dtype)
     return run(x_BLD, logits_BLE, is_token_BL, *kernels)
 
 
