@@ -11,7 +11,7 @@ import pytest
 
 from experiments.performance import gpu_process, hlo
 
-CHIP = hlo.Chip(bf16=1e9, f32=1e8, memory=1e6, link=1e6)
+CHIP = hlo.Chip(bf16=1e9, f32=1e8, memory=1e6, link=1e6, network=1e3)
 
 
 def only(text: str, **more) -> hlo.Executed:
@@ -289,6 +289,32 @@ def test_devices_that_are_written_in_another_way_are_not_guessed():
     )
     with pytest.raises(ValueError, match="v9<8>"):
         hlo.executed(text, CHIP)
+
+
+def sent(kind: str) -> str:
+    about = 'frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+    about += f'_xla_megascale_target="{{1,2,3}}x{{0:7}}",_xla_megascale_transfer_type="{kind}"}}'
+    return entry(
+        "%a = f32[4,8]{1,0} parameter(0)",
+        "%t = token[] after-all()",
+        f"%s = (f32[4,8]{{1,0}}, u32[]{{:S(2)}}, token[]) send(%a, %t), channel_id=2, {about}",
+        f"%d = token[] send-done(%s), channel_id=2, {about}",
+        f"%r = (f32[4,8]{{1,0}}, u32[]{{:S(2)}}, token[]) recv(%t), channel_id=1, {about}",
+        f"%e = (f32[4,8]{{1,0}}, token[]) recv-done(%r), channel_id=1, {about}",
+        "ROOT %g = f32[4,8]{1,0} get-tuple-element(%e), index=0",
+    )
+
+
+def test_sums_across_slices_go_over_the_network():
+    found = hlo.facts(sent("ALL_REDUCE"), CHIP)
+    assert found["collectives"] == "1 sum across slices (1 runs, 1.28e-07 GB)"
+    assert found["network_ms"] == pytest.approx(1e3 * 2 * 128 * 2 / 3 / 1e3)
+    assert found["collective_ms"] == 0
+
+
+def test_what_else_goes_between_slices_is_not_guessed():
+    with pytest.raises(ValueError, match="ALL_TO_ALL"):
+        hlo.executed(sent("ALL_TO_ALL"), CHIP)
 
 
 def test_a_computation_may_end_with_the_name_of_its_thread():

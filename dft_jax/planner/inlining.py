@@ -1,5 +1,6 @@
 """A traced computation as one list of operations, without calls and what nobody reads."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,21 +14,33 @@ _CALLS = frozenset(
     custom_vjp_call""".split()
 )
 
-_Casts = dict[Any, list[Value]]  # (operand, dtype) -> its result
+
+@dataclasses.dataclass(frozen=True)
+class _Into:
+    """Where operations go to, whether they are inside of shard_map, and the casts among them."""
+
+    operations: list[Operation]
+    is_local: bool
+    casts: dict[Any, list[Value]]  # (operand, dtype) -> its result
+
+    def add(self, name: str, operands: list[Value], result: Value) -> None:
+        """One without parameters."""
+        self.operations.append(Operation(name, {}, operands, [result], self.is_local))
 
 
 def inline(
-    jaxpr: core.Jaxpr,
-    inputs: list[Value],
-    operations: list[Operation],
-    is_local: bool,
-    casts: _Casts,
-) -> list[Value | None]:
-    """Appends the operations of `jaxpr` and of the calls in it.
-
-    Returns:
-      Its results, None for literals.
+    jaxpr: core.Jaxpr, inputs: list[Value], is_local: bool
+) -> tuple[list[Operation], list[Value | None]]:
+    """The operations of `jaxpr` and of the calls in it, in their order, and its results, None for
+    literals.
     """
+    into = _Into([], is_local, {})
+    results = _inline(jaxpr, inputs, into)
+    return into.operations, results
+
+
+def _inline(jaxpr: core.Jaxpr, inputs: list[Value], into: _Into) -> list[Value | None]:
+    """Appends the operations; returns the results."""
     values: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
     for var in jaxpr.constvars:
         values[var] = Value(var.aval, in_memory=True)
@@ -36,23 +49,23 @@ def inline(
         name, operands = equation.primitive.name, _read(values, equation.invars)
         if name in _CALLS:
             [body] = core.jaxprs_in_params(equation.params)
-            if name == "shard_map" and not is_local:
+            if name == "shard_map" and not into.is_local:
                 # Each device gets the whole of what its computation reads.
-                entered = _entered(operands, operations)
-                results = inline(body, _filled(equation, entered), operations, True, casts)
-                results = _left(results, entered, operations)
+                inside = dataclasses.replace(into, is_local=True)
+                entered = _entered(operands, inside)
+                results = _inline(body, _filled(equation, entered), inside)
+                results = _left(results, entered, into)
             else:
-                filled = _filled(equation, operands)
-                results = inline(body, filled, operations, is_local, casts)
+                results = _inline(body, _filled(equation, operands), into)
         elif name == "scan" and equation.params["length"] == 1:
-            results = _inline_scan(equation, operands, operations, is_local, casts)
+            results = _inline_scan(equation, operands, into)
         elif name == "optimization_barrier":
             # It says when something is made, not of what.
             results = _filled(equation, operands)
         elif name == "convert_element_type":
-            results = _inline_cast(equation, operands, operations, is_local, casts)
+            results = _inline_cast(equation, operands, into)
         else:
-            results = _append(equation, operands, operations, is_local)
+            results = _append(equation, operands, into)
         for var, result in zip(equation.outvars, results, strict=True):
             values[var] = result
     return _read(values, jaxpr.outvars)
@@ -69,9 +82,7 @@ def _read(values: dict[Any, Any], variables: Iterable[Any]) -> list[Value | None
     return found
 
 
-def _append(
-    equation: Any, operands: list[Value | None], operations: list[Operation], is_local: bool
-) -> list[Value]:
+def _append(equation: Any, operands: list[Value | None], into: _Into) -> list[Value]:
     """Appends an operation as it is; returns its results."""
     name = equation.primitive.name
     results = [Value(var.aval) for var in equation.outvars]
@@ -80,49 +91,38 @@ def _append(
         # One for each operand of the body; a while loop has those of its condition before them.
         loop = _loop(equation)
         inputs = _filled(equation, operands)[-len(loop.body.invars) :]
-    operations.append(Operation(name, equation.params, inputs, results, is_local, loop))
+    operation = Operation(name, equation.params, inputs, results, into.is_local, loop)
+    into.operations.append(operation)
     return results
 
 
-def _inline_cast(
-    equation: Any,
-    operands: list[Value | None],
-    operations: list[Operation],
-    is_local: bool,
-    casts: _Casts,
-) -> list[Value]:
+def _inline_cast(equation: Any, operands: list[Value | None], into: _Into) -> list[Value]:
     """The same cast twice is one."""
     [operand] = operands
     cast = (id(operand), equation.params["new_dtype"])
-    if cast in casts:
-        return casts[cast]
-    results = _append(equation, operands, operations, is_local)
+    if cast in into.casts:
+        return into.casts[cast]
+    results = _append(equation, operands, into)
     if operand:
-        casts[cast] = results
+        into.casts[cast] = results
     return results
 
 
-def _inline_scan(
-    equation: Any,
-    operands: list[Value | None],
-    operations: list[Operation],
-    is_local: bool,
-    casts: _Casts,
-) -> list[Value]:
+def _inline_scan(equation: Any, operands: list[Value | None], into: _Into) -> list[Value]:
     """A loop of one trip: slices of its operands are fused, as is the stacking of its results."""
     loop, inputs = _loop(equation), _filled(equation, operands)
     body = loop.body
     for index in range(loop.n_constants + loop.n_carried, len(inputs)):
         whole = inputs[index]
         inputs[index] = Value(body.invars[index].aval)
-        operations.append(Operation("squeeze", {}, [whole], [inputs[index]], is_local))
-    results = inline(body, inputs, operations, is_local, casts)
+        into.add("squeeze", [whole], inputs[index])
+    results = _inline(body, inputs, into)
     stacked = [Value(var.aval) for var in equation.outvars]
     for result, value in zip(results, stacked, strict=True):
         parts = []
         if result:
             parts.append(result)
-        operations.append(Operation("expand_dims", {}, parts, [value], is_local))
+        into.add("expand_dims", parts, value)
     return stacked
 
 
@@ -146,7 +146,7 @@ def _count_same_rank(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
-def _entered(operands: list[Value | None], operations: list[Operation]) -> list[Value | None]:
+def _entered(operands: list[Value | None], into: _Into) -> list[Value | None]:
     """The operands inside shard_map, where each device has the whole of them."""
     entered: list[Value | None] = []
     for operand in operands:
@@ -154,13 +154,13 @@ def _entered(operands: list[Value | None], operations: list[Operation]) -> list[
             entered.append(None)
             continue
         inside = Value(operand.aval)
-        operations.append(Operation("enter", {}, [operand], [inside], is_local=True))
+        into.add("enter", [operand], inside)
         entered.append(inside)
     return entered
 
 
 def _left(
-    results: list[Value | None], entered: list[Value | None], operations: list[Operation]
+    results: list[Value | None], entered: list[Value | None], into: _Into
 ) -> list[Value | None]:
     """The results outside of shard_map, where each device may have a part of them.
 
@@ -173,7 +173,7 @@ def _left(
             left.append(None)
             continue
         outside = Value(result.aval)
-        operations.append(Operation("leave", {}, [result, *given], [outside], is_local=False))
+        into.add("leave", [result, *given], outside)
         left.append(outside)
     return left
 

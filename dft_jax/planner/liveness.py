@@ -106,8 +106,7 @@ def _walk(
 
     `outside` are a loop's results, as whoever runs the loop sees those of its body.
     """
-    operations: list[Operation] = []
-    outputs = inlining.inline(jaxpr, inputs, operations, is_local, {})
+    operations, outputs = inlining.inline(jaxpr, inputs, is_local)
     results = []
     for value, output in zip(outside, outputs, strict=False):
         if output is not None:

@@ -56,9 +56,7 @@ def gathered_tokens(config: Config, architecture: DecoderSpec, layout: StepLayou
     layer stay. A token's shares and numbers of experts are small beside it.
     """
     others = layout.devices["expert"] - 1
-    length = batches.row_length(config.data) // layout.devices["sequence"]
-    itemsize = jnp.dtype(config.model.compute_dtype).itemsize
-    of_layer = others * layout.rows * length * architecture.hidden_size * itemsize
+    of_layer = others * _hidden_bytes(config, architecture, layout)
     kept = 1
     if layout.remat == "none":
         kept = sum(layer.feed_forward == "experts" for layer in architecture.layers)
@@ -78,10 +76,14 @@ def host_bytes(
     """What a device keeps in the memory of its host: the inputs of all layers, or nothing."""
     if saving(layout, device) != OFFLOAD:
         return 0.0
+    return architecture.num_layers * _hidden_bytes(config, architecture, layout)
+
+
+def _hidden_bytes(config: Config, architecture: DecoderSpec, layout: StepLayout) -> int:
+    """Of the hidden states of a device's part of its rows, between two layers."""
     length = batches.row_length(config.data) // layout.devices["sequence"]
     itemsize = jnp.dtype(config.model.compute_dtype).itemsize
-    of_layer = layout.rows * length * architecture.hidden_size * itemsize
-    return architecture.num_layers * of_layer
+    return layout.rows * length * architecture.hidden_size * itemsize
 
 
 def in_loss(

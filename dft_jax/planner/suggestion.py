@@ -6,7 +6,7 @@ import math
 
 from dft_jax import sharding
 from dft_jax.data import batches
-from dft_jax.models.attention.kernels import TILE
+from dft_jax.models.attention.kernels import is_tiled
 from dft_jax.models.lora import is_adapted
 from dft_jax.models.model import REMAT_POLICIES
 from dft_jax.planner.layouts import StepLayout, layouts
@@ -195,9 +195,7 @@ def _ways_to_cut(planner: Planner, n_devices: int) -> list[int]:
     length = batches.row_length(planner.config.data)
     if planner.attention() == "cudnn":
         return []
-    return [
-        ways for ways in _SEQUENCES if n_devices % ways == 0 and length % (2 * ways * TILE) == 0
-    ]
+    return [ways for ways in _SEQUENCES if n_devices % ways == 0 and is_tiled(length, ways)]
 
 
 def count(number: int, what: str) -> str:

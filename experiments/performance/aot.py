@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 from dft_jax import sharding
 from dft_jax.models.attention import select
 from dft_jax.models.model import matmul_precision
+from dft_jax.planner.devices import host_rate
 from experiments import common
 from experiments.performance import hlo, programs, records
 
@@ -38,20 +39,23 @@ GIB = 2**30
 # cloud.google.com/tpu/docs), times what programs reach of them: 0.8 in products, 0.9 of the rate of
 # the memory, half of a TPU's links for one collective, half of what its host has to the network
 # (of v6e four cards of 200 Gbit/s for eight chips). 2 µs from one kernel to the next on a GPU. To
-# the host, and back, what jax-ml.github.io/scaling-book/tpus gives for PCIe, each way; of GPUs half
-# of what the data sheets do.
+# the host, and back, what plans assume.
 CHIPS = {
-    "h100": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 3.35e12, host=64e9, launch=2e-6),
-    "h200": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 4.8e12, host=64e9, launch=2e-6),
-    "v5e": hlo.Chip(0.8 * 197e12, 0.8 * 197e12 / 6, 0.9 * 819e9, link=0.5 * 200e9, host=16e9),
-    "v5p": hlo.Chip(0.8 * 459e12, 0.8 * 459e12 / 6, 0.9 * 2765e9, link=0.5 * 600e9, host=16e9),
+    "h100": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 3.35e12, host=host_rate("h100"), launch=2e-6),
+    "h200": hlo.Chip(0.8 * 989e12, 0.8 * 67e12, 0.9 * 4.8e12, host=host_rate("h200"), launch=2e-6),
+    "v5e": hlo.Chip(
+        0.8 * 197e12, 0.8 * 197e12 / 6, 0.9 * 819e9, link=0.5 * 200e9, host=host_rate("v5e")
+    ),
+    "v5p": hlo.Chip(
+        0.8 * 459e12, 0.8 * 459e12 / 6, 0.9 * 2765e9, link=0.5 * 600e9, host=host_rate("v5p")
+    ),
     "v6e": hlo.Chip(
         0.8 * 918e12,
         0.8 * 918e12 / 6,
         0.9 * 1640e9,
         link=0.5 * 448e9,
         network=0.5 * 12.5e9,
-        host=32e9,
+        host=host_rate("v6e"),
     ),
 }
 _H200 = (

@@ -407,12 +407,12 @@ def facts(text: str, chip: Chip, unknown_trips: int = 1) -> dict[str, float | in
     steps = executed(text, chip, unknown_trips)
     gemms, n_calls = counted(parse(text))
     exchanges = [step for step in steps if step.kind in (*COLLECTIVES, ACROSS)]
-    spent = {"gemm": 0.0, "attention": 0.0, "memory": 0.0, "collective": 0.0, "host": 0.0}
+    parts = ("gemm", "attention", "memory", "collective", "network", "host")
+    spent = dict.fromkeys(parts, 0.0)
     groups = dict.fromkeys(COLLECTIVES, "collective") | {ACROSS: "network", "host": "host"}
     for step in steps:
         group = groups.get(step.kind, step.kind)
-        # "network" only where there are several slices
-        spent[group] = spent.get(group, 0.0) + 1e3 * step.times * step.seconds
+        spent[group] += 1e3 * step.times * step.seconds
     local = [step for step in steps if step.kind not in groups]
     copies = [step for step in steps if step.kind == "host"]
     return {

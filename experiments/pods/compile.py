@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import jax
 
 from dft_jax import config as config_lib, sharding
+from dft_jax.models.rematerialisation import OFFLOAD
 from dft_jax.planner import layouts, memory
 from dft_jax.planner.devices import ARCHITECTURES, described
 from dft_jax.training.throughput import flops_per_token
@@ -41,7 +42,6 @@ PODS = {"v5p-128": "v5p:4x4x4", "v6e-256": "v6e:16x16"}
 GROWING = {n: f"v6e:{x}x{n // x}" for n, x in ((1, 1), (4, 2), (8, 2), (16, 4), (32, 4), (64, 8))}
 GROWING |= {128: "v6e:8x16", 256: "v6e:16x16"}
 CHUNK_TOKENS = 4096  # of the head
-OFFLOAD = "offload"  # layers' inputs are on the host
 # Where experts lie on different chips, four ways.
 EXPERTS = ((PODS["v5p-128"], 64), (PODS["v6e-256"], 256))
 

@@ -8,9 +8,10 @@ Prints the table; draws scaling.png. Nothing is compiled.
 from pathlib import Path
 
 from dft_jax import sharding
+from dft_jax.models.rematerialisation import OFFLOAD
 from experiments import common
 from experiments.performance import aot, records
-from experiments.pods.compile import OFFLOAD, PODS
+from experiments.pods.compile import PODS
 
 HERE = Path(__file__).parent
 _LOCAL = {"gemm": "products", "attention": "attention", "memory": "memory"}

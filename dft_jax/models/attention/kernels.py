@@ -121,6 +121,12 @@ def splash(
     return by_splash(kernel, *padded, segments_BL, segments_BL)[:, :L]
 
 
+def is_tiled(length: int, n_parts: int) -> bool:
+    """Whether the two pieces of each part of a row that is cut are whole tiles of splash's."""
+    # Its mask asks for the square besides, which 3 does not divide of a row of 2,304.
+    return length % (TILE * 2 * n_parts) == 0 and length % n_parts**2 == 0
+
+
 def splash_kernel(
     length: int,
     n_heads: int,

@@ -71,10 +71,8 @@ def attention(
 
 
 def is_tiled(length: int, mesh: AnyMesh) -> bool:
-    """Whether a device's pieces are whole tiles of splash's; else they attend in plain JAX."""
-    n = mesh.shape[AXIS]
-    # The kernel's mask asks for the square besides, which 3 does not divide of a row of 2,304.
-    return length % (kernels.TILE * 2 * n) == 0 and length % n**2 == 0
+    """Whether splash can be used of rows that are cut; else they attend in plain JAX."""
+    return kernels.is_tiled(length, mesh.shape[AXIS])
 
 
 def _whole(x_BlX: Shaped[Array, "B l ..."]) -> Shaped[Array, "B L ..."]:
