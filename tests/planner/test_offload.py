@@ -48,7 +48,7 @@ def test_it_is_proposed_where_nothing_cheaper_fits():
     assert offload.total < full.total
     between = suggestion.suggest(planner, 4, 4, (offload.total + full.total) / 2)
     assert between.choice == {} and between.host_gib == host
-    assert between.layout == layouts.StepLayout((1, 4, 1, 1), "offload", 1, 1)
+    assert between.layout == layouts.StepLayout((1, 4, 1, 1, 1), "offload", 1, 1)
     assert "--config.model.remat=offload" in str(between)
     roomy = suggestion.suggest(planner, 4, 4, full.total * 1.01)
     assert roomy.layout.remat == "full" and roomy.host_gib == 0
