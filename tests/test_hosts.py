@@ -15,7 +15,7 @@ import pytest
 
 from dft_jax import assets
 from dft_jax.lab import recipe
-from dft_jax.models.hf.safetensors import weights_sample
+from dft_jax.models.hf.digests import weights_sample
 from dft_jax.runtime import distributed, errors
 from dft_jax.runtime.options import flatten
 from dft_jax.training import identity

@@ -5,14 +5,10 @@ from typing import Any
 
 from dft_jax import sharding
 from dft_jax.models import options as model_options
+from dft_jax.models.hf.digests import weights_digest_by_all, weights_sample
 from dft_jax.models.hf.load import check_tensors
 from dft_jax.models.hf.locate import load_tokenizer, read_config, resolve
-from dft_jax.models.hf.safetensors import (
-    Checkpoint,
-    weights_digest,
-    weights_dtype,
-    weights_sample,
-)
+from dft_jax.models.hf.safetensors import Checkpoint, weights_dtype
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import OPTIONS, Model, build
 from dft_jax.models.parts import ALL, TEXT
@@ -104,11 +100,11 @@ def base_of(
 def base_of_run(model_settings: Config, source: Path) -> dict[str, Any]:
     """`base_of` the checkpoint that a run begins with, whose weights are hashed.
 
-    `model_settings` is `config.model`.
+    All processes of a job call it. `model_settings` is `config.model`.
     """
     sha256 = None
     if model_settings.init == "checkpoint":
-        sha256 = weights_digest(source)
+        sha256 = weights_digest_by_all(source)
     path, revision = model_settings.path, model_settings.revision
     return base_of(path, revision, model_settings.init, source, sha256)
 
@@ -133,7 +129,7 @@ def require_tower(what: str, began_with: str, source: Path) -> None:
 
 
 def require_base(what: str, trained_on: str, source: Path) -> str:
-    """Requires the base that adapters were trained on.
+    """Requires the base that adapters were trained on; all processes of a job call it.
 
     Args:
       what: the adapters, for the message.
@@ -145,7 +141,7 @@ def require_base(what: str, trained_on: str, source: Path) -> str:
     Raises:
       UserError: these are others.
     """
-    found = weights_digest(source)
+    found = weights_digest_by_all(source)
     if trained_on not in ("", found):
         raise errors.UserError(
             f"{what}: its base had weights of SHA-256 {trained_on}, {source} has {found};"

@@ -6,10 +6,11 @@ from typing import Any
 from dft_jax.lm.checkpoint import base_of, open_checkpoint
 from dft_jax.lm.language_model import LM
 from dft_jax.models import options as model_options
+from dft_jax.models.hf.digests import weights_hashes, weights_sample
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.models.hf.provenance import provenance
-from dft_jax.models.hf.safetensors import Checkpoint, weights_hashes, weights_sample
+from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.runtime import files, options
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from dft_jax.data import order
 from dft_jax.evals import planning
-from dft_jax.models.hf import safetensors
+from dft_jax.models.hf import digests
 from dft_jax.models.hf.locate import tokenizer_files
 from dft_jax.runtime import files
 from dft_jax.runtime.options import Config
@@ -45,4 +45,4 @@ def weights_digest(config: Config, source: Path) -> str:
     """Of the checkpoint's weights; of random ones the seed says all."""
     if config.model.init == "random":
         return f"random, seed {config.train.seed}"
-    return safetensors.weights_digest(source)
+    return digests.weights_digest(source)

@@ -67,24 +67,29 @@ def is_adapted(config: Config) -> bool:
     return lora_lib.is_adapted(config.get("lora"))
 
 
-def fingerprint(config: Config, source: Path) -> dict[str, str]:
-    """What makes a run with adapters the one it is, besides the rest; empty of any other.
+def fingerprint(config: Config) -> dict[str, str]:
+    """Of the adapter that a run begins with; empty of one that begins with none."""
+    if not is_adapted(config) or not config.lora.adapter:
+        return {}
+    return {"adapter_sha256": peft.digest(Path(config.lora.adapter))}
 
-    The base is in no checkpoint: whoever resumes or opens the run reads it again.
+
+def fingerprint_of_base(config: Config, source: Path) -> dict[str, str]:
+    """Of what a run's adapters are trained on, whose weights are hashed; empty of a run without.
+
+    The base is in no checkpoint: whoever resumes or opens the run reads it again. All processes of
+    a job call this.
 
     Raises:
       UserError: `lora.adapter` was trained on another base.
     """
     if not is_adapted(config):
         return {}
-    given = config.lora.adapter
-    if not given:
-        return {"base_sha256": require_base("config.lora", "", source)}
-    trained_on = peft.read_adapter(Path(given)).base_sha256
-    return {
-        "base_sha256": require_base(f"config.lora.adapter={given!r}", trained_on, source),
-        "adapter_sha256": peft.digest(Path(given)),
-    }
+    what, trained_on = "config.lora", ""
+    if config.lora.adapter:
+        what = f"config.lora.adapter={config.lora.adapter!r}"
+        trained_on = peft.read_adapter(Path(config.lora.adapter)).base_sha256
+    return {"base_sha256": require_base(what, trained_on, source)}
 
 
 def lora_for(section: Config | None, model: Model) -> Lora | None:

@@ -100,11 +100,10 @@ def _begin(workdir: Path, config: Config, source: Path, train: Examples) -> dict
     Evaluations that an earlier run left in the folder are set aside: they would pass for this
     one's.
     """
-    base: dict[str, Any] = {}
-    with distributed.together("beginning"):  # process 0 writes and hashes
+    with distributed.together("beginning"):  # process 0 renames
         if processes.is_first():
             _set_aside(workdir, after=-1)
-            base = base_of_run(config.model, source)
+    base = base_of_run(config.model, source)
     mine = {"run_id": secrets.token_hex(8), "base": base, "data": data_of(train)}
     return distributed.decided("run", mine, lambda everyone: everyone[0])
 

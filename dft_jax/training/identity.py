@@ -10,8 +10,8 @@ import jax
 
 from dft_jax.data.examples import Examples
 from dft_jax.data.templates import Template
+from dft_jax.models.hf.digests import weights_digest_by_all, weights_sample
 from dft_jax.models.hf.locate import tokenizer_files
-from dft_jax.models.hf.safetensors import weights_digest, weights_sample
 from dft_jax.models.model import Model
 from dft_jax.runtime import errors, files
 from dft_jax.runtime.environment import process_facts
@@ -129,21 +129,19 @@ def fingerprint(
     tokenizer: Any,
     train: Examples,
     steps: int,
-    reference: bool,
 ) -> dict[str, Any]:
     """What makes a run the one it is, as plain values by name; a run goes on only from a checkpoint
     of its own.
 
     The training data's hash covers all that became of it, tokens and masks; tokenizer and template
-    are named as well, to say what it was. With `reference`, the base that the objective compares
-    with counts, weights and all.
+    are named as well, to say what it was. `fingerprint_of_weights` has the rest.
     """
     found = {f"config.{key}": value for key, value in kept_on_resume(config).items()}
     for key, value in model.config.fingerprint().items():
         found[f"architecture.{key}"] = value
     found |= _shapes("parameters", model.abstract_params)
     found |= _shapes("adapters", model.abstract_adapters)
-    found |= adapters.fingerprint(config, source)
+    found |= adapters.fingerprint(config)
     found |= {
         "steps": steps,
         "training_data_sha256": train.report["sha256"],
@@ -158,9 +156,22 @@ def fingerprint(
     if config.model.init == "checkpoint":
         # of the base, whose parameters it began with
         found["weights_sha256_of_sample"] = weights_sample(source)
-    if reference and config.model.init == "checkpoint":
-        found["reference_sha256"] = weights_digest(source)
     return json.loads(json.dumps(found))  # as it will be read back: a tuple is a list
+
+
+def fingerprint_of_weights(config: Config, source: Path, reference: bool) -> dict[str, Any]:
+    """What a fingerprint says of weights that are in no checkpoint of the run, and are hashed
+    whole: those beneath adapters, and with `reference` those that the objective compares with.
+
+    All processes of a job call it, once they know that they have the same files.
+
+    Raises:
+      UserError: `lora.adapter` was trained on another base.
+    """
+    found = adapters.fingerprint_of_base(config, source)
+    if reference and config.model.init == "checkpoint":
+        found["reference_sha256"] = weights_digest_by_all(source)
+    return found
 
 
 def _shapes(kind: str, abstract: Params | None) -> dict[str, str]:

@@ -45,14 +45,14 @@ def prepare(config: Config, workdir: Path, make_evaluators: MakeEvaluators = no_
         length = inputs.length_of(config, train, version)
         objective = objectives.make_objective(config.objective)
         packed = inputs.make_steps(config, train, model, version)
-        fingerprint = identity.fingerprint(
-            config, source, model, tokenizer, train, length.steps, objective.needs_reference
-        )
+        fingerprint = identity.fingerprint(config, source, model, tokenizer, train, length.steps)
         fingerprint |= order.as_fingerprint(version)
         # As given: process 0's date must not take the place of another that was asked for.
         facts = identity.run_facts(given, fingerprint, packed.packer.row_counts, heldout)
         facts["benchmarks_sha256"] = "".join(evaluator.digest() for evaluator in evaluators)
     distributed.agree("run", facts)
+    # Now that all are known to have the same files, each hashes a share of them.
+    fingerprint |= identity.fingerprint_of_weights(config, source, objective.needs_reference)
     return Job(
         config=config,
         source=source,

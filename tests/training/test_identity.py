@@ -143,7 +143,7 @@ def test_the_fingerprint_tells_weights_apart(tmp_path):
     for source in (assets.LAB, assets.LAB_CLEAN):
         config.model.path = str(source)
         _, model, tokenizer = open_config(config)
-        found.append(identity.fingerprint(config, source, model, tokenizer, EXAMPLES, 4, False))
+        found.append(identity.fingerprint(config, source, model, tokenizer, EXAMPLES, 4))
     assert list(errors.differences(*found)) == ["weights_sha256_of_sample"]
 
 

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from dft_jax import sharding
-from dft_jax.models.hf import fetch, load as hf, tensor_files
+from dft_jax.models.hf import digests, fetch, load as hf, tensor_files
 from dft_jax.models.hf.export import export
 from dft_jax.models.hf.load import load_params
 from dft_jax.models.hf.locate import read_config
@@ -25,7 +25,7 @@ from dft_jax.models.hf.merging import Pair, merged
 from dft_jax.models.hf.safetensors import Checkpoint
 from dft_jax.models.hf.tensors import tensor_table
 from dft_jax.models.model import build
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, files
 from tests import xla
 from tests.conftest import GOLDEN, make_mesh
 from tests.faults import launch
@@ -222,12 +222,16 @@ def one_of_many(number, count, devices, port, folder, case, last):
     # The same name on a disk of each host: whoever does not see process 0's folder writes nothing.
     export(params, model, source, folder / f"disk{number}/out", max_shard_gb=MOST_GB)
     alone = saved[len(shared_out) :]
+    hashed, sha256_of = [], files.sha256_of
+    files.sha256_of = lambda paths: sha256_of([hashed.append(p.name) or p for p in paths])
+    digest = digests.weights_digest_by_all(folder / "out")
     said = ""
     try:
         last(number, source, model, params, folder)
     except errors.UserError as error:
         said = str(error)
     result = {"read": read, "saved": shared_out, "alone": alone, "said": said}
+    result |= {"hashed": hashed, "digest": digest}
     (folder / f"{number}.json").write_text(json.dumps(result))
 
 
@@ -292,6 +296,9 @@ def test_processes_share_out_what_is_read_and_written(job, tmp_path):
     for number, one in enumerate(found):
         assert one["saved"] == names[number::count]
         assert one["alone"] == (names if number == 0 else [])
+        # Each file is hashed by one of them, and all know the hash of the whole.
+        assert one["hashed"] == names[number::count]
+        assert one["digest"] == digests.weights_digest(tmp_path / "alone")
     # What one cannot do ends all, with one message; an earlier export is as it was.
     for one in found:
         assert one["said"] == found[0]["said"]
