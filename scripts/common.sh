@@ -70,8 +70,20 @@ check() {
   done
   [[ -z ${opt[run]} || ${opt[run]} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
     die "--run=${opt[run]}: letters, digits, '.', '_' and '-' only"
-  [[ -z ${opt[mount]-} || ${opt[mount]} == /* ]] ||
-    die "--mount=${opt[mount]}: an absolute path is needed, under which all hosts see the same (a bucket: gcsfuse)"
+  if [[ ! ${opt[bucket]+known} ]]; then # slurm.sh: its log is beside the run
+    [[ -z ${opt[mount]-} || ${opt[mount]} == /* ]] ||
+      die "--mount=${opt[mount]}: an absolute path is needed, under which all hosts see the same (a bucket: gcsfuse)"
+    return
+  fi
+  [[ -z ${opt[mount]} || ${opt[mount]} == /* || ${opt[mount]} =~ ^gs://[a-z0-9][a-z0-9._-]+(/|$) ]] ||
+    die "--mount=${opt[mount]}: an absolute path is needed, under which all hosts see the same, or gs://BUCKET/FOLDER"
+  ! in_bucket || [[ ! ${opt[bucket]}${opt[claim]-} ]] ||
+    die "--mount=${opt[mount]} is written to without a mount; leave out --bucket and --claim, or give a path"
+}
+
+# Whether dft_jax.main writes runs to a bucket by itself: nothing is mounted.
+in_bucket() {
+  [[ ${opt[mount]} == gs://* ]]
 }
 
 # check_numbers NAME...: these options are whole numbers.

@@ -17,7 +17,7 @@
 #   --slices=1        how many
 #   --bucket          a bucket to mount (GKE's Cloud Storage FUSE driver); or
 #   --claim           a PersistentVolumeClaim that all pods can write to
-#   --mount=/runs     where, in the pods
+#   --mount=/runs     where, in the pods; or gs://BUCKET/FOLDER, written to without a mount (not with --spec)
 #   --config          as for dft_jax.main, e.g. configs/gsm8k.py:objective=dft
 #   --spec            as for dft_jax.study, in place of --config: the arms of a study, one process for each pod
 #   --array=1         by how many pods, each on a slice of one node; where one is interrupted all restart, and resume
@@ -65,6 +65,18 @@ volume() {
   else
     echo "persistentVolumeClaim: {claimName: $(yaml "${opt[claim]}")}"
   fi
+}
+
+# Where the container finds its runs; nothing where it writes to a bucket by itself.
+volume_mounts() {
+  in_bucket || cat <<EOF
+                  volumeMounts:
+                    - name: runs
+                      mountPath: $(yaml "${opt[mount]}")
+              volumes:
+                - name: runs
+                  $(volume)
+EOF
 }
 
 # Any failed pod fails its Job, and so the set decides; message patterns tell the first rule from the other two.
@@ -123,12 +135,7 @@ $(container_command)
                   resources:
                     requests: {google.com/tpu: ${opt[chips]}}
                     limits: {google.com/tpu: ${opt[chips]}}
-                  volumeMounts:
-                    - name: runs
-                      mountPath: $(yaml "${opt[mount]}")
-              volumes:
-                - name: runs
-                  $(volume)
+$(volume_mounts)
 EOF
 }
 
@@ -183,8 +190,12 @@ main() {
   check image accelerator topology mount
   check_work
   check_numbers chips slices grace join restarts
-  [[ ${opt[bucket]} && ! ${opt[claim]} || ! ${opt[bucket]} && ${opt[claim]} ]] ||
-    die "give --bucket or --claim: where runs are stored"
+  if in_bucket; then
+    [[ ! ${opt[spec]} ]] || die "--mount=${opt[mount]}: a study's folder has to be mounted; give --bucket or --claim"
+  else
+    [[ ${opt[bucket]} && ! ${opt[claim]} || ! ${opt[bucket]} && ${opt[claim]} ]] ||
+      die "give --bucket or --claim, or --mount=gs://BUCKET/FOLDER: where runs are stored"
+  fi
   count_hosts
   train_command "${opt[python]}" LIBTPU_INIT_ARGS
   start

@@ -19,8 +19,8 @@
 #
 #   --name, --zone    the TPU VM
 #   --run             the name of the run; it is stored in MOUNT/RUN
-#   --mount           a folder that all workers share
-#   --bucket          mounts this bucket there (gcsfuse), where it is not mounted yet
+#   --mount           a folder that all workers share, or gs://BUCKET/FOLDER, which needs no mount
+#   --bucket          mounts this bucket at the folder (gcsfuse), where it is not mounted yet
 #   --config          as for dft_jax.main, e.g. configs/gsm8k.py:objective=dft
 #   --type            of the TPU to request, e.g. v5litepod-16 (gcloud compute tpus accelerator-types list)
 #   --runtime         the TPU's software, e.g. v2-alpha-tpuv5-lite (gcloud compute tpus tpu-vm versions list)
@@ -136,7 +136,7 @@ if ! mountpoint -q $mount; then
   gcsfuse --implicit-dirs --rename-dir-limit=200000 $(quote "${opt[bucket]}") $mount 9>&-
 fi
 EOF
-  cat <<EOF
+  in_bucket || cat <<EOF
 if ! test -d $mount || test "\$(stat -c %d $mount)" = "\$(stat -c %d /)"; then
   echo "error: --mount="$mount" is no folder that workers share: mount one there, or give --bucket" >&2
   exit 2

@@ -236,10 +236,15 @@ WRONG = {
     "--run=": "--run is required",
     "--config=": "--config is required",
     "--run=a/b": "--run=a/b",
-    "--mount=gs://bucket/runs": "gcsfuse",
+    "--mount=runs": "an absolute path is needed",
+    "--mount=s3://bucket/runs": "an absolute path is needed",
     "--restarts=many": "--restarts=many",
 }
-WRONG_FOR_GKE = {
+WRONG_FOR = {
+    "slurm": {"--mount=gs://bucket/runs": "gcsfuse"},
+    "tpu_pod": {},
+}
+WRONG_FOR["gke"] = {
     "--topology=16": "--topology=16",
     "--chips=3": "16 chips",
     "--claim=disk": "--bucket or --claim",
@@ -249,7 +254,7 @@ WRONG_FOR_GKE = {
 
 @pytest.mark.parametrize("script", LAUNCHERS)
 def test_wrong_options_end_in_one_line(script, cluster):
-    for argument, words in {**WRONG, **(WRONG_FOR_GKE if script == "gke" else {})}.items():
+    for argument, words in (WRONG | WRONG_FOR[script]).items():
         done = cluster.run(script, argument)
         assert done.code == EXIT_USER_ERROR and not cluster.calls(), done
         assert (
@@ -625,6 +630,36 @@ def test_gke_manifest(cluster):
     assert claimed["template"]["spec"]["volumes"][0]["persistentVolumeClaim"] == {
         "claimName": "disk"
     }
+
+
+BUCKET = "--mount=gs://bucket/some runs/"
+
+
+def test_runs_in_a_bucket_need_no_mount(cluster):
+    job = manifest(cluster, "--bucket=", BUCKET)["spec"]["replicatedJobs"][0]["template"]
+    pod = job["spec"]["template"]["spec"]
+    assert "--workdir=gs://bucket/some runs/one" in pod["containers"][0]["command"]
+    assert "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
+    shown = cluster.run("tpu_pod", "--dry-run", BUCKET)
+    assert "--workdir=gs://bucket/some runs/one" in shown.stdout and shown.code == 0
+    assert "mountpoint" not in shown.stdout and "share" not in shown.stdout
+    mounted = cluster.run("tpu_pod", "--dry-run", "--bucket=bucket").stdout
+    assert "mountpoint" in mounted and "share" in mounted
+
+
+@pytest.mark.parametrize(
+    "script, given, words",
+    [
+        ("tpu_pod", ["--bucket=bucket"], "leave out --bucket"),
+        ("gke", [], "leave out --bucket"),
+        ("gke", ["--bucket=", "--claim=disk"], "leave out --bucket and --claim"),
+        ("gke", ["--bucket=", "--config=", "--spec=a"], "a study's folder has to be mounted"),
+    ],
+)
+def test_a_bucket_is_mounted_or_written_to(script, given, words, cluster):
+    done = cluster.run(script, BUCKET, *given)
+    assert done.code == EXIT_USER_ERROR and words in done.stderr, done
+    assert done.stderr.count("\n") == 1 and not cluster.calls()
 
 
 @pytest.mark.parametrize(
