@@ -639,7 +639,7 @@ OF_ADAPTERS = [
     Change(
         "lora-any-base-resumes",
         "dft_jax/training/adapters.py",
-        'return {"base_sha256": require_base("config.lora", "", source)}',
+        'return {"base_sha256": require_base(what, trained_on, source)}',
         'return {"base_sha256": ""}',
         LORA_RUN,
         "another_base",
