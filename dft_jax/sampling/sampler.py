@@ -26,7 +26,7 @@ from dft_jax.sampling.programs import Programs
 from dft_jax.sampling.prompts import Arrays, Block, Request as Request, Shape
 from dft_jax.types import Params, Weights
 
-_SMALLEST_CACHE = 256  # tokens; the lengths of caches are this times powers of two
+_SMALLEST_CACHE = 128  # tokens; the lengths of caches are this times powers of two
 # Prefilled at once: more would need the memory of their activations beside the cache. So with many
 # patches there are fewer prompts.
 _PROMPTS_AT_ONCE = 8

@@ -394,7 +394,7 @@ def test_prompts_are_prefilled_once(monkeypatch):
 
 
 def growing_requests():
-    """Prompts in three buckets of lengths, 64, 128 and 512; caches of 256, 512 and 600."""
+    """Prompts in three buckets of lengths, 64, 128 and 512; caches of 128, 256, 512 and 600."""
     made = []
     for length, new in [(3, 8), (70, 20), (70, 230), (300, 250)]:
         for sample in range(2):
