@@ -189,7 +189,7 @@ def validate_on(config: Config, device_count: int) -> list[str]:
 
     # Only a mesh that is right by itself can be held against the devices.
     if is_sound("mesh"):
-        problems += sharding.problems(**config.mesh, device_count=device_count)
+        problems += sharding.problems(sharding.Sizes(**config.mesh), device_count)
     if is_sound("mesh", "train.global_batch", "train.accumulation"):
         train = config.train
         problems += training_options.batch_problems(

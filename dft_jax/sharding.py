@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,43 @@ from dft_jax.runtime import errors
 from dft_jax.runtime.options import Legal, Option
 from dft_jax.types import AnyArray, AnyMesh, Batch, FeatureBatch, ImageBatch
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence", "expert")
+
+class Sizes(NamedTuple):
+    """Devices along each axis of a mesh; -1 is what the others leave."""
+
+    data: int
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+    expert: int = 1
+
+    @property
+    def fixed(self) -> int:
+        """Devices that the sizes make, without that of -1."""
+        return math.prod(size for size in self if size != -1)
+
+    def on(self, device_count: int) -> "Sizes":
+        """With -1 replaced by the number of devices that the other axes leave."""
+        rest = device_count // self.fixed
+        return Sizes(*(rest if size == -1 else size for size in self))
+
+    def __str__(self) -> str:
+        """As in `data=2 × fsdp=4 × tensor=1`; of the other axes those that cut something."""
+        axes = self._asdict().items()
+        return " × ".join(
+            f"{axis}={size}"
+            for axis, size in axes
+            if axis in ("data", "fsdp", "tensor") or size != 1
+        )
+
+
+# As `Sizes`, of which the last may be left out.
+SomeSizes = tuple[int, ...]
+
+MESH_AXES = Sizes._fields
 BATCH_AXES = ("data", "fsdp", "expert")  # rows of a batch are spread over them
 # Named at every mesh: the default became Explicit in JAX 0.11.
 AXIS_TYPES = (AxisType.Auto,) * len(MESH_AXES)
-
-# Of a mesh: devices along each of MESH_AXES.
-Sizes = tuple[int, int, int, int, int]
-# The same, of which the last may be left out: they have one device.
-SomeSizes = tuple[int, ...]
 
 _SIZE = Legal(lambda size: size >= 1 or size == -1, "at least 1, or -1 for the rest")
 # config.mesh
@@ -69,14 +97,13 @@ RULES = {
 _PARAMETERS = ("fsdp", "expert", "sequence")
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1, expert: int = 1) -> Mesh:
-    """A mesh over all devices of all processes; one size may be -1, for what is left.
+def make_mesh(*sizes: int, **of_axes: int) -> Mesh:
+    """A mesh over all devices of all processes, of sizes as `Sizes` takes them.
 
-    The sizes are assumed valid (`problems` says what is wrong with them).
+    They are assumed valid (`problems` says what is wrong with them).
     """
     devices = jax.devices()
-    sizes = mesh_sizes(data, fsdp, tensor, sequence, expert, device_count=len(devices))
-    return mesh_on(devices, sizes)
+    return mesh_on(devices, Sizes(*sizes, **of_axes).on(len(devices)))
 
 
 def mesh_on(devices: Sequence[Any], sizes: SomeSizes) -> Mesh:
@@ -87,7 +114,7 @@ def mesh_on(devices: Sequence[Any], sizes: SomeSizes) -> Mesh:
 
 def device_array(devices: Sequence[Any], sizes: SomeSizes) -> np.ndarray:
     """The devices as an array of these sizes, neighbours in it near each other on the network."""
-    sizes, n_slices = all_sizes(sizes), slice_count(devices)
+    sizes, n_slices = Sizes(*sizes), slice_count(devices)
     if n_slices > 1:
         return across_slices(sizes, devices, n_slices)
     # Not jax.make_mesh, which finds no place on a grid of v5p or v6e for many sizes: for fsdp=8 ×
@@ -95,16 +122,15 @@ def device_array(devices: Sequence[Any], sizes: SomeSizes) -> np.ndarray:
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
-def checked_mesh(data: int, fsdp: int, tensor: int, sequence: int = 1, expert: int = 1) -> Mesh:
+def checked_mesh(*sizes: int, **of_axes: int) -> Mesh:
     """`make_mesh` of sizes that a user gives.
 
     Raises:
       UserError: sizes that do not fit the devices, or their slices.
     """
-    sizes = (data, fsdp, tensor, sequence, expert)
-    count, slices = jax.device_count(), tpu_slices()
-    errors.raise_if_any(problems(*sizes, device_count=count, tpu_slices=slices))
-    return make_mesh(*sizes)
+    given = Sizes(*sizes, **of_axes)
+    errors.raise_if_any(problems(given, jax.device_count(), tpu_slices()))
+    return make_mesh(*given)
 
 
 def slice_count(devices: Sequence[Any]) -> int:
@@ -117,7 +143,7 @@ def slice_count(devices: Sequence[Any]) -> int:
 
 
 def across_slices(sizes: Sizes, devices: Sequence[Any], n_slices: int) -> np.ndarray:
-    """The devices of several slices as an array of these sizes, one of each of MESH_AXES.
+    """The devices of several slices as an array of these sizes.
 
     `data` goes over the network between slices, where gradients meet once in each micro-batch; the
     others, which move parameters and activations in every layer, stay within a slice.
@@ -149,18 +175,7 @@ def local_mesh(mesh: Mesh) -> Mesh:
 def abstract_mesh(sizes: tuple[int, ...], platform: str = "unknown") -> AbstractMesh:
     """A mesh of devices that need not be there; `platform` is "cpu", "gpu" or "tpu"."""
     device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
-    sizes = all_sizes(sizes)
-    return AbstractMesh(sizes, MESH_AXES, axis_types=AXIS_TYPES, abstract_device=device)
-
-
-def all_sizes(sizes: SomeSizes) -> tuple[int, ...]:
-    """Of every axis; those that are not given, which are the last, have one device."""
-    return (*sizes, *[1] * (len(MESH_AXES) - len(sizes)))
-
-
-def by_axis(sizes: SomeSizes) -> dict[str, int]:
-    """The number of devices along each axis."""
-    return dict(zip(MESH_AXES, all_sizes(sizes), strict=True))
+    return AbstractMesh(Sizes(*sizes), MESH_AXES, axis_types=AXIS_TYPES, abstract_device=device)
 
 
 def platform(mesh: AnyMesh) -> str:
@@ -173,72 +188,29 @@ def platform(mesh: AnyMesh) -> str:
     return mesh.devices.flat[0].platform
 
 
-def mesh_sizes(
-    data: int,
-    fsdp: int,
-    tensor: int,
-    sequence: int = 1,
-    expert: int = 1,
-    *,
-    device_count: int,
-) -> Sizes:
-    """Replaces the -1 by the number of devices that the other axes leave."""
-    sizes = [data, fsdp, tensor, sequence, expert]
-    fixed = math.prod(size for size in sizes if size != -1)
-    for axis, size in enumerate(sizes):
-        if size == -1:
-            sizes[axis] = device_count // fixed
-    data, fsdp, tensor, sequence, expert = sizes
-    return data, fsdp, tensor, sequence, expert
-
-
-def problems(
-    data: int,
-    fsdp: int,
-    tensor: int,
-    sequence: int = 1,
-    expert: int = 1,
-    *,
-    device_count: int,
-    tpu_slices: int = 1,
-) -> list[str]:
+def problems(sizes: Sizes, device_count: int, tpu_slices: int = 1) -> list[str]:
     """What is wrong with the sizes of a mesh on this number of devices, in so many TPU slices."""
-    sizes = dict(zip(MESH_AXES, (data, fsdp, tensor, sequence, expert), strict=True))
-    text = mesh_text(*sizes.values())
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    n_free = list(sizes.values()).count(-1)
+    n_free, fixed = sizes.count(-1), sizes.fixed
     if n_free > 1:
-        return [f"config.mesh: {text}: only one axis can be -1; give the sizes of the others"]
+        return [f"config.mesh: {sizes}: only one axis can be -1; give the sizes of the others"]
     fits = device_count % fixed == 0 if n_free else device_count == fixed
     if fits:
-        known = mesh_sizes(**sizes, device_count=device_count)
-        return _slice_problems(known, text, tpu_slices)
+        return _slice_problems(sizes.on(device_count), sizes, tpu_slices)
     product = f"{fixed} × the rest" if n_free else str(fixed)
     legal = ", ".join(str(n) for n in range(1, device_count + 1) if device_count % n == 0)
     return [
-        f"config.mesh: {text} makes {product}, but there are {device_count} devices;"
+        f"config.mesh: {sizes} makes {product}, but there are {device_count} devices;"
         f" axis sizes should divide {device_count} ({legal}) and multiply to it"
     ]
 
 
-def mesh_text(data: int, fsdp: int, tensor: int, sequence: int, expert: int) -> str:
-    """As in `data=2 × fsdp=4 × tensor=1`; of the other axes those that cut something."""
-    found = f"data={data} × fsdp={fsdp} × tensor={tensor}"
-    if sequence != 1:
-        found += f" × sequence={sequence}"
-    if expert != 1:
-        found += f" × expert={expert}"
-    return found
-
-
-def _slice_problems(sizes: Sizes, text: str, tpu_slices: int) -> list[str]:
+def _slice_problems(sizes: Sizes, given: Sizes, tpu_slices: int) -> list[str]:
     """Only `data` can go from slice to slice."""
-    data = sizes[0]
-    if is_within_slices(data, tpu_slices):
+    if is_within_slices(sizes.data, tpu_slices):
         return []
     in_slice = math.prod(sizes) // tpu_slices
     return [
-        f"config.mesh: {text} over {tpu_slices} TPU slices: data={data} is no multiple of"
+        f"config.mesh: {given} over {tpu_slices} TPU slices: data={sizes.data} is no multiple of"
         f" {tpu_slices}, and nothing else can go from slice to slice; give fsdp and tensor whose"
         f" product divides the {in_slice} devices of a slice"
     ]

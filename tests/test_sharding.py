@@ -68,8 +68,8 @@ def test_the_mesh_of_several_slices_has_all_their_devices(devices):
     [((-1, 8, 1), True), ((2, -1, 1), True), ((-1, 16, 1), False), ((1, 8, 2), False)],
 )
 def test_a_mesh_whose_data_cannot_be_cut_by_slices_is_refused(sizes, is_legal):
-    assert sharding.problems(*sizes, device_count=16) == []
-    found = sharding.problems(*sizes, device_count=16, tpu_slices=2)
+    assert sharding.problems(sharding.Sizes(*sizes), 16) == []
+    found = sharding.problems(sharding.Sizes(*sizes), 16, tpu_slices=2)
     if is_legal:
         assert found == []
     else:
@@ -84,7 +84,7 @@ def test_sizes_need_not_be_those_of_the_grid(kind, sizes):
     """Of 4 × 4 chips; jax.make_mesh gives up on the first of them, but for v5e."""
     chips = [Chip(n, 0, (n // 4, n % 4, 0), 0, device_kind=kind) for n in range(16)]
     array = sharding.device_array(chips, sizes)
-    assert array.shape == sharding.all_sizes(sizes)
+    assert array.shape == sharding.Sizes(*sizes)
     assert {chip.id for chip in array.flat} == set(range(16))
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from dft_jax import sharding
 from dft_jax.models import lora
 from dft_jax.models.attention.kernels import BACKENDS
 from dft_jax.models.rematerialisation import REMAT_POLICIES
 from dft_jax.models.spec import DecoderSpec
 from dft_jax.runtime import hub
 from dft_jax.runtime.options import AT_LEAST_1, Config, Option
+from dft_jax.sharding import Sizes
 
 SECTION = {
     "path": Option("", "folder or hub id of a Hugging Face checkpoint"),
@@ -69,13 +69,13 @@ def architecture_problems(
 ) -> list[str]:
     """What does not fit between a mesh, the length of examples, and a checkpoint's architecture."""
     found = []
-    _, _, tensor, _, expert = sharding.mesh_sizes(**mesh, device_count=device_count)
+    sizes = Sizes(**mesh).on(device_count)
     heads = {"attention": architecture.num_heads, "key/value": architecture.num_kv_heads}
     for name, count in heads.items():
-        if count % tensor:
-            what = f"config.mesh.tensor={tensor} does not divide the model's {count} {name} heads"
-            found.append(f"{what}; legal here: {_divisors(count)}")
-    found += _expert_problems(expert, architecture)
+        if count % sizes.tensor:
+            what = f"config.mesh.tensor={sizes.tensor} does not divide the model's {count} {name}"
+            found.append(f"{what} heads; legal here: {_divisors(count)}")
+    found += _expert_problems(sizes.expert, architecture)
     if max_length > architecture.max_length:
         what = f"config.data.max_length={max_length} is beyond the model's max_position_embeddings="
         found.append(f"{what}{architecture.max_length}; use at most {architecture.max_length}")

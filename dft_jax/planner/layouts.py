@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from dft_jax import sharding
-from dft_jax.sharding import SomeSizes
+from dft_jax.sharding import Sizes, SomeSizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class StepLayout:
     @property
     def devices(self) -> dict[str, int]:
         """How many there are along each axis of the mesh."""
-        return sharding.by_axis(self.mesh)
+        return Sizes(*self.mesh)._asdict()
 
     def flags(self) -> str:
         """As on a command line; of `sequence` and `expert` where these cut something."""

@@ -11,7 +11,7 @@ from dft_jax.models.lora import Lora, is_adapted
 from dft_jax.models.model import DecoderSpec, Model
 from dft_jax.planner import devices
 from dft_jax.runtime.options import Config
-from dft_jax.sharding import SomeSizes
+from dft_jax.sharding import Sizes, SomeSizes
 from dft_jax.training.adapters import lora_for
 from dft_jax.types import Batch, FeatureBatch, Frozen, Hyperparameters, ImageBatch
 
@@ -42,7 +42,7 @@ def build(
     if architecture.vision is not None:
         # Rows with images take more than rows of text alone, for which there need be no tower.
         model = models.with_tower(model, config.train.parts)
-    ways = sharding.by_axis(mesh)["sequence"]
+    ways = Sizes(*mesh).sequence
     asked, computed = config.model.attention, config.model.compute_dtype
     return models.with_backend(model, device.attention(asked, architecture, computed, ways))
 

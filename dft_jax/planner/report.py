@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from dft_jax import config as config_lib, sharding
+from dft_jax import config as config_lib
 from dft_jax.data import batches
 from dft_jax.models.model import REMAT_POLICIES, Model, parameter_count
 from dft_jax.models.options import architecture_problems
@@ -13,7 +13,7 @@ from dft_jax.planner.models import patches_of
 from dft_jax.planner.suggestion import Suggestion, bfloat16_note, count, offload_note, suggest
 from dft_jax.runtime import errors
 from dft_jax.runtime.options import Config
-from dft_jax.sharding import SomeSizes
+from dft_jax.sharding import Sizes, SomeSizes
 
 # Problems of these keys do not matter: no data is read, nothing is logged.
 _UNREAD = (
@@ -50,7 +50,7 @@ def plan(
     max_length = config.data.max_length
     errors.raise_if_any(architecture_problems(config.mesh, max_length, architecture, n_devices))
     planner = Planner(config, architecture, devices.described(device))
-    mesh = sharding.mesh_sizes(**config.mesh, device_count=n_devices)
+    mesh = Sizes(**config.mesh).on(n_devices)
     examples: int = config.train.global_batch
     step_rows = min(step_rows or examples, examples)
     has_gib = devices.DEVICES_GIB[device]
@@ -65,7 +65,7 @@ def plan(
         n_trained = parameter_count(model.trainable)
         yield f"adapters of rank {model.lora.rank}: {n_trained / 1e6:.3g} M parameters in float32"
     yield (
-        f"{n_devices} × {device} of {has_gib} GiB; mesh {sharding.mesh_text(*mesh)};"
+        f"{n_devices} × {device} of {has_gib} GiB; mesh {mesh};"
         f" {count(step_rows, 'row')} of {batches.row_length(config.data)} tokens a step"
     )
     n_patches = patches_of(config, architecture)

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 
-from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.models.attention.kernels import is_tiled
 from dft_jax.models.lora import is_adapted
@@ -12,7 +11,7 @@ from dft_jax.models.model import REMAT_POLICIES
 from dft_jax.planner.layouts import StepLayout, layouts
 from dft_jax.planner.memory import Planner
 from dft_jax.runtime.options import Config
-from dft_jax.sharding import SomeSizes
+from dft_jax.sharding import Sizes, SomeSizes
 from dft_jax.training import optimizer
 
 Choice = dict[str, str | int]  # keys of a config, with other values
@@ -147,9 +146,8 @@ def suggest(planner: Planner, n_devices: int, step_rows: int, room_gib: float) -
     A config that cuts rows keeps that, and one whose experts lie on different devices keeps those.
     """
     is_lora = planner.lora is not None
-    sizes = sharding.mesh_sizes(**planner.config.mesh, device_count=n_devices)
-    asked = sharding.by_axis(sizes)
-    sequence, expert = asked["sequence"], asked["expert"]
+    asked = Sizes(**planner.config.mesh).on(n_devices)
+    sequence, expert = asked.sequence, asked.expert
     tries = [
         (choice, n_devices, sequence, expert) for choice in (_LORA_CHOICES if is_lora else CHOICES)
     ]

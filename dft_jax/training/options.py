@@ -3,10 +3,10 @@
 import importlib.util
 from typing import Any
 
-from dft_jax import sharding
 from dft_jax.data import batches
 from dft_jax.models.parts import PARTS, TEXT
 from dft_jax.runtime.options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Config, Legal, Option
+from dft_jax.sharding import Sizes
 
 TRAIN = {
     "global_batch": Option(256, "examples of an update, over all devices", AT_LEAST_1),
@@ -106,13 +106,13 @@ def batch_problems(
     global_batch: int, accumulation: int, mesh: Config, device_count: int
 ) -> list[str]:
     """What does not fit between a batch and a mesh that is right on this number of devices."""
-    data, fsdp, _, _, expert = sharding.mesh_sizes(**mesh, device_count=device_count)
-    fewest = data * fsdp * expert * accumulation
+    sizes = Sizes(**mesh).on(device_count)
+    fewest = sizes.data * sizes.fsdp * sizes.expert * accumulation
     if global_batch >= fewest:
         return []
-    over = f"data={data} × fsdp={fsdp}"
-    if expert > 1:
-        over += f" × expert={expert}"
+    over = f"data={sizes.data} × fsdp={sizes.fsdp}"
+    if sizes.expert > 1:
+        over += f" × expert={sizes.expert}"
     rows = f"{over} × accumulation={accumulation} = {fewest} rows"
     what = f"config.train.global_batch={global_batch} examples cannot fill {rows}"
     return [f"{what}; use at least {fewest}, or fewer of those"]
@@ -121,7 +121,7 @@ def batch_problems(
 def row_problems(data: Config, mesh: Config, device_count: int) -> list[str]:
     """What does not fit between the length of rows and a mesh that is right on these devices."""
     row_length = batches.row_length(data)
-    *_, sequence, _ = sharding.mesh_sizes(**mesh, device_count=device_count)
+    sequence = Sizes(**mesh).on(device_count).sequence
     # Of rows that are cut each device has two pieces (model.balanced).
     pieces = 1 if sequence == 1 else 2 * sequence
     if row_length % pieces == 0:

@@ -44,7 +44,7 @@ def pod_name(row: dict[str, str]) -> str:
 
 def mesh_text(row: dict[str, str]) -> str:
     """As in `fsdp 16 × sequence 4`: the axes that have more than one device."""
-    along = sharding.by_axis(tuple(map(int, row["mesh"].split("x"))))
+    along = sharding.Sizes(*map(int, row["mesh"].split("x")))._asdict()
     return " × ".join(f"{axis} {size}" for axis, size in along.items() if size > 1)
 
 
