@@ -12,6 +12,7 @@ from dft_jax.data.templates import Part, Template
 from dft_jax.data.tokenize import tokenize
 from dft_jax.models.hf.locate import load_tokenizer
 from tests import lookalikes, text
+from tests.marks import slow_but
 
 # Tokenizer and template -> what the template writes after an answer.
 CHATS = {
@@ -101,8 +102,9 @@ def test_parts_are_the_whole(name, style, opened):
     check_parts(name, style, opened, wanted=300)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name, style", [*CHATS, *STYLES])
+@pytest.mark.parametrize(
+    "name, style", slow_but([], [*CHATS, *STYLES], slow=[("qwen3", "tokenizer"), *STYLES])
+)
 def test_parts_are_the_whole_in_20000_conversations(name, style, opened):
     refused = check_parts(name, style, opened, wanted=20_000, seed=100)
     print(f"{name} {style}: 20000 compared, {refused} refused")

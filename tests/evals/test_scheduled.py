@@ -8,6 +8,7 @@ from dft_jax import api
 from dft_jax.evals.scheduled import BenchmarkEvaluator
 from dft_jax.sampling.sampler import Sampler
 from tests import commands
+from tests.marks import slow_but
 from tests.tiny_trainer import tiny_config
 
 PROBLEMS = 6
@@ -76,8 +77,7 @@ def test_nothing_compiles_in_the_first_evaluation_of_a_run(config, compiled, tmp
     assert compiled == [(1, []), (2, [])]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fsdp,tensor", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("fsdp,tensor", slow_but([], [(1, 1), (2, 2)], slow=[(2, 2)]))
 def test_nothing_compiles_in_the_evaluation_that_a_killed_run_left(
     fsdp, tensor, config, compiled, tmp_path, monkeypatch
 ):

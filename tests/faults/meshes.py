@@ -4,6 +4,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from dft_jax import sharding
 from tests.faults import launch, state
 from tests.faults.launch import Fault
 
@@ -13,12 +14,14 @@ ARGUMENTS = (
     f"--config.checkpoint.every={KILLED_AT}",
     "--config.eval.every=0",
 )
-# Devices of each process, processes, and the mesh as data × fsdp × tensor.
+# Devices of each process, processes, and the mesh as data × fsdp × tensor (× sequence).
 LAYOUTS = [
     (1, 1, (1, 1, 1)),
     *((2, 1, mesh) for mesh in ((2, 1, 1), (1, 2, 1), (1, 1, 2))),
     *((4, 1, mesh) for mesh in ((4, 1, 1), (1, 4, 1), (2, 1, 2))),
     *((8, 1, mesh) for mesh in ((8, 1, 1), (1, 8, 1), (2, 2, 2))),
+    *((4, 1, mesh) for mesh in ((1, 1, 1, 4), (1, 2, 1, 2))),  # each row on several devices
+    (2, 2, (1, 2, 1, 2)),
     (1, 2, (1, 2, 1)),
     (2, 2, (2, 2, 1)),
     (1, 4, (2, 2, 1)),
@@ -39,8 +42,7 @@ def restarts(folder: pathlib.Path, layouts: list[tuple] = LAYOUTS) -> Iterator[d
         workdir = folder / f"mesh.{name.replace(', ', '.').replace(' ', '')}"
         shutil.copytree(killed, workdir)
         axes = tuple(
-            f"--config.mesh.{axis}={n}"
-            for axis, n in zip(("data", "fsdp", "tensor"), mesh, strict=True)
+            f"--config.mesh.{axis}={n}" for axis, n in sharding.Sizes(*mesh)._asdict().items()
         )
         options = dict(arguments=ARGUMENTS + axes, devices=devices)
         if processes == 1:

@@ -82,7 +82,7 @@ def test_eight_devices_give_the_same_logits(case, golden, mesh8):
 
 @pytest.mark.parametrize(
     "case",
-    slow_but(["mistral"], FAMILY_CASES, slow=["qwen2_5_vl", "smollm3", "olmo2", "qwen3_moe"]),
+    slow_but(["mistral"], FAMILY_CASES, slow=["qwen2_5_vl", "qwen3_moe"]),
 )
 def test_packed_equals_separate(case, golden, mesh1):
     """Rows `a a a a a b b b - -` against a and b alone: same logits, whatever the padding holds."""
@@ -114,8 +114,7 @@ def test_causal(case, golden, mesh1):
     assert np.abs(before_BLV[:, 25] - after_BLV[:, 25]).max() > 0.1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", slow_but([], ["dots", "full"], slow=["full"]))
 def test_rematerialisation_changes_nothing(remat, golden, mesh1):
     tokens_BL = golden["qwen2_tied"]["token_ids"][:, :24]
     config = read_config(GOLDEN / "qwen2_tied")

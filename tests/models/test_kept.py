@@ -19,6 +19,7 @@ from dft_jax.models.model import build, cast_layers
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
 from tests.jaxprs import equations
+from tests.marks import slow_but
 
 B, L = 2, 24
 # Norms before a layer's parts, and of each head; norms after them, and of the whole width.
@@ -41,10 +42,10 @@ def packed():
     return Batch(tokens_BL, tokens_BL, segments_BL > 0, segments_BL, positions_BL)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "family, remat", [(f, r) for f in FAMILIES for r in ("none", "dots", "full")]
-)
+REMATERIALISED = [(family, remat) for family in FAMILIES for remat in ("none", "dots", "full")]
+
+
+@pytest.mark.parametrize("family, remat", slow_but([], REMATERIALISED, slow=REMATERIALISED[1::2]))
 def test_accelerators_compute_what_cpus_do(family, remat, on_accelerators, mesh1):
     """In float32, up to the order of additions."""
 

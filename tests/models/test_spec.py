@@ -13,6 +13,7 @@ from dft_jax.models.model import build
 from dft_jax.models.spec import DecoderSpec, LayerSpec, Rope, split_into_loops
 from dft_jax.types import Batch
 from tests.conftest import GOLDEN
+from tests.marks import slow_but
 
 ROTATED = LayerSpec(Rope(100.0))
 LAYERS = {
@@ -95,8 +96,7 @@ MIXED = [
 
 
 # Half a minute each; test_golden has smollm3_window with the fast ones, whose layers differ too.
-@pytest.mark.slow
-@pytest.mark.parametrize("letters, remat", MIXED)
+@pytest.mark.parametrize("letters, remat", slow_but([], MIXED, slow=[MIXED[0], MIXED[-1]]))
 def test_loops_compute_what_layer_after_layer_does(letters, remat, mesh1, mesh8):
     """Against each layer by itself, as decoding runs them; on eight devices as on one."""
     batch = random_batch(4, 12)

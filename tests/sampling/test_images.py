@@ -19,6 +19,7 @@ from dft_jax.types import Batch
 from tests import commands
 from tests.conftest import make_mesh
 from tests.image_examples import FOLDER, SIZES, SPEC, example_of
+from tests.marks import slow_but
 
 VISION = SPEC.vision
 LENGTH, PATCHES = 128, 256  # of the rows of the naive loop
@@ -141,8 +142,7 @@ def test_prefill_and_five_tokens_equal_one_forward_pass():
 ARRANGEMENTS = [dict(slots=1), dict(slots=3), dict(sizes=(2, 2, 2), slots=5)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS, ids=str)
+@pytest.mark.parametrize("arrangement", slow_but([], ARRANGEMENTS, slow=ARRANGEMENTS[1:]), ids=str)
 def test_a_sample_does_not_depend_on_the_arrangement(arrangement):
     """Of slots, neighbours, order and devices."""
     asked = []

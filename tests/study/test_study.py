@@ -26,6 +26,7 @@ from dft_jax.study import (
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
 from tests.commands import run_command
+from tests.marks import slow_but
 from tests.tiny_trainer import tiny_config
 
 TEXTS = (
@@ -367,8 +368,7 @@ class StopAt(Clock):
         self.check()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loses_checkpoints", [False, True])
+@pytest.mark.parametrize("loses_checkpoints", slow_but([], [False, True], slow=[True]))
 def test_stopped_anywhere_it_ends_with_the_same_results(
     loses_checkpoints, finished, lab, tmp_path, monkeypatch
 ):

@@ -21,6 +21,7 @@ from dft_jax.training.step import StepOptions, make_hyperparameters, make_loss, 
 from dft_jax.types import Frozen
 from tests.conftest import make_mesh
 from tests.image_examples import FOLDER, SIZES, SPEC, image_examples
+from tests.marks import slow_but
 
 ROW_LENGTH = 128
 
@@ -112,8 +113,7 @@ def test_what_is_trained(parts, mesh1):
     assert model.trains_head == (parts != "merger")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parts", ["text", "all"])
+@pytest.mark.parametrize("parts", slow_but([], ["text", "all"], slow=["all"]))
 def test_what_a_step_changes(parts, mesh1):
     before, after, sums = trained(mesh1, parts)
     assert moved(before, after) == ({"text", "merger", "tower"} if parts == "all" else {"text"})
@@ -156,8 +156,7 @@ def test_rows_that_are_cut_equal_whole_ones():
         np.testing.assert_allclose(leaf, expected, atol=1e-11 * largest)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["mesh", "accumulation"])
+@pytest.mark.parametrize("how", slow_but([], ["mesh", "accumulation"], slow=["mesh"]))
 def test_other_layouts_make_the_same_update(how, mesh1, mesh8):
     before, expected, sums = trained(mesh1, "all")
     if how == "mesh":

@@ -50,7 +50,7 @@ def kernels(params, part, name):
     return np.asarray(params["layers"][part][name]["kernel"])
 
 
-@pytest.mark.parametrize("target", slow_but([], ["q", "o", "gate", "up"]))
+@pytest.mark.parametrize("target", slow_but([], ["q", "o", "gate", "up"], slow=["q", "gate"]))
 def test_full_rank_is_full_fine_tuning(target, mesh1):
     """With A the identity, B zero and s = 1, W + B A moves in a step of Adam as W would alone.
 
@@ -158,7 +158,7 @@ def test_a_step_computes_two_thirds_and_a_little_more(mesh1):
     assert flops(Trainer(mesh1, **lora)) < 0.8 * flops(Trainer(mesh1))
 
 
-@pytest.mark.parametrize("objective", slow_but([], ["asft", "iw_sft"]))
+@pytest.mark.parametrize("objective", slow_but([], ["asft", "iw_sft"], slow=["iw_sft"]))
 def test_the_reference_is_the_base(objective, mesh1):
     """At first the model is its reference; later it is compared with the base, held once."""
     trainer = Trainer(mesh1, objective=objective, **LORA)
@@ -233,7 +233,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", slow_but([], WAYS))
+@pytest.mark.parametrize("way", slow_but([], WAYS, slow=["accumulation", "all"]))
 def test_any_mesh_trains_the_same(way, plain_curve):
     sizes, overrides = WAYS[way]
     found = curve(make_mesh(*sizes), **overrides)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_mesh
+from tests.marks import slow_but
 from tests.tiny_trainer import Trainer
 
 WAYS = {
@@ -27,8 +28,7 @@ def trained(mesh, remat, **overrides):
 
 
 # Five seconds each and more.
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", slow_but([], WAYS, slow=["accumulation", "sequence", "bfloat16"]))
 def test_training_is_that_of_full_bit_for_bit(way):
     shape, overrides = WAYS[way]
     expected = trained(make_mesh(*shape), "full", **overrides)

@@ -30,6 +30,7 @@ from dft_jax.training.preparation import prepare
 from dft_jax.training.state import abstract_state
 from tests.conftest import make_mesh
 from tests.faults import launch, state as faults_state
+from tests.marks import slow_but
 from tests.tiny_trainer import tiny_config
 
 CONFIG = {"train.steps": 4, "checkpoint.every": 2, "eval.every": 2, "eval.max_examples": 8}
@@ -73,8 +74,7 @@ def test_killed_between_a_checkpoint_and_its_evaluation(where, killed_at, tmp_pa
     assert steps_of(tmp_path, "train/nll") == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["asft", "iw_sft"])
+@pytest.mark.parametrize("objective", slow_but([], ["asft", "iw_sft"], slow=["iw_sft"]))
 def test_a_resumed_run_compares_with_the_model_it_began_from(objective, tmp_path, monkeypatch):
     """Not with the one that it resumes from: the same parameters in the end, bit for bit, as
     without a stop.
@@ -192,6 +192,7 @@ def test_a_named_change_is_accepted_and_remembered(finished, tmp_path):
 
 
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 1, 2), (1, 4, 1), (2, 2, 1), (2, 2, 2), (8, 1, 1)]
+MESHES += [(1, 1, 1, 4), (1, 2, 1, 2)]  # each row on several devices
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from dft_jax.training import metrics
 from dft_jax.training.heldout import HeldOut
 from dft_jax.training.inputs import make_steps
 from tests.conftest import make_mesh
+from tests.marks import slow_but
 from tests.tiny_trainer import Trainer, tiny_config, tiny_examples
 
 # mesh, accumulation
@@ -59,8 +60,9 @@ def plain():
     return curve(weighted_trainer((1, 1, 1), objective="dft"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape, accumulation", ARRANGEMENTS, ids=str)
+@pytest.mark.parametrize(
+    "shape, accumulation", slow_but([], ARRANGEMENTS, slow=ARRANGEMENTS[1:]), ids=str
+)
 def test_weights_give_the_same_curve_however_a_batch_is_cut(shape, accumulation, plain):
     trainer = weighted_trainer(shape, objective="dft", **{"train.accumulation": accumulation})
     np.testing.assert_allclose(curve(trainer), plain, rtol=1e-4)
@@ -94,8 +96,7 @@ def dense_sums(trainer, n):
     return found, gradient
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("normalization", ["global", "official"])
+@pytest.mark.parametrize("normalization", slow_but([], ["global", "official"], slow=["official"]))
 def test_means_and_gradient_are_those_of_the_dense_oracle(normalization):
     """`official` adds the means of micro-batches, each by its own Σ w; the loss reported does not."""
     accumulation = 1 if normalization == "global" else 4
