@@ -56,6 +56,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
@@ -278,6 +279,10 @@ def sorted_by_expert(
     add nothing, and nothing is kept for the backward pass under any policy.
     """
     pairs = sort_pairs(chosen_NS, len(gate_EFD))
+    # Its gradient too: the product makes that as [E, F, D], and XLA would keep it so, with the
+    # width last, of which each device has a part. 8 of 2,048 places on 256 devices take as much
+    # memory as the 128 of a TPU's tile: of Qwen3-30B-A3B 1,152 MiB in place of 72.
+    down_EDF = with_layout_constraint(down_EDF, Layout(major_to_minor=(0, 1, 2)))
     kept, present = checkpoint_name, _itself
     if some_absent:
         kept, present = _itself, functools.partial(_first_rows, pairs.sizes_E.sum())
