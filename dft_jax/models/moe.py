@@ -196,6 +196,11 @@ def _on_every_device(
         out_specs=(rows, sums, sums),
     )
     dtype = x_BLD.dtype
+    if platform == "tpu":
+        # And its gradient: the product makes that as [e, F, D], and XLA would keep it so, with the
+        # width last, of which each device has a part. 8 of 2,048 places on 256 devices take as much
+        # memory as the 128 of a TPU's tile: of Qwen3-30B-A3B 1,152 MiB in place of 72.
+        down_eDF = with_layout_constraint(down_eDF, Layout(major_to_minor=(0, 1, 2)))
     kernels = gate_eFD.astype(dtype), up_eFD.astype(dtype), down_eDF.astype(dtype)
     return run(x_BLD, logits_BLE, is_token_BL, *kernels)
 
@@ -279,10 +284,6 @@ def sorted_by_expert(
     add nothing, and nothing is kept for the backward pass under any policy.
     """
     pairs = sort_pairs(chosen_NS, len(gate_EFD))
-    # Its gradient too: the product makes that as [E, F, D], and XLA would keep it so, with the
-    # width last, of which each device has a part. 8 of 2,048 places on 256 devices take as much
-    # memory as the 128 of a TPU's tile: of Qwen3-30B-A3B 1,152 MiB in place of 72.
-    down_EDF = with_layout_constraint(down_EDF, Layout(major_to_minor=(0, 1, 2)))
     kept, present = checkpoint_name, _itself
     if some_absent:
         kept, present = _itself, functools.partial(_first_rows, pairs.sizes_E.sum())

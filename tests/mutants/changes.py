@@ -1099,10 +1099,10 @@ def""",
     Change(
         "experts-gradient-lies-as-it-is-made",
         "dft_jax/models/moe.py",
-        "down_EDF = with_layout_constraint(down_EDF, Layout(major_to_minor=(0, 1, 2)))",
-        "",
+        "down_eDF = with_layout_constraint(down_eDF, Layout(major_to_minor=(0, 1, 2)))",
+        "pass",
         EXPERTS,
-        "lies_in_memory",
+        "lies_in_a_tpus_memory",
     ),
     Change(
         "experts-dense-parts-are-copies",
