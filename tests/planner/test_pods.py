@@ -8,8 +8,9 @@ from experiments.pods import compile as pods, report
 from tests.marks import slow_but
 
 ROWS = [row for row in records.read_rows(report.HERE / "results.csv") if not row["error"]]
-# Experts on different chips, adapters, a head that is cut, rows that are cut, and long rows.
+# Experts on all chips and on different ones, adapters, a head that is cut, rows that are cut, and long rows.
 PLANNED = [
+    ("30b-a3b", "v6e:16x16", "1x256x1", "0"),
     ("30b-a3b", "v5p:4x4x4", "1x16x1x1x4", "0"),
     ("70b", "v6e:16x16", "1x256x1", "8"),
     ("70b", "v6e:16x16", "1x64x4", "0"),
