@@ -129,7 +129,7 @@ if (HERE / "measuring.csv").exists():
 
 def at_temperatures(rows, regime):
     """Those that were sampled at given temperatures, on the regime's test problems."""
-    names = rows.probe.str.partition("@")[0]
+    names = rows.probe.str.split("@").str[0]  # also of no rows
     return rows[(names == REGIMES[regime].measuring) & rows.equal.isna()]
 
 
