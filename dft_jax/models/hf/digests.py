@@ -38,8 +38,11 @@ def weights_digest_by_all(source: Path) -> str:
     def merged(everyone: list[dict[str, str]]) -> dict[str, str]:
         return dict(collections.ChainMap(*everyone))
 
-    found = distributed.decided("weights", shares, merged)
-    return files.joined_digest({file: found[file.name] for file in paths})
+    by_name = distributed.decided("weights", shares, merged)
+    # A host's own copy may have other files, which whoever compares the hosts will say.
+    hashes = _hashes([file for file in paths if file.name not in by_name])
+    hashes |= {file: by_name[file.name] for file in paths if file.name in by_name}
+    return files.joined_digest(hashes)
 
 
 def _hashes(paths: list[Path]) -> dict[Path, str]:
