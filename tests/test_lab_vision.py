@@ -135,7 +135,7 @@ def test_the_recipe_reads_what_the_base_is_for():
     assert train.noise == train.noise_read == 0.1 and train.rare == 1.0
 
 
-@pytest.mark.parametrize("parts", slow_but([], ["text", "all"], slow=[]))
+@pytest.mark.parametrize("parts", slow_but([], ["text", "all"], slow=["text"]))
 def test_a_trial_is_trained_and_shown_pictures(parts, tmp_path):
     """Whatever is trained is evaluated with a tower: of the text alone, the base's."""
     trial = trials.Trial("lab_vision", data="read0", steps=1, batch=8, parts=parts)

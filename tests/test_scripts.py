@@ -243,12 +243,12 @@ WRONG = {
 WRONG_FOR = {
     "slurm": {"--mount=gs://bucket/runs": "gcsfuse"},
     "tpu_pod": {},
-}
-WRONG_FOR["gke"] = {
-    "--topology=16": "--topology=16",
-    "--chips=3": "16 chips",
-    "--claim=disk": "--bucket or --claim",
-    "--run=One": "Kubernetes",
+    "gke": {
+        "--topology=16": "--topology=16",
+        "--chips=3": "16 chips",
+        "--claim=disk": "--bucket or --claim",
+        "--run=One": "Kubernetes",
+    },
 }
 
 

@@ -197,9 +197,9 @@ def _on_every_device(
     )
     dtype = x_BLD.dtype
     if platform == "tpu":
-        # And its gradient: the product makes that as [e, F, D], and XLA would keep it so, with the
-        # width last, of which each device has a part. 8 of 2,048 places on 256 devices take as much
-        # memory as the 128 of a TPU's tile: of Qwen3-30B-A3B 1,152 MiB in place of 72.
+        # Its gradient lies so too then: the product makes that as [e, F, D], and XLA would keep it
+        # so, with the width last, of which each device has a part. 8 of 2,048 places on 256 devices
+        # take as much memory as the 128 of a TPU's tile: of Qwen3-30B-A3B 1,152 MiB in place of 72.
         down_eDF = with_layout_constraint(down_eDF, Layout(major_to_minor=(0, 1, 2)))
     kernels = gate_eFD.astype(dtype), up_eFD.astype(dtype), down_eDF.astype(dtype)
     return run(x_BLD, logits_BLE, is_token_BL, *kernels)

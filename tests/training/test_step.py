@@ -49,9 +49,7 @@ def test_golden_curves(case, plain_curves):
     slow_but(
         [],
         [(objective, *one) for objective in ("sft", "dft") for one in ARRANGEMENTS],
-        slow=[
-            *[("dft", *ARRANGEMENTS[0]), ("sft", *ARRANGEMENTS[1]), ("dft", *ARRANGEMENTS[4])],
-        ],
+        slow=[("dft", *ARRANGEMENTS[0]), ("sft", *ARRANGEMENTS[1]), ("dft", *ARRANGEMENTS[4])],
     ),
 )
 def test_meshes_and_accumulation_give_the_same_curve(objective, shape, accumulation, plain_curves):

@@ -46,7 +46,9 @@ def weights_digest_by_all(source: Path) -> str:
 
 
 def _hashes(paths: list[Path]) -> dict[Path, str]:
-    """A process hashes a file once, and again where it was written since: 7B take a minute, and a
+    """SHA-256 of each file.
+
+    A process hashes a file once, and again where it was written since: 7B take a minute, and a
     run with adapters asks for their base's as an identity, as what it began with and as a
     reference.
     """

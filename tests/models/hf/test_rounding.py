@@ -439,7 +439,7 @@ def test_a_run_and_its_export_are_evaluated_alike_and_named(base, tmp_path, capf
     assert of_rounded["metrics"]["heldout/nll"] != of_run["metrics"]["heldout/nll"]
 
 
-@pytest.mark.more
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(base, tmp_path):
     options = (f"--config.model.path={base}", "--config.model.init=checkpoint")
     runs = tmp_path / "runs"
