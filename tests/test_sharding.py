@@ -47,7 +47,7 @@ def devices(monkeypatch):
 )
 def test_only_data_goes_from_slice_to_slice(sizes):
     chips = slices(2)
-    array = sharding.across_slices(sizes, chips, sharding.slice_count(chips))
+    array = sharding.across_slices(sharding.Sizes(*sizes), chips, sharding.slice_count(chips))
     assert array.shape == sizes and {chip.id for chip in array.flat} == set(range(16))
     first, second = np.split(array, 2)
     assert {chip.slice_index for chip in first.flat} == {0}

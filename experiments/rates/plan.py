@@ -42,8 +42,8 @@ class Regime:
     pass64: str
 
 
+# In the order in which they are run.
 REGIMES = {
-    "strong": Regime("noise15", 60, "rates_choosing", "rates_measuring", "rates_pass64"),
     "weak": Regime(
         "operator",
         120,
@@ -51,6 +51,7 @@ REGIMES = {
         "rates_measuring_operator",
         "rates_pass64_operator",
     ),
+    "strong": Regime("noise15", 60, "rates_choosing", "rates_measuring", "rates_pass64"),
 }
 
 # Steps of a factor √10, as round numbers.
