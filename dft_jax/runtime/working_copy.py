@@ -78,6 +78,9 @@ def fetch(folder: Path) -> dict[str, tuple[int, int]]:
             file.write_bytes(bucket.read(f"{address}/{name}"))
     for name in _files(folder).keys() - set(fetched):
         (folder / name).unlink()
+    # Not even an empty folder stays: it would say that what the bucket has was written anew.
+    for name in _ONLY_WRITTEN:
+        shutil.rmtree(folder / name, ignore_errors=True)
     return dict.fromkeys(names, (-1, -1)) | _files(folder)
 
 

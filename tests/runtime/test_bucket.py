@@ -204,6 +204,20 @@ def test_a_copy_follows_the_run_and_the_run_the_copy(bucket, quick):
     assert held["export/new.safetensors"] == b"new"
 
 
+def test_a_profile_stays_when_the_run_exports(bucket, quick):
+    """The export locks the folder once more, after the training that the profile is of."""
+    server, address = bucket
+    folder = folders.run_folder(address)
+    with folders.locked(folder):
+        (folder / "profile/plugins").mkdir(parents=True)
+        (folder / "profile/plugins/host.xplane.pb").write_bytes(b"steps")
+    with folders.locked(folder):
+        (folder / "export").mkdir()
+        (folder / "export/config.json").write_text("{}")
+    held = {"profile/plugins/host.xplane.pb": b"steps", "export/config.json": b"{}"}
+    assert server.content(address) == held
+
+
 def test_only_what_changed_is_copied(bucket, quick):
     server, address = bucket
     folder = folders.run_folder(address)
