@@ -173,7 +173,8 @@ class _Bucket:
 
     def remove(self, folder: Folder, *, ignore_errors: bool = False) -> None:
         try:
-            for name in sorted(bucket.names(str(folder)), key=lambda name: name != MANIFEST):
+            names = bucket.names(str(folder), with_folders=True)
+            for name in sorted(names, key=lambda name: name != MANIFEST):
                 bucket.delete(f"{folder}/{name}")
         except OSError:
             if not ignore_errors:

@@ -127,8 +127,11 @@ def delete(address: str) -> None:
     _changes[address] = False
 
 
-def names(address: str) -> list[str]:
+def names(address: str, *, with_folders: bool = False) -> list[str]:
     """The names, from there, of all objects in a folder and below it, in order.
+
+    A folder that gcsfuse or a browser made is an object too, empty, of its name with a slash. Such
+    are among the names, and the folder's own is the empty one, only `with_folders`.
 
     Raises:
       Unanswered: it cannot be asked for, or still lacks after a minute what was written.
@@ -139,10 +142,14 @@ def names(address: str) -> list[str]:
         found = _listed(folder)
         wrong = [each for each in _contradicted(folder, found) if _is_as_remembered(each)]
         if not wrong:
-            return sorted(found)
+            return sorted(each for each in found if with_folders or _is_file(each))
         if time.monotonic() > deadline:
             raise Unanswered(f"{folder}: its listing is over {_LAG_S:.0f} s behind ({wrong[0]})")
         time.sleep(0.2)
+
+
+def _is_file(name: str) -> bool:
+    return name != "" and not name.endswith("/")
 
 
 def _contradicted(folder: str, found: set[str]) -> list[str]:
@@ -172,8 +179,7 @@ def _listed(folder: str) -> set[str]:
             # "0" is the character after "/".
             below = ts.KvStore.KeyRange(prefix, f"{prefix[:-1]}0")
         found = store.list(below, strip_prefix_length=len(prefix.encode())).result()
-    # A folder that a browser made is an object of its name with a slash.
-    return {each.decode() for each in found if each}
+    return {each.decode() for each in found}
 
 
 def has_size(address: str, n_bytes: int) -> bool:
@@ -275,7 +281,7 @@ class Files(fsspec.AbstractFileSystem):
         if not recursive:
             delete(SCHEME + name)
             return
-        for each in names(SCHEME + name):
+        for each in names(SCHEME + name, with_folders=True):
             delete(f"{SCHEME}{name}/{each}")
         self.made.discard(name)
 

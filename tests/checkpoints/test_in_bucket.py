@@ -4,6 +4,8 @@ The store is a local one (tests/fake_bucket.py). Its content copied to a disk is
 the same checkpoints have to be complete and undamaged.
 """
 
+import json
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,26 @@ def test_the_manifest_comes_last_and_goes_first(saved):
         name for method, name in of_1[went:]
     }
     assert went == came + 1, "nothing is written or deleted between"
+
+
+def test_folders_that_are_objects_go_with_their_checkpoint(run):
+    """As gcsfuse makes them: a mount would show them as steps without a manifest."""
+    server, address, folder = run
+    made = ["", "2/", "2/state/", "3/", "3/state/", "4/", "4/run/"]
+    put(server, address, {f"checkpoints/{name}": b"" for name in made})
+    with Checkpoints(folder, keep=1) as checkpoints:
+        assert checkpoints.newest(repair=True) == 3
+        checkpoints.save(4, state(4), RUN)
+        checkpoints.wait()
+        assert checkpoints.newest() == 4
+    held = {
+        name
+        for name in server.content(address)
+        if name.startswith(("checkpoints/2", "checkpoints/3"))
+    }
+    assert held == set()
+    files = json.loads(server.content(address)["checkpoints/4/manifest.json"])["files"]
+    assert not [name for name in files if name.endswith("/")]
 
 
 def test_an_unfinished_step_does_not_count_and_goes(run, capfd):

@@ -46,6 +46,23 @@ def test_a_folder_lists_what_is_below_it_and_nothing_beside(bucket):
     assert bucket_lib.names(address) == sorted(names)
 
 
+def test_a_run_of_a_mounted_bucket_is_that_of_its_address(bucket, quick):
+    """gcsfuse makes an object of each folder, with a slash at the end of its name."""
+    server, address = bucket
+    mounted = ["", "eval/", "eval/4/", "checkpoints/", "profile/"]
+    with server.store.lock:
+        for name in mounted:
+            server.store.put(f"{address.removeprefix('gs://')}/{name}", b"")
+    bucket_lib.write(f"{address}/eval/4/scores.json", b"{}")
+    assert bucket_lib.names(address) == ["eval/4/scores.json"]
+    assert bucket_lib.names(address, with_folders=True) == sorted([*mounted, "eval/4/scores.json"])
+    folder = folders.run_folder(address)
+    with folders.locked(folder):
+        assert (folder / "eval/4/scores.json").read_text() == "{}"
+    bucket_lib.path_of(address).rmtree()
+    assert server.content(address) == {}
+
+
 def test_a_change_is_made_only_where_nothing_was_written_since(bucket):
     _, address = bucket
     content, nothing = bucket_lib.read_with_generation(address)
