@@ -21,6 +21,10 @@ from dft_jax.runtime import (
 
 _LOCK_NAME = ".lock"
 _WORD_NAME = ".word"  # of a file by which processes find out whether they share a folder
+# Orbax looks for what it has written with the whole path as a pattern, and TensorStore reads an
+# address as a URL, whose query and fragment are no part of a name.
+_OF_PATTERNS = "*?[\\"
+_OF_ADDRESSES = "#"
 
 
 def local_folder(path: str, flag: str = "--workdir") -> Path:
@@ -46,12 +50,33 @@ def run_folder(path: str, flag: str = "--workdir", *, is_new: bool = True) -> Pa
     All processes call this. A run may begin in it if `is_new`.
 
     Raises:
-      UserError: a place that is neither, or a bucket that cannot be read.
+      UserError: a place that is neither, or a bucket that cannot be read; or checkpoints that are
+      saved there could not be read.
     """
     if not bucket.is_address(path):
-        return local_folder(path, flag)
+        folder = local_folder(path, flag)
+        if is_new:
+            require_plain(folder, flag)
+        return folder
+    _refuse_characters(path, flag, _OF_PATTERNS + _OF_ADDRESSES)
     with distributed.together("bucket"):
         return working_copy.of_run(path, is_new=is_new)
+
+
+def require_plain(folder: Path, flag: str) -> None:
+    """UserError for a folder in which checkpoints would be saved that cannot be read.
+
+    Of `runs/lr=[1e-5]` Orbax finds nothing that it has written, and a checkpoint stays without its
+    arrays, with a warning of its own.
+    """
+    _refuse_characters(str(folder), flag, _OF_PATTERNS)
+
+
+def _refuse_characters(path: str, flag: str, refused: str) -> None:
+    found = [character for character in refused if character in path]
+    if found:
+        what = f"{flag}={path}: checkpoints in a place with {found[0]} in its path cannot be read"
+        raise errors.UserError(f"{what}; give one without any of {' '.join(refused)}")
 
 
 def shown(folder: Path) -> str:

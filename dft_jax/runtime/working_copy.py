@@ -38,6 +38,10 @@ def of_run(address: str, *, is_new: bool = True) -> Path:
     of_bucket, _, name = address.removeprefix(bucket.SCHEME).rstrip("/").partition("/")
     if not of_bucket or not name:
         raise errors.UserError(f"{address}: names no run in a bucket; give gs://BUCKET/RUN")
+    # Some libraries would leave these parts out, and others not.
+    if {"", ".", ".."} & set(name.split("/")):
+        what = "a part of the name is empty, . or .."
+        raise errors.UserError(f"{address}: {what}; give gs://BUCKET/RUN without it")
     address = f"{bucket.SCHEME}{of_bucket}/{name}"
     with _usable(address):
         is_there = any(name.startswith(f"{_CHECKPOINTS}/") for name in bucket.names(address))

@@ -84,6 +84,7 @@ def main() -> None:
         if asks_report:
             print(report.write(done, folder))
         return
+    folders.require_plain(folder, "--out")
     # Slow to import, and not needed above.
     from dft_jax.study import jobs
 

@@ -12,7 +12,7 @@ import pytest
 
 from dft_jax.checkpoints import manager, manifest
 from dft_jax.checkpoints.manager import Checkpoints, Gone
-from dft_jax.runtime import distributed, errors, files
+from dft_jax.runtime import distributed, errors, files, folders
 from dft_jax.types import TrainState
 from tests.faults import launch
 
@@ -412,3 +412,20 @@ def test_the_first_process_may_take_longer_with_a_checkpoint_than_devices_wait(t
     run(2, {})
     run(4, {0: launch.Fault("verify *", "sleep", argument=40.0)})
     assert f"{launch.HURT} sleep" in launch.phases(workdir)
+
+
+@pytest.mark.parametrize("name", ["lr=[1e-5]", "b\\s", "a**b", "x#1 ü'%25,(a=0.5)"])
+def test_what_is_saved_in_a_folder_of_any_name_can_be_read_or_is_refused(name, tmp_path):
+    """Orbax takes the folder's path for a pattern where it joins what the processes wrote."""
+    try:
+        folder = folders.run_folder(str(tmp_path / name))
+    except errors.UserError as error:
+        assert f"--workdir={tmp_path}/{name}: checkpoints in a place with " in str(error)
+        assert folders.run_folder(str(tmp_path / name), is_new=False) == tmp_path / name
+        assert not name.startswith("x")
+        return
+    (folder / "checkpoints").mkdir(parents=True)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(1, state(1), RUN)
+        checkpoints.wait()
+        np.testing.assert_array_equal(checkpoints.restore(1, abstract()).params["w"], weights(1))

@@ -281,6 +281,10 @@ def test_a_busy_folder_is_named_by_its_address(bucket, quick):
         ("gs://my-bucket", "names no run in a bucket; give gs://BUCKET/RUN"),
         ("gs:///run", "names no run in a bucket; give gs://BUCKET/RUN"),
         ("gs://No_Bucket_/run", "the bucket cannot be used"),
+        ("gs://my-bucket//run", "a part of the name is empty"),
+        ("gs://my-bucket/a/../run", "a part of the name is empty, . or .."),
+        ("gs://my-bucket/run#1", "--workdir=gs://my-bucket/run#1: .* with # in its path cannot"),
+        ("gs://my-bucket/run?", "give one without any of . . . . #"),
         ("s3://bucket/run", "--workdir=s3://bucket/run: give a local or mounted folder"),
     ],
 )

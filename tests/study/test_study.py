@@ -587,6 +587,7 @@ def test_status_and_report_compile_nothing(command, finished):
         ([], "--out is required"),
         (["--out=gs://bucket"], "--out=gs://bucket"),
         (["--out=nowhere", "--status"], "no such folder"),
+        (["--out=rate=[1e-5]"], "with [ in its path cannot be read"),
         (["--out=nowhere", "--minutes=-1"], "minutes"),
         (["--spec=none.py", "--out=nowhere"], "--spec=none.py: no such file"),
         (["--spec=spec.py:no/model", "--out=nowhere"], "no/model"),
