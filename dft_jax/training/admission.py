@@ -22,6 +22,8 @@ from dft_jax.training.identity import (
 )
 from dft_jax.training.places import with_absolute_paths
 
+_OTHER_HELDOUT = "other_heldout_sha256"  # a key of data_report.json
+
 
 def open_workdir(
     workdir: Path, config: Config, fingerprint: dict[str, Any], source: Path, train: Examples
@@ -75,22 +77,45 @@ def open_workdir(
     return checkpoints, step, run
 
 
-def require_same_heldout(workdir: Path, config: Config, account: dict[str, Any]) -> None:
-    """UserError where the best of earlier steps was measured on other examples than the next are.
+def with_other_heldout(workdir: Path, config: Config, account: dict[str, Any]) -> dict[str, Any]:
+    """The account, with the SHA-256 of what steps before were measured on, where it was something
+    else: data_report.json of one start after the other carries it on.
 
     For a run that resumes. `account` is of its data: the content of the next data_report.json.
+
+    Raises:
+      UserError: with `checkpoint.best`, which would compare the steps of one with the other's.
     """
-    file = workdir / "data_report.json"
-    if not config.checkpoint.best or not file.exists():
-        return
-    with errors.user_errors(f"{file}: cannot be read", "remove it", (OSError, ValueError)):
-        before = files.read_json(file).get("heldout")
-    if before is not None and before["sha256"] != account["heldout"]["sha256"]:
+    before = _last_account(workdir / "data_report.json", config)
+    others = set(before.get(_OTHER_HELDOUT, ()))
+    if "heldout" in before:
+        others.add(before["heldout"]["sha256"])
+    if "heldout" in account:
+        others.discard(account["heldout"]["sha256"])
+    if not others:
+        return account
+    if config.checkpoint.best:
         raise errors.UserError(
-            f"config.checkpoint.best={config.checkpoint.best!r}: the steps before were measured on"
-            " other held-out examples, so none of them can be compared; give data.heldout and"
-            " eval.max_examples as they were, or --config.checkpoint.best="
+            f"config.checkpoint.best={config.checkpoint.best!r}: steps before were measured on"
+            " other held-out examples, so not all can be compared; give data.heldout and"
+            " eval.max_examples as they always were, or --config.checkpoint.best="
         )
+    return account | {_OTHER_HELDOUT: sorted(others)}
+
+
+def _last_account(file: Path, config: Config) -> dict[str, Any]:
+    """The data_report.json of the start before; empty where there is none, or a damaged one, which
+    is written anew.
+    """
+    if not file.exists():
+        return {}
+    try:
+        return files.read_json(file, "remove it")
+    except errors.UserError:
+        # All that hangs on it is which steps can be compared.
+        if config.checkpoint.best:
+            raise
+        return {}
 
 
 def _begin(workdir: Path, config: Config, source: Path, train: Examples) -> dict[str, Any]:

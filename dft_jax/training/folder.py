@@ -95,10 +95,10 @@ def opened(job: Job, path: Path) -> Iterator[tuple[Job, RunFolder]]:
         stack.enter_context(checkpoints)
         job = job.with_attention()
         with distributed.together("room"):  # process 0 writes and looks
-            attention = job.model.module.backend
+            attention, account = job.model.module.backend, job.account
             if step is not None:
-                admission.require_same_heldout(path, config, job.account)
-            admission.describe_run(path, config, attention, job.account, run)
+                account = admission.with_other_heldout(path, config, account)
+            admission.describe_run(path, config, attention, account, run)
             if step != job.steps:
                 checkpoints.require_room(job.abstract_state())
         # What is trained and what is not is said before the minutes of compilation.

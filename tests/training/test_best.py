@@ -95,6 +95,10 @@ def test_other_held_out_examples_are_not_compared_with_earlier_ones(trained, tmp
         api.train(config(**longer), folder)
     api.train(config(**longer | {"checkpoint.best": ""}), folder)
     assert steps_in(folder) == [6]
+    # Steps were measured on either: nor can they be compared from then on.
+    for examples in (4, 8):
+        with pytest.raises(errors.UserError, match="measured on other held-out examples"):
+            api.train(config(**{"eval.max_examples": examples}), folder)
 
 
 def test_a_run_without_the_key_is_as_before(tmp_path):

@@ -109,6 +109,35 @@ def test_a_folder_says_what_its_run_is_made_of(tmp_path, monkeypatch):
     assert described({"fingerprint": {}, "changes": []})[1]["run_id"] is None
 
 
+@pytest.mark.parametrize(
+    "starts, is_refused",
+    [("aa", False), ("ab", True), ("abb", True), ("aba", True), ("a-a", False), ("a-b", True)],
+)
+def test_a_best_step_is_of_steps_that_were_measured_alike(starts, is_refused, tmp_path):
+    """Each start has other held-out examples, or none; only the last one compares."""
+    account = {}
+    for name in starts:
+        account = {"train": {}} | ({} if name == "-" else {"heldout": {"sha256": name}})
+        account = admission.with_other_heldout(tmp_path, lab_config(), account)
+        files.write_json(tmp_path / "data_report.json", account)
+    best = lab_config(**{"checkpoint.best": "heldout/nll"})
+    again = {"heldout": account["heldout"]}
+    if not is_refused:
+        assert admission.with_other_heldout(tmp_path, best, again) == again
+        return
+    with pytest.raises(errors.UserError, match="measured on other held-out examples"):
+        admission.with_other_heldout(tmp_path, best, again)
+
+
+def test_a_damaged_account_is_written_anew_unless_steps_are_compared(tmp_path):
+    (tmp_path / "data_report.json").write_text('{"heldout": ')
+    account = {"heldout": {"sha256": "a"}}
+    assert admission.with_other_heldout(tmp_path, lab_config(), account) == account
+    best = lab_config(**{"checkpoint.best": "heldout/nll"})
+    with pytest.raises(errors.UserError, match="data_report.json:1: not JSON .*; remove it"):
+        admission.with_other_heldout(tmp_path, best, account)
+
+
 def test_where_data_was_found_is_said_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").touch()
