@@ -14,9 +14,10 @@ from dft_jax.study.laboratory import Laboratory
 from dft_jax.study.programs import StepFn
 from dft_jax.study.records import Records
 from dft_jax.study.spec import Arm
+from dft_jax.training import metrics
 from dft_jax.types import Params, TrainState
 
-# Key in a step's row -> key of the step's sums, of which the mean over tokens is kept.
+# Key in a step's row -> key of the step's sums, of which the mean is kept.
 _MEANS = {"loss": "loss", "nll": "nll", "mean_p": "p", "entropy": "entropy"}
 
 
@@ -103,14 +104,13 @@ class Training:
                     self.save()
 
     def _row(self, sums: dict[str, Any]) -> dict[str, Any]:
-        """What is kept of a step, the mean of each sum over its tokens."""
-        # A step whose tokens were all masked has 0 of them.
-        n = max(float(sums["tokens"]), 1.0)
+        """What is kept of a step, the mean of each sum over its tokens, as metrics.jsonl has it."""
+        n = metrics.divisor(sums)
         row: dict[str, Any] = {}
         for name, key in _MEANS.items():
             row[name] = round(float(sums[key]) / n, 6)
         row["step"] = self.step
-        row["tokens"] = int(n)
+        row["tokens"] = int(sums["tokens"])
         row["is_finite"] = bool(sums["is_finite"])
         row["learning_rate"] = float(f"{float(sums['learning_rate']):.6g}")
         norm = float(sums["gradient_norm"])

@@ -66,13 +66,20 @@ def routing_sums(routed: routing.Routing, per_token: int) -> dict[str, Array]:
     }
 
 
+def divisor(sums: dict[str, Any]) -> float:
+    """What makes means of a step's sums: its trained tokens, or Σ w of sums with weights; 1 where
+    there are none.
+    """
+    if "weight" in sums:
+        return float(sums["weight"]) or 1.0
+    return max(float(sums["tokens"]), 1.0)
+
+
 def per_token(sums: dict[str, Any], area: str) -> dict[str, Any]:
     """Host-side: means per trained token, named `area/what`; the histogram as fractions in
     `P_BIN_EDGES`' bins. Of sums with weights they are Σ w·x / Σ w.
     """
-    n = max(float(sums["tokens"]), 1.0)
-    if "weight" in sums:
-        n = float(sums["weight"]) or 1.0
+    n = divisor(sums)
     sum_of = {
         "loss": "loss",
         "nll": "nll",

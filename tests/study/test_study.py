@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
+import types
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dft_jax.study import (
 )
 from dft_jax.study.clock import Clock
 from dft_jax.study.spec import Arm, Phase, Spec, Text
+from dft_jax.training import metrics
 from tests.commands import run_command
 from tests.marks import slow_but
 from tests.tiny_trainer import tiny_config
@@ -337,6 +339,21 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
                 theirs["optimizer/learning_rate"], rel=1e-4
             )
             assert ours["is_clipped"] == (theirs["optimizer/gradient_norm"] > 1)
+
+
+@pytest.mark.parametrize("weight", [None, 5.0, 0.5, 0.0])
+def test_a_step_has_the_means_of_metrics_jsonl(weight, tmp_path):
+    """Of weighted tokens they are Σ w·x / Σ w."""
+    sums = {"loss": 3.0, "nll": 4.0, "p": 1.0, "entropy": 2.0, "correct": 5.0, "tokens": 8.0}
+    sums |= {"p_histogram": np.zeros(13), "is_finite": True, "learning_rate": 1e-3}
+    sums |= {"gradient_norm": 2.0} | ({} if weight is None else {"weight": weight})
+    arm = training.Training(
+        types.SimpleNamespace(spec=make_spec()), ARMS[0], tmp_path, None, Clock()
+    )
+    row, expected = arm._row(sums), metrics.per_token(sums, "train")
+    for name in ("loss", "nll", "mean_p", "entropy"):
+        assert row[name] == pytest.approx(expected[f"train/{name}"], abs=1e-6)
+    assert row["tokens"] == expected["train/supervised_tokens"] == 8
 
 
 @pytest.mark.slow
