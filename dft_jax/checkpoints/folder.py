@@ -85,15 +85,23 @@ def retire(folder: Folder, newest: int, keep: int, every: int, best: int | None 
     for step in older[:n_removed]:
         if step == best:
             continue
-        path = folder / str(step)
         try:
-            store.withdraw(path, f"{step}{_REMOVED}")
+            remove(folder, step)
         except OSError as error:
             # No reason to say that the new one was not saved.
-            warn(f"{path} cannot be removed ({error.strerror or error})")
+            warn(f"{folder / str(step)} cannot be removed ({error.strerror or error})")
     for path in folder.glob(f"*{_UNFINISHED}"):
         if int(path.stem) <= newest:
             store.remove(path, ignore_errors=True)
+
+
+def remove(folder: Folder, step: int) -> None:
+    """Removes a complete checkpoint.
+
+    Raises:
+      OSError: it stays as it is.
+    """
+    storage.of(folder).withdraw(folder / str(step), f"{step}{_REMOVED}")
 
 
 def quarantine(folder: Folder, step: int, problems: list[str]) -> None:

@@ -280,6 +280,12 @@ class Checkpoints:
         if processes.is_first():
             self._retire(step)
 
+    def remove(self, step: int) -> None:
+        """Removes a checkpoint of which the run does not go on: it would be in the way of another
+        of the same step, and be taken for newer than those before it.
+        """
+        self._by_first("remove", checkpoint_folder.remove, self.folder, step)
+
     def keep_best(self) -> None:
         """Removes what another best step makes superfluous, once the save in progress is over.
 

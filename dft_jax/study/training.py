@@ -50,7 +50,10 @@ class Training:
         self.program = programs.step_of(self.arm.objective, self.clock.check)
         self.numbers = programs.step_numbers(self.arm.seed)
         step = self.checkpoints.newest(repair=True)
-        if step is not None and self._is_usable(step):
+        if step is not None and not self._is_usable(step):
+            self.checkpoints.remove(step)
+            step = None
+        if step is not None:
             self.state = self.checkpoints.restore(step, programs.abstract_state)
             self.step = step
             self.rows = self.checkpoints.run_of(step)["rows"]

@@ -437,6 +437,29 @@ def test_a_removed_measurement_is_made_again(finished, lab, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_arm_that_is_ahead_of_a_removed_measurement_begins_anew(
+    finished, lab, tmp_path, monkeypatch
+):
+    """Its checkpoint is of no use, and in nobody's way when the arm is stopped at that step again."""
+    file = tmp_path / "done" / Phase(ARMS[0], "heldout", 2).file
+    train_to = training.Training.to
+
+    def stopped_at_3(self, last):
+        train_to(self, min(last, 3))
+        if last > 3:
+            raise errors.Stopped("a test")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training.Training, "to", stopped_at_3)
+        for _ in range(2):
+            file.unlink(missing_ok=True)
+            with pytest.raises(errors.Stopped):
+                carry_out(lab, tmp_path)
+            assert (tmp_path / "checkpoints" / ARMS[0].name / "3").exists()
+    assert results(carry_out(lab, tmp_path)) == results(finished)
+
+
+@pytest.mark.slow
 def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
     world = "world(split=validation, family=chain, levels=2-4, n=16)"
     lab = {
