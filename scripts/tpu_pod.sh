@@ -244,6 +244,7 @@ main() {
   parse "start stop request release" "$@"
   check name zone
   check_numbers restarts grace
+  [[ ${opt[poll]} =~ ^[0-9]+([.][0-9]+)?$ ]] || die "--poll=${opt[poll]}: seconds are needed"
   [[ ${opt[tier]} =~ ^(spot|reserved|)$ ]] || die "--tier=${opt[tier]}: spot or reserved, or nothing for on demand"
   [[ ! ${opt[type]} || ${opt[runtime]} ]] || die "--runtime is required with --type; --help lists the options"
   case $verb in

@@ -242,7 +242,7 @@ WRONG = {
 }
 WRONG_FOR = {
     "slurm": {"--mount=gs://bucket/runs": "gcsfuse"},
-    "tpu_pod": {},
+    "tpu_pod": {"--poll=often": "--poll=often: seconds"},
     "gke": {
         "--topology=16": "--topology=16",
         "--chips=3": "16 chips",

@@ -27,6 +27,7 @@ or the next phase would not fit into --minutes; all of it is saved, and the same
 
 import contextlib
 import functools
+import math
 import sys
 
 from absl import flags
@@ -65,6 +66,8 @@ def main() -> None:
     cli.parse(required=["spec", "out"])
     # They are required, so neither is None.
     folder = folders.local_folder(_OUT.value or "", "--out")
+    if math.isnan(_MINUTES.value):  # which a flag's range lets through
+        raise errors.UserError("--minutes=nan is no number; give one, or leave it out")
     share = grid.share(_ARM.value, _ARRAY.value)
     arms_of = None
     if _GRID.value:

@@ -12,7 +12,7 @@ from scipy import stats
 from dft_jax.analysis import figures
 from dft_jax.analysis.figures import COLOURS
 from dft_jax.evals import scores
-from dft_jax.runtime import files
+from dft_jax.runtime import errors, files
 from dft_jax.study import measures as measures_lib, spec as spec_lib
 from dft_jax.study.measures import Measures
 from dft_jax.study.records import Records
@@ -314,16 +314,25 @@ def _evaluations(records: Records) -> str:
 
 
 def write(records: Records, folder: Path) -> str:
-    """Writes the report's files into `folder`; returns its text."""
+    """Writes the report's files into `folder`; returns its text.
+
+    Raises:
+      UserError: they cannot be written there.
+    """
     rows = rows_of(records)
     text = text_of(records, rows)
-    files.write_text(folder / REPORT_NAME, text)
+    contents: dict[str, str | bytes] = {REPORT_NAME: text}
     if rows:
-        files.write_csv(_csv_rows(rows), folder / RESULTS_NAME)
-        content = io.BytesIO()
-        draw(records, rows, content)
-        files.write_atomically(folder / PICTURE_NAME, content.getvalue())
-    return f"{text}\n{folder}: {REPORT_NAME}, {RESULTS_NAME}, {PICTURE_NAME}"
+        picture = io.BytesIO()
+        draw(records, rows, picture)
+        contents |= {
+            RESULTS_NAME: files.csv_text(_csv_rows(rows)),
+            PICTURE_NAME: picture.getvalue(),
+        }
+    with errors.user_errors(f"--out={folder}: the report cannot be written", "make it writable"):
+        for name, content in contents.items():
+            files.write_atomically(folder / name, content)
+    return f"{text}\n{folder}: {', '.join(contents)}"
 
 
 def _csv_rows(rows: list[Row]) -> list[dict[str, Any]]:

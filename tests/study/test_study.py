@@ -543,8 +543,13 @@ def test_the_report_says_what_is_missing(finished, tmp_path):
     text = report.write(records_lib.Records(tmp_path, finished.spec), tmp_path)
     assert "**Incomplete**: 2 of 4 arms are done" in text
     assert f"Missing, wholly or in part: {ARMS[2].name}; {ARMS[3].name}." in text
-    empty = report.write(records_lib.Records(tmp_path / "empty", finished.spec), tmp_path)
-    assert "**Incomplete**: 0 of 4" in empty
+    (tmp_path / "empty").mkdir()
+    nothing = records_lib.Records(tmp_path / "empty", finished.spec)
+    empty = report.write(nothing, tmp_path / "empty")
+    assert "**Incomplete**: 0 of 4" in empty and empty.endswith("empty: report.md")
+    (tmp_path / "file").touch()
+    with pytest.raises(errors.UserError, match="file: the report cannot be written"):
+        report.write(nothing, tmp_path / "file")
 
 
 def test_intervals_are_students():
@@ -629,6 +634,7 @@ def test_status_and_report_compile_nothing(command, finished):
         (["--out=nowhere", "--status"], "no such folder"),
         (["--out=rate=[1e-5]"], "with [ in its path cannot be read"),
         (["--out=nowhere", "--minutes=-1"], "minutes"),
+        (["--out=nowhere", "--minutes=nan"], "--minutes=nan is no number"),
         (["--spec=none.py", "--out=nowhere"], "--spec=none.py: no such file"),
         (["--spec=spec.py:no/model", "--out=nowhere"], "no/model"),
     ],
