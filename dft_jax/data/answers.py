@@ -38,7 +38,7 @@ def cut_out(answer: str, prompt: str, shown: str, tail: str, template: str) -> s
       template: its name, for messages.
 
     Raises:
-      BadRow: it is not to be found there, or not after its prompt.
+      BadRow: it is not to be found there, not whole, or not after its prompt.
     """
     # Where the answer ends cannot be found by looking for its text: templates strip answers, and
     # drop their thoughts.
@@ -50,6 +50,7 @@ def cut_out(answer: str, prompt: str, shown: str, tail: str, template: str) -> s
     thought = _OPENS.search(prompt)
     if thought is None:
         _require_kept(prompt, shown, template)
+        _require_whole(answer, found, template)
         return found
     # The prompt has opened a thought, which the answer continues and has to close.
     if not shown.startswith(prompt) or _THOUGHT in found:
@@ -65,6 +66,7 @@ def cut_out(answer: str, prompt: str, shown: str, tail: str, template: str) -> s
             f" close it with {_THOUGHT_END}, once; fix the answer, or give a template that opens"
             " none"
         )
+    _require_whole(answer.lstrip().removeprefix(_THOUGHT), found, template)
     return found
 
 
@@ -72,3 +74,13 @@ def _require_kept(prompt: str, shown: str, template: str) -> None:
     """BadRow where the conversation with an answer does not begin as the prompt for it."""
     if not shown.startswith(prompt):
         raise BadRow(f"template {template!r} does not keep the prompt before an answer as it was")
+
+
+def _require_whole(answer: str, found: str, template: str) -> None:
+    """BadRow where the template shows less of an answer than the data has, or something else."""
+    # Templates add white space and take some away.
+    if "".join(answer.split()) not in "".join(found.split()):
+        raise BadRow(
+            f"template {template!r} leaves a part of the answer out, or changes it (some drop its"
+            " thought); fix the answer, or give another template"
+        )

@@ -273,6 +273,24 @@ def test_a_template_that_keeps_the_thought_it_opened(of_file):
     assert trained(template, "q", "A") == ["\n</think>\nA<|endoftext|>"]
 
 
+@pytest.mark.parametrize("answer", ["<think>hm</think>A", "<think>hm</think>", "hm</think>A"])
+def test_a_template_that_drops_a_part_of_the_answer_is_refused(answer, of_file):
+    """As the first one of R1's distillations, whose prompt opens no thought: of a thought without
+    an answer EOS alone was trained.
+    """
+    template = of_file(lookalikes.R1.replace("<think>\\n", ""))
+    assert trained(template, "q", " A\n") == [" A\n<|endoftext|>"]
+    with pytest.raises(BadRow, match="leaves a part of the answer out"):
+        template.parts(conversation("q", answer))
+
+
+def test_qwen3_keeps_a_thought_and_is_refused_what_stands_before_it(opened):
+    template = Template("tokenizer", opened("qwen3"))
+    assert trained(template, "q", "<think>hm</think>A") == ["<think>\nhm\n</think>\n\nA<|im_end|>"]
+    with pytest.raises(BadRow, match="leaves a part of the answer out"):
+        template.parts(conversation("q", "Well: <think>hm</think>A"))
+
+
 def test_qwen3_with_two_answers(opened):
     """The template drops the thoughts of earlier answers, which nobody would sample: only read."""
     template = Template("tokenizer", opened("qwen3"))
