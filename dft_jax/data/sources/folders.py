@@ -112,12 +112,18 @@ def _splits_of_names(folder: Path) -> dict[str, list[Path]]:
 def _names_below(folder: Path) -> list[str]:
     """Paths of the files with rows inside a folder, sorted.
 
-    Hidden ones, such as a download's cache, do not count.
+    Hidden ones, such as a download's cache, do not count, nor does what a link leads back to.
+
+    Raises:
+      UserError: a folder inside cannot be looked into, or rows are of a kind that is not read.
     """
     paths = []
-    for parent, inner_folders, file_names in os.walk(folder, followlinks=True):
+    for parent, inner_folders, file_names in os.walk(
+        folder, onerror=_refuse_unseen, followlinks=True
+    ):
+        below = [name for name in inner_folders if _has_rows_of_its_own(Path(parent, name))]
         # os.walk descends into what is left in its list.
-        inner_folders[:] = [name for name in inner_folders if not name.startswith((".", "__"))]
+        inner_folders[:] = below
         for file_name in file_names:
             if not file_name.startswith("."):
                 paths.append(Path(parent, file_name))
@@ -134,6 +140,22 @@ def _names_below(folder: Path) -> list[str]:
                 f"{folder}: {name}: rows in a {ending} file are not read; {remedy}"
             )
     return names
+
+
+def _refuse_unseen(error: OSError) -> None:
+    """What os.walk would pass over in silence."""
+    raise errors.UserError(
+        f"{error.filename}: cannot be looked into for rows ({error.strerror}); make it readable, or"
+        " remove it"
+    )
+
+
+def _has_rows_of_its_own(path: Path) -> bool:
+    """Whether rows are looked for in a folder inside."""
+    if path.name.startswith((".", "__")):
+        return False
+    # A link to a folder that it lies in would be gone into again and again, some forty times.
+    return os.path.realpath(path) not in map(os.path.realpath, path.parents)
 
 
 def _inside(folder: Path, subset: str) -> Path:

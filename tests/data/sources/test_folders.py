@@ -1,6 +1,7 @@
 """A folder gives what its files give one by one, those of one split, in order."""
 
 import json
+import os
 
 import pyarrow
 import pytest
@@ -202,6 +203,30 @@ def test_bad_folders(case, tmp_path):
         read(tmp_path, split, subset)
     for text in expected:
         assert text in caught.value.report()
+
+
+def test_a_link_to_a_folder_that_it_lies_in_adds_no_rows(tmp_path):
+    """Each row was there 41 times: as often as the system follows a link."""
+    folder = write(tmp_path / "rows", {"in/a.jsonl": [{"prompt": "1"}]})
+    write(tmp_path / "other", {"b.jsonl": [{"prompt": "2"}]})
+    (folder / "in" / "self").symlink_to(folder)
+    (folder / "other").symlink_to(tmp_path / "other")
+    assert [row.origin for row in read(folder)] == ["in/a.jsonl:1", "other/b.jsonl:1"]
+
+
+def test_a_folder_inside_that_is_closed_is_refused(tmp_path, monkeypatch):
+    """Its rows were left out in silence."""
+    write(tmp_path, {"a.jsonl": [{"prompt": "1"}], "in/b.jsonl": [{"prompt": "2"}]})
+    scandir = os.scandir
+
+    def closed(path):
+        if os.path.basename(path) == "in":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(errors.UserError, match=r"in: cannot be looked into .*Permission denied"):
+        read(tmp_path)
 
 
 CARD = """---
