@@ -221,6 +221,12 @@ def test_missing_data(refused, tmp_path):
     )
 
 
+@pytest.mark.parametrize("key", ["data.train", "data.template", "data.image_folder", "model.path"])
+def test_a_name_that_is_too_long(key, refused):
+    """As a folder that is closed to the user, whose error of the system ended in a traceback."""
+    refused([f"--config.{key}=./{'a' * 300}.jinja"], [f"config.{key}=", "looked from"])
+
+
 def test_bad_heldout_data(refused, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "b.jsonl").write_bytes(GOOD + b"{}\n")

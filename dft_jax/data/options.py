@@ -1,6 +1,6 @@
 """config.data: which rows are trained on, what they mean, and how they are asked."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 from dft_jax.data import formats, image_columns, image_settings, source_list, templates
@@ -140,22 +140,34 @@ def _place_problems(given: dict[str, Any], template: str, looked_from: str) -> l
     for setting, place in places.items():
         addresses = hub.address_problems(place, setting)
         found += addresses
-        if not addresses and locate.is_path(place) and not Path(place).exists():
+        if not addresses and locate.is_path(place) and not os.path.exists(place):
             absent[setting] = place
     for setting, file in files.items():
         addresses = hub.address_problems(file, setting)
         found += addresses
-        if not addresses and file.endswith(".jinja") and not Path(file).is_file():
+        if not addresses and file.endswith(".jinja") and not os.path.isfile(file):
             absent[setting] = file
     found += hub.address_problems(given.get("image_features", ""), "config.data.image_features")
     for setting, folder in folders.items():
-        if folder and not Path(folder).is_dir():
+        if folder and not os.path.isdir(folder):
             remedy = f"(looked from {looked_from}); give the folder that the images are in"
             found.append(f"{setting}={folder!r}: no such folder {remedy}")
     for setting, place in absent.items():
         remedy = f"(looked from {looked_from}); correct the path"
-        found.append(f"{setting}={place!r}: no such file {remedy}")
+        found.append(f"{setting}={place!r}: {_why_absent(place)} {remedy}")
     return found
+
+
+def _why_absent(place: str) -> str:
+    """What there is to say of a path at which no file is found."""
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return "no such file"
+    # As of a folder that is closed to this user, or a name that is too long.
+    except OSError as error:
+        return f"no file to be seen, {error.strerror}"
+    return "no such file"
 
 
 def _row_problems(given: dict[str, Any]) -> list[str]:
@@ -263,4 +275,4 @@ def _samples(given: dict[str, Any]) -> bool:
 
 def _is_in_parts(place: str) -> bool:
     """Whether a place may have subsets and splits."""
-    return locate.is_hub_id(place) or Path(place).is_dir()
+    return locate.is_hub_id(place) or os.path.isdir(place)

@@ -1,6 +1,6 @@
 """config.model: which checkpoint, and how its model is computed; and config.lora."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 from dft_jax.models import lora
@@ -54,11 +54,11 @@ def problems(given: dict[str, Any], looked_from: str) -> list[str]:
         what = "config.model.path is empty"
         return [f"{what}: give the folder or hub id of a Hugging Face checkpoint"]
     found = hub.address_problems(path, "config.model.path")
-    if path.startswith((".", "/")) and not Path(path).is_dir():
+    if path.startswith((".", "/")) and not os.path.isdir(path):
         remedy = f"(looked from {looked_from}); correct the path"
         found.append(f"config.model.path={path!r}: no such folder {remedy}")
     revision = given.get("revision", "main")
-    if revision not in ("", "main") and Path(path).is_dir():
+    if revision not in ("", "main") and os.path.isdir(path):
         what = f"config.model.revision={revision!r} has no effect: model.path={path!r} is a folder"
         found.append(f"{what}; remove it (--config.model.revision=main)")
     return found

@@ -24,7 +24,7 @@ def read_file(file: Path) -> Iterator[Row]:
     if file.suffix not in _READERS:
         known = ", ".join(_READERS)
         raise errors.UserError(f"data file {file}: unknown ending {file.suffix!r}; known: {known}")
-    return _READERS[file.suffix](file, file.name)
+    return _rows_of(file, file.name)
 
 
 def read_folder(folder: Path, subset: str, split: str) -> Iterator[Row]:
@@ -33,11 +33,16 @@ def read_folder(folder: Path, subset: str, split: str) -> Iterator[Row]:
     So no type of a column in one file is forced on another, as libraries do that make one table.
     """
     for file in folders.data_files(folder, subset, split):
-        yield from _READERS[file.suffix](file, file.relative_to(folder).as_posix())
+        yield from _rows_of(file, file.relative_to(folder).as_posix())
+
+
+def _rows_of(file: Path, name: str) -> Iterator[Row]:
+    """The rows of a file of a known ending; `name` is what their origins begin with."""
+    with errors.user_errors(f"data file {file} cannot be read", "make it readable, or remove it"):
+        yield from _READERS[file.suffix](file, name)
 
 
 def _read_jsonl(file: Path, name: str) -> Iterator[Row]:
-    """`name` is what the rows' origins begin with."""
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1:

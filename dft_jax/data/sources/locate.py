@@ -1,5 +1,6 @@
 """What a data path names: a file, a folder, a dataset of the hub, or a part of the lab's world."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +30,10 @@ def open_rows(path: str, config: Config, split: str) -> Source:
         if excerpt is not None:
             return Source(excerpts.numbered_rows(made.NAME, excerpt))
     place = Path(path)
-    if place.is_file():
+    # Not those of Path, which raise where a folder is closed or a name too long.
+    if os.path.isfile(place):
         return Source(files.read_file(place))
-    if place.is_dir():
+    if os.path.isdir(place):
         return Source(files.read_folder(place, config.subset, split), hub.commit_of(place))
     if is_path(path):
         raise errors.UserError(
@@ -57,7 +59,7 @@ def is_path(path: str) -> bool:
 
 def is_hub_id(path: str) -> bool:
     """Whether rows of `path` would be fetched from the hub."""
-    return not is_made(path) and not Path(path).exists() and not is_path(path)
+    return not is_made(path) and not os.path.exists(path) and not is_path(path)
 
 
 def is_made(path: str) -> bool:

@@ -229,6 +229,14 @@ def test_a_folder_inside_that_is_closed_is_refused(tmp_path, monkeypatch):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
+def test_a_file_that_cannot_be_read_is_refused(ending, tmp_path):
+    write(tmp_path, {"a.jsonl": [{"prompt": "1"}]})
+    (tmp_path / f"b{ending}").symlink_to(tmp_path / "gone")
+    with pytest.raises(errors.UserError, match=f"b{ending}.*No such file or directory"):
+        read(tmp_path)
+
+
 CARD = """---
 license: mit
 configs:
