@@ -52,6 +52,9 @@ WEIGHT_0 = "weight_0"
 NO_ANSWER = "no_answer_to_train"
 NOT_DRAWN = "not_drawn"
 LEFT_OUT = (WEIGHT_0, NO_ANSWER, NOT_DRAWN)
+# What a token may weigh besides 0. The loss is summed in float32, where weights far beyond are inf
+# or 0, as may be those of a row times the prompt's.
+LEAST_WEIGHT, MOST_WEIGHT = 1e-12, 1e12
 _SHOWN = 40  # characters of a value in a message
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
@@ -197,7 +200,7 @@ def _sharegpt_message(turn: Any, number: int) -> dict[str, Any]:
         found = type(turn).__name__
         raise BadRow(f"message {number} should be an object with from and value, not {found}")
     sender = turn.get("from")
-    if sender not in _SHAREGPT_ROLES:
+    if not isinstance(sender, str) or sender not in _SHAREGPT_ROLES:
         known = ", ".join(_SHAREGPT_ROLES)
         raise BadRow(f"message {number} is from {sender!r}; it should be one of {known}")
     message = {key: value for key, value in turn.items() if key not in ("from", "value")}
@@ -268,17 +271,23 @@ def take_weight(row: Columns, field: str) -> float:
     """The weight of a row in the loss, taken out of it: no row format is to find it there.
 
     Raises:
-      BadRow: none, or one that is no number of at least 0.
+      BadRow: none, or one that `is_weight` refuses.
     """
     weight = value_in(row, field)
     is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-    if not is_number or not 0 <= weight < float("inf"):
+    if not is_number or not is_weight(weight):
+        shown = repr(weight)[:_SHOWN]
         raise BadRow(
-            f"field {field!r} is {weight!r}; a row's weight (data.weight_field) should be a number"
-            " of at least 0; fix it, or set data.bad_rows='drop'"
+            f"field {field!r} is {shown}; a row's weight (data.weight_field) should be 0, or a"
+            f" number from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}; fix it, or set data.bad_rows='drop'"
         )
     del row[field]
     return float(weight)
+
+
+def is_weight(number: float) -> bool:
+    """Whether a token may weigh so much in the loss."""
+    return number == 0 or LEAST_WEIGHT <= number <= MOST_WEIGHT
 
 
 def calculator_marks(config: Config) -> str:

@@ -75,7 +75,9 @@ SECTION = {
         "", "column with a row's weight in the loss, at least 0; empty: all rows weigh 1"
     ),
     "prompt_weight": Option(
-        0.0, "weight in the loss of each token that is read, not answered; 0: untrained", AT_LEAST_0
+        0.0,
+        "weight in the loss of each token that is read, not answered; 0: untrained",
+        Legal(formats.is_weight, f"0, or from {formats.LEAST_WEIGHT:g} to {formats.MOST_WEIGHT:g}"),
     ),
     "bad_rows": Option(
         "refuse", "drop: leave malformed rows out, and count them", ("refuse", "drop")

@@ -92,7 +92,8 @@ def _number(value: Any, what: str) -> float:
         number = float(value)
         if not math.isfinite(number):
             raise ValueError
-    except (TypeError, ValueError):
+    # The last is a number of 400 digits.
+    except (TypeError, ValueError, OverflowError):
         shown = repr(value)[:40]
         raise BadRow(f"{what} is {shown}; it should be a number or {_NOT_RATED!r}") from None
     return number

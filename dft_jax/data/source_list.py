@@ -7,7 +7,6 @@ is said by its `weight` or by its number of `examples` (see data/mixture.py).
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +36,7 @@ OWN = (
 # What an epoch draws; of held-out sources everything is measured, once.
 _DRAWN = ("weight", "examples")
 _KEYS = ("path", "name", *_DRAWN, *OWN)
+_MOST_WEIGHT = 1e12  # of a source: the sum of all has to be a number
 _SHOULD = "a path, or a dict such as {'path': 'a.jsonl', 'weight': 2}"
 # Names are parts of metrics' names.
 _NAME = re.compile(r"[\w.-]+")
@@ -207,9 +207,10 @@ def _drawn_problems(source: dict[str, Any], setting: str, is_drawn: bool) -> lis
     found = []
     weight, examples = source.get("weight", 1), source.get("examples", 1)
     is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-    if not is_number or not math.isfinite(weight) or weight <= 0:
+    if not is_number or not 0 < weight <= _MOST_WEIGHT:
         remedy = "leave the source out to draw nothing of it"
-        found.append(f"{setting}: weight={weight!r} should be a number above 0; {remedy}")
+        should = f"should be a number above 0, and at most {_MOST_WEIGHT:g}"
+        found.append(f"{setting}: weight={weight!r} {should}; {remedy}")
     if type(examples) is not int or examples < 1:
         should = "should be a whole number of at least 1, drawn in an epoch"
         found.append(f"{setting}: examples={examples!r} {should}")

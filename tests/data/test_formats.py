@@ -384,6 +384,7 @@ def test_sharegpt():
             "message 0 is from 'observation'; it should be one of system, human",
         ),
         ([{"role": "user", "content": "x"}], "message 0 is from None"),
+        ([{"from": ["human"], "value": "x"}], "message 0 is from ['human']; it should be one of"),
         (
             [{"from": "human", "value": "x"}, {"from": "gpt"}],
             "message 1: field 'content' is missing",

@@ -315,6 +315,8 @@ REFUSED = {
     "zero": ([SOURCE | {"weight": 0}], "weight=0 should be a number above 0"),
     "negative": ([SOURCE | {"weight": -1.5}], "weight=-1.5 should be a number above 0"),
     "nan": ([SOURCE | {"weight": float("nan")}], "weight=nan should be a number above 0"),
+    "huge": ([SOURCE | {"weight": 1e308}], "weight=1e+308 should be a number above 0, and at most"),
+    "many digits": ([SOURCE | {"weight": 10**400}], "000 should be a number above 0, and at most"),
     "text": ([SOURCE | {"weight": "2"}], "weight='2' should be a number above 0"),
     "bool": ([SOURCE | {"weight": True}], "weight=True should be a number above 0"),
     "no number": ([SOURCE | {"examples": 2.5}], "examples=2.5 should be a whole number"),
@@ -328,7 +330,7 @@ REFUSED = {
     "name": ([SOURCE | {"name": "a/b"}], "name='a/b' should be letters, digits"),
     "rows": ([SOURCE | {"rows": "mth"}], "config.data.train[0]: rows='mth' is unknown"),
     "template": ([SOURCE | {"template": "plian"}], "template='plian' is unknown"),
-    "prompt weight": ([SOURCE | {"prompt_weight": -1}], "prompt_weight=-1 should be at least 0"),
+    "prompt weight": ([SOURCE | {"prompt_weight": -1}], "prompt_weight=-1 should be 0, or from"),
     "absent": (["./none.jsonl"], "config.data.train[0]='./none.jsonl': no such file"),
     "address": (
         ["gs://a/b.jsonl"],

@@ -61,6 +61,7 @@ def test_the_best_mean_is_the_demonstration(completions, best):
         ([completion("4"), {"response": "?"}], "completion 1 has no ratings ('annotations' or"),
         ([completion("4", "good")], "completion 0: Rating of 'honesty' is 'good'; it should be"),
         ([completion(True)], "Rating of 'helpfulness' is True"),
+        ([completion(10**400)], "Rating of 'helpfulness' is 1000"),
         ([completion("nan")], "Rating of 'helpfulness' is 'nan'"),
         ([completion("N/A", **{"fine-grained_score": "?"})], "0: fine-grained_score is '?'"),
         ([{"annotations": {"honesty": {"Rationale": "…"}}}], "'honesty' has no 'Rating'"),

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from dft_jax import assets, sharding
+from dft_jax import assets, config as config_lib, sharding
 from dft_jax.data import batches, formats, packing
 from dft_jax.data.examples import load_examples
 from dft_jax.data.sources.rows import BadRow
@@ -207,12 +207,25 @@ def test_rows_of_weight_0_are_left_out_and_counted(tmp_path, tokenizer):
         load(tmp_path, [row(0), row(0.0)], tokenizer)
 
 
-@pytest.mark.parametrize("weight", [-1, "2", None, True, float("nan"), float("inf"), [1]], ids=str)
+NO_WEIGHTS = [-1, "2", None, True, float("nan"), float("inf"), [1]]
+# To the float32 of the loss the first is inf and the second 0; the third is no float of any size.
+BEYOND = [1e39, 1e-50, 10**400]
+
+
+@pytest.mark.parametrize("weight", [*NO_WEIGHTS, *BEYOND], ids=lambda weight: str(weight)[:9])
 def test_what_is_no_weight_is_refused(weight, tmp_path, tokenizer):
     with pytest.raises(errors.UserError, match=r"train.jsonl:1: field 'w' is .*"):
         load(tmp_path, [row(weight)], tokenizer)
     with pytest.raises(BadRow, match="field 'w' is missing"):
         formats.take_weight(formats.Columns({"prompt": "?"}), "w")
+
+
+def test_a_weight_of_prompts_is_one_of_the_loss():
+    for weight, is_right in {0: True, 1e-12: True, 1e12: True, 1e39: False, 1e-50: False}.items():
+        config = tiny_config(**{"data.prompt_weight": float(weight)})
+        problems = [line for line in config_lib.validate(config) if "prompt_weight" in line]
+        assert len(problems) == (not is_right)
+        assert all("should be 0, or from 1e-12 to 1e+12" in line for line in problems)
 
 
 def test_a_weight_beside_messages_is_read_where_it_is_named(tmp_path, tokenizer):
