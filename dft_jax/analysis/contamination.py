@@ -160,9 +160,20 @@ def _parts(example: Example, tokenizer: Tokenizer, n_words: int) -> list[_Part]:
     for ids, trained in zip(
         np.split(example.ids, borders), np.split(example.trained, borders), strict=True
     ):
-        words = words_of(tokenizer.decode(ids, skip_special_tokens=True))
+        words = words_of(_text(ids, tokenizer))
         parts.append(_Part(list(grams(words, n_words)), bool(trained[0])))
     return parts
+
+
+def _text(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    """The text without its special tokens, of which each leaves a space.
+
+    Else the last word of a question and the role of what follows were one under Llama 3's template,
+    as in "pensassistant".
+    """
+    is_special = np.isin(ids, tokenizer.all_special_ids)
+    runs = np.split(ids, np.flatnonzero(np.diff(is_special)) + 1)
+    return " ".join(tokenizer.decode(run, skip_special_tokens=True) for run in runs)
 
 
 def _shared(origin: str, parts: list[_Part], index: _Index) -> Shared | None:

@@ -12,6 +12,7 @@ from dft_jax.data.examples import load_examples
 from dft_jax.evals.tasks.task import Problem
 from dft_jax.models.hf.locate import load_tokenizer
 from dft_jax.runtime import errors
+from tests import lookalikes
 from tests.commands import ROOT, TINY
 
 LONG = "One two three four five six seven eight nine ten eleven twelve thirteen fourteen?"
@@ -69,6 +70,19 @@ def test_rows_are_compared_with_each_benchmark_by_itself(tmp_path):
     assert [row.words[:3] for row in whole.rows] == ["one", "one"]
     assert [row.words[:3] for row in part.rows] == ["two", "two"]
     assert (whole.problems, part.problems) == ({"a"}, {"b"})
+
+
+def test_the_last_word_of_a_question_is_not_joined_to_what_follows(tmp_path):
+    """Llama 3's template writes special tokens alone between a question and `assistant`."""
+    tokenizer = load_tokenizer(lookalikes.write("llama3", tmp_path / "llama3"))
+    config = config_lib.get_default().data
+    question = LONG.removesuffix(" fourteen?")
+    rows = rows_with(tmp_path, [{"prompt": question, "completion": "Yes."}])
+    examples = load_examples(rows, config, tokenizer, len(tokenizer))
+    (found,) = contamination.overlaps(
+        {"math500": [Problem("a", question, "")]}, examples, tokenizer
+    )
+    assert [row.problems for row in found.rows] == [("a",)]
 
 
 def test_what_is_cut_off_is_not_looked_at(tmp_path):
