@@ -131,12 +131,16 @@ def test_two_processes_train_on_images_as_one(tmp_path):
 
 
 def test_inspect_data_shows_trained_tokens(tmp_path):
+    """On one machine, of a run that is cut over the devices of many, and keeps its features."""
     command = [
         sys.executable,
         "-m",
         "dft_jax.analysis.inspect_data",
         "--config=configs/tiny.py",
         "--rows=1",
+        "--config.mesh.sequence=3",
+        "--config.mesh.expert=5",
+        f"--config.data.image_features={tmp_path}",
     ]
     done = subprocess.run(
         [*command, "--config.data.max_rows=20"],

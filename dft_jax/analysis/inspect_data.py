@@ -16,7 +16,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from absl import flags
 
-from dft_jax import config as config_lib
+from dft_jax import config as config_lib, sharding
 from dft_jax.analysis import contamination, data_account, data_page, packed_rows
 from dft_jax.commands import cli
 from dft_jax.lm.checkpoint import open_config
@@ -48,11 +48,13 @@ def main() -> None:
     cli.parse(required=["config"])
     problems = contamination.load(_CONTAMINATION.value, _BENCHMARK_DATA.value)
     config: Config = _CONFIG.value
-    config.mesh.update(data=-1, fsdp=1, tensor=1)
+    # On the devices that there are, whatever axes the run's own mesh has.
+    config.mesh.update(sharding.Sizes(data=-1)._asdict())
     # The rows do not depend on the weights, so they need not be here; random ones are for models
-    # all of whose parts are trained.
+    # all of whose parts are trained. These have no features that could be kept.
     config.model.init = "random"
     config.train.parts = "all"
+    config.data.image_features = ""
     errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     source, model, tokenizer = open_config(config)
     examples, heldout = load_data(config, source, tokenizer, model)
