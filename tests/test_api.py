@@ -148,6 +148,14 @@ def test_sampling_depends_on_seed_question_and_number_alone(base):
         (lambda base: dft.recipe(ROOT / "configs/tiny.py", **{"train.seed": "1"}), "should be int"),
         (lambda base: dft.sample(base, "?", n=0), "n=0"),
         (lambda base: dft.sample(base, "?", n=2, temperature=0), "just 1"),
+        (lambda base: dft.sample(base, "?", temperature=-1), "temperature=-1 should be from 0"),
+        (lambda base: dft.sample(base, "?", temperature=float("nan")), "temperature=nan should be"),
+        (lambda base: dft.sample(base, "?", top_k=-1), "top_k=-1 should be at least 0"),
+        (lambda base: dft.sample(base, "?", top_p=0.0), "top_p=0.0 should be above 0"),
+        (lambda base: dft.sample(base, "?", top_p=float("nan")), "top_p=nan should be above 0"),
+        (lambda base: dft.sample(base, "?", max_new_tokens=0), "max_new_tokens=0 should be at"),
+        (lambda base: dft.sample(base, "?", seed=2**32), "seed=4294967296 should be at least 0"),
+        (lambda base: dft.sample(base, "?", stop=["a", ""]), "stop='' would end"),
         (lambda base: dft.sample(base, "?", template="qwen-boxt"), "qwen-boxed"),
         (lambda base: dft.evaluate(base, ["labb"]), "did you mean 'lab'"),
         (lambda base: dft.evaluate(base, ["lab"], sample=3), "did you mean 'samples'"),
@@ -162,6 +170,10 @@ def test_sampling_depends_on_seed_question_and_number_alone(base):
 def test_mistakes_are_named(base, call, words):
     with pytest.raises(errors.UserError, match="(?s)" + words.replace("(", r"\(")):
         call(base)
+
+
+def test_no_questions_have_no_completions(base):
+    assert dft.sample(base, [], n=2) == []
 
 
 def test_a_base_that_is_not_the_configs_is_refused(base, config, tmp_path):

@@ -47,14 +47,16 @@ def sample(
     Returns:
       The n texts of one question; of several, a list of them for each.
 
+    Raises:
+      UserError: settings that no sample can have, a prompt that leaves no room for an answer.
+
     >>> sample(base, "What is 17 * 23?", template="qwen25-math-cot", n=2, temperature=0.7)
     """
     questions = [prompts] if isinstance(prompts, str) else list(prompts)
-    if n < 1 or (temperature == 0 and n > 1):
-        raise errors.UserError(f"n={n}: at least 1, and greedily (temperature=0) just 1")
     stop = [stop] if isinstance(stop, str) else list(stop)
-    if "" in stop:
-        raise errors.UserError("stop='' would end every completion at once; leave it out")
+    errors.raise_if_any(_mistakes(n, temperature, top_k, top_p, max_new_tokens, seed, stop))
+    if not questions:
+        return []
     shown = [file_at(image) for image in images]
     if shown:
         lm = lm.with_images()
@@ -65,10 +67,8 @@ def sample(
     for question in questions:
         prompt = prompt_tokens(lm, put, [asked(question, shown)], longest)
         limit = min(longest - len(prompt.ids), max_new_tokens)
-        for number in range(n):
-            requests.append(
-                Request(question, number, prompt.ids, temperature, limit, prompt.images)
-            )
+        about = (prompt.ids, temperature, limit, prompt.images)
+        requests += [Request(question, number, *about) for number in range(n)]
     lengths = [len(request.prompt_ids) + request.max_new_tokens for request in requests]
     writer = Writer(
         lm,
@@ -82,6 +82,39 @@ def sample(
     )
     found = _in_groups(writer, requests, n, show_progress)
     return found[0] if isinstance(prompts, str) else found
+
+
+def _mistakes(
+    n: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+    stop: Sequence[str],
+) -> list[str]:
+    """What is wrong with the settings of `sample`, a line each.
+
+    The sampler takes what it is given: with top_k=-1, which is "all" to other engines, no token
+    would be left to draw, and every text be empty.
+    """
+    found = []
+    if n < 1 or (temperature == 0 and n > 1):
+        found.append(f"n={n}: at least 1, and greedily (temperature=0) just 1")
+    # Of NaN none of these holds.
+    if not 0 <= temperature <= 10:
+        found.append(f"temperature={temperature} should be from 0 (greedy) to 10")
+    if top_k < 0:
+        found.append(f"top_k={top_k} should be at least 0, which is all tokens")
+    if not 0 < top_p <= 1:
+        found.append(f"top_p={top_p} should be above 0, at most 1")
+    if max_new_tokens < 1:
+        found.append(f"max_new_tokens={max_new_tokens} should be at least 1")
+    if not 0 <= seed < 2**32:
+        found.append(f"seed={seed} should be at least 0 and below {2**32}")
+    if "" in stop:
+        found.append("stop='' would end every completion at once; leave it out")
+    return found
 
 
 def _in_groups(
