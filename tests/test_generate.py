@@ -357,6 +357,26 @@ def test_a_stop_text_ends_a_completion_wherever_the_host_looks(base):
 
 
 @pytest.mark.slow
+def test_the_token_that_ends_an_answer_is_no_text_of_it(tmp_path):
+    """generation_config.json names a full stop, which is an ordinary token."""
+    model = tmp_path / "ends"
+    shutil.copytree(assets.LAB, model)
+    lm = dft.load(model)
+    (full_stop,) = lm.tokenizer.encode(".")
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, full_stop]}))
+    lm, shown = dft.load(model), []
+    template, settings = Template("plain", lm.tokenizer), completing.Settings(max_new_tokens=40)
+    message = {"role": "user", "content": QUESTION}
+    request = completing.request_of(lm, template, settings, [message], 0)
+    writer = settings.writer(lm, template, slots=1, steps_at_once=64)
+    (made,) = writer.complete([request], lambda _, text: shown.append(text))
+    whole = dft.sample(dft.load(assets.LAB), QUESTION, max_new_tokens=40, show_progress=False)
+    assert made.ended_by == BY_TOKEN and made.text == whole[0].partition(".")[0]
+    assert shown[-1] == made.text and made.text
+    assert made.tokens == len(lm.tokenizer.encode(f"{made.text}."))
+
+
+@pytest.mark.slow
 def test_a_chat_in_a_terminal(tmp_path):
     """Typed into a pseudo-terminal: answers come while they are made, Ctrl-C ends one of them."""
     model = tmp_path / "chatty"

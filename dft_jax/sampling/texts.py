@@ -166,4 +166,11 @@ class Writer:
         return Text(request, text, len(ids), ended_by)
 
     def _decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion, without the token that ended it.
+
+        A checkpoint may end its answers with a token that is not special to its tokenizer, which
+        would be decoded as others are.
+        """
+        if ids and ids[-1] in self._stop_ids:
+            ids = ids[:-1]
         return self.lm.tokenizer.decode(ids, skip_special_tokens=True)
