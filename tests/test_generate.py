@@ -223,6 +223,19 @@ def base():
     return dft.load(assets.LAB)
 
 
+def test_the_same_prompt_many_times_is_sampled_once(base, capfd, monkeypatch):
+    """The writer tells of the last ones when all that is to be written is written."""
+    user = {"role": "user", "content": QUESTION}
+    prompts = [completing.Prompt(f"p{number}", (user,)) for number in range(70)]
+    writer = Written(["ten"] * 70)
+    monkeypatch.setattr(completing.Settings, "writer", lambda *_, **__: writer)
+    template = Template("plain", base.tokenizer)
+    completing.complete(base, template, completing.Settings(), prompts, as_json=False)
+    shown = capfd.readouterr().out
+    assert shown == "".join(f"── p{number}, 0\nten\n" for number in range(70))
+    assert len(writer.asked) == 1
+
+
 def talk(base, tmp_path, lines, answers, **settings):
     """What a chat writes when these lines are typed, and the prompts of its requests."""
     template = settings.pop("template", None)

@@ -125,7 +125,8 @@ def complete(
         lost = unread(lm, template, prompt.messages)
         if lost:
             print(errors.printable(f"warning: {prompt.id}: {lost}"), file=sys.stderr)
-    requests = [request for _, request in places]
+    # The same prompt twice is one request, whose completion is sampled once.
+    requests = list(dict.fromkeys(request for _, request in places))
     is_shown = not as_json and sys.stdout.isatty()
     writer = settings.writer(
         lm,
@@ -158,7 +159,7 @@ class _InOrder:
     def finish(self, text: Text) -> None:
         """Is told of one that is finished."""
         self.done[text.request] = text
-        # The same prompt twice is one request, whose completions are the same.
+        # One request may have several places.
         while self.at < len(self.places) and self.places[self.at][1] in self.done:
             prompt, request = self.places[self.at]
             self.write(prompt, self.done[request])
