@@ -156,6 +156,7 @@ def test_sampling_depends_on_seed_question_and_number_alone(base):
         (lambda base: dft.sample(base, "?", max_new_tokens=0), "max_new_tokens=0 should be at"),
         (lambda base: dft.sample(base, "?", seed=2**32), "seed=4294967296 should be at least 0"),
         (lambda base: dft.sample(base, "?", stop=["a", ""]), "stop='' would end"),
+        (lambda base: dft.sample(base, "\ud800"), "half a surrogate pair, which is not text"),
         (lambda base: dft.sample(base, "?", template="qwen-boxt"), "qwen-boxed"),
         (lambda base: dft.evaluate(base, ["labb"]), "did you mean 'lab'"),
         (lambda base: dft.evaluate(base, ["lab"], sample=3), "did you mean 'samples'"),

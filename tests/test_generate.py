@@ -97,6 +97,8 @@ def test_prompts_of_a_file(tmp_path):
         ({"messages": [{"role": "assistant", "content": "!"}]}, "should be the user's"),
         ({"messages": [{"role": "tool", "content": "!"}]}, "message 0 should be of system, user"),
         ({"messages": [{"role": "user", "content": "!", "weight": 0}]}, "and nothing else"),
+        ({"prompt": "\ud800"}, "p.jsonl:1: field 'prompt' holds half a surrogate pair"),
+        ({"messages": [{"role": "user", "content": "\udfff"}]}, "message 0 holds half a surrogate"),
         ({"prompt": "?", "id": True}, "field 'id' should be text or a number, not True"),
     ],
 )
@@ -122,6 +124,10 @@ REFUSALS = {
     "no temperature": (["--prompt=a", "--temperature=nan"], ["--temperature=nan is no number"]),
     "a negative temperature": (["--prompt=a", "--temperature=-1"], ["--temperature=-1", "[0, 10]"]),
     "no top_p": (["--prompt=a", "--top_p=nan"], ["--top_p=nan is no number"]),
+    # As Python reads the bytes of Latin-1 in a command line.
+    "a prompt in Latin-1": (["--prompt=caf\udce9"], ["--prompt='caf\\udce9' is not UTF-8"]),
+    "a stop in Latin-1": (["--prompt=a", "--stop=\udce9"], ["--stop='\\udce9' is not UTF-8"]),
+    "a system in Latin-1": (["--prompt=a", "--system=\udce9"], ["--system='\\udce9' is not"]),
     "no completions": (["--prompt=a", "--n=0"], ["--n=0", "positive"]),
     "n in words": (["--prompt=a", "--n=two"], ["--n=two"]),
     "a stop without a text": (["--prompt=a", "--stop"], ["Missing value for flag --stop"]),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dft_jax.data.image_files import ImageFile
 from dft_jax.data.messages import Message, text_of
 from dft_jax.data.sources import files, locate
-from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.sources.rows import BadRow, has_half_pair, require_text
 from dft_jax.data.templates import Template
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import errors
@@ -227,7 +227,8 @@ class Stream(_InOrder):
     def _grow(self, text: str) -> None:
         if not self.is_headed and len(self.places) > 1:
             prompt, request = self.places[self.at]
-            self.out.write(as_shown(f"── {prompt.id}, {request.sample}\n", self.is_terminal))
+            # An id of JSON may hold what no output can encode.
+            self.out.write(f"── {errors.printable(prompt.id)}, {request.sample}\n")
         self.is_headed = True
         self.out.write(as_shown(text[self.n_written :], self.is_terminal))
         self.out.flush()
@@ -247,6 +248,11 @@ def as_shown(text: str, is_terminal: bool) -> str:
 
 
 # ---- what is asked
+
+
+def not_utf8(flag: str, texts: Sequence[str]) -> list[str]:
+    """A line for each of a flag's texts that a command line has in another encoding."""
+    return [f"--{flag}={text!r} is not UTF-8; write it so" for text in texts if has_half_pair(text)]
 
 
 def read_prompts(
@@ -299,6 +305,7 @@ def _prompt(row: dict[str, Any], origin: str, system: str) -> Prompt:
     text = row["prompt"]
     if not isinstance(text, str) or not text:
         raise BadRow("field 'prompt' should be text that says something")
+    require_text(text, "field 'prompt'")
     return Prompt(str(name), _after(system, [{"role": "user", "content": text}]))
 
 
@@ -315,6 +322,7 @@ def _conversation(messages: Any) -> list[Message]:
             raise BadRow(f"{what} of {', '.join(_ROLES)}, not {message['role']!r}")
         if not isinstance(message["content"], str):
             raise BadRow(f"{what} text, not {type(message['content']).__name__}")
+        require_text(message["content"], f"message {number}")
         found.append({"role": message["role"], "content": message["content"]})
     if found[-1]["role"] != "user":
         raise BadRow("the last message should be the user's: the model writes what follows")

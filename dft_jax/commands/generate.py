@@ -158,6 +158,9 @@ def _mistakes(is_chat: bool) -> list[str]:
         found.append(
             f"--n={FLAGS.n} with --temperature=0: greedily all completions are one; give --n=1"
         )
+    found += completing.not_utf8("prompt", [FLAGS.prompt or ""])
+    found += completing.not_utf8("system", [FLAGS.system])
+    found += completing.not_utf8("stop", FLAGS.stop)
     for name in ("temperature", "top_p"):
         # A flag's range lets it through.
         value = FLAGS[name].value

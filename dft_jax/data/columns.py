@@ -1,9 +1,8 @@
 """The columns of a row: what is in them, whether it says anything, and which were asked for."""
 
-import re
 from typing import Any
 
-from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.sources.rows import BadRow, require_text
 
 # Keys of a message that may say how, or whether, it is trained, with the value under which they say
 # nothing. Nothing is also what null, "", [] and {} say under any key.
@@ -57,12 +56,7 @@ def text_in(row: dict, field: str, empty_is_fine: bool = False) -> str:
         if isinstance(text, list):
             remedy = "set data.rows for conversations"
         raise BadRow(f"field {field!r} should be text, not {type(text).__name__}; {remedy}")
-    # JSON can hold it as an escape; no tokenizer can encode it.
-    if re.search("[\ud800-\udfff]", text):
-        raise BadRow(
-            f"field {field!r} holds half a surrogate pair, which is not text;"
-            " re-save the row as UTF-8"
-        )
+    require_text(text, f"field {field!r}")
     if not text.strip() and not empty_is_fine:
         raise BadRow(f"field {field!r} is empty; remove the row or set data.bad_rows='drop'")
     return text

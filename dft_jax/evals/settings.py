@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from dft_jax.data.sources.rows import has_half_pair
 from dft_jax.data.templates import TOKENIZER_BOXED
 from dft_jax.evals import prompts as prompts_lib
 from dft_jax.evals.graders import choices, extraction, pool
@@ -137,6 +138,8 @@ class Settings:
         is_free = not self.answer_prefix or self.prompt != code.BASE_TEMPLATE
         words = f"empty with prompt={code.BASE_TEMPLATE}, which has no answer to begin"
         require("answer_prefix", is_free, words)
+        for name in ("instruction", "answer_prefix"):
+            require(name, not has_half_pair(getattr(self, name)), "text in UTF-8")
         require("programs", self.programs in (RUN, SKIP), f"{RUN} or {SKIP}")
         modes = tuple(dict.fromkeys((*pool.MODES, *choices.MODES)))
         require("mode", self.mode in modes, " or ".join(modes))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dft_jax.data.image_files import Picture, look_at_all
 from dft_jax.data.messages import Message, images_of, text_of
-from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.sources.rows import BadRow, has_half_pair
 from dft_jax.data.templates import Template
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import errors
@@ -40,6 +40,9 @@ def prompt_tokens(
     if len(question) > _SHOWN:
         shown = f"{question[:_SHOWN]!r}…"
     vision = lm.model.config.vision
+    if any(has_half_pair(text_of(message)) for message in messages):
+        what = "it holds half a surrogate pair, which is not text"
+        raise errors.UserError(f"the prompt {shown}: {what}; write it in UTF-8")
     try:
         pictures = _looked_at(lm, messages)
         text = template.conversation(messages)

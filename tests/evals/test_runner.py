@@ -525,6 +525,11 @@ BAD = {
         ["--benchmark_data={}/half.jsonl"],
         ["half.jsonl:1:", "half a surrogate pair"],
     ),
+    # As Python reads the bytes of Latin-1 in a command line.
+    "an instruction in Latin-1": (
+        ["--instruction=caf\udce9", "--answer_prefix=\udce9"],
+        ["--instruction=caf\\udce9 should be text in UTF-8", "--answer_prefix=\\udce9 should be"],
+    ),
     "no tensor": (["--tensor=0"], ["tensor", "0"]),
     "a bucket": (["--out=gs://bucket/x"], ["--out=gs://bucket/x: give a local or mounted folder"]),
     "a bucket of benchmarks": (

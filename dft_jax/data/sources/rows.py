@@ -1,8 +1,11 @@
 """A row of a dataset, whatever it comes from; what a row means is in data/formats.py."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 class BadRow(ValueError):
@@ -11,6 +14,22 @@ class BadRow(ValueError):
 
 class NothingToTrain(BadRow):
     """A row that is as it should be, and says itself that it has no answer."""
+
+
+def has_half_pair(text: str) -> bool:
+    """Whether half a surrogate pair is in it, which no tokenizer can encode.
+
+    JSON can hold it as an escape, and a command line has it for bytes that are not UTF-8.
+    """
+    return _HALF_PAIR.search(text) is not None
+
+
+def require_text(text: str, what: str) -> None:
+    """BadRow where `what`, such as a field, holds half a surrogate pair."""
+    if has_half_pair(text):
+        raise BadRow(
+            f"{what} holds half a surrogate pair, which is not text; re-save the row as UTF-8"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

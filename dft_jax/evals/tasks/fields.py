@@ -3,10 +3,9 @@
 A `BadRow` of these says which field is wrong, and what to do about it.
 """
 
-import re
 from typing import Any
 
-from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.sources.rows import BadRow, require_text
 from dft_jax.evals.graders import extraction
 
 # Fields that other programs show a model beside the question.
@@ -32,11 +31,7 @@ def text_of(value: Any, field: str) -> str:
         raise BadRow(f"field {field!r} should be text, not {found}; fix or remove the row")
     if not value.strip():
         raise BadRow(f"field {field!r} should be text, not empty; fix or remove the row")
-    if re.search("[\ud800-\udfff]", value):
-        raise BadRow(
-            f"field {field!r} holds half a surrogate pair, which is not text;"
-            " re-save the row as UTF-8"
-        )
+    require_text(value, f"field {field!r}")
     return value
 
 

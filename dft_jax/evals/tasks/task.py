@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dft_jax.data.image_files import ImageFile
 from dft_jax.data.sources import locate
-from dft_jax.data.sources.rows import BadRow
+from dft_jax.data.sources.rows import BadRow, require_text
 from dft_jax.evals.tasks import fields
 from dft_jax.runtime import errors, hub
 
@@ -208,6 +208,8 @@ class Task:
             raise BadRow(
                 f"field {self.id_field!r} should be a number or text, not {value!r}; fix the row"
             )
+        # A sample's noise is made of the bytes of this text.
+        require_text(str(value), f"field {self.id_field!r}")
         return str(value)
 
 

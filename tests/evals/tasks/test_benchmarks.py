@@ -171,6 +171,11 @@ BAD = {
         b'{"id": [1], "problem": "?", "answer": "2"}\n',
         ["'id' should be a number or text"],
     ),
+    "half a surrogate as id": (
+        "aime24",
+        b'{"id": "6\\ud800", "problem": "?", "answer": "2"}\n',
+        ["rows.jsonl:1:", "field 'id' holds half a surrogate pair"],
+    ),
     "two questions": (
         "aime24",
         b'{"id": 1, "problem": "1+1?", "question": "1+2?", "answer": "2"}\n',
