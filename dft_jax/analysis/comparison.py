@@ -13,15 +13,26 @@ import numpy as np
 
 from dft_jax.analysis import pairing
 from dft_jax.evals import report, saved, scores, significance
-from dft_jax.evals.runner import SCORES_NAME, VERSIONS
+from dft_jax.evals.runner import PIXELS, SCORES_NAME, STOP_TEXTS, VERSIONS
 from dft_jax.runtime import errors, hub
 
 # The benchmark of rows that are means over benchmarks, as the paper reports them.
 MEAN = "mean"
 # What changes the meaning of a score: settings, the grader's rules, and what the runner found out.
-_SETTINGS = ("prompt", "instruction", "top_k", "top_p", "seed", "context", "max_new_tokens")
+_SETTINGS = (
+    *("prompt", "instruction", "answer_prefix"),
+    *("top_k", "top_p", "seed", "context", "max_new_tokens"),
+)
 _GRADER = ("mode", "last_number", "versions", "answer_markers", "rules")
+# Of how programs are judged; which fences confined them changes no verdict.
+_PROGRAMS = ("rules", "memory_mb", "python", "numpy")
 _RUN = ("stop_ids", "compute_dtype")
+# What a scores.json has of each benchmark, and its name in a warning.
+_OF_BENCHMARKS = {
+    VERSIONS: "version",
+    PIXELS: "fewest and most pixels of an image",
+    STOP_TEXTS: "texts that end a completion",
+}
 # A column of the rows -> its name in the tables.
 SCORES = {"avg_at_k": "avg@k", "pass_at_k": "pass@k", "maj_at_k": "maj@k"}
 # The share of comparisons in which Holm's procedure may mark a difference that is chance.
@@ -115,13 +126,17 @@ def of_summary(name: str, content: dict[str, Any]) -> Evaluation:
     results = {}
     for result in content["results"]:
         results[result["benchmark"], result["temperature"]] = result
+    grader = content.get("grader", {})
     settings = {
         **_known(content.get("settings", {}), _SETTINGS),
-        **_known(content.get("grader", {}), _GRADER),
+        **_known(grader, _GRADER),
         **_known(content, _RUN),
     }
-    for benchmark, version in content.get(VERSIONS, {}).items():
-        settings[f"version of {benchmark}"] = version
+    for key, value in _known(grader.get("programs", {}), _PROGRAMS).items():
+        settings[f"{key} of programs"] = value
+    for key, words in _OF_BENCHMARKS.items():
+        for benchmark, value in content.get(key, {}).items():
+            settings[f"{words} of {benchmark}"] = value
     return Evaluation(name, results, settings, content.get("model"))
 
 

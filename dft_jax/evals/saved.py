@@ -76,9 +76,11 @@ def read_scores(file: Path, remedy: str) -> dict[str, Any]:
                 f"{file}: {place} has the benchmark and temperature of {places[cell]}; {remedy}"
             )
         places[cell] = place
-    for key in ("settings", "grader", "benchmark_versions"):
+    for key in ("settings", "grader", "benchmark_versions", "image_pixels", "stop_texts"):
         if not isinstance(content.get(key, {}), dict):
             raise errors.UserError(f"{file}: {key} should be an object; {remedy}")
+    if not isinstance(content.get("grader", {}).get("programs", {}), dict):
+        raise errors.UserError(f"{file}: grader.programs should be an object; {remedy}")
     return content
 
 

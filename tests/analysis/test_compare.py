@@ -149,6 +149,30 @@ def test_another_version_of_a_benchmark_is_said_where_both_have_it():
     assert comparison.compare(evaluations).warnings == ["b has version of gsm8k=2, a has 1"]
 
 
+@pytest.mark.parametrize(
+    "key, warning",
+    [
+        ("image_pixels", "fewest and most pixels of an image of gsm8k=[4, 8], a has [4, 16]"),
+        ("stop_texts", "texts that end a completion of gsm8k=[4, 8], a has [4, 16]"),
+    ],
+)
+def test_what_was_asked_of_a_benchmark_is_compared(key, warning):
+    content = {"results": [result("gsm8k", shares(1))]}
+    asked = {"a": {"gsm8k": [4, 16]}, "b": {"gsm8k": [4, 8], "aime24": [1, 2]}, "c": {}}
+    read = [comparison.of_summary(name, content | {key: value}) for name, value in asked.items()]
+    assert comparison.compare(read).warnings == [f"b has {warning}"]
+
+
+def test_how_programs_are_judged_is_compared_and_fences_are_not():
+    content = {"results": [result("gsm8k", shares(1))]}
+    judged = [{"rules": 1, "python": "3.11.4", "fences": ["limits"]}]
+    judged.append({"rules": 2, "python": "3.11.4", "fences": ["limits", "landlock"]})
+    read = []
+    for name, programs in zip("ab", judged, strict=True):
+        read.append(comparison.of_summary(name, content | {"grader": {"programs": programs}}))
+    assert comparison.compare(read).warnings == ["b has rules of programs=2, a has 1"]
+
+
 def model_of(sha256, run_id="5f0c", **base):
     """As the `model` of a scores.json."""
     base = {
@@ -211,6 +235,7 @@ def test_the_base_itself_and_random_weights_are_named():
 @pytest.mark.parametrize("section,name,values", [
     ("settings", "prompt", ("plain", "tokenizer")),
     ("settings", "instruction", ("", "Think.")),
+    ("settings", "answer_prefix", ("", "Sure.")),
     ("settings", "max_new_tokens", (0, 512)),
     ("settings", "top_p", (1.0, 0.9)),
     ("grader", "mode", ("strict", "paper")),
@@ -438,6 +463,8 @@ def test_command(runs, capfd, monkeypatch):
         ),
         (["{}/huge"], ["results[0].mean_length_tokens should be a finite number or null, not int"]),
         (["{}/settings"], ["settings/scores.json: settings should be an object"]),
+        (["{}/pixels"], ["pixels/scores.json: image_pixels should be an object"]),
+        (["{}/programs"], ["programs/scores.json: grader.programs should be an object"]),
     ],
 )
 def test_bad_input_is_refused(arguments, expected, runs, capfd, monkeypatch):
@@ -455,10 +482,14 @@ def test_bad_input_is_refused(arguments, expected, runs, capfd, monkeypatch):
         "nan": [whole | {"mean_token_entropy": float("nan")}],
         "huge": [whole | {"mean_length_tokens": 10**400}],
         "settings": [whole],
+        "pixels": [whole],
+        "programs": [whole],
     }
+    more = {"settings": {"settings": []}, "pixels": {"image_pixels": []}}
+    more["programs"] = {"grader": {"programs": 3}}
     for name, results in damaged.items():
         (runs / name).mkdir()
-        content = {"results": results, "settings": [] if name == "settings" else {}}
+        content = {"results": results, **more.get(name, {})}
         (runs / name / "scores.json").write_text(json.dumps(content))
     given = [argument.replace("{}", str(runs)) for argument in arguments]
     commands.check_refused(compare.main, given, expected, runs, capfd, monkeypatch)
