@@ -80,6 +80,7 @@ def read_models(arguments: list[str]) -> dict[str, str]:
 
 def main() -> None:
     cli.parse(required=["models", "data", "out"])
+    errors.raise_if_any(model_flags.idle(model_flags.OF_READING, ": nothing is sampled here"))
     # They are required, so none is None.
     paths = read_models(_MODELS.value or [])
     out = folders.local_folder(_OUT.value or "", "--out")

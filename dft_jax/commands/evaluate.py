@@ -29,6 +29,15 @@ def main() -> None:
     cli.parse(required=[])
     asked = model_flags.settings()
     if _GRADE.value:
+        ways = {
+            "--model": _MODEL.value,
+            "--heldout": _HELDOUT.value,
+            "--step": _STEP.value != NEWEST,
+        }
+        others = [name for name, value in ways.items() if value]
+        if others:
+            what = f"--grade and {' and '.join(others)} both say what is evaluated"
+            raise errors.UserError(f"{what}; give one of them")
         file = folders.local_file(_GRADE.value, "--grade")
         out = file.parent
         if _OUT.value:

@@ -5,6 +5,7 @@ read.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 from absl import flags
@@ -43,6 +44,14 @@ flags.DEFINE_string(
     "image_folder",
     "",
     "That paths of images in demonstrations are relative to; by default the folder of the data.",
+)
+
+
+# How models are opened, and demonstrations read.
+OF_READING = (
+    *("revision", "base", "tensor", "compute_dtype", "prompt", "instruction", "context"),
+    *("rows", "prompt_field", "completion_field"),
+    *("image_field", "image_folder", "image_min_pixels", "image_max_pixels"),
 )
 
 
@@ -93,6 +102,20 @@ def reading() -> Reading:
         image_min_pixels=flags.FLAGS.image_min_pixels,
         image_max_pixels=flags.FLAGS.image_max_pixels,
     )
+
+
+def idle(known: Collection[str], why: str) -> list[str]:
+    """Flags of this file that were given and have no effect, a line each.
+
+    Args:
+      known: names of those that have one.
+      why: ends the line.
+    """
+    found = []
+    for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+        if flag.name not in known and flag.value != flag.default:
+            found.append(f"--{flag.name}={flag.value} has no effect{why}; remove it")
+    return found
 
 
 def refuse_idle_revision(paths: list[str], revision: str) -> None:

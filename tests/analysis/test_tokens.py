@@ -374,6 +374,10 @@ def test_one_model_has_nothing_to_compare_with(tmp_path, examples, capsys):
             ["--context=0 should be at least 2"],
         ),
         ([f"--models={assets.LAB}", *READ, "--min_count=0", "--out=o"], ["min_count"]),
+        (
+            [f"--models={assets.LAB}", *READ, "--samples=2", "--nogreedy", "--out=o"],
+            ["--samples=2 has no effect: nothing is sampled here; remove it", "--greedy=False has"],
+        ),
         ([f"--models={assets.LAB}", *READ, "--tensor=3", "--out=o"], ["tensor=3"]),
         (
             [f"--models={assets.LAB}", *READ, "--out=a_file/o"],

@@ -291,6 +291,19 @@ OK = row("60", 0, "x")
 BAD = {
     "no file": (None, [], ["predictions.jsonl: no such file", "correct the path"]),
     "a folder": (lines(OK), ["--grade={}/data"], ["data: no such file", "correct the path"]),
+    "a model": (
+        lines(OK),
+        ["--model=run", "--heldout=b"],
+        ["--grade and --model and --heldout both say what is evaluated; give one of them"],
+    ),
+    "settings of another way": (
+        lines(OK),
+        ["--benchmarks=math500", "--programs=skip", "--temperature=1.0"],
+        [
+            "--benchmarks=math500 has no effect with --grade, which samples nothing",
+            "--programs=skip has no effect with --grade",
+        ],
+    ),
     "unknown ending": (
         lines(OK),
         ["--grade={}/data/notes.txt"],

@@ -541,7 +541,7 @@ BAD = {
         ["model='s3://bucket/base': only files and folders of this machine", "mount the"],
     ),
     "a bucket of completions": (
-        ["--grade=gs://bucket/predictions.jsonl"],
+        ["--grade=gs://bucket/predictions.jsonl", "--model="],
         ["--grade='gs://bucket/predictions.jsonl': only files and folders of this", "mount"],
     ),
     "no samples": (["--samples=0"], ["--samples=0 should be at least 1"]),
