@@ -43,8 +43,8 @@ class Account:
         self.tokens_dropped = 0
         self.offenders: list[str] = []
         self.bad: list[str] = []
-        self.answers_trained = 0
-        self.answers_read = 0
+        self.n_answers_trained = 0
+        self.n_answers_read = 0
         self.lengths: list[int] = []  # in tokens, before the cut
         self.columns_read: set[str] = set()
         self.columns_filled: collections.Counter[str] = collections.Counter()
@@ -78,8 +78,8 @@ class Account:
         self.columns_read |= row.asked_for
         self.columns_filled.update(row.filled())
 
-    def count_answers(self, origin: str, messages: list[Message], parts: list[Part]) -> None:
-        """Counts the answers of a row that are trained, and those that are only read.
+    def answers_read(self, origin: str, messages: list[Message], parts: list[Part]) -> int:
+        """How many answers of a row are only read.
 
         `messages` that say of themselves that they are not trained are no offence.
         """
@@ -90,11 +90,15 @@ class Account:
                 n_answers += 1
                 n_meant += not is_only_read(message)
         n_trained = sum(part.trained for part in parts)
-        self.answers_trained += n_trained
-        self.answers_read += n_answers - n_trained
         if n_trained < n_meant:
             why = "the template shows the others differently once later turns follow"
             self._add_offender(origin, f"{n_trained} of {n_meant} answers are trained: {why}")
+        return n_answers - n_trained
+
+    def count_answers(self, parts: list[Part], n_read: int) -> None:
+        """Counts the answers of an example that is trained, of which `n_read` are only read."""
+        self.n_answers_trained += sum(part.trained for part in parts)
+        self.n_answers_read += n_read
 
     def drop(self, origin: str, reason: str, n_tokens: int) -> None:
         """Counts an example of which nothing is trained."""
@@ -140,7 +144,7 @@ class Account:
                 "dropped": dict(self.dropped),
             },
             "tokens": self._tokens_report(max_length, examples),
-            "answers": {"trained": self.answers_trained, "only_read": self.answers_read},
+            "answers": {"trained": self.n_answers_trained, "only_read": self.n_answers_read},
             "columns": self._columns_report(),
             "equal_rows": equal_rows(origins, examples),
             "characters": self._characters_report(),

@@ -56,6 +56,7 @@ LEFT_OUT = (WEIGHT_0, NO_ANSWER, NOT_DRAWN)
 # or 0, as may be those of a row times the prompt's.
 LEAST_WEIGHT, MOST_WEIGHT = 1e-12, 1e12
 _SHOWN = 40  # characters of a value in a message
+_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")  # commas of 1,234,567
 _CALCULATOR_MARK = re.compile("<<[^<>]*>>")  # GSM8K's 48/2 = <<48/2=24>>24
 
 # (row, `config.data`) -> conversation
@@ -106,7 +107,7 @@ def gsm8k_boxed(row: dict, config: Config) -> list[Message]:
     """As `gsm8k_unmarked`, and its end `#### 1,234` becomes "The answer is \\boxed{1234}."."""
     question, answer = gsm8k_unmarked(row, config)
     steps, hashes, value = answer["content"].rpartition("####")
-    value = value.strip().replace(",", "")
+    value = _GROUPED.sub("", value.strip())
     if not hashes or not value:
         raise BadRow("field 'answer' has no '#### 42' at its end; fix the row or set data.rows")
     text = f"{steps.rstrip()}\nThe answer is \\boxed{{{value}}}."

@@ -28,6 +28,7 @@ class Record:
 
     origin: str
     parts: list[Part]
+    answers_read: int  # that are not trained
     weight: float
     images: list[ImageFile]
 
@@ -71,9 +72,9 @@ def read(
         if found.weight == 0:
             account.leave_out(formats.WEIGHT_0)
             continue
-        account.count_answers(row.origin, found.messages, parts)
+        n_read = account.answers_read(row.origin, found.messages, parts)
         images = [image.within(image_folder) for image in images]
-        yield Record(row.origin, parts, found.weight, images)
+        yield Record(row.origin, parts, n_read, found.weight, images)
 
 
 def looked_at(
@@ -126,6 +127,7 @@ def tokenized(
                 account.drop(record.origin, reason, len(example.ids) + example.cut_tokens)
             else:
                 account.use(record.origin, example)
+                account.count_answers(record.parts, record.answers_read)
                 yield record, example
 
 

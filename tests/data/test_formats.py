@@ -34,7 +34,14 @@ def test_gsm8k_with_and_without_calculator_marks():
 def test_gsm8k_boxed():
     expected = "He has 48/2 = 24 left.\nSo 24+1 = $25.\nThe answer is \\boxed{1025}."
     assert answer_of("gsm8k_boxed", MARKED) == expected
-    assert answer_of("gsm8k_boxed", "#### -3.5") == "The answer is \\boxed{-3.5}."
+    for value, boxed in {
+        "-3.5": "-3.5",
+        "$1,234,567.89": "$1234567.89",
+        "(1,2)": "(1,2)",
+        "x, y": "x, y",
+        "1,2345": "1,2345",
+    }.items():
+        assert answer_of("gsm8k_boxed", f"#### {value}") == f"The answer is \\boxed{{{boxed}}}."
     assert (
         answer_of("gsm8k_boxed", "1 < 2 and 3 > 2\n#### 7")
         == "1 < 2 and 3 > 2\nThe answer is \\boxed{7}."

@@ -318,6 +318,13 @@ def test_answers_that_are_only_read_are_counted(opened, tmp_path):
         "a.jsonl:1: 1 of 2 answers are trained: the template shows"
     )
     assert report["rows"] == {"read": 2, "used_whole": 2, "truncated": 0, "dropped": {}}
+    # Of a row of which nothing is trained no answer is.
+    config.max_length = 20
+    rows.append(conversation("p" * 99, "third"))
+    file.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows[1:]))
+    report = load_examples(str(file), config, tokenizer, len(tokenizer)).report
+    n_trained = report["rows"]["used_whole"] + report["rows"]["truncated"]
+    assert report["answers"] == {"trained": n_trained, "only_read": 0} and n_trained < 2
 
 
 def test_an_answer_of_weight_0_is_read_and_not_trained(opened):

@@ -184,10 +184,12 @@ def _listed_on_card(folder: Path, subset: str) -> dict[str, list[str]]:
     with errors.user_errors(f"{card}: its header cannot be read", "fix or remove it", (Exception,)):
         header = metadata_load(card) or {}
         for config in header.get("configs") or []:
+            # Names such as 2024 are numbers in YAML.
+            name = str(config["config_name"])
             if "data_files" in config:
-                listed[config["config_name"]] = _patterns(config["data_files"])
+                listed[name] = _patterns(config["data_files"])
             if config.get("default"):
-                defaults.append(config["config_name"])
+                defaults.append(name)
     if not listed:
         return {}
     name = subset or [*defaults, *listed][0]
@@ -205,9 +207,12 @@ def _patterns(listed: Any) -> dict[str, list[str]]:
         split = "train"
         path = entry
         if isinstance(entry, dict):
-            split = entry["split"]
+            split = str(entry["split"])
             path = entry["path"]
-        patterns.setdefault(split, []).extend(_as_list(path))
+        for pattern in _as_list(path):
+            if not isinstance(pattern, str) or not pattern:
+                raise ValueError(f"a path of data_files is {pattern!r}")
+            patterns.setdefault(split, []).append(pattern)
     return patterns
 
 
@@ -225,8 +230,15 @@ def _matching(folder: Path, patterns: list[str]) -> list[Path]:
             raise errors.UserError(
                 f"{folder}: its README.md names files outside, {pattern!r}; fix or remove it"
             )
+        # What pathlib makes of these depends on its version.
+        if any("**" in part and part != "**" for part in Path(pattern).parts):
+            raise errors.UserError(
+                f"{folder}: ** is no whole part of the path {pattern!r} on its README.md; make it"
+                " **/*"
+            )
+        everything = f"{pattern}/*" if pattern.endswith("**") else pattern
         # A pattern such as data/* may name folders as well.
-        found = sorted(file for file in folder.glob(pattern) if file.is_file())
+        found = sorted(file for file in folder.glob(everything) if file.is_file())
         problem = ""
         if not found:
             problem = "there are none"

@@ -290,6 +290,21 @@ def test_a_fetched_dataset_is_read_by_its_card(fetched):
     assert prompts(fetched) == ["main/train-00000-of-00001.jsonl"]
 
 
+def test_a_card_with_numbers_as_names(fetched):
+    numbered = CARD.format(extra="").replace("name: main", "name: 2024").replace("test\n", "2\n")
+    (fetched / "README.md").write_text(numbered)
+    assert prompts(fetched, "2", "2024") == ["main/test-00000-of-00001.jsonl", "more/x.json"]
+
+
+@pytest.mark.parametrize("pattern", ["main/**", "main/**/*", "**/train-*"])
+def test_a_card_may_ask_for_all_below(pattern, fetched):
+    listed = CARD.format(extra="").replace("main/train-*", f"'{pattern}'")
+    (fetched / "README.md").write_text(listed)
+    write(fetched, {"main/deep/train-1.jsonl": [{"prompt": "deep"}]})
+    found = prompts(fetched, "train", "main")
+    assert {"deep", "main/train-00000-of-00001.jsonl"} <= set(found)
+
+
 @pytest.mark.parametrize(
     "old, new, expected",
     [
@@ -306,6 +321,10 @@ def test_a_fetched_dataset_is_read_by_its_card(fetched):
         ),
         ("license: mit", "license: [", "README.md: its header cannot be read"),
         ("    path: main/train-*", "", "README.md: its header cannot be read"),
+        ("main/train-*", "5", "a path of data_files is 5); fix or remove it"),
+        ("main/train-*", "''", "a path of data_files is ''); fix or remove it"),
+        ("main/train-*", "[main/train-*, null]", "a path of data_files is None"),
+        ("main/train-*", "main/**.jsonl", "** is no whole part of the path 'main/**.jsonl'"),
     ],
 )
 def test_bad_cards(old, new, expected, fetched):
