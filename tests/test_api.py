@@ -120,6 +120,8 @@ def test_evaluate_compare_and_export(run, base, tmp_path):
     assert "base" in str(made) and {row["run"] for row in made.rows} == {"base", "dft"}
     from_folder = dft.compare({"base": scores["base"], "dft": tmp_path / "eval"})
     assert from_folder.rows == made.rows
+    named = dft.compare({"lr=1e-4": tmp_path / "eval"})
+    assert {row["run"] for row in named.rows} == {"lr=1e-4"}
     made.plot(tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 1000
     dft.export(run.lm, tmp_path / "export", dtype="float32")

@@ -85,6 +85,8 @@ def test_prompts_of_a_file(tmp_path):
     (tmp_path / "p.txt").write_text("def f():\n")
     (whole,) = completing.read_prompts(None, str(tmp_path / "p.txt"), "")
     assert whole.messages == ({"role": "user", "content": "def f():\n"},)
+    (tmp_path / "p.txt").write_text("def f():\n", encoding="utf-8-sig")
+    assert completing.read_prompts(None, str(tmp_path / "p.txt"), "") == [whole]
 
 
 @pytest.mark.parametrize(

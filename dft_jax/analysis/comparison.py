@@ -91,15 +91,20 @@ def read(argument: str) -> Evaluation:
     """
     name, equals, path = argument.partition("=")
     # A folder that is there may have = in its name.
-    is_named = bool(equals) and not Path(argument).exists()
-    if not is_named:
-        path = argument
+    if not equals or Path(argument).exists():
+        return of_folder(argument, Path(argument).expanduser().name)
+    return of_folder(path, name)
+
+
+def of_folder(path: str, name: str) -> Evaluation:
+    """The evaluation in a folder, or the last one of a run.
+
+    Raises:
+      UserError: as `read`.
+    """
     hub.refuse_address(path, "evaluation")
-    folder = Path(path).expanduser()
-    if not is_named:
-        name = folder.name
-    content = saved.read_scores(_scores_file(folder), "evaluate again")
-    return of_summary(name, content)
+    file = _scores_file(Path(path).expanduser())
+    return of_summary(name, saved.read_scores(file, "evaluate again"))
 
 
 def _scores_file(folder: Path) -> Path:

@@ -81,6 +81,7 @@ def read_models(arguments: list[str]) -> dict[str, str]:
 def main() -> None:
     cli.parse(required=["models", "data", "out"])
     errors.raise_if_any(model_flags.idle(model_flags.OF_READING, ": nothing is sampled here"))
+    model_flags.require_context()
     # They are required, so none is None.
     paths = read_models(_MODELS.value or [])
     out = folders.local_folder(_OUT.value or "", "--out")
@@ -88,9 +89,6 @@ def main() -> None:
     compilation_cache.keep_compilations()
     model_flags.refuse_idle_revision(list(paths.values()), flags.FLAGS.revision)
     models = {name: model_flags.open_model(path) for name, path in paths.items()}
-    # Of the evaluation's settings only the context is used here.
-    mistakes = model_flags.settings().mistakes("--")
-    errors.raise_if_any([line for line in mistakes if line.startswith("--context")])
     config = reading.config_for(models, model_flags.reading())
     examples = token_report.read_for_all(_DATA.value or "", models, config)
     with folders.locked(out, "--out"):

@@ -110,6 +110,6 @@ def compare(scores: Mapping[str, Evaluation | str | Path]) -> Comparison:
         if isinstance(one, Evaluation):
             read.append(comparison.of_summary(name, one.summary))
         else:
-            read.append(comparison.read(f"{name}={one}"))
+            read.append(comparison.of_folder(str(one), name))
     made = comparison.compare(read)
     return Comparison(made.rows, made.warnings, comparison_report.text(made))

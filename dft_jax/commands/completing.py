@@ -274,7 +274,8 @@ def read_prompts(
         remedy = "give a text in UTF-8, or JSON lines"
         kinds = (OSError, UnicodeDecodeError)
         with errors.user_errors(f"--file={file} cannot be read", remedy, kinds):
-            text = path.read_text(encoding="utf-8")
+            # Without the mark that some editors put before all.
+            text = path.read_text(encoding="utf-8-sig")
         if not text.strip():
             raise errors.UserError(f"--file={file} is empty; write the prompt there")
         return [Prompt(path.name, _after(system, [{"role": "user", "content": text}]))]

@@ -52,6 +52,8 @@ def main() -> None:
         raise errors.UserError(f"nothing to evaluate: give {ways} (--help lists the options)")
     if not _OUT.value:
         raise errors.UserError("--out is required: the folder to write")
+    if _HELDOUT.value:
+        model_flags.require_context()
     if asked.benchmarks:
         errors.raise_if_any(asked.mistakes("--"))
         # Demonstrations may have images of their own, which these are the limits of too.

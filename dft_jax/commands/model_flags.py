@@ -104,6 +104,15 @@ def reading() -> Reading:
     )
 
 
+def require_context() -> None:
+    """UserError for a --context in which no demonstration has room.
+
+    Of the settings of sampling it is the only one that counts where demonstrations are read.
+    """
+    mistakes = settings().mistakes("--")
+    errors.raise_if_any([line for line in mistakes if line.startswith("--context=")])
+
+
 def idle(known: Collection[str], why: str) -> list[str]:
     """Flags of this file that were given and have no effect, a line each.
 

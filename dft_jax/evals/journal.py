@@ -33,7 +33,8 @@ _ENTROPY_DIGITS = 4  # beyond that it depends on how completions were batched
 def completions(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
     """The completions that the folder holds, those of the plan and others.
 
-    The half line of a killed run, at the end of a file, is taken off.
+    The half line of a killed run, at the end of a file, is taken off; so is a whole one without its
+    newline, which the next would be joined to.
 
     Raises:
       UserError: a line that is no completion, or a problem that had another prompt.
@@ -44,13 +45,13 @@ def completions(plan: Plan, out: Path) -> dict[Key, dict[str, Any]]:
         if not file.exists():
             continue
         lines = file.read_bytes().splitlines(keepends=True)
+        if lines and not lines[-1].endswith(b"\n"):
+            del lines[-1]
+            files.write_text(file, b"".join(lines).decode())
         for number, line in enumerate(lines, start=1):
             try:
                 row = _checked(json.loads(line))
             except (TypeError, ValueError) as error:
-                if number == len(lines) and not line.endswith(b"\n"):
-                    files.write_text(file, b"".join(lines[:-1]).decode())
-                    continue
                 remedy = "remove the line, to have it sampled again"
                 what = f"{file}:{number}: not a completion ({error})"
                 raise errors.UserError(f"{what}; {remedy}") from error

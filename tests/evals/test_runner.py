@@ -20,7 +20,7 @@ from dft_jax.checkpoints.manager import Gone
 from dft_jax.commands import evaluate, evaluate_model, model_flags
 from dft_jax.data.stops import find_stops
 from dft_jax.data.templates import Template
-from dft_jax.evals import evaluation, grading, planning, runner
+from dft_jax.evals import evaluation, grading, journal, planning, runner
 from dft_jax.evals.graders import pool
 from dft_jax.evals.records import Prediction
 from dft_jax.evals.settings import Settings
@@ -189,9 +189,9 @@ def test_killed_and_resumed_equals_uninterrupted(run, folder, monkeypatch):
         patch.setattr(sampler.Sampler, "sample", die_after_seven)
         run("--temperature=1")
     assert sorted(tree(folder / "out")) == [".lock", "evaluation.json", "journal.jsonl"]
-    with open(folder / "out" / "journal.jsonl", "a") as journal:
+    with open(folder / "out" / "journal.jsonl", "a") as lines:
         # as a kill in the middle of a line leaves it
-        journal.write('{"benchmark": "gsm8k", "id": "5", "samp')
+        lines.write('{"benchmark": "gsm8k", "id": "5", "samp')
     counts = count_sampled(monkeypatch)
     run("--temperature=1", "--slots=3")
     assert counts == [6 * 4 - 7]
@@ -580,6 +580,10 @@ BAD = {
         ["--rows=gms8k is unknown (did you"],
     ),
     "no heldout": (["--heldout={}/none.jsonl", "--benchmarks="], ["none.jsonl"]),
+    "no room for held out": (
+        ["--heldout={}/bad.jsonl", "--benchmarks=", "--context=1"],
+        ["--context=1 should be at least 2"],
+    ),
     "bad heldout": (
         ["--heldout={}/bad.jsonl", "--benchmarks="],
         ["bad.jsonl:1: field 'prompt' is missing"],
@@ -736,6 +740,20 @@ def test_a_signal_is_heard_while_grading():
                 workers=1,
             )
         assert caught.handled == "SIGTERM"
+
+
+def test_a_last_line_without_its_newline_is_sampled_again(tmp_path):
+    """The next would be joined to it, and both be lost."""
+    plan = object.__new__(planning.Plan)
+    for name in ("prompts", "images"):
+        object.__setattr__(plan, name, {})
+    row = {name: kind() for name, kind in journal.FIELDS.items()}
+    line, another = (json.dumps(row | {"sample": number}) for number in (0, 1))
+    file = tmp_path / journal.JOURNAL_NAME
+    for rest in (another, another[:20]):
+        file.write_text(f"{line}\n{rest}")
+        assert list(journal.completions(plan, tmp_path)) == [("", 0.0, "", 0)]
+        assert file.read_text() == f"{line}\n"
 
 
 @pytest.mark.slow
