@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,8 +39,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write to, made by process 0.
 
     It takes the name `out` at the end, replacing an earlier export; where that does not come, it
-    is removed.
+    is removed. A link stays one: what it leads to is replaced.
     """
+    # Else the link would be what is renamed, and the export would not lie where it leads.
+    out = Path(os.path.realpath(out))
     temporary = out.with_name(f".{out.name}.tmp")
     is_first = processes.is_first()
     try:

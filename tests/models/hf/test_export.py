@@ -106,6 +106,19 @@ def test_an_interrupted_export_leaves_no_final_name_and_an_old_one_is_replaced(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def test_a_link_stays_one_and_the_export_lies_where_it_leads(tmp_path, mesh1):
+    """Three times: of the second the link was in the way, as what had been replaced."""
+    model, params = load("qwen2_tied", mesh1)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "export")
+    for _ in range(3):
+        export(params, model, GOLDEN / "qwen2_tied", tmp_path / "out")
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "export" / "model.safetensors").exists()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "out"]
+        assert [p.name for p in (tmp_path / "disk").iterdir()] == ["export"]
+
+
 @pytest.mark.slow
 def test_host_memory_of_import_is_about_one_tensor(monkeypatch, mesh1):
     """Never more than one tensor is read before it is placed: reads and placements alternate."""
