@@ -8,6 +8,7 @@ from dft_jax.lm.opening import open_lm
 from dft_jax.lm.run import NEWEST, open_run
 from dft_jax.models.hf import export as export_lib, push as push_lib
 from dft_jax.models.hf.export_adapter import Trained, export_adapter
+from dft_jax.models.hf.export_folder import require_replaceable
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.runtime import distributed, folders, processes
 from dft_jax.training.exporting import export_run, refuse_idle_what
@@ -75,13 +76,15 @@ def export(
       What rounding to the files' type loses; None of an adapter alone.
 
     Raises:
-      UserError: it cannot be written, or not be sent; then the export is complete in `out`.
+      UserError: `out` holds what no export has written; or it cannot be written, or not be sent;
+        then the export is complete in `out`.
 
     >>> export(run.lm, "exports/gsm8k-dft")
     """
     if push is not None:
         push_lib.require_name(push, "push")
     place = folders.local_folder(str(out), "out")
+    require_replaceable(place)
     rounding = _write(lm, place, what, dtype, max_shard_gb)
     if push is not None:
         # Process 0 has written it, and sends it; the others end as it does.

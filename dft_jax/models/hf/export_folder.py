@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dft_jax.models.hf.provenance import PROVENANCE_NAME
 from dft_jax.runtime import distributed, errors, folders, processes
 
 _log = logging.getLogger(__name__)  # phases, for fault injection, as in checkpoints/manager.py
@@ -32,6 +33,22 @@ def _failure(out: Path) -> tuple[str, str]:
     """The problem and the remedy."""
     remedy = "make it possible, then run the same command again"
     return f"{out}: the export could not be written", remedy
+
+
+def require_replaceable(out: Path) -> None:
+    """All processes call it before an export to a folder that a user has named.
+
+    Raises:
+      UserError: something is there that no export has written, and it would be deleted.
+    """
+    with writing(out):
+        if not processes.is_first() or (out / PROVENANCE_NAME).is_file():
+            return
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise errors.UserError(
+                f"{out} is there and no export (it has no {PROVENANCE_NAME}): what it holds would"
+                " be deleted; give a new folder, or move it away"
+            )
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import dft_jax as dft
 from dft_jax import assets
 from dft_jax.lm import published
 from dft_jax.models.hf import load as hf, tensor_files
 from dft_jax.models.hf.export import export
+from dft_jax.models.hf.export_folder import require_replaceable
 from dft_jax.models.hf.locate import read_config
 from dft_jax.models.hf.provenance import Origin
 from dft_jax.models.hf.safetensors import Checkpoint
@@ -117,6 +119,23 @@ def test_a_link_stays_one_and_the_export_lies_where_it_leads(tmp_path, mesh1):
         assert (tmp_path / "disk" / "export" / "model.safetensors").exists()
         assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "out"]
         assert [p.name for p in (tmp_path / "disk").iterdir()] == ["export"]
+
+
+def test_what_is_no_export_is_not_replaced(tmp_path):
+    """Before, a folder of exports was deleted for one of them."""
+    lm = dft.load(assets.LAB)
+    (tmp_path / "exports" / "first").mkdir(parents=True)
+    (tmp_path / "notes").write_text("mine")
+    for name in ("exports", "notes"):
+        with pytest.raises(errors.UserError, match=f"{name} is there and no export .*move it away"):
+            dft.export(lm, tmp_path / name)
+    assert "params" not in vars(lm), "weights were read"
+    assert (tmp_path / "exports" / "first").is_dir() and (tmp_path / "notes").is_file()
+    (tmp_path / "exports" / "first").rmdir()
+    require_replaceable(tmp_path / "exports")
+    for name in ("dft_jax.json", "model.safetensors"):
+        (tmp_path / "exports" / name).write_text("")
+    require_replaceable(tmp_path / "exports")
 
 
 @pytest.mark.slow
