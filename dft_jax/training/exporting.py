@@ -9,7 +9,7 @@ from dft_jax.models.hf.export_adapter import Trained, export_adapter
 from dft_jax.models.hf.merging import Pairs
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.models.lora import of_config
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, hub
 from dft_jax.runtime.options import Config
 from dft_jax.training import origin
 
@@ -64,8 +64,12 @@ def export_run(
 
 def trained_of(pairs: Pairs, config: Config, run: dict[str, Any]) -> Trained:
     """The adapters of a run; `run` is what its checkpoints say of it."""
+    path = config.model.path
+    # An adapter is opened from any folder, where a relative path would be another one or a hub id;
+    # and by PEFT, to which hf:// is a part of an id.
+    place = str(Path(path).absolute()) if Path(path).is_dir() else path.removeprefix(hub.PREFIX)
     base = {
-        "path": config.model.path,
+        "path": place,
         "revision": config.model.revision,
         "sha256": run["fingerprint"]["base_sha256"],
     }

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dft_jax import config as config_lib
 from dft_jax.losses import fused, objectives
 from dft_jax.models.adapters import layer_of, merged_layer
 from dft_jax.models.model import head
 from dft_jax.training.adapters import lines_of_ends
+from dft_jax.training.exporting import trained_of
 from dft_jax.training.step import make_loss
 from tests.conftest import make_mesh
 from tests.jaxprs import equations
@@ -44,6 +46,18 @@ def test_an_end_token_that_the_base_does_not_know_is_warned_of():
     assert "objective=floored_dft" in warning and "lora.rank=0" in warning
     assert len(lines_of_ends(1e-4)) == 1
     assert "no held-out answer" in lines_of_ends(None)[0]
+
+
+@pytest.mark.parametrize("path", ["base", "nobody/base", "hf://nobody/base"])
+def test_an_adapter_names_its_base_as_others_find_it(path, tmp_path, monkeypatch):
+    """From any folder, and with PEFT; a hub id as the hub has it."""
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = config_lib.get_default()
+    config.model.path, config.lora.rank = path, 4
+    trained = trained_of({}, config, {"fingerprint": {"base_sha256": "5a"}})
+    named = {"base": str(tmp_path / "base")}.get(path, "nobody/base")
+    assert trained.base == {"path": named, "revision": "main", "sha256": "5a"}
 
 
 def kernels(params, part, name):
