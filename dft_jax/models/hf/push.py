@@ -6,12 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dft_jax.models.hf.export_adapter import ADAPTER_FOLDER
+from dft_jax.models.hf.locate import (
+    ADDITIONAL_TEMPLATES,
+    CHECKPOINT_PATTERNS,
+    TOKENIZER_PATTERNS,
+)
 from dft_jax.models.hf.provenance import PROVENANCE_NAME, provenance
 from dft_jax.runtime import errors
 
 # What an earlier export may have more of than this one. Left there, transformers would take the old
-# model.safetensors before the new index.
-_STALE = ["*.safetensors", "*.safetensors.index.json"]
+# model.safetensors before the new index, the old chat_template.jinja before the new settings', and
+# an old adapter_config.json for what the whole is.
+_STALE = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    *CHECKPOINT_PATTERNS,
+    *TOKENIZER_PATTERNS,
+    f"{ADDITIONAL_TEMPLATES}/*.jinja",
+    f"{ADAPTER_FOLDER}/*",
+]
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pth")
 _LOG_IN = "`hf auth login`, or HF_TOKEN, with a token that may write"
 # By status: what it means, and what to do.

@@ -82,6 +82,24 @@ def test_weights_of_an_earlier_export_do_not_stay(hub, folder):
     assert hub.repos["me/tiny-dft"].files == tree(folder) | {"notes.txt": b"mine"}
 
 
+def test_nothing_of_an_earlier_export_changes_what_is_read(hub, folder):
+    """Its template would be the prompt, and its adapter's config make an adapter of the model."""
+    earlier = {
+        "config.json": b"{}",
+        "chat_template.jinja": b"old",
+        "additional_chat_templates/source.jinja": b"older",
+        "adapter_config.json": b"{}",
+        "base.json": b"{}",
+        "adapter/adapter_config.json": b"{}",
+        "adapter/README.md": b"",
+        "dft_jax.json": b"{}",
+    }
+    own = {"notes.txt": b"mine", "figures/loss.png": b"mine", ".gitattributes": b""}
+    hub.repos["me/tiny-dft"] = fake_hub.Repo(True, earlier | own)
+    push(folder, "me/tiny-dft")
+    assert hub.repos["me/tiny-dft"].files == tree(folder) | own
+
+
 def refused(folder, name="me/tiny-dft"):
     """One line, and the export as it was; returned is the line."""
     before = tree(folder)
