@@ -6,12 +6,11 @@ from pathlib import Path
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
 from dft_jax.lm.run import NEWEST, open_run
-from dft_jax.models.hf import export as export_lib, push as push_lib
-from dft_jax.models.hf.export_adapter import Trained, export_adapter
+from dft_jax.models.hf import push as push_lib
 from dft_jax.models.hf.export_folder import require_replaceable
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.runtime import distributed, folders, processes
-from dft_jax.training.exporting import export_run, refuse_idle_what
+from dft_jax.training.exporting import export_other, export_run
 
 
 def load(
@@ -108,19 +107,4 @@ def _write(lm: LM, place: Path, what: str, dtype: str, max_shard_gb: float) -> R
             dtype=dtype,
             max_shard_gb=max_shard_gb,
         )
-    if lm.pairs is not None:
-        # Of an adapter's folder; that itself is there.
-        trained = Trained(lm.pairs(), None, {})
-        return export_adapter(
-            trained,
-            lm.model,
-            lm.source,
-            place,
-            what=what,
-            dtype=dtype,
-            max_shard_gb=max_shard_gb,
-        )
-    refuse_idle_what(what)
-    return export_lib.export(
-        lm.params, lm.model, lm.source, place, dtype=dtype, max_shard_gb=max_shard_gb
-    )
+    return export_other(lm, place, what=what, dtype=dtype, max_shard_gb=max_shard_gb)

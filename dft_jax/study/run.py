@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dft_jax.evals import planning, runner
-from dft_jax.models.hf.export import export
 from dft_jax.models.model import matmul_precision
 from dft_jax.runtime import folders
 from dft_jax.study import measures, records as records_lib, spec as spec_lib
@@ -20,6 +19,7 @@ from dft_jax.study.clock import Clock
 from dft_jax.study.laboratory import Laboratory
 from dft_jax.study.spec import Arm, Phase
 from dft_jax.study.training import Training
+from dft_jax.training.exporting import export_trained
 from dft_jax.types import Params
 
 # How long a job waits for an arm of its own that another process is at. The lock of a killed one on
@@ -163,15 +163,9 @@ class Study:
     def _keep(self, arm: Arm, params: Params) -> None:
         out = self.folder / "exports" / arm.name
         out.parent.mkdir(parents=True, exist_ok=True)
-        settings = self.lab.spec.config.export
-        export(
-            params,
-            self.lab.model,
-            self.lab.source,
-            out,
-            dtype=settings.dtype,
-            max_shard_gb=settings.max_shard_gb,
-        )
+        spec = self.lab.spec
+        config = spec_lib.config_of(spec, arm)
+        export_trained(params, self.lab.model, self.lab.source, out, config, spec.measured_at[-1])
 
     def _measure(self, phase: Phase, params: Params) -> None:
         """Reads every text, token by token."""

@@ -9,9 +9,11 @@ from dft_jax.models.hf.export_adapter import Trained, export_adapter
 from dft_jax.models.hf.merging import Pairs
 from dft_jax.models.hf.rounding import Rounding
 from dft_jax.models.lora import of_config
+from dft_jax.models.model import Model
 from dft_jax.runtime import errors, hub
 from dft_jax.runtime.options import Config
 from dft_jax.training import origin
+from dft_jax.types import Params
 
 
 def export_run(
@@ -58,6 +60,53 @@ def export_run(
         what=what or settings.what,
         dtype=asked,
         max_shard_gb=most_gb,
+        origin=about,
+    )
+
+
+def export_trained(
+    params: Params, model: Model, source: Path, out: Path, config: Config, step: int
+) -> Rounding:
+    """Writes what `step` steps by a config have made of a model without a folder of a run: see
+    `export`.
+    """
+    return export(
+        params,
+        model,
+        source,
+        out,
+        dtype=config.export.dtype,
+        max_shard_gb=config.export.max_shard_gb,
+        origin=origin.of_config(config, step),
+    )
+
+
+def export_other(
+    lm: LM, out: Path, *, what: str, dtype: str, max_shard_gb: float
+) -> Rounding | None:
+    """Writes a model that is no run's: see `export`, and of an adapter `export_adapter`."""
+    about = origin.of_lm(lm)
+    if lm.pairs is None:
+        refuse_idle_what(what)
+        return export(
+            lm.params,
+            lm.model,
+            lm.source,
+            out,
+            dtype=dtype,
+            max_shard_gb=max_shard_gb,
+            origin=about,
+        )
+    # Of an adapter's folder; that itself is there.
+    trained = Trained(lm.pairs(), None, {})
+    return export_adapter(
+        trained,
+        lm.model,
+        lm.source,
+        out,
+        what=what,
+        dtype=dtype,
+        max_shard_gb=max_shard_gb,
         origin=about,
     )
 

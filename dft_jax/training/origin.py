@@ -1,5 +1,6 @@
 """Where an export of a run comes from, as its dft_jax.json says."""
 
+import dataclasses
 import inspect
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from dft_jax.data import source_list
 from dft_jax.data.templates import SEVERAL
+from dft_jax.lm.language_model import LM
 from dft_jax.lm.run import template_file
 from dft_jax.losses import objectives
 from dft_jax.models.hf.card import Account
@@ -17,19 +19,29 @@ from dft_jax.runtime.options import Config, flatten
 
 def of_run(workdir: Path, config: Config, step: int, run: dict[str, Any]) -> Origin:
     """What an export of a run should say of it; `run` is what its checkpoints say."""
+    about = of_config(config, step, workdir)
+    return dataclasses.replace(about, run=run, account=account_of(workdir, config, step))
+
+
+def of_config(config: Config, step: int, workdir: Path | None = None) -> Origin:
+    """What an export after `step` steps of training by a config should say of it.
+
+    Args:
+      workdir: of a run, which has a copy of its template where that is a file.
+    """
     template, text = source_list.trained_template(config.data), None
     kept = "the export keeps the checkpoint's own chat template"
     if template.startswith(SEVERAL):
         what = f"the run was trained with several templates ({template.removeprefix(SEVERAL)})"
         print(f"warning: {what}: {kept}", file=sys.stderr)
     if template.endswith(".jinja"):
-        file = template_file(workdir)
-        if file is None:
-            what = f"{template}, which the run was trained with, is not in {workdir}"
+        jinja = Path(template) if workdir is None else template_file(workdir)
+        if jinja is None or not jinja.is_file():
+            what = f"{template}, which the run was trained with, is not in {workdir or 'its place'}"
             print(f"warning: {what}: {kept}", file=sys.stderr)
             template = "tokenizer"
         else:
-            text = file.read_text(encoding="utf-8")
+            text = jinja.read_text(encoding="utf-8")
     return Origin(
         objective=config.objective,
         step=step,
@@ -39,9 +51,17 @@ def of_run(workdir: Path, config: Config, step: int, run: dict[str, Any]) -> Ori
         path=config.model.path,
         revision=config.model.revision,
         init=config.model.init,
-        run=run,
-        account=account_of(workdir, config, step),
     )
+
+
+def of_lm(lm: LM) -> Origin:
+    """What an export of a model that is no run's should say of it: what it says of itself, as far
+    as that decides how it is prompted.
+    """
+    text, file = None, Path(lm.trained)
+    if file.suffix == ".jinja" and file.is_file():
+        text = file.read_text(encoding="utf-8")
+    return Origin(template=lm.trained, template_text=text, date=lm.date)
 
 
 # The sections of a config that say what was computed.

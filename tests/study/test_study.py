@@ -13,7 +13,7 @@ from dft_jax import api, assets
 from dft_jax.data import order
 from dft_jax.lab import recipe
 from dft_jax.lm.checkpoint import open_config
-from dft_jax.runtime import errors, interrupts
+from dft_jax.runtime import errors, files, interrupts
 from dft_jax.study import (
     clock as clock_lib,
     laboratory,
@@ -478,6 +478,18 @@ def test_parameters_are_kept_where_the_spec_says_so(tmp_path):
         file.name for file in folder.iterdir()
     }
     assert records.is_complete(ARMS[0]) and not (tmp_path / "checkpoints" / ARMS[0].name).exists()
+
+
+def test_what_is_kept_says_how_it_was_trained(lab, tmp_path):
+    """And of random weights, of which no file is the base, it is written at all."""
+    spec = make_spec(config=tiny_config(**CONFIG, **{"data.template": "plain"}))
+    study = run.Study(dataclasses.replace(lab, spec=spec), tmp_path, Clock())
+    study._keep(ARMS[1], lab.programs.base)
+    about = files.read_json(tmp_path / "exports" / ARMS[1].name / "dft_jax.json")
+    assert (about["objective"], about["step"], about["base"]["init"]) == ("dft", 4, "random")
+    assert about["template"] == "plain"
+    card = (tmp_path / "exports" / ARMS[1].name / "README.md").read_text()
+    assert "with the objective `dft`, 4 steps. Prompts: `plain`." in card
 
 
 def test_a_text_without_enough_short_examples_is_reported():

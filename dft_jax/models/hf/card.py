@@ -55,15 +55,16 @@ def text(
       account: of the run, None where the weights are not those of a run.
     """
     parts = [_front_matter(about, source, account, library), f"# {_title(about, source, library)}"]
-    if account is None:
-        parts.append("Written by dft_jax. Nothing here says how these weights were trained.")
-        parts.append(_section("Base", _base(about, source)))
-    else:
+    if about["objective"]:
+        objective = account.objective if account else about["objective"]
         parts.append(
-            f"Fine-tuned by dft_jax with the objective `{account.objective}`,"
+            f"Fine-tuned by dft_jax with the objective `{objective}`,"
             f" {about['step']} steps. Prompts: `{about['template_source']}`."
         )
-        parts.append(_section("Base", _base(about, source)))
+    else:
+        parts.append("Written by dft_jax. Nothing here says how these weights were trained.")
+    parts.append(_section("Base", _base(about, source)))
+    if account is not None:
         parts.append(_section("Data", _data(account)))
         parts.append(_section("Metrics", _metrics(about, account)))
         parts.append(_section("Training", _training(account)))

@@ -19,7 +19,8 @@ class Origin:
 
     objective: str = ""
     step: int | None = None
-    template: str = "tokenizer"  # what the run was trained under: data.template
+    # What it was trained under: data.template; empty where nobody says.
+    template: str = ""
     template_text: str | None = None  # of a .jinja file
     date: str = ""  # YYYY-MM-DD, of a run whose template writes the date
     path: str = ""  # the base's, as the config had it
@@ -31,7 +32,9 @@ class Origin:
     account: Account | None = None  # for the model card; None where it is not of a run
 
     def report(self) -> dict[str, Any]:
-        """For dft_jax.json. `template` is what `--prompt` should be for the exported folder."""
+        """For dft_jax.json. `template` is what `--prompt` should be for the exported folder, empty
+        where nobody says.
+        """
         path = self.path
         if Path(path).is_absolute() or Path(path).is_dir():
             # Exports are published: a folder's name will do.

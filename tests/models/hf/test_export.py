@@ -1,5 +1,6 @@
 """Import and export: bytes in, the same bytes out; temporary folders only until the end."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -136,6 +137,21 @@ def test_what_is_no_export_is_not_replaced(tmp_path):
     for name in ("dft_jax.json", "model.safetensors"):
         (tmp_path / "exports" / name).write_text("")
     require_replaceable(tmp_path / "exports")
+
+
+def test_what_decides_the_prompt_is_carried_on(tmp_path):
+    """Of a model that was no run's: what it says itself, and nothing where it says nothing."""
+    lm = dft.load(assets.LAB)
+    for name, template, date in (("base", "", ""), ("tuned", "qwen-boxed", "2026-07-26")):
+        dft.export(dataclasses.replace(lm, trained=template, date=date), tmp_path / name)
+        again = dft.load(tmp_path / name)
+        assert (again.trained, again.date) == (template, date)
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}:")
+    jinja = dataclasses.replace(lm, trained=str(tmp_path / "mine.jinja"))
+    dft.export(jinja, tmp_path / "jinja")
+    again = dft.load(tmp_path / "jinja")
+    assert again.trained == "tokenizer"
+    assert again.tokenizer.get_chat_template() == "{{ messages[0].content }}:"
 
 
 @pytest.mark.slow
