@@ -25,6 +25,7 @@ from dft_jax.runtime.files import read_json, refuse_code
 
 FILE_NAME, SETTINGS_NAME = "tokenizer.json", "tokenizer_config.json"
 _MAP_NAME, _TEMPLATE_NAME = "special_tokens_map.json", "chat_template.jinja"
+_ADDED_NAME = "added_tokens.json"
 # Tokens that have a name, in the order in which transformers hands them to chat templates.
 _NAMED = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _REMEDY = f"copy {FILE_NAME} and {SETTINGS_NAME} of the base model there"
@@ -232,7 +233,7 @@ def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:
     """
     present = {file.name for file in files}
     contents: dict[str, Any] = {}
-    for name in (SETTINGS_NAME, _MAP_NAME, "added_tokens.json"):
+    for name in (SETTINGS_NAME, _MAP_NAME, _ADDED_NAME):
         if name in present:
             contents[name] = read_json(folder / name)
     for name, content in contents.items():
@@ -241,7 +242,7 @@ def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:
     # both libraries raise many types
     with errors.user_errors(f"{folder}: no usable tokenizer", _REMEDY, (Exception,)):
         if FILE_NAME in present:
-            backend = _read_file(folder / FILE_NAME, raw)
+            backend = _read_file(folder / FILE_NAME, raw, contents.get(_ADDED_NAME, {}))
             special = _special_tokens(raw, contents.get(_MAP_NAME, {}))
         else:
             _refuse_other_vocabularies(folder, present, raw)
@@ -262,8 +263,10 @@ def read_tokenizer(folder: Path, files: list[Path]) -> Tokenizer:
         raise errors.UserError(f"{folder}: {error}") from error
 
 
-def _read_file(file: Path, raw: dict[str, Any]) -> Backend:
-    """What tokenizer.json describes, unless `raw`, the settings beside it, contradicts it."""
+def _read_file(file: Path, raw: dict[str, Any], added: dict[str, Any]) -> Backend:
+    """What tokenizer.json describes, unless something beside it contradicts it: `raw`, the
+    settings, or `added`, which old folders have as a file of its own.
+    """
     backend = Backend.from_file(str(file))
     dropout = getattr(backend.model, "dropout", None)
     if dropout:
@@ -276,21 +279,31 @@ def _read_file(file: Path, raw: dict[str, Any]) -> Backend:
             f"{settings_file}: split_special_tokens=true would cut <|markers|> of templates to"
             " pieces; set it to false"
         )
+    listed = [(_text(token), id_) for id_, token in raw.get("added_tokens_decoder", {}).items()]
+    _refuse_other_ids(settings_file, listed, backend)
+    if "added_tokens_decoder" not in raw:
+        # transformers ignores the file in other folders.
+        _refuse_other_ids(file.with_name(_ADDED_NAME), list(added.items()), backend)
+    return backend
+
+
+def _refuse_other_ids(file: Path, listed: Sequence[tuple[str, Any]], backend: Backend) -> None:
+    """UserError where `file` lists tokens, with their ids, that tokenizer.json has not so."""
     problems = []
-    for id_, token in raw.get("added_tokens_decoder", {}).items():
-        found = backend.token_to_id(_text(token))
+    for text, id_ in listed:
+        found = backend.token_to_id(text)
         if found is None:
-            problems.append(f"token {_text(token)!r} is {id_} there, {FILE_NAME} has no such token")
+            problems.append(f"token {text!r} is {id_} there, {FILE_NAME} has no such token")
         elif found != int(id_):
-            problems.append(f"token {_text(token)!r} is {id_} there, {FILE_NAME} has it as {found}")
+            problems.append(f"token {text!r} is {id_} there, {FILE_NAME} has it as {found}")
     if problems:
         more = ""
         if len(problems) > 1:
             more = f" (and {len(problems) - 1} more)"
         raise errors.UserError(
-            f"{settings_file}: {problems[0]}{more}; take both files from the same model"
+            f"{file}: {problems[0]}{more}; take both files from the same model, or save the"
+            " tokenizer anew with transformers (save_pretrained)"
         )
-    return backend
 
 
 def _text(token: str | dict[str, Any]) -> str:

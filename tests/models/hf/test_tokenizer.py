@@ -214,6 +214,16 @@ def test_a_special_token_that_the_file_does_not_mark_is_still_one_token(tmp_path
     assert tokenizer.decode([5, 2], skip_special_tokens=True) == tokenizer.decode([5])
 
 
+def test_an_old_file_of_added_tokens_counts_where_the_settings_list_none(tmp_path):
+    """As for transformers; one that agrees is in order."""
+    folder = lookalikes.write("smollm2", tmp_path)
+    added_tokens({"<|im_end|>": 2})(folder)
+    assert load_tokenizer(folder).eos_token_id == 2
+    added_tokens({"<|new|>": 900})(folder)
+    settings(added_tokens_decoder={"2": {"content": "<|im_end|>"}})(folder)
+    assert load_tokenizer(folder).eos_token_id == 2
+
+
 def test_templates_in_every_place(tmp_path):
     def template(folder):
         return load_tokenizer(folder).get_chat_template()
@@ -260,6 +270,19 @@ def settings(**changes):
     def change(folder):
         file = folder / "tokenizer_config.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def added_tokens(content):
+    """As a file of its own, which folders have that are older than the list in the settings."""
+
+    def change(folder):
+        file = folder / "tokenizer_config.json"
+        raw = json.loads(file.read_text())
+        raw.pop("added_tokens_decoder", None)
+        file.write_text(json.dumps(raw))
+        (folder / "added_tokens.json").write_text(json.dumps(content))
 
     return change
 
@@ -319,6 +342,14 @@ WRONG = {
     "a token too many": (
         settings(added_tokens_decoder={"900": {"content": "<|new|>"}}),
         ["token '<|new|>' is 900 there, tokenizer.json has no such token"],
+    ),
+    "a token too many in an old file": (
+        added_tokens({"<|im_end|>": 2, "<|new|>": 900}),
+        ["added_tokens.json: token '<|new|>' is 900 there, tokenizer.json has no such token;"],
+    ),
+    "an old file of another vocabulary": (
+        added_tokens({"<|im_end|>": 7}),
+        ["added_tokens.json: token '<|im_end|>' is 7 there, tokenizer.json has it as 2"],
     ),
     "eos as text": (
         generation(eos_token_id="</s>"),
