@@ -1,7 +1,8 @@
 """How a run reads images: what its model's tower takes, how large pictures may be, where they are.
 
-How pictures are scaled is said by the checkpoint's preprocessor_config.json; the config may raise
-the least area and lower the largest.
+How pictures are scaled is said by the checkpoint's preprocessor_config.json, or by
+processor_config.json where transformers 5 has saved it; the config may raise the least area and
+lower the largest.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from dft_jax.runtime import errors, files
 from dft_jax.runtime.options import Config
 
 FILE_NAME = "preprocessor_config.json"
+# That of transformers 5: the same keys stand beneath one of its own, and it has no other file.
+_JOINT_NAME, _JOINT_KEY = "processor_config.json", "image_processor"
 MAX_PIXELS = 768 * 768  # of an image by default; checkpoints allow 16,384 tokens for one
 # What absent keys of the file are to the processor of transformers 5.24.
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
@@ -60,7 +63,7 @@ class Vision:
             raise errors.UserError(
                 f"images should have at least {least:,} and at most {most:,} pixels: raise"
                 f" data.image_max_pixels={self.max_pixels}, or lower data.image_min_pixels"
-                f" ({self.min_pixels}; 0 is what {self.source / FILE_NAME} says,"
+                f" ({self.min_pixels}; 0 is what {said_in(self.source)} says,"
                 f" {own.min_pixels:,} to {own.max_pixels:,})"
             )
         return dataclasses.replace(own, min_pixels=least, max_pixels=most)
@@ -115,18 +118,35 @@ def folder_of(path: str, config: Config) -> Path | None:
     return None
 
 
+def said_in(source: Path) -> Path:
+    """The file of a checkpoint that says how pictures are scaled, which need not be there."""
+    joint = source / _JOINT_NAME
+    # transformers 5 takes it first as well, where an older one has left its own file beside it.
+    if joint.is_file() and files.read_json(joint).get(_JOINT_KEY) is not None:
+        return joint
+    return source / FILE_NAME
+
+
 def read_geometry(source: Path, spec: VisionSpec) -> Geometry:
-    """How preprocessor_config.json has pictures scaled, of a processor that does what ours does.
+    """How the file of a checkpoint has pictures scaled, of a processor that does what ours does.
 
     Raises:
       UserError: there is no such file, or a key of it says otherwise; each by name.
     """
-    file = source / FILE_NAME
+    file = said_in(source)
     if not file.is_file():
         raise errors.UserError(
             f"{file} is missing, which says how large pictures may be; copy it from the base model"
         )
     raw = files.read_json(file)
+    if file.name == _JOINT_NAME:
+        raw = raw[_JOINT_KEY]
+        if not isinstance(raw, dict):
+            found = type(raw).__name__
+            raise errors.UserError(
+                f"{file}: {_JOINT_KEY} should be an object, not {found}; copy the file from the"
+                " base model"
+            )
     problems = [f"{file}: {problem}" for problem in _problems(raw, spec)]
     errors.raise_if_any(problems)
     size = raw.get("size") or {}

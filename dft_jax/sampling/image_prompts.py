@@ -46,7 +46,7 @@ def geometry_of(
     """How pictures are cut for a checkpoint.
 
     Args:
-      source: its folder, whose preprocessor_config.json says how large pictures are.
+      source: its folder, of which a file says how large pictures are.
       min_pixels, max_pixels: count in place of what is said there; 0 for none.
 
     Raises:
@@ -57,7 +57,7 @@ def geometry_of(
     if least > most:
         raise errors.UserError(
             f"images should have at least {least:,} and at most {most:,} pixels, by"
-            f" {source / image_settings.FILE_NAME} and the limits that were given; give others"
+            f" {image_settings.said_in(source)} and the limits that were given; give others"
         )
     return dataclasses.replace(own, min_pixels=least, max_pixels=most)
 

@@ -87,6 +87,33 @@ def test_what_another_processor_would_do_is_refused_by_name(changes, words, tmp_
         assert word in str(caught.value)
 
 
+def test_what_transformers_5_saves_counts_first(tmp_path):
+    """It writes one file for images, text and videos, beside which an older one may be left."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    saved = Qwen2VLImageProcessorPil(size={"shortest_edge": 784, "longest_edge": 78400}).to_dict()
+    joint = tmp_path / "processor_config.json"
+    joint.write_text(
+        json.dumps({"image_processor": saved, "processor_class": "Qwen2_5_VLProcessor"})
+    )
+    for write_old in (lambda: None, lambda: write(tmp_path)):
+        write_old()
+        theirs = Qwen2VLImageProcessorPil.from_pretrained(str(tmp_path)).size
+        assert (theirs["shortest_edge"], theirs["longest_edge"]) == (784, 78400)
+        assert image_settings.read_geometry(tmp_path, SPEC) == Geometry(14, 2, 784, 78400)
+    with pytest.raises(errors.UserError, match=r"processor_config\.json says, 784 to 78,400"):
+        _ = vision(tmp_path, image_max_pixels=700).geometry
+    joint.write_text(json.dumps({"image_processor": saved | {"resample": 2}}))
+    with pytest.raises(errors.UserError, match=r"/processor_config\.json: resample=2"):
+        image_settings.read_geometry(tmp_path, SPEC)
+    joint.write_text(json.dumps({"image_processor": "Qwen2VLImageProcessor"}))
+    with pytest.raises(errors.UserError, match=r"image_processor should be an object, not str"):
+        image_settings.read_geometry(tmp_path, SPEC)
+    # Those of transformers 4 say nothing of images there.
+    joint.write_text(json.dumps({"processor_class": "Qwen2_5_VLProcessor"}))
+    assert image_settings.read_geometry(tmp_path, SPEC) == Geometry(14, 2, 3136, 12845056)
+
+
 def test_the_config_narrows_the_limits(tmp_path):
     write(tmp_path)
     assert vision(tmp_path).geometry == Geometry(14, 2, 3136, 768 * 768)
