@@ -72,7 +72,7 @@ def test_prompts_of_a_file(tmp_path):
     user, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}
     own = {"role": "system", "content": "own"}
     rows = [
-        {"prompt": "a", "id": 7, "more": 1},
+        {"prompt": "a", "id": 7, "more": 1, "images": [], "system": None},
         {"messages": [user, said, user]},
         {"messages": [own, user]},
     ]
@@ -101,6 +101,12 @@ def test_prompts_of_a_file(tmp_path):
         ({"messages": [{"role": "user", "content": "!", "weight": 0}]}, "and nothing else"),
         ({"prompt": "\ud800"}, "p.jsonl:1: field 'prompt' holds half a surrogate pair"),
         ({"messages": [{"role": "user", "content": "\udfff"}]}, "message 0 holds half a surrogate"),
+        ({"prompt": "?", "images": ["a.png"]}, "p.jsonl:1: field 'images' is not read"),
+        (
+            {"messages": [{"role": "user", "content": "?"}], "image": "a.png"},
+            "field 'image' is not",
+        ),
+        ({"prompt": "?", "system": "be brief"}, "field 'system' is not read"),
         ({"prompt": "?", "id": True}, "field 'id' should be text or a number, not True"),
     ],
 )

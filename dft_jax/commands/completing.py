@@ -9,6 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from ml_collections import ConfigDict
 
+from dft_jax.data import formats
+from dft_jax.data.columns import says_nothing
 from dft_jax.data.image_files import ImageFile
 from dft_jax.data.messages import Message, text_of
 from dft_jax.data.sources import files, locate
@@ -27,6 +29,8 @@ STEPS_SHOWN = 4
 _SLOTS = 64
 _CHARACTERS = 8  # of those that cannot be read, in a warning
 _ROLES = ("system", "user", "assistant")
+# Fields of a row that would be part of its prompt, and have no place in what is asked.
+_BESIDE_PROMPT = (*formats.NOT_TEXT, *"system tools functions documents".split())
 
 
 @runtime_checkable
@@ -301,6 +305,12 @@ def _prompt(row: dict[str, Any], origin: str, system: str) -> Prompt:
     if has_both or not ("prompt" in row or "messages" in row):
         has = ", ".join(repr(field) for field in sorted(row)) or "no fields"
         raise BadRow(f"a row has either 'prompt' or 'messages'; this one has {has}")
+    for field in _BESIDE_PROMPT:
+        if not says_nothing(field, row.get(field)):
+            raise BadRow(
+                f"field {field!r} is not read, and without it the prompt is another; remove it"
+                " (--image shows pictures before --prompt; a system's text is one of 'messages')"
+            )
     if "messages" in row:
         return Prompt(str(name), _after(system, _conversation(row["messages"])))
     text = row["prompt"]

@@ -36,9 +36,9 @@ _BOOKKEEPING = frozenset(
     "id message_id uuid timestamp created_at language lang source model metadata".split()
 )
 # Fields of a row that hold something else than text, which a row format may not read.
-_NOT_TEXT = "images image videos audios".split()
+NOT_TEXT = "images image videos audios".split()
 # Fields that would be part of its conversation, or of its training, to other trainers.
-_BESIDE_MESSAGES = [*_NOT_TEXT, *"tools functions documents chat_template_kwargs weight".split()]
+_BESIDE_MESSAGES = [*NOT_TEXT, *"tools functions documents chat_template_kwargs weight".split()]
 # Columns that, where a row format does not read them, were most likely meant to be part of what is
 # trained.
 CHANGES_MEANING = frozenset(
@@ -234,7 +234,7 @@ def read(row: Row, config: Config) -> Read:
         weight = take_weight(columns, weight_field)
     messages = ROW_FORMATS[config.rows](columns, config)
     _refuse_weighed_context(messages, config)
-    for column in _not_read(_NOT_TEXT, config):
+    for column in _not_read(NOT_TEXT, config):
         if not says_nothing(column, row.value.get(column)):
             raise BadRow(
                 f"field {column!r}: data.rows={config.rows!r} reads no images, video or sound"
