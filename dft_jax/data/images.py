@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from dft_jax.data.sources.rows import BadRow
 
@@ -30,6 +30,16 @@ MOST_RATIO = 200  # of its sides, as the processor has it
 # Modes whose values go beyond a byte: Pillow would cut them off at 255, so all would be white.
 _WIDE_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ORIENTATION = 0x0112  # of EXIF
+# What makes a picture of each orientation upright; of 1 and of all that is none nothing does.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _REMEDY = "fix the image or remove the row"
 
 
@@ -58,7 +68,11 @@ class Header:
 
     height: int  # as it is seen: EXIF may turn it
     width: int
-    is_turned: bool  # by EXIF
+    turn: Image.Transpose | None  # by EXIF
+
+    @property
+    def is_turned(self) -> bool:
+        return self.turn is not None
 
 
 def refuse_address(file: str) -> None:
@@ -138,8 +152,10 @@ def decode(content: bytes) -> UInt8[np.ndarray, "height width 3"]:
                 " 255; save it with 8 bits a colour"
             )
         image.load()
-        if header.is_turned:
-            image = ImageOps.exif_transpose(image)
+        # Not by ImageOps.exif_transpose, which writes all other EXIF anew, and fails where a camera
+        # has put a number as text.
+        if header.turn is not None:
+            image = image.transpose(header.turn)
         return np.asarray(_opaque(image).convert("RGB"))
 
 
@@ -179,7 +195,7 @@ def _header(image: Image.Image) -> Header:
     if orientation in (5, 6, 7, 8):
         # These lay it on its side.
         width, height = height, width
-    return Header(height, width, is_turned=orientation in range(2, 9))
+    return Header(height, width, _TURNS.get(orientation))
 
 
 def _require_ratio(height: int, width: int) -> None:

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from dft_jax.data import images
 from dft_jax.data.images import Geometry, decode, from_base64, patches_of, read_file, read_header
@@ -158,6 +158,31 @@ def test_exif_turns_a_picture():
     np.testing.assert_array_equal(decode(content), np.rot90(exact, -1))
     plain = read_header(as_bytes(Image.fromarray(exact)))
     assert (plain.height, plain.width, plain.is_turned) == (30, 40, False)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_orientation_is_that_of_pillow(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = as_bytes(Image.fromarray(picture(30, 40)), exif=exif)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(decode(content), expected)
+    header = read_header(content)
+    assert (header.height, header.width) == expected.shape[:2]
+    assert header.is_turned == (orientation > 1)
+
+
+def test_other_exif_may_be_odd():
+    """Pillow reads it, but could not write it again: a number as text, in the tag of an offset."""
+    exact = picture(30, 40)
+    entries = [(0x0112, 3, 6), (0xA005, 2, int.from_bytes(b"0", "little"))]
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    for tag, kind, value in entries:
+        tiff += struct.pack("<HHII", tag, kind, 1, value)
+    exif = b"Exif\0\0" + tiff + struct.pack("<I", 0)
+    content = as_bytes(Image.fromarray(exact), exif=exif)
+    np.testing.assert_array_equal(decode(content), np.rot90(exact, -1))
 
 
 def test_a_header_is_read_without_decoding(monkeypatch):
