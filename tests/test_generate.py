@@ -9,7 +9,7 @@ import pytest
 
 import dft_jax as dft
 from dft_jax import assets
-from dft_jax.commands import chat, completing, generate
+from dft_jax.commands import asked_prompts, chat, completing, generate
 from dft_jax.commands.chat import Chat
 from dft_jax.data.templates import Template
 from dft_jax.runtime import errors
@@ -65,7 +65,7 @@ def test_nothing_that_a_terminal_would_obey_is_shown():
 def read(folder, rows, name="p.jsonl", system=""):
     file = folder / name
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return completing.read_prompts(None, str(file), system)
+    return asked_prompts.read_prompts(None, str(file), system)
 
 
 def test_prompts_of_a_file(tmp_path):
@@ -83,10 +83,10 @@ def test_prompts_of_a_file(tmp_path):
     assert found[1].messages == (system, user, said, user)
     assert found[2].messages == (own, user)
     (tmp_path / "p.txt").write_text("def f():\n")
-    (whole,) = completing.read_prompts(None, str(tmp_path / "p.txt"), "")
+    (whole,) = asked_prompts.read_prompts(None, str(tmp_path / "p.txt"), "")
     assert whole.messages == ({"role": "user", "content": "def f():\n"},)
     (tmp_path / "p.txt").write_text("def f():\n", encoding="utf-8-sig")
-    assert completing.read_prompts(None, str(tmp_path / "p.txt"), "") == [whole]
+    assert asked_prompts.read_prompts(None, str(tmp_path / "p.txt"), "") == [whole]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,7 @@ def test_rows_that_are_no_prompts_are_refused(row, expected, tmp_path):
 
 
 ADAPTER = GOLDEN / "lora" / "all_linear"
+LONG = "a" * 300
 REFUSALS = {
     "nothing to do": ([], ["nothing to complete: give --prompt=TEXT or --file=FILE"]),
     "json in a chat": (["--json"], ["--json has no effect in a chat"]),
@@ -148,6 +149,13 @@ REFUSALS = {
         ["--file={}/bad.jsonl"],
         ["bad.jsonl:2: not JSON at column 1", "bad.jsonl:3: field 'prompt' should be text"],
     ),
+    "a model of too long a name": (["--prompt=a", f"--model={LONG}"], [LONG, "name too long"]),
+    "a base of too long a name": (
+        ["--prompt=a", f"--model={ADAPTER}", f"--base={LONG}"],
+        ["is not a folder", LONG],
+    ),
+    "a file of too long a name": ([f"--file={LONG}.jsonl"], [f"{LONG}.jsonl", "name too long"]),
+    "nobody's file": (["--file=~nobody-here/a.jsonl"], ["~nobody-here/a.jsonl: nothing there"]),
     "another base": (
         ["--prompt=a", f"--model={ADAPTER}", f"--base={assets.LAB}"],
         ["but the base's matrix is", "give its own base"],
@@ -209,7 +217,7 @@ class Written:
 def places(n_prompts, n):
     found = []
     for number in range(n_prompts):
-        prompt = completing.Prompt(f"p{number}", ({"role": "user", "content": str(number)},))
+        prompt = asked_prompts.Prompt(f"p{number}", ({"role": "user", "content": str(number)},))
         for sample in range(n):
             found.append((prompt, Request(str(number), sample, (1,), 1.0, 9)))
     return found
@@ -240,7 +248,7 @@ def base():
 def test_the_same_prompt_many_times_is_sampled_once(base, capfd, monkeypatch):
     """The writer tells of the last ones when all that is to be written is written."""
     user = {"role": "user", "content": QUESTION}
-    prompts = [completing.Prompt(f"p{number}", (user,)) for number in range(70)]
+    prompts = [asked_prompts.Prompt(f"p{number}", (user,)) for number in range(70)]
     writer = Written(["ten"] * 70)
     monkeypatch.setattr(completing.Settings, "writer", lambda *_, **__: writer)
     template = Template("plain", base.tokenizer)

@@ -67,12 +67,22 @@ def test_completions_depend_on_the_pictures_in_their_order(folder, run):
     ("images", "more", "words"),
     [
         (["none.png"], [], ["none.png", "no such file"]),
+        (["a" * 300], [], [f"{'a' * 300}: nothing there can be read", "name too long"]),
+        ([], ["--image=~nobody-here/a.png"], ["~nobody-here/a.png: nothing there can be read"]),
         (["text.png"], [], ["text.png", "cannot be read as one of PNG, JPEG"]),
         (["large.png"], ["--context=32"], ["no room within 32", "are of its images"]),
         (["a.png"], [f"--model={assets.LAB}"], ["a model for text alone", "Qwen2.5-VL"]),
         (["a.png"], ["--prompt=" + MARK], ["2 tokens stand for an image", "1 images"]),
     ],
-    ids=["missing", "no picture", "too large", "text alone", "a token written"],
+    ids=[
+        "missing",
+        "too long",
+        "nobody's",
+        "no picture",
+        "too large",
+        "text alone",
+        "a token written",
+    ],
 )
 def test_what_cannot_be_shown_is_refused(folder, images, more, words, run):
     outcome = run(*flags(folder, *images), *more)

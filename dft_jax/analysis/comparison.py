@@ -5,6 +5,7 @@ Tables and the picture of these rows are in comparison_report.py.
 
 import collections
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from dft_jax.analysis import pairing
 from dft_jax.evals import report, saved, scores, significance
 from dft_jax.evals.runner import PIXELS, SCORES_NAME, STOP_TEXTS, VERSIONS
-from dft_jax.runtime import errors, hub
+from dft_jax.runtime import errors, files, hub
 
 # The benchmark of rows that are means over benchmarks, as the paper reports them.
 MEAN = "mean"
@@ -91,8 +92,8 @@ def read(argument: str) -> Evaluation:
     """
     name, equals, path = argument.partition("=")
     # A folder that is there may have = in its name.
-    if not equals or Path(argument).exists():
-        return of_folder(argument, Path(argument).expanduser().name)
+    if not equals or os.path.exists(argument):
+        return of_folder(argument, files.named(argument).name)
     return of_folder(path, name)
 
 
@@ -103,7 +104,7 @@ def of_folder(path: str, name: str) -> Evaluation:
       UserError: as `read`.
     """
     hub.refuse_address(path, "evaluation")
-    file = _scores_file(Path(path).expanduser())
+    file = _scores_file(files.named(path))
     return of_summary(name, saved.read_scores(file, "evaluate again"))
 
 

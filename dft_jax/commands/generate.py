@@ -4,17 +4,15 @@ goes: completions of prompts, or a chat.
 
 import math
 import sys
-from pathlib import Path
 
 from absl import flags
 
-from dft_jax.commands import chat, cli, completing, model_flags
+from dft_jax.commands import asked_prompts, chat, cli, completing, model_flags
 from dft_jax.data.templates import AUTO, Template, name_problems, today
 from dft_jax.evals import evaluation, prompts
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.run import NEWEST, require_step
 from dft_jax.runtime import compilation_cache, errors
-from dft_jax.sampling.image_prompts import file_at
 
 # Its own: --prompt and --temperature are other things to the commands that evaluate.
 FLAGS = flags.FlagValues()
@@ -95,8 +93,7 @@ def main() -> None:
     require_step(FLAGS.step)
     asked = []
     if not is_chat:
-        shown = [file_at(image) for image in FLAGS.image]
-        asked = completing.read_prompts(FLAGS.prompt, FLAGS.file, FLAGS.system, shown)
+        asked = asked_prompts.read_prompts(FLAGS.prompt, FLAGS.file, FLAGS.system, FLAGS.image)
     compilation_cache.keep_compilations()
     model_flags.refuse_idle_revision([FLAGS.model], FLAGS.revision)
     lm = model_flags.open_model(FLAGS.model, FLAGS.step)
@@ -158,9 +155,9 @@ def _mistakes(is_chat: bool) -> list[str]:
         found.append(
             f"--n={FLAGS.n} with --temperature=0: greedily all completions are one; give --n=1"
         )
-    found += completing.not_utf8("prompt", [FLAGS.prompt or ""])
-    found += completing.not_utf8("system", [FLAGS.system])
-    found += completing.not_utf8("stop", FLAGS.stop)
+    found += asked_prompts.not_utf8("prompt", [FLAGS.prompt or ""])
+    found += asked_prompts.not_utf8("system", [FLAGS.system])
+    found += asked_prompts.not_utf8("stop", FLAGS.stop)
     for name in ("temperature", "top_p"):
         # A flag's range lets it through.
         value = FLAGS[name].value
@@ -179,10 +176,8 @@ def _prompt_mistakes() -> list[str]:
         found.append("--prompt and --file both say what is completed; give one of them")
     if FLAGS.prompt == "":
         found.append("--prompt is empty; give a text, or leave it out for a chat")
-    if FLAGS.file is not None and not Path(FLAGS.file).expanduser().is_file():
-        found.append(
-            f"--file={FLAGS.file}: no such file (looked from {Path.cwd()}); correct the path"
-        )
+    if FLAGS.file is not None:
+        found += asked_prompts.absent(FLAGS.file)
     if FLAGS.image and FLAGS.prompt is None:
         found.append("--image is shown before --prompt, and there is none; give --prompt=TEXT")
     return found

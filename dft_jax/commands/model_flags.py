@@ -6,7 +6,6 @@ read.
 
 import dataclasses
 from collections.abc import Collection
-from pathlib import Path
 
 from absl import flags
 
@@ -15,7 +14,7 @@ from dft_jax.evals.settings import Settings
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
 from dft_jax.lm.run import NEWEST
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, files
 
 _REVISION = flags.DEFINE_string("revision", "main", "Of a hub id.")
 _BASE = flags.DEFINE_string(
@@ -129,7 +128,7 @@ def idle(known: Collection[str], why: str) -> list[str]:
 
 def refuse_idle_revision(paths: list[str], revision: str) -> None:
     """UserError for a --revision where no model is of the hub."""
-    local = [path for path in paths if Path(path).expanduser().is_dir()]
+    local = [path for path in paths if files.named(path).is_dir()]
     if revision != "main" and len(local) == len(paths):
         what = f"--revision={revision} has no effect: {local[0]} is a folder"
         raise errors.UserError(f"{what}; remove it")

@@ -10,7 +10,7 @@ from dft_jax.lm.language_model import LM
 from dft_jax.lm.published import lm_of_checkpoint
 from dft_jax.lm.run import NEWEST, open_run
 from dft_jax.models.hf.locate import resolve
-from dft_jax.runtime import bucket, errors, folders
+from dft_jax.runtime import bucket, errors, files, folders
 
 
 def open_lm(
@@ -43,7 +43,7 @@ def open_lm(
     if bucket.is_address(path):
         folder = folders.run_folder(path, "model", is_new=False)
     else:
-        folder = Path(path).expanduser()
+        folder = files.named(path)
     if (folder / "checkpoints").is_dir():
         _refuse_idle_base(base, path)
         return _of_run(folder, sizes, compute_dtype, step)

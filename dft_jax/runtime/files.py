@@ -46,6 +46,21 @@ def check_file(file: Path) -> None:
         )
 
 
+def named(path: str | Path) -> Path:
+    """What a user names, with ~ expanded, whether or not there is something.
+
+    Raises:
+      UserError: nothing can be, or may be seen: a name that is too long, a folder that is
+      closed, the ~ of a user that there is not. Path's own methods raise there.
+    """
+    kinds = (OSError, RuntimeError)
+    with errors.user_errors(f"{path}: nothing there can be read", "correct the path", kinds):
+        place = Path(path).expanduser()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.stat()
+    return place
+
+
 def begins(file: Path) -> bytes:
     """The first bytes of a file, which tell what it is."""
     with open(file, "rb") as handle:

@@ -41,7 +41,7 @@ def local_folder(path: str, flag: str = "--workdir") -> Path:
             f"{flag}={path}: give a local or mounted folder; a bucket can be mounted (gcsfuse,"
             f" mount-s3){also}"
         )
-    return Path(path).expanduser().absolute()
+    return files.named(path).absolute()
 
 
 def run_folder(path: str, flag: str = "--workdir", *, is_new: bool = True) -> Path:
@@ -91,7 +91,7 @@ def local_file(path: str, flag: str) -> Path:
       UserError: a bucket, of which a Path would be `gs:/…`.
     """
     hub.refuse_address(path, flag)
-    return Path(path).expanduser()
+    return files.named(path)
 
 
 class Busy(errors.UserError):

@@ -13,7 +13,7 @@ from dft_jax.data.images import Geometry
 from dft_jax.data.messages import Message
 from dft_jax.data.sources.rows import BadRow
 from dft_jax.models.spec import VisionSpec
-from dft_jax.runtime import errors
+from dft_jax.runtime import errors, files
 
 
 def file_at(path: str | Path) -> ImageFile:
@@ -22,7 +22,7 @@ def file_at(path: str | Path) -> ImageFile:
     Raises:
       UserError: it cannot be read, or is too large.
     """
-    place = Path(path).expanduser()
+    place = files.named(path)
     if not place.is_file():
         raise errors.UserError(f"image {path}: no such file (looked from {Path.cwd()})")
     with errors.user_errors(f"image {path}: cannot be read", "change its mode"):

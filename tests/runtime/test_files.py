@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from dft_jax.runtime import files
+from dft_jax.runtime import errors, files
 
 ROWS = [{"run": "a", "score": 1}, {"run": "b, c", "note": "x"}]
 
@@ -40,3 +40,13 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path, monkeypat
         files.write_atomically(file, "new")
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_what_a_user_names_may_be_nothing_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").write_text("")
+    for path in ("~/file", "~/none", "~/file/below"):
+        assert files.named(path) == tmp_path / path[2:]
+    for path, why in {"a" * 300: "name too long", "~nobody-here/a": "home directory"}.items():
+        with pytest.raises(errors.UserError, match=f"^{path}: nothing there can be read .*{why}"):
+            files.named(path)

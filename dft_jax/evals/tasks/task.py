@@ -12,7 +12,7 @@ from dft_jax.data.image_files import ImageFile
 from dft_jax.data.sources import locate
 from dft_jax.data.sources.rows import BadRow, require_text
 from dft_jax.evals.tasks import fields
-from dft_jax.runtime import errors, hub
+from dft_jax.runtime import errors, files, hub
 
 # The grader that runs completions against tests, and the one that reads letters of options.
 PROGRAM = "program"
@@ -177,7 +177,7 @@ class Task:
             # With the prefix it is the hub's, whatever folders there are here.
             return f"{hub.PREFIX}{self.source}"
         hub.refuse_address(path, "benchmark data")
-        place = Path(path).expanduser()
+        place = files.named(path)
         if not place.is_dir():
             if not place.is_file():
                 raise errors.UserError(

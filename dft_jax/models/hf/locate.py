@@ -1,6 +1,7 @@
 """Finds a checkpoint, a folder or a snapshot of the hub, and reads which model it is of."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def resolve(path: str, revision: str, setting: str = "model.path") -> Path:
     Raises:
       UserError: neither; the message says what to fetch.
     """
-    if Path(path).is_dir():
+    # Not that of Path, which raises where a name is too long.
+    if os.path.isdir(path):
         return Path(path)
     hub.refuse_address(path, setting)
     if path.startswith((".", "/", "~")) or path.removeprefix(hub.PREFIX).count("/") != 1:
