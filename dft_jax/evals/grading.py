@@ -18,8 +18,8 @@ from dft_jax.runtime import environment, interrupts, progress, system
 
 # Raised when the scores of the same completions change, or are of other rules: what an older
 # version scored is then graded anew by the same command. 2: votes by meaning, intervals with
-# imagined problems, digests of problems. 3: the grader's rules 2, answer markers.
-FORMAT = 3
+# imagined problems, digests of problems. 3: the grader's rules 2, answer markers. 4: its rules 3.
+FORMAT = 4
 # By `Task.grader`: the module whose Grader judges completions.
 _GRADERS: dict[str, Any] = {"math": pool, CHOICES: choices}
 _LIBRARIES = ("math-verify", "latex2sympy2-extended", "sympy")  # which decide verdicts

@@ -23,6 +23,10 @@ _SYMBOLS = [
     (re.compile(r"\\Gamma(?![A-Za-z])(?!\s*\()"), r"\\kappa_{G}"),
     (re.compile(r"\\Pi(?![A-Za-z])"), r"\\kappa_{P}"),
 ]
+# A letter or a command with its index.
+_INDEXED = re.compile(r"(\\[A-Za-z]+|[A-Za-z])\s*_\s*(?:\{([^{}]*)\}|(\w))")
+# To the grammar these are numbers: it has no E_1, and takes I_0 and I_1 for the imaginary unit.
+_NUMBERS = ("E", "e", "I")
 
 
 def patch_math_verify(
@@ -189,6 +193,7 @@ def parse(text: str) -> Any:
         return None
     for command, symbol in _SYMBOLS:
         text = command.sub(symbol, text)
+    text = _INDEXED.sub(_named, text)
     config = parser.NormalizationConfig(
         True, units=False, malformed_operators=True, nits=True, boxed="none"
     )
@@ -202,6 +207,14 @@ def parse(text: str) -> Any:
         raise
     except Exception:
         return None
+
+
+def _named(match: re.Match) -> str:
+    r"""A variable that the grammar knows, for what has an index: \kappa_{E1} for E_1."""
+    letter = match[1]
+    if letter not in _NUMBERS:
+        return match[0]
+    return f"\\kappa_{{{letter}{match[2] or match[3]}}}"
 
 
 def equal(answer: Any, reference: Any) -> bool:

@@ -77,6 +77,17 @@ def _translation() -> dict[int, str]:
 
 
 _TRANSLATION = _translation()
+_GREEK_COMMANDS = {f"\\{name}" for name in _GREEK.values()} | {
+    f"\\{name}"
+    for name in (
+        "zeta eta iota kappa nu xi upsilon chi psi varepsilon vartheta varphi varrho"
+        " Gamma Theta Lambda Xi Pi Sigma Upsilon Phi Psi ell hbar"
+    ).split()
+}
+# What may have an index, and its index. A command is taken whole, so that the m of \sum is no
+# letter; whether it is one says `is_letter`.
+_INDEXED = re.compile(r"(\\[A-Za-z]+|[A-Za-z])\s*_\s*(?:\{((?:[^{}]|\{[^{}]*\})*)\}|(\\[A-Za-z]+))")
+_TYPEFACE = re.compile(r"\\(?:text|mathrm|textrm|mathit|textit|mathbf|operatorname)\s*\{([^{}]*)\}")
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉"
 _RAISED_RUN = re.compile(f"[{_RAISED}]+")
@@ -154,6 +165,8 @@ _SPELLINGS = [
     (r"(?<=\d)\./", "/"),
     (r"(?<!\\)\\(?:quad|qquad|space)(?![A-Za-z])|(?<!\\)\\[,;:>\s]|~", " "),
     (r"\\(?:dots|cdots|dotsc|ldots)(?![A-Za-z])|\.\.\.", r"\\ldots "),
+    # np.arcsin(10/13), as one reference has it.
+    (rf"(?<![A-Za-z.])(?:np|numpy|math)\.(?=(?:{_COMMANDS}|sqrt)(?![A-Za-z]))", ""),
     # Functions, constants and roots without their backslash.
     (rf"(?<![\\A-Za-z{{])({_COMMANDS})(?![A-Za-z])(?!\s*\}})", r"\\\1 "),
     (r"(?<![A-Za-z\\])\\?sqrt\s*(\d+|[A-Za-z])(?![A-Za-z\d(])", r"\\sqrt{\1}"),
@@ -218,6 +231,7 @@ def spell(answer: str) -> str:
         text = pattern.sub(new, text)
     text = _OVERLINED.sub(lambda match: _repeating(match[1], match[2], match[3] or match[4]), text)
     text = _AND_SO_ON.sub(lambda match: _repeating(match[1], match[2], match[3]), text)
+    text = _INDEXED.sub(_with_plain_index, text)
     text = _ENDS.sub("", text).strip()
     text = _mixed(_groups(text))
     text = _PRODUCT.sub(r"\1 \\cdot (", text)
@@ -233,6 +247,24 @@ def bare_words(text: str) -> str:
 def is_readable(text: str) -> bool:
     r"""Whether the text can be parsed for what it says; not 3 4 nor 5'6", numbers side by side."""
     return _SIDE_BY_SIDE.search(text) is None
+
+
+def is_letter(token: str) -> bool:
+    r"""Whether a letter or a command is the name of a variable: x and \omega, but not \sum."""
+    return len(token) == 1 or token in _GREEK_COMMANDS
+
+
+def _with_plain_index(match: re.Match) -> str:
+    r"""m_{max} for m_{\max }, m_{\text {max}} and m_{\rm max}; M_{odot} for M_\odot.
+
+    The parser knows no command in an index, and reads one in \text as another name.
+    """
+    letter, in_braces, command = match.groups()
+    index = _TYPEFACE.sub(r"\1", in_braces or command or "")
+    index = re.sub(r"\\rm(?![A-Za-z])|[\s\\]", "", index)
+    if not is_letter(letter) or not re.fullmatch(r"[A-Za-z0-9,]+", index):
+        return match[0]
+    return f"{letter}_{{{index}}}"
 
 
 def _roots(text: str) -> str:

@@ -73,6 +73,14 @@ def test_some_pairs_of_every_kind(grader):
     assert mistakes(grader, chosen) == []
 
 
+@pytest.mark.parametrize("kind", ["names with an index"])
+def test_all_pairs_of_a_kind(grader, kind):
+    """References of Minerva and OlympiadBench, and answers as a model writes them, made here."""
+    rows = [row for row in KINDS if row["kind"] == kind]
+    assert len(rows) >= 10
+    assert mistakes(grader, rows) == []
+
+
 @pytest.mark.slow
 def test_all_pairs_of_every_kind(grader):
     assert mistakes(grader, KINDS) == []
