@@ -149,10 +149,11 @@ _SPELLINGS = [
     (r"\\imath(?![A-Za-z])", "i"),
     # Degrees.
     (
-        r"\^\s*\{?\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})"
-        r"(?![A-Za-z])\s*\}?",
+        r"\^\s*\{\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})"
+        r"(?![A-Za-z])\s*\}",
         r"^\\circ ",
     ),
+    (r"\^\s*(?:\\circ|\\degree|\\deg)(?![A-Za-z])\s*", r"^\\circ "),
     (r"\\(?:degree|deg)(?![A-Za-z])", r"^\\circ "),
     # Fractions and powers.
     (r"\\([dtc])frac(?![A-Za-z])", r"\\frac"),
@@ -185,6 +186,13 @@ _SPELLINGS = [
 _RULES = [(re.compile(pattern), new) for pattern, new in _SPELLINGS]
 # What ends an answer and is no part of it.
 _ENDS = re.compile(r"(?:\s|\\\\|\\$|,|;|(?<![\d.])\.(?=$))+$")
+# \sin^2 20^\circ; and the bracket after a function, in which there may be degrees.
+_OF_AN_ANGLE = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\s*\^\s*(?:\{[^{}]*\}|\d))?)\s*"
+    r"(?:(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\}|\\?[A-Za-z]+)\s*\^\\circ(?![A-Za-z])|([({]))"
+)
+_DEGREE = re.compile(r"\s*\^\\circ(?![A-Za-z])\s*")
+_RADIANS = r" \\cdot \\frac{\\pi}{180} "
 # Repeating decimals: 0.1\overline{6}, 0.1666\ldots
 _OVERLINED = re.compile(
     r"(?<![\w.])(\d*)\.(\d*)\\(?:overline|bar|dot|overbar)\s*(?:\{\s*(\d+)\s*\}|(\d))"
@@ -232,6 +240,7 @@ def spell(answer: str) -> str:
     text = _OVERLINED.sub(lambda match: _repeating(match[1], match[2], match[3] or match[4]), text)
     text = _AND_SO_ON.sub(lambda match: _repeating(match[1], match[2], match[3]), text)
     text = _INDEXED.sub(_with_plain_index, text)
+    text = _in_radians(text)
     text = _ENDS.sub("", text).strip()
     text = _mixed(_groups(text))
     text = _PRODUCT.sub(r"\1 \\cdot (", text)
@@ -290,6 +299,32 @@ def _closing(text: str, start: int) -> int:
         if depth == 0:
             return place
     return -1
+
+
+def _in_radians(text: str) -> str:
+    r"""\cos 20^\circ as the cosine of 20 \pi / 180: the degrees of what a function is of are a
+    part of the value, and no unit of it, such as may be left out.
+    """
+    parts = []
+    start = 0
+    for match in _OF_AN_ANGLE.finditer(text):
+        function, angle, bracket = match.groups()
+        end = match.end()
+        if bracket:
+            begin = end
+            end = _closing(text, begin - 1)
+            if bracket == "{":
+                end = extraction.matching_brace(text, begin - 1)
+            angle = text[begin:end]
+            end += 1
+        if match.start() < start or end <= 0 or (bracket and not _DEGREE.search(angle)):
+            continue
+        if not bracket:
+            angle += "^\\circ"
+        parts.append(text[start : match.start()])
+        parts.append(f"{function}({_DEGREE.sub(_RADIANS, angle)})")
+        start = end
+    return "".join([*parts, text[start:]])
 
 
 def _repeating(whole: str, begin: str, period: str) -> str:

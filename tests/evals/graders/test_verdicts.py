@@ -73,9 +73,9 @@ def test_some_pairs_of_every_kind(grader):
     assert mistakes(grader, chosen) == []
 
 
-@pytest.mark.parametrize("kind", ["names with an index"])
+@pytest.mark.parametrize("kind", ["names with an index", "degrees"])
 def test_all_pairs_of_a_kind(grader, kind):
-    """References of Minerva and OlympiadBench, and answers as a model writes them, made here."""
+    """References of benchmarks and of their kind; the answers, as models write them, are made."""
     rows = [row for row in KINDS if row["kind"] == kind]
     assert len(rows) >= 10
     assert mistakes(grader, rows) == []
