@@ -23,10 +23,11 @@ _SYMBOLS = [
     (re.compile(r"\\Gamma(?![A-Za-z])(?!\s*\()"), r"\\kappa_{G}"),
     (re.compile(r"\\Pi(?![A-Za-z])"), r"\\kappa_{P}"),
 ]
-# A letter or a command with its index.
-_INDEXED = re.compile(r"(\\[A-Za-z]+|[A-Za-z])\s*_\s*(?:\{([^{}]*)\}|(\w))")
-# To the grammar these are numbers: it has no E_1, and takes I_0 and I_1 for the imaginary unit.
-_NUMBERS = ("E", "e", "I")
+# A letter or a command with primes, an index, or both: y'', x_1', x'_{12}.
+_NAME = re.compile(r"(\\[A-Za-z]+|[A-Za-z])('*)(?:\s*_\s*(?:\{([^{}]*)\}|(\w)))?('*)")
+# To the grammar these are numbers or functions: it has no E_1, and takes I_0 and I_1 for the
+# imaginary unit.
+_NO_VARIABLES = ("E", "e", "I", "\\gamma", "\\Gamma", "\\Pi")
 
 
 def patch_math_verify(
@@ -189,11 +190,11 @@ def parse(text: str) -> Any:
     import math_verify.parser as parser
     import sympy
 
+    text = _NAME.sub(_named, text)
     if not spelling.is_readable(text):
         return None
     for command, symbol in _SYMBOLS:
         text = command.sub(symbol, text)
-    text = _INDEXED.sub(_named, text)
     config = parser.NormalizationConfig(
         True, units=False, malformed_operators=True, nits=True, boxed="none"
     )
@@ -210,11 +211,20 @@ def parse(text: str) -> Any:
 
 
 def _named(match: re.Match) -> str:
-    r"""A variable that the grammar knows, for what has an index: \kappa_{E1} for E_1."""
+    r"""A variable that the grammar knows: \kappa_{E1} for E_1, y_{primeprime} for y'', whose primes
+    the grammar drops.
+    """
     letter = match[1]
-    if letter not in _NUMBERS:
+    index = match[3] or match[4] or ""
+    primes = match[2] + match[5]
+    is_new = letter in _NO_VARIABLES and bool(index or primes)
+    if not spelling.is_letter(letter) or not (is_new or primes):
         return match[0]
-    return f"\\kappa_{{{letter}{match[2] or match[3]}}}"
+    index += "prime" * len(primes)
+    if is_new:
+        name = letter.removeprefix("\\")
+        return f"\\kappa_{{{name}{index}}}"
+    return f"{letter}_{{{index}}}"
 
 
 def equal(answer: Any, reference: Any) -> bool:

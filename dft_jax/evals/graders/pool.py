@@ -33,7 +33,7 @@ from dft_jax.runtime.system import peak_kib
 VERDICTS: tuple[str, ...] = ("correct", "wrong", "no_answer", "timeout", "error")
 MODES = ("strict", "paper")
 # The strict mode's; 1 took trailing letters for units, lists for sets, and rounded to six decimals;
-# 2 could not read E_1 nor m_{\max}, took I_1 for I_0, and \cos 60^\circ for the cosine of 60.
+# 2 could not read E_1 nor m_{\max}, dropped primes, and took \cos 60^\circ for the cosine of 60.
 RULES = 3
 # Texts of one problem that are compared each with each when answers are sorted by meaning.
 COMPARED = 8

@@ -147,6 +147,9 @@ _SPELLINGS = [
     # The numbers e and i.
     (r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}", r"\1"),
     (r"\\imath(?![A-Za-z])", "i"),
+    # Primes.
+    (r"\^\s*(?:\{\s*\\prime\s*\\prime\s*\}|\\prime\s*\\prime(?![A-Za-z]))", "''"),
+    (r"\^\s*(?:\{\s*(?:\\prime|')\s*\}|\\prime(?![A-Za-z]))", "'"),
     # Degrees.
     (
         r"\^\s*\{\s*(?:\\circ|\\degree|\\deg|\\text\s*\{\s*o\s*\}|\\mathrm\s*\{\s*o\s*\})"
@@ -205,8 +208,10 @@ _MIXED = re.compile(
 # Groups of three digits: 70 000; 70,000
 _GROUPS = re.compile(r"(?<![\d.,])(\d{1,3})((?:\s+\d{3})+)(?![\d,])")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,])")
-# 3 4, 5'6", 3^\circ 20, 3 \ldots
-_SIDE_BY_SIDE = re.compile(r"(?<![_^\d.])\d[\d.]*\s+[\d.]|\d\s*['\"]|\d\^\\circ\s*\d|\d\s*\\ldots")
+# 3 4, 5'6", 3^\circ 20, 3 \ldots; and (fg)', whose prime the parser drops.
+_SIDE_BY_SIDE = re.compile(
+    r"(?<![_^\d.])\d[\d.]*\s+[\d.]|[\d)\]]\s*['\"]|\d\^\\circ\s*\d|\d\s*\\ldots"
+)
 # 3(x + 1), which the parser would take for a function.
 _PRODUCT = re.compile(r"(?<![\w.^_}])(\d+(?:\.\d+)?)\s*\((?=[^()]*\))")
 # What is said in words.

@@ -13,8 +13,8 @@ _TOKEN = re.compile(
 )
 # \text{ and } between two answers.
 _TEXT_AND = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*\{\s*,?\s*(?:and|or)\s*,?\s*\}")
-# A variable, with an index or a prime.
-_NAME = r"(?:[A-Za-z]|\\[A-Za-z]+)'?(?:_\s*(?:\{[^{}]*\}|\w))?"
+# A variable, with an index or primes.
+_NAME = r"(?:[A-Za-z]|\\[A-Za-z]+)'*(?:_\s*(?:\{[^{}]*\}|\w))?"
 _NAMES = rf"{_NAME}(?:\s*,\s*{_NAME})"
 # What is before = or \in: x, f(x, y) or (x, y).
 _LEFT = re.compile(
