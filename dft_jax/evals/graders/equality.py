@@ -38,7 +38,9 @@ _RATIO = re.compile(r"\d+(?:\s*:\s*\d+){2,}")
 _DEFINITION = re.compile(r"\s*([A-Za-z])\s*\(\s*([A-Za-z])\s*\)\s*=")
 # What makes an = no chain of equal values.
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|lt|gt|approx|equiv|subset|supset|subseteq)(?![A-Za-z])")
-_EQUALS = re.compile(r"(?<![<>!\\])=")
+# P(X = 3), \Pr[A \cap B] and n(A \cup B): the quantity before its value, no product nor function.
+_QUANTITY = re.compile(r"(?:[A-Za-z]|\\Pr|\\mathbb\s*\{?[A-Z]\}?)\s*(?=[(\[])")
+_EVENT = re.compile(r"[=<>|]|\\(?:le|ge|ne|in|cap|cup|mid|text)(?![A-Za-z])")
 # Of lists that are compared part by part: each part may be compared with each.
 _MOST_PARTS = 40
 
@@ -172,6 +174,8 @@ def _same(answer: str, reference: str, depth: int) -> bool:
         return True
     if depth > extraction.NESTING or spelling.is_word(answer) or spelling.is_word(reference):
         return False
+    if "=" not in reference:
+        answer = _without_quantity(answer)
     # 10:30 is a time, no ratio.
     if _TIME.fullmatch(reference):
         return False
@@ -185,6 +189,17 @@ def _same(answer: str, reference: str, depth: int) -> bool:
     if verdict is None:
         return _same_leaf(answer, reference)
     return verdict
+
+
+def _without_quantity(text: str) -> str:
+    r"""The value of P(X = 3) = \frac{5}{16}; the text where it is of no event."""
+    name, *values = structure.split(text, separators=("=",))
+    match = _QUANTITY.match(name)
+    if match is None or not values or not name.endswith((")", "]")):
+        return text
+    if not _EVENT.search(name, match.end()):
+        return text
+    return " = ".join(values)
 
 
 def _same_structure(a: structure.Structure, b: structure.Structure, depth: int) -> bool | None:
@@ -326,7 +341,8 @@ def patch_math_verify() -> None:
 
 def _is_true_chain(text: str) -> bool:
     """Whether the numbers of m + n = 256 + 37 = 293 are equal; x = 4 = 5 says nothing."""
-    sides = _EQUALS.split(text)
+    # The = of P(X = 3) and of \sum_{k=1}^5 is in brackets.
+    sides = structure.split(text, separators=("=",))
     if len(sides) < 2 or _RELATION.search(text):
         return True
     numbers = [side for side in sides if _is_constant(side)]

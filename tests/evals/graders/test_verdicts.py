@@ -73,7 +73,7 @@ def test_some_pairs_of_every_kind(grader):
     assert mistakes(grader, chosen) == []
 
 
-@pytest.mark.parametrize("kind", ["names with an index", "degrees", "primes"])
+@pytest.mark.parametrize("kind", ["names with an index", "degrees", "primes", "values of events"])
 def test_all_pairs_of_a_kind(grader, kind):
     """References of benchmarks and of their kind; the answers, as models write them, are made."""
     rows = [row for row in KINDS if row["kind"] == kind]
