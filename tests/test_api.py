@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -173,6 +174,21 @@ def test_sampling_depends_on_seed_question_and_number_alone(base):
 def test_mistakes_are_named(base, call, words):
     with pytest.raises(errors.UserError, match="(?s)" + words.replace("(", r"\(")):
         call(base)
+
+
+def test_a_model_is_read_from_where_it_was_opened(tmp_path, monkeypatch):
+    """Another one lies under its relative path where the program has gone since."""
+    for place, model in (("here", assets.LAB), ("there", assets.LAB_CLEAN)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "model").symlink_to(model)
+    monkeypatch.chdir(tmp_path / "here")
+    opened = dft.load("model")
+    monkeypatch.chdir(tmp_path / "there")
+    assert opened.identify()["sha256"] == dft.load(assets.LAB).identify()["sha256"]
+    assert opened.path == str(tmp_path / "here" / "model")
+    expected = jax.tree.leaves(dft.load(assets.LAB).params)
+    for found, wanted in zip(jax.tree.leaves(opened.params), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_no_questions_have_no_completions(base):

@@ -43,7 +43,8 @@ def open_lm(
     if bucket.is_address(path):
         folder = folders.run_folder(path, "model", is_new=False)
     else:
-        folder = files.named(path)
+        # What is read later, is read from here, whatever the working directory is by then.
+        folder = files.named(path).absolute()
     if (folder / "checkpoints").is_dir():
         _refuse_idle_base(base, path)
         return _of_run(folder, sizes, compute_dtype, step)
@@ -57,6 +58,8 @@ def open_lm(
 
     def open_base(path: str, revision: str) -> LM:
         source = resolve(path, revision, "base")
+        if Path(path).is_dir():
+            path = str(source)
         return lm_of_checkpoint(path, source, revision, sizes, compute_dtype)
 
     if is_adapter(folder):

@@ -50,6 +50,9 @@ ADDITIONAL_TEMPLATES = "additional_chat_templates"
 def resolve(path: str, revision: str, setting: str = "model.path") -> Path:
     """The folder of a checkpoint: `path` itself, or the hub's snapshot, from its cache or fetched.
 
+    It is absolute: its weights are read later, maybe from another working directory, where a
+    relative path may lead to another model.
+
     A hub id is said to be one on stderr, with the commit that `revision` stands for now.
 
     Args:
@@ -60,7 +63,7 @@ def resolve(path: str, revision: str, setting: str = "model.path") -> Path:
     """
     # Not that of Path, which raises where a name is too long.
     if os.path.isdir(path):
-        return Path(path)
+        return Path(path).absolute()
     hub.refuse_address(path, setting)
     if path.startswith((".", "/", "~")) or path.removeprefix(hub.PREFIX).count("/") != 1:
         raise errors.UserError(
