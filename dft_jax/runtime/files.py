@@ -5,9 +5,9 @@ import concurrent.futures
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import os
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,11 +185,13 @@ def csv_text(rows: Sequence[dict[str, Any]], columns: Iterable[str] = ()) -> str
     if not names:
         for row in rows:
             names += [name for name in row if name not in names]
-    text = io.StringIO()
-    sheet = csv.DictWriter(text, names, lineterminator="\n")
+    lines: list[str] = []
+    # A carriage return in a cell needs quotes, or it ends the line for who reads the file. Python
+    # before 3.13 writes them only where lines end in one too, as they do by default.
+    sheet = csv.DictWriter(types.SimpleNamespace(write=lines.append), names)
     sheet.writeheader()
     sheet.writerows(rows)
-    return text.getvalue()
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and tables as CSV."""
 
+import csv
 import os
 
 import jax
@@ -19,6 +20,15 @@ def test_a_csv_has_the_columns_that_are_asked_for():
     assert files.csv_text(ROWS, ["note", "score", "run"]).startswith("note,score,run\n,1,a\n")
     with pytest.raises(ValueError, match="note"):
         files.csv_text(ROWS, ["run", "score"])
+
+
+@pytest.mark.parametrize("cell", ["a\rb", "\r", "\r\n", "a\n", '"\r'])
+def test_a_csv_keeps_cells_with_ends_of_lines(cell, tmp_path):
+    """A token may be a carriage return, which ends a line where no quotes are around it."""
+    files.write_csv([{"token": cell, "count": "1"}, {"token": "b", "count": "2"}], tmp_path / "t")
+    with open(tmp_path / "t", newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle))
+    assert rows == [{"token": cell, "count": "1"}, {"token": "b", "count": "2"}]
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):
