@@ -31,13 +31,18 @@ class StepLayout:
         return " ".join([*along, f"--config.train.accumulation={self.accumulation}"])
 
 
-def layouts(mesh: SomeSizes, remat: str, step_rows: int) -> Iterator[StepLayout]:
-    """1, 2, 4, … rows per device and micro-batch, until one micro-batch holds the whole step."""
+def layouts(mesh: SomeSizes, remat: str, step_rows: int, examples: int) -> Iterator[StepLayout]:
+    """1, 2, 4, … rows per device and micro-batch, until one micro-batch holds the whole step.
+
+    Training refuses micro-batches that have room for more rows than a step has `examples`
+    (training/options.py), so these are left out: 12 examples on 8 devices are no 2 × 8 rows.
+    """
     shards = sharding.batch_shards(sharding.abstract_mesh(mesh))
     rows = 1
     while True:
         accumulation = -(-step_rows // (rows * shards))
-        yield StepLayout(mesh, remat, rows, accumulation)
+        if accumulation * shards <= examples:
+            yield StepLayout(mesh, remat, rows, accumulation)
         if accumulation == 1:
             return
         rows *= 2

@@ -108,7 +108,7 @@ def table(planner: Planner, mesh: SomeSizes, step_rows: int, has_gib: float) -> 
     """Lines: for each policy more and more rows, up to the first that do not fit."""
     yield " ".join(_COLUMNS) + "  GiB per device"
     for remat in REMAT_POLICIES:
-        for layout in layouts(mesh, remat, step_rows):
+        for layout in layouts(mesh, remat, step_rows, planner.config.train.global_batch):
             account = planner.memory(layout)
             cells = [remat, str(layout.rows), str(layout.accumulation)]
             gibs = (*account.by_kind().values(), account.total, planner.host_gib(layout))

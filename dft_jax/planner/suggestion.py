@@ -79,7 +79,7 @@ def fitting(
 ) -> StepLayout | None:
     """The layout with the most rows that fits, None where not even one row does."""
     best = None
-    for layout in layouts(mesh, remat, step_rows):
+    for layout in layouts(mesh, remat, step_rows, planner.config.train.global_batch):
         if planner.memory(layout).total > room_gib:
             break
         best = layout

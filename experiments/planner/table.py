@@ -48,7 +48,7 @@ def rows_of(planner: Planner, n_devices: int, has_gib: float):
     """One row of the table for each policy."""
     mesh = (1, n_devices, 1)
     for remat in REMAT_POLICIES:
-        account = planner.memory(next(layouts(mesh, remat, STEP_ROWS)))
+        account = planner.memory(next(layouts(mesh, remat, STEP_ROWS, STEP_ROWS)))
         most = fitting(planner, mesh, remat, STEP_ROWS, devices.SURE * has_gib)
         yield {
             "mesh": "x".join(map(str, mesh)),

@@ -12,6 +12,7 @@ from dft_jax import config as config_lib, plan, sharding
 from dft_jax.models.model import DecoderSpec, parameter_count
 from dft_jax.models.spec import ExpertsSpec, LayerSpec, Rope
 from dft_jax.planner import devices, layouts, liveness, memory, suggestion
+from dft_jax.training.options import batch_problems
 from experiments.performance import aot
 from experiments.planner import check
 from tests.commands import ROOT, assert_refused, run_command
@@ -314,6 +315,21 @@ def test_rows_are_cut_where_nothing_else_fits():
     assert "--config.mesh.sequence=2" in str(found)
     gpu = suggestion.suggest(with_one_key_head("h100"), 8, 4, room)
     assert gpu is None or gpu.layout.devices["sequence"] == 1
+
+
+def test_what_is_proposed_can_be_trained():
+    """12 examples fill no 2 micro-batches of a row on each of 8 devices, which training refuses."""
+    refused = layouts.StepLayout((8, 1, 1), "none", 1, 2)
+    assert batch_problems(12, refused.accumulation, refused.devices, 8)
+    planner = small()
+    planner.config.train.global_batch = 12
+    room = planner.memory(refused).total * 1.01
+    assert suggestion.fitting(planner, refused.mesh, refused.remat, 12, room) is None
+    offered = [layout.accumulation for layout in layouts.layouts((8, 1, 1), "none", 12, 12)]
+    assert offered == [1]
+    # 16 examples fill them, however few rows they are packed into.
+    offered = [layout.accumulation for layout in layouts.layouts((8, 1, 1), "none", 12, 16)]
+    assert offered == [2, 1]
 
 
 def test_a_config_that_cuts_rows_is_planned_so(capfd, monkeypatch):
