@@ -6,6 +6,7 @@ from typing import Any
 from dft_jax.analysis.comparison import LEVEL, Comparison, Row, difference_name
 from dft_jax.analysis.figures import COLOURS, pyplot
 from dft_jax.evals import report
+from dft_jax.runtime import labels
 
 _HEADING = (
     "benchmark",
@@ -214,7 +215,7 @@ def _draw_bars(
         width,
         yerr=[below, above],
         color=colour,
-        label=label,
+        label=labels.plain(label),
         capsize=2,
         ecolor="#333333",
     )

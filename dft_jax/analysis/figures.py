@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from dft_jax.data.templates import Example
 from dft_jax.models.hf.tokenizer import Tokenizer
+from dft_jax.runtime import labels
 from dft_jax.training import metrics
 
 # The first is for the base, or whatever the others are compared with.
@@ -86,7 +87,7 @@ def plot_histogram(shares_of: dict[str, list[float]], file: Path | io.BytesIO) -
       shares_of: by model, a share for each bin.
     """
     plt = pyplot()
-    labels = bin_labels()
+    bins = bin_labels()
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     # The bars of one bin stand side by side, around its middle.
     width = 0.8 / len(shares_of)
@@ -95,8 +96,8 @@ def plot_histogram(shares_of: dict[str, list[float]], file: Path | io.BytesIO) -
         places = np.arange(len(shares)) + offset
         percent = 100 * np.array(shares)
         colour = COLOURS[number % len(COLOURS)]
-        axis.bar(places, percent, width * 0.92, color=colour, label=name)
-    axis.set_xticks(range(len(labels)), labels, rotation=40, ha="right", fontsize=8)
+        axis.bar(places, percent, width * 0.92, color=colour, label=labels.plain(name))
+    axis.set_xticks(range(len(bins)), bins, rotation=40, ha="right", fontsize=8)
     axis.set(yscale="log", ylabel="target tokens, %", xlabel="probability of the target token")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)

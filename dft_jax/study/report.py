@@ -12,7 +12,7 @@ from scipy import stats
 from dft_jax.analysis import figures
 from dft_jax.analysis.figures import COLOURS
 from dft_jax.evals import scores
-from dft_jax.runtime import errors, files
+from dft_jax.runtime import errors, files, labels
 from dft_jax.study import measures as measures_lib, spec as spec_lib
 from dft_jax.study.measures import Measures
 from dft_jax.study.records import Records
@@ -381,17 +381,17 @@ def draw(records: Records, rows: list[Row], file: Path | io.BytesIO) -> None:
         for axis, panel in zip(line_of_axes, line, strict=False):
             axis.set_visible(True)
             _draw_panel(axis, records.spec, rows, panel)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
+    handles, names = axes.flat[0].get_legend_handles_labels()
     picture.legend(
         handles,
-        labels,
+        names,
         frameon=False,
         fontsize=8,
         loc="outside lower center",
-        ncols=max(len(labels), 1),
+        ncols=max(len(names), 1),
         handlelength=4,
     )
-    picture.suptitle(_title(records), x=0.01, ha="left", fontsize=10)
+    picture.suptitle(labels.plain(_title(records)), x=0.01, ha="left", fontsize=10)
     picture.savefig(file, dpi=130)
     plt.close(picture)
 
@@ -428,15 +428,15 @@ def _has_values(rows: list[Row], text: str, column: str) -> bool:
 
 def _draw_panel(axis: Any, spec: Spec, rows: list[Row], panel: Panel) -> None:
     """A colour for each objective with its overrides, a style of line for each rate."""
-    labels = list(dict.fromkeys(setting.label for setting in _settings(spec)))
+    of_settings = list(dict.fromkeys(setting.label for setting in _settings(spec)))
     rates = sorted({arm.learning_rate for arm in spec.arms})
     styles = ("-", "--", ":", "-.")
     for setting in _settings(spec):
         # The first colour is the base's everywhere.
-        colour = COLOURS[1 + labels.index(setting.label) % (len(COLOURS) - 1)]
+        colour = COLOURS[1 + of_settings.index(setting.label) % (len(COLOURS) - 1)]
         style = styles[rates.index(setting.rate) % len(styles)]
         _draw_curves(axis, _points(rows, panel, setting), setting, colour, style)
-    axis.set_title(f"{panel.text}: {COLUMNS[panel.column]}", loc="left", fontsize=9)
+    axis.set_title(labels.plain(f"{panel.text}: {COLUMNS[panel.column]}"), loc="left", fontsize=9)
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -486,5 +486,5 @@ def _draw_curves(
     seeds = "1 seed"
     if len(points) != 1:
         seeds = f"{len(points)} seeds"
-    label = f"{setting.label}, {setting.rate:g} ({seeds})"
+    label = labels.plain(f"{setting.label}, {setting.rate:g} ({seeds})")
     axis.plot(common, means, color=colour, ls=style, lw=1.8, marker="o", ms=3, label=label)

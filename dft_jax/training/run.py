@@ -12,6 +12,7 @@ from dft_jax.lm.language_model import LM
 from dft_jax.lm.run import lm_of_run
 from dft_jax.models.hf.tokenizer import Tokenizer
 from dft_jax.models.model import Model
+from dft_jax.runtime import labels
 from dft_jax.runtime.options import Config
 from dft_jax.training import features, loop
 from dft_jax.training.evaluators import MakeEvaluators, no_evaluators
@@ -77,8 +78,8 @@ class Run:
 
         if axis is None:
             axis = plt.subplots(figsize=(6, 3.5), layout="constrained")[1]
-        axis.plot(*self.curve(name), label=self.workdir.name)
-        axis.set(xlabel="step", ylabel=name)
+        axis.plot(*self.curve(name), label=labels.plain(self.workdir.name))
+        axis.set(xlabel="step", ylabel=labels.plain(name))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
         return axis

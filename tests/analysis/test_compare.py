@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from dft_jax.analysis import compare, comparison, comparison_report
+from dft_jax.analysis import compare, comparison, comparison_report, figures
 from dft_jax.evals import report, scores
 from tests import commands
 from tests.commands import run_command
@@ -425,6 +425,25 @@ def test_command(runs, capfd, monkeypatch):
     }
     assert (runs / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "warning: sft has no gsm8k" in outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["_base", r"$\frac$", "a$b$c"])
+def test_pictures_have_names_as_they_are(name, runs, monkeypatch):
+    """matplotlib leaves names with _ out of a legend, and reads what is between $ as mathematics."""
+    texts = []
+    plt = figures.pyplot()
+    close = plt.close
+
+    def closed(figure):
+        for text in figure.axes[0].get_legend().get_texts():
+            texts.append(text.get_text().replace(r"\$", "$").removeprefix("\u200b"))
+        close(figure)
+
+    monkeypatch.setattr(plt, "close", closed)
+    made = comparison.compare([comparison.of_folder(str(runs / "base"), name)])
+    comparison_report.plot(made.rows, runs / "bars.png")
+    figures.plot_histogram({name: [1 / figures.N_BINS] * figures.N_BINS}, runs / "histogram.png")
+    assert texts == [name, name]
 
 
 @pytest.mark.parametrize(
