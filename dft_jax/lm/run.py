@@ -57,7 +57,7 @@ class SavedRun:
             self.tokenizer,
             step=self.step,
             run=run,
-            sha256=lambda: sha256,
+            sha256=sha256,
             read=self.params,
         )
 
@@ -152,7 +152,7 @@ def lm_of_run(
     *,
     step: int,
     run: dict[str, Any],
-    sha256: Callable[[], str],
+    sha256: str = "",
     read: Callable[[], Params],
 ) -> LM:
     """The model of a run after `step` steps, whether it was just trained or is in a checkpoint.
@@ -160,7 +160,8 @@ def lm_of_run(
     Args:
       source: the Hugging Face folder that config and tokenizer are of.
       run: what the run's checkpoints say of it; see `SavedRun.identity`.
-      sha256: gives the digest of the checkpoint of that step.
+      sha256: the digest of the checkpoint of that step; where it is not given, that checkpoint is
+        asked when somebody wants to know.
       model: with the adapters of a run that trains such; they are merged as they are read.
       read: gives what was trained, laid out as `model.trainable`.
     """
@@ -176,7 +177,8 @@ def lm_of_run(
     origin = {key: run.get(key) for key in ("run_id", "base", "data")}
 
     def identify() -> dict[str, Any]:
-        found = {"name": name, "step": step, "sha256": sha256(), "origin": origin}
+        digest = sha256 or Checkpoints(workdir / "checkpoints").digest(step)
+        found = {"name": name, "step": step, "sha256": digest, "origin": origin}
         if pairs is not None:
             # A checkpoint of adapters says nothing of what is beneath them.
             found["base_sha256"] = run["fingerprint"]["base_sha256"]

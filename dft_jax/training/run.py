@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from dft_jax.checkpoints.manager import Checkpoints
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.run import lm_of_run
 from dft_jax.models.hf.tokenizer import Tokenizer
@@ -40,16 +39,14 @@ class Run:
     @property
     def lm(self) -> LM:
         """The trained model, as `load` would open it from `workdir`."""
-        step = self.step
         return lm_of_run(
             self.workdir,
             self.config,
             self.source,
             self.model,
             self.tokenizer,
-            step=step,
+            step=self.step,
             run=self.identity,
-            sha256=lambda: Checkpoints(self.workdir / "checkpoints").digest(step),
             read=lambda: self.state.params,
         )
 
