@@ -11,7 +11,7 @@ from dft_jax import sharding
 from dft_jax.models.rematerialisation import OFFLOAD
 from experiments import common
 from experiments.performance import aot, records
-from experiments.pods.compile import PODS
+from experiments.pods.compile import GROWING, PODS
 
 HERE = Path(__file__).parent
 _LOCAL = {"gemm": "products", "attention": "attention", "memory": "memory"}
@@ -106,7 +106,10 @@ def draw(rows: list[dict[str, str]], file: Path) -> None:
     made, axes = common.figure(columns=len(titles), size=(4.2, 3.2))
     for axis, (part, title) in zip(axes[0], titles.items(), strict=True):
         some = sorted((row for row in rows if row["part"] == part), key=lambda r: int(r["chips"]))
-        places, bottoms = range(len(some)), [0.0] * len(some)
+        numbers = [int(row["chips"]) for row in some]
+        # What was not compiled is a gap.
+        sizes = [n for n in GROWING if numbers[0] <= n <= numbers[-1]]
+        places, bottoms = [sizes.index(n) for n in numbers], [0.0] * len(some)
         for spent, label in _PARTS.items():
             # Chip-milliseconds for a thousand tokens: as long as it stays, twice the chips are
             # twice as fast.
@@ -116,7 +119,7 @@ def draw(rows: list[dict[str, str]], file: Path) -> None:
             axis.bar(places, heights, bottom=bottoms, label=label)
             bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
         axis.set(title=title, xlabel="chips (v6e)", ylabel="chip-ms per 1,000 tokens")
-        axis.set_xticks(places, [row["chips"] for row in some])
+        axis.set_xticks(range(len(sizes)), [str(n) for n in sizes])
         axis.set_ylim(0, 1.45 * max(bottoms))
     axes[0][0].legend(frameon=False, ncols=2)
     common.save(made, file)
