@@ -12,7 +12,9 @@ import pytest
 
 import dft_jax as dft
 from dft_jax import api, assets
+from dft_jax.api import given
 from dft_jax.runtime import errors
+from dft_jax.runtime.options import Option
 from tests.commands import ROOT
 
 SHORT = {
@@ -112,7 +114,9 @@ def test_scores_of_a_run_and_of_its_folder_are_the_same(run, tmp_path):
 
 @pytest.mark.slow
 def test_evaluate_compare_and_export(run, base, tmp_path):
-    asked = {"max_problems": 4, "context": 192, "samples": 2, "greedy": False}
+    # As NumPy counts.
+    asked = {"max_problems": np.int64(4), "context": 192, "samples": np.int32(2), "greedy": False}
+    asked["temperature"] = np.ones(1)
     kept = dft.evaluate(run.lm, ["lab"], out=tmp_path / "eval", **asked)
     scores = {"base": dft.evaluate(base, "lab", show_progress=False, **asked), "dft": kept}
     assert scores["base"].folder is None and (kept.folder / "scores.json").exists()
@@ -121,8 +125,8 @@ def test_evaluate_compare_and_export(run, base, tmp_path):
     assert "base" in str(made) and {row["run"] for row in made.rows} == {"base", "dft"}
     from_folder = dft.compare({"base": scores["base"], "dft": tmp_path / "eval"})
     assert from_folder.rows == made.rows
-    named = dft.compare({"lr=1e-4": tmp_path / "eval"})
-    assert {row["run"] for row in named.rows} == {"lr=1e-4"}
+    named = dft.compare({"lr=1e-4": tmp_path / "eval", 1e-5: kept})
+    assert {row["run"] for row in named.rows} == {"lr=1e-4", "1e-05"}
     made.plot(tmp_path / "bars.png")
     assert (tmp_path / "bars.png").stat().st_size > 1000
     dft.export(run.lm, tmp_path / "export", dtype="float32")
@@ -164,6 +168,14 @@ def test_sampling_depends_on_seed_question_and_number_alone(base):
         (lambda base: dft.evaluate(base, ["labb"]), "did you mean 'lab'"),
         (lambda base: dft.evaluate(base, ["lab"], sample=3), "did you mean 'samples'"),
         (lambda base: dft.evaluate(base, ["lab"], samples=0), "samples=0 should be at least 1"),
+        (lambda base: dft.evaluate(base, ["lab"], samples=2.0), "samples=2.0 should be int"),
+        (lambda base: dft.load(assets.LAB, mesh={"foo": 2}), "mesh: no axis 'foo'"),
+        (lambda base: given.mesh_sizes({"data": 1.0}), "mesh: data=1.0 should be int"),
+        (lambda base: given.checked("t", None, Option(1.0, "")), "t=None should be float"),
+        (lambda base: dft.load(assets.LAB, mesh={"fsdp": -2}), "mesh: fsdp=-2 should be at least"),
+        (lambda base: dft.load(assets.LAB, compute_dtype="float16"), "compute_dtype='float16' is"),
+        (lambda base: dft.score(base, "world(n=2)", max_rows=-1), "max_rows=-1 should be at least"),
+        (lambda base: dft.finetune(None, {"train": 1}, "runs/none"), "config is of type dict"),
         (lambda base: dft.score(base, "none.jsonl"), "none.jsonl"),
         (lambda base: dft.score(base, "world(n=2)", rows="gsm"), "gsm8k"),
         (lambda base: dft.compare({}), "give evaluations"),

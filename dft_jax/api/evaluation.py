@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dft_jax.analysis import comparison, comparison_report
+from dft_jax.api import given
 from dft_jax.evals import evaluation, settings as eval_settings
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import errors, folders, options, progress
@@ -32,7 +35,7 @@ def evaluate(
     benchmarks: Sequence[str],
     *,
     out: str | Path | None = None,
-    temperature: float | Sequence[float] = 1.0,
+    temperature: float | Sequence[float] | np.ndarray = 1.0,
     show_progress: bool = True,
     **settings: Any,
 ) -> Evaluation:
@@ -52,7 +55,9 @@ def evaluate(
     """
     if isinstance(benchmarks, str):
         benchmarks = [benchmarks]
-    temperatures = (temperature,) if isinstance(temperature, (int, float)) else tuple(temperature)
+    temperatures = given.plain(temperature)
+    if not isinstance(temperatures, tuple):
+        temperatures = (temperatures,)
     asked = _settings(benchmarks=tuple(benchmarks), temperature=temperatures, **settings)
     errors.raise_if_any(asked.mistakes("") or asked.idle(""))
     with progress.silent(not show_progress), contextlib.ExitStack() as stack:
@@ -67,11 +72,15 @@ def evaluate(
 
 
 def _settings(**values: Any) -> eval_settings.Settings:
-    known = [field.name for field in dataclasses.fields(eval_settings.Settings)]
-    for name in values:
-        if name not in known:
-            raise errors.UserError(options.unknown(f"{name}= is no setting", name, known))
-    return eval_settings.Settings(**values)
+    default_of = {field.name: field.default for field in dataclasses.fields(eval_settings.Settings)}
+    read = {}
+    for name, value in values.items():
+        if name not in default_of:
+            raise errors.UserError(options.unknown(f"{name}= is no setting", name, [*default_of]))
+        read[name] = given.checked(name, value, options.Option(default_of[name], ""))
+    for one in read["temperature"]:
+        given.checked("temperature", one, options.Option(1.0, ""))
+    return eval_settings.Settings(**read)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +101,7 @@ class Comparison:
         comparison_report.plot(self.rows, Path(file))
 
 
-def compare(scores: Mapping[str, Evaluation | str | Path]) -> Comparison:
+def compare(scores: Mapping[str | float, Evaluation | str | Path]) -> Comparison:
     """Compares evaluations; differences are to the first.
 
     Args:
@@ -108,8 +117,8 @@ def compare(scores: Mapping[str, Evaluation | str | Path]) -> Comparison:
     read = []
     for name, one in scores.items():
         if isinstance(one, Evaluation):
-            read.append(comparison.of_summary(name, one.summary))
+            read.append(comparison.of_summary(str(name), one.summary))
         else:
-            read.append(comparison.of_folder(str(one), name))
+            read.append(comparison.of_folder(str(one), str(name)))
     made = comparison.compare(read)
     return Comparison(made.rows, made.warnings, comparison_report.text(made))

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from dft_jax.api import given
 from dft_jax.lm.language_model import LM
 from dft_jax.lm.opening import open_lm
 from dft_jax.lm.run import NEWEST, open_run
+from dft_jax.models import options as model_options
 from dft_jax.models.hf import push as push_lib
 from dft_jax.models.hf.export_folder import require_replaceable
 from dft_jax.models.hf.rounding import Rounding
@@ -39,11 +41,13 @@ def load(
 
     >>> base = load("Qwen/Qwen2.5-Math-1.5B", mesh={"fsdp": -1})
     """
+    if compute_dtype is not None:
+        given.checked("compute_dtype", compute_dtype, model_options.SECTION["compute_dtype"])
     return open_lm(
         str(path),
         revision=revision,
         base=str(base),
-        mesh=mesh,
+        mesh=given.mesh_sizes(mesh or {}),
         compute_dtype=compute_dtype,
         step=step,
     )

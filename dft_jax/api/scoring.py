@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dft_jax.analysis import asked, reading, token_scores, trained_tokens
+from dft_jax.api import given
+from dft_jax.data import options as data_options
 from dft_jax.data.templates import AUTO
 from dft_jax.lm.language_model import LM
 from dft_jax.runtime import progress
@@ -65,8 +67,8 @@ def score(
     how = asked.Reading(
         rows=rows,
         prompt=template,
-        context=max_length,
-        max_rows=max_rows,
+        context=given.checked("max_length", max_length, data_options.SECTION["max_length"]),
+        max_rows=given.checked("max_rows", max_rows, data_options.SECTION["max_rows"]),
         image_field=image_field,
         image_folder=str(image_folder),
         image_max_pixels=image_max_pixels,

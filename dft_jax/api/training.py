@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from dft_jax import config as config_lib
 from dft_jax.api.benchmarks import benchmark_evaluators
@@ -24,6 +25,9 @@ def train(config: Config, workdir: str | Path) -> Run:
       that failed.
       Stopped: a signal asked for it (runtime/interrupts.py); the state is saved.
     """
+    if not isinstance(config, ConfigDict):
+        what = f"config is of type {type(config).__name__}"
+        raise errors.UserError(f"{what}; give what dft.recipe(FILE) or dft.get_default() returns")
     with distributed.together("config"):
         errors.raise_if_any(config_lib.validate_on(config, jax.device_count()))
     return fine_tune(config, folders.run_folder(str(workdir)), benchmark_evaluators)
