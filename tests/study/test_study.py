@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import time
-import types
 
 import numpy as np
 import pytest
@@ -342,14 +341,16 @@ def test_an_arm_is_the_run_that_train_run_makes(finished, tmp_path):
 
 
 @pytest.mark.parametrize("weight", [None, 5.0, 0.5, 0.0])
-def test_a_step_has_the_means_of_metrics_jsonl(weight, tmp_path):
+def test_a_step_has_the_means_of_metrics_jsonl(weight):
     """Of weighted tokens they are Σ w·x / Σ w."""
     sums = {"loss": 3.0, "nll": 4.0, "p": 1.0, "entropy": 2.0, "correct": 5.0, "tokens": 8.0}
     sums |= {"p_histogram": np.zeros(13), "is_finite": True, "learning_rate": 1e-3}
     sums |= {"gradient_norm": 2.0} | ({} if weight is None else {"weight": weight})
-    arm = training.Training(
-        types.SimpleNamespace(spec=make_spec()), ARMS[0], tmp_path, None, Clock()
-    )
+    # Nothing is opened for it.
+    lab = object.__new__(laboratory.Laboratory)
+    object.__setattr__(lab, "spec", make_spec())
+    arm = object.__new__(training.Training)
+    vars(arm).update(lab=lab, arm=ARMS[0], step=0)
     row, expected = arm._row(sums), metrics.per_token(sums, "train")
     for name in ("loss", "nll", "mean_p", "entropy"):
         assert row[name] == pytest.approx(expected[f"train/{name}"], abs=1e-6)
