@@ -39,28 +39,18 @@ def export_run(
     """
     about = origin.of_run(Path(lm.path), config, step, run)
     settings = config.export
-    asked: str = dtype or settings.dtype
-    most_gb: float = max_shard_gb or settings.max_shard_gb
-    if lm.pairs is None:
-        refuse_idle_what(what)
-        return export(
-            lm.params,
-            lm.model,
-            lm.source,
-            out,
-            dtype=asked,
-            max_shard_gb=most_gb,
-            origin=about,
-        )
-    return export_adapter(
-        trained_of(lm.pairs(), config, run),
-        lm.model,
-        lm.source,
+    trained = None
+    if lm.pairs is not None:
+        trained = trained_of(lm.pairs(), config, run)
+        what = what or settings.what
+    return _write(
+        lm,
+        trained,
+        about,
         out,
-        what=what or settings.what,
-        dtype=asked,
-        max_shard_gb=most_gb,
-        origin=about,
+        what=what,
+        dtype=dtype or settings.dtype,
+        max_shard_gb=max_shard_gb or settings.max_shard_gb,
     )
 
 
@@ -85,8 +75,26 @@ def export_other(
     lm: LM, out: Path, *, what: str, dtype: str, max_shard_gb: float
 ) -> Rounding | None:
     """Writes a model that is no run's: see `export`, and of an adapter `export_adapter`."""
+    trained = None
+    if lm.pairs is not None:
+        # Of an adapter's folder; that itself is there.
+        trained = Trained(lm.pairs(), None, {})
     about = origin.of_lm(lm)
-    if lm.pairs is None:
+    return _write(lm, trained, about, out, what=what, dtype=dtype, max_shard_gb=max_shard_gb)
+
+
+def _write(
+    lm: LM,
+    trained: Trained | None,
+    about: origin.Origin,
+    out: Path,
+    *,
+    what: str | None,
+    dtype: str,
+    max_shard_gb: float,
+) -> Rounding | None:
+    """`trained` are the adapters of a model that has such."""
+    if trained is None:
         refuse_idle_what(what)
         return export(
             lm.params,
@@ -97,14 +105,12 @@ def export_other(
             max_shard_gb=max_shard_gb,
             origin=about,
         )
-    # Of an adapter's folder; that itself is there.
-    trained = Trained(lm.pairs(), None, {})
     return export_adapter(
         trained,
         lm.model,
         lm.source,
         out,
-        what=what,
+        what="auto" if what is None else what,
         dtype=dtype,
         max_shard_gb=max_shard_gb,
         origin=about,
